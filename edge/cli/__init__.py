@@ -1,0 +1,114 @@
+"""The command line: one module per command, imported when that command runs.
+
+``COMMANDS`` is the table of contents. A module either has ``command`` (a function) or ``app`` (a Typer with
+sub-commands); the first line of its docstring is the text shown by ``edge --help``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import import_module
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from edge import __version__
+from edge.errors import EdgeError
+
+COMMANDS: dict[str, str] = {
+    "doctor": "Show what this machine is and what is missing.",
+    "profile": "List, show and check device profiles.",
+    "calibrate": "Make an INT8 calibration table from pictures.",
+    "build": "Build the engine that a profile describes.",
+    "run": "Classify pictures and report latency and power.",
+    "eval": "Measure top-1, top-5 and agreement with FP32.",
+}
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end; like KeyboardInterrupt, it is not an Exception."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def main() -> NoReturn:
+    """Entry point of the ``edge`` command: run, translate errors to exit codes, never return."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Whoever started us may have asked to ignore one (nohup does): leave it so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
+    try:
+        make_app(sys.argv[1:])(prog_name="edge")
+        code = 0
+    except SystemExit as exc:
+        code = exc.code if isinstance(exc.code, int) else 1
+    except EdgeError as exc:
+        _report(exc)
+        code = exc.exit_code
+    except Stopped as exc:
+        sys.stderr.write(f"stopped by {signal.Signals(exc.number).name}\n")
+        code = 128 + exc.number
+    except BrokenPipeError:
+        # The reader went away (`edge … | head`): not an error of ours, and nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    sys.exit(code)
+
+
+def make_app(arguments: list[str]) -> typer.Typer:
+    """The Typer application for this command line: only the module of the command that is asked for is imported."""
+    app = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        # Rich's help costs 0.1 s of imports: only where somebody looks at it.
+        rich_markup_mode="rich" if sys.stdout.isatty() else None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="From an ONNX classifier to a measured, shipped, running INT8 engine on NVIDIA Jetson.",
+    )
+    app.callback()(_top)
+    wanted = next((word for word in arguments if not word.startswith("-")), None)
+    for name, short in COMMANDS.items():
+        if name != wanted:
+            app.command(name, help=short)(_placeholder)
+            continue
+        module = import_module(f"edge.cli.{name}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name, help=module.__doc__)
+        else:
+            app.command(name, help=module.__doc__)(module.command)
+    return app
+
+
+def _show_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it
+    if asked:
+        sys.stdout.write(f"edge {__version__}\n")
+        raise typer.Exit
+
+
+_Version = Annotated[
+    bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_show_version)
+]
+
+
+def _top(version: _Version = False) -> None:  # noqa: FBT002 - typer's way of a flag
+    del version  # its callback has done the work
+
+
+def _placeholder() -> None:
+    """Stand for a command whose module is not needed on this command line; it only shows its help text."""
+
+
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    raise Stopped(number)
+
+
+def _report(exc: EdgeError) -> None:
+    from edge.ui import Terminal
+
+    Terminal().error(exc)
