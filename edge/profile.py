@@ -71,6 +71,7 @@ class Calibration(_Section, frozen=True):
     """How the calibration table is made."""
 
     algorithm: str = "entropy2"
+    parameters: dict[str, float] = {}
     images: str | None = None
     batch: Positive = 8
 

@@ -22,8 +22,8 @@ class Interval(msgspec.Struct, frozen=True):
 class Summary(msgspec.Struct, frozen=True):
     """Distribution of one measured quantity, in milliseconds.
 
-    Percentiles are nearest-rank (the smallest value with at least that share at or below it), so each of them is a value
-    that was measured. ``None`` means that ``n`` is too small to say: at least 1 / (1 - p) samples are asked for.
+    Percentiles are nearest-rank (the smallest value with at least that share at or below it), so each of them is a
+    value that was measured. ``None`` means that ``n`` is too small to say: at least 1 / (1 - p) samples are asked for.
     """
 
     n: int

@@ -10,38 +10,29 @@ import os
 import signal
 import sys
 from importlib import import_module
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
 from edge import __version__
+from edge.cli import signals
 from edge.errors import EdgeError
 
 COMMANDS: dict[str, str] = {
     "doctor": "Show what this machine is and what is missing.",
     "profile": "List, show and check device profiles.",
+    "data": "List, extract and check pictures.",
     "calibrate": "Make an INT8 calibration table from pictures.",
+    "table": "Show, check, compare and convert calibration tables.",
     "build": "Build the engine that a profile describes.",
     "run": "Classify pictures and report latency and power.",
     "eval": "Measure top-1, top-5 and agreement with FP32.",
 }
 
 
-class Stopped(BaseException):
-    """A signal asked the process to end; like KeyboardInterrupt, it is not an Exception."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 def main() -> NoReturn:
     """Entry point of the ``edge`` command: run, translate errors to exit codes, never return."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # Whoever started us may have asked to ignore one (nohup does): leave it so.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _stop)
+    signals.install()
     try:
         make_app(sys.argv[1:])(prog_name="edge")
         code = 0
@@ -50,7 +41,7 @@ def main() -> NoReturn:
     except EdgeError as exc:
         _report(exc)
         code = exc.exit_code
-    except Stopped as exc:
+    except signals.Stopped as exc:
         sys.stderr.write(f"stopped by {signal.Signals(exc.number).name}\n")
         code = 128 + exc.number
     except BrokenPipeError:
@@ -102,10 +93,6 @@ def _top(version: _Version = False) -> None:  # noqa: FBT002 - typer's way of a 
 
 def _placeholder() -> None:
     """Stand for a command whose module is not needed on this command line; it only shows its help text."""
-
-
-def _stop(number: int, _frame: FrameType | None) -> NoReturn:
-    raise Stopped(number)
 
 
 def _report(exc: EdgeError) -> None:

@@ -1,0 +1,112 @@
+"""What a backend is: it builds an engine from a model and a table, and opens it for inference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from edge.profile import Precision, Profile
+from edge.store import Scalar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edge.calibration.table import Table
+
+
+class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that a build may use. ``table`` is there exactly when ``precision`` is int8."""
+
+    profile: Profile
+    model: Path
+    precision: Precision
+    table: Table | None = None
+
+
+class Layers(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine really runs: weighted layers (convolutions, matrix products) by precision.
+
+    ``by_type`` counts all operators of the optimized graph.
+    """
+
+    weighted: int
+    weighted_int8: int
+    by_type: dict[str, int]
+
+    @property
+    def int8_share(self) -> float:
+        """Share of weighted layers that run in INT8, 0 to 1; 1 when there are none."""
+        return self.weighted_int8 / self.weighted if self.weighted else 1.0
+
+
+class BuiltEngine(msgspec.Struct, frozen=True, kw_only=True):
+    """A built engine: its bytes, file suffix, layer counts, and what the manifest should say besides."""
+
+    data: bytes
+    suffix: str
+    layers: Layers
+    route: str | None
+    notes: list[str]
+    info: dict[str, Any]
+
+
+class Inference(msgspec.Struct, frozen=True, kw_only=True):
+    """Outputs of one batch and where its time went, in milliseconds; None where a stage does not exist."""
+
+    logits: Any  # float32 N×classes
+    infer_ms: float
+    host_to_device_ms: float | None = None
+    device_to_host_ms: float | None = None
+
+
+class Session(Protocol):
+    """An open engine, for one thread at a time."""
+
+    @property
+    def precision(self) -> str:
+        """Precision that the engine was built for."""
+
+    def infer(self, batch: NDArray[np.float32]) -> Inference:
+        """Run a float32 N×3×H×W batch.
+
+        Raises:
+            DeviceError: the backend failed.
+        """
+
+    def close(self) -> None:
+        """Give back what the session holds; a second call does nothing."""
+
+
+class Backend(Protocol):
+    """A way to build and run engines."""
+
+    @property
+    def name(self) -> str:
+        """Name as in a profile."""
+
+    def identity(self) -> Mapping[str, Scalar]:
+        """What an engine of this backend depends on besides profile, model and table: versions and device.
+
+        Must be cheap: it is asked on every no-op build, before any guest is imported.
+
+        Raises:
+            GuestError: the guest library is not installed.
+        """
+
+    def build(self, request: BuildRequest) -> BuiltEngine:
+        """Build an engine.
+
+        Raises:
+            DeviceError, ModelError, GuestError: it cannot be built.
+        """
+
+    def open(self, engine: Path, *, precision: str, threads: int | None = None) -> Session:
+        """Open a verified engine file.
+
+        Raises:
+            DeviceError: the backend refuses it.
+        """

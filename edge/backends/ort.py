@@ -1,0 +1,146 @@
+"""ONNX Runtime on the CPU: the only module that runs ``onnxruntime`` sessions.
+
+INT8 here is real integer arithmetic (QLinearConv and friends) with the scales of the calibration table. It exists to
+prove the table, not to be fast: an x86 CPU takes 1.0 to 2.0 times as long as for FP32.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge.backends.base import BuildRequest, BuiltEngine, Inference, Layers
+from edge.errors import GUESTS, DeviceError, GuestError, ModelError, require
+from edge.store import Scalar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_PROVIDERS = ["CPUExecutionProvider"]
+# Operators with weights as they are called after optimization.
+_FLOAT_WEIGHTED = frozenset({"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
+_INT8_WEIGHTED = frozenset(
+    {"QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"}
+)
+
+
+class OnnxRuntime:
+    """The ``onnxruntime`` backend."""
+
+    name = "onnxruntime"
+
+    def identity(self) -> Mapping[str, Scalar]:
+        """Version of onnxruntime and the processor architecture; nothing is imported for it."""
+        try:
+            version = metadata.version("onnxruntime")
+        except metadata.PackageNotFoundError as exc:
+            raise GuestError("onnxruntime is not installed", hint=GUESTS["onnxruntime"]) from exc
+        return {"backend": self.name, "onnxruntime": version, "machine": platform.machine()}
+
+    def build(self, request: BuildRequest) -> BuiltEngine:
+        """FP32: the model itself. INT8: its Q/DQ form with the table's scales."""
+        from edge import model as models
+
+        proto = models.read(request.model)
+        route: str | None = None
+        info: dict[str, Any] = {}
+        notes: list[str] = []
+        if request.precision == "int8":
+            proto, info, notes = _quantized(proto, request)
+            route = "explicit"
+        elif request.precision != "fp32":
+            raise DeviceError(
+                f"ONNX Runtime on a CPU cannot build {request.precision}", hint="--precision fp32 or int8"
+            )
+        data = bytes(proto.SerializeToString())
+        layers = _layers(data)
+        return BuiltEngine(data=data, suffix=".onnx", layers=layers, route=route, notes=notes, info=info)
+
+    def open(self, engine: Path, *, precision: str, threads: int | None = None) -> OrtSession:
+        """Open an engine file."""
+        return OrtSession(engine.read_bytes(), precision=precision, threads=threads)
+
+
+class OrtSession:
+    """One onnxruntime session with one input and one or more outputs."""
+
+    def __init__(self, model: bytes, *, precision: str, threads: int | None = None) -> None:
+        self.precision = precision
+        self._session: Any = _open(model, _options(threads))
+        self._input = self._session.get_inputs()[0].name
+
+    def infer(self, batch: NDArray[np.float32]) -> Inference:
+        """Run a float32 N×3×H×W batch; the first output is the logits."""
+        start = time.perf_counter()
+        logits = self.outputs(batch)[0]
+        return Inference(logits=logits, infer_ms=(time.perf_counter() - start) * 1e3)
+
+    def outputs(self, batch: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
+        """All outputs for a batch. Several threads may call this at once."""
+        if self._session is None:
+            raise DeviceError("the session is closed")
+        try:
+            return self._session.run(None, {self._input: batch})  # type: ignore[no-any-return]
+        except Exception as exc:  # onnxruntime's exceptions share no base but Exception
+            raise DeviceError(f"onnxruntime failed: {_first_line(exc)}") from exc
+
+    def close(self) -> None:
+        """Give the session back."""
+        self._session = None
+
+
+def _quantized(proto: Any, request: BuildRequest) -> tuple[Any, dict[str, Any], list[str]]:  # noqa: ANN401
+    from edge.calibration import qdq
+
+    if request.table is None:
+        raise DeviceError("INT8 needs a calibration table", hint="edge calibrate")
+    result = qdq.insert(proto, request.table, target="onnxruntime")
+    notes = []
+    if result.unscaled:
+        some = ", ".join(result.unscaled[:3])
+        notes.append(f"{len(result.unscaled)} tensors have no usable scale and keep their layers in float: {some}")
+    return result.model, {"qdq_weighted": result.weighted, "qdq_quantized": result.quantized}, notes
+
+
+def _layers(model: bytes) -> Layers:
+    """Count what onnxruntime makes of the model: its optimized graph says which kernels run."""
+    onnx = require("onnx")
+    with tempfile.TemporaryDirectory(prefix="edge-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        options = _options(threads=1)
+        options.optimized_model_filepath = str(path)
+        _open(model, options)
+        kinds = Counter(node.op_type for node in onnx.load(str(path)).graph.node)
+    float_layers = sum(kinds[kind] for kind in _FLOAT_WEIGHTED)
+    int8_layers = sum(kinds[kind] for kind in _INT8_WEIGHTED)
+    return Layers(weighted=float_layers + int8_layers, weighted_int8=int8_layers, by_type=dict(sorted(kinds.items())))
+
+
+def _options(threads: int | None) -> Any:  # noqa: ANN401
+    ort = require("onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # Our activations are uint8 throughout; letting onnxruntime convert some int8 tensors on its own splits the graph.
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
+    return options
+
+
+def _open(model: bytes, options: Any) -> Any:  # noqa: ANN401
+    ort = require("onnxruntime")
+    try:
+        return ort.InferenceSession(model, options, providers=_PROVIDERS)
+    except Exception as exc:  # onnxruntime's exceptions share no base but Exception
+        raise ModelError(f"onnxruntime cannot load the model: {_first_line(exc)}", hint="edge doctor") from exc
+
+
+def _first_line(exc: Exception) -> str:
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[0]

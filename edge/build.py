@@ -1,0 +1,153 @@
+"""The verb ``build``: profile + model + table -> engine + manifest. Nothing is built that is there already."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from edge import device, identity, store
+from edge import model as models
+from edge.backends.base import Backend, BuildRequest, BuiltEngine, Layers
+from edge.calibration import check
+from edge.errors import ArtifactError, ProfileError, QualityError
+from edge.events import Listener, Note, silence
+from edge.identity import Found
+from edge.profile import Precision, Profile
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What build did or, for a dry run, would do; ``why`` names what was missing or differed."""
+
+    engine: Path | None
+    manifest: Path
+    precision: Precision
+    work: Literal["unchanged", "built", "would build"]
+    why: list[str]
+    table: Path | None
+    layers: Layers | None
+    seconds: float
+    warnings: list[str]
+
+
+def build(
+    profile: Profile,
+    backend: Backend,
+    *,
+    cache: Path,
+    engines: Path,
+    precision: Precision | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    listen: Listener = silence,
+) -> Outcome:
+    """Build the engine that ``profile`` asks for, unless the one that is there is exactly that.
+
+    Raises:
+        ArtifactError: INT8 is asked for, and its table is missing, corrupt, bad, or made for something else.
+        QualityError: INT8 is asked for and too few layers got it, and the profile is strict.
+        ModelError, DeviceError, GuestError, StoreError: as the words say.
+    """
+    start = time.monotonic()
+    precision = precision or profile.precision
+    if profile.backend == "onnxruntime" and precision == "fp16":
+        raise ProfileError("ONNX Runtime on a CPU runs fp32 or int8, not fp16", hint="--precision fp32")
+    table = identity.find_table(profile, cache) if precision == "int8" else None
+    path = identity.engine_manifest_path(profile, engines, precision)
+    key = identity.engine_key(profile, backend, precision=precision, table=table)
+    existing, why = _existing(path, key)
+    made_from = table.path if table else None
+    if existing is not None and not why and not force:
+        engine = path.parent / next(iter(existing.files))
+        layers = msgspec.convert(existing.info["layers"], Layers)
+        return Outcome(
+            engine=engine, manifest=path, precision=precision, work="unchanged", why=[], table=made_from,
+            layers=layers, seconds=time.monotonic() - start, warnings=existing.info["warnings"],
+        )  # fmt: skip
+    why = why or ["--force"]
+    if dry_run:
+        return Outcome(
+            engine=None, manifest=path, precision=precision, work="would build", why=why, table=made_from,
+            layers=None, seconds=time.monotonic() - start, warnings=[],
+        )  # fmt: skip
+
+    model = models.load(Path(profile.model))
+    models.check_fits(model, profile)
+    warnings: list[str] = []
+    request = BuildRequest(profile=profile, model=model.path, precision=precision, table=None)
+    if table is not None:
+        content = identity.read_table(table)
+        warnings += _checked(content, table, model.activations, profile)
+        request = msgspec.structs.replace(request, table=content)
+    built = backend.build(request)
+    warnings += built.notes + _delivered(built, profile, precision)
+    for warning in warnings:
+        listen(Note(warning, "warning"))
+    engine = _save(path, built, key=key, warnings=warnings, seconds=time.monotonic() - start, model=model)
+    return Outcome(
+        engine=engine, manifest=path, precision=precision, work="built", why=why, table=made_from,
+        layers=built.layers, seconds=time.monotonic() - start, warnings=warnings,
+    )  # fmt: skip
+
+
+def _existing(path: Path, key: store.Key) -> tuple[store.Manifest | None, list[str]]:
+    """The manifest of the engine that is there, and why it is not the one asked for."""
+    if not path.is_file():
+        return None, ["there is no engine yet"]
+    try:
+        manifest = store.load(path, kind=identity.ENGINE)
+    except ArtifactError as exc:
+        return None, [f"the engine that is there is not whole: {exc.what}"]
+    return manifest, [str(difference) for difference in store.differences(manifest.key, key)]
+
+
+def _checked(content: Any, table: Found, activations: list[str], profile: Profile) -> list[str]:  # noqa: ANN401
+    """Check the table against the network; errors raise, the rest comes back as warnings."""
+    findings = check.check(
+        content, activations, route="explicit" if profile.int8_route == "auto" else profile.int8_route,
+        dla=profile.build.dla_core is not None, trt_version=None,
+    )  # fmt: skip
+    check.raise_for(findings, table.path)
+    return [finding.text for finding in findings if finding.level == "warning"]
+
+
+def _delivered(built: BuiltEngine, profile: Profile, precision: Precision) -> list[str]:
+    """Whether the precision that was asked for is what the engine runs.
+
+    Raises:
+        QualityError: nothing runs in INT8; or too little, and the profile is strict.
+    """
+    layers = built.layers
+    if precision != "int8":
+        return []
+    what = f"INT8 was asked for, and {layers.weighted_int8} of {layers.weighted} weighted layers run in it"
+    if layers.weighted_int8 == 0:
+        raise QualityError(what, hint="edge table check; edge doctor")
+    if layers.int8_share >= profile.build.min_int8_share:
+        return []
+    what += f" (build.min_int8_share: {profile.build.min_int8_share:g})"
+    if profile.build.strict:
+        raise QualityError(what, hint="edge table check; or build.strict: false to accept it")
+    return [what]
+
+
+def _save(
+    path: Path, built: BuiltEngine, *, key: store.Key, warnings: list[str], seconds: float, model: models.Model
+) -> Path:
+    engine = path.with_suffix(built.suffix)
+    machine = device.identify()
+    info = {
+        "layers": msgspec.to_builtins(built.layers),
+        "int8_route": built.route,
+        "warnings": warnings,
+        "build_seconds": round(seconds, 3),
+        "input": str(model.input),
+        "output": str(model.output),
+        "device": msgspec.to_builtins(machine),
+        **built.info,
+    }
+    with store.lock(path):
+        store.save(path, kind=identity.ENGINE, files={engine.name: built.data}, key=key, info=info)
+    return engine

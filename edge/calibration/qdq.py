@@ -1,0 +1,204 @@
+"""Calibration table -> Q/DQ ONNX, by onnxruntime's QDQ quantizer with our ranges and TensorRT's placement rules.
+
+Both targets: symmetric INT8, per-tensor activations with the table's scale to the bit, per-channel weights, all
+inputs of weighted layers quantized.
+
+``tensorrt``: int8 everywhere, zero point 0, float biases, no Q/DQ behind convolutions and matrix products; of a
+residual add only the skip input is quantized (TensorRT developer guide 8.4, section 7.4.4).
+
+``onnxruntime``: its integer kernels need a quantized output too, and one activation type throughout. So outputs get
+Q/DQ (before a Relu or Clip with the scale behind it, which changes nothing: rounding and clipping commute), and
+activations are uint8 with zero point 128: the same integers shifted by 128, the form that x86 VNNI multiplies fast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import numpy as np
+
+from edge.calibration.table import Table
+from edge.errors import ModelError, require
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
+Target = Literal["tensorrt", "onnxruntime"]
+Scales = Mapping[str, float]
+
+# Layers with weights: what INT8 is about, and what a quality gate counts.
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# Quantized beside them, so that no float island costs two conversions.
+_ALONG = {
+    "tensorrt": ("GlobalAveragePool", "AveragePool"),
+    "onnxruntime": ("Add", "GlobalAveragePool", "AveragePool", "MaxPool", "Concat"),
+}
+_MIN_OPSET = 13  # per-channel QuantizeLinear
+
+
+class Result(msgspec.Struct, frozen=True):
+    """The Q/DQ model (an onnx.ModelProto), and how many weighted layers it quantizes of how many.
+
+    ``unscaled`` names the tensors that have no usable scale and keep a weighted layer in float.
+    """
+
+    model: Any
+    quantized: int
+    weighted: int
+    unscaled: list[str]
+
+
+def insert(model: ModelProto, table: Table, *, target: Target) -> Result:
+    """Q/DQ form of ``model`` (which is left as it is) with the scales of ``table``.
+
+    A layer with a tensor that has no scale, or zero, or one that is not finite, stays float and is counted as such.
+
+    Raises:
+        ModelError: the opset is below 13, or the quantizer cannot handle the model.
+    """
+    opset = next((item.version for item in model.opset_import if item.domain in {"", "ai.onnx"}), 0)
+    if opset < _MIN_OPSET:
+        raise ModelError(f"opset {opset}; per-channel Q/DQ needs {_MIN_OPSET} or newer", hint="export the model again")
+    copy = _named_copy(model)
+    scales = {name: scale for name, scale in table.scales.items() if np.isfinite(scale) and scale > 0}
+    if target == "onnxruntime":
+        _move_before_activations(copy, scales)
+    constant = {item.name for item in copy.graph.initializer}
+    outputs = {value.name for value in copy.graph.output}
+    weighted = {node.name for node in copy.graph.node if _has_weights(node, constant)}
+    unscaled: dict[str, None] = {}
+    chosen: list[NodeProto] = []
+    for node in copy.graph.node:
+        if node.name not in weighted and node.op_type not in _ALONG[target]:
+            continue
+        inputs = node.input[:1] if node.name in weighted else node.input
+        needed = [name for name in inputs if name and name not in constant]
+        if target == "onnxruntime":
+            needed += [name for name in node.output if name not in outputs]
+        lacking = [name for name in needed if name not in scales]
+        if not lacking:
+            chosen.append(node)
+        elif node.name in weighted:
+            unscaled.update(dict.fromkeys(lacking))
+    done = sum(node.name in weighted for node in chosen)
+    if done:
+        copy = _quantize(copy, scales, chosen, target)
+    return Result(copy, done, len(weighted), list(unscaled))
+
+
+def _quantize(model: ModelProto, scales: Scales, nodes: list[NodeProto], target: Target) -> ModelProto:
+    require("onnxruntime")
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    kind, zero = (QuantType.QInt8, np.int8(0)) if target == "tensorrt" else (QuantType.QUInt8, np.uint8(128))
+    overrides = {
+        name: [{"quant_type": kind, "scale": np.array(scale, np.float32), "zero_point": np.array(zero)}]
+        for name, scale in scales.items()
+    }
+    bounds = {name: np.array(scale * 127, np.float32) for name, scale in scales.items()}
+    types = sorted({node.op_type for node in nodes})
+    graph_outputs = {value.name for value in model.graph.output}
+    last = {node.op_type for node in nodes if node.output[0] in graph_outputs}
+    options = {
+        "ActivationSymmetric": True,
+        "WeightSymmetric": True,
+        "TensorQuantOverrides": overrides,
+        "QDQKeepRemovableActivations": True,
+        # TensorRT takes float biases only (int32 DequantizeLinear is not for it).
+        "QuantizeBias": target == "onnxruntime",
+        "OpTypesToExcludeOutputQuantization": types if target == "tensorrt" else sorted(last),
+    }
+    try:
+        with _quiet():
+            quantizer = QDQQuantizer(
+                model,
+                per_channel=True,
+                reduce_range=False,
+                weight_qType=QuantType.QInt8,
+                activation_qType=kind,
+                tensors_range=TensorsData(
+                    CalibrationMethod.MinMax,
+                    {name: TensorData(lowest=-bound, highest=bound) for name, bound in bounds.items()},
+                ),
+                nodes_to_quantize=[node.name for node in nodes],
+                nodes_to_exclude=[],
+                op_types_to_quantize=types,
+                extra_options=options,
+            )
+            if target == "tensorrt":
+                for name in _skips(model, scales):
+                    quantizer.quantize_activation_tensor(name)
+            quantizer.quantize_model()
+    except (ValueError, TypeError, KeyError, AssertionError, RuntimeError) as exc:
+        raise ModelError(
+            f"onnxruntime's quantizer cannot handle this model: {exc}",
+            hint="simplify the model, or use precision: fp32",
+        ) from exc
+    result: ModelProto = quantizer.model.model
+    return result
+
+
+def _skips(model: ModelProto, scales: Scales) -> list[str]:
+    """The skip input of each residual add: the branch that is not the convolution's own output.
+
+    Where both branches are convolutions (a downsampling block), the one computed first; the other stays float, so that
+    TensorRT can fuse its convolution with the add.
+    """
+    producer = {name: (index, node.op_type) for index, node in enumerate(model.graph.node) for name in node.output}
+    skips = []
+    for node in model.graph.node:
+        if node.op_type == "Add" and all(name in scales and name in producer for name in node.input):
+            others = [name for name in node.input if producer[name][1] not in WEIGHTED]
+            skips.append(others[0] if others else min(node.input, key=lambda name: producer[name][0]))
+    return skips
+
+
+def _move_before_activations(model: ModelProto, scales: dict[str, float]) -> None:
+    """Give the input of each Relu and Clip the scale of its output, so that the layer in front can run in INT8.
+
+    The quantizer then saturates where the activation would have clipped, and Relu or Clip of a rounded value is the
+    rounded value of Relu or Clip. Only where the activation is the tensor's only user.
+    """
+    users: dict[str, int] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            users[name] = users.get(name, 0) + 1
+    for node in model.graph.node:
+        if node.op_type in {"Relu", "Clip"} and node.output[0] in scales and users[node.input[0]] == 1:
+            scales[node.input[0]] = scales[node.output[0]]
+
+
+def _has_weights(node: NodeProto, constant: set[str]) -> bool:
+    """Whether this is a weighted layer with constant weights; a product of two activations is none."""
+    return node.op_type in WEIGHTED and len(node.input) > 1 and node.input[1] in constant
+
+
+def _named_copy(model: ModelProto) -> ModelProto:
+    """A copy in which every node has a name of its own: the quantizer chooses nodes by name."""
+    onnx = require("onnx")
+    copy: ModelProto = onnx.ModelProto()
+    copy.CopyFrom(model)
+    seen: set[str] = set()
+    for index, node in enumerate(copy.graph.node):
+        if not node.name or node.name in seen:
+            node.name = f"{node.op_type}_{index}"
+        seen.add(node.name)
+    return copy
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantizer advises on the root logger to run a preprocessing step that edge has done."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)

@@ -1,0 +1,74 @@
+"""Make an INT8 calibration table from pictures.
+
+The pictures run through the FP32 network on this machine's CPU; memory does not grow with their number.
+The table is in TensorRT's own text format. A second call with nothing changed does nothing, and a change is named.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from edge.cli import options
+from edge.errors import UsageError
+from edge.ui import Terminal
+
+
+def command(
+    *,
+    images: options.Images = None,
+    profile: options.ProfileName = None,
+    algorithm: Annotated[str | None, typer.Option(help="Calibration algorithm.", show_default="the profile's")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Calibration batch.", show_default="the profile's")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N pictures.")] = None,
+    cache_dir: options.CacheDir = None,
+    threads: options.Threads = None,
+    force: Annotated[bool, typer.Option("--force", help="Count all pictures again.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Run the verb."""
+    from edge import calibrate
+    from edge.cli import places, signals
+    from edge.frames import open_pictures
+
+    chosen, path = places.load_profile(profile)
+    terminal = Terminal()
+    terminal.say(f"profile {chosen.name} ({path})", style="dim")
+    source = images or (Path(chosen.calibration.images) if chosen.calibration.images else None)
+    if source is None:
+        raise UsageError("no pictures to calibrate with", hint="--images DIR, or calibration.images in the profile")
+    settings = msgspec.structs.replace(
+        chosen.calibration,
+        algorithm=algorithm or chosen.calibration.algorithm,
+        parameters={} if algorithm else chosen.calibration.parameters,
+        batch=batch or chosen.calibration.batch,
+    )
+    chosen = msgspec.structs.replace(chosen, calibration=settings)
+    pictures = open_pictures(source)
+    with signals.graceful() as wish, terminal.progress() as listen:
+        outcome = calibrate.calibrate(
+            chosen,
+            pictures.take(limit) if limit else pictures,
+            cache=places.cache_folder(cache_dir),
+            force=force,
+            threads=threads,
+            listen=listen,
+            should_stop=wish,
+        )
+    if outcome is None:
+        terminal.say("what was counted is kept; the same command goes on from there")
+        wish.grant()
+        return
+    if as_json:
+        terminal.data(msgspec.json.encode(outcome, enc_hook=str).decode())
+        return
+    if outcome.work == "unchanged":
+        terminal.data(f"{outcome.table}: unchanged, nothing to do ({outcome.pictures} pictures)")
+        return
+    how = "from kept statistics" if outcome.work == "from statistics" else f"in {outcome.seconds:.1f} s"
+    terminal.data(f"{outcome.table}: {outcome.tensors} tensors from {outcome.pictures} pictures, {how}")
+    if outcome.zero_tensors:
+        terminal.warn(f"always zero, so without a range: {', '.join(outcome.zero_tensors)}")

@@ -1,0 +1,128 @@
+"""List, extract and check pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from edge.errors import DataError, QualityError, UsageError
+from edge.ui import Terminal
+
+if TYPE_CHECKING:
+    from edge.frames import Picture
+
+app = typer.Typer(no_args_is_help=True)
+
+Source = Annotated[
+    Path, typer.Argument(help="A folder, a picture, a list (.txt), a .csv, or TFRecord shards (also 'train-*').")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+Labels = Annotated[Path | None, typer.Option(help="A labels.csv: columns file and class_index.")]
+
+
+@app.command("list")
+def list_(
+    source: Source,
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The list file to write.")],
+    labels: Labels = None,
+    natural: Annotated[bool, typer.Option(help="Sort so that image_2 comes before image_10.")] = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Write a list of pictures that travels: paths relative to the list, '/' everywhere, class index where known."""
+    from edge import frames, store
+
+    if output.exists() and not force:
+        raise UsageError("the list is there already", where=output, hint="--force overwrites it")
+    pictures: Iterable[Picture] = frames.open_pictures(source, labels=labels)
+    if natural:
+        pictures = sorted(pictures, key=frames.natural)
+    rendered = frames.render_list(pictures, folder=output.parent)
+    store.write_bytes(output, rendered.data)
+    terminal = Terminal()
+    if rendered.outside:
+        terminal.warn(
+            f"{rendered.outside} pictures are outside the folder of the list: it travels only together with their place"
+        )
+    result = {
+        "list": str(output),
+        "pictures": rendered.pictures,
+        "labelled": rendered.labelled,
+        "outside": rendered.outside,
+    }
+    text = f"{output}: {rendered.pictures} pictures, {rendered.labelled} of them with a class index"
+    terminal.data(_json(result) if as_json else text)
+
+
+@app.command()
+def extract(
+    source: Annotated[Path, typer.Argument(metavar="SHARD", help="A TFRecord shard, a folder of them, or 'train-*'.")],
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write to.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many pictures.")] = None,
+    label_offset: Annotated[
+        int, typer.Option(help="Added to every class index; -1 for ImageNet shards, which count from 1.")
+    ] = 0,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Write the pictures of TFRecord shards as they are, byte for byte, and a labels.csv.
+
+    Run again after an interruption it goes on where it was; pictures of another shard are added to the same folder.
+    """
+    from edge import frames
+    from edge.frames import check as checks
+    from edge.frames import extract as extracts
+
+    if not frames.shards_of(source):
+        raise DataError(
+            "this is no TFRecord shard", where=source, hint="their names are like train-00000-of-01024 or name.tfrecord"
+        )
+    terminal = Terminal()
+    with terminal.progress() as listen:
+        pictures, damage = checks.list_all(source, limit=limit, listen=listen)
+        if damage is not None:
+            hint = f"get the shard again; or take the {len(pictures)} records before it: --limit {len(pictures)}"
+            raise DataError(damage.what, where=damage.where, hint=hint if pictures else damage.hint) from damage
+        done = extracts.extract(pictures, output, label_offset=label_offset, force=force, listen=listen)
+    warning = extracts.counts_from_one(done)
+    if warning is not None:
+        terminal.warn(warning.text)
+    result = {"folder": str(output), "label_offset": label_offset, **msgspec.to_builtins(done)}
+    kept = f" ({done.kept} of them were there already)" if done.kept else ""
+    text = f"{output}: {done.pictures} pictures{kept}, {done.labelled} of them with a class index in {extracts.TRUTH}"
+    terminal.data(_json(result) if as_json else text)
+
+
+@app.command()
+def check(source: Source, *, labels: Labels = None, as_json: Json = False) -> None:
+    """Decode every picture, name each one that is bad, and exit with 1 when there is any."""
+    from edge.frames import check as checks
+
+    terminal = Terminal()
+    with terminal.progress() as listen:
+        found = checks.check(source, labels=labels, listen=listen)
+    if as_json:
+        terminal.data(_json({"source": str(source), **msgspec.to_builtins(found)}))
+    elif found.bad:
+        terminal.table(("picture", "problem"), [(item.name, item.problem) for item in found.bad])
+    else:
+        terminal.data(f"{source}: {found.pictures} pictures, all good")
+    if found.bad:
+        raise QualityError(
+            f"{_counted(len(found.bad), 'problem')} in {_counted(found.pictures, 'picture')}", where=source
+        )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _json(value: object) -> str:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()

@@ -1,0 +1,70 @@
+"""Show what this machine is and what is missing."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from edge.doctor import Finding, Level, Report
+
+_SYMBOLS: dict[Level, tuple[str, str, str]] = {
+    "ok": ("✓", "ok", "green"),
+    "warning": ("!", "!", "yellow"),
+    "problem": ("✗", "x", "red"),
+}
+
+Json = Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")]
+
+
+def command(json: Json = False) -> None:  # noqa: FBT002 - typer's way of a flag
+    """Show what this machine is, which libraries, cameras and power sensors it has, and what each profile needs.
+
+    Nothing is changed. Every finding that is not in order comes with a next step.
+    """
+    import msgspec
+
+    from edge.cli.places import profile_folders
+    from edge.doctor import examine
+    from edge.ui import Terminal
+
+    terminal = Terminal()
+    report = examine(Path("/"), profile_folders())
+    if json:
+        terminal.data(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+        return
+    encodes_symbols = terminal.out.encoding.lower().replace("-", "").startswith("utf")
+    terminal.show(render(report, plain=not encodes_symbols))
+
+
+def render(report: Report, *, plain: bool) -> Text:
+    """The report as lines in groups; ``plain`` keeps to ASCII symbols."""
+    from rich.text import Text
+
+    text = Text()
+    width = max((len(finding.name) for finding in report.findings), default=0)
+    for group, findings in groupby(report.findings, key=lambda finding: finding.group):
+        text.append(f"{group}\n", "bold")
+        for finding in findings:
+            _append(text, finding, width=width, plain=plain)
+    count = {level: sum(finding.level == level for finding in report.findings) for level in _SYMBOLS}
+    summary = ", ".join(_many(count[level], level) for level in ("problem", "warning") if count[level])
+    text.append(summary or "everything is in order", "bold")
+    return text
+
+
+def _append(text: Text, finding: Finding, *, width: int, plain: bool) -> None:
+    symbol, ascii_symbol, colour = _SYMBOLS[finding.level]
+    text.append(f"  {ascii_symbol if plain else symbol:<2}", colour)
+    text.append(f"{finding.name:<{width}}  {finding.text}\n")
+    if finding.next_step is not None:
+        text.append(f"    {'':<{width}}  {'->' if plain else '→'} {finding.next_step}\n", "dim")
+
+
+def _many(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"

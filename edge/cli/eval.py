@@ -1,0 +1,113 @@
+"""Measure top-1, top-5 and agreement with FP32.
+
+Every share has its 95 % interval. FP32 is the model itself, run by ONNX Runtime on this machine's CPU with the same
+preprocessing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from edge.cli import options
+from edge.errors import UsageError
+from edge.ui import Terminal
+
+if TYPE_CHECKING:
+    from edge.evaluate import Scores
+
+
+def command(
+    *,
+    images: options.Images = None,
+    labels: Annotated[Path | None, typer.Option(help="CSV with the columns file and class_index.")] = None,
+    profile: options.ProfileName = None,
+    precision: options.PrecisionName = None,
+    against: Annotated[str | None, typer.Option(help="Compare with: fp32.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N pictures.")] = None,
+    cache_dir: options.CacheDir = None,
+    engine_dir: options.EngineDir = None,
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    """Run the verb."""
+    from edge import backends, evaluate, identity, model, preprocess
+    from edge.backends.ort import OnnxRuntime
+    from edge.cli import places, signals
+    from edge.frames import open_pictures
+
+    if against not in {None, "fp32"}:
+        raise UsageError(f"cannot compare with {against!r}", hint="--against fp32")
+    chosen, path = places.load_profile(profile)
+    if images is None:
+        raise UsageError("nothing to evaluate", hint="--images DIR --labels labels.csv")
+    terminal = Terminal()
+    if not as_json:
+        terminal.say(f"profile {chosen.name} ({path})", style="dim")
+    backend = backends.get(chosen.backend)
+    wanted = options.precision(precision) or chosen.precision
+    found = identity.find_engine(
+        chosen, backend, precision=wanted,
+        cache=places.cache_folder(cache_dir), engines=places.engine_folder(engine_dir),
+    )  # fmt: skip
+    pictures = open_pictures(images, labels=labels)
+    chosen_pictures = list(pictures.take(limit) if limit else pictures)
+    truth = [picture.label for picture in chosen_pictures if picture.label is not None]
+    if len(truth) != len(chosen_pictures):
+        missing = len(chosen_pictures) - len(truth)
+        raise UsageError(f"{missing} of {len(chosen_pictures)} pictures have no label", hint="--labels labels.csv")
+    preprocessor = preprocess.Preprocessor(chosen.preprocess, chosen.input)
+    batch, cpu_threads = chosen.input.batch.min, threads or chosen.run.threads
+    with signals.graceful() as wish, terminal.progress() as listen, contextlib.ExitStack() as stack:
+        session = backend.open(found.path, precision=wanted, threads=cpu_threads)
+        stack.callback(session.close)
+        own = evaluate.logits(
+            chosen_pictures, session, preprocessor, batch=batch, stage=wanted, listen=listen, should_stop=wish
+        )
+        reference = None
+        if against is not None:
+            model.load(Path(chosen.model))
+            exact = OnnxRuntime().open(Path(chosen.model), precision="fp32", threads=cpu_threads)
+            stack.callback(exact.close)
+            reference = evaluate.logits(
+                chosen_pictures, exact, preprocessor, batch=batch, stage="fp32", listen=listen, should_stop=wish
+            )
+    wish.grant()
+    if own is None:
+        return
+    scores = evaluate.score(own, truth, precision=wanted, reference=reference, against=against)
+    if as_json:
+        terminal.data(msgspec.json.encode(scores).decode())
+    else:
+        _show(terminal, scores)
+    if scores.warning:
+        terminal.warn(scores.warning)
+
+
+def _show(terminal: Terminal, scores: Scores) -> None:
+    rows = [
+        ("top-1", _share(scores.top1, scores.top1_interval), _plain(scores.against_top1)),
+        ("top-5", _share(scores.top5, scores.top5_interval), _plain(scores.against_top5)),
+    ]
+    if scores.agreement is not None and scores.agreement_interval is not None:
+        rows.append(("agreement", _share(scores.agreement, scores.agreement_interval), ""))
+    if scores.top1_difference is not None and scores.top1_difference_interval is not None:
+        low, high = scores.top1_difference_interval
+        rows.append(("top-1 difference", f"{scores.top1_difference:+.2f} points  [{low:+.2f}, {high:+.2f}]", ""))
+    if scores.logit_sqnr_db is not None:
+        rows.append(("logit SQNR", f"{scores.logit_sqnr_db:.1f} dB", ""))
+    columns = (f"n = {scores.n}", f"{scores.precision}, 95 % interval", scores.against or "")
+    keep = 3 if scores.against else 2
+    terminal.table(columns[:keep], [row[:keep] for row in rows])
+
+
+def _share(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.2f} %  [{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f} %"

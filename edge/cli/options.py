@@ -1,0 +1,42 @@
+"""Options that several commands share, said once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+
+from edge.errors import UsageError
+from edge.profile import Precision
+
+ProfileName = Annotated[
+    str | None, typer.Option("--profile", "-p", help="Profile name or file.", show_default="this machine's")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+CacheDir = Annotated[
+    Path | None, typer.Option("--cache-dir", help="Calibration cache.", show_default="EDGE_CACHE_DIR, or calib_cache")
+]
+EngineDir = Annotated[Path | None, typer.Option("--engine-dir", help="Folder of the engines.", show_default="engines")]
+Images = Annotated[
+    Path | None,
+    typer.Option("--images", "-i", help="Folder, picture, list, CSV or TFRecord shards."),
+]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")]
+PrecisionName = Annotated[
+    str | None, typer.Option("--precision", help="fp32, fp16 or int8.", show_default="the profile's")
+]
+
+
+def precision(name: str | None) -> Precision | None:
+    """The precision called ``name``, if one was given.
+
+    Raises:
+        UsageError: there is no such precision.
+    """
+    for known in get_args(Precision):
+        if name == known:
+            return known  # type: ignore[no-any-return]
+    if name is None:
+        return None
+    raise UsageError(f"there is no precision {name!r}", hint=f"one of {', '.join(get_args(Precision))}")

@@ -1,0 +1,58 @@
+"""Where things are when the user does not say: profiles, the cache folder, the engine folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from edge import device, profile
+from edge.errors import ProfileError
+from edge.profile import Profile
+
+# A checkout is recognized by what stands beside the package.
+_BESIDE_PACKAGE = Path(__file__).resolve().parents[2]
+
+
+def home() -> Path:
+    """Folder that holds ``profiles/``, ``calib_cache/`` and ``engines/``.
+
+    The working directory when it has a ``profiles`` folder, else the checkout that edge runs from, else the working
+    directory.
+    """
+    here = Path.cwd()
+    if not (here / "profiles").is_dir() and (_BESIDE_PACKAGE / "profiles").is_dir():
+        return _BESIDE_PACKAGE
+    return here
+
+
+def profile_folders() -> list[Path]:
+    """Folders searched for a profile's name, first match wins."""
+    folders = [Path.cwd() / "profiles", _BESIDE_PACKAGE / "profiles"]
+    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+
+
+def load_profile(name: str | None) -> tuple[Profile, Path]:
+    """The profile called ``name``, or without a name the one that fits this machine; and the file it came from.
+
+    Raises:
+        ProfileError: there is none, it is wrong, or no profile fits this machine.
+    """
+    if name is None:
+        name = device.default_profile(device.identify())
+        if name is None:
+            raise ProfileError("no profile fits this machine", hint="name one with --profile; edge profile list")
+    path = profile.find(name, profile_folders())
+    return profile.load(path), path
+
+
+def cache_folder(option: Path | None) -> Path:
+    """The calibration cache: ``--cache-dir``, ``EDGE_CACHE_DIR``, or ``calib_cache`` at :func:`home`."""
+    if option is not None:
+        return option
+    named = os.environ.get("EDGE_CACHE_DIR")
+    return Path(named) if named else home() / "calib_cache"
+
+
+def engine_folder(option: Path | None) -> Path:
+    """Folder of the engines: ``--engine-dir`` or ``engines`` at :func:`home`."""
+    return option if option is not None else home() / "engines"

@@ -1,0 +1,90 @@
+"""List, show and check device profiles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from edge.cli import options
+from edge.errors import ProfileError
+from edge.ui import Terminal
+
+app = typer.Typer(no_args_is_help=True)
+
+Name = Annotated[str | None, typer.Argument(help="Profile name or file.", show_default="this machine's")]
+
+
+@app.command("list")
+def list_(*, as_json: options.Json = False) -> None:
+    """List the profiles, and mark the one that this machine picks by itself."""
+    from edge import device, profile
+    from edge.cli import places
+
+    own = device.default_profile(device.identify())
+    rows = []
+    for path in profile.available(places.profile_folders()):
+        entry: dict[str, object] = {"name": path.stem, "path": str(path), "default": path.stem == own}
+        try:
+            found = profile.load(path)
+            entry |= {"family": found.family, "backend": found.backend, "precision": found.precision}
+        except ProfileError as exc:
+            entry["error"] = str(exc)
+        rows.append(entry)
+    terminal = Terminal()
+    if as_json:
+        terminal.data(msgspec.json.encode(rows).decode())
+        return
+    terminal.table(
+        ("profile", "family", "backend", "precision", ""),
+        [
+            (
+                str(row["name"]), str(row.get("family", "")), str(row.get("backend", "")),
+                str(row.get("precision", "")), "this machine" if row["default"] else str(row.get("error", "")),
+            )
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+@app.command()
+def show(name: Name = None, *, as_json: options.Json = False) -> None:
+    """Show a profile with everything that it extends merged in, and its defaults filled in."""
+    import yaml
+
+    from edge.cli import places
+
+    chosen, path = places.load_profile(name)
+    terminal = Terminal()
+    content = msgspec.to_builtins(chosen)
+    if as_json:
+        terminal.data(msgspec.json.encode(content).decode())
+        return
+    terminal.say(f"{path}  (digest {chosen.digest[:12]})", style="dim")
+    terminal.data(yaml.safe_dump(content, sort_keys=False, default_flow_style=None, allow_unicode=True).rstrip())
+
+
+@app.command()
+def check(name: Name = None, *, as_json: options.Json = False) -> None:
+    """Check a profile, and that its model and labels are there and fit it."""
+    from edge import labels, model
+    from edge.calibration import algorithms
+    from edge.cli import places
+
+    chosen, path = places.load_profile(name)
+    algorithms.find(chosen.calibration.algorithm, chosen.calibration.parameters)
+    found = model.load(Path(chosen.model))
+    model.check_fits(found, chosen)
+    classes = len(labels.load_names(Path(chosen.labels)))
+    if classes != found.classes:
+        raise ProfileError(
+            f"labels: {classes} names for a model with {found.classes} classes",
+            where=path,
+            hint=f"check {chosen.labels}",
+        )
+    terminal = Terminal()
+    result = {"profile": str(path), "model": str(found.path), "input": str(found.input), "classes": classes}
+    text = f"{path}: good; {found.path.name} takes {found.input} and knows {classes} classes"
+    terminal.data(msgspec.json.encode(result).decode() if as_json else text)

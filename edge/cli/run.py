@@ -1,0 +1,154 @@
+"""Classify pictures and report latency and power.
+
+Each picture goes through decode, preprocess, infer and postprocess; every stage has its own time. The engine must have
+been built. With --json there is one object per picture and a last one with the summary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from edge.cli import options
+from edge.errors import UsageError
+from edge.ui import Terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edge import identity
+    from edge.backends.base import Backend
+    from edge.profile import Profile
+    from edge.record import Result, RunRecord, Skip, Subject
+    from edge.telemetry import NoSource, Source
+
+# Pictures listed at the end of a run; all of them are in the record.
+_SHOWN = 20
+
+
+def command(
+    *,
+    images: options.Images = None,
+    profile: options.ProfileName = None,
+    precision: options.PrecisionName = None,
+    topk: Annotated[int | None, typer.Option(min=1, help="Guesses per picture.", show_default="the profile's")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after N pictures.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Write the run record to this file.")] = None,
+    cache_dir: options.CacheDir = None,
+    engine_dir: options.EngineDir = None,
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    """Run the verb."""
+    from edge import backends, identity, labels, loop, preprocess, telemetry
+    from edge import record as records
+    from edge.cli import places, signals
+    from edge.frames import open_pictures
+    from edge.ui import live
+
+    chosen, path = places.load_profile(profile)
+    if images is None:
+        raise UsageError("nothing to classify", hint="--images DIR")
+    terminal = Terminal()
+    if not as_json:
+        terminal.say(f"profile {chosen.name} ({path})", style="dim")
+    backend = backends.get(chosen.backend)
+    wanted = options.precision(precision) or chosen.precision
+    found = identity.find_engine(
+        chosen, backend, precision=wanted,
+        cache=places.cache_folder(cache_dir), engines=places.engine_folder(engine_dir),
+    )  # fmt: skip
+    pictures = open_pictures(images)
+    pictures = pictures.take(limit) if limit else pictures
+    names = labels.load_names(Path(chosen.labels))
+    with contextlib.ExitStack() as stack:
+        session = backend.open(found.path, precision=wanted, threads=threads or chosen.run.threads)
+        stack.callback(session.close)
+        power = telemetry.probe()
+        if not isinstance(power, telemetry.NoSource):
+            stack.callback(power.close)
+        wish = stack.enter_context(signals.graceful())
+        view = live.LiveView(
+            terminal, headline=f"{chosen.name} · {Path(chosen.model).stem} · {wanted}", power=_power_line(power),
+            total=len(pictures),
+        )  # fmt: skip
+        with view.showing():
+            finished = loop.run(
+                pictures,
+                session=session,
+                preprocessor=preprocess.Preprocessor(chosen.preprocess, chosen.input),
+                names=names,
+                subject=_subject(chosen, backend, found, wanted, images),
+                settings=loop.Settings(
+                    topk=topk or chosen.run.topk, warmup=chosen.run.warmup, batch=chosen.input.batch.min
+                ),
+                power=power,
+                hear=_printer(terminal) if as_json else view.hear,
+                should_stop=wish,
+            )
+    if record is not None:
+        records.save(record, finished)
+    if as_json:
+        content = msgspec.to_builtins(finished)
+        del content["results"]
+        terminal.data(msgspec.json.encode({"summary": content}).decode())
+    else:
+        _print_labels(terminal, finished)
+        live.summary(terminal, finished)
+        if record is not None:
+            terminal.say(f"record: {record}")
+    wish.grant()
+
+
+def _subject(profile: Profile, backend: Backend, found: identity.Found, precision: str, source: Path) -> Subject:
+    from edge import device, preprocess
+    from edge.record import Subject
+
+    key = found.manifest.key
+    return Subject(
+        profile=profile.name,
+        profile_digest=profile.digest,
+        model=profile.model,
+        model_sha256=str(key["model"]),
+        engine_sha256=found.sha256,
+        table_sha256=None if key["table"] is None else str(key["table"]),
+        preprocess_digest=preprocess.digest(profile.preprocess, profile.input),
+        backend=dict(backend.identity()),
+        precision=precision,
+        layers=found.manifest.info["layers"],
+        device=msgspec.to_builtins(device.identify()),
+        source=str(source),
+    )
+
+
+def _power_line(power: Source | NoSource) -> str:
+    from edge import telemetry
+
+    if isinstance(power, telemetry.NoSource):
+        return f"not measured: {power}"
+    return f"measured by {power.name} ({power.scope})"
+
+
+def _printer(terminal: Terminal) -> Callable[[Result | Skip], None]:
+    """A listener that prints each picture as one JSON object."""
+    from edge.record import Skip
+
+    def hear(heard: Result | Skip) -> None:
+        content = msgspec.to_builtins(heard)
+        terminal.data(msgspec.json.encode({"skipped": content} if isinstance(heard, Skip) else content).decode())
+
+    return hear
+
+
+def _print_labels(terminal: Terminal, finished: RunRecord) -> None:
+    """The last pictures and what they were taken for."""
+    rows = [
+        (result.name, result.guesses[0].label.replace("_", " "), f"{result.guesses[0].confidence:.1%}")
+        for result in finished.results[-_SHOWN:]
+    ]
+    title = f"last {_SHOWN} of {finished.pictures}" if finished.pictures > _SHOWN else ""
+    terminal.table(("picture", "label", "confidence"), rows, right=(2,), title=title)

@@ -1,0 +1,68 @@
+"""Ctrl-C and SIGTERM as exceptions, or as a wish that a loop grants when the frame in hand is done."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+_ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end; like KeyboardInterrupt, it is not an Exception."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Wish:
+    """Whether a signal has asked to end; call it to know."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def __call__(self) -> bool:
+        """Whether a signal came."""
+        return self.number is not None
+
+    def grant(self) -> None:
+        """End the process the way that the signal asked, if there was one: the work in hand is done."""
+        if self.number is not None:
+            raise Stopped(self.number)
+
+
+def install() -> None:
+    """From now on, a signal raises Stopped where the program stands."""
+    for number in _ASKED:
+        # Whoever started us may have asked to ignore one (nohup does): leave it so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
+
+
+@contextmanager
+def graceful() -> Iterator[Wish]:
+    """Inside the block the first signal is only noted; the second one raises Stopped."""
+    wish = Wish()
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if wish.number is not None:
+            raise Stopped(number)
+        wish.number = number
+
+    before = {number: signal.getsignal(number) for number in _ASKED}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, note)
+    try:
+        yield wish
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    raise Stopped(number)

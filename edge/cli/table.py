@@ -1,0 +1,398 @@
+"""Show, check, compare and convert calibration tables."""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from edge.cli import options
+from edge.errors import ArtifactError, EdgeError, QualityError, StoreError, UsageError
+from edge.ui import Terminal
+
+if TYPE_CHECKING:
+    from edge.calibration.check import Comparison, Finding, Route
+    from edge.calibration.table import Algorithm, Table, TrtVersion
+    from edge.profile import Profile
+
+app = typer.Typer(no_args_is_help=True)
+
+
+class Format(str, Enum):
+    """Formats of a calibration table."""
+
+    trt = "trt"
+    ort_json = "ort-json"
+    ort_flatbuffers = "ort-flatbuffers"
+    qdq = "qdq"
+
+
+class Calibrator(str, Enum):
+    """Calibrators that a header with a version can name."""
+
+    entropy2 = "entropy2"
+    minmax = "minmax"
+    entropy = "entropy"
+
+
+class Target(str, Enum):
+    """Who will run a Q/DQ model: they want the nodes in different places."""
+
+    tensorrt = "tensorrt"
+    onnxruntime = "onnxruntime"
+
+
+_SUFFIXES = {".json": Format.ort_json, ".flatbuffers": Format.ort_flatbuffers, ".onnx": Format.qdq}
+
+TablePath = Annotated[Path, typer.Argument(metavar="TABLE", help="A calibration table in TensorRT's text form.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
+Output = Annotated[Path, typer.Option("-o", "--output", help="The file to write.")]
+Lenient = Annotated[
+    bool, typer.Option("--lenient", help="Also read CRLF, upper-case or short scales, and say what was mended.")
+]
+
+
+@app.command()
+def show(table: TablePath, *, lenient: Lenient = False, as_json: options.Json = False) -> None:
+    """Show a table's header, and each tensor's scale and dynamic range.
+
+    In the JSON a scale or range that is infinite or no number is null; ``bits`` always tells.
+    """
+    from edge.calibration import check as checks
+
+    terminal = Terminal()
+    content = _load(table, lenient=lenient, terminal=terminal)
+    entries = [
+        {
+            "name": name,
+            "bits": f"{bits:08x}",
+            "scale": _finite(content.scale(name)),
+            "range": _finite(content.range(name)),
+        }
+        for name, bits in content.bits.items()
+    ]
+    if as_json:
+        terminal.data(_json({"table": str(table), **_header(content), "entries": len(entries), "tensors": entries}))
+    else:
+        terminal.data(_summary(content))
+        rows = [
+            (name, f"{bits:08x}", f"{content.scale(name):.6g}", f"{content.range(name):.6g}")
+            for name, bits in content.bits.items()
+        ]
+        terminal.table(("tensor", "bits", "scale", "range"), rows, right=(2, 3))
+    for finding in checks.check(content, None, route="explicit", dla=False, trt_version=None):
+        if finding.level != "ok":
+            terminal.warn(f"{finding.code}: {checks.describe(finding)}")
+
+
+@app.command("check")
+def check_(
+    table: TablePath,
+    *,
+    profile: Annotated[
+        str | None, typer.Option("-p", "--profile", help="Check against this profile's model, INT8 route and DLA core.")
+    ] = None,
+    trt: Annotated[str | None, typer.Option(metavar="VERSION", help="The TensorRT that will read the table.")] = None,
+    lenient: Lenient = False,
+    as_json: options.Json = False,
+) -> None:
+    """Check a table, and with --profile whether it fits a device; exit with 1 when it cannot be used.
+
+    Outliers are scales at least 1024 times, and six standard deviations of the table's own spread, from the median.
+    """
+    from edge.calibration import check as checks
+
+    terminal = Terminal()
+    content = _load(table, lenient=lenient, terminal=terminal)
+    version = _version(trt)
+    expected: list[str] | None = None
+    route: Route = "implicit"
+    dla = False
+    if profile is None:
+        terminal.say("without --profile the names of the tensors are not checked")
+    else:
+        from edge import model
+        from edge.cli import places
+
+        loaded, _ = places.load_profile(profile)
+        expected = model.load(Path(loaded.model)).activations
+        dla = loaded.build.dla_core is not None
+        route = _route(loaded, version)
+    findings = checks.check(content, expected, route=route, dla=dla, trt_version=version)
+    if as_json:
+        result = {"table": str(table), "profile": profile, "route": route, "dla": dla, "findings": findings}
+        terminal.data(_json(result))
+    else:
+        _show_findings(findings, terminal)
+    errors = [item for item in findings if item.level == "error"]
+    if errors:
+        hint = next((item.hint for item in errors if item.hint), None)
+        codes = ", ".join(dict.fromkeys(item.code for item in errors))
+        raise QualityError(f"the table cannot be used: {codes}", where=table, hint=hint)
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(help="A calibration table.")],
+    b: Annotated[Path, typer.Argument(help="Another one.")],
+    *,
+    lenient: Lenient = False,
+    as_json: options.Json = False,
+) -> None:
+    """Compare two tables; as diff(1) does, exit with 0 when they are the same and with 1 when they differ.
+
+    The order of the lines has no meaning to TensorRT and does not count.
+    """
+    from edge.calibration import check as checks
+
+    terminal = Terminal()
+    first, second = (_load(path, lenient=lenient, terminal=terminal) for path in (a, b))
+    result = checks.compare(first, second)
+    if as_json:
+        terminal.data(_json({"a": str(a), "b": str(b), "same": result.is_same, "difference": result}))
+    else:
+        _show_comparison(result, terminal)
+    if not result.is_same:
+        raise QualityError("the tables differ", where=f"{a}, {b}")
+
+
+@app.command()
+def convert(  # noqa: PLR0913 - one parameter per option
+    source: Annotated[
+        Path, typer.Argument(help="A table, onnxruntime's JSON or FlatBuffers table, or a Q/DQ ONNX model.")
+    ],
+    *,
+    output: Output,
+    from_: Annotated[
+        Format | None, typer.Option("--from", help="Format of SOURCE; by default from its suffix.")
+    ] = None,
+    to: Annotated[
+        Format | None, typer.Option("--to", help="Format to write; by default from the output's suffix.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="For --to qdq: the ONNX model that gets the Q/DQ nodes.")] = None,
+    target: Annotated[Target, typer.Option(help="For --to qdq: who will run the model.")] = Target.tensorrt,
+    trt: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="TensorRT version for the header, where SOURCE names none.")
+    ] = None,
+    algorithm: Annotated[
+        Calibrator | None, typer.Option("--as", help="Calibrator for the header, where SOURCE names none.")
+    ] = None,
+    lenient: Lenient = False,
+    force: Force = False,
+    as_json: options.Json = False,
+) -> None:
+    """Convert to and from onnxruntime's JSON and FlatBuffers tables and Q/DQ ONNX.
+
+    With --lenient, a table that TensorRT would refuse is written in its proper form.
+    """
+    from edge import store
+
+    terminal = Terminal()
+    _refuse_overwriting(output, force=force)
+    reads, writes = from_ or _format_of(source), to or _format_of(output)
+    if reads is Format.trt:
+        if trt or algorithm:
+            raise UsageError("a table has its own header", where=source, hint="edge table retarget changes it")
+        table = _load(source, lenient=lenient, terminal=terminal)
+    else:
+        table = _import(source, reads, _version(trt), algorithm, terminal)
+    data = _export(table, writes, model=model, target=target, where=source, terminal=terminal)
+    store.write_bytes(output, data)
+    result = {"output": str(output), "format": writes.value, **_header(table), "entries": len(table.bits)}
+    terminal.data(_json(result) if as_json else f"{output}: {writes.value}, {len(table.bits)} tensors")
+
+
+@app.command()
+def retarget(
+    table: TablePath,
+    *,
+    trt: Annotated[
+        str, typer.Option(metavar="VERSION", help="The TensorRT that is to read the table, such as 10.3.0.")
+    ],
+    output: Output,
+    algorithm: Annotated[
+        Calibrator | None, typer.Option("--as", help="Also name another calibrator: DLA accepts only entropy2.")
+    ] = None,
+    lenient: Lenient = False,
+    force: Force = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write the same scales under the header of another TensorRT version."""
+    from edge import store
+    from edge.calibration import table as tables
+
+    terminal = Terminal()
+    _refuse_overwriting(output, force=force)
+    old = _load(table, lenient=lenient, terminal=terminal)
+    name: Algorithm | None = algorithm.value if algorithm else None
+    try:
+        new = tables.retarget(old, _required_version(trt), algorithm=name)
+    except ArtifactError as exc:
+        raise UsageError(exc.what, where=table, hint=exc.hint) from exc
+    if new.header.algorithm != old.header.algorithm:
+        terminal.warn(f"the header says {new.header.algorithm}; the scales are still those of {old.header.algorithm}")
+    store.write_bytes(output, tables.write(new))
+    if as_json:
+        terminal.data(_json({"output": str(output), "old_header": old.header.text, **_header(new)}))
+    else:
+        terminal.data(f"{output}: {old.header.text} -> {new.header.text}, {len(new.bits)} tensors")
+    terminal.say("the scales were not changed: see with `edge table check --profile` whether they fit the network")
+
+
+def _load(path: Path, *, lenient: bool, terminal: Terminal) -> Table:
+    from edge.calibration import table as tables
+
+    data = _read(path)
+    if not lenient:
+        return tables.parse(data, where=path)
+    content, notes = tables.parse_lenient(data, where=path)
+    for note in notes:
+        terminal.warn(f"{path}: {note}")
+    return content
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as exc:
+        raise UsageError("there is no such file", where=path) from exc
+    except OSError as exc:
+        raise StoreError(f"cannot read: {exc.strerror or exc}", where=path) from exc
+
+
+def _import(
+    source: Path, reads: Format, version: TrtVersion | None, calibrator: Calibrator | None, terminal: Terminal
+) -> Table:
+    from edge.calibration import convert as conversions
+
+    algorithm: Algorithm | None = calibrator.value if calibrator else None
+    if reads is Format.qdq:
+        from edge import model
+
+        return conversions.from_qdq(model.read(source), version=version, algorithm=algorithm, where=source)
+    data = _read(source)
+    if reads is Format.ort_json:
+        return conversions.from_ort_json(data, version=version, algorithm=algorithm, where=source)
+    terminal.warn(
+        "onnxruntime leaves negative values out of this file unless it calibrated symmetrically: "
+        "prefer the calibration.json beside it"
+    )
+    return conversions.from_ort_flatbuffers(data, version=version, algorithm=algorithm, where=source)
+
+
+def _export(
+    table: Table, writes: Format, *, model: Path | None, target: Target, where: Path, terminal: Terminal
+) -> bytes:
+    from edge.calibration import convert as conversions
+    from edge.calibration import table as tables
+
+    if writes is Format.trt:
+        return tables.write(table)
+    try:
+        if writes is Format.ort_json:
+            return conversions.to_ort_json(table)
+        if writes is Format.ort_flatbuffers:
+            terminal.say("this format has no place for the header: --trt and --as give it back")
+            return conversions.to_ort_flatbuffers(table)
+        if model is None:
+            raise UsageError("a Q/DQ model is made from a table and a model", hint="add --model model.onnx")
+        from edge import model as models
+
+        with terminal.progress() as listen:
+            return conversions.to_qdq(table, models.read(model), target=target.value, listen=listen)
+    except ArtifactError as exc:
+        raise ArtifactError(exc.what, where=exc.where or where, hint=exc.hint) from exc
+
+
+def _format_of(path: Path) -> Format:
+    return _SUFFIXES.get(path.suffix.lower(), Format.trt)
+
+
+def _refuse_overwriting(path: Path, *, force: bool) -> None:
+    if path.exists() and not force:
+        raise UsageError("the output file is there already", where=path, hint="--force overwrites it")
+
+
+def _version(text: str | None) -> TrtVersion | None:
+    return None if text is None else _required_version(text)
+
+
+def _required_version(text: str) -> TrtVersion:
+    from edge.calibration.table import TrtVersion
+
+    try:
+        return TrtVersion.parse(text)
+    except EdgeError as exc:
+        raise UsageError(f"--trt: {exc.what}", hint=exc.hint) from exc
+
+
+def _route(profile: Profile, version: TrtVersion | None) -> Route:
+    """How INT8 will reach the engine. ``auto`` follows DESIGN decision 6: calibrators where there are any."""
+    if profile.int8_route != "auto":
+        return profile.int8_route
+    if profile.build.dla_core is not None:
+        return "implicit"
+    without_calibrators = version is not None and version.major >= 11
+    return "explicit" if profile.backend != "tensorrt" or profile.family == "rtx" or without_calibrators else "implicit"
+
+
+def _header(table: Table) -> dict[str, Any]:
+    header = table.header
+    return {
+        "header": header.text,
+        "algorithm": header.algorithm,
+        "tensorrt": None if header.version is None else str(header.version),
+        "cutoff": header.cutoff,
+        "quantile": header.quantile,
+    }
+
+
+def _summary(table: Table) -> str:
+    header = table.header
+    made_for = f"for TensorRT {header.version}" if header.version else "no TensorRT version"
+    asked = f", quantile {header.quantile}, cutoff {header.cutoff}" if header.quantile is not None else ""
+    return f"{header.text}: {header.algorithm}{asked}, {made_for}, {len(table.bits)} tensors"
+
+
+def _show_findings(findings: list[Finding], terminal: Terminal) -> None:
+    from edge.calibration import check as checks
+
+    terminal.table(
+        ("", "check", "finding"), [(item.level, item.code, checks.describe(item, most=5)) for item in findings]
+    )
+
+
+def _show_comparison(result: Comparison, terminal: Terminal) -> None:
+    if result.header_a != result.header_b:
+        terminal.data(f"header: {result.header_a} -> {result.header_b}")
+    for title, names in (("only in A", result.only_a), ("only in B", result.only_b)):
+        for name in names:
+            terminal.data(f"{title}: {name}")
+    if result.changes:
+        rows = [
+            (
+                item.name,
+                f"{item.scale_a:.6g}",
+                f"{item.scale_b:.6g}",
+                "-" if item.ratio is None else f"{item.ratio:.4g}",
+            )
+            for item in result.changes
+        ]
+        terminal.table(("tensor", "scale A", "scale B", "B / A"), rows, right=(1, 2, 3))
+    order = "" if result.same_order else ", in another order"
+    terminal.data(
+        f"{result.same} scales are the same{order}, {len(result.changes)} differ, "
+        f"{len(result.only_a)} only in A, {len(result.only_b)} only in B"
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _json(value: object) -> str:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()

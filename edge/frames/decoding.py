@@ -1,0 +1,62 @@
+"""Encoded bytes to pixels, by OpenCV; the bytes are checked to be all there before.
+
+OpenCV 4.9 decodes a JPEG that was cut in the middle to a picture whose lower part is grey, and says nothing that a
+program could hear (5.0 refuses it). See :mod:`edge.frames.complete` for what is checked.
+
+What stays unnoticed: bytes that were changed, not lost, inside the compressed data of a JPEG, lossy WebP or TIFF. These
+formats carry no checksum; libjpeg then prints "Corrupt JPEG data" on stderr, which nobody can turn off from Python.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from edge.errors import DataError, require
+from edge.frames.complete import problem
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+def decode(data: bytes, *, name: str) -> npt.NDArray[np.uint8]:
+    """Pixels of an encoded picture: H × W × 3, uint8, BGR, contiguous, turned upright as its EXIF data says.
+
+    Grey becomes three equal channels, transparency is dropped, 16 bits per channel become 8. ``name`` is for messages.
+
+    Raises:
+        DataError: no bytes, not a picture, cut off, or damaged so that OpenCV refuses it.
+        GuestError: OpenCV is not installed.
+    """
+    wrong = problem(data)
+    if wrong is not None:
+        raise DataError(wrong, where=name)
+    cv2, numpy = _cv2(), require("numpy")
+    try:
+        pixels = cv2.imdecode(numpy.frombuffer(data, numpy.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as exc:
+        raise DataError(f"OpenCV refuses the picture: {getattr(exc, 'err', '') or exc}", where=name) from exc
+    if pixels is None:
+        raise DataError(
+            "the picture is damaged, or of a kind that this OpenCV was built without",
+            where=name,
+            hint="open it with another program; save it again as JPEG or PNG, or leave it out",
+        )
+    result: npt.NDArray[np.uint8] = numpy.ascontiguousarray(pixels)
+    return result
+
+
+@functools.cache
+def _cv2() -> ModuleType:
+    """OpenCV, told once to keep its own log lines to itself: each failure is an error of ours already."""
+    cv2 = require("cv2")
+    if "OPENCV_LOG_LEVEL" not in os.environ:
+        logging = getattr(cv2.utils, "logging", None)
+        # OpenCV 4.9 has only the first of these, 5.0 only the second; 0 is "silent" in both.
+        setter = getattr(cv2, "setLogLevel", None) or getattr(logging, "setLogLevel", None)
+        if setter is not None:
+            setter(0)
+    return cv2

@@ -1,0 +1,133 @@
+"""Which table and which engine belong to a profile, and whether the ones on disk are they.
+
+A key names everything that an artifact depends on. An artifact whose key differs in one field is another artifact:
+it is never used, and the difference is said.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from edge import model as models
+from edge import preprocess, store
+from edge.backends.base import Backend
+from edge.calibration import algorithms
+from edge.calibration import table as tables
+from edge.calibration.statistics import FORMAT
+from edge.errors import ArtifactError
+from edge.profile import Precision, Profile
+from edge.store import Difference, Key, Manifest
+
+TABLE = "calibration table"
+ENGINE = "engine"
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A verified artifact that is the one asked for."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the artifact's first file."""
+        return self.manifest.files[self.path.name].sha256
+
+
+def table_path(profile: Profile, cache: Path) -> Path:
+    """Where the profile's table lies: ``<cache>/<model>/<algorithm>[-<parameters>].table``."""
+    calibration = profile.calibration
+    label = "-".join([calibration.algorithm, *(f"{value:g}" for _, value in sorted(calibration.parameters.items()))])
+    return cache / Path(profile.model).stem / f"{label}.table"
+
+
+def table_key(profile: Profile) -> dict[str, store.Scalar]:
+    """What a table depends on, as far as the profile says it; the pictures are known to ``calibrate`` alone."""
+    calibration = profile.calibration
+    _, parameters = algorithms.find(calibration.algorithm, calibration.parameters)
+    return {
+        "model": models.fingerprint(Path(profile.model)),
+        "preprocess": preprocess.digest(profile.preprocess, profile.input),
+        "algorithm": calibration.algorithm,
+        **{f"algorithm.{name}": value for name, value in sorted(parameters.items())},
+        "statistics_format": FORMAT,
+    }
+
+
+def manifest_path(path: Path) -> Path:
+    """The manifest beside an artifact."""
+    return path.with_suffix(".json")
+
+
+def find_table(profile: Profile, cache: Path) -> Found:
+    """The table that belongs to ``profile``, verified.
+
+    Raises:
+        ArtifactError: there is none, it is corrupt, or it was made for something else (which field is said).
+    """
+    path = table_path(profile, cache)
+    again = f"edge calibrate --profile {profile.name} --images DIR"
+    if not manifest_path(path).is_file():
+        what = "a table without its manifest" if path.is_file() else f"no calibration table for {profile.name}"
+        raise ArtifactError(what, where=path, hint=again)
+    manifest = store.load(manifest_path(path), kind=TABLE)
+    wanted = table_key(profile)
+    known = {name: manifest.key.get(name) for name in wanted}
+    known |= {name: value for name, value in manifest.key.items() if name.startswith("algorithm.")}
+    changed = store.differences(known, wanted)
+    if changed:
+        raise ArtifactError(
+            f"the table was made for something else ({_said(changed)})", where=path, hint=f"{again} (or --force)"
+        )
+    return Found(path, manifest)
+
+
+def read_table(found: Found) -> tables.Table:
+    """The table behind ``found``."""
+    return tables.parse(found.path.read_bytes(), where=str(found.path))
+
+
+def engine_manifest_path(profile: Profile, engines: Path, precision: Precision) -> Path:
+    """Where the manifest of a profile's engine lies."""
+    return engines / profile.name / f"{Path(profile.model).stem}-{precision}.json"
+
+
+def engine_key(profile: Profile, backend: Backend, *, precision: Precision, table: Found | None) -> Key:
+    """Everything that an engine depends on."""
+    batch = profile.input.batch
+    return {
+        "model": models.fingerprint(Path(profile.model)),
+        "profile": profile.digest,
+        "precision": precision,
+        "int8_route": profile.int8_route if precision == "int8" else None,
+        "table": table.sha256 if table else None,
+        "batch": f"{batch.min}-{batch.opt}-{batch.max}",
+        "dla_core": profile.build.dla_core,
+        **backend.identity(),
+    }
+
+
+def find_engine(profile: Profile, backend: Backend, *, precision: Precision, cache: Path, engines: Path) -> Found:
+    """The engine that belongs to ``profile`` on this machine, verified before anything reads it.
+
+    Raises:
+        ArtifactError: there is none, it is corrupt, or it was built from or for something else (which field is said).
+    """
+    path = engine_manifest_path(profile, engines, precision)
+    again = f"edge build --profile {profile.name}" + (
+        "" if precision == profile.precision else f" --precision {precision}"
+    )
+    if not path.is_file():
+        raise ArtifactError(f"no {precision} engine for {profile.name} has been built", where=path.parent, hint=again)
+    manifest = store.load(path, kind=ENGINE)
+    table = find_table(profile, cache) if precision == "int8" else None
+    changed = store.differences(manifest.key, engine_key(profile, backend, precision=precision, table=table))
+    if changed:
+        raise ArtifactError(f"the engine was built for something else ({_said(changed)})", where=path, hint=again)
+    return Found(path.parent / next(iter(manifest.files)), manifest)
+
+
+def _said(changed: list[Difference]) -> str:
+    return "; ".join(str(difference) for difference in changed)

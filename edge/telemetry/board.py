@@ -1,0 +1,154 @@
+"""Temperatures, loads, clocks and throttle counters from sysfs: what surrounds a power reading.
+
+Where the files are, and their units: NVIDIA's Jetson Linux developer guide, "Platform Power and Performance"; the
+kernel's Documentation/ABI for thermal, devfreq, cpufreq and thermal_throttle. Not tried on a Jetson: the tests use
+made-up trees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from edge.telemetry import sysfs
+from edge.telemetry.base import Clock
+
+# Clocks of the CPU are read per frequency domain; a server has one per core, and nobody reads two hundred of them.
+_MAX_DOMAINS = 16
+_GPU_NAMES = ("gpu", "ga10b", "gv11b", "gp10b", "gm20b")
+_PERMILLE_TO_PERCENT = 0.1
+_MILLI = 1e-3
+_MICRO = 1e-6
+
+
+class State(msgspec.Struct, frozen=True):
+    """See :class:`edge.telemetry.base.Reading`, whose fields these are."""
+
+    temps_c: dict[str, float] = {}
+    loads_percent: dict[str, float] = {}
+    clocks_mhz: dict[str, float] = {}
+    throttles: dict[str, int] = {}
+    throttling: tuple[str, ...] = ()
+
+
+class Board:
+    """Reads the state of the board under ``root``, at most every ``refresh_s`` seconds: in between it is repeated."""
+
+    def __init__(self, root: Path, *, clock: Clock, refresh_s: float = 0.5) -> None:
+        self._clock = clock
+        self._refresh_s = refresh_s
+        self._read_at: float | None = None
+        self._state = State()
+        self._stat = str(root / "proc/stat")
+        self._cpu_times: tuple[int, int] | None = None
+        self._temps = list(_temperature_files(root))
+        self._clocks = list(_clock_files(root))
+        self._gpu_load = _gpu_load_file(root)
+        self._throttles = list(_throttle_files(root))
+        self._alerts = list(_alert_files(root))
+
+    def read(self) -> State:
+        """The state now, or the one of up to ``refresh_s`` ago."""
+        now = self._clock()
+        if self._read_at is None or now - self._read_at >= self._refresh_s:
+            self._read_at = now
+            self._state = State(
+                temps_c=self._read_temperatures(),
+                loads_percent=self._read_loads(),
+                clocks_mhz=_scaled(self._clocks),
+                throttles={name: n for name, path in self._throttles if (n := sysfs.read_int(path)) is not None},
+                throttling=tuple(name for name, path in self._alerts if (sysfs.read_int(path) or 0) > 0),
+            )
+        return self._state
+
+    def _read_temperatures(self) -> dict[str, float]:
+        return {zone: temp_c for zone, temp_c in _scaled(self._temps).items() if is_temperature(temp_c)}
+
+    def _read_loads(self) -> dict[str, float]:
+        loads = {}
+        permille = sysfs.read_int(self._gpu_load) if self._gpu_load else None
+        if permille is not None:
+            loads["gpu"] = permille * _PERMILLE_TO_PERCENT
+        times = _cpu_times(self._stat)
+        if times and self._cpu_times and times[1] > self._cpu_times[1]:
+            busy, total = times[0] - self._cpu_times[0], times[1] - self._cpu_times[1]
+            loads["cpu"] = min(max(100.0 * busy / total, 0.0), 100.0)
+        self._cpu_times = times
+        return loads
+
+
+def is_temperature(temp_c: float) -> bool:
+    """Whether a zone's value can be one: a sensor that is off says -256 degrees Celsius."""
+    return -100.0 < temp_c < 200.0
+
+
+def gpu_devfreq(root: Path) -> Path | None:
+    """The devfreq folder of the graphics processor: ``17000000.gpu`` (Orin), ``gpu-gpc-0`` (Thor)."""
+    found = (f for f in sysfs.folders(root / "sys/class/devfreq") if any(name in f.name for name in _GPU_NAMES))
+    return next(found, None)
+
+
+def _scaled(files: list[tuple[str, str, float]]) -> dict[str, float]:
+    return {name: n * scale for name, path, scale in files if (n := sysfs.read_int(path)) is not None}
+
+
+def _temperature_files(root: Path) -> Iterator[tuple[str, str, float]]:
+    seen: set[str] = set()
+    for zone in sysfs.folders(root / "sys/class/thermal"):
+        kind = sysfs.read_text(zone / "type") if zone.name.startswith("thermal_zone") else None
+        # PMIC is a constant on Jetson, not a measurement.
+        if not kind or kind.lower().startswith("pmic"):
+            continue
+        name = kind.removesuffix("-thermal").removesuffix("-therm").lower()
+        name = name if name not in seen else f"{name}.{zone.name.removeprefix('thermal_zone')}"
+        seen.add(name)
+        yield name, str(zone / "temp"), _MILLI
+
+
+def _clock_files(root: Path) -> Iterator[tuple[str, str, float]]:
+    gpu = gpu_devfreq(root)
+    if gpu is not None:
+        yield "gpu", str(gpu / "cur_freq"), _MICRO
+    domains = [f for f in sysfs.folders(root / "sys/devices/system/cpu/cpufreq") if f.name.startswith("policy")]
+    for domain in sorted(domains, key=lambda f: (len(f.name), f.name))[:_MAX_DOMAINS]:
+        # What the hardware runs at needs root; without it there is what the governor asked for.
+        measured, asked = domain / "cpuinfo_cur_freq", domain / "scaling_cur_freq"
+        path = measured if sysfs.read_int(str(measured)) else asked
+        yield f"cpu{domain.name.removeprefix('policy')}", str(path), _MILLI
+
+
+def _gpu_load_file(root: Path) -> str | None:
+    gpu = gpu_devfreq(root)
+    places = [gpu / "device/load"] if gpu is not None else []
+    places.append(root / "sys/devices/platform/gpu.0/load")
+    return next((str(path) for path in places if sysfs.read_int(str(path)) is not None), None)
+
+
+def _throttle_files(root: Path) -> Iterator[tuple[str, str]]:
+    for folder in sysfs.folders(root / "sys/class/hwmon"):
+        if sysfs.read_text(folder / "name") == "soctherm_oc":
+            for n in (1, 2, 3):
+                yield f"oc{n}", str(folder / f"oc{n}_event_cnt")
+    yield "package", str(root / "sys/devices/system/cpu/cpu0/thermal_throttle/package_throttle_count")
+
+
+def _alert_files(root: Path) -> Iterator[tuple[str, str]]:
+    for device in sysfs.folders(root / "sys/class/thermal"):
+        kind = sysfs.read_text(device / "type") if device.name.startswith("cooling_device") else None
+        if kind and kind.endswith("throttle-alert"):
+            yield kind.removesuffix("-throttle-alert"), str(device / "cur_state")
+
+
+def _cpu_times(path: str) -> tuple[int, int] | None:
+    """Busy and total jiffies of all cores since boot."""
+    words = (sysfs.read_bytes(path) or b"").split(b"\n", 1)[0].split()
+    try:
+        # user nice system idle iowait irq softirq steal; guest time is already in user.
+        times = [int(word) for word in words[1:9]]
+    except ValueError:
+        return None
+    if len(times) < 5:
+        return None
+    return sum(times) - times[3] - times[4], sum(times)

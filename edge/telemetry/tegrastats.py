@@ -1,0 +1,256 @@
+"""Power and state from tegrastats: a parser for the lines of L4T 28 to 39, and a source that runs it as a child.
+
+There is no specification. The grammar was read off lines of Nano, TX1, TX2, Xavier, Orin and Thor from JetPack 4 to
+7.2: rails are ``NAME now/mean``, with or without ``mW``, from JetPack 7.2 on with a third value, the peak. Only the
+first value is used: the mean starts with the process, and on Thor it begins with a zero that was never measured.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+from edge.telemetry import sysfs
+from edge.telemetry.base import Clock, Reading, Scope, Unavailable
+from edge.telemetry.board import Board, is_temperature
+from edge.telemetry.rails import Total, is_connected, total_of
+
+# Numbers are limited to nine digits: a torn line must not turn into a huge value.
+_RAM = re.compile(r"\bRAM \d{1,9}/\d{1,9}MB", re.ASCII)
+_CPU = re.compile(r"\bCPU \[([^\]]*)\](?:@(\d{1,9}))?", re.ASCII)
+_CORE = re.compile(r"(\d{1,3})%(?:@(\d{1,9}))?", re.ASCII)
+_EMC = re.compile(r"\bEMC_FREQ (\d{1,3})%(?:@(\d{1,9}))?", re.ASCII)
+_GPU = re.compile(r"\bGR3D_FREQ (?:(\d{1,3})%)?(?:@(?:\[(\d{1,9}(?:,\d{1,9})*)\]|(\d{1,9})))?", re.ASCII)
+_TEMP = re.compile(r"(?<!\S)(\w+)@(-?\d{1,9}(?:\.\d{1,9})?)C(?:/-?\d{1,9}(?:\.\d{1,9})?C)?(?=\s|$)", re.ASCII)
+_RAIL = re.compile(
+    r"(?<!\S)([A-Z][A-Z0-9_]*) (\d{1,9})(?:mW)?/\d{1,9}(?:mW)?(?:/\d{1,9}(?:mW)?)?(?=\s|$)",
+    re.ASCII,
+)
+
+_MAX_LINE = 16_384
+_MAX_DEATHS = 5
+_NO_RAILS = "its lines have no power rails"
+
+
+def parse(line: str, *, t_s: float = 0.0) -> Reading | None:
+    """What one line says, with ``t_s`` as its time; None when it is not a line of tegrastats. Never raises.
+
+    What the line does not say is absent. Zone names are in lower case, as JetPack 6 prints them; sensors that are off
+    (-256 degrees Celsius), the constant PMIC and channels marked NC are left out.
+    """
+    if not _RAM.search(line):
+        return None
+    rails: dict[str, float] = {}
+    for match in _RAIL.finditer(line):
+        if is_connected(match[1]):
+            rails.setdefault(match[1], float(match[2]))
+    temps = {match[1].lower(): float(match[2]) for match in _TEMP.finditer(line)}
+    loads, clocks = _loads_and_clocks(line)
+    total = total_of(rails)
+    return Reading(
+        t_s=t_s,
+        power_mw=None if total is None else total.power_mw(rails),
+        rails_mw=rails,
+        temps_c={zone: temp_c for zone, temp_c in temps.items() if zone != "pmic" and is_temperature(temp_c)},
+        loads_percent=loads,
+        clocks_mhz=clocks,
+        warnings=() if total is None else total.doubts(rails),
+    )
+
+
+def _loads_and_clocks(line: str) -> tuple[dict[str, float], dict[str, float]]:
+    loads: dict[str, float] = {}
+    clocks: dict[str, float] = {}
+    cpu = _CPU.search(line)
+    if cpu is not None:
+        cores = [_CORE.fullmatch(word.strip()) for word in cpu[1].split(",")]
+        percents = [float(core[1]) for core in cores if core is not None]
+        if percents:
+            # Cores that are switched off do no work and are not idle: they do not count.
+            loads["cpu"] = sum(percents) / len(percents)
+        for number, core in enumerate(cores):
+            mhz = (core[2] or cpu[2]) if core is not None else None
+            if mhz is not None:
+                clocks[f"cpu{number}"] = float(mhz)
+    emc = _EMC.search(line)
+    if emc is not None:
+        loads["emc"] = float(emc[1])
+        if emc[2] is not None:
+            clocks["emc"] = float(emc[2])
+    gpu = _GPU.search(line)
+    if gpu is not None:
+        if gpu[1] is not None:
+            loads["gpu"] = float(gpu[1])
+        each = (gpu[2] or gpu[3] or "").split(",")
+        if each != [""]:
+            clocks["gpu"] = max(float(mhz) for mhz in each)
+    return loads, clocks
+
+
+class Tegrastats:
+    """Runs ``tegrastats`` and keeps its newest line. Made by :meth:`open`; :meth:`close` ends our child, no other.
+
+    A reader thread holds one reading, not a queue. A child that dies is started again, with growing pauses, up to five
+    times in a row. Not tried on a Jetson: the tests run a script in its place.
+    """
+
+    name = "tegrastats"
+
+    def __init__(self, root: Path, *, clock: Clock, interval_ms: int) -> None:
+        self._command = _command(root, interval_ms)
+        self._clock = clock
+        self._stale_s = max(10 * interval_ms / 1000, 2.0)
+        self._board = Board(root, clock=clock)
+        self._latest: Reading | None = None
+        self._total: Total | None = None
+        self._problem = ""
+        self._news = threading.Condition()
+        self._closing = threading.Event()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._reader = threading.Thread(target=self._keep_reading, name="tegrastats", daemon=True)
+
+    @classmethod
+    def open(
+        cls,
+        root: Path = Path("/"),
+        *,
+        clock: Clock = time.monotonic,
+        interval_ms: int = 100,
+        first_line_timeout_s: float = 5.0,
+    ) -> Tegrastats | Unavailable:
+        """Start tegrastats and wait for its first line, or say why its readings cannot be used."""
+        binary = root / "usr/bin/tegrastats"
+        if not binary.exists():
+            is_tegra = "tegra" in (sysfs.read_text(root / "proc/device-tree/compatible") or "")
+            hint = "in a container: mount /usr/bin/tegrastats of the Jetson" if is_tegra else None
+            return Unavailable(cls.name, "/usr/bin/tegrastats is not there", hint)
+        source = cls(root, clock=clock, interval_ms=interval_ms)
+        source._reader.start()
+        reason = source._wait_for_rails(first_line_timeout_s)
+        if reason is None:
+            return source
+        source.close()
+        hint = "run as root: before JetPack 6 nobody else sees the rails" if reason == _NO_RAILS else None
+        return Unavailable(cls.name, reason, hint)
+
+    @property
+    def scope(self) -> Scope:
+        """What the power covers."""
+        if self._total is None:  # open() hands out no source without one
+            raise RuntimeError(_NO_RAILS)
+        return self._total.scope
+
+    def read(self) -> Reading:
+        """The newest line; the same reading again when there is no newer one, and no power when the last one is old."""
+        with self._news:
+            latest, problem = self._latest, self._problem
+        now = self._clock()
+        if latest is not None and now - latest.t_s <= self._stale_s:
+            return latest
+        silence = f"tegrastats has printed nothing for {now - latest.t_s:.1f} s" if latest else "tegrastats is silent"
+        return Reading(t_s=now, warnings=(f"{silence}: {problem}" if problem else silence,))
+
+    def close(self) -> None:
+        """End our child and the reader thread."""
+        self._closing.set()
+        with self._news:
+            child = self._child
+        if child is not None:
+            _end(child)
+        if self._reader.ident is not None:
+            self._reader.join(timeout=5)
+
+    def _wait_for_rails(self, timeout_s: float) -> str | None:
+        """None when a line with the power of this board came in time, else the reason."""
+        with self._news:
+            self._news.wait_for(lambda: self._latest is not None or not self._reader.is_alive(), timeout_s)
+            if self._latest is None:
+                return self._problem or f"it printed no line that can be read in {timeout_s:g} s"
+            if self._total is None:
+                names = ", ".join(self._latest.rails_mw)
+                return f"its rails are not in the table of known boards: {names}" if names else _NO_RAILS
+        return None
+
+    def _keep_reading(self) -> None:
+        deaths = 0
+        while deaths < _MAX_DEATHS and not self._closing.wait(0.1 * 2**deaths if deaths else 0.0):
+            lines = self._read_child()
+            deaths = 1 if lines else deaths + 1
+        with self._news:
+            self._news.notify_all()
+
+    def _read_child(self) -> int:
+        """Run one child to its end; how many of its lines could be read."""
+        child = self._start()
+        if child is None or child.stdout is None:
+            return 0
+        good = 0
+        while raw := child.stdout.readline(_MAX_LINE):
+            reading = parse(raw.decode(errors="replace"), t_s=self._clock())
+            if reading is not None:
+                good += 1
+                self._publish(reading)
+        child.stdout.close()
+        code = child.wait()
+        with self._news:
+            self._problem = f"it ended with status {code}"
+        return good
+
+    def _start(self) -> subprocess.Popen[bytes] | None:
+        with self._news:
+            if self._closing.is_set():
+                return None
+            try:
+                self._child = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    env={**os.environ, "LC_ALL": "C"},
+                    # Ctrl-C is for us: the child must live until the frame in hand is done.
+                    start_new_session=True,
+                )
+            except OSError as exc:
+                self._problem = f"it cannot be started: {exc.strerror or exc}"
+                return None
+            return self._child
+
+    def _publish(self, reading: Reading) -> None:
+        state = self._board.read()
+        with self._news:
+            if self._total is None:
+                self._total = total_of(reading.rails_mw)
+            self._latest = Reading(
+                t_s=reading.t_s,
+                # The scope was settled by the first line: a later one with fewer rails has no power.
+                power_mw=None if self._total is None else self._total.power_mw(reading.rails_mw),
+                rails_mw=reading.rails_mw,
+                temps_c={**state.temps_c, **reading.temps_c},
+                loads_percent={**state.loads_percent, **reading.loads_percent},
+                # Without root some releases leave out the clock of the GPU, which sysfs shows to everybody.
+                clocks_mhz={**state.clocks_mhz, **reading.clocks_mhz},
+                throttles=state.throttles,
+                throttling=state.throttling,
+                warnings=reading.warnings,
+            )
+            self._news.notify_all()
+
+
+def _command(root: Path, interval_ms: int) -> list[str]:
+    command = [str(root / "usr/bin/tegrastats"), "--interval", str(interval_ms)]
+    # Into a pipe, C programs print by the block unless told otherwise: lines would come late and in bunches.
+    stdbuf = root / "usr/bin/stdbuf"
+    return [str(stdbuf), "-oL", *command] if stdbuf.exists() else command
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.wait(timeout=2)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()

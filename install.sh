@@ -1,0 +1,492 @@
+#!/usr/bin/env bash
+# Sets up edge in .venv beside this file. Needs no root and may be run again at any time; see ./install.sh --help.
+#
+# Tried on x86-64 Linux with Python 3.10 to 3.13. Never run on a Jetson: there, the detection and the choice of packages
+# were tried against a copied file tree on x86-64, the pinned set (constraints/jetson.txt) was resolved for aarch64, and
+# nothing was tried of NVIDIA's own packages, of the build of PyCUDA with JetPack's nvcc, and of the times it takes.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
+set -euo pipefail
+
+here="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)"
+venv="$here/.venv"
+stamp="$venv/edge-install.stamp"
+log="$venv/edge-install.log"
+need_mib=1500  # .venv takes 590 MiB, 720 with the development tools; the rest is for downloads, engines and records
+
+mode=install
+extras=host
+offline=""
+root=""
+ticker=""
+
+usage() {
+  cat <<'TEXT'
+Usage: ./install.sh [MODE] [--offline DIR]
+
+  (no mode)   set up .venv in this folder, and print the next command
+  demo        set up, then build the sample model's INT8 engine for this host and classify the pictures in samples/
+  test        set up with the development tools, then run ruff, mypy and pytest
+  check       say what this machine has and what would be done; change nothing
+  uninstall   remove .venv
+
+  --offline DIR   take wheels from DIR, and nothing from the network
+  --root DIR      look for the files of a Jetson under DIR instead of / (for tests)
+  -h, --help      show this
+
+Environment: EDGE_PYTHON=/path/to/python chooses the Python (3.10 to 3.13); the settings of pip hold.
+A folder for --offline is filled on a machine of the same kind, with the same Python and a network:
+  .venv/bin/python -m pip wheel --wheel-dir DIR '.[dev]' 'hatchling>=1.26' editables
+TEXT
+}
+
+say() { printf '%s\n' "install.sh: $*"; }
+
+fail() {  # message [exit code]
+  printf 'install.sh: error: %s\n' "$1" >&2
+  exit "${2:-1}"
+}
+
+on_exit() { [ -z "$ticker" ] || kill "$ticker" 2>/dev/null || true; }
+trap on_exit EXIT
+trap 'fail "interrupted; run the same command again, a half-made .venv is made anew" 130' INT
+trap 'fail "stopped; run the same command again, a half-made .venv is made anew" 143' TERM HUP
+
+parse_arguments() {
+  local chosen=""
+  while [ $# -gt 0 ]; do
+    case "$1" in
+      demo | test | check | uninstall)
+        [ -z "$chosen" ] || fail "one mode at a time: $chosen or $1?" 2
+        chosen="$1" mode="$1"
+        ;;
+      --offline | --root)
+        [ $# -ge 2 ] && [ -n "$2" ] || fail "$1 needs a folder" 2
+        [ -d "$2" ] || fail "$1 $2: there is no such folder" 2
+        # Absolute, because pip runs in the repository.
+        if [ "$1" = --root ]; then root="$(cd -- "$2" && pwd)"; else offline="$(cd -- "$2" && pwd)"; fi
+        shift
+        ;;
+      -h | --help) usage && exit 0 ;;
+      *) fail "unknown argument '$1' (./install.sh --help shows what there is)" 2 ;;
+    esac
+    shift
+  done
+  [ "$mode" != test ] || extras=dev
+}
+
+check_place() {
+  local file
+  for file in pyproject.toml edge/__init__.py constraints/jetson.txt; do
+    [ -f "$here/$file" ] || fail "$here/$file is missing: this is not a whole copy of the repository; clone it again"
+  done
+  if [ "$(id -u)" = 0 ] && [ -n "${SUDO_USER:-}" ] && [ "$SUDO_USER" != root ]; then
+    fail "running under sudo, so .venv would belong to root: run ./install.sh as $SUDO_USER, without sudo"
+  fi
+  [ -w "$here" ] || fail "no permission to write in $here: change its owner, or clone the repository elsewhere"
+  if [ -n "$offline" ] && ! compgen -G "$offline/*.whl" >/dev/null; then
+    fail "--offline $offline: there are no wheels (*.whl) in it; ./install.sh --help says how to fill it"
+  fi
+}
+
+# ---- which Python ----------------------------------------------------------------------------------------------------
+
+# The version of a Python, or nothing when it does not run.
+version_of_python() { "$1" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null || true; }
+
+# Why a Python will not do, in words; nothing when it will.
+python_problem() {  # python version
+  case "$2" in
+    3.1[0-3].*) ;;
+    3.[0-9].* | 2.* | 3.[0-9] | [01].*)
+      echo "$1 is Python $2, too old: edge needs 3.10 to 3.13"
+      return
+      ;;
+    "") echo "$1 does not run" && return ;;
+    *) echo "$1 is Python $2, too new: edge needs 3.10 to 3.13" && return ;;
+  esac
+  if ! "$1" -c 'import ensurepip, venv' >/dev/null 2>&1; then
+    echo "$1 (Python $2) cannot make virtual environments: sudo apt install python${2%.*}-venv"
+  fi
+}
+
+# Set python and python_version, or fail with the first thing that is wrong.
+find_python() {
+  local candidates=(python3 python3.13 python3.12 python3.11 python3.10) candidate problem first=""
+  if [ -n "${EDGE_PYTHON:-}" ]; then
+    candidates=("$EDGE_PYTHON")
+  elif is_jetson; then
+    # NVIDIA's tensorrt and OpenCV are packages of the system's Python, and of no other.
+    candidates=("$root/usr/bin/python3")
+  fi
+  for candidate in "${candidates[@]}"; do
+    command -v "$candidate" >/dev/null 2>&1 || continue
+    python_version="$(version_of_python "$candidate")"
+    problem="$(python_problem "$candidate" "$python_version")"
+    if [ -z "$problem" ]; then
+      python="$(base_python "$candidate")"
+      return
+    fi
+    [ -n "$first" ] || first="$problem"
+  done
+  if [ -z "$first" ]; then
+    [ -z "${EDGE_PYTHON:-}" ] || fail "EDGE_PYTHON=$EDGE_PYTHON: there is no such command"
+    fail "no Python found: install Python 3.10 to 3.13 (sudo apt install python3 python3-venv), or set EDGE_PYTHON"
+  fi
+  case "$first" in
+    *"too old"*) ! is_jetson || first="$first (JetPack 6 or 7; JetPack 5 is out of scope)" ;;
+  esac
+  case "$first" in
+    *" apt install "*) fail "$first" ;;
+    *) fail "$first; install one, or name it: EDGE_PYTHON=/path/to/python ./install.sh" ;;
+  esac
+}
+
+# A Python from an activated virtual environment stands for the one below it: the former may be the .venv in the way.
+base_python() {
+  local path
+  path="$(command -v "$1")"
+  "$path" -c 'import sys; print(sys._base_executable if sys.prefix != sys.base_prefix else sys.argv[1])' "$path"
+}
+
+# ---- which machine ---------------------------------------------------------------------------------------------------
+
+is_jetson() {
+  local compatible="$root/proc/device-tree/compatible"
+  [ "$(uname -m)" = aarch64 ] && grep -qz '^nvidia,tegra' "$compatible" 2>/dev/null
+}
+
+# Release of Jetson Linux, like 36.4.7; nothing when unknown.
+l4t_release() {
+  local line='^# R\([0-9]*\) (release), REVISION: \([0-9.]*\).*'
+  sed -n "s/$line/\1.\2/p;1q" "$root/etc/nv_tegra_release" 2>/dev/null || true
+}
+
+nvcc_path() {
+  if [ -x "$root/usr/local/cuda/bin/nvcc" ]; then echo "$root/usr/local/cuda/bin/nvcc"; else command -v nvcc || true; fi
+}
+
+# Version of a module as a Python sees it, or "missing", or "broken: why". One process each: a binary that was built for
+# another NumPy may take the interpreter down with it.
+module_version() {  # python module
+  "$1" - "$2" 2>/dev/null <<'PY' || echo "broken: the interpreter crashed"
+import importlib
+import importlib.util
+import sys
+
+name = sys.argv[1]
+if importlib.util.find_spec(name) is None:
+    print("missing")
+    sys.exit()
+try:
+    module = importlib.import_module(name)
+except Exception as exc:
+    print("broken:", (str(exc).splitlines() or [type(exc).__name__])[0])
+    sys.exit()
+version = getattr(module, "__version__", None) or getattr(module, "VERSION_TEXT", None) or "unknown version"
+if name == "cv2":
+    with_gstreamer = module.videoio_registry.hasBackend(module.CAP_GSTREAMER)
+    version += ", GStreamer " + ("yes" if with_gstreamer else "no")
+print(version)
+PY
+}
+
+show_jetson() {  # python
+  local nvcc module model seen
+  nvcc="$(nvcc_path)"
+  model="$(tr -d '\0' <"$root/proc/device-tree/model" 2>/dev/null || true)"
+  say "Jetson: ${model:-unknown module}"
+  say "  L4T       $(l4t_release)"
+  if [ -n "$nvcc" ]; then
+    say "  CUDA      $("$nvcc" --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p') ($nvcc)"
+  else
+    say "  CUDA      no nvcc, so PyCUDA cannot be built: sudo apt install nvidia-jetpack"
+  fi
+  for module in tensorrt cv2 numpy pycuda; do
+    seen="$(module_version "$1" "$module")"
+    case "$module $seen" in
+      "tensorrt missing") seen="missing: sudo apt install python3-libnvinfer" ;;
+      *"GStreamer no") seen="$seen, so no CSI camera: sudo apt install libopencv-python, and no OpenCV from pip" ;;
+    esac
+    say "  $(printf '%-9s' "$module") $seen"
+  done
+}
+
+# ---- the virtual environment -----------------------------------------------------------------------------------------
+
+# What .venv was made from, as lines; the same lines mean that there is nothing to do.
+fingerprint() {  # python version, extras
+  local kind=host
+  ! is_jetson || kind="jetson $(l4t_release)"
+  printf '%s\n' "place $venv" "python $1" "kind $kind" "inputs $(inputs_digest)" "extras $2"
+}
+
+inputs_digest() {
+  cat "$here/pyproject.toml" "$here/constraints/jetson.txt" "$here/install.sh" | cksum
+}
+
+# Sets todo: nothing, update or create.
+compare_with_stamp() {
+  local version="" have=dev
+  todo=create
+  [ -f "$stamp" ] && [ -x "$venv/bin/edge" ] || return 0
+  version="$(version_of_python "$venv/bin/python")"
+  "$venv/bin/python" -c 'import edge' >/dev/null 2>&1 || return 0
+  # Without EDGE_PYTHON, a .venv that works is kept, whatever python3 is today.
+  [ -z "${EDGE_PYTHON:-}" ] || [ "$version" = "$(version_of_python "$EDGE_PYTHON")" ] || return 0
+  grep -qx "extras dev" "$stamp" || have=host
+  if [ "$(fingerprint "$version" "$have")" = "$(cat "$stamp")" ]; then
+    todo=update
+    # The development tools come on top: who has them has all that the other modes need.
+    if [ "$have" = dev ] || [ "$extras" = host ]; then todo=nothing; fi
+  elif [ "$(fingerprint "$version" "$have" | head -n 3)" = "$(head -n 3 "$stamp")" ] && ! is_jetson; then
+    todo=update
+  fi
+  # What JetPack brings can be told from what pip brought only in a new environment.
+  if [ "$todo" = update ] && is_jetson; then todo=create; fi
+  if [ "$todo" = update ] && [ "$have" = dev ]; then extras=dev; fi
+}
+
+check_space() {  # MiB needed
+  # The free space stands before the percentage; names before and after them may hold spaces.
+  local free_mib used_mib=0 column='NR == 2 { for (i = 2; i <= NF; i++) if ($i ~ /%$/) print int($(i - 1) / 1024) }'
+  free_mib="$(df -Pk "$here" 2>/dev/null | awk "$column")"
+  case "$free_mib" in "" | *[!0-9]*) return 0 ;; esac
+  [ ! -d "$venv" ] || used_mib="$(du -sk "$venv" 2>/dev/null | awk '{ print int($1 / 1024) }')"
+  if [ $((free_mib + used_mib)) -lt "$1" ]; then
+    fail "not enough disk space: about $1 MiB are needed in $here, $free_mib MiB are free; free some or clone elsewhere"
+  fi
+}
+
+remove_venv() {
+  if [ -L "$venv" ]; then
+    rm -f -- "$venv"
+  elif [ -d "$venv" ] && [ -n "$(ls -A "$venv")" ] && [ ! -e "$venv/pyvenv.cfg" ] && [ ! -d "$venv/bin" ]; then
+    fail "$venv is not a virtual environment: move it away, then run ./install.sh again"
+  elif [ -e "$venv" ]; then
+    rm -rf -- "$venv" || fail "cannot remove $venv: remove it by hand (sudo rm -r, if root made it)"
+  fi
+}
+
+create_venv() {
+  local options=()
+  ! is_jetson || options=(--system-site-packages)
+  if [ -e "$venv" ]; then
+    say "making .venv anew: it is unfinished, or was made for another place, Python or version of edge"
+    remove_venv
+  fi
+  say "making .venv with Python $python_version ($python)"
+  mkdir -- "$venv"
+  "$python" -m venv ${options[@]+"${options[@]}"} "$venv" >"$log" 2>&1 ||
+    fail "cannot make .venv: $(tail -n 1 "$log") (details: $log)"
+}
+
+# ---- pip -------------------------------------------------------------------------------------------------------------
+
+run_pip() {  # arguments of pip install
+  local options=(--disable-pip-version-check --no-input --progress-bar off --retries 2) status=0
+  [ -z "$offline" ] || options+=(--no-index --find-links "$offline")
+  # A sign of life: some wheels are large, and some lines are slow.
+  (
+    while sleep 20 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
+      say "  … $(grep -E '^ *(Collecting|Downloading|Building|Installing)' "$log" | tail -n 1 | cut -c 1-100)"
+    done
+  ) &
+  ticker=$!
+  (cd -- "$here" && "$venv/bin/python" -m pip install "${options[@]}" "$@") >>"$log" 2>&1 || status=$?
+  kill "$ticker" 2>/dev/null || true
+  wait "$ticker" 2>/dev/null || true
+  ticker=""
+  return "$status"
+}
+
+pip_install() { run_pip "$@" || fail "$(pip_problem) (details: $log)"; }
+
+# What went wrong, in one line, from the words of pip.
+pip_problem() {
+  local missing line='^ *ERROR: No matching distribution found for \([^ ]*\).*'
+  missing="$(sed -n "s/$line/\1/p" "$log" | tail -n 1)"
+  if grep -qE 'No space left on device|Errno 28|Disk quota exceeded' "$log"; then
+    echo "the disk is full: free about $need_mib MiB here and some in ${TMPDIR:-/tmp}, then run ./install.sh again"
+  elif [ -n "$offline" ] && [ -n "$missing" ]; then
+    echo "--offline $offline: no wheel for $missing that suits Python $python_version on $(uname -m)"
+  elif grep -qE "$unreachable" "$log"; then
+    echo "the package registry cannot be reached: check the network or proxy, or use --offline DIR (see --help)"
+  elif [ -n "$missing" ]; then
+    echo "the package registry has no $missing for Python $python_version on $(uname -m): try another EDGE_PYTHON"
+  else
+    echo "pip failed: $(grep -i 'error' "$log" | tail -n 1 | cut -c 1-200)"
+  fi
+}
+
+unreachable='NewConnectionError|ConnectTimeout|NameResolutionError|name resolution|Network is unreachable|Read timed out'
+unreachable+='|ProxyError|SSLError|CERTIFICATE_VERIFY_FAILED|Max retries exceeded|Connection refused|Connection reset'
+unreachable+='|IncompleteRead|[45][0-9][0-9] (Client|Server) Error'
+
+install_host() {
+  if [ "$todo" = update ]; then
+    say "bringing edge[$extras] in .venv up to date"
+  elif [ -n "$offline" ]; then
+    say "installing edge[$extras] from $offline (about a minute)"
+  else
+    say "installing edge[$extras] (about 200 MB to download, one to three minutes)"
+  fi
+  pip_install -e ".[$extras]"
+}
+
+# On a Jetson, NumPy, OpenCV and TensorRT stay those of JetPack: others break or hide them.
+install_jetson() {
+  local numpy_pin="$venv/edge-numpy.txt" requirements="$venv/edge-requirements.txt"
+  choose_numpy >"$numpy_pin"
+  say "installing edge beside JetPack's packages, with $(cat "$numpy_pin")"
+  pip_install --no-deps -e .
+  list_requirements >"$requirements" || fail "cannot read what edge needs (details: $log)"
+  pip_install -c constraints/jetson.txt -c "$numpy_pin" -r "$requirements"
+  install_pycuda "$numpy_pin"
+  show_jetson "$venv/bin/python"
+}
+
+# A line for pip that keeps the NumPy that is there.
+choose_numpy() {
+  local seen
+  seen="$(module_version "$venv/bin/python" numpy)"
+  case "$seen" in
+    1.26.* | [2-9].*) echo "numpy==$seen" ;;
+    # Missing, or Ubuntu 22.04's 1.21, which ONNX Runtime does not take. JetPack's binaries are built for NumPy 1, and
+    # run with any later 1.x; it goes into .venv and leaves the system's alone.
+    *) echo "numpy>=1.26,<2" ;;
+  esac
+}
+
+# What pyproject.toml asks for, less what JetPack has.
+list_requirements() {
+  local cv2
+  cv2="$(module_version "$venv/bin/python" cv2)"
+  "$venv/bin/python" - "$extras" "${cv2%%:*}" 2>>"$log" <<'PY'
+import sys
+from importlib.metadata import requires
+
+from pip._vendor.packaging.requirements import Requirement
+
+extras = {"host", sys.argv[1]}
+for line in requires("jetson-edge") or []:
+    requirement = Requirement(line)
+    wanted = requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in ("", *extras))
+    is_seen = requirement.name.startswith("opencv") and sys.argv[2] not in {"missing", "broken"}
+    if wanted and not is_seen and requirement.name != "jetson-edge":
+        print(f"{requirement.name}{requirement.specifier}")
+PY
+}
+
+install_pycuda() {  # file with the pin of NumPy
+  local nvcc again="./install.sh uninstall && ./install.sh"
+  [ "$(module_version "$venv/bin/python" pycuda)" = missing ] || return 0
+  nvcc="$(nvcc_path)"
+  if [ -z "$nvcc" ]; then
+    say "no nvcc, so no PyCUDA: the backend tensorrt will not run. sudo apt install nvidia-jetpack, then $again"
+    return 0
+  fi
+  say "building PyCUDA with $nvcc (some minutes)"
+  PATH="$(dirname -- "$nvcc"):$PATH" run_pip -c constraints/jetson.txt -c "$1" pycuda ||
+    say "PyCUDA did not build, so the backend tensorrt will not run (details: $log)." \
+      "Often g++ or Python.h is missing: sudo apt install build-essential python3-dev, then $again"
+}
+
+# ---- modes -----------------------------------------------------------------------------------------------------------
+
+set_up() {
+  compare_with_stamp
+  if [ "$todo" = nothing ]; then
+    say "up to date: .venv (Python $(version_of_python "$venv/bin/python"))"
+    return
+  fi
+  if [ "$todo" = create ]; then
+    find_python
+    check_space "$need_mib"
+    create_venv
+  else
+    python_version="$(version_of_python "$venv/bin/python")"
+    check_space "$((need_mib / 3))"
+    rm -f -- "$stamp"
+    : >"$log"
+  fi
+  if is_jetson; then install_jetson; else install_host; fi
+  "$venv/bin/edge" --version >>"$log" 2>&1 || fail "edge is installed and does not start: $(tail -n 1 "$log")"
+  # Last, and in one step: without it, .venv counts as unfinished.
+  fingerprint "$(version_of_python "$venv/bin/python")" "$extras" >"$stamp.tmp"
+  mv -f -- "$stamp.tmp" "$stamp"
+  say "ready: $("$venv/bin/edge" --version) in .venv (Python $python_version)"
+}
+
+run_demo() {
+  cd -- "$here"
+  say "edge build --profile host"
+  "$venv/bin/edge" build --profile host
+  say "edge run --profile host --images samples --record runs/demo.json"
+  "$venv/bin/edge" run --profile host --images samples --record runs/demo.json
+}
+
+run_tests() {
+  local failed=""
+  cd -- "$here"
+  run_check ruff check .
+  run_check ruff format --check .
+  run_check mypy
+  [ -z "$failed" ] || printf 'install.sh: error: failed:%s (pytest follows)\n' "$failed" >&2
+  say "pytest"
+  "$venv/bin/python" -m pytest || failed="$failed pytest"
+  [ -z "$failed" ] || exit 1
+}
+
+run_check() {  # module arguments…
+  say "$*"
+  "$venv/bin/python" -m "$@" || failed="$failed '$*'"
+}
+
+run_uninstall() {
+  if [ ! -e "$venv" ] && [ ! -L "$venv" ]; then
+    say "there is no .venv here: nothing to remove"
+    return
+  fi
+  remove_venv
+  say "removed $venv"
+}
+
+run_report() {
+  compare_with_stamp
+  find_python
+  say "Python $python_version ($python)"
+  if is_jetson; then show_jetson "$python"; else say "not a Jetson: ONNX Runtime on the CPU"; fi
+  case "$todo" in
+    nothing) say ".venv is up to date" ;;
+    update) say ".venv would be brought up to date" ;;
+    create) check_space "$need_mib" && say ".venv would be made, about $need_mib MiB with the downloads" ;;
+  esac
+}
+
+main() {
+  parse_arguments "$@"
+  # Settings that send packages elsewhere than into .venv, or bring others in.
+  unset PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX PIP_ROOT
+  export PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0
+  if [ -n "$offline" ]; then
+    unset PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS
+    export PIP_CONFIG_FILE=/dev/null
+  fi
+  if [ "$mode" = uninstall ]; then
+    run_uninstall
+    return
+  fi
+  check_place
+  if [ "$mode" = check ]; then
+    run_report
+    return
+  fi
+  set_up
+  case "$mode" in
+    demo) run_demo ;;
+    test) run_tests ;;
+    *) say "next: ./install.sh demo    (or: source .venv/bin/activate && edge --help)" ;;
+  esac
+}
+
+main "$@"
