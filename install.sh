@@ -230,7 +230,7 @@ compare_with_stamp() {
   todo=create
   [ -f "$stamp" ] && [ -x "$venv/bin/edge" ] || return 0
   version="$(version_of_python "$venv/bin/python")"
-  "$venv/bin/python" -c 'import edge' >/dev/null 2>&1 || return 0
+  "$venv/bin/edge" --version >/dev/null 2>&1 || return 0
   # Without EDGE_PYTHON, a .venv that works is kept, whatever python3 is today.
   [ -z "${EDGE_PYTHON:-}" ] || [ "$version" = "$(version_of_python "$EDGE_PYTHON")" ] || return 0
   grep -qx "extras dev" "$stamp" || have=host
@@ -247,9 +247,10 @@ compare_with_stamp() {
 }
 
 check_space() {  # MiB needed
-  # The free space stands before the percentage; names before and after them may hold spaces.
-  local free_mib used_mib=0 column='NR == 2 { for (i = 2; i <= NF; i++) if ($i ~ /%$/) print int($(i - 1) / 1024) }'
-  free_mib="$(df -Pk "$here" 2>/dev/null | awk "$column")"
+  local free_mib used_mib=0
+  # The free space stands before the percentage; the names before and after them may hold spaces.
+  free_mib="$(df -Pk "$here" 2>/dev/null | awk '
+    NR == 2 { for (i = 2; i <= NF; i++) if ($i ~ /%$/) { print int($(i - 1) / 1024); exit } }')"
   case "$free_mib" in "" | *[!0-9]*) return 0 ;; esac
   [ ! -d "$venv" ] || used_mib="$(du -sk "$venv" 2>/dev/null | awk '{ print int($1 / 1024) }')"
   if [ $((free_mib + used_mib)) -lt "$1" ]; then
@@ -318,8 +319,8 @@ pip_problem() {
   fi
 }
 
-unreachable='NewConnectionError|ConnectTimeout|NameResolutionError|name resolution|Network is unreachable|Read timed out'
-unreachable+='|ProxyError|SSLError|CERTIFICATE_VERIFY_FAILED|Max retries exceeded|Connection refused|Connection reset'
+unreachable='NewConnectionError|ConnectTimeout|NameResolutionError|name resolution|Network is unreachable'
+unreachable+='|Read timed out|ProxyError|SSLError|CERTIFICATE_VERIFY_FAILED|Max retries exceeded|Connection refused|Connection reset'
 unreachable+='|IncompleteRead|[45][0-9][0-9] (Client|Server) Error'
 
 install_host() {
@@ -457,7 +458,7 @@ run_report() {
   say "Python $python_version ($python)"
   if is_jetson; then show_jetson "$python"; else say "not a Jetson: ONNX Runtime on the CPU"; fi
   case "$todo" in
-    nothing) say ".venv is up to date" ;;
+    nothing) say ".venv is up to date (Python $(version_of_python "$venv/bin/python"))" ;;
     update) say ".venv would be brought up to date" ;;
     create) check_space "$need_mib" && say ".venv would be made, about $need_mib MiB with the downloads" ;;
   esac

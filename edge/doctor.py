@@ -83,12 +83,13 @@ def _machine(root: Path, device: Device, process: Process) -> Iterator[Finding]:
     )
     yield _finding("machine", "device", what or "unknown", value=device.family)
     if device.unsupported:
-        yield _finding("machine", "support", device.unsupported, level="problem", step="see README, Requirements")
+        yield _finding("machine", "support", device.unsupported, level="problem", step=_way_out(device))
     memory = f"{device.memory_mib} MiB" if device.memory_mib else "unknown"
     yield _finding("machine", "cpu", f"{device.cores or '?'} cores, {memory} of memory, {device.machine or '?'}")
     if device.is_jetson:
-        system = f"JetPack {device.jetpack or 'unknown'} (L4T {device.l4t or 'unknown'}), GPU sm_{device.sm or '?'}"
-        yield _finding("machine", "system", system, value=device.l4t)
+        system = f"JetPack {device.jetpack or 'unknown'} (L4T {device.l4t or 'unknown'})"
+        gpu = f"GPU of compute capability {device.sm or 'unknown'}"
+        yield _finding("machine", "system", f"{system}, {gpu}", value=device.l4t)
         locked = {True: "locked", False: "not locked: latency varies with load", None: "unknown"}
         text = f"{device.power_mode or 'unknown'}, clocks {locked[device.clocks_locked]}"
         step = "sudo jetson_clocks  (for measurements)" if device.clocks_locked is False else None
@@ -96,6 +97,13 @@ def _machine(root: Path, device: Device, process: Process) -> Iterator[Finding]:
         yield from _throttling(root)
         yield from _swap(root, device)
     yield _disk(process)
+
+
+def _way_out(device: Device) -> str:
+    if device.family is not None:
+        return "flash JetPack 6 or newer"
+    known = device.soc in {None, "tegra234", "tegra264"}
+    return "name a profile with --profile; edge profile list" if known else "a Jetson Orin or Thor is needed"
 
 
 def _throttling(root: Path) -> Iterator[Finding]:

@@ -185,7 +185,8 @@ def from_qdq(
     """Table from the QuantizeLinear nodes of a Q/DQ model, by the names of the tensors that they quantize.
 
     A file made by :func:`to_qdq` whose graph is untouched since gives back its whole table, also the entries that no
-    node carries. Subgraphs are not looked into.
+    node carries. Otherwise the nodes are all there is: one for onnxruntime holds a Relu's or Clip's scale at its input
+    too. Subgraphs are not looked into.
 
     Raises:
         ArtifactError: no quantized activation, per-channel or asymmetric activations, a scale that is not a constant

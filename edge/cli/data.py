@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from edge.cli import options
 from edge.errors import DataError, QualityError, UsageError
 from edge.ui import Terminal
 
@@ -20,7 +21,6 @@ app = typer.Typer(no_args_is_help=True)
 Source = Annotated[
     Path, typer.Argument(help="A folder, a picture, a list (.txt), a .csv, or TFRecord shards (also 'train-*').")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 Labels = Annotated[Path | None, typer.Option(help="A labels.csv: columns file and class_index.")]
 
@@ -33,7 +33,7 @@ def list_(
     labels: Labels = None,
     natural: Annotated[bool, typer.Option(help="Sort so that image_2 comes before image_10.")] = False,
     force: Force = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Write a list of pictures that travels: paths relative to the list, '/' everywhere, class index where known."""
     from edge import frames, store
@@ -70,7 +70,7 @@ def extract(
         int, typer.Option(help="Added to every class index; -1 for ImageNet shards, which count from 1.")
     ] = 0,
     force: Force = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Write the pictures of TFRecord shards as they are, byte for byte, and a labels.csv.
 
@@ -101,7 +101,7 @@ def extract(
 
 
 @app.command()
-def check(source: Source, *, labels: Labels = None, as_json: Json = False) -> None:
+def check(source: Source, *, labels: Labels = None, as_json: options.Json = False) -> None:
     """Decode every picture, name each one that is bad, and exit with 1 when there is any."""
     from edge.frames import check as checks
 

@@ -60,7 +60,7 @@ def render(report: Report, *, plain: bool) -> Text:
 
 def _append(text: Text, finding: Finding, *, width: int, plain: bool) -> None:
     symbol, ascii_symbol, colour = _SYMBOLS[finding.level]
-    text.append(f"  {ascii_symbol if plain else symbol:<2}", colour)
+    text.append(f"  {ascii_symbol:<3}" if plain else f"  {symbol} ", colour)
     text.append(f"{finding.name:<{width}}  {finding.text}\n")
     if finding.next_step is not None:
         text.append(f"    {'':<{width}}  {'->' if plain else '→'} {finding.next_step}\n", "dim")

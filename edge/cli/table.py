@@ -161,7 +161,7 @@ def diff(
 
 
 @app.command()
-def convert(  # noqa: PLR0913 - one parameter per option
+def convert(
     source: Annotated[
         Path, typer.Argument(help="A table, onnxruntime's JSON or FlatBuffers table, or a Q/DQ ONNX model.")
     ],

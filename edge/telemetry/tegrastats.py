@@ -130,10 +130,15 @@ class Tegrastats:
             return Unavailable(cls.name, "/usr/bin/tegrastats is not there", hint)
         source = cls(root, clock=clock, interval_ms=interval_ms)
         source._reader.start()
-        reason = source._wait_for_rails(first_line_timeout_s)
+        reason: str | None = "interrupted"
+        try:
+            reason = source._wait_for_rails(first_line_timeout_s)
+        finally:
+            # Also when Ctrl-C comes here: nobody else knows of the child yet.
+            if reason is not None:
+                source.close()
         if reason is None:
             return source
-        source.close()
         hint = "run as root: before JetPack 6 nobody else sees the rails" if reason == _NO_RAILS else None
         return Unavailable(cls.name, reason, hint)
 

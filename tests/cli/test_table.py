@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from edge.calibration.table import TrtVersion, from_ranges, parse, write
 from edge.cli.table import app
-from edge.errors import ArtifactError, EdgeError, ModelError, ProfileError, QualityError, UsageError
+from edge.errors import ArtifactError, EdgeError, ModelError, ProfileError, QualityError, StoreError, UsageError
 
 TABLE = (
     b"TRT-8602-EntropyCalibration2\nx: 3c010204\nc1: 3d418306\n(Unnamed Layer* 3) [Constant]_output: 3c810204\n"
@@ -124,9 +124,15 @@ def test_show_says_what_is_wrong_and_shows_it_all_the_same(tmp_path: Path) -> No
     assert "nan" in result.stderr
 
 
-@pytest.mark.parametrize("command", [["show"], ["check"], ["diff", __file__]], ids=lambda words: words[0])
-def test_a_missing_table(tmp_path: Path, command: list[str]) -> None:
-    assert "no such file" in error_of(run(*command, tmp_path / "nope"), (UsageError, ArtifactError)).what  # type: ignore[arg-type]
+@pytest.mark.parametrize("words", ["show", "check", "diff a.table"])
+def test_a_missing_table(table: Path, words: str) -> None:
+    command, *others = words.split()
+    result = run(command, *(table.parent / name for name in others), table.parent / "nope")
+    assert "no such file" in error_of(result, UsageError).what
+
+
+def test_a_folder_is_no_table(tmp_path: Path) -> None:
+    error_of(run("show", tmp_path), StoreError)
 
 
 @pytest.mark.parametrize("command", ["show", "check"])

@@ -188,7 +188,7 @@ def test_a_name_with_a_line_end_cannot_be_listed(tmp_path: Path) -> None:
 
 
 def test_natural_order(tmp_path: Path) -> None:
-    right = "7.jpg a10b2.jpg a10b10.jpg a².jpg image_1.jpg image_2.jpg Image_3.jpg image_10.jpg".split()
+    right = ["7.jpg", "a10b2.jpg", "a10b10.jpg", "a².jpg", "image_1.jpg", "image_2.jpg", "Image_3.jpg", "image_10.jpg"]
     for name in right:
         (tmp_path / name).write_bytes(b"x")
     assert [picture.name for picture in sorted(open_pictures(tmp_path), key=natural)] == right
