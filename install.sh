@@ -320,8 +320,8 @@ pip_problem() {
 }
 
 unreachable='NewConnectionError|ConnectTimeout|NameResolutionError|name resolution|Network is unreachable'
-unreachable+='|Read timed out|ProxyError|SSLError|CERTIFICATE_VERIFY_FAILED|Max retries exceeded|Connection refused|Connection reset'
-unreachable+='|IncompleteRead|[45][0-9][0-9] (Client|Server) Error'
+unreachable+='|Read timed out|ProxyError|SSLError|CERTIFICATE_VERIFY_FAILED|Max retries exceeded|IncompleteRead'
+unreachable+='|Connection refused|Connection reset|[45][0-9][0-9] (Client|Server) Error'
 
 install_host() {
   if [ "$todo" = update ]; then

@@ -24,6 +24,8 @@ LABEL_COLUMNS = ("class_index", "label", "class")
 
 # Fewer answers than this say nothing about the map: a good network is wrong on the first five at times.
 _MIN_ANSWERS = 20
+# Nor do answers about fewer classes: two classes confused with each other look like a shift.
+_MIN_CLASSES = 5
 _FEW = 3
 
 
@@ -120,7 +122,7 @@ def shape_of_errors(predictions: Sequence[int], truth: Sequence[int], *, classes
     ``predictions`` are top-1 class indices, ``truth`` the true ones, in the same order; ``classes`` is how many the
     network has (otherwise only negative labels are out of range). Looks for labels out of range, for a map shifted by
     one (ImageNet TFRecords and TensorFlow's networks count a background class as 0), and for accuracy near chance.
-    Fewer than 20 answers are never called wrong, except when out of range.
+    Fewer than 20 answers, or answers about fewer than 5 classes, are never called wrong, except when out of range.
 
     Raises:
         ValueError: the two differ in length.
@@ -151,16 +153,17 @@ def _shifted_or_foreign(predictions: Sequence[int], truth: Sequence[int], classe
     count = len(truth)
     if count < _MIN_ANSWERS:
         return None
+    kinds = classes if classes is not None else max(*truth, *predictions) + 1
     hits = {by: sum(p == t + by for p, t in zip(predictions, truth, strict=True)) / count for by in (-1, 0, 1)}
     best = max((-1, 1), key=lambda by: hits[by])
     # Neighbours in a map are often alike (dog breeds), so a shift must win clearly, and be good in itself.
-    if hits[best] >= 0.2 and hits[best] > 3 * hits[0] and hits[best] - hits[0] > 0.15:
+    is_possible = min(truth) + best >= 0 and max(truth) + best < kinds and len(set(truth)) >= _MIN_CLASSES
+    if is_possible and hits[best] >= 0.2 and hits[best] > 3 * hits[0] and hits[best] - hits[0] > 0.15:
         return (
             f"top-1 is {hits[0]:.1%} with these labels and {hits[best]:.1%} with every label {best:+d}: the label map "
             f"is off by one; make the labels again with --label-offset {best:+d}"
         )
-    kinds = classes if classes is not None else max(*truth, *predictions) + 1
-    if kinds >= 10 and len(set(truth)) > 1 and hits[0] < max(0.02, 1.5 / kinds):
+    if kinds >= 10 and len(set(truth)) >= _MIN_CLASSES and hits[0] < max(0.02, 1.5 / kinds):
         return (
             f"top-1 is {hits[0]:.1%} of {count} pictures, no better than chance: the labels are of another map than "
             "the network's, the preprocessing is not what it was trained with, or the engine is broken"

@@ -11,6 +11,7 @@ import typer
 
 from edge.cli import options
 from edge.errors import DataError, QualityError, UsageError
+from edge.labels import shown
 from edge.ui import Terminal
 
 if TYPE_CHECKING:
@@ -50,13 +51,14 @@ def list_(
         terminal.warn(
             f"{rendered.outside} pictures are outside the folder of the list: it travels only together with their place"
         )
+    place = shown(str(output))
     result = {
-        "list": str(output),
+        "list": place,
         "pictures": rendered.pictures,
         "labelled": rendered.labelled,
         "outside": rendered.outside,
     }
-    text = f"{output}: {rendered.pictures} pictures, {rendered.labelled} of them with a class index"
+    text = f"{place}: {rendered.pictures} pictures, {rendered.labelled} of them with a class index"
     terminal.data(_json(result) if as_json else text)
 
 
@@ -94,9 +96,10 @@ def extract(
     warning = extracts.counts_from_one(done)
     if warning is not None:
         terminal.warn(warning.text)
-    result = {"folder": str(output), "label_offset": label_offset, **msgspec.to_builtins(done)}
+    place = shown(str(output))
+    result = {"folder": place, "label_offset": label_offset, **msgspec.to_builtins(done)}
     kept = f" ({done.kept} of them were there already)" if done.kept else ""
-    text = f"{output}: {done.pictures} pictures{kept}, {done.labelled} of them with a class index in {extracts.TRUTH}"
+    text = f"{place}: {done.pictures} pictures{kept}, {done.labelled} of them with a class index in {extracts.TRUTH}"
     terminal.data(_json(result) if as_json else text)
 
 
@@ -109,11 +112,11 @@ def check(source: Source, *, labels: Labels = None, as_json: options.Json = Fals
     with terminal.progress() as listen:
         found = checks.check(source, labels=labels, listen=listen)
     if as_json:
-        terminal.data(_json({"source": str(source), **msgspec.to_builtins(found)}))
+        terminal.data(_json({"source": shown(str(source)), **msgspec.to_builtins(found)}))
     elif found.bad:
         terminal.table(("picture", "problem"), [(item.name, item.problem) for item in found.bad])
     else:
-        terminal.data(f"{source}: {found.pictures} pictures, all good")
+        terminal.data(f"{shown(str(source))}: {found.pictures} pictures, all good")
     if found.bad:
         raise QualityError(
             f"{_counted(len(found.bad), 'problem')} in {_counted(found.pictures, 'picture')}", where=source

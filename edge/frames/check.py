@@ -12,6 +12,7 @@ from edge.events import Listener, Progress, silence
 from edge.frames.decoding import decode
 from edge.frames.pictures import Picture
 from edge.frames.sources import open_pictures, shards_of
+from edge.labels import shown
 
 
 class Bad(msgspec.Struct, frozen=True):
@@ -45,7 +46,7 @@ def check(source: Path, *, labels: Path | None = None, listen: Listener = silenc
         if damage is not None and not shards:
             raise damage
         if damage is not None:
-            bad.append(Bad(damage.where or str(part), f"{damage.what}; the rest of the shard was not looked at"))
+            bad.append(Bad(shown(damage.where or str(part)), f"{damage.what}; the rest of the shard was not looked at"))
     bad.extend(_undecodable(pictures, listen=listen))
     if labels is not None:
         bad.extend(_unlabelled(pictures, labels))
@@ -82,4 +83,6 @@ def _undecodable(pictures: list[Picture], *, listen: Listener) -> list[Bad]:
 def _unlabelled(pictures: list[Picture], path: Path) -> list[Bad]:
     joined = truths.join(pictures, truths.load_truth(path), partial=True)
     known = {id(picture) for picture, _ in joined}
-    return [Bad(picture.name, f"no class index in {path}") for picture in pictures if id(picture) not in known]
+    return [
+        Bad(picture.name, f"no class index in {shown(str(path))}") for picture in pictures if id(picture) not in known
+    ]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -118,10 +118,8 @@ def test_records_of_one_name_get_numbers(tmp_path: Path, write_shard: ShardWrite
 def test_no_name_leads_out_of_the_folder_or_over_the_labels(
     name: bytes, tmp_path: Path, write_shard: ShardWriter
 ) -> None:
-    shard = write_shard(
-        tmp_path / "in" / "a.tfrecord" if (tmp_path / "in").mkdir() else tmp_path / "in" / "a.tfrecord",
-        [(JPEG, 1, name)],
-    )
+    (tmp_path / "in").mkdir()
+    shard = write_shard(tmp_path / "in" / "a.tfrecord", [(JPEG, 1, name)])
     extract(list(open_pictures(shard)), tmp_path / "deep" / "out")
     outside = [p for p in tmp_path.rglob("*") if p.is_file() and tmp_path / "deep" / "out" not in p.parents]
     assert outside == [shard]
@@ -186,7 +184,3 @@ def test_labels_that_seem_to_count_from_one(done: Extracted, expected: bool) -> 
     if note is not None:
         assert note.level == "warning"
         assert "--label-offset -1" in note.text
-
-
-def _unused() -> Iterator[None]:
-    yield
