@@ -108,6 +108,7 @@ def _checked(content: Any, table: Found, activations: list[str], profile: Profil
     findings = check.check(
         content, activations, route="explicit" if profile.int8_route == "auto" else profile.int8_route,
         dla=profile.build.dla_core is not None, trt_version=None,
+        ignorable=table.manifest.info["zero_tensors"],
     )  # fmt: skip
     check.raise_for(findings, table.path)
     return [finding.text for finding in findings if finding.level == "warning"]

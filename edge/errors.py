@@ -103,6 +103,7 @@ GUESTS: dict[str, str] = {
     "cv2": "pip install 'jetson-edge[host]'  (on a Jetson: sudo apt install libopencv-python, which has GStreamer)",
     "onnx": "pip install 'jetson-edge[host]'",
     "onnxruntime": "pip install 'jetson-edge[host]'",
+    "flatbuffers": "pip install 'jetson-edge[host]'",
     "numba": "pip install 'jetson-edge[host]'",
 }
 

@@ -29,7 +29,7 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(autouse=True)
 def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No EDGE_* setting of the machine reaches a test, relative paths land in ``tmp_path``, and a subprocess finds edge."""
+    """No EDGE_* setting reaches a test, relative paths land in ``tmp_path``, and a subprocess finds edge."""
     for name in [name for name in os.environ if name.startswith("EDGE_")]:
         monkeypatch.delenv(name)
     inherited = os.environ.get("PYTHONPATH")
@@ -53,7 +53,7 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def tiny_model(tmp_path: Path) -> Callable[..., Path]:
-    """``tiny_model(path="model.onnx", **variants)`` writes a classifier and returns its path; see :func:`write_model`."""
+    """``tiny_model(path="model.onnx", **variants)`` writes a classifier, returns its path; see :func:`write_model`."""
 
     def make(path: str | Path = "model.onnx", **variants: Any) -> Path:
         return write_model(tmp_path / path, **variants)
@@ -160,8 +160,8 @@ def write_model(
 
     Variants: ``batch`` fixes the batch axis; ``layout`` nchw, nhwc or chw (no batch axis); ``dtype`` of the input,
     float32 or float16; ``inputs`` 1 or 2; ``nan``: log of the input in front, so that every value not above zero gives
-    NaN or infinity; ``concat``: cat = Concat(sum, r1) before pool; ``downsample``: the skip branch is a convolution, c4;
-    ``named``: nodes have names; ``external``: weights in ``<path>.weights``.
+    NaN or infinity; ``concat``: cat = Concat(sum, r1) before pool; ``downsample``: the skip branch is a convolution,
+    c4; ``named``: nodes have names; ``external``: weights in ``<path>.weights``.
     """
     import onnx
     from onnx import TensorProto, helper

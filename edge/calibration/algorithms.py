@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.calibration.statistics import Statistics, TensorStatistics
+from edge.calibration.statistics import Histogram, Statistics, TensorStatistics
 from edge.errors import ProfileError
 
 Parameters = Mapping[str, float]
@@ -26,17 +26,25 @@ LEVELS = 127
 SEARCH_BINS = 2048
 
 
+class Parameter(msgspec.Struct, frozen=True):
+    """A number that an algorithm takes: its default, and what it must lie within."""
+
+    default: float
+    low: float
+    high: float
+
+
 class Algorithm(msgspec.Struct, frozen=True):
     """A named way from statistics to ranges.
 
-    ``parameters`` are the allowed ones with their defaults; ``table_name`` says which calibrator's name goes into the
+    ``parameters`` are the allowed ones; ``table_name`` says which calibrator's name goes into the
     table's header, because TensorRT refuses a header that does not fit the calibrator it is served by.
     """
 
     name: str
     rule: Rule
     needs: Literal["ranges", "histogram"]
-    parameters: dict[str, float]
+    parameters: dict[str, Parameter]
     table_name: TableName
     summary: str
 
@@ -48,7 +56,7 @@ def algorithm(
     name: str,
     *,
     needs: Literal["ranges", "histogram"] = "histogram",
-    parameters: Mapping[str, float] | None = None,
+    parameters: Mapping[str, Parameter] | None = None,
     table_name: TableName = "entropy2",
 ) -> Callable[[Rule], Rule]:
     """Register the decorated rule under ``name``."""
@@ -78,7 +86,12 @@ def find(name: str, parameters: Parameters) -> tuple[Algorithm, dict[str, float]
         if key not in found.parameters:
             allowed = ", ".join(found.parameters) or "none"
             raise ProfileError(f"calibration.parameters.{key}: {name} has no such parameter (it has: {allowed})")
-    return found, {**found.parameters, **parameters}
+        bounds = found.parameters[key]
+        if not bounds.low <= parameters[key] <= bounds.high:
+            raise ProfileError(
+                f"calibration.parameters.{key}: must be {bounds.low:g} to {bounds.high:g}, got {parameters[key]:g}"
+            )
+    return found, {key: float(parameters.get(key, bounds.default)) for key, bounds in found.parameters.items()}
 
 
 def ranges(statistics: Statistics, chosen: Algorithm, parameters: Parameters) -> dict[str, float]:
@@ -92,7 +105,62 @@ def minmax(tensor: TensorStatistics, _parameters: Parameters) -> float:
     return tensor.absmax
 
 
-@algorithm("entropy2", parameters={"flat": 0.25})
+@algorithm("percentile", parameters={"percentile": Parameter(99.99, 1.0, 100.0)})
+def percentile(tensor: TensorStatistics, parameters: Parameters) -> float:
+    """The ``percentile`` of |x|, zeros counted, to the upper edge of its bin.
+
+    Source: pytorch-quantization's and onnxruntime's histogram calibrators; 0 < percentile <= 100.
+    """
+    return _quantile(tensor.histogram(), parameters["percentile"] / 100.0)
+
+
+@algorithm("legacy", parameters={"quantile": Parameter(0.99999, 0.01, 1.0), "cutoff": Parameter(1.0, 0.01, 1.0)})
+def legacy(tensor: TensorStatistics, parameters: Parameters) -> float:
+    """A quantile of |x|, and at most a share of the largest (TensorRT's IInt8LegacyCalibrator).
+
+    Source: NvInfer.h, getQuantile and getRegressionCutoff; the defaults are those of NVIDIA's MLPerf 3D-UNet.
+    TensorRT's own regression between the two is not published, so none is made here. Both are shares, 0 to 1.
+    """
+    histogram = tensor.histogram()
+    return min(_quantile(histogram, parameters["quantile"]), parameters["cutoff"] * histogram.absmax)
+
+
+@algorithm("mse")
+def mse(tensor: TensorStatistics, _parameters: Parameters) -> float:
+    """Least mean squared error between a value and its INT8 form, rounding and clipping together.
+
+    Source: pytorch-quantization's ``mse`` method. A bin counts at its centre; candidates are bin edges from 1/16 of
+    the occupied range upwards, at most 256 of them.
+    """
+    histogram = tensor.histogram().coarsened(SEARCH_BINS)
+    used = histogram.used_bins
+    if used <= LEVELS:
+        return histogram.absmax
+    counts = histogram.counts[:used].astype(np.float64)
+    centres = (np.arange(used) + 0.5) * histogram.width
+    candidates = np.unique(np.linspace(used / 16, used, 256).round()) * histogram.width
+    steps = candidates[:, None] / LEVELS
+    rounded = np.minimum(np.rint(centres / steps), LEVELS) * steps
+    errors = (np.square(rounded - centres) * counts).sum(axis=1)
+    return min(float(candidates[int(np.argmin(errors))]), histogram.absmax)
+
+
+@algorithm("entropy", parameters={"margin": Parameter(0.25, 0.0, 1.0)})
+def entropy(tensor: TensorStatistics, parameters: Parameters) -> float:
+    """Minimal KL divergence as in the first entropy calibrator: no bin is left out, the range is a bin's upper edge.
+
+    Source: Migacz, GTC 2017, s7310, with pytorch-quantization's rule that the first bin counts as much as the second
+    (otherwise the zeros behind every Relu drown the rest). TensorRT's own IInt8EntropyCalibrator looks at the network
+    after fusion; here it is the network as it is in the model. ``margin`` as for entropy2.
+    """
+    histogram = tensor.histogram().coarsened(SEARCH_BINS)
+    counts = histogram.counts[: histogram.used_bins].astype(np.float64)
+    counts[:1] = counts[1:2]
+    best = _least_divergence(counts, margin=parameters["margin"])
+    return histogram.absmax if best is None else min((best + 1) * histogram.width, histogram.absmax)
+
+
+@algorithm("entropy2", parameters={"margin": Parameter(0.25, 0.0, 1.0)})
 def entropy2(tensor: TensorStatistics, parameters: Parameters) -> float:
     """Least information lost: minimal KL divergence, as NVIDIA describes IInt8EntropyCalibrator2.
 
@@ -102,19 +170,36 @@ def entropy2(tensor: TensorStatistics, parameters: Parameters) -> float:
     left out. Where that text is silent we follow Migacz (GTC 2017, s7310): the coarse histogram counts no outliers,
     and empty bins get no share of their coarse bin.
 
-    Ours: ``flat``. The divergence of a spiky histogram is flat and jagged around its minimum, and the bare minimum
-    then clips far too much. Of all B within a factor 1 + ``flat`` of the least divergence the largest is taken; 0 is
-    the bare minimum. On EfficientNet-Lite0 that is worth 4 dB of logit SQNR.
+    Ours: ``margin``. For a spiky histogram the divergence is flat and jagged, and its bare minimum clips for next to
+    nothing. A truncation is taken only if its divergence is less by this share than that of no truncation; 0 takes the
+    bare minimum. On EfficientNet-Lite0 that is worth 4 dB of logit SQNR.
     """
     histogram = tensor.histogram().coarsened(SEARCH_BINS)
-    used = histogram.used_bins
-    # With no more bins than levels there is nothing to truncate.
-    if used <= LEVELS:
-        return histogram.absmax
-    divergence = _divergences(histogram.counts[:used].astype(np.float64))
-    limit = float(divergence.min()) * (1.0 + parameters["flat"])
-    best = int(np.flatnonzero(divergence <= limit)[-1]) + LEVELS
-    return min((best + 0.5) * histogram.width, histogram.absmax)
+    counts = histogram.counts[: histogram.used_bins].astype(np.float64)
+    counts[:1] = 0.0
+    best = _least_divergence(counts, margin=parameters["margin"])
+    return histogram.absmax if best is None else min((best + 0.5) * histogram.width, histogram.absmax)
+
+
+def _least_divergence(counts: NDArray[np.float64], *, margin: float) -> int | None:
+    """The bin B with the least divergence, the largest of equals; None where nothing should be truncated."""
+    # With no more bins than levels there is nothing to gain.
+    if counts.size <= LEVELS or counts.sum() == 0.0:
+        return None
+    divergence = _divergences(counts)
+    least = float(divergence.min())
+    if least > float(divergence[-1]) * (1.0 - margin):
+        return None
+    return int(np.flatnonzero(divergence == least)[-1]) + LEVELS
+
+
+def _quantile(histogram: Histogram, share: float) -> float:
+    """Upper edge of the bin that holds the ``share`` quantile of |x|, and at most the largest |x|."""
+    running = np.cumsum(histogram.counts)
+    if not running[-1]:
+        return 0.0
+    index = int(np.searchsorted(running, share * running[-1]))
+    return min((index + 1) * histogram.width, histogram.absmax)
 
 
 def _divergences(counts: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -122,8 +207,6 @@ def _divergences(counts: NDArray[np.float64]) -> NDArray[np.float64]:
 
     All sums over fine bins come from prefix sums, so the cost is bins × levels instead of bins².
     """
-    counts = counts.copy()
-    counts[0] = 0.0
     total = float(counts.sum())
     # Prefix sums; entry i covers bins 0 .. i-1.
     mass = np.concatenate(([0.0], np.cumsum(counts)))

@@ -140,6 +140,8 @@ def _quantize(model: ModelProto, scales: Scales, nodes: list[NodeProto], target:
             f"onnxruntime's quantizer cannot handle this model: {exc}",
             hint="simplify the model, or use precision: fp32",
         ) from exc
+    # The quantizer appends the new nodes at the end; onnx wants producers before consumers.
+    quantizer.model.topological_sort()
     result: ModelProto = quantizer.model.model
     return result
 

@@ -36,7 +36,10 @@ def list_(
     force: Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write a list of pictures that travels: paths relative to the list, '/' everywhere, class index where known."""
+    """Write a list of pictures that travels.
+
+    Paths are relative to the folder of the list, with '/' between folders; the class index follows where it is known.
+    """
     from edge import frames, store
 
     if output.exists() and not force:
@@ -74,9 +77,10 @@ def extract(
     force: Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write the pictures of TFRecord shards as they are, byte for byte, and a labels.csv.
+    """Write the pictures of TFRecord shards to files.
 
-    Run again after an interruption it goes on where it was; pictures of another shard are added to the same folder.
+    The files hold the original bytes, unchanged; a labels.csv holds the class indices. Run again after an interruption
+    it goes on where it was; pictures of another shard can be added to the same folder.
     """
     from edge import frames
     from edge.frames import check as checks
@@ -105,7 +109,10 @@ def extract(
 
 @app.command()
 def check(source: Source, *, labels: Labels = None, as_json: options.Json = False) -> None:
-    """Decode every picture, name each one that is bad, and exit with 1 when there is any."""
+    """Decode every picture and name the bad ones.
+
+    Exits with 1 when a picture is bad, or with --labels has no class index.
+    """
     from edge.frames import check as checks
 
     terminal = Terminal()

@@ -38,9 +38,11 @@ def load_profile(name: str | None) -> tuple[Profile, Path]:
         ProfileError: there is none, it is wrong, or no profile fits this machine.
     """
     if name is None:
-        name = device.default_profile(device.identify())
+        machine = device.identify()
+        name = device.default_profile(machine)
         if name is None:
-            raise ProfileError("no profile fits this machine", hint="name one with --profile; edge profile list")
+            why = f": {machine.unsupported}" if machine.unsupported else ""
+            raise ProfileError(f"no profile fits this machine{why}", hint="name one with --profile; edge profile list")
     path = profile.find(name, profile_folders())
     return profile.load(path), path
 

@@ -6,6 +6,7 @@ out as it is. Without a terminal, or with ``NO_COLOR``, there are plain lines an
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -31,7 +32,14 @@ class Terminal:
     def __init__(self, *, quiet: bool = False) -> None:
         from rich.console import Console
 
+        for stream in (sys.stdout, sys.stderr):
+            # A Latin-1 or ASCII locale must not turn a file name or a × into a crash.
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         options = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
+        if is_plain():
+            # Rich's own NO_COLOR takes the colours away and leaves bold and dim, which are escape codes as well.
+            options["color_system"] = None  # type: ignore[assignment]
         self.out: Console = Console(file=sys.stdout, **options)  # type: ignore[arg-type]
         self.err: Console = Console(file=sys.stderr, **options)  # type: ignore[arg-type]
         self.quiet = quiet
@@ -39,8 +47,7 @@ class Terminal:
     @property
     def is_live(self) -> bool:
         """Whether moving parts may be drawn on stderr."""
-        dumb = os.environ.get("TERM") == "dumb" or "NO_COLOR" in os.environ
-        return self.err.is_terminal and not dumb and not self.quiet
+        return self.err.is_terminal and not is_plain() and not self.quiet
 
     def data(self, text: str) -> None:
         """Write ``text`` to stdout as it is: no wrapping, no colour. For JSON and for lists that scripts read."""
@@ -132,6 +139,11 @@ class Terminal:
             self.warn(event.text)
         else:
             self.say(event.text)
+
+
+def is_plain() -> bool:
+    """Whether the environment asks for plain lines: ``NO_COLOR`` (no-color.org), or a terminal that can do no more."""
+    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
 
 
 def _progress_line(event: Progress) -> str:

@@ -120,7 +120,7 @@ def test_a_pipe_is_no_picture(tmp_path: Path) -> None:
 def test_a_folder_that_may_not_be_read(tmp_path: Path) -> None:
     _fill(tmp_path, "closed/a.jpg").joinpath("closed").chmod(0)
     try:
-        with pytest.raises(DataError, match="cannot read the folder: Permission denied"):
+        with pytest.raises(DataError, match=r"closed: cannot read.*: Permission denied"):
             open_pictures(tmp_path)
     finally:
         (tmp_path / "closed").chmod(0o700)

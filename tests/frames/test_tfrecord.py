@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -269,3 +271,15 @@ def test_the_checksum_is_the_published_one(wire: SimpleNamespace) -> None:
     crc = 0x8A9136AA
     expected = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
     assert wire.masked(bytes(32)) == expected.to_bytes(4, "little")
+
+
+@pytest.mark.parametrize("guest", ["google_crc32c", "google.protobuf.descriptor_pb2"])
+def test_a_missing_guest_says_how_to_install_it(guest: str, shard: Path) -> None:
+    code = (
+        f"import sys; sys.modules[{guest!r}] = None\n"
+        "from pathlib import Path\nfrom edge.errors import GuestError\nfrom edge.frames import open_pictures\n"
+        "try:\n    open_pictures(Path(sys.argv[1]))\nexcept GuestError as exc:\n    print(exc)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(shard)], capture_output=True, text=True, check=True)
+    assert "TFRecord shards cannot be read" in done.stdout
+    assert "jetson-edge[tfrecord]" in done.stdout
