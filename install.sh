@@ -76,7 +76,7 @@ parse_arguments() {
 
 check_place() {
   local file
-  for file in pyproject.toml edge/__init__.py constraints/jetson.txt; do
+  for file in pyproject.toml README.md LICENSE edge/__init__.py constraints/jetson.txt; do
     [ -f "$here/$file" ] || fail "$here/$file is missing: this is not a whole copy of the repository; clone it again"
   done
   if [ "$(id -u)" = 0 ] && [ -n "${SUDO_USER:-}" ] && [ "$SUDO_USER" != root ]; then
@@ -304,7 +304,7 @@ pip_install() { run_pip "$@" || fail "$(pip_problem) (details: $log)"; }
 
 # What went wrong, in one line, from the words of pip.
 pip_problem() {
-  local missing line='^ *ERROR: No matching distribution found for \([^ ]*\).*'
+  local missing words line='^ *ERROR: No matching distribution found for \([^ ]*\).*'
   missing="$(sed -n "s/$line/\1/p" "$log" | tail -n 1)"
   if grep -qE 'No space left on device|Errno 28|Disk quota exceeded' "$log"; then
     echo "the disk is full: free about $need_mib MiB here and some in ${TMPDIR:-/tmp}, then run ./install.sh again"
@@ -315,7 +315,8 @@ pip_problem() {
   elif [ -n "$missing" ]; then
     echo "the package registry has no $missing for Python $python_version on $(uname -m): try another EDGE_PYTHON"
   else
-    echo "pip failed: $(grep -i 'error' "$log" | tail -n 1 | cut -c 1-200)"
+    words="$(grep -E '(^|[ .])[A-Za-z]*(Error|ERROR): ' "$log" | tail -n 1 | sed 's/^ *//' | cut -c 1-200)"
+    echo "pip failed: ${words:-$(tail -n 1 "$log" | cut -c 1-200)}"
   fi
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from edge import identity, observe, store
 from edge import model as models
 from edge.calibration import algorithms, network
 from edge.calibration import table as tables
-from edge.errors import ArtifactError
+from edge.errors import ArtifactError, EdgeError
 from edge.events import Listener, Note, silence
 from edge.frames import Pictures
 from edge.profile import Profile
@@ -102,16 +103,32 @@ def calibrate(
 
 
 def _compare(path: Path, key: store.Key, listen: Listener) -> tuple[store.Manifest | None, list[str]]:
-    """The manifest of the table that is there, if it is whole, and the fields in which it differs from ``key``."""
+    """The manifest of the table that is there, if it is whole, and the fields in which it differs from ``key``.
+
+    Each algorithm has a table of its own; where this one has none yet, the model's nearest other table is compared.
+    """
     where = identity.manifest_path(path)
     if not where.is_file():
-        return None, []
+        return None, _nearest(where.parent, key)
     try:
         manifest = store.load(where, kind=identity.TABLE)
+        if path.name not in manifest.files:
+            raise ArtifactError(f"its manifest is that of {', '.join(manifest.files)}", where=where)
     except ArtifactError as exc:
         listen(Note(f"the table that is there cannot be used and is made again: {exc.what} ({exc.where})", "warning"))
         return None, []
     return manifest, [str(difference) for difference in store.differences(manifest.key, key)]
+
+
+def _nearest(folder: Path, key: store.Key) -> list[str]:
+    """The fields in which the most similar table in ``folder`` differs from ``key``; empty when there is no table."""
+    found = []
+    for where in sorted(folder.glob("*.json")):
+        # Statistics and their manifests lie here as well, and a damaged neighbour is not what was asked about.
+        with contextlib.suppress(EdgeError):
+            manifest = store.load(where, kind=identity.TABLE, check_files=False)
+            found.append([str(difference) for difference in store.differences(manifest.key, key)])
+    return min(found, key=len, default=[])
 
 
 def _outcome(path: Path, manifest: store.Manifest, work: str, changed: list[str], start: float) -> Outcome:

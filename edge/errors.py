@@ -120,10 +120,11 @@ def require(name: str) -> ModuleType:
         missing = exc.name or name
         what = f"{name} is not installed" if missing == name else f"{name} needs {missing}, which is not installed"
         raise GuestError(what, hint=GUESTS.get(missing, GUESTS.get(name, f"pip install {missing}"))) from exc
-    except (ImportError, OSError, RuntimeError, AttributeError) as exc:
-        # A guest built for another NumPy or CUDA fails in its own way: keep its words.
+    except (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError) as exc:
+        # A guest built for another NumPy, protobuf or CUDA fails in its own way: keep its words.
         raise GuestError(
-            f"{name} is installed but does not import: {exc}", hint=f"edge doctor; or reinstall it: {GUESTS.get(name)}"
+            f"{name} is installed but does not import: {exc}",
+            hint=f"edge doctor; or reinstall it: {GUESTS.get(name, f'pip install --force-reinstall {name}')}",
         ) from exc
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from edge import labels
 from edge.backends.base import Session
-from edge.errors import DataError
+from edge.errors import DataError, DeviceError
 from edge.events import Listener, Progress, silence
 from edge.frames import Picture, decode
 from edge.preprocess import Preprocessor
@@ -61,6 +61,7 @@ def logits(
 
     Raises:
         DataError: a picture cannot be read or decoded: a share of fewer pictures would be another figure.
+        DeviceError: the backend failed, or gave NaN or infinity.
     """
     found = []
     for start in range(0, len(pictures), batch):
@@ -70,7 +71,11 @@ def logits(
         inputs = np.stack([preprocessor(decode(p.read_checked(), name=p.where)) for p in group])
         if len(group) < batch:
             inputs = np.concatenate([inputs, np.repeat(inputs[-1:], batch - len(group), axis=0)])
-        found.append(session.infer(inputs).logits[: len(group)])
+        answer = session.infer(inputs).logits[: len(group)]
+        if not np.isfinite(answer).all():
+            names = group[0].where if len(group) == 1 else f"{group[0].where} … {group[-1].where}"
+            raise DeviceError(f"the {stage} engine's answer holds NaN or infinity for {names}")
+        found.append(answer)
         listen(Progress(stage, start + len(group), len(pictures)))
     if not found:
         raise DataError("no pictures to evaluate with")

@@ -73,6 +73,8 @@ def find_table(profile: Profile, cache: Path) -> Found:
         what = "a table without its manifest" if path.is_file() else f"no calibration table for {profile.name}"
         raise ArtifactError(what, where=path, hint=again)
     manifest = store.load(manifest_path(path), kind=TABLE)
+    if path.name not in manifest.files:
+        raise ArtifactError(f"the manifest beside it is that of {', '.join(manifest.files)}", where=path, hint=again)
     wanted = table_key(profile)
     known = {name: manifest.key.get(name) for name in wanted}
     known |= {name: value for name, value in manifest.key.items() if name.startswith("algorithm.")}

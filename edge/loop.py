@@ -12,7 +12,7 @@ import numpy as np
 
 from edge import __version__
 from edge.backends.base import Session
-from edge.errors import DataError
+from edge.errors import DataError, DeviceError
 from edge.frames import Picture, Pictures, decode
 from edge.preprocess import Preprocessor
 from edge.record import FORMAT, Guess, Result, RunRecord, Skip, Stages, Subject, Warmup
@@ -62,7 +62,7 @@ def run(
 
     Raises:
         DataError: not one picture could be decoded.
-        DeviceError: the backend failed.
+        DeviceError: the backend failed, or gave NaN or infinity.
     """
     loop = _Loop(session, preprocessor, names, settings)
     started = datetime.now(timezone.utc)
@@ -124,7 +124,7 @@ class _Loop:
         ready = time.perf_counter()
         inference = self._session.infer(batch)
         back = time.perf_counter()
-        guesses = self._guesses(inference.logits[0])
+        guesses = self._guesses(inference.logits[0], picture.where)
         end = time.perf_counter()
         stages = Stages(
             decode_ms=(decoded - start) * 1e3,
@@ -143,7 +143,12 @@ class _Loop:
         # An engine with a larger minimum gets the same picture several times; only the first answer is read.
         return np.repeat(one[None], self._settings.batch, axis=0)
 
-    def _guesses(self, logits: Batch) -> list[Guess]:
+    def _guesses(self, logits: Batch, where: str) -> list[Guess]:
+        if not np.isfinite(logits).all():
+            raise DeviceError(
+                f"the engine's answer holds NaN or infinity for {where}",
+                hint="the engine overflows: build it with --precision fp32, and see whether the model itself does",
+            )
         top = np.argsort(-logits, kind="stable")[: self._settings.topk]
         shares = np.exp(logits - logits[top[0]])
         total = float(shares.sum())
@@ -171,7 +176,7 @@ def _record(
         if summary is not None:
             latency[stage] = summary
         elif loop.results:
-            absent[stage] = f"{subject.backend.get('backend')} has no such stage: the input stays in host memory"
+            absent[stage] = "does not exist on this backend; its tensors stay in host memory"
     energy, unavailable, conditions = _power(power, sampler, window, pictures=len(loop.results))
     return RunRecord(
         format=FORMAT,

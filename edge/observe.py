@@ -85,8 +85,9 @@ def observe(
     own = {name: key[name] for name in ("model", "preprocess", "images")} | {"format": FORMAT}
     if not force:
         for kind in ("histogram", "ranges") if needs == "ranges" else ("histogram",):
-            path = _path(cache, {**own, "needs": kind})
-            found = _load(path, kind=KIND, listen=listen)
+            kept = {**own, "needs": kind}
+            path = _path(cache, kept)
+            found = _load(path, kind=KIND, key=kept, listen=listen)
             if found is not None:
                 return Observed(found, path, reused=True)
     own |= {"needs": needs}
@@ -165,7 +166,7 @@ def _collect(
     ordered = sorted(pictures, key=lambda picture: picture.sha256)
     total = Statistics.empty(task.watched, with_histogram=task.needs == "histogram")
     partial = _partial(path)
-    if not force and (before := _load(partial, kind=PARTIAL, listen=listen)) is not None:
+    if not force and (before := _load(partial, kind=PARTIAL, key=key, listen=listen)) is not None:
         listen(Note(f"going on after {before.pictures} of {len(ordered)} pictures"))
         total = before
     saved_at, saved = time.monotonic(), total.pictures
@@ -216,12 +217,15 @@ def _save(path: Path, statistics: Statistics, *, kind: str, key: store.Key) -> N
     store.save(_manifest(path), kind=kind, files={path.name: statistics.to_bytes()}, key=key, info=info)
 
 
-def _load(path: Path, *, kind: str, listen: Listener) -> Statistics | None:
-    """Statistics that were kept, or None; damaged ones are said, and collected again."""
+def _load(path: Path, *, kind: str, key: store.Key, listen: Listener) -> Statistics | None:
+    """Statistics that were kept for ``key``, or None; damaged or foreign ones are said, and collected again."""
     if not _manifest(path).is_file():
         return None
     try:
-        store.load(_manifest(path), kind=kind)
+        manifest = store.load(_manifest(path), kind=kind)
+        # The file's name says the key; a copy under another name must not pass for what it is called.
+        if path.name not in manifest.files or store.differences(manifest.key, key):
+            raise ArtifactError("these statistics are of something else", where=path)
         return Statistics.from_bytes(path.read_bytes(), where=path)
     except EdgeError as exc:
         listen(Note(f"kept statistics cannot be used and are collected again: {exc.what} ({exc.where})", "warning"))

@@ -31,7 +31,7 @@ Scalar = str | int | float | bool | None
 Key = Mapping[str, Scalar]
 
 
-class FileEntry(msgspec.Struct, frozen=True):
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One file of an artifact: its digest and size in bytes."""
 
     sha256: str
@@ -201,16 +201,21 @@ def lock(path: Path, *, timeout_s: float = 60.0) -> Iterator[None]:
     """
     import filelock
 
+    guard = filelock.FileLock(f"{path}.lock", timeout=timeout_s)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{path}.lock", timeout=timeout_s):
-            yield
+        guard.acquire()
     except filelock.Timeout as exc:
         raise StoreError(
             f"another process has been writing this for {timeout_s:g} s", where=path, hint="wait for it, or end it"
         ) from exc
     except OSError as exc:
         raise os_error(exc, path) from exc
+    # Outside of the try: an OSError of the block is not about the lock.
+    try:
+        yield
+    finally:
+        guard.release()
 
 
 _REDO = "make the artifact again with --force"

@@ -113,6 +113,8 @@ def bench(tmp_path: Path) -> Bench:
         path = made.repository / name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, path)
+    for name in ("README.md", "LICENSE"):
+        (made.repository / name).touch()
     made.python.parent.mkdir()
     script = tmp_path / "fake_python.py"
     script.write_text(FAKE_PYTHON)
@@ -270,9 +272,10 @@ def test_root_is_not_refused(bench: Bench, environment: dict[str, str]) -> None:
     assert bench.run_fake("check", **environment).returncode == 0
 
 
-def test_half_a_repository(bench: Bench) -> None:
-    (bench.repository / "pyproject.toml").unlink()
-    assert_refused(bench.run_fake(), "pyproject.toml is missing", "clone it again")
+@pytest.mark.parametrize("name", ["pyproject.toml", "README.md", "LICENSE", "constraints/jetson.txt"])
+def test_half_a_repository(bench: Bench, name: str) -> None:
+    (bench.repository / name).unlink()
+    assert_refused(bench.run_fake(), f"{name} is missing", "clone it again")
 
 
 @pytest.mark.parametrize(
@@ -284,7 +287,9 @@ def test_half_a_repository(bench: Bench) -> None:
         ("ERROR: 403 Client Error: Forbidden for url: https://x", "registry cannot be reached"),
         ("  ERROR: No matching distribution found for numba>=0.61", "has no numba>=0.61 for Python"),
         ("ERROR: Could not install: [Errno 28] No space left on device", "the disk is full"),
-        ("noise\nERROR: something new\nmore noise", "pip failed: ERROR: something new"),
+        ("noise\nERROR: something new\nerror: gave-up", "pip failed: ERROR: something new"),
+        ("  OSError: Readme file does not exist\n  note: see above", "pip failed: OSError: Readme file does not exist"),
+        ("no words that it knows", "pip failed: no words that it knows"),
     ],
 )
 def test_pip_fails(bench: Bench, words: str, expected: str) -> None:

@@ -58,7 +58,7 @@ def make_app(arguments: list[str]) -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
         # Rich's help costs 0.1 s of imports: only where somebody looks at it.
-        rich_markup_mode="rich" if sys.stdout.isatty() else None,
+        rich_markup_mode="rich" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else None,
         context_settings={"help_option_names": ["-h", "--help"]},
         help="From an ONNX classifier to a measured, shipped, running INT8 engine on NVIDIA Jetson.",
     )

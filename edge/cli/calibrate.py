@@ -23,7 +23,7 @@ def command(
     profile: options.ProfileName = None,
     algorithm: Annotated[str | None, typer.Option(help="Calibration algorithm.", show_default="the profile's")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Calibration batch.", show_default="the profile's")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N pictures.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use N pictures, spread evenly over the set.")] = None,
     cache_dir: options.CacheDir = None,
     threads: options.Threads = None,
     force: Annotated[bool, typer.Option("--force", help="Count all pictures again.")] = False,
@@ -32,7 +32,7 @@ def command(
     """Run the verb."""
     from edge import calibrate
     from edge.cli import places, signals
-    from edge.frames import open_pictures
+    from edge.frames import Pictures, open_pictures
 
     chosen, path = places.load_profile(profile)
     terminal = Terminal()
@@ -48,10 +48,14 @@ def command(
     )
     chosen = msgspec.structs.replace(chosen, calibration=settings)
     pictures = open_pictures(source)
+    if limit is not None and limit < len(pictures):
+        # A folder is often sorted by class: its first N would be a few classes only.
+        spread = [pictures[index * len(pictures) // limit] for index in range(limit)]
+        pictures = Pictures(source, spread)
     with signals.graceful() as wish, terminal.progress() as listen:
         outcome = calibrate.calibrate(
             chosen,
-            pictures.take(limit) if limit else pictures,
+            pictures,
             cache=places.cache_folder(cache_dir),
             force=force,
             threads=threads,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edge.profile import Profile
     from edge.record import Result, RunRecord, Skip, Subject
     from edge.telemetry import NoSource, Source
+    from edge.ui.live import LiveView
 
 # Pictures listed at the end of a run; all of them are in the record.
 _SHOWN = 20
@@ -76,7 +77,8 @@ def command(
             terminal, headline=f"{chosen.name} · {Path(chosen.model).stem} · {wanted}", power=_power_line(power),
             total=len(pictures),
         )  # fmt: skip
-        with view.showing():
+        # On one and the same terminal, the panel and the JSON lines would run through each other.
+        with contextlib.nullcontext() if as_json and terminal.out.is_terminal else view.showing():
             finished = loop.run(
                 pictures,
                 session=session,
@@ -87,20 +89,17 @@ def command(
                     topk=topk or chosen.run.topk, warmup=chosen.run.warmup, batch=chosen.input.batch.min
                 ),
                 power=power,
-                hear=_printer(terminal) if as_json else view.hear,
+                hear=_printer(terminal, view) if as_json else view.hear,
                 should_stop=wish,
             )
-    if record is not None:
-        records.save(record, finished)
-    if as_json:
-        content = msgspec.to_builtins(finished)
-        del content["results"]
-        terminal.data(msgspec.json.encode({"summary": content}).decode())
-    else:
-        _print_labels(terminal, finished)
-        live.summary(terminal, finished)
+    try:
         if record is not None:
-            terminal.say(f"record: {record}")
+            records.save(record, finished)
+    finally:
+        # Also when the disk refused the record: what was found is not lost.
+        _print_end(terminal, finished, as_json=as_json)
+    if record is not None and not as_json:
+        terminal.say(f"record: {record}")
     wish.grant()
 
 
@@ -129,19 +128,32 @@ def _power_line(power: Source | NoSource) -> str:
     from edge import telemetry
 
     if isinstance(power, telemetry.NoSource):
-        return f"not measured: {power}"
+        return "not measured on this machine (edge doctor says why)"
     return f"measured by {power.name} ({power.scope})"
 
 
-def _printer(terminal: Terminal) -> Callable[[Result | Skip], None]:
-    """A listener that prints each picture as one JSON object."""
+def _printer(terminal: Terminal, view: LiveView) -> Callable[[Result | Skip], None]:
+    """A listener that prints each picture as one JSON object, and lets ``view`` count it."""
     from edge.record import Skip
 
     def hear(heard: Result | Skip) -> None:
+        view.hear(heard)
         content = msgspec.to_builtins(heard)
         terminal.data(msgspec.json.encode({"skipped": content} if isinstance(heard, Skip) else content).decode())
 
     return hear
+
+
+def _print_end(terminal: Terminal, finished: RunRecord, *, as_json: bool) -> None:
+    from edge.ui import live
+
+    if as_json:
+        content = msgspec.to_builtins(finished)
+        del content["results"]
+        terminal.data(msgspec.json.encode({"summary": content}).decode())
+    else:
+        _print_labels(terminal, finished)
+        live.summary(terminal, finished)
 
 
 def _print_labels(terminal: Terminal, finished: RunRecord) -> None:

@@ -103,7 +103,7 @@ class Terminal:
             progress.TextColumn("{task.fields[rate]}"),
             progress.TimeRemainingColumn(compact=True),
         )
-        with progress.Progress(*columns, console=self.err, transient=True) as bars:
+        with progress.Progress(*columns, console=self.err, transient=True, redirect_stdout=False) as bars:
             tasks: dict[str, progress.TaskID] = {}
 
             def listen(event: Event) -> None:

@@ -54,7 +54,11 @@ class LiveView:
             return
         from rich.live import Live
 
-        with Live(console=self._terminal.err, refresh_per_second=8, transient=True, get_renderable=self._draw):
+        # Stdout is data, and may be a file: rich would print it on this console instead.
+        with Live(
+            console=self._terminal.err, refresh_per_second=8, transient=True, get_renderable=self.drawn,
+            redirect_stdout=False,
+        ):  # fmt: skip
             yield self
 
     def hear(self, heard: Result | Skip) -> None:
@@ -72,7 +76,8 @@ class LiveView:
             self._said = now
             self._terminal.say(f"{self._count()}, {self._rate()}, {self._percentiles()}")
 
-    def _draw(self) -> RenderableType:
+    def drawn(self) -> RenderableType:
+        """What the view shows now."""
         from rich import box
         from rich.console import Group
         from rich.panel import Panel
@@ -138,15 +143,19 @@ def summary(terminal: Terminal, record: RunRecord) -> None:
     rows = [_summary_row(_STAGE_NAMES[stage], record.latency[stage]) for stage in record.latency]
     columns = ("stage, ms", "mean", "p50", "p90", "p99", "max", "n")
     terminal.table(columns, rows, right=range(1, len(columns)))
-    if record.power is not None:
+    for stage, reason in record.stages_absent.items():
+        terminal.show(f"{_STAGE_NAMES[stage]}: {reason}")
+    if record.power is not None and record.pictures:
         energy = record.power
         terminal.show(
             f"power {energy['mean_mw'] / 1e3:.2f} W mean, {energy['joules_per_picture'] * 1e3:.1f} ± "
             f"{energy['error_joules'] / record.pictures * 1e3:.1f} mJ per picture "
             f"({energy['source']}, {energy['scope']}, {energy['samples']} samples)"
         )
-    else:
-        terminal.show(f"power not measured: {record.power_unavailable}")
+    elif record.power is None:
+        terminal.show("power not measured:")
+        for reason in str(record.power_unavailable).split("; "):
+            terminal.show(f"  {reason}")
     for doubt in record.warnings:
         terminal.warn(doubt)
 

@@ -1,0 +1,215 @@
+"""The tree of errors: exit codes, the text of a message, guests, and what the disk says."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge import errors
+from edge.errors import (
+    ArtifactError,
+    DataError,
+    DeviceError,
+    EdgeError,
+    GuestError,
+    ModelError,
+    ProfileError,
+    QualityError,
+    StoreError,
+    UsageError,
+    os_error,
+    require,
+)
+
+CODES = {
+    QualityError: 1,
+    UsageError: 2,
+    ProfileError: 3,
+    GuestError: 4,
+    ModelError: 5,
+    DataError: 6,
+    ArtifactError: 7,
+    DeviceError: 8,
+    StoreError: 9,
+}
+
+
+def test_the_public_table_of_exit_codes_holds() -> None:
+    """People write these numbers into scripts: changing one is a breaking change."""
+    found = {cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, EdgeError)}
+    assert found == {EdgeError, *CODES}
+    assert {cls: cls.exit_code for cls in CODES} == CODES
+
+
+@pytest.mark.parametrize("kind", CODES, ids=lambda kind: kind.__name__)
+def test_the_table_in_the_docstring_is_the_one_in_the_code(kind: type[EdgeError]) -> None:
+    rows = [line.split() for line in (errors.__doc__ or "").splitlines() if kind.__name__ in line.split()]
+    assert len(rows) == 1
+    assert str(kind.exit_code) in rows[0]
+
+
+@pytest.mark.parametrize(
+    ("where", "hint", "text"),
+    [
+        (None, None, "it broke"),
+        ("a.yaml:3", None, "a.yaml:3: it broke"),
+        (Path("a.yaml"), None, "a.yaml: it broke"),
+        (None, "mend it", "it broke\n  try: mend it"),
+        ("a.yaml", "mend it", "a.yaml: it broke\n  try: mend it"),
+    ],
+    ids=["what", "place", "path", "hint", "all"],
+)
+def test_a_message_says_what_where_and_what_next(where: str | Path | None, hint: str | None, text: str) -> None:
+    assert str(EdgeError("it broke", where=where, hint=hint)) == text
+
+
+def test_place_and_hint_cannot_be_mixed_up() -> None:
+    with pytest.raises(TypeError):
+        EdgeError("what", "where")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("travel", [copy.copy, lambda exc: pickle.loads(pickle.dumps(exc))], ids=["copy", "pickle"])
+def test_an_error_survives_the_way_from_another_process(travel) -> None:
+    original = ModelError("no such model", where=Path("a/b.onnx"), hint="export it")
+    back = travel(original)
+    assert (type(back), str(back), back.where, back.hint) == (ModelError, str(original), "a/b.onnx", "export it")
+
+
+# guests
+
+
+def test_require_gives_the_module() -> None:
+    assert require("json") is sys.modules["json"]
+    assert require("os.path") is os.path
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Write a module that can be imported by its name, here only."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = []
+
+    def make(name: str, source: str) -> str:
+        (tmp_path / f"{name}.py").write_text(source)
+        made.append(name)
+        return name
+
+    yield make
+    for name in made:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("guest", errors.GUESTS)
+def test_every_guest_has_an_install_line(guest: str) -> None:
+    assert "pip install" in errors.GUESTS[guest]
+
+
+def test_a_guest_that_is_not_there() -> None:
+    with pytest.raises(GuestError) as caught:
+        require("no_such_guest_of_ours")
+    assert caught.value.what == "no_such_guest_of_ours is not installed"
+    assert caught.value.hint == "pip install no_such_guest_of_ours"
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+
+
+def test_a_guest_that_lacks_a_library_of_its_own(module) -> None:
+    with pytest.raises(GuestError) as caught:
+        require(module("half_there", "import the_other_half_of_it"))
+    assert caught.value.what == "half_there needs the_other_half_of_it, which is not installed"
+    assert caught.value.hint == "pip install the_other_half_of_it"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "raise ImportError('libnvinfer.so.10: cannot open shared object file')",
+        "raise OSError('libcuda.so.1: no such file: libnvinfer.so.10')",
+        "raise RuntimeError('module compiled against API version 0x10, libnvinfer.so.10')",
+        "raise AttributeError('_ARRAY_API not found, libnvinfer.so.10')",
+        # What Cython modules say when built for another NumPy, and protobuf when generated code is too old.
+        "raise ValueError('numpy.dtype size changed, may indicate binary incompatibility, libnvinfer.so.10')",
+        "raise TypeError('Descriptors cannot be created directly, libnvinfer.so.10')",
+    ],
+    ids=lambda source: source.split("(")[0].split()[1],
+)
+def test_a_guest_that_is_broken_keeps_its_own_words(module, source: str) -> None:
+    with pytest.raises(GuestError) as caught:
+        require(module("broken_guest", source))
+    assert caught.value.what.startswith("broken_guest is installed but does not import: ")
+    assert "libnvinfer.so.10" in caught.value.what
+    assert "None" not in (caught.value.hint or "")
+    assert caught.value.__cause__ is not None
+
+
+def test_a_mistake_in_code_is_not_taken_for_a_missing_guest(module) -> None:
+    with pytest.raises(ZeroDivisionError):
+        require(module("with_a_bug", "1 / 0"))
+
+
+# the disk
+
+
+@pytest.mark.parametrize(
+    ("number", "word"),
+    [
+        (errno.ENOSPC, "free some disk space"),
+        (errno.EDQUOT, "quota"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "no permission"),
+        (errno.EPERM, "no permission"),
+    ],
+    ids=lambda value: errno.errorcode.get(value, "") if isinstance(value, int) else "",
+)
+def test_os_errors_come_with_the_next_step(number: int, word: str) -> None:
+    exc = os_error(OSError(number, os.strerror(number)), "a/b.table")
+    assert isinstance(exc, StoreError)
+    assert exc.where == "a/b.table"
+    assert exc.what == f"cannot write: {os.strerror(number)}"
+    assert word in (exc.hint or "")
+
+
+def test_an_os_error_without_a_number() -> None:
+    exc = os_error(OSError("odd"), Path("x"))
+    assert (exc.what, exc.hint) == ("cannot write: odd", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["profile", "check", "nothing.yaml"], 3, ["nothing.yaml: there is no such profile", "edge profile list"]),
+        (["build", "--profile", "no-such-profile"], 3, ["there is no profile 'no-such-profile'"]),
+        (["--no-such-option"], 2, ["no-such-option"]),
+        (["no-such-command"], 2, ["no-such-command"]),
+        (["table", "show", "nothing.table"], 2, ["nothing.table: there is no such file"]),
+    ],
+    ids=["profile", "name", "option", "command", "table"],
+)
+def test_the_command_line_ends_with_the_code_and_no_traceback(
+    arguments: list[str], code: int, words: list[str]
+) -> None:
+    command = [sys.executable, "-m", "edge", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    for word in words:
+        assert word in " ".join(done.stderr.split())
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    """What is not ours must not be dressed up as an expected failure."""
+    code = (
+        "import sys, edge.cli\nsys.argv = ['edge', 'doctor']\nimport edge.cli.doctor\n"
+        "def command() -> None: raise ZeroDivisionError('a bug')\nedge.cli.doctor.command = command\nedge.cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "ZeroDivisionError: a bug" in done.stderr
