@@ -128,6 +128,12 @@ def require(name: str) -> ModuleType:
         ) from exc
 
 
+def absent_guest(exc: ModuleNotFoundError) -> GuestError | None:
+    """The error for a guest that an import statement did not find; None when it is no guest, so a bug."""
+    name = (exc.name or "").partition(".")[0]
+    return GuestError(f"{name} is not installed", hint=GUESTS[name]) if name in GUESTS else None
+
+
 def os_error(exc: OSError, path: str | os.PathLike[str]) -> StoreError:
     """Translate an OSError met while writing ``path`` into words a user can act on."""
     import errno

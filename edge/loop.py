@@ -229,6 +229,6 @@ def _doubts(total_ms: Sequence[float], conditions: dict[str, Any]) -> list[str]:
                 f"the second half was slower (median {second.p50_ms:.2f} ms against {first.p50_ms:.2f} ms): "
                 "not one steady state"
             )
-    if conditions.get("throttling") or conditions.get("throttles"):
+    if conditions.get("throttling") or any(conditions.get("throttles", {}).values()):
         doubts.append("the device was throttled during the run")
     return doubts

@@ -7,6 +7,7 @@ names them. Nothing outside this module sees YAML or a raw dict.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import types
@@ -176,8 +177,17 @@ def _check_together(profile: Profile, document: _Document) -> None:
     if pre.fit == "crop" and pre.resize < max(profile.input.height, profile.input.width):
         size = f"{profile.input.height}x{profile.input.width}"
         raise document.error(("preprocess", "resize"), f"{pre.resize} is smaller than the {size} crop taken from it")
+    for name, values in (("mean", pre.mean), ("std", pre.std)):
+        if not all(math.isfinite(value) for value in values):
+            raise document.error(("preprocess", name), f"must be finite for every channel, got {list(values)}")
     if min(pre.std) <= 0:
         raise document.error(("preprocess", "std"), f"must be above 0 for every channel, got {list(pre.std)}")
+    for name, value in profile.calibration.parameters.items():
+        if not math.isfinite(value):
+            raise document.error(("calibration", "parameters", name), f"must be finite, got {value}")
+    # The name becomes a folder of engines.
+    if profile.name in {"", ".", ".."} or any(sign in profile.name for sign in "/\\\0"):
+        raise document.error(("name",), f"{profile.name!r} cannot be the name of a folder")
     if profile.build.dla_core is not None and profile.family not in {"agx-orin", "orin-nx"}:
         raise document.error(("build", "dla_core"), f"{profile.family} has no DLA")
     if profile.build.dla_core is not None and profile.backend != "tensorrt":
@@ -197,9 +207,6 @@ class _Document:
     @classmethod
     def read(cls, path: Path, *, seen: tuple[Path, ...]) -> _Document:
         """Read ``path``, then merge it over the profile that it extends."""
-        if path.resolve() in seen or len(seen) > _MAX_EXTENDS:
-            chain = " -> ".join(p.name for p in (*seen, path))
-            raise ProfileError(f"extends: goes round in a circle: {chain}", where=path)
         document = cls._read_one(path)
         parent_name = document.tree.pop("extends", None)
         document.tree.setdefault("name", path.stem)
@@ -211,7 +218,13 @@ class _Document:
         if not parent_path.is_file():
             known = [p.stem for p in available([path.parent])]
             raise document.error(("extends",), f"there is no {parent_path.name}{_did_you_mean(parent_name, known)}")
-        parent = cls.read(parent_path, seen=(*seen, path.resolve()))
+        chain = (*seen, path)
+        if parent_path.resolve() in {known.resolve() for known in chain}:
+            names = " -> ".join(known.name for known in (*chain, parent_path))
+            raise document.error(("extends",), f"goes round in a circle: {names}")
+        if len(chain) > _MAX_EXTENDS:
+            raise document.error(("extends",), f"more than {_MAX_EXTENDS} profiles deep")
+        parent = cls.read(parent_path, seen=chain)
         return cls(path, _merge(parent.tree, document.tree), {**parent.places, **document.places})
 
     @classmethod
@@ -228,13 +241,18 @@ class _Document:
             mark = getattr(exc, "problem_mark", None)
             line = f":{mark.line + 1}" if mark else ""
             raise ProfileError(f"not YAML: {getattr(exc, 'problem', exc)}", where=f"{path}{line}") from exc
+        except RecursionError as exc:
+            raise ProfileError("not YAML that edge can read: nested too deeply", where=path) from exc
         if root is None:
             raise ProfileError("the file is empty", where=path)
         places: dict[tuple[str, ...], tuple[Path, int]] = {(): (path, root.start_mark.line + 1)}
         if not isinstance(root, yaml.MappingNode):
             raise ProfileError("must be a mapping of keys to values", where=f"{path}:1")
         # A second SafeLoader turns nodes into values, so that YAML's own rules for types hold.
-        value = _to_value(root, (), path, places, yaml.SafeLoader(""))
+        try:
+            value = _to_value(root, (), path, places, yaml.SafeLoader(""))
+        except RecursionError as exc:
+            raise ProfileError("an alias that stands inside of what it names", where=path) from exc
         return cls(path, value, places)
 
     def error(self, key: tuple[str, ...], what: str) -> ProfileError:
@@ -277,12 +295,19 @@ def _to_value(node: Any, at: tuple[str, ...], path: Path, places: dict[Any, Any]
     import yaml
 
     if not isinstance(node, yaml.MappingNode):
-        value = loader.construct_object(node, deep=True)
-        if at in _PATHS and isinstance(value, str):
-            return str((path.parent / Path(value).expanduser()).resolve())
+        try:
+            value = loader.construct_object(node, deep=True)
+            if at in _PATHS and isinstance(value, str):
+                return str((path.parent / Path(value).expanduser()).resolve())
+        except (yaml.YAMLError, ValueError, OverflowError, RuntimeError) as exc:
+            # An unknown tag, a date or number that is none, ~somebody who is not there, a path with NUL.
+            what = f"{'.'.join(at)}: {getattr(exc, 'problem', exc)}"
+            raise ProfileError(what, where=f"{path}:{node.start_mark.line + 1}") from exc
         return value
     result: dict[str, Any] = {}
     for key_node, value_node in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise ProfileError("a key must be a word", where=f"{path}:{key_node.start_mark.line + 1}")
         name = str(key_node.value)
         key = (*at, name)
         if name in result:

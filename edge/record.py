@@ -134,5 +134,5 @@ def load(path: Path) -> RunRecord:
         return msgspec.json.decode(data, type=RunRecord)
     except OSError as exc:
         raise ArtifactError(f"cannot read the record: {exc.strerror}", where=path) from exc
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise ArtifactError(f"not a run record: {exc}", where=path) from exc

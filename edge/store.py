@@ -239,7 +239,7 @@ def _decode(manifest_path: Path) -> Manifest:
         raise ArtifactError("there is no manifest", where=manifest_path, hint=_REDO) from exc
     except OSError as exc:
         raise StoreError(f"cannot read: {exc.strerror or exc}", where=manifest_path) from exc
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise ArtifactError(f"not a manifest: {exc}", where=manifest_path, hint=_REDO) from exc
 
 

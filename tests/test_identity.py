@@ -223,7 +223,7 @@ def test_an_engine_of_another_profile_is_refused(
     """Same model and same table; the other profile asks for another batch range."""
     other = profile.load(tiny_profile(tmp_path, "other", input={"batch": {"max": 2}}))
     shutil.copytree(tmp_path / "engines" / "tiny", tmp_path / "engines" / "other")
-    with pytest.raises(ArtifactError, match="profile: .*; batch: 1-1-8 -> 1-1-2"):
+    with pytest.raises(ArtifactError, match=r"profile: .*; batch: 1-1-8 -> 1-1-2"):
         find_engine(other, tmp_path)
 
 
@@ -250,7 +250,7 @@ def test_an_fp32_engine_asks_for_no_table(tiny: Profile, tmp_path: Path) -> None
 
 def test_another_kind_of_artifact_is_no_engine(tiny: Profile, tmp_path: Path, engine: Path, calibrated: Path) -> None:
     shutil.copy(identity.manifest_path(calibrated), engine.with_suffix(".json"))
-    with pytest.raises(ArtifactError, match="this is a calibration table manifest, expected a engine"):
+    with pytest.raises(ArtifactError, match="this is a calibration table manifest, expected a"):
         find_engine(tiny, tmp_path)
 
 

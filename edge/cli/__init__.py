@@ -16,7 +16,7 @@ import typer
 
 from edge import __version__
 from edge.cli import signals
-from edge.errors import EdgeError
+from edge.errors import EdgeError, absent_guest
 
 COMMANDS: dict[str, str] = {
     "doctor": "Show what this machine is and what is missing.",
@@ -41,6 +41,13 @@ def main() -> NoReturn:
     except EdgeError as exc:
         _report(exc)
         code = exc.exit_code
+    except ModuleNotFoundError as exc:
+        # Most modules import NumPy at their top; here is the one place where its absence becomes words.
+        guest = absent_guest(exc)
+        if guest is None:
+            raise
+        _report(guest)
+        code = guest.exit_code
     except signals.Stopped as exc:
         sys.stderr.write(f"stopped by {signal.Signals(exc.number).name}\n")
         code = 128 + exc.number

@@ -112,8 +112,10 @@ class LiveView:
         if not self._recent:
             return "–"
         ordered = sorted(self._recent)
-        shares = ", ".join(f"p{round(100 * p)} {percentile(ordered, p):.1f}" for p in (0.5, 0.9, 0.99))
-        return f"{shares} ms over the last {len(ordered)}"
+        # Fewer than 100 have no 99th percentile to speak of.
+        tail = f"p99 {percentile(ordered, 0.99):.1f}" if len(ordered) >= 100 else f"max {ordered[-1]:.1f}"
+        middle, high = percentile(ordered, 0.5), percentile(ordered, 0.9)
+        return f"p50 {middle:.1f}, p90 {high:.1f}, {tail} ms over the last {len(ordered)}"
 
 
 def sparkline(values: Sequence[float], width: int = 48) -> str:
