@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from edge import device, identity, store
 from edge import model as models
 from edge.backends.base import Backend, BuildRequest, BuiltEngine, Layers
 from edge.calibration import check
-from edge.errors import ArtifactError, ProfileError, QualityError
+from edge.errors import ArtifactError, ProfileError, QualityError, os_error
 from edge.events import Listener, Note, silence
 from edge.identity import Found
 from edge.profile import Precision, Profile
@@ -81,7 +82,11 @@ def build(
         content = identity.read_table(table)
         warnings += _checked(content, table, model.activations, profile)
         request = msgspec.structs.replace(request, table=content)
-    built = backend.build(request)
+    try:
+        built = backend.build(request)
+    except OSError as exc:
+        # Backends and their guests keep scratch files in the temporary folder.
+        raise os_error(exc, exc.filename or tempfile.tempdir or path) from exc
     warnings += built.notes + _delivered(built, profile, precision)
     for warning in warnings:
         listen(Note(warning, "warning"))

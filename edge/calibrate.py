@@ -47,16 +47,19 @@ def calibrate(
     cache: Path,
     force: bool = False,
     threads: int | None = None,
+    crew: observe.Crew | None = None,
     listen: Listener = silence,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Outcome | None:
     """Make the table that ``profile`` asks for, or find that it is there already.
 
-    None when ``should_stop`` ended it early; what was counted is kept, and the next call goes on from there.
+    ``crew`` counts, or else this process alone; ``threads`` is per process. None when ``should_stop`` ended it early;
+    what was counted is kept, and the next call goes on from there, whoever counts then.
 
     Raises:
         DataError: a picture is unreadable, broken, or changed meanwhile: never a silently shorter calibration.
         ModelError: the model is not usable, or overflows on a picture.
+        DeviceError: the workers of a crew died too often, or cannot be reached.
         StoreError: the cache folder cannot be written.
     """
     start = time.monotonic()
@@ -76,7 +79,7 @@ def calibrate(
     with store.lock(path):
         observed = observe.observe(
             profile, model, plan, pictures,
-            needs=chosen.needs, cache=path.parent, key=key, force=force, threads=threads,
+            needs=chosen.needs, cache=path.parent, key=key, force=force, threads=threads, crew=crew,
             listen=listen, should_stop=should_stop,
         )  # fmt: skip
         if observed is None:

@@ -31,7 +31,7 @@ _INSTALL: dict[str, str] = {
     "pycuda": "PATH=/usr/local/cuda/bin:$PATH pip install pycuda",
     "jtop": "sudo pip3 install jetson-stats  (AGPL-3.0, so edge does not bring it: your choice)",
 }
-_FOR_HOST = {"numpy", "cv2", "onnx", "onnxruntime", "numba"}
+_FOR_HOST = {"numpy", "cv2", "onnx", "onnxruntime", "llvmlite"}
 _FOR_JETSON = {"numpy", "cv2", "tensorrt", "pycuda"}
 _BACKEND_GUEST = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt"}
 _VENV = "/usr/bin/python3 -m venv --system-site-packages .venv  (and install edge there)"

@@ -104,7 +104,8 @@ GUESTS: dict[str, str] = {
     "onnx": "pip install 'jetson-edge[host]'",
     "onnxruntime": "pip install 'jetson-edge[host]'",
     "flatbuffers": "pip install 'jetson-edge[host]'",
-    "numba": "pip install 'jetson-edge[host]'",
+    "llvmlite": "pip install 'jetson-edge[host]'",
+    "distributed": "pip install 'jetson-edge[dask]'",
 }
 
 

@@ -25,7 +25,7 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     ),
     "onnx": ("onnx",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "numba": ("numba",),
+    "llvmlite": ("llvmlite",),
     "tensorrt": ("tensorrt",),
     "pycuda": ("pycuda",),
     "jtop": ("jetson-stats",),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,11 @@ from edge.profile import Profile
 from edge.store import sha256_bytes, sha256_file
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto
+    from onnx import GraphProto, ModelProto, TensorProto
+
+
+# Initializers with up to so many elements may be shapes, axes or bounds.
+_SMALL = 1024
 
 
 class Tensor(msgspec.Struct, frozen=True):
@@ -81,8 +87,7 @@ def _read(path: Path, _stamp: tuple[int, int]) -> ModelProto:
         onnx.checker.check_model(str(path))
         proto: ModelProto = onnx.load(str(path))
     except (DecodeError, onnx.checker.ValidationError, ValueError) as exc:
-        first_line = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-        raise ModelError(f"not a valid ONNX model: {first_line}", where=path, hint="export it again") from exc
+        raise ModelError(f"not a valid ONNX model: {_first_line(exc)}", where=path, hint="export it again") from exc
     except OSError as exc:
         raise ModelError(f"cannot read the model: {exc}", where=path) from exc
     return proto
@@ -129,27 +134,8 @@ def load(path: Path) -> Model:
         opset=opset,
         input=inputs[0],
         output=outputs[0],
-        activations=activations(graph, inputs[0].name),
+        activations=_activations(proto, inputs[0].name, path),
     )
-
-
-def activations(graph: GraphProto, input_name: str) -> list[str]:
-    """Names of the float tensors that depend on the input, in graph order, the input first."""
-    onnx = require("onnx")
-    inferred = onnx.shape_inference.infer_shapes(onnx.helper.make_model(graph)).graph
-    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
-    types = {
-        value.name: value.type.tensor_type.elem_type
-        for value in (*inferred.value_info, *inferred.input, *inferred.output)
-    }
-    live = {input_name}
-    names = [input_name]
-    for node in graph.node:
-        if any(name in live for name in node.input):
-            live.update(node.output)
-            # A tensor that shape inference could not type is kept: a missing entry costs more than one too many.
-            names += [name for name in node.output if name and types.get(name, onnx.TensorProto.FLOAT) in floats]
-    return names
 
 
 def check_fits(model: Model, profile: Profile) -> None:
@@ -175,6 +161,48 @@ def check_fits(model: Model, profile: Profile) -> None:
             hint=f"set input.batch to {{min: {fixed}, opt: {fixed}, max: {fixed}}}, "
             "or export the model with a dynamic batch axis",
         )
+
+
+def _without_weights(proto: ModelProto) -> ModelProto:
+    """The model with its large initializers turned into inputs: shape inference copies whatever it is given."""
+    onnx = require("onnx")
+    graph = proto.graph
+    light: ModelProto = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import)
+    light.functions.extend(proto.functions)
+    for field in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(light.graph, field).extend(getattr(graph, field))
+    light.graph.name = graph.name
+    known = {value.name for value in graph.input}
+    for item in graph.initializer:
+        # Small ones may be shapes or axes, whose values inference needs.
+        if math.prod(item.dims) <= _SMALL:
+            light.graph.initializer.append(item)
+        elif item.name not in known:
+            light.graph.input.append(onnx.helper.make_tensor_value_info(item.name, item.data_type, list(item.dims)))
+    return light
+
+
+def _activations(proto: ModelProto, input_name: str, path: Path) -> list[str]:
+    """Names of the float tensors that depend on the input, in graph order, the input first."""
+    onnx = require("onnx")
+    try:
+        # Not the graph alone: what an operator means depends on the opset.
+        inferred = onnx.shape_inference.infer_shapes(_without_weights(proto)).graph
+    except (onnx.shape_inference.InferenceError, ValueError) as exc:
+        raise ModelError(f"not a valid ONNX model: {_first_line(exc)}", where=path, hint="export it again") from exc
+    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for value in (*inferred.value_info, *inferred.input, *inferred.output)
+    }
+    live = {input_name}
+    names = [input_name]
+    for node in proto.graph.node:
+        if any(name in live for name in node.input):
+            live.update(node.output)
+            # A tensor that shape inference could not type is kept: a missing entry costs more than one too many.
+            names += [name for name in node.output if name and types.get(name, onnx.TensorProto.FLOAT) in floats]
+    return names
 
 
 def _check_input(tensor: Tensor, path: Path) -> None:
@@ -223,11 +251,21 @@ def _external_files(path: Path) -> list[str]:
         proto = onnx.load(str(path), load_external_data=False)
     except Exception as exc:  # onnx raises many kinds for one cause: not ONNX
         raise ModelError(f"not a valid ONNX model: {exc}", where=path, hint="export it again") from exc
-    names = {entry.value for item in proto.graph.initializer for entry in item.external_data if entry.key == "location"}
+    names = {entry.value for item in _tensors(proto.graph) for entry in item.external_data if entry.key == "location"}
     for name in names:
         if not (path.parent / name).is_file():
             raise ModelError(f"its weight file {name} is missing", where=path, hint="copy it beside the model")
     return sorted(names)
+
+
+def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    """Every constant tensor: initializers, and those in the attributes of nodes, also of inner graphs."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
 
 
 def _mentions(path: Path, word: bytes) -> bool:
@@ -238,6 +276,10 @@ def _mentions(path: Path, word: bytes) -> bool:
                 return True
             tail = piece[-len(word) :]
     return False
+
+
+def _first_line(exc: Exception) -> str:
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[0]
 
 
 def _count(items: list[Tensor], noun: str) -> str:

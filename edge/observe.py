@@ -1,13 +1,14 @@
 """Observe the FP32 network over pictures: statistics collected, saved while they grow, and reused.
 
-Pictures are put in the order of their sha256 and cut into chunks of a fixed size; a :class:`Crew` counts the chunks, in
-whatever order. Every few seconds what is done is saved beside the table with the numbers of its chunks, so a calibration
-that is killed goes on where it was, with the same crew or another one; only chunks in hand are counted again.
+Pictures are put in the order of their sha256 and cut into chunks; a :class:`Crew` counts the chunks. Every few seconds
+what is done is saved beside the table, so a calibration that is killed goes on where it was, with the same crew or with
+another one (:mod:`edge.crowd`); only the chunks in hand are counted again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import os
 import time
@@ -23,22 +24,20 @@ from edge import store
 from edge.backends.ort import OrtSession
 from edge.calibration import collect, network
 from edge.calibration.statistics import FORMAT, Statistics
-from edge.errors import ArtifactError, EdgeError
-from edge.events import Listener, Note, Progress, silence
+from edge.errors import ArtifactError
+from edge.events import Listener, Progress, silence
 from edge.frames import Picture, Pictures, decode
 from edge.model import Model
 from edge.preprocess import Preprocessor
 from edge.profile import Input, Preprocess, Profile
+from edge.tally import KIND, Tally, load, save
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-KIND = "calibration statistics"
-PARTIAL = "unfinished calibration statistics"
-# Pictures per chunk. A checkpoint that was written with another number is not gone on with.
-_CHUNK = 16
-_TOGETHER = 4
-# Saving may take a twentieth of the time, and a crash at most this much work, or twenty times what saving takes.
+# How many chunks this process takes at once: at the end of each lot, threads wait for the slowest.
+_LOT = 4
+# A crash costs the work of a few seconds; saving takes at most this share of the time.
 _SAVE_EVERY_S = 5.0
 _SAVE_SHARE = 1 / 20
 
@@ -117,10 +116,10 @@ class Alone:
         listen: Listener,  # noqa: ARG002 - there is nobody to report on
         should_stop: Callable[[], bool],
     ) -> Generator[Part, None, None]:
-        """Count the chunks in their order, some at a time: at the end of each lot, threads wait for the slowest."""
-        left = list(chunks)
-        while left:
-            numbers, left = tuple(left[:_TOGETHER]), left[_TOGETHER:]
+        """Count the chunks in their order."""
+        order = list(chunks)
+        for start in range(0, len(order), _LOT):
+            numbers = tuple(order[start : start + _LOT])
             pictures = [picture for number in numbers for picture in chunks[number]]
             statistics = count(task, pictures, advance=advance, should_stop=should_stop)
             if statistics is None:
@@ -145,7 +144,8 @@ def observe(
 ) -> Observed | None:
     """Statistics of ``plan.watched`` over ``pictures``; None when ``should_stop`` ended it early.
 
-    ``crew`` counts them, or else this process alone; ``threads`` is per process of it. ``key`` is the table's key; of it, the statistics depend on model, preprocessing and pictures.
+    ``crew`` counts them, or else this process alone; ``threads`` is per process. ``key`` is the table's key; of it, the
+    statistics depend on model, preprocessing and pictures.
 
     Raises:
         DataError: a picture is unreadable, broken or changed meanwhile.
@@ -158,7 +158,7 @@ def observe(
         for kind in ("histogram", "ranges") if needs == "ranges" else ("histogram",):
             kept = {**own, "needs": kind}
             path = _path(cache, kept)
-            found = _load(_manifest(path), kind=KIND, key=kept, listen=listen)
+            found = load(_manifest(path), kind=KIND, key=kept, listen=listen)
             if found is not None:
                 return Observed(found[0], path, reused=True)
     own |= {"needs": needs}
@@ -169,12 +169,15 @@ def observe(
         str(model.path.absolute()), model.sha256, profile.preprocess, profile.input, tuple(plan.watched), needs,
         threads or crew.threads,
     )  # fmt: skip
-    tally = _Tally(task, pictures, _partial(path), own)
+    ordered = sorted(pictures, key=lambda picture: picture.sha256)
+    empty = Statistics.empty(task.watched, with_histogram=needs == "histogram")
+    tally = Tally(empty, ordered, manifest=_unfinished(path), key=own)
     if not force:
         tally.resume(listen)
-    if not tally.complete(crew, listen=listen, should_stop=should_stop):
+    _complete(tally, task, crew, total=len(ordered), listen=listen, should_stop=should_stop)
+    if not tally.complete:
         return None
-    _save(_manifest(path), path.name, tally.total, kind=KIND, key=own, info=_describe(tally.total))
+    save(_manifest(path), path.name, tally.total, kind=KIND, key=own, info={})
     tally.forget()
     return Observed(tally.total, path, reused=False)
 
@@ -223,166 +226,59 @@ def _opened(task: Task) -> tuple[OrtSession, Preprocessor, int | None]:
     model = models.load(path)
     if model.sha256 != task.model_sha256:
         raise ArtifactError("the model is not the one that the calibration was planned with", where=path)
+    _use_one_malloc_arena()
     outputs = network.with_outputs(models.read(path), list(task.watched))
-    session = OrtSession(outputs, precision="fp32", threads=1)
+    session = OrtSession(outputs, precision="fp32", threads=1, lean=True)
     return session, Preprocessor(task.preprocess, task.input), model.fixed_batch
 
 
-class _Kept(msgspec.Struct, frozen=True):
-    """Which pictures a checkpoint holds: numbers of chunks, and how many pictures make a chunk."""
-
-    chunk: int
-    done: list[int]
-
-
-class _Tally:
-    """Statistics while they grow, and their checkpoint."""
-
-    def __init__(self, task: Task, pictures: Pictures, manifest: Path, key: store.Key) -> None:
-        ordered = sorted(pictures, key=lambda picture: picture.sha256)
-        starts = range(0, len(ordered), _CHUNK)
-        self.total = Statistics.empty(task.watched, with_histogram=task.needs == "histogram")
-        self._task = task
-        self._count = len(ordered)
-        self._chunks: Chunks = {start // _CHUNK: ordered[start : start + _CHUNK] for start in starts}
-        self._done: set[int] = set()
-        self._manifest = manifest
-        self._key = key
-        self._saved = 0
-        self._whole = True
-
-    def resume(self, listen: Listener) -> None:
-        """Go on from the checkpoint, if there is one."""
-        found = _load(self._manifest, kind=PARTIAL, key=self._key, listen=listen, check=self._check)
-        if found is not None:
-            self.total, info = found
-            self._done = set(_kept(info).done)
-            self._saved = self.total.pictures
-            listen(Note(f"going on after {self._saved} of {self._count} pictures"))
-
-    def complete(self, crew: Crew, *, listen: Listener, should_stop: Callable[[], bool]) -> bool:
-        """Let ``crew`` count what is left; False when it stopped before the end. What came back is saved either way."""
-        seen = self.total.pictures
-
-        def advance(more: int) -> None:
-            nonlocal seen
-            seen += more
-            listen(Progress("calibrate", seen, self._count))
-
-        advance(0)
-        left = {number: chunk for number, chunk in self._chunks.items() if number not in self._done}
-        due = time.monotonic() + _SAVE_EVERY_S
-        try:
-            parts = crew.count(self._task, left, advance=advance, listen=listen, should_stop=should_stop)
-            with contextlib.closing(parts):
-                for part in parts:
-                    self._add(part)
-                    if (start := time.monotonic()) >= due:
-                        self._save()
-                        cost = time.monotonic() - start
-                        due = start + max(_SAVE_EVERY_S, cost / _SAVE_SHARE)
-        finally:
-            if len(self._done) < len(self._chunks):
-                self._save()
-        return len(self._done) == len(self._chunks)
-
-    def forget(self) -> None:
-        """Remove the checkpoint: the manifest first, so that it never names a file that is not there."""
-        self._manifest.unlink(missing_ok=True)
-        self._sweep(keep=None)
-
-    def _add(self, part: Part) -> None:
-        # A second Ctrl-C can come anywhere: half a sum must not be saved.
-        self._whole = False
-        self.total.merge(part.statistics)
-        self._done.update(part.chunks)
-        self._whole = True
-
-    def _save(self) -> None:
-        if not self._whole or self.total.pictures == self._saved:
-            return
-        # A name of its own: until the new manifest stands, the one before it and its file are whole.
-        stem = self._manifest.name.removesuffix(".partial.json")
-        name = f"{stem}-{self.total.pictures}.partial.npz"
-        info = _describe(self.total) | {"chunk": _CHUNK, "done": sorted(self._done)}
-        _save(self._manifest, name, self.total, kind=PARTIAL, key=self._key, info=info)
-        self._saved = self.total.pictures
-        self._sweep(keep=name)
-
-    def _sweep(self, keep: str | None) -> None:
-        stem = self._manifest.name.removesuffix(".partial.json")
-        for file in self._manifest.parent.glob(f"{stem}*.partial.npz"):
-            if file.name != keep:
-                file.unlink(missing_ok=True)
-
-    def _check(self, statistics: Statistics, info: Mapping[str, object]) -> str | None:
-        """Why a checkpoint cannot be gone on with, or None."""
-        kept = _kept(info)
-        known = kept.chunk == _CHUNK and set(kept.done) <= self._chunks.keys()
-        if not known or statistics.pictures != sum(len(self._chunks[number]) for number in set(kept.done)):
-            return "they do not say which pictures were counted"
-        return None
+def _use_one_malloc_arena() -> None:
+    """Let all threads share one heap: glibc's heap per thread keeps 40 MiB more of freed memory here, for no speed."""
+    arena_max = -8  # M_ARENA_MAX in malloc.h
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(arena_max, 1)
 
 
-def _kept(info: Mapping[str, object]) -> _Kept:
+def _complete(
+    tally: Tally,
+    task: Task,
+    crew: Crew,
+    *,
+    total: int,
+    listen: Listener,
+    should_stop: Callable[[], bool],
+) -> None:
+    """Let ``crew`` count what is left. However it ends, what came back is saved."""
+    seen = tally.total.pictures
+
+    def advance(more: int) -> None:
+        nonlocal seen
+        seen += more
+        listen(Progress("calibrate", seen, total))
+
+    advance(0)
+    due = time.monotonic() + _SAVE_EVERY_S
     try:
-        return msgspec.convert(info, _Kept)
-    except msgspec.ValidationError:
-        # Written by an edge that counted in one row.
-        return _Kept(0, [])
+        parts = crew.count(task, tally.left, advance=advance, listen=listen, should_stop=should_stop)
+        with contextlib.closing(parts):
+            for part in parts:
+                tally.add(part.chunks, part.statistics)
+                if (start := time.monotonic()) >= due:
+                    tally.save()
+                    due = start + max(_SAVE_EVERY_S, (time.monotonic() - start) / _SAVE_SHARE)
+    finally:
+        if not tally.complete:
+            tally.save()
 
 
 def _path(cache: Path, key: store.Key) -> Path:
     return cache / f"{store.digest(dict(key))[:16]}.stats.npz"
 
 
-def _partial(path: Path) -> Path:
-    """Manifest of the checkpoint."""
-    return path.with_name(path.name.replace(".stats.npz", ".partial.json"))
-
-
 def _manifest(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _describe(statistics: Statistics) -> dict[str, object]:
-    return {"pictures": statistics.pictures, "tensors": len(statistics.tensors)}
-
-
-def _save(
-    manifest: Path, name: str, statistics: Statistics, *, kind: str, key: store.Key, info: Mapping[str, object]
-) -> None:
-    store.save(manifest, kind=kind, files={name: statistics.to_bytes()}, key=key, info=info)
-
-
-def _load(
-    where: Path,
-    *,
-    kind: str,
-    key: store.Key,
-    listen: Listener,
-    check: Callable[[Statistics, Mapping[str, object]], str | None] = lambda _statistics, _info: None,
-) -> tuple[Statistics, Mapping[str, object]] | None:
-    """Statistics kept for ``key`` under the manifest ``where``, and its info; or None.
-
-    Damaged or foreign ones are said, and collected again; ``check`` says what else is wrong with them.
-    """
-    if not where.is_file():
-        return None
-    try:
-        manifest = store.load(where, kind=kind)
-        path = where.with_name(next(iter(manifest.files), where.name))
-        # The file's name says the key; a copy under another name must not pass for what it is called.
-        if not path.name.startswith(_stem(where)) or store.differences(manifest.key, key):
-            raise ArtifactError("these statistics are of something else", where=path)
-        statistics = Statistics.from_bytes(path.read_bytes(), where=path)
-        if (wrong := check(statistics, manifest.info)) is not None:
-            raise ArtifactError(wrong, where=where)
-    except EdgeError as exc:
-        listen(Note(f"kept statistics cannot be used and are collected again: {exc.what} ({exc.where})", "warning"))
-        return None
-    return statistics, manifest.info
-
-
-def _stem(path: Path) -> str:
-    return path.name.partition(".")[0]
+def _unfinished(path: Path) -> Path:
+    """Manifest of the checkpoint of the statistics at ``path``."""
+    return path.with_name(path.name.replace(".stats.npz", ".partial.json"))

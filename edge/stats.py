@@ -89,3 +89,36 @@ def paired_difference(only_a: int, only_b: int, n: int) -> Interval:
     centre = (a - b) / total
     half = _Z95 * math.sqrt(a + b - (a - b) ** 2 / total) / total
     return Interval(value, max(centre - half, -1.0), min(centre + half, 1.0))
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided p value of McNemar's exact test (1947): are a and b right equally often?
+
+    ``only_a`` counts the pictures that only a got right, ``only_b`` those that only b got right; the others say
+    nothing. Under equality each of them is a fair coin. The sum is exact; 1 when there is no such picture.
+    """
+    n = only_a + only_b
+    tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
+    return min(tail / (1 << n) * 2.0, 1.0)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """``p_values`` corrected for their number (Holm 1979), in the same order.
+
+    To call those below 0.05 different is wrong in at most 5 % of all such families, whatever ties them together.
+    """
+    ordered = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(ordered):
+        largest = max(largest, min((len(p_values) - rank) * p_values[index], 1.0))
+        corrected[index] = largest
+    return corrected
+
+
+def fewest_visible(comparisons: int = 1, *, level: float = 0.05) -> int:
+    """How many pictures, all gained and none lost, McNemar's exact test needs to call a difference one.
+
+    With ``comparisons`` made at once, corrected as by Bonferroni: Holm's first step.
+    """
+    return math.ceil(math.log2(2 * comparisons / level))

@@ -17,7 +17,7 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
-GUESTS = ("numpy", "opencv-python-headless", "onnx", "onnxruntime", "numba", "msgspec", "hypothesis")
+GUESTS = ("numpy", "opencv-python-headless", "onnx", "onnxruntime", "llvmlite", "msgspec", "hypothesis")
 CLASSES = 10
 SIDE = 32
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge import calibrate, identity, observe, profile, store
+from edge import calibrate, identity, profile, store
 from edge.calibration import table as tables
 from edge.errors import ArtifactError, DataError, ModelError, StoreError
 from edge.events import Event, Note, Progress
@@ -427,14 +428,15 @@ def test_what_was_counted_before_a_stop_is_used_and_the_table_is_the_same(
     stop = Stop(at=70)
     assert run(chosen, listen=stop.hear, should_stop=stop) is None
     folder = tmp_path / "cache" / "model"
-    assert [path.suffixes for path in sorted(folder.glob("*.npz"))] == [[".partial", ".npz"]]
+    assert [path.name for path in folder.glob("*.npz") if ".partial." not in path.name] == []
     assert list(folder.glob("*.table")) == []
     assert not identity.manifest_path(folder / f"{algorithm}.table").exists()
 
     heard = Heard()
     outcome = run(chosen, listen=heard)
-    assert any("going on after 64 of 150 pictures" in text for text in heard.notes)
-    assert heard.counted[0] == 64
+    kept = heard.counted[0]
+    assert 0 < kept < 150
+    assert f"going on after {kept} of 150 pictures" in heard.notes
     assert (outcome.sha256, outcome.pictures) == (expected, 150)
     assert list(folder.glob("*.partial.*")) == []
 
@@ -529,12 +531,13 @@ def test_the_saved_format_is_refused_when_it_is_another(run: Calibrate, tmp_path
     """Statistics of another format have another name and another key, so they are never read as ours."""
     folder = run().table.parent
     manifest_path = next(folder.glob("*.stats.json"))
-    manifest = store.load(manifest_path, kind=observe.KIND)
+    kind = json.loads(manifest_path.read_bytes())["kind"]
+    manifest = store.load(manifest_path, kind=kind)
     data = manifest_path.with_suffix(".npz").read_bytes()
     assert math.isfinite(float(manifest.key["format"]))  # type: ignore[arg-type]
     store.save(
         manifest_path,
-        kind=observe.KIND,
+        kind=kind,
         files={manifest_path.with_suffix(".npz").name: data},
         key={**manifest.key, "format": 999},
         info=manifest.info,

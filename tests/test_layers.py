@@ -73,7 +73,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "flatbuffers": frozenset({"calibration.flat_table"}),
     "google": frozenset({"frames.tfrecord", "model"}),  # protobuf
     "google_crc32c": frozenset({"frames.tfrecord"}),
-    "numba": frozenset({"calibration.collect"}),
+    "llvmlite": frozenset({"calibration.kernel"}),
     "onnx": frozenset({"backends.ort", "calibration.convert", "calibration.network", "calibration.qdq", "model"}),
     "onnxruntime": frozenset({"backends.ort", "calibration.qdq"}),
     "rich": frozenset({"cli.doctor", "ui", "ui.live"}),

@@ -18,7 +18,7 @@ import pytest
 from edge.cli import COMMANDS
 
 GUESTS = (
-    "numpy", "cv2", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda", "jtop", "pynvml", "numba",
+    "numpy", "cv2", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda", "jtop", "pynvml", "llvmlite",
     "google_crc32c", "flatbuffers",
 )  # fmt: skip
 
@@ -144,15 +144,11 @@ def test_a_missing_guest_is_an_error_with_its_install_line(without_guests: Run, 
 
 
 WORK = {
-    "calibrate": ["calibrate", "--profile", "tiny.yaml", "--images", "in"],
-    "build": ["build", "--profile", "tiny.yaml", "--precision", "fp32"],
-    "run": ["run", "--profile", "tiny.yaml", "--precision", "fp32", "--images", "in"],
-    "eval": ["eval", "--profile", "tiny.yaml", "--precision", "fp32", "--images", "in"],
+    "calibrate": ["calibrate", "--profile", "tiny.yaml", "--images", "in", "--cache-dir", "cache"],
+    "build": ["build", "--profile", "tiny.yaml", "--precision", "fp32", "--engine-dir", "engines"],
+    "run": ["run", "--profile", "tiny.yaml", "--precision", "fp32", "--images", "in", "--engine-dir", "engines"],
+    "eval": ["eval", "--profile", "tiny.yaml", "--precision", "fp32", "--images", "in", "--engine-dir", "engines"],
 }
-
-NUMPY_IS_NOT_TRANSLATED = pytest.mark.xfail(
-    reason="modules of L2 and L3 import numpy at the top, and the boundary in edge.cli does not translate its absence"
-)
 
 
 @pytest.mark.parametrize(
@@ -161,10 +157,10 @@ NUMPY_IS_NOT_TRANSLATED = pytest.mark.xfail(
         ("calibrate", "onnx"),
         ("calibrate", "onnxruntime"),
         ("calibrate", "cv2"),
-        ("calibrate", "numba"),
+        ("calibrate", "llvmlite"),
         ("build", "onnx"),
         ("build", "onnxruntime"),
-        *(pytest.param(name, "numpy", marks=NUMPY_IS_NOT_TRANSLATED, id=f"{name}-numpy") for name in WORK),
+        *((name, "numpy") for name in WORK),
     ],
 )
 def test_a_command_without_its_guest_ends_with_exit_code_4(

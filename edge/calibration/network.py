@@ -79,16 +79,12 @@ def shared_ranges(graph: GraphProto, ranges: dict[str, float]) -> dict[str, floa
 def with_outputs(model: ModelProto, names: list[str]) -> bytes:
     """The serialized model with exactly ``names`` as its outputs (inputs among them are left out)."""
     onnx = require("onnx")
-    inferred = onnx.shape_inference.infer_shapes(model)
-    values = {v.name: v for v in (*inferred.graph.value_info, *inferred.graph.output)}
     produced = {name for node in model.graph.node for name in node.output}
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     del copy.graph.output[:]
-    for name in names:
-        if name in produced:
-            untyped = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-            copy.graph.output.append(values.get(name, untyped))
+    # By name alone: onnxruntime knows the types, and shape inference would copy all weights once more.
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name in produced)
     return bytes(copy.SerializeToString())
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import math
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -102,17 +101,19 @@ class TensorStatistics(msgspec.Struct):
 
     def clipped(self, low: float, high: float) -> TensorStatistics:
         """Statistics of min(max(x, low), high), exact: a value that is clipped falls in the bin of its bound."""
+        counts = None if self.counts is None else self.counts.copy()
         result = TensorStatistics(
-            min(max(self.low, low), high), min(max(self.high, low), high), self.count, self.exponent, None
+            min(max(self.low, low), high), min(max(self.high, low), high), self.count, self.exponent, counts
         )
-        if self.counts is not None:
-            counts = self.counts.copy()
-            first, last = self._bin(low), self._bin(high)
+        # Everything goes to a bound that lies beyond all that was seen: the histogram must reach it.
+        result.grow(exponent_of(result.absmax))
+        counts = result.counts
+        if counts is not None:
+            first, last = result._bin(low), result._bin(high)
             counts[first] += counts[:first].sum()
             counts[:first] = 0
             counts[last] += counts[last + 1 :].sum()
             counts[last + 1 :] = 0
-            result.counts = counts
         return result
 
     def _bin(self, value: float) -> int:
@@ -160,21 +161,22 @@ class Statistics(msgspec.Struct):
 
     @classmethod
     def from_bytes(cls, data: bytes, *, where: Path) -> Statistics:
-        """Read a ``.stats.npz``.
+        """Read a ``.stats.npz``. That it is the one that was written, the sha256 in its manifest says.
 
         Raises:
-            ArtifactError: truncated, changed, of another format, or inconsistent.
+            ArtifactError: truncated, damaged, of another format, or inconsistent.
         """
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                arrays: Mapping[str, NDArray[np.generic]] = {name: file[name] for name in file.files}
-            if int(arrays["format"]) != FORMAT:
-                raise ArtifactError(f"statistics format {arrays['format']}, this edge reads {FORMAT}", where=where)
-            return cls._from_arrays(arrays)
-        except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile, msgspec.DecodeError) as exc:
+            arrays = _read_arrays(data)
+            found = int(arrays["format"])
+            statistics = cls._from_arrays(arrays) if found == FORMAT else None
+        except Exception as exc:  # numpy, zipfile and zlib raise a dozen kinds for one cause: damaged
             raise ArtifactError(
                 f"not a statistics file: {exc}", where=where, hint="calibrate again with --force"
             ) from exc
+        if statistics is None:
+            raise ArtifactError(f"statistics format {found}, this edge reads {FORMAT}", where=where)
+        return statistics
 
     @classmethod
     def _from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Statistics:
@@ -182,11 +184,15 @@ class Statistics(msgspec.Struct):
         counts = arrays.get("counts")
         if counts is not None and counts.shape != (len(names), 2 * BINS):
             raise ValueError(f"histograms of shape {counts.shape} for {len(names)} tensors")
+        if len(set(names)) < len(names):
+            raise ValueError("a tensor that is there twice")
         tensors = {}
         for index, (name, (low, high), (count, exponent)) in enumerate(
             zip(names, arrays["ranges"], arrays["sizes"], strict=True)
         ):
             own = None if counts is None else counts[index].astype(np.int64)
+            if own is not None and (int(own.sum()) != int(count) or int(own.min()) < 0):
+                raise ValueError(f"{name}: a histogram that does not hold {int(count)} values")
             tensors[name] = TensorStatistics(float(low), float(high), int(count), int(exponent), own)
         return cls(tensors, int(arrays["pictures"]))
 
@@ -194,6 +200,14 @@ class Statistics(msgspec.Struct):
 def exponent_of(absmax: float) -> int:
     """Smallest e >= MIN_EXPONENT with absmax < 2^e."""
     return max(math.frexp(absmax)[1], MIN_EXPONENT) if absmax > 0 else MIN_EXPONENT
+
+
+def _read_arrays(data: bytes) -> dict[str, NDArray[np.generic]]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        # NumPy stops reading at the last element, before zipfile would compare the checksum.
+        if (damaged := file.zip.testzip()) is not None:
+            raise ValueError(f"the checksum of {damaged} does not fit")
+        return {name: file[name] for name in file.files}
 
 
 def _widened(counts: Counts, steps: int) -> Counts:

@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "build": "Build the engine that a profile describes.",
     "run": "Classify pictures and report latency and power.",
     "eval": "Measure top-1, top-5 and agreement with FP32.",
+    "sweep": "Compare calibration algorithms and picture counts.",
 }
 
 
@@ -37,7 +38,7 @@ def main() -> NoReturn:
         make_app(sys.argv[1:])(prog_name="edge")
         code = 0
     except SystemExit as exc:
-        code = exc.code if isinstance(exc.code, int) else 1
+        code = _code_of(exc)
     except EdgeError as exc:
         _report(exc)
         code = exc.exit_code
@@ -52,9 +53,7 @@ def main() -> NoReturn:
         sys.stderr.write(f"stopped by {signal.Signals(exc.number).name}\n")
         code = 128 + exc.number
     except BrokenPipeError:
-        # The reader went away (`edge … | head`): not an error of ours, and nobody is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 128 + signal.SIGPIPE
+        code = _reader_is_gone()
     sys.exit(code)
 
 
@@ -100,6 +99,25 @@ def _top(version: _Version = False) -> None:  # noqa: FBT002 - typer's way of a 
 
 def _placeholder() -> None:
     """Stand for a command whose module is not needed on this command line; it only shows its help text."""
+
+
+def _code_of(exc: SystemExit) -> int:
+    """The exit code that is meant: Click and rich end in 1, a quality gate's code, where they swallow an exception."""
+    cause: BaseException | None = exc.__context__
+    while cause is not None:
+        if isinstance(cause, BrokenPipeError):
+            return _reader_is_gone()
+        if isinstance(cause, EOFError):
+            # To Click this is Ctrl-D at a prompt. We have none: it is a bug, and keeps its traceback.
+            raise cause
+        cause = cause.__cause__ or cause.__context__
+    return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+
+
+def _reader_is_gone() -> int:
+    """The reader went away (`edge … | head`): not an error of ours, and nobody is left to tell."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def _report(exc: EdgeError) -> None:

@@ -2,12 +2,19 @@
 
 The pictures run through the FP32 network on this machine's CPU; memory does not grow with their number.
 The table is in TensorRT's own text format. A second call with nothing changed does nothing, and a change is named.
+
+--workers and --dask share the work out; the table has the same bytes, and a worker that dies is survived. Dask
+workers need edge, and the model and pictures under the same paths as here. ONNX Runtime gives the same bits only
+with the same version on the same kind of CPU: another version is warned about, another CPU is not noticed.
+Ctrl-C keeps what came back; the next call goes on from there, with the same workers or others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -15,6 +22,10 @@ import typer
 from edge.cli import options
 from edge.errors import UsageError
 from edge.ui import Terminal
+
+if TYPE_CHECKING:
+    from edge.events import Listener
+    from edge.observe import Crew
 
 
 def command(
@@ -26,6 +37,12 @@ def command(
     limit: Annotated[int | None, typer.Option(min=1, help="Use N pictures, spread evenly over the set.")] = None,
     cache_dir: options.CacheDir = None,
     threads: options.Threads = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Count in N processes, with one thread each unless --threads says more.")
+    ] = None,
+    dask: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Count on the workers of the Dask scheduler tcp://HOST:PORT.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Count all pictures again.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -34,6 +51,8 @@ def command(
     from edge.cli import places, signals
     from edge.frames import Pictures, open_pictures
 
+    if workers is not None and dask is not None:
+        raise UsageError("--workers and --dask exclude each other", hint="leave one of them out")
     chosen, path = places.load_profile(profile)
     terminal = Terminal()
     terminal.say(f"profile {chosen.name} ({path})", style="dim")
@@ -47,18 +66,20 @@ def command(
         batch=batch or chosen.calibration.batch,
     )
     chosen = msgspec.structs.replace(chosen, calibration=settings)
-    pictures = open_pictures(source)
+    # A Dask worker stands in another folder, where a relative path leads elsewhere.
+    pictures = open_pictures(source.absolute() if dask else source)
     if limit is not None and limit < len(pictures):
         # A folder is often sorted by class: its first N would be a few classes only.
         spread = [pictures[index * len(pictures) // limit] for index in range(limit)]
         pictures = Pictures(source, spread)
-    with signals.graceful() as wish, terminal.progress() as listen:
+    with signals.graceful() as wish, terminal.progress() as listen, _crew(workers, dask, listen) as crew:
         outcome = calibrate.calibrate(
             chosen,
             pictures,
             cache=places.cache_folder(cache_dir),
             force=force,
             threads=threads,
+            crew=crew,
             listen=listen,
             should_stop=wish,
         )
@@ -76,3 +97,19 @@ def command(
     terminal.data(f"{outcome.table}: {outcome.tensors} tensors from {outcome.pictures} pictures, {how}")
     if outcome.zero_tensors:
         terminal.warn(f"always zero, so without a range: {', '.join(outcome.zero_tensors)}")
+
+
+@contextmanager
+def _crew(workers: int | None, dask: str | None, listen: Listener) -> Iterator[Crew | None]:
+    """Who counts, where it is not this process alone."""
+    if dask is not None:
+        from edge.crowd import cluster
+
+        with cluster.connect(dask, listen=listen) as crew:
+            yield crew
+    elif workers is not None:
+        from edge.crowd.processes import Processes
+
+        yield Processes(workers)
+    else:
+        yield None

@@ -160,18 +160,17 @@ def no_hangup() -> str:
 
 
 class Gate:
-    """A picture that a command waits for: reading it blocks until the test lets it through."""
+    """A picture that a command waits for, each time it reads it, until the test lets it through."""
 
     def __init__(self, link: Path) -> None:
         self._data = link.read_bytes()
         self._link = link
-        self._pipe = link.with_name(f".{link.name}.pipe")
-        os.mkfifo(self._pipe)
-        link.unlink()
-        link.symlink_to(self._pipe.name)
+        self.name = link.name
+        self._count = 0
+        self._renew()
 
     def wait(self, process: subprocess.Popen[str]) -> int:
-        """Wait until ``process`` is there; the file to feed it by."""
+        """Wait until ``process`` is there; the handle to let it through by."""
         until = time.monotonic() + 60
         while time.monotonic() < until:
             try:
@@ -183,7 +182,8 @@ class Gate:
         pytest.fail("nobody came to read the picture")
 
     def let_through(self, writer: int) -> None:
-        """Give the picture to whoever waits for it."""
+        """Give the picture to whoever waits for it; whoever comes next waits again."""
+        self._renew()
         os.set_blocking(writer, True)
         with os.fdopen(writer, "wb") as file:
             file.write(self._data)
@@ -192,6 +192,15 @@ class Gate:
         """Make it an ordinary picture again."""
         self._link.unlink()
         self._link.write_bytes(self._data)
+
+    def _renew(self) -> None:
+        # A pipe of its own for each reader: a second one on the same pipe could not be told from the first.
+        self._count += 1
+        self._pipe = self._link.with_name(f".{self._link.name}.{self._count}")
+        os.mkfifo(self._pipe)
+        link = self._link.with_name(f".{self._link.name}.link")
+        link.symlink_to(self._pipe.name)
+        link.replace(self._link)
 
 
 @pytest.fixture

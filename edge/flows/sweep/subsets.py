@@ -1,8 +1,8 @@
 """Statistics of many random subsets of one set of pictures, for about the price of counting the set once.
 
-The subsets of one seed are nested: the first 50, 100, 200 pictures of one random order. Statistics merge by addition, so
-each picture runs through the network once, and what it holds is added to one segment (0-50, 50-100, 100-200 …) of each
-seed; a subset is the sum of its seed's first segments. Pictures that fall into the same segments of all seeds are
+The subsets of one seed are nested: the first 50, 100, 200 pictures of one random order. Statistics merge by addition,
+so each picture runs through the network once, and what it holds is added to one segment (0-50, 50-100, 100-200 …) of
+each seed; a subset is the sum of its seed's first segments. Pictures that fall into the same segments of all seeds are
 counted together. What a further seed costs is memory (one set of histograms per size: 131 kB per tensor) and additions,
 never another pass.
 """
@@ -88,7 +88,8 @@ def draw(digests: Sequence[str], *, sizes: Sequence[int], seeds: int) -> Draw:
         raise UsageError("a number of pictures must be at least 1", hint="--pictures 50,100,all")
     if wanted[-1] > total:
         raise UsageError(
-            f"{wanted[-1]} pictures are asked for, and there are {total}", hint=f"--pictures …,{total}, or --pictures all"
+            f"{wanted[-1]} pictures are asked for, and there are {total}",
+            hint=f"--pictures …,{total}, or --pictures all",
         )
     found: dict[Subset, list[Segment]] = {}
     places: list[list[Segment]] = [[] for _ in range(total)]
@@ -101,9 +102,9 @@ def draw(digests: Sequence[str], *, sizes: Sequence[int], seeds: int) -> Draw:
             found[subset] = [(seed, k) for k in range(step + 1)]
         ranks = order(digests, seed)
         for rank, index in enumerate(ranks):
-            step = next((k for k, size in enumerate(own) if rank < size), None)
-            if step is not None:
-                places[index].append((seed, step))
+            first = next((k for k, size in enumerate(own) if rank < size), None)
+            if first is not None:
+                places[index].append((seed, first))
     together: dict[tuple[Segment, ...], list[int]] = {}
     for index, segments in enumerate(places):
         if segments:
@@ -179,9 +180,15 @@ def _grown(drawn: Draw, totals: Mapping[Segment, Statistics]) -> Iterator[tuple[
 
 
 def count_in_batches(
-    task: observe.Task, pictures: Sequence[Picture], *, batch: int, model: Path, threads: int
-) -> Statistics:
-    """Statistics over ``pictures`` with ``batch`` of them at a time through the network.
+    task: observe.Task,
+    pictures: Sequence[Picture],
+    *,
+    batch: int,
+    model: Path,
+    threads: int,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Statistics | None:
+    """Statistics over ``pictures`` with ``batch`` of them at a time; None when ``should_stop`` ended it early.
 
     For comparison only: :func:`edge.observe.count` takes one at a time.
     """
@@ -199,10 +206,9 @@ def count_in_batches(
         with_histogram=task.needs == "histogram",
         batch=batch,
         threads=threads,
+        should_stop=should_stop,
     )
     session.close()
-    if found is None:
-        raise AssertionError("nothing asked to stop")
     return found
 
 

@@ -1,0 +1,95 @@
+"""How calibration scales: pictures per second of one and of two workers, as processes and as Dask workers.
+
+    python benchmarks/calibration_scaling.py 1600 --images DIR
+
+Counts the pictures (repeated until there are as many as asked for) with the sample model, one thread per worker, and
+with everything that `edge calibrate` does meanwhile: adding up, checkpoints, progress. The rate is that of the steady
+state: from when each worker has given its first two shares until the end. Rounds alternate; the medians are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from edge import calibrate, profile
+from edge.crowd import cluster
+from edge.crowd.processes import Processes
+from edge.events import Event, Progress
+from edge.frames import Pictures, open_pictures
+from edge.observe import Crew
+
+ROOT = Path(__file__).resolve().parents[1]
+Hire = Callable[[int], AbstractContextManager[Crew]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", type=int, nargs="?", default=1600)
+    parser.add_argument("--images", type=Path, default=ROOT.parent / "shared/data/calib")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--engine", choices=("processes", "dask", "both"), default="both")
+    options = parser.parse_args()
+    pictures = repeated(options.images, options.pictures)
+    print(f"{len(pictures)} pictures, {os.cpu_count()} cores, load {os.getloadavg()[0]:.2f} before", flush=True)
+    for engine, crew in (("processes", processes), ("dask", dask)):
+        if options.engine in (engine, "both"):
+            compare(engine, crew, pictures, options.rounds)
+
+
+def compare(engine: str, crew: Hire, pictures: Pictures, rounds: int) -> None:
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(rounds):
+        for workers, found in rates.items():
+            with crew(workers) as who:
+                found.append(rate(who, pictures, workers))
+            print(f"  {engine} {workers}: {found[-1]:.1f} pictures/s", flush=True)
+    one, two = (statistics.median(found) for found in rates.values())
+    print(f"{engine:<12}1 worker {one:.1f}/s   2 workers {two:.1f}/s   ratio {two / one:.2f}", flush=True)
+
+
+@contextmanager
+def processes(workers: int) -> Iterator[Crew]:
+    yield Processes(workers)
+
+
+@contextmanager
+def dask(workers: int) -> Iterator[Crew]:
+    import distributed
+
+    with (
+        distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as local,
+        cluster.connect(local.scheduler_address) as crew,
+    ):
+        yield crew
+
+
+def rate(crew: Crew, pictures: Pictures, workers: int) -> float:
+    """Pictures per second in the steady state."""
+    chosen = profile.load(ROOT / "profiles/host.yaml")
+    seen: list[tuple[float, int]] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Progress) and event.stage == "calibrate" and event.done:
+            seen.append((time.perf_counter(), event.done))
+
+    with tempfile.TemporaryDirectory(prefix="edge-benchmark-") as cache:
+        calibrate.calibrate(chosen, pictures, cache=Path(cache), crew=crew, listen=listen)
+    start, end = seen[2 * workers - 1], seen[-1]
+    return (end[1] - start[1]) / (end[0] - start[0])
+
+
+def repeated(images: Path, count: int) -> Pictures:
+    """``count`` pictures of a folder, over and over."""
+    found = list(open_pictures(images))
+    return Pictures(images, [found[index % len(found)] for index in range(count)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The fused preprocessing kernel: its source, and the parameters and launch geometry for a picture size.
+
+One launch takes a batch of equal frames, uint8 BGR H×W×3 with any distance between rows, to normalized float32 or
+float16 N×3×h×w. What it computes is defined by :mod:`edge.preprocess`; the arithmetic is in ``preprocess_pixel.h``,
+which also compiles as plain C++. Bilinear is fixed-point as OpenCV's is for uint8, so results differ from the CPU by at
+most one step of 255 before normalization.
+"""
+
+from __future__ import annotations
+
+import struct
+from importlib import resources
+
+import msgspec
+
+from edge.errors import DataError
+from edge.preprocess import Box, placed, region
+from edge.profile import Input, Preprocess
+
+TILE_WIDTH = 32
+TILE_HEIGHT = 32
+THREADS = 256
+MAX_SIDE = 32767  # the kernel's index arithmetic is 32-bit
+MAX_BOX = 1 << 23  # pixels in a box, beyond which sums of bytes leave an int (OpenCV's own limit)
+# struct Job of preprocess_pixel.h, field by field.
+_JOB = struct.Struct("=QQqqqq iif iif ii iiii ii 3f 3f")
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """How one picture size becomes the network input.
+
+    ``area`` is the part of the picture that is read, in source pixels: rows × columns boxes of down × right pixels.
+    ``place`` is where they land in the height × width output. ``kernel`` lacks the suffix of the output type.
+    """
+
+    kernel: str
+    area: Box
+    rows: int
+    columns: int
+    down: int
+    right: int
+    place: Box
+    height: int
+    width: int
+    shared_bytes: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Blocks along x and y; z is the number of frames."""
+        return -(-self.width // TILE_WIDTH), -(-self.height // TILE_HEIGHT)
+
+    def bytes_moved(self, *, itemsize: int) -> int:
+        """Fewest bytes to and from memory per frame: ``area`` read once, the output of ``itemsize`` written once.
+
+        Nearest skips pixels, so for it this is what is written and the rows × columns that are picked.
+        """
+        read = self.area.height * self.area.width
+        if self.kernel == "edge_nearest":
+            read = min(read, self.place.height * self.place.width)
+        return 3 * read + 3 * self.height * self.width * itemsize
+
+
+class Frames(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a batch of equal frames lies in memory that the device can read; distances in bytes.
+
+    ``address`` is that of row ``top``, column ``left`` of the first picture; height × width pixels from there are in
+    memory. ``row_stride`` may be negative. ``guard`` bytes before and after each frame may be read, whatever they hold.
+    """
+
+    address: int
+    row_stride: int
+    frame_stride: int
+    height: int
+    width: int
+    top: int = 0
+    left: int = 0
+    guard: int = 0
+
+
+def source() -> str:
+    """CUDA source of all variants, in one text without includes."""
+    folder = resources.files(__package__)
+    pixel = folder.joinpath("preprocess_pixel.h").read_text(encoding="utf-8")
+    return folder.joinpath("preprocess.cu").read_text(encoding="utf-8").replace('#include "preprocess_pixel.h"', pixel)
+
+
+def plan(height: int, width: int, spec: Preprocess, target: Input) -> Plan:
+    """The plan for pictures of height × width.
+
+    Raises:
+        DataError: the picture or its boxes are larger than the kernel can count.
+    """
+    if max(height, width, target.height, target.width) > MAX_SIDE:
+        raise DataError(
+            f"{width}x{height} is too large for GPU preprocessing: {MAX_SIDE} pixels per side",
+            hint="preprocess on the CPU",
+        )
+    box = region(height, width, spec, target)
+    place = placed(box, spec, target)
+    down, right, cubic = 1, 1, spec.interpolation == "bicubic"
+    if spec.interpolation == "nearest":
+        rows, columns, kernel = box.height, box.width, "edge_nearest"
+    else:
+        down, right = max(box.height // place.height, 1), max(box.width // place.width, 1)
+        rows, columns = box.height // down, box.width // right
+        box = Box(
+            box.top + (box.height - rows * down) // 2,
+            box.left + (box.width - columns * right) // 2,
+            rows * down,
+            columns * right,
+        )
+        kernel = "edge_bicubic_n" if cubic else f"edge_bilinear_{_variant(down, right)}"
+    if down * right > MAX_BOX:
+        raise DataError(f"{width}x{height} shrinks too much for GPU preprocessing", hint="preprocess on the CPU")
+    window = _window(rows, place.height, TILE_HEIGHT, cubic=cubic) * _window(
+        columns, place.width, TILE_WIDTH, cubic=cubic
+    )
+    return Plan(
+        kernel=kernel,
+        area=box,
+        rows=rows,
+        columns=columns,
+        down=down,
+        right=right,
+        place=place,
+        height=target.height,
+        width=target.width,
+        shared_bytes=0 if spec.interpolation == "nearest" else 4 * window,
+    )
+
+
+def job(plan: Plan, frames: Frames, spec: Preprocess, *, target: int) -> bytes:
+    """Parameters of a launch that writes to device address ``target``: struct Job of ``preprocess_pixel.h``."""
+    source = frames.address + (plan.area.top - frames.top) * frames.row_stride + 3 * (plan.area.left - frames.left)
+    last_row = (frames.height - 1) * frames.row_stride
+    low = frames.address + min(last_row, 0) - frames.guard - source
+    high = frames.address + max(last_row, 0) + 3 * frames.width + frames.guard - source
+    return _JOB.pack(
+        source,
+        target,
+        frames.frame_stride,
+        frames.row_stride,
+        low,
+        high,
+        *(plan.columns, plan.place.width, 0.5 / plan.place.width),
+        *(plan.rows, plan.place.height, 0.5 / plan.place.height),
+        *(plan.right, plan.down),
+        *(plan.place.top, plan.place.left, plan.height, plan.width),
+        *(spec.color == "rgb", spec.pad),
+        *spec.mean,
+        *(1.0 / value for value in spec.std),
+    )
+
+
+def _variant(down: int, right: int) -> str:
+    return {(1, 1): "1", (2, 2): "2"}.get((down, right), "n")
+
+
+def _window(source: int, target: int, tile: int, *, cubic: bool) -> int:
+    """Most reduced pixels along one axis that a tile reads: its width at the scale, and the taps at both ends."""
+    steps = min(tile, target) - 1
+    return min(-(-steps * source // target) + 2 + 2 * cubic, source)

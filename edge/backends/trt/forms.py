@@ -1,0 +1,126 @@
+"""The form in which a model goes to TensorRT's parser: as it is, in FP16, or with Q/DQ nodes.
+
+FP16 for strongly typed networks is made by ``onnxruntime.transformers.float16``. Reasons, against the others that were
+looked at: it is kept (onnxruntime is released every few months), it is there already (onnxruntime is a guest that edge
+has on every machine, so nothing is installed for it), and what it makes is parsed and built by TensorRT for RTX in the
+tests. ``onnxconverter-common``, from which it grew, has fewer fixes and would be one more package. NVIDIA's Model
+Optimizer (``modelopt.onnx.autocast``) chooses per node and is the better tool where FP16 overflows, but brings PyTorch
+and has no wheels for a Jetson; its output is an ONNX file that edge takes like any other.
+
+The network's input and output stay float32 in all forms, so the loop feeds every engine alike.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edge import model as models
+from edge.calibration import qdq
+from edge.calibration.table import Table
+from edge.errors import ModelError, require
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+# FP16's largest value; a wider range overflows to infinity.
+_HALF_MAX = 65504.0
+
+
+class Form(msgspec.Struct, frozen=True, kw_only=True):
+    """What the parser gets: ``data``, or the file itself where that is None; layer counts of the graph, and notes.
+
+    ``weighted`` counts convolutions and matrix products with constant weights; ``quantized`` of them have Q/DQ.
+    """
+
+    path: Path
+    data: bytes | None = None
+    weighted: int = 0
+    quantized: int = 0
+    half: bool = False
+    notes: list[str] = []
+
+
+def plain(path: Path) -> Form:
+    """The file as it is. TensorRT reads it itself, with its external weights and above 2 GB."""
+    return Form(path=path, weighted=_weighted(models.read(path)))
+
+
+def half(path: Path) -> Form:
+    """The model in FP16, its input and output float32.
+
+    Raises:
+        ModelError: it cannot be converted, or is above 2 GB. GuestError: onnxruntime is missing.
+    """
+    proto = models.read(path)
+    weighted = _weighted(proto)
+    require("onnxruntime")
+    from onnxruntime.transformers import float16
+
+    copy = require("onnx").ModelProto()
+    copy.CopyFrom(proto)
+    try:
+        converted = float16.convert_float_to_float16(copy, keep_io_types=True)
+    except (ValueError, TypeError, KeyError, AssertionError, AttributeError, RuntimeError) as exc:
+        raise ModelError(
+            f"cannot be converted to FP16: {exc}", where=path, hint="simplify the model, or use --precision fp32"
+        ) from exc
+    # The converter puts the casts of inputs at the end; everybody but TensorRT wants producers first.
+    _sort(converted)
+    return Form(path=path, data=_serialized(converted, path), weighted=weighted, half=True)
+
+
+def quantized(path: Path, table: Table) -> Form:
+    """The model with Q/DQ nodes that hold ``table``'s scales to the bit; the rest stays float32.
+
+    Raises:
+        ModelError: the quantizer cannot handle the model, or the result is above 2 GB.
+    """
+    result = qdq.insert(models.read(path), table, target="tensorrt")
+    notes = []
+    if result.unscaled:
+        some = ", ".join(result.unscaled[:3])
+        notes.append(f"{len(result.unscaled)} tensors have no usable scale and keep their layers in float: {some}")
+    data = _serialized(result.model, path)
+    return Form(path=path, data=data, weighted=result.weighted, quantized=result.quantized, notes=notes)
+
+
+def overflows(table: Table | None) -> list[str]:
+    """Tensors whose calibrated range does not fit FP16; a model with one is not for FP16."""
+    if table is None:
+        return []
+    return [name for name in table.names if math.isfinite(table.range(name)) and table.range(name) > _HALF_MAX]
+
+
+def nodes(path: Path) -> list[tuple[str, str]]:
+    """Name and operator of every node, in graph order: what a parser error of TensorRT 8.6 points at by number."""
+    return [(node.name, node.op_type) for node in models.read(path).graph.node]
+
+
+def _weighted(proto: ModelProto) -> int:
+    constant = {item.name for item in proto.graph.initializer}
+    return sum(
+        node.op_type in qdq.WEIGHTED and len(node.input) > 1 and node.input[1] in constant for node in proto.graph.node
+    )
+
+
+def _serialized(proto: Any, path: Path) -> bytes:  # noqa: ANN401
+    from google.protobuf.message import EncodeError
+
+    try:
+        return bytes(proto.SerializeToString())
+    except (ValueError, EncodeError) as exc:
+        what = "above 2 GB in one piece, which ONNX cannot hold: FP16 and Q/DQ forms are made in one piece"
+        raise ModelError(what, where=path, hint="--precision fp32 reads the file with its external weights") from exc
+
+
+def _sort(proto: ModelProto) -> None:
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    level = logging.getLogger("onnxruntime").level
+    OnnxModel(proto).topological_sort()
+    logging.getLogger("onnxruntime").setLevel(level)

@@ -1,0 +1,101 @@
+"""How much memory a build may take on a device whose CPU and GPU share it, and a warning before it is too much.
+
+On a Jetson, TensorRT's defaults allow all device memory as workspace and 75 % of it for tactics (NvInfer.h, 10.x), where
+"device memory" is the whole board's, the desktop and this process included. A tactic that takes what the kernel cannot
+give ends with the out-of-memory killer and not with an error. The limits below leave the rest of the board alone.
+
+The numbers are rules of thumb from public reports (builds killed with 4 to 8 GB; an Orin Nano that built with a capped
+workspace and no swap); none was measured by edge.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+
+MIB = 1 << 20
+# TensorRT, CUDA and its kernels before the first tactic runs.
+_BASE_MIB = 1200
+_LEFT_FOR_OTHERS_MIB = 256
+_SMALLEST_MIB = 128
+_SWAP_HINT = "add a swap file on disk: edge doctor shows how"
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``/proc`` says, in MiB; None where it cannot be read. ``swap_mib`` is free swap on a disk, zram apart."""
+
+    total_mib: int | None = None
+    available_mib: int | None = None
+    swap_mib: int = 0
+    zram_mib: int = 0
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Pool limits in MiB; None leaves TensorRT's default."""
+
+    workspace_mib: int | None
+    tactic_mib: int | None
+
+
+def read(root: Path = Path("/")) -> Memory:
+    """The memory of the machine whose ``/proc`` lies under ``root``."""
+    meminfo = _text(root / "proc/meminfo")
+    disk = zram = 0
+    for line in _text(root / "proc/swaps").splitlines()[1:]:
+        fields = line.split()
+        # Filename, Type, Size, Used, Priority; sizes in KiB [Linux, mm/swapfile.c].
+        if len(fields) >= 4 and fields[2].isdigit() and fields[3].isdigit():
+            free = (int(fields[2]) - int(fields[3])) // 1024
+            if "zram" in fields[0]:
+                zram += free
+            else:
+                disk += free
+    return Memory(
+        total_mib=_kib(meminfo, "MemTotal"),
+        available_mib=_kib(meminfo, "MemAvailable"),
+        swap_mib=disk,
+        zram_mib=zram,
+    )
+
+
+def limits(memory: Memory, *, workspace_mib: int | None, shared: bool) -> Limits:
+    """Limits for a build: the profile's workspace, and on shared memory what is free now.
+
+    A discrete GPU keeps TensorRT's defaults: its memory is its own, and no process is killed for it.
+    """
+    if not shared or memory.available_mib is None:
+        return Limits(workspace_mib=workspace_mib, tactic_mib=None)
+    free = max(memory.available_mib - _LEFT_FOR_OTHERS_MIB, _SMALLEST_MIB)
+    workspace = workspace_mib if workspace_mib is not None else max(free // 4, _SMALLEST_MIB)
+    # Not below the workspace, which is taken from the same memory and would then be the useless larger number.
+    return Limits(workspace_mib=workspace, tactic_mib=max(free * 3 // 4, workspace))
+
+
+def warnings(memory: Memory, chosen: Limits, *, model_bytes: int, shared: bool) -> list[str]:
+    """Why the out-of-memory killer may end this build; empty when it has no reason to."""
+    if not shared or memory.available_mib is None:
+        return []
+    # The parsed weights, their packed form, and the one being timed.
+    wanted = _BASE_MIB + (chosen.workspace_mib or 0) + 3 * (model_bytes // MIB)
+    room = memory.available_mib + memory.swap_mib
+    if room >= wanted:
+        return []
+    free = f"{memory.available_mib} MiB of memory are free"
+    text = f"{free} and {memory.swap_mib} MiB of swap on disk; a build like this takes about {wanted} MiB"
+    if memory.zram_mib and not memory.swap_mib:
+        text = f"{free}, and swap is only zram, which is memory itself; a build like this takes about {wanted} MiB"
+    return [f"{text} and may be killed: close other programs, set build.workspace_mib lower, or {_SWAP_HINT}"]
+
+
+def _kib(meminfo: str, name: str) -> int | None:
+    match = re.search(rf"(?m)^{name}:\s+(\d{{1,15}}) kB", meminfo)
+    return int(match[1]) // 1024 if match else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

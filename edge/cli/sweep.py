@@ -1,0 +1,211 @@
+"""Compare calibration algorithms and picture counts.
+
+Every algorithm calibrates with random subsets of the pictures; each table is scored on labelled pictures, in INT8, by
+ONNX Runtime on this machine's CPU. All intervals are 95 %, all comparisons paired.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from edge.cli import options
+from edge.errors import StoreError, UsageError
+from edge.ui import Terminal
+
+if TYPE_CHECKING:
+    from edge.flows.sweep.compare import Row
+    from edge.flows.sweep.record import Record
+    from edge.stats import Interval
+
+_MARKS = {"best": "*", "same": "=", "top-1 alike": "~", "different": ""}
+_WIDE = 132
+
+
+def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the signature
+    *,
+    images: options.Images = None,
+    evaluate: Annotated[
+        Path | None, typer.Option("--eval", "-e", help="Pictures to score with.", show_default="those of --labels")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="CSV with the columns file and class_index.")] = None,
+    profile: options.ProfileName = None,
+    algorithm: Annotated[
+        list[str] | None,
+        typer.Option("--algorithm", "-a", help="NAME, NAME:VALUE or NAME:KEY=VALUE; commas.", show_default="all"),
+    ] = None,
+    pictures: Annotated[
+        str | None, typer.Option(help="Numbers of pictures, or all.", show_default="50,100,200,400,all")
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Calibration batches to compare.")] = "1,8",
+    seeds: Annotated[int, typer.Option(help="Random subsets of each number.")] = 3,
+    limit: Annotated[int | None, typer.Option(min=1, help="Score with the first N pictures only.")] = None,
+    cache_dir: options.CacheDir = None,
+    threads: options.Threads = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Keep everything here; goes on where it was stopped.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with plots.")] = None,
+    earlier: Annotated[Path | None, typer.Option("--from", help="Show an earlier --output; measure nothing.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over an --output about something else.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Run the flow."""
+    from edge.cli import places, signals
+    from edge.flows import sweep
+    from edge.flows.sweep import record as records
+    from edge.frames import open_pictures
+
+    terminal = Terminal()
+    if html is not None:
+        _check_page(html)
+    if earlier is not None:
+        if images is not None or evaluate is not None or labels is not None or output is not None:
+            raise UsageError("--from shows what was measured: no pictures, labels or --output with it")
+        _finish(terminal, records.load(earlier), html=html, as_json=as_json)
+        return
+    chosen, path = places.load_profile(profile)
+    source = images or (Path(chosen.calibration.images) if chosen.calibration.images else None)
+    scored = evaluate or labels
+    if source is None:
+        raise UsageError("no pictures to calibrate with", hint="--images DIR, or calibration.images in the profile")
+    if scored is None:
+        raise UsageError("no pictures to score with", hint="--eval DIR --labels labels.csv")
+    if not as_json:
+        terminal.say(f"profile {chosen.name} ({path})", style="dim")
+    calibration = open_pictures(source)
+    labelled = open_pictures(scored, labels=labels if evaluate is not None else None)
+    settings = sweep.Settings(
+        candidates=sweep.candidates(_words(algorithm)),
+        sizes=sweep.sizes(_words(pictures), len(calibration)),
+        seeds=seeds,
+        batches=_batches(batch),
+        threads=threads,
+    )
+    with signals.graceful() as wish, terminal.progress() as listen:
+        found = sweep.sweep(
+            chosen,
+            calibration,
+            list(labelled.take(limit) if limit else labelled),
+            settings,
+            cache=places.cache_folder(cache_dir),
+            output=output,
+            force=force,
+            listen=listen,
+            should_stop=wish,
+        )
+    _finish(terminal, found, html=html, as_json=as_json)
+    if wish() and output is not None:
+        terminal.say(f"what is scored is kept in {output}; the same command goes on from there")
+    wish.grant()
+
+
+def _finish(terminal: Terminal, record: Record, *, html: Path | None, as_json: bool) -> None:
+    """Show the record, and write the page."""
+    from edge import store
+    from edge.flows.sweep import page
+    from edge.flows.sweep.record import summary
+
+    if as_json:
+        terminal.data(msgspec.json.encode(summary(record)).decode())
+    elif record.findings is not None:
+        _show(terminal, record)
+    for warning in record.warnings:
+        terminal.warn(warning)
+    if record.status != "complete":
+        terminal.warn("stopped before the end: this is about what was scored until then")
+    if html is not None and record.findings is not None:
+        store.write_bytes(html, page.render(record).encode())
+        terminal.say(f"page: {html}")
+
+
+def _show(terminal: Terminal, record: Record) -> None:
+    from edge.flows.sweep import reading
+
+    found = record.findings
+    if found is None:
+        return
+    wide = terminal.out.width >= _WIDE
+    digits = 2 if wide else 1
+    rows = [_row(row, wide=wide, digits=digits) for row in found.rows]
+    columns = [
+        "",
+        "algorithm",
+        "pictures" if wide else "n",
+        "seed",
+        "SQNR, dB",
+        "same top-1 as FP32, %" if wide else "as FP32, %",
+    ]
+    columns += ["top-1, %", "top-1 minus FP32", "p", "top-5, %"] if wide else ["top-1 − FP32"]
+    terminal.table(columns, rows, right=range(2, len(columns)))
+    terminal.show(
+        f"* highest SQNR   = not told from it by SQNR   ~ told from it by SQNR, not by top-1   "
+        f"(95 % intervals; n = {found.n}; corrected for {len(found.rows) - 1} comparisons, Holm)"
+    )
+    for answer in reading.answers(record):
+        terminal.show("")
+        terminal.show(f"{answer.question} {answer.short}")
+        for line in answer.detail:
+            terminal.show(f"  {line}")
+    counted, scored = record.seconds.get("count"), record.seconds.get("score")
+    if counted is not None and scored is not None:
+        terminal.say(
+            f"{record.subject['calibration_pictures']} pictures counted in {counted:.0f} s; "
+            f"{len({row.configuration.table for row in found.rows})} different tables scored in {scored:.0f} s",
+            style="dim",
+        )
+
+
+def _row(row: Row, *, wide: bool, digits: int) -> list[str]:
+    item = row.configuration
+    seed = "–" if item.seed is None else str(item.seed)
+    name = item.algorithm if item.batch == 1 else f"{item.algorithm}, batch {item.batch}"
+    cells = [
+        _MARKS[row.mark],
+        name,
+        str(item.pictures),
+        seed,
+        _interval(row.sqnr_db, digits),
+        _interval(row.agreement, digits),
+    ]
+    if not wide:
+        return [*cells, _interval(row.against_fp32.top1, digits, sign="+")]
+    return [
+        *cells,
+        _interval(row.top1, digits),
+        _interval(row.against_fp32.top1, digits, sign="+"),
+        f"{row.against_fp32.top1_p:.2g}",
+        _interval(row.top5, digits),
+    ]
+
+
+def _interval(value: Interval, digits: int, *, sign: str = "") -> str:
+    form = f"{sign}.{digits}f"
+    return f"{value.value:{form}} [{value.low:{form}}, {value.high:{form}}]"
+
+
+def _words(given: list[str] | str | None) -> list[str]:
+    """Words from options that may be repeated and may hold commas."""
+    texts = [given] if isinstance(given, str) else given or []
+    return [word.strip() for text in texts for word in text.split(",") if word.strip()]
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    words = _words(text)
+    if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise UsageError(f"{text!r} is not a list of batches", where="--batch", hint="--batch 1,8")
+    return tuple(int(word) for word in words)
+
+
+def _check_page(path: Path) -> None:
+    """Everything that writing the page needs, known before the work and not after it."""
+    from edge.flows.sweep import page
+
+    page.check()
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise StoreError("the page cannot be written", where=path, hint="choose another file")

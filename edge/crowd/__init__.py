@@ -1,0 +1,1 @@
+"""Crews of many: processes of this machine, and Dask workers on any machine (see :class:`edge.observe.Crew`)."""

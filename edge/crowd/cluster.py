@@ -1,0 +1,264 @@
+"""Dask workers, on this machine or others: the only module that knows ``distributed``.
+
+Scheduling, moving results and surviving a worker's death are Dask's; here shares go out and statistics come back. What
+Dask has no word for is said here: a scheduler that is not there or goes away, a cluster without workers, and workers
+with another edge or other versions of what the statistics depend on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import pickle
+import platform
+import queue
+import socket
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge import __version__, interpreter
+from edge.calibration.statistics import Statistics
+from edge.crowd.shares import Share, Shares
+from edge.errors import DeviceError, EdgeError, GuestError, ModelError, UsageError, require
+from edge.events import Listener, Note, silence
+from edge.frames import Picture
+from edge.observe import Chunks, Part, Task, count
+
+_POLL_S = 0.2
+_CONNECT_S = 5.0
+_LOOK_S = 2.0
+# How long a cluster may be without any worker: one that was restarted needs some seconds to come back.
+_NO_WORKER_S = 20.0
+_GATHER_S = 60.0
+_SAME_PATHS = "every Dask worker needs the model and the pictures under the same paths as here"
+_GOES_ON = "what was counted is kept: the same command goes on from there"
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """Where something was counted, and with which versions of what the statistics depend on."""
+
+    host: str
+    versions: dict[str, str | None]
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    statistics: Statistics
+    machine: Machine
+
+
+class _Errand:
+    """A call that happens where its pickle is loaded: sent as bytes, it needs edge on the workers only.
+
+    Dask unpickles what is submitted on the scheduler as well, which often has no more than Dask.
+    """
+
+    def __init__(self, task: Task, pictures: Sequence[Picture]) -> None:
+        self._arguments = (task, pictures, __version__, socket.gethostname())
+
+    def __reduce__(self) -> tuple[Callable[..., _Answer], tuple[Any, ...]]:
+        return _count_there, self._arguments
+
+
+class Cluster:
+    """A crew of Dask workers; see :func:`connect`."""
+
+    def __init__(self, client: Any, address: str) -> None:  # noqa: ANN401
+        self._client = client
+        self._address = address
+        self._here = _machine()
+        self._strange: set[str] = set()
+        self._looked = 0.0
+        self._seen_worker = time.monotonic()
+        self._slots = 1
+
+    @property
+    def threads(self) -> int:
+        """One: Dask gives each worker as many shares at once as it has threads."""
+        return 1
+
+    def count(
+        self,
+        task: Task,
+        chunks: Chunks,
+        *,
+        advance: Callable[[int], None],
+        listen: Listener,
+        should_stop: Callable[[], bool],
+    ) -> Generator[Part, None, None]:
+        """As :meth:`edge.observe.Crew.count`; Dask counts the share of a worker that dies with another one."""
+        shares = Shares(chunks)
+        done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        running: dict[str, tuple[Any, Share]] = {}
+        name = f"edge-calibrate-{uuid.uuid4().hex[:8]}"
+        self._seen_worker = time.monotonic()
+        try:
+            while not should_stop():
+                self._look()
+                # Two for each thread: one in hand, and one waiting there.
+                while len(running) < 2 * self._slots and (share := shares.take(self._slots)) is not None:
+                    errand = pickle.dumps(_Errand(task, share.pictures))
+                    future = self._client.submit(pickle.loads, errand, key=f"{name}-{share.chunks[0]}", pure=False)
+                    running[future.key] = future, share
+                    future.add_done_callback(done.put)
+                if not running:
+                    return
+                try:
+                    future = done.get(timeout=_POLL_S)
+                    answer = self._result(future, running[future.key][1])
+                except queue.Empty:
+                    continue
+                except TimeoutError:
+                    done.put(future)
+                    continue
+                _, share = running.pop(future.key)
+                self._compare(answer.machine, listen)
+                advance(len(share.pictures))
+                yield Part(share.chunks, answer.statistics)
+        finally:
+            with contextlib.suppress(Exception):
+                self._client.cancel([future for future, _ in running.values()], force=True)
+
+    def _result(self, future: Any, share: Share) -> _Answer:  # noqa: ANN401
+        """What a future that is done holds; TimeoutError when it does not arrive."""
+        distributed = require("distributed")
+        try:
+            answer: _Answer = future.result(timeout=_GATHER_S)
+        except EdgeError:
+            raise
+        except distributed.KilledWorker as exc:
+            raise DeviceError(
+                f"several Dask workers died while they counted the same {len(share.pictures)} pictures",
+                where=f"{share.pictures[0].where} … {share.pictures[-1].where}",
+                hint="out of memory? the workers' logs say so; fewer threads per worker (dask worker --nthreads 1)",
+            ) from exc
+        except ImportError as exc:
+            raise GuestError(
+                f"a Dask worker cannot import what it needs: {exc}",
+                where=self._address,
+                hint="install the same edge on every worker: pip install 'jetson-edge[host,dask]'",
+            ) from exc
+        except (distributed.CancelledError, distributed.TimeoutError, OSError) as exc:
+            if future.status == "error":
+                raise
+            if isinstance(exc, distributed.TimeoutError):
+                raise TimeoutError from exc
+            raise self._gone() from exc
+        return answer
+
+    def _look(self) -> None:
+        """See now and then how many threads there are.
+
+        Raises:
+            DeviceError: no worker for too long, or no scheduler.
+        """
+        now = time.monotonic()
+        if now - self._looked < _LOOK_S:
+            return
+        self._looked = now
+        if self._client.status != "running":
+            raise self._gone()
+        try:
+            threads = self._client.nthreads()
+        except OSError as exc:
+            raise self._gone() from exc
+        self._slots = max(sum(threads.values()), 1)
+        if threads:
+            self._seen_worker = now
+        elif now - self._seen_worker > _NO_WORKER_S:
+            raise _no_workers(self._address, _NO_WORKER_S)
+
+    def _gone(self) -> DeviceError:
+        return DeviceError("the Dask scheduler went away", where=self._address, hint=_GOES_ON)
+
+    def _compare(self, there: Machine, listen: Listener) -> None:
+        """Say once per machine where its statistics may differ from the ones that would be made here."""
+        if there.host in self._strange or there.versions == self._here.versions:
+            return
+        self._strange.add(there.host)
+        ours, theirs = self._here.versions, there.versions
+        which = ", ".join(
+            f"{name} {theirs.get(name)} (here {ours[name]})" for name in ours if ours[name] != theirs.get(name)
+        )
+        listen(
+            Note(f"the Dask worker on {there.host} has {which}: its statistics may differ in the last bit", "warning")
+        )
+
+
+@contextlib.contextmanager
+def connect(address: str, *, listen: Listener = silence) -> Iterator[Cluster]:
+    """The crew of all workers of the Dask scheduler at ``address`` (``tcp://HOST:PORT``).
+
+    Raises:
+        GuestError: ``distributed`` is not installed.
+        UsageError: ``address`` is not one.
+        DeviceError: no scheduler answers there within some seconds, or it has no workers.
+    """
+    distributed = require("distributed")
+    if "://" not in address:
+        raise UsageError(f"not the address of a Dask scheduler: {address!r}", hint="--dask tcp://HOST:8786")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", distributed.versions.VersionMismatchWarning)
+        try:
+            client = distributed.Client(address, timeout=_CONNECT_S, set_as_default=False, name="edge")
+        except ValueError as exc:
+            raise UsageError(f"not the address of a Dask scheduler: {exc}", hint="--dask tcp://HOST:8786") from exc
+        except (OSError, distributed.TimeoutError) as exc:
+            raise DeviceError(
+                f"no Dask scheduler answers: {exc}", where=address, hint="start one with: dask scheduler"
+            ) from exc
+        except ImportError as exc:
+            raise DeviceError(f"the Dask scheduler does not fit: {exc}", where=address) from exc
+    try:
+        for warning in caught:
+            listen(Note(f"Dask: {warning.message}", "warning"))
+        try:
+            client.wait_for_workers(1, timeout=_CONNECT_S)
+        except distributed.TimeoutError as exc:
+            raise _no_workers(address, _CONNECT_S) from exc
+        yield Cluster(client, address)
+    finally:
+        client.close()
+
+
+def _no_workers(address: str, waited_s: float) -> DeviceError:
+    what = f"the Dask scheduler has had no worker for {waited_s:g} s"
+    return DeviceError(what, where=address, hint=f"start some with: dask worker {address} --nthreads 1")
+
+
+@functools.cache
+def _machine() -> Machine:
+    """This machine."""
+    found = {name: interpreter.find_guest(name) for name in ("onnxruntime", "cv2")}
+    versions = {name: guest.version if guest else None for name, guest in found.items()}
+    return Machine(socket.gethostname(), {**versions, "machine": platform.machine()})
+
+
+# what runs in the worker
+
+
+def _count_there(task: Task, pictures: Sequence[Picture], version: str, client: str) -> _Answer:
+    """Count, and say where that was.
+
+    Raises:
+        EdgeError: what :func:`edge.observe.count` raises, with this host in it; or another version of edge is here.
+    """
+    here = _machine()
+    try:
+        if version != __version__:
+            raise DeviceError(f"this Dask worker has edge {__version__}, not {version}", hint="install the same edge")
+        if not Path(task.model).is_file():
+            raise ModelError("the Dask worker does not have the model", where=task.model, hint=_SAME_PATHS)
+        statistics = count(task, pictures)
+    except EdgeError as exc:
+        missing = isinstance(exc.__cause__, FileNotFoundError)
+        where = exc.where if here.host == client else " on ".join(part for part in (exc.where, here.host) if part)
+        raise type(exc)(exc.what, where=where, hint=_SAME_PATHS if missing else exc.hint) from None
+    if statistics is None:
+        raise RuntimeError("counting stopped before the end, and nobody asked")
+    return _Answer(statistics, here)

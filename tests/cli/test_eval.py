@@ -1,0 +1,193 @@
+"""``edge eval`` as it is typed, with a network whose answers are known: it names the colour of a picture."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+Edge = Callable[..., Any]
+Place = Callable[..., Path]
+# Red, green, blue of the ten classes: the corners of a cube, and two points inside of it.
+COLOURS = [*itertools.product((32, 224), repeat=3), (127, 127, 127), (127, 32, 127)]
+COMMAND = ("eval", "--profile", "tiny", "--images", "painted", "--labels", "labels.csv")
+N = 60
+
+
+@pytest.fixture
+def painted(place: Place, edge: Edge) -> Callable[..., Path]:
+    """60 pictures of the ten colours, and the engines of a network that tells which one is nearest."""
+
+    def make(*, labels: Callable[[int], int] = lambda label: label) -> Path:
+        folder = place(1)
+        save_network(folder / "profiles" / "model.onnx")
+        (folder / "painted").mkdir()
+        rng = np.random.default_rng(0)
+        for index in range(N):
+            colour = np.array(COLOURS[index % 10][::-1]) + rng.integers(-20, 21, (40, 48, 3))
+            cv2.imwrite(str(folder / "painted" / f"{index:02d}.png"), np.clip(colour, 0, 255).astype(np.uint8))
+        write_labels(folder, labels)
+        assert edge("calibrate", "--profile", "tiny", "--images", "painted").code == 0
+        for precision in ("fp32", "int8"):
+            assert edge("build", "--profile", "tiny", "--precision", precision).code == 0
+        return folder
+
+    return make
+
+
+def save_network(path: Path) -> None:
+    """Logits 2·x·c - c·c, largest for the colour c that is nearest to the picture's mean x."""
+    centres = (np.array(COLOURS, np.float32) - 127) / 64
+    weights = {"w": 2 * centres.T, "b": -np.square(centres).sum(axis=1)}
+    graph = helper.make_graph(
+        [
+            helper.make_node("GlobalAveragePool", ["input"], ["mean"]),
+            helper.make_node("Flatten", ["mean"], ["flat"]),
+            helper.make_node("Gemm", ["flat", "w", "b"], ["logits"]),
+        ],
+        "colours",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 3, 32, 32])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 10])],
+        [numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name) for name, value in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def write_labels(folder: Path, labels: Callable[[int], int]) -> None:
+    rows = [f"{index:02d}.png,{labels(index % 10)}" for index in range(N)]
+    (folder / "labels.csv").write_text("\n".join(["file,class_index", *rows, ""]))
+
+
+def test_json_holds_the_shares_in_percent_with_intervals(edge: Edge, painted: Place) -> None:
+    painted()
+    ended = edge(*COMMAND, "--against", "fp32", "--json")
+    assert ended.code == 0
+    scores = json.loads(ended.out)
+    assert (scores["n"], scores["precision"], scores["against"]) == (N, "int8", "fp32")
+    assert (scores["top1"], scores["top5"], scores["agreement"]) == (100.0, 100.0, 100.0)
+    for share in ("top1", "top5", "agreement"):
+        low, high = scores[f"{share}_interval"]
+        # Wilson's interval for 60 of 60.
+        assert (low, high) == pytest.approx((93.98, 100.0), abs=0.01)
+    assert scores["top1_difference"] == 0.0
+    assert scores["logit_sqnr_db"] > 20.0
+    assert "warning" not in scores
+    assert "int8: 60/60 pictures" in ended.err
+    assert "fp32: 60/60 pictures" in ended.err
+
+
+def test_the_plain_output_is_a_table(edge: Edge, painted: Place) -> None:
+    painted()
+    ended = edge(*COMMAND, "--against", "fp32")
+    assert ended.code == 0
+    for words in ("n = 60", "top-1", "top-5", "agreement", "100.00 %  [93.98, 100.00]", "logit SQNR", " dB"):
+        assert words in ended.out
+    assert "\x1b" not in ended.out + ended.err
+
+
+def test_without_against_there_is_no_comparison(edge: Edge, painted: Place) -> None:
+    painted()
+    scores = json.loads(edge(*COMMAND, "--json", "--precision", "fp32").out)
+    assert scores["precision"] == "fp32"
+    assert scores.keys().isdisjoint({"against", "agreement", "agreement_interval", "top1_difference"})
+    assert "agreement" not in edge(*COMMAND).out
+
+
+def test_wrong_labels_make_wrong_shares(edge: Edge, painted: Place) -> None:
+    """Three of the ten classes are labelled as the one before: top-1 falls by 30 points, agreement does not."""
+    painted(labels=lambda label: label - 1 if label in {3, 5, 7} else label)
+    scores = json.loads(edge(*COMMAND, "--against", "fp32", "--json").out)
+    assert (scores["top1"], scores["agreement"]) == (70.0, 100.0)
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_a_label_map_that_is_off_by_one_is_said(shift: int, edge: Edge, painted: Place) -> None:
+    folder = painted()
+    # The class at the end would be outside of the network's.
+    rows = [f"{i:02d}.png,{i % 10 + shift}" for i in range(N) if 0 <= i % 10 + shift < 10]
+    for i in range(N):
+        if not 0 <= i % 10 + shift < 10:
+            (folder / "painted" / f"{i:02d}.png").unlink()
+    (folder / "labels.csv").write_text("\n".join(["file,class_index", *rows, ""]))
+    ended = edge(*COMMAND, "--json")
+    assert ended.code == 0
+    assert json.loads(ended.out)["top1"] == 0.0
+    assert "off by one" in json.loads(ended.out)["warning"]
+    assert f"warning: top-1 is 0.0% with these labels and 100.0% with every label {-shift:+d}" in ended.err
+
+
+def test_labels_that_count_from_one_are_said(edge: Edge, painted: Place) -> None:
+    painted(labels=lambda label: label + 1)
+    ended = edge(*COMMAND)
+    assert ended.code == 0
+    assert "they seem to count from 1" in ended.err
+
+
+@pytest.mark.parametrize("options", [("--limit", "10"), ("--threads", "1", "--limit", "10")])
+def test_limit(options: tuple[str, ...], edge: Edge, painted: Place) -> None:
+    painted()
+    assert json.loads(edge(*COMMAND, "--json", *options).out)["n"] == 10
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "the first line must name the columns"),
+        ("file,class_index\n", "nothing else"),
+        ("name,number\n00.png,1\n", "labels.csv:1: the first line must name the columns"),
+        ("file,class_index\n00.png,zero\n", "labels.csv:2: the class index must be an integer, got 'zero'"),
+        ("file,class_index\n00.png,1\n00.png,2\n", "labels.csv:3: 00.png is class 2 here and class 1 above"),
+        ("file,class_index\n00.png,1\n", "59 of 60 pictures have no label"),
+    ],
+    ids=["empty", "a header alone", "other columns", "no number", "two labels", "pictures without"],
+)
+def test_unusable_labels(content: str, words: str, edge: Edge, painted: Place) -> None:
+    folder = painted()
+    (folder / "labels.csv").write_text(content)
+    ended = edge(*COMMAND)
+    assert (ended.code, ended.out) == (6, "")
+    assert words in ended.err
+
+
+def test_a_broken_picture_is_an_error(edge: Edge, painted: Place) -> None:
+    folder = painted()
+    (folder / "painted" / "07.png").write_bytes((folder / "painted" / "07.png").read_bytes()[:-20])
+    ended = edge(*COMMAND)
+    assert (ended.code, ended.out) == (6, "")
+    assert "error: painted/07.png: the picture is cut off" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--images", "painted"), 2, "60 of 60 pictures have no label"),
+        (("--labels", "labels.csv"), 2, "--images DIR --labels labels.csv"),
+        (("--images", "painted", "--labels", "none.csv"), 6, "none.csv: there is no such file"),
+        (("--images", "none", "--labels", "labels.csv"), 6, "there is nothing here"),
+        (("--images", "painted", "--labels", "labels.csv", "--against", "fp16"), 2, "cannot compare with 'fp16'"),
+        (("--images", "painted", "--labels", "labels.csv", "--engine-dir", "x"), 7, "no int8 engine for tiny"),
+    ],
+    ids=["no labels", "no pictures", "labels not there", "pictures not there", "another precision", "no engine"],
+)
+def test_a_wrong_command(arguments: tuple[str, ...], code: int, words: str, edge: Edge, painted: Place) -> None:
+    painted()
+    ended = edge("eval", "--profile", "tiny", *arguments)
+    assert (ended.code, ended.out) == (code, "")
+    assert words in ended.err
+
+
+def test_a_damaged_engine_is_refused(edge: Edge, painted: Place) -> None:
+    folder = painted()
+    engine = folder / "engines" / "tiny" / "model-int8.onnx"
+    engine.write_bytes(engine.read_bytes()[:-3])
+    ended = edge(*COMMAND)
+    assert (ended.code, ended.out) == (7, "")
+    assert "model-int8.onnx: " in ended.err

@@ -1,0 +1,450 @@
+"""Preprocessing against Pillow, against its own definition written out slowly, and at its edges."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from edge import preprocess, profile
+from edge.preprocess import Box, Preprocessor, placed, region
+from edge.profile import Input, Preprocess
+
+Picture = np.ndarray
+SIZES = [
+    (720, 1280), (1080, 1920), (480, 640), (640, 480), (333, 500), (501, 377), (256, 256), (224, 224), (225, 223),
+    (257, 255), (449, 447), (511, 513), (1000, 260), (1801, 2403), (64, 2000), (100, 80), (37, 53), (2, 2), (1, 300),
+    (300, 1), (1, 1),
+]  # fmt: skip
+FITS = ("crop", "letterbox", "squash")
+KINDS = ("nearest", "bilinear", "bicubic")
+
+name_of = {"ids": lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else None}
+
+
+def pillow(picture: Picture, box: Box, height: int, width: int, kind: str) -> Picture:
+    """Pillow's resize with antialiasing, of ``box``; BGR in and out."""
+    kernel = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
+              "bicubic": Image.Resampling.BICUBIC}[kind]  # fmt: skip
+    edges = (box.left, box.top, box.left + box.width, box.top + box.height)
+    image = Image.fromarray(np.ascontiguousarray(picture[:, :, ::-1]))
+    return np.asarray(image.resize((width, height), kernel, box=edges))[:, :, ::-1]
+
+
+def mean_difference(a: Picture, b: Picture) -> float:
+    return float(np.abs(a.astype(np.int16) - b).mean())
+
+
+# against Pillow
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+@pytest.mark.parametrize("kind", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", SIZES, **name_of)
+def test_parity_with_pillow(picture: Callable[..., Picture], size: tuple[int, int], kind: Any, fit: Any) -> None:
+    source = picture(size, seed=sum(size))
+    spec, target = Preprocess(fit=fit, interpolation=kind), Input()
+    found = Preprocessor(spec, target).pixels(source)
+    assert mean_difference(found, pillow(source, region(*size, spec, target), 224, 224, kind)) <= 2.0
+
+
+@pytest.mark.parametrize(("kind", "most"), [("bilinear", 2.0), ("bicubic", 3.0)])
+def test_parity_with_pillow_on_photographs(shared_data: Path, kind: Any, most: float) -> None:
+    """Pillow's cubic kernel is the softer one (a = -0.5, OpenCV's is -0.75): on fine texture they part by more."""
+    spec, target = Preprocess(interpolation=kind), Input()
+    differences = []
+    for path in sorted((shared_data / "eval").glob("*.jpg"))[:30]:
+        source = cv2.imread(str(path))
+        found = Preprocessor(spec, target).pixels(source)
+        box = region(*source.shape[:2], spec, target)
+        differences.append(mean_difference(found, pillow(source, box, 224, 224, kind)))
+    assert len(differences) == 30
+    assert max(differences) <= most
+    assert np.mean(differences) <= 2.0
+
+
+# against the definition
+
+
+def slow_resize(part: Picture, height: int, width: int, kind: str) -> np.ndarray:
+    """Step 2 of the definition, in float64 and without OpenCV."""
+    values = part.astype(np.float64)
+    for axis, wanted in ((0, height), (1, width)):
+        factor = max(values.shape[axis] // wanted, 1)
+        count = values.shape[axis] // factor
+        start = (values.shape[axis] - count * factor) // 2
+        kept = np.take(values, range(start, start + count * factor), axis=axis)
+        shape = [*kept.shape[:axis], count, factor, *kept.shape[axis + 1 :]]
+        values = kept.reshape(shape).mean(axis=axis + 1)
+    values = np.rint(values)
+    for axis, wanted in ((0, height), (1, width)):
+        values = np.moveaxis(_interpolated(np.moveaxis(values, axis, 0), wanted, kind), 0, axis)
+    return values
+
+
+def _interpolated(values: np.ndarray, wanted: int, kind: str) -> np.ndarray:
+    size = values.shape[0]
+    at = (np.arange(wanted) + 0.5) * size / wanted - 0.5
+    first = np.floor(at).astype(int)
+    result = np.zeros((wanted, *values.shape[1:]))
+    for offset in range(-1, 3):
+        distance = np.abs(at - (first + offset))
+        weight = np.maximum(1 - distance, 0) if kind == "bilinear" else _cubic(distance)
+        shape = (-1, *[1] * (values.ndim - 1))
+        result += weight.reshape(shape) * values[np.clip(first + offset, 0, size - 1)]
+    return result
+
+
+def _cubic(d: np.ndarray, a: float = -0.75) -> np.ndarray:
+    near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+    far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
+    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+
+
+@pytest.mark.parametrize("kind", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [
+        ((100, 80), (64, 64)), ((128, 128), (64, 64)), ((129, 131), (64, 64)), ((191, 193), (64, 64)),
+        ((400, 300), (64, 48)), ((20, 30), (64, 64)), ((1, 1), (5, 7)), ((1, 40), (8, 8)), ((40, 200), (64, 64)),
+        ((63, 64), (64, 63)), ((64, 64), (64, 64)),
+    ],
+    **name_of,
+)  # fmt: skip
+def test_the_resize_is_the_documented_one(
+    picture: Callable[..., Picture], size: tuple[int, int], wanted: tuple[int, int], kind: Any
+) -> None:
+    source = picture(size, seed=7)
+    spec, target = Preprocess(fit="squash", interpolation=kind), Input(height=wanted[0], width=wanted[1])
+    found = Preprocessor(spec, target).pixels(source).astype(np.float64)
+    expected = np.clip(slow_resize(source, *wanted, kind), 0, 255)
+    # One level each for OpenCV's fixed-point weights and for a mean that lies between two levels.
+    assert np.abs(found - expected).max() <= 2.0
+    assert np.abs(found - expected).mean() <= 0.5
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 30), st.integers(1, 30))
+@settings(max_examples=60)
+def test_nearest_takes_the_pixel_under_the_centre(rows: int, columns: int, height: int, width: int) -> None:
+    source = np.arange(rows * columns * 3, dtype=np.uint32).astype(np.uint8).reshape(rows, columns, 3)
+    spec, target = Preprocess(fit="squash", interpolation="nearest"), Input(height=height, width=width)
+    row = [int((Fraction(i) + Fraction(1, 2)) * rows / height) for i in range(height)]
+    column = [int((Fraction(i) + Fraction(1, 2)) * columns / width) for i in range(width)]
+    assert np.array_equal(Preprocessor(spec, target).pixels(source), source[np.ix_(row, column)])
+
+
+@pytest.mark.parametrize("size", [(100, 80), (64, 48), (63, 65), (5, 3), (333, 222)], **name_of)
+def test_nearest_is_that_of_pillow(picture: Callable[..., Picture], size: tuple[int, int]) -> None:
+    """For sizes where no centre lies exactly between two pixels."""
+    source = picture(size)
+    found = Preprocessor(Preprocess(fit="squash", interpolation="nearest"), Input(height=64, width=48)).pixels(source)
+    assert np.array_equal(found, pillow(source, Box(0, 0, *size), 64, 48, "nearest"))
+
+
+def test_no_pixel_is_skipped_when_a_picture_shrinks() -> None:
+    """Plain bilinear interpolation of a 10-fold reduction reads two pixels of each hundred: fine lines vanish."""
+    source = np.zeros((640, 640, 3), np.uint8)
+    source[::10] = 255
+    found = Preprocessor(Preprocess(fit="squash"), Input(height=64, width=64)).pixels(source)
+    assert found.min() >= 24
+    assert found.max() <= 27
+
+
+# geometry
+
+
+@pytest.mark.parametrize(
+    ("size", "resize", "target", "box"),
+    [
+        ((256, 256), 256, (224, 224), (16, 16, 224, 224)),
+        ((720, 1280), 256, (224, 224), (45, 325, 630, 630)),
+        ((1280, 720), 256, (224, 224), (325, 45, 630, 630)),
+        ((256, 256), 256, (256, 256), (0, 0, 256, 256)),
+        ((100, 300), 256, (224, 224), (6, 106, 88, 88)),
+        ((400, 400), 200, (100, 160), (100, 40, 200, 320)),
+        ((1, 1), 256, (224, 224), (0, 0, 1, 1)),
+        ((1, 9), 256, (1, 1), (0, 4, 1, 1)),
+        ((3, 3), 1000, (1, 1), (1, 1, 1, 1)),
+    ],
+    **name_of,
+)
+def test_crop_regions(size: Any, resize: int, target: Any, box: tuple[int, int, int, int]) -> None:
+    assert region(*size, Preprocess(resize=resize), Input(height=target[0], width=target[1])) == Box(*box)
+
+
+sides = st.integers(1, 5000)
+
+
+@given(sides, sides, st.integers(1, 300), st.integers(1, 300), st.integers(0, 200))
+def test_a_crop_lies_in_the_middle_and_has_its_size(h: int, w: int, height: int, width: int, more: int) -> None:
+    spec, target = Preprocess(resize=max(height, width) + more), Input(height=height, width=width)
+    box = region(h, w, spec, target)
+    scale = Fraction(min(h, w), spec.resize)
+    for size, start, length, wanted in ((h, box.top, box.height, height), (w, box.left, box.width, width)):
+        assert 0 <= start <= start + length <= size
+        assert length >= 1
+        assert 2 * start in (size - length, size - length - 1)
+        assert abs(length - wanted * scale) <= Fraction(1, 2) or length == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "target", "place"),
+    [
+        ((100, 200), (64, 64), (16, 0, 32, 64)),
+        ((200, 100), (64, 64), (0, 16, 64, 32)),
+        ((64, 64), (64, 64), (0, 0, 64, 64)),
+        ((50, 50), (64, 96), (0, 16, 64, 64)),
+        ((100, 99), (64, 64), (0, 0, 64, 63)),
+        ((1, 1000), (64, 64), (31, 0, 1, 64)),
+        ((1000, 1), (64, 64), (0, 31, 64, 1)),
+        ((1, 1), (5, 3), (1, 0, 3, 3)),
+    ],
+    **name_of,
+)
+def test_letterbox_places(size: Any, target: Any, place: tuple[int, int, int, int]) -> None:
+    spec = Preprocess(fit="letterbox")
+    assert placed(Box(0, 0, *size), spec, Input(height=target[0], width=target[1])) == Box(*place)
+
+
+@given(sides, sides, st.integers(1, 300), st.integers(1, 300))
+def test_a_letterbox_keeps_the_shape_touches_two_sides_and_is_centred(h: int, w: int, height: int, width: int) -> None:
+    place = placed(Box(0, 0, h, w), Preprocess(fit="letterbox"), Input(height=height, width=width))
+    assert place.height == height or place.width == width
+    scale = min(Fraction(height, h), Fraction(width, w))
+    assert abs(place.height - h * scale) <= Fraction(1, 2) or place.height == 1
+    assert abs(place.width - w * scale) <= Fraction(1, 2) or place.width == 1
+    assert 2 * place.top in (height - place.height, height - place.height - 1)
+    assert 2 * place.left in (width - place.width, width - place.width - 1)
+
+
+@pytest.mark.parametrize("pad", [0, 114, 255])
+@pytest.mark.parametrize("size", [(100, 200), (200, 100), (99, 100), (20, 20), (3, 500)], **name_of)
+def test_a_letterbox_is_the_whole_picture_on_padding(picture: Callable[..., Picture], size: Any, pad: int) -> None:
+    source = picture(size)
+    spec, target = Preprocess(fit="letterbox", pad=pad), Input(height=64, width=80)
+    found = Preprocessor(spec, target).pixels(source)
+    place = placed(Box(0, 0, *size), spec, target)
+    inside = found[place.top : place.top + place.height, place.left : place.left + place.width]
+    alone = Preprocessor(Preprocess(fit="squash"), Input(height=place.height, width=place.width)).pixels(source)
+    assert np.array_equal(inside, alone)
+    outside = np.ones((64, 80), bool)
+    outside[place.top : place.top + place.height, place.left : place.left + place.width] = False
+    assert (found[outside] == pad).all()
+
+
+def test_squash_takes_everything(picture: Callable[..., Picture]) -> None:
+    assert region(37, 91, Preprocess(fit="squash"), Input()) == Box(0, 0, 37, 91)
+    source = picture((64, 80))
+    target = Input(height=64, width=80)
+    assert np.array_equal(Preprocessor(Preprocess(fit="squash"), target).pixels(source), source)
+
+
+# values
+
+
+@pytest.mark.parametrize("color", ["rgb", "bgr"])
+@pytest.mark.parametrize("fit", FITS)
+def test_channel_order_and_normalization(color: Any, fit: Any) -> None:
+    """One colour, B=10 G=20 R=30; mean and std belong to the channels in output order."""
+    source = np.full((40, 40, 3), (10, 20, 30), np.uint8)
+    spec = Preprocess(fit=fit, resize=40, color=color, mean=(1, 2, 3), std=(2, 4, 8))
+    found = Preprocessor(spec, Input(height=32, width=32))(source)
+    order = (30, 20, 10) if color == "rgb" else (10, 20, 30)
+    for channel, (value, mean, std) in enumerate(zip(order, (1, 2, 3), (2, 4, 8), strict=True)):
+        assert (found[channel] == (value - mean) / std).all()
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ((127.0, 127.0, 127.0), (128.0, 128.0, 128.0)),
+        ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+        ((0.0, 0.0, 0.0), (255.0, 255.0, 255.0)),
+        ((0.1, -3.7, 1e4), (1e-3, 1e5, 0.3)),
+    ],
+    ids=["lite", "imagenet", "unit", "odd"],
+)
+def test_normalization_is_float32_arithmetic_to_the_bit(mean: Any, std: Any) -> None:
+    source = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)
+    spec = Preprocess(fit="squash", mean=mean, std=std)
+    found = Preprocessor(spec, Input(height=16, width=16))(source)
+    assert (found.dtype, found.shape, found.flags.c_contiguous) == (np.float32, (3, 16, 16), True)
+    for channel in range(3):
+        for value in range(256):
+            expected = np.float32(np.float32(value) - np.float32(mean[channel])) / np.float32(std[channel])
+            assert found[channel].flat[value].tobytes() == expected.tobytes()
+
+
+@given(
+    st.tuples(*[st.integers(0, 255)] * 3), st.sampled_from(FITS), st.sampled_from(KINDS), st.integers(1, 50),
+    st.integers(1, 50), st.integers(1, 20), st.integers(1, 20),
+)  # fmt: skip
+@settings(max_examples=80)
+def test_one_colour_stays_that_colour(
+    colour: Any, fit: Any, kind: Any, h: int, w: int, height: int, width: int
+) -> None:
+    """Weights that do not sum to one, or a pixel read from beside the picture, would show here."""
+    source = np.full((h, w, 3), colour, np.uint8)
+    spec, target = Preprocess(fit=fit, resize=24, interpolation=kind, pad=7), Input(height=height, width=width)
+    found = Preprocessor(spec, target).pixels(source)
+    assert found.shape == (height, width, 3)
+    place = placed(region(h, w, spec, target), spec, target)
+    assert (found[place.top : place.top + place.height, place.left : place.left + place.width] == colour).all()
+
+
+# memory
+
+
+ARRANGEMENTS: dict[str, Callable[[Picture], Picture]] = {
+    "upside-down": lambda p: np.ascontiguousarray(p[::-1])[::-1],
+    "mirrored": lambda p: np.ascontiguousarray(p[:, ::-1])[:, ::-1],
+    "channels-turned": lambda p: np.ascontiguousarray(p[:, :, ::-1])[:, :, ::-1],
+    "every-second": lambda p: np.repeat(np.repeat(p, 2, axis=0), 2, axis=1)[::2, ::2],
+    "column-major": np.asfortranarray,
+    "planes": lambda p: np.ascontiguousarray(p.transpose(2, 0, 1)).transpose(1, 2, 0),
+    "read-only": lambda p: np.frombuffer(p.tobytes(), np.uint8).reshape(p.shape),
+    "part-of-a-larger-one": lambda p: np.pad(p, ((3, 5), (2, 4), (0, 0)))[3:-5, 2:-4],
+}
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("arrange", ARRANGEMENTS)
+def test_the_arrangement_in_memory_does_not_matter(
+    picture: Callable[..., Picture], arrange: str, kind: Any, fit: Any
+) -> None:
+    source = picture((75, 113))
+    arranged = ARRANGEMENTS[arrange](source)
+    assert np.array_equal(arranged, source)
+    process = Preprocessor(Preprocess(fit=fit, resize=36, interpolation=kind), Input(height=32, width=30))
+    before = arranged.copy()
+    assert np.array_equal(process(arranged), process(source))
+    assert np.array_equal(arranged, before)
+
+
+OUTS: dict[str, Callable[[], np.ndarray]] = {
+    "plain": lambda: np.empty((3, 32, 30), np.float32),
+    "one-of-a-batch": lambda: np.empty((4, 3, 32, 30), np.float32)[2],
+    "column-major": lambda: np.empty((3, 32, 30), np.float32, order="F"),
+    "every-second-column": lambda: np.empty((3, 32, 60), np.float32)[:, :, ::2],
+    "every-second-row": lambda: np.empty((3, 64, 30), np.float32)[:, ::2],
+    "every-second-channel": lambda: np.empty((6, 32, 30), np.float32)[::2],
+    "upside-down": lambda: np.empty((3, 32, 30), np.float32)[:, ::-1],
+    "nhwc": lambda: np.empty((32, 30, 3), np.float32).transpose(2, 0, 1),
+    "wider-rows": lambda: np.empty((3, 32, 40), np.float32)[:, :, :30],
+}
+
+
+@pytest.mark.parametrize("fit", ["crop", "letterbox"])
+@pytest.mark.parametrize("kind", OUTS)
+def test_out_is_what_gets_the_result(picture: Callable[..., Picture], kind: str, fit: Any) -> None:
+    source = picture((75, 113))
+    process = Preprocessor(Preprocess(fit=fit, resize=36), Input(height=32, width=30))
+    out = OUTS[kind]()
+    out[:] = np.nan
+    assert process(source, out=out) is out
+    assert np.array_equal(out, process(source))
+
+
+def test_out_touches_nothing_else(picture: Callable[..., Picture]) -> None:
+    batch = np.full((3, 3, 32, 32), np.inf, np.float32)
+    Preprocessor(Preprocess(resize=36), Input(height=32, width=32))(picture((50, 50)), out=batch[1])
+    assert np.isinf(batch[[0, 2]]).all()
+    assert np.isfinite(batch[1]).all()
+
+
+@pytest.mark.parametrize(
+    "out",
+    [np.empty((3, 32, 32)), np.empty((3, 32, 32), np.float16), np.empty((3, 32, 31), np.float32),
+     np.empty((4, 32, 32), np.float32), np.empty((1, 3, 32, 32), np.float32), np.empty((32, 32, 3), np.float32)],
+    ids=["float64", "float16", "narrow", "four-channels", "batch", "nhwc"],
+)  # fmt: skip
+def test_an_out_that_does_not_fit_is_an_error(picture: Callable[..., Picture], out: np.ndarray) -> None:
+    """Silently left as it was, it would hand the network whatever had been in memory."""
+    with pytest.raises(ValueError, match=r"not float32 \(3, 32, 32\)"):
+        Preprocessor(Preprocess(resize=36), Input(height=32, width=32))(picture((50, 50)), out=out)
+
+
+def test_results_do_not_share_memory(picture: Callable[..., Picture]) -> None:
+    process = Preprocessor(Preprocess(fit="squash"), Input(height=32, width=32))
+    source = picture((32, 32))
+    first = process(source)
+    kept = first.copy()
+    process(picture((32, 32), seed=1))
+    assert np.array_equal(first, kept)
+    assert not np.shares_memory(first, process(source))
+
+
+def test_several_threads_may_share_one(picture: Callable[..., Picture]) -> None:
+    process = Preprocessor(Preprocess(fit="letterbox", resize=36, interpolation="bicubic"), Input(height=32, width=32))
+    sources = [picture((40 + i, 90 - i), seed=i) for i in range(40)]
+    alone = [process(source) for source in sources]
+    with ThreadPoolExecutor(4) as pool:
+        for expected, found in zip(alone, pool.map(process, sources), strict=True):
+            assert np.array_equal(expected, found)
+
+
+@pytest.mark.parametrize("size", [(1, 40_000), (40_000, 1), (40_000, 3)], **name_of)
+@pytest.mark.parametrize("fit", FITS)
+def test_very_long_pictures(picture: Callable[..., Picture], size: tuple[int, int], fit: Any) -> None:
+    """OpenCV counts some coordinates in 16 bits."""
+    source = np.full((*size, 3), 77, np.uint8)
+    found = Preprocessor(Preprocess(fit=fit, resize=36, pad=77), Input(height=32, width=32)).pixels(source)
+    assert (found == 77).all()
+
+
+# the digest
+
+
+CHANGES: dict[str, Any] = {
+    "fit": "squash", "resize": 257, "interpolation": "bicubic", "color": "bgr", "mean": (123.675, 116.28, 103.54),
+    "std": (58.395, 57.12, 57.376), "pad": 115,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_the_digest_covers_every_setting(field: str) -> None:
+    changed = msgspec.structs.replace(Preprocess(), **{field: CHANGES[field]})
+    assert preprocess.digest(changed, Input()) != preprocess.digest(Preprocess(), Input())
+
+
+def test_there_is_no_setting_that_the_digest_test_forgets() -> None:
+    assert set(CHANGES) == set(Preprocess.__struct_fields__)
+
+
+@pytest.mark.parametrize("target", [Input(height=225), Input(width=225), Input(height=225, width=225)])
+def test_the_digest_covers_the_size(target: Input) -> None:
+    assert preprocess.digest(Preprocess(), target) != preprocess.digest(Preprocess(), Input())
+
+
+def test_the_digest_of_two_sizes_that_read_alike_differs() -> None:
+    assert preprocess.digest(Preprocess(), Input(height=2, width=24)) != preprocess.digest(
+        Preprocess(), Input(height=22, width=4)
+    )
+
+
+def test_the_digest_leaves_the_batch_out() -> None:
+    """A table made with one batch size is good for every other."""
+    batch = profile.Batch(min=2, opt=4, max=8)
+    assert preprocess.digest(Preprocess(), Input(batch=batch)) == preprocess.digest(Preprocess(), Input())
+
+
+def test_the_digest_is_the_one_in_the_tables_that_come_with_edge(repository: Path) -> None:
+    """Who changes the definition has to make these tables again, and raise DEFINITION so that nobody else's is used."""
+    settings_ = profile.load(repository / "profiles" / "host.yaml")
+    manifests = sorted((repository / "calib_cache").glob("*/*.json"))
+    keys = [json.loads(path.read_bytes()) for path in manifests]
+    tables = [content["key"]["preprocess"] for content in keys if content["kind"] == "calibration table"]
+    assert tables
+    assert set(tables) == {preprocess.digest(settings_.preprocess, settings_.input)}
