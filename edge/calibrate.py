@@ -16,7 +16,7 @@ from edge import model as models
 from edge.calibration import algorithms, network
 from edge.calibration import table as tables
 from edge.errors import ArtifactError, EdgeError
-from edge.events import Listener, Note, silence
+from edge.events import Listener, Note, Progress, silence
 from edge.frames import Pictures
 from edge.profile import Profile
 
@@ -66,7 +66,9 @@ def calibrate(
     chosen, parameters = algorithms.find(profile.calibration.algorithm, profile.calibration.parameters)
     model = models.load(Path(profile.model))
     models.check_fits(model, profile)
-    key = {**identity.table_key(profile), "images": pictures.digest(listen), "batch": profile.calibration.batch}
+    if not _hashed(pictures, listen=listen, should_stop=should_stop):
+        return None
+    key = {**identity.table_key(profile), "images": pictures.digest(), "batch": profile.calibration.batch}
     path = identity.table_path(profile, cache)
     current, changed = _compare(path, key, listen)
     if current is not None and not changed and not force:
@@ -105,6 +107,16 @@ def calibrate(
     return _outcome(path, manifest, "from statistics" if observed.reused else "collected", changed, start)
 
 
+def _hashed(pictures: Pictures, *, listen: Listener, should_stop: Callable[[], bool]) -> bool:
+    """Read every picture once for its digest, which the picture keeps; whether it came to the end."""
+    for done, picture in enumerate(pictures, start=1):
+        if should_stop():
+            return False
+        _ = picture.sha256
+        listen(Progress("hash", done, len(pictures)))
+    return True
+
+
 def _compare(path: Path, key: store.Key, listen: Listener) -> tuple[store.Manifest | None, list[str]]:
     """The manifest of the table that is there, if it is whole, and the fields in which it differs from ``key``.
 
@@ -114,13 +126,18 @@ def _compare(path: Path, key: store.Key, listen: Listener) -> tuple[store.Manife
     if not where.is_file():
         return None, _nearest(where.parent, key)
     try:
-        manifest = store.load(where, kind=identity.TABLE)
-        if path.name not in manifest.files:
-            raise ArtifactError(f"its manifest is that of {', '.join(manifest.files)}", where=where)
+        manifest = _manifest_of(path)
     except ArtifactError as exc:
         listen(Note(f"the table that is there cannot be used and is made again: {exc.what} ({exc.where})", "warning"))
         return None, []
     return manifest, [str(difference) for difference in store.differences(manifest.key, key)]
+
+
+def _manifest_of(path: Path) -> store.Manifest:
+    manifest = store.load(identity.manifest_path(path), kind=identity.TABLE)
+    if path.name not in manifest.files:
+        raise ArtifactError(f"its manifest is that of {', '.join(manifest.files)}", where=path)
+    return manifest
 
 
 def _nearest(folder: Path, key: store.Key) -> list[str]:

@@ -106,6 +106,8 @@ GUESTS: dict[str, str] = {
     "flatbuffers": "pip install 'jetson-edge[host]'",
     "llvmlite": "pip install 'jetson-edge[host]'",
     "distributed": "pip install 'jetson-edge[dask]'",
+    "jinja2": "pip install 'jetson-edge[report]'",
+    "matplotlib": "pip install 'jetson-edge[report]'  (on a Jetson also: sudo apt install python3-matplotlib)",
 }
 
 
@@ -140,6 +142,9 @@ def os_error(exc: OSError, path: str | os.PathLike[str]) -> StoreError:
     import errno
 
     hints = {
+        errno.EEXIST: "a file stands where a folder is needed: choose another path",
+        errno.ENOTDIR: "a file stands where a folder is needed: choose another path",
+        errno.EFBIG: "files of this size are not allowed here: see `ulimit -f`",
         errno.ENOSPC: "free some disk space and run the same command again; nothing half-written was kept",
         errno.EDQUOT: "the quota is used up: free some space and run the same command again",
         errno.EROFS: "the file system is read-only: choose another folder",

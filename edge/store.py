@@ -185,7 +185,7 @@ def load(manifest_path: Path, *, kind: str, check_files: bool = True) -> Manifes
     if not hmac.compare_digest(manifest.self_sha256, _seal(manifest)):
         raise ArtifactError("the manifest was changed after it was written", where=manifest_path, hint=_REDO)
     if manifest.kind != kind:
-        raise ArtifactError(f"this is a {manifest.kind} manifest, expected a {kind}", where=manifest_path)
+        raise ArtifactError(f"this is the manifest of {manifest.kind}, not of {kind}", where=manifest_path)
     if check_files:
         for name, entry in manifest.files.items():
             _verify_file(manifest_path.parent / _plain(name, manifest_path), entry)

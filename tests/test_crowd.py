@@ -32,11 +32,6 @@ from edge.profile import Profile
 
 N = 150
 
-# distributed itself leaves these behind when its processes come and go; none is about edge.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-]
-
 
 class Heard(list[Event]):
     """A listener that keeps what it hears, and does something once ``at`` pictures have been counted."""
@@ -246,10 +241,9 @@ Hire = Callable[[Any], Any]
 
 @pytest.mark.parametrize("hire", CREWS)
 def test_a_bad_picture_in_the_middle(hire: Hire, run: Callable[..., Any], tmp_path: Path, dask: Any) -> None:
-    """The same error as in one process; what others counted is kept and used."""
+    """The same error as in one process."""
     bad = tmp_path / "p" / "075.jpg"
-    good = bad.read_bytes()
-    bad.write_bytes(good[:-200])
+    bad.write_bytes(bad.read_bytes()[:-200])
     with pytest.raises(DataError) as alone:
         run(cache="alone", threads=1)
     with pytest.raises(DataError) as caught, hire(dask) as crew:
@@ -334,18 +328,25 @@ class Stop:
         return bool(self.heard.counted) and self.heard.counted[-1] >= self._at
 
 
-@pytest.mark.parametrize("first", [*CREWS, pytest.param(None, id="alone")])
-@pytest.mark.parametrize("then", [*CREWS, pytest.param(None, id="alone")])
+HAND_OVERS = [
+    pytest.param(crew_of_processes, None, id="processes to alone"),
+    pytest.param(None, crew_of_processes, id="alone to processes"),
+    pytest.param(crew_of_processes, crew_of_dask, id="processes to dask"),
+    pytest.param(crew_of_dask, crew_of_processes, id="dask to processes"),
+]
+
+
+@pytest.mark.parametrize(("first", "then"), HAND_OVERS)
 def test_another_crew_goes_on(
     first: Hire | None, then: Hire | None, run: Callable[..., Any], tmp_path: Path, dask: Any
 ) -> None:
-    stop = Stop(at=48)
+    stop = Stop(at=70)
     with contextlib.nullcontext() if first is None else first(dask) as crew:
         assert run(crew=crew, listen=stop.heard, should_stop=stop) is None
     heard = Heard()
     with contextlib.nullcontext() if then is None else then(dask) as crew:
         assert run(crew=crew, listen=heard).pictures == N
-    assert heard.counted[0] >= 48
+    assert 64 <= heard.counted[0] < N
     assert heard.counted[-1] == N
     run(cache="undisturbed", threads=1)
     assert files(tmp_path / "cache") == files(tmp_path / "undisturbed")
@@ -416,6 +417,15 @@ class Gate:
         os.set_blocking(writer, True)
         with os.fdopen(writer, "wb") as file:
             file.write(self._data)
+
+        def gone() -> bool:
+            try:
+                os.close(os.open(self._pipe, os.O_WRONLY | os.O_NONBLOCK))
+            except OSError:
+                return True
+            return False
+
+        wait_until(gone)
 
     def open(self) -> None:
         """Make it an ordinary picture again."""
@@ -506,10 +516,10 @@ def test_a_scheduler_that_cannot_be_reached(kind: str) -> None:
         start = time.monotonic()
         with (
             pytest.raises(DeviceError, match="no Dask scheduler answers") as caught,
-            cluster.connect(f"tcp://{host}:{port}"),
+            cluster.connect(f"tcp://{host}:{port}", timeout_s=1.0),
         ):
             pass
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 4
     assert caught.value.where == f"tcp://{host}:{port}"
     assert "dask scheduler" in (caught.value.hint or "")
 
@@ -534,9 +544,14 @@ def test_dask_that_is_not_installed() -> None:
 
 def test_a_scheduler_without_workers(own_dask: Dask) -> None:
     address, _process = own_dask.scheduler()
-    with pytest.raises(DeviceError, match="has had no worker for 5 s") as caught, cluster.connect(address):
+    expected = pytest.raises(DeviceError, match="has had no worker for 1 s")
+    with expected as caught, cluster.connect(address, timeout_s=1.0):
         pass
     assert f"dask worker {address}" in (caught.value.hint or "")
+
+
+def connected(address: str) -> contextlib.AbstractContextManager[cluster.Cluster]:
+    return cluster.connect(address, timeout_s=2.0)
 
 
 def test_a_scheduler_that_dies_midway(run: Callable[..., Any], own_dask: Dask, tmp_path: Path) -> None:
@@ -544,9 +559,9 @@ def test_a_scheduler_that_dies_midway(run: Callable[..., Any], own_dask: Dask, t
     own_dask.worker(address)
     heard = Heard(at=32, then=process.kill)
     start = time.monotonic()
-    with pytest.raises(DeviceError, match="the Dask scheduler went away"), cluster.connect(address) as crew:
+    with pytest.raises(DeviceError, match="the Dask scheduler went away"), connected(address) as crew:
         run(crew=crew, listen=heard)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 10
     again = Heard()
     assert run(crew=Processes(2), listen=again).pictures == N
     assert again.counted[0] >= 32
@@ -582,18 +597,23 @@ def test_a_worker_with_another_edge(run: Callable[..., Any], own_dask: Dask, tmp
     assert caught.value.hint == "install the same edge"
 
 
-def test_a_worker_with_another_onnxruntime(run: Callable[..., Any], own_dask: Dask, tmp_path: Path) -> None:
-    """It counts, and the difference is said once."""
-    about = tmp_path / "first" / "onnxruntime-0.0.1.dist-info"
-    about.mkdir(parents=True)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime\nVersion: 0.0.1\n")
+def test_a_worker_with_other_versions(run: Callable[..., Any], own_dask: Dask, tmp_path: Path) -> None:
+    """It counts. What Dask has to say comes at once, what we have to say comes once."""
+    for name in ("onnxruntime", "toolz"):
+        about = tmp_path / "first" / f"{name}-0.0.1.dist-info"
+        about.mkdir(parents=True)
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.0.1\n")
     address, _process = own_dask.scheduler()
-    own_dask.worker(address, PYTHONPATH=os.pathsep.join([str(about.parent), os.environ["PYTHONPATH"]]))
+    own_dask.worker(address, PYTHONPATH=os.pathsep.join([str(tmp_path / "first"), os.environ["PYTHONPATH"]]))
+    with cluster.connect(address):
+        pass  # the worker is there
     heard = Heard()
-    with cluster.connect(address) as crew:
+    with cluster.connect(address, listen=heard) as crew:
         assert run(crew=crew, listen=heard).pictures == N
-    assert len(heard.warnings) == 1
-    assert "onnxruntime 0.0.1 (here " in heard.warnings[0]
+    of_dask, ours = heard.warnings
+    assert of_dask.startswith("Dask: Mismatched versions found")
+    assert "toolz" in of_dask
+    assert "onnxruntime 0.0.1 (here " in ours
 
 
 def test_a_worker_that_lacks_the_files(run: Callable[..., Any], own_dask: Dask, tmp_path: Path, tiny: Profile) -> None:

@@ -250,7 +250,7 @@ def test_an_fp32_engine_asks_for_no_table(tiny: Profile, tmp_path: Path) -> None
 
 def test_another_kind_of_artifact_is_no_engine(tiny: Profile, tmp_path: Path, engine: Path, calibrated: Path) -> None:
     shutil.copy(identity.manifest_path(calibrated), engine.with_suffix(".json"))
-    with pytest.raises(ArtifactError, match="this is a calibration table manifest, expected a"):
+    with pytest.raises(ArtifactError, match="this is the manifest of calibration table, not of"):
         find_engine(tiny, tmp_path)
 
 

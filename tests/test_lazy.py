@@ -103,7 +103,7 @@ def test_help_needs_no_guest_and_names_every_command(without_guests: Run, tmp_pa
 
 def test_help_imports_no_command(without_guests: Run) -> None:
     """With ten commands the start would otherwise be ten times as slow."""
-    allowed = sorted(f"edge.cli.{name}" for name in ("signals",))
+    allowed = sorted(f"edge.cli.{name}" for name in ("app", "signals"))
     code = (
         "import atexit\n"
         "atexit.register(lambda: print(sorted(m for m in sys.modules if m.startswith('edge.cli.'))))\n" + edge("--help")

@@ -315,7 +315,7 @@ def test_a_folder_in_the_place_of_the_manifest(tmp_path: Path) -> None:
 
 
 def test_another_kind_is_refused(artifact: Path) -> None:
-    with pytest.raises(ArtifactError, match="this is a calibration table manifest, expected a engine"):
+    with pytest.raises(ArtifactError, match="this is the manifest of calibration table, not of engine"):
         store.load(artifact, kind="engine")
 
 

@@ -155,7 +155,8 @@ def entropy(tensor: TensorStatistics, parameters: Parameters) -> float:
     """
     histogram = tensor.histogram().coarsened(SEARCH_BINS)
     counts = histogram.counts[: histogram.used_bins].astype(np.float64)
-    counts[:1] = counts[1:2]
+    # A sum, because there may be no second bin.
+    counts[:1] = counts[1:2].sum()
     best = _least_divergence(counts, margin=parameters["margin"])
     return histogram.absmax if best is None else min((best + 1) * histogram.width, histogram.absmax)
 
@@ -198,7 +199,8 @@ def _quantile(histogram: Histogram, share: float) -> float:
     running = np.cumsum(histogram.counts)
     if not running[-1]:
         return 0.0
-    index = int(np.searchsorted(running, share * running[-1]))
+    # 0.999 · 20 000 is a little more than 19 980 in floating point, which would be the next value.
+    index = int(np.searchsorted(running, share * running[-1] * (1.0 - 2.0**-40)))
     return min((index + 1) * histogram.width, histogram.absmax)
 
 

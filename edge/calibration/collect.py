@@ -48,7 +48,8 @@ class Counter:
         self.statistics.pictures += pictures
 
     def _count(self, tensor: TensorStatistics, flat: NDArray[np.float32], *, name: str, what: str) -> None:
-        low, high = float(flat.min()), float(flat.max())
+        # Adding 0.0 turns -0.0 into 0.0: which of them comes first must not matter.
+        low, high = float(flat.min()) + 0.0, float(flat.max()) + 0.0
         if not (np.isfinite(low) and np.isfinite(high)):
             raise ModelError(
                 f"tensor {name!r} holds NaN or infinity for {what}",

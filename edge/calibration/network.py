@@ -106,14 +106,16 @@ def _rule(node: NodeProto, constants: dict[str, float]) -> Derived | None:
 
 
 def _constants(graph: GraphProto) -> dict[str, float]:
-    """Scalar constants by name, from initializers and Constant nodes."""
+    """Scalar floating-point constants by name, from initializers and Constant nodes."""
     onnx = require("onnx")
+    kinds = onnx.TensorProto
+    floats = {kinds.FLOAT, kinds.FLOAT16, kinds.BFLOAT16, kinds.DOUBLE}
     tensors: dict[str, Any] = {item.name: item for item in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
             tensors.update((node.output[0], item.t) for item in node.attribute if item.name == "value")
     found = {}
     for name, tensor in tensors.items():
-        if math.prod(tensor.dims) == 1:
+        if tensor.data_type in floats and math.prod(tensor.dims) == 1:
             found[name] = float(onnx.numpy_helper.to_array(tensor).reshape(()))
     return found

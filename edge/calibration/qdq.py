@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import numpy as np
 
+from edge.calibration.check import value_code
 from edge.calibration.table import Table
 from edge.errors import ModelError, require
 
@@ -38,6 +39,8 @@ _ALONG = {
     "onnxruntime": ("Add", "GlobalAveragePool", "AveragePool", "MaxPool", "Concat"),
 }
 _MIN_OPSET = 13  # per-channel QuantizeLinear
+# What the quantizer appends to a tensor's name; it does not look whether the result is taken.
+_APPENDED = ("_scale", "_zero_point", "_quantized", "_QuantizeLinear_Output", "_DequantizeLinear_Output")
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -55,19 +58,23 @@ class Result(msgspec.Struct, frozen=True):
 def insert(model: ModelProto, table: Table, *, target: Target) -> Result:
     """Q/DQ form of ``model`` (which is left as it is) with the scales of ``table``.
 
-    A layer with a tensor that has no scale, or zero, or one that is not finite, stays float and is counted as such.
+    A layer with a tensor that has no scale, or one that means nothing (zero, denormal, negative, not finite), stays
+    float and is counted as such.
 
     Raises:
-        ModelError: the opset is below 13, or the quantizer cannot handle the model.
+        ModelError: the opset is below 13, a name is one that the quantizer gives, or it cannot handle the model.
     """
     opset = next((item.version for item in model.opset_import if item.domain in {"", "ai.onnx"}), 0)
     if opset < _MIN_OPSET:
         raise ModelError(f"opset {opset}; per-channel Q/DQ needs {_MIN_OPSET} or newer", hint="export the model again")
     copy = _named_copy(model)
-    scales = {name: scale for name, scale in table.scales.items() if np.isfinite(scale) and scale > 0}
+    _check_names(copy)
+    constant = {item.name for item in copy.graph.initializer}
+    # Weights get their scales from their own values, whatever a foreign table says.
+    usable = {name: table.scale(name) for name, pattern in table.bits.items() if value_code(pattern) is None}
+    scales = {name: scale for name, scale in usable.items() if name not in constant}
     if target == "onnxruntime":
         _move_before_activations(copy, scales)
-    constant = {item.name for item in copy.graph.initializer}
     outputs = {value.name for value in copy.graph.output}
     weighted = {node.name for node in copy.graph.node if _has_weights(node, constant)}
     unscaled: dict[str, None] = {}
@@ -96,6 +103,8 @@ def _quantize(model: ModelProto, scales: Scales, nodes: list[NodeProto], target:
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
+    # An output of the graph needs some scale here; its Q/DQ pair is taken off again.
+    scales = {**dict.fromkeys((value.name for value in model.graph.output), 1.0), **scales}
     kind, zero = (QuantType.QInt8, np.int8(0)) if target == "tensorrt" else (QuantType.QUInt8, np.uint8(128))
     overrides = {
         name: [{"quant_type": kind, "scale": np.array(scale, np.float32), "zero_point": np.array(zero)}]
@@ -103,8 +112,6 @@ def _quantize(model: ModelProto, scales: Scales, nodes: list[NodeProto], target:
     }
     bounds = {name: np.array(scale * 127, np.float32) for name, scale in scales.items()}
     types = sorted({node.op_type for node in nodes})
-    graph_outputs = {value.name for value in model.graph.output}
-    last = {node.op_type for node in nodes if node.output[0] in graph_outputs}
     options = {
         "ActivationSymmetric": True,
         "WeightSymmetric": True,
@@ -112,7 +119,7 @@ def _quantize(model: ModelProto, scales: Scales, nodes: list[NodeProto], target:
         "QDQKeepRemovableActivations": True,
         # TensorRT takes float biases only (int32 DequantizeLinear is not for it).
         "QuantizeBias": target == "onnxruntime",
-        "OpTypesToExcludeOutputQuantization": types if target == "tensorrt" else sorted(last),
+        "OpTypesToExcludeOutputQuantization": types if target == "tensorrt" else [],
     }
     try:
         with _quiet():
@@ -140,10 +147,28 @@ def _quantize(model: ModelProto, scales: Scales, nodes: list[NodeProto], target:
             f"onnxruntime's quantizer cannot handle this model: {exc}",
             hint="simplify the model, or use precision: fp32",
         ) from exc
+    result: ModelProto = quantizer.model.model
+    _float_outputs(result)
+    quantizer.model.clean_initializers()
     # The quantizer appends the new nodes at the end; onnx wants producers before consumers.
     quantizer.model.topological_sort()
-    result: ModelProto = quantizer.model.model
     return result
+
+
+def _float_outputs(model: ModelProto) -> None:
+    """Take the Q/DQ pair off the graph's outputs: nobody computes with them, and rounding would cost accuracy.
+
+    The quantizer itself can leave outputs alone by operator type only, and hidden layers of that type with them.
+    """
+    producers = {name: node for node in model.graph.node for name in node.output}
+    for value in model.graph.output:
+        back = producers[value.name]
+        forth = producers.get(back.input[0]) if back.op_type == "DequantizeLinear" else None
+        if forth is not None and forth.op_type == "QuantizeLinear":
+            made_by = producers[forth.input[0]].output
+            made_by[list(made_by).index(forth.input[0])] = value.name
+            model.graph.node.remove(forth)
+            model.graph.node.remove(back)
 
 
 def _skips(model: ModelProto, scales: Scales) -> list[str]:
@@ -182,16 +207,40 @@ def _has_weights(node: NodeProto, constant: set[str]) -> bool:
 
 
 def _named_copy(model: ModelProto) -> ModelProto:
-    """A copy in which every node has a name of its own: the quantizer chooses nodes by name."""
+    """A copy in which every node has a name of its own, and constants are initializers.
+
+    The quantizer chooses nodes by name, and takes for weights what is an initializer.
+    """
     onnx = require("onnx")
     copy: ModelProto = onnx.ModelProto()
     copy.CopyFrom(model)
+    for node in [node for node in copy.graph.node if node.op_type == "Constant"]:
+        for attribute in node.attribute:
+            if attribute.name == "value":
+                attribute.t.name = node.output[0]
+                copy.graph.initializer.append(attribute.t)
+                copy.graph.node.remove(node)
+    given = {node.name for node in copy.graph.node}
     seen: set[str] = set()
     for index, node in enumerate(copy.graph.node):
         if not node.name or node.name in seen:
             node.name = f"{node.op_type}_{index}"
+            while node.name in given:
+                node.name += "_"
         seen.add(node.name)
     return copy
+
+
+def _check_names(model: ModelProto) -> None:
+    graph = model.graph
+    names = {item.name for item in (*graph.initializer, *graph.input)} | {n for node in graph.node for n in node.output}
+    for name in names:
+        for ending in _APPENDED:
+            if name + ending in names:
+                raise ModelError(
+                    f"tensor {name + ending!r} has the name that Q/DQ nodes of {name!r} would get",
+                    hint="rename it in the model",
+                )
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Run the verb."""
-    from edge import backends, evaluate, identity, model, preprocess
+    from edge import evaluate, model, preprocess
     from edge.backends.ort import OnnxRuntime
     from edge.cli import places, signals
     from edge.frames import open_pictures
@@ -48,12 +48,9 @@ def command(
     terminal = Terminal()
     if not as_json:
         terminal.say(f"profile {chosen.name} ({path})", style="dim")
-    backend = backends.get(chosen.backend)
-    wanted = options.precision(precision) or chosen.precision
-    found = identity.find_engine(
-        chosen, backend, precision=wanted,
-        cache=places.cache_folder(cache_dir), engines=places.engine_folder(engine_dir),
-    )  # fmt: skip
+    backend, wanted, found = places.find_engine(
+        chosen, precision=options.precision(precision), cache_dir=cache_dir, engine_dir=engine_dir
+    )
     pictures = open_pictures(images, labels=labels)
     chosen_pictures = list(pictures.take(limit) if limit else pictures)
     truth = [picture.label for picture in chosen_pictures if picture.label is not None]

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge import device, profile
 from edge.errors import ProfileError
-from edge.profile import Profile
+from edge.profile import Precision, Profile
+
+if TYPE_CHECKING:
+    from edge.backends.base import Backend
+    from edge.identity import Found
 
 # A checkout is recognized by what stands beside the package.
 _BESIDE_PACKAGE = Path(__file__).resolve().parents[2]
@@ -58,3 +63,19 @@ def cache_folder(option: Path | None) -> Path:
 def engine_folder(option: Path | None) -> Path:
     """Folder of the engines: ``--engine-dir`` or ``engines`` at :func:`home`."""
     return option if option is not None else home() / "engines"
+
+
+def find_engine(
+    chosen: Profile, *, precision: Precision | None, cache_dir: Path | None, engine_dir: Path | None
+) -> tuple[Backend, Precision, Found]:
+    """The backend, the precision and the verified engine of a profile on this machine.
+
+    Raises:
+        ArtifactError: there is no such engine, or it was built for something else.
+    """
+    from edge import backends, identity
+
+    backend = backends.get(chosen.backend)
+    wanted = precision or chosen.precision
+    cache, engines = cache_folder(cache_dir), engine_folder(engine_dir)
+    return backend, wanted, identity.find_engine(chosen, backend, precision=wanted, cache=cache, engines=engines)

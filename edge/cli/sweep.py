@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from edge.stats import Interval
 
 _MARKS = {"best": "*", "same": "=", "top-1 alike": "~", "different": ""}
-_WIDE = 132
+# Columns of a terminal from which both ends of every interval fit.
+_WIDE = 146
 
 
 def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the signature
@@ -130,62 +131,48 @@ def _show(terminal: Terminal, record: Record) -> None:
     if found is None:
         return
     wide = terminal.out.width >= _WIDE
-    digits = 2 if wide else 1
-    rows = [_row(row, wide=wide, digits=digits) for row in found.rows]
-    columns = [
-        "",
-        "algorithm",
-        "pictures" if wide else "n",
-        "seed",
-        "SQNR, dB",
-        "same top-1 as FP32, %" if wide else "as FP32, %",
-    ]
-    columns += ["top-1, %", "top-1 minus FP32", "p", "top-5, %"] if wide else ["top-1 − FP32"]
-    terminal.table(columns, rows, right=range(2, len(columns)))
+    columns = ["", "algorithm", "n", "seed", "SQNR, dB", "as FP32, %", "top-1 - FP32"]
+    columns += ["p", "top-1, %", "top-5, %"] if wide else []
+    terminal.table(columns, [_row(row, found.batch, wide=wide) for row in found.rows], right=range(2, len(columns)))
     terminal.show(
-        f"* highest SQNR   = not told from it by SQNR   ~ told from it by SQNR, not by top-1   "
-        f"(95 % intervals; n = {found.n}; corrected for {len(found.rows) - 1} comparisons, Holm)"
+        "* highest SQNR; = not told from it by SQNR; ~ told from it by SQNR, not by top-1 "
+        f"({found.n} pictures, {len(found.rows) - 1} comparisons, corrected by Holm's method)"
     )
+    how = (
+        "[]: 95 % interval; p: McNemar's exact test" if wide else "±: half the 95 % interval; --html or --json has all"
+    )
+    terminal.show(how)
     for answer in reading.answers(record):
         terminal.show("")
-        terminal.show(f"{answer.question} {answer.short}")
+        terminal.show(f"{answer.question} {answer.short[0].upper()}{answer.short[1:]}.")
         for line in answer.detail:
             terminal.show(f"  {line}")
     counted, scored = record.seconds.get("count"), record.seconds.get("score")
     if counted is not None and scored is not None:
+        tables = len({row.configuration.table for row in found.rows})
         terminal.say(
-            f"{record.subject['calibration_pictures']} pictures counted in {counted:.0f} s; "
-            f"{len({row.configuration.table for row in found.rows})} different tables scored in {scored:.0f} s",
+            f"{record.subject['calibration_pictures']} pictures counted in {counted:.0f} s, "
+            f"{tables} different tables scored in {scored:.0f} s",
             style="dim",
         )
 
 
-def _row(row: Row, *, wide: bool, digits: int) -> list[str]:
+def _row(row: Row, batch: int, *, wide: bool) -> list[str]:
     item = row.configuration
-    seed = "–" if item.seed is None else str(item.seed)
-    name = item.algorithm if item.batch == 1 else f"{item.algorithm}, batch {item.batch}"
-    cells = [
-        _MARKS[row.mark],
-        name,
-        str(item.pictures),
-        seed,
-        _interval(row.sqnr_db, digits),
-        _interval(row.agreement, digits),
-    ]
-    if not wide:
-        return [*cells, _interval(row.against_fp32.top1, digits, sign="+")]
-    return [
-        *cells,
-        _interval(row.top1, digits),
-        _interval(row.against_fp32.top1, digits, sign="+"),
-        f"{row.against_fp32.top1_p:.2g}",
-        _interval(row.top5, digits),
-    ]
+    name = item.algorithm if item.batch == batch else f"{item.algorithm}, batch {item.batch}"
+    cells = [_MARKS[row.mark], name, str(item.pictures), "all" if item.seed is None else str(item.seed)]
+    shown = _interval if wide else _plus_minus
+    cells += [shown(row.sqnr_db, 2), shown(row.agreement), shown(row.against_fp32.top1, sign="+")]
+    return [*cells, f"{row.against_fp32.top1_p:.2g}", shown(row.top1), shown(row.top5)] if wide else cells
 
 
-def _interval(value: Interval, digits: int, *, sign: str = "") -> str:
+def _interval(value: Interval, digits: int = 1, *, sign: str = "") -> str:
     form = f"{sign}.{digits}f"
     return f"{value.value:{form}} [{value.low:{form}}, {value.high:{form}}]"
+
+
+def _plus_minus(value: Interval, digits: int = 1, *, sign: str = "") -> str:
+    return f"{value.value:{sign}.{digits}f} ±{(value.high - value.low) / 2:.{digits}f}"
 
 
 def _words(given: list[str] | str | None) -> list[str]:

@@ -7,6 +7,7 @@ with another edge or other versions of what the statistics depend on.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import pickle
@@ -31,11 +32,12 @@ from edge.frames import Picture
 from edge.observe import Chunks, Part, Task, count
 
 _POLL_S = 0.2
-_CONNECT_S = 5.0
 _LOOK_S = 2.0
 # How long a cluster may be without any worker: one that was restarted needs some seconds to come back.
 _NO_WORKER_S = 20.0
+_ANSWER_S = 30.0
 _GATHER_S = 60.0
+_ADDRESS = "--dask tcp://HOST:8786"
 _SAME_PATHS = "every Dask worker needs the model and the pictures under the same paths as here"
 _GOES_ON = "what was counted is kept: the same command goes on from there"
 
@@ -121,8 +123,8 @@ class Cluster:
                 advance(len(share.pictures))
                 yield Part(share.chunks, answer.statistics)
         finally:
-            with contextlib.suppress(Exception):
-                self._client.cancel([future for future, _ in running.values()], force=True)
+            if self._client.status == "running":
+                self._client.cancel([future for future, _ in running.values()])
 
     def _result(self, future: Any, share: Share) -> _Answer:  # noqa: ANN401
         """What a future that is done holds; TimeoutError when it does not arrive."""
@@ -164,8 +166,8 @@ class Cluster:
         if self._client.status != "running":
             raise self._gone()
         try:
-            threads = self._client.nthreads()
-        except OSError as exc:
+            threads = self._client.sync(self._client.scheduler.ncores, callback_timeout=_ANSWER_S)
+        except (OSError, asyncio.TimeoutError) as exc:
             raise self._gone() from exc
         self._slots = max(sum(threads.values()), 1)
         if threads:
@@ -191,39 +193,53 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def connect(address: str, *, listen: Listener = silence) -> Iterator[Cluster]:
+def connect(address: str, *, listen: Listener = silence, timeout_s: float = 5.0) -> Iterator[Cluster]:
     """The crew of all workers of the Dask scheduler at ``address`` (``tcp://HOST:PORT``).
 
     Raises:
         GuestError: ``distributed`` is not installed.
         UsageError: ``address`` is not one.
-        DeviceError: no scheduler answers there within some seconds, or it has no workers.
+        DeviceError: no scheduler answers there within ``timeout_s``, or none of its workers.
     """
     distributed = require("distributed")
     if "://" not in address:
-        raise UsageError(f"not the address of a Dask scheduler: {address!r}", hint="--dask tcp://HOST:8786")
+        raise UsageError(f"not the address of a Dask scheduler: {address!r}", hint=_ADDRESS)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", distributed.versions.VersionMismatchWarning)
         try:
-            client = distributed.Client(address, timeout=_CONNECT_S, set_as_default=False, name="edge")
+            asyncio.run(_knock(address, timeout_s))
+            client = distributed.Client(address, timeout=timeout_s, set_as_default=False, name="edge")
         except ValueError as exc:
-            raise UsageError(f"not the address of a Dask scheduler: {exc}", hint="--dask tcp://HOST:8786") from exc
-        except (OSError, distributed.TimeoutError) as exc:
-            raise DeviceError(
-                f"no Dask scheduler answers: {exc}", where=address, hint="start one with: dask scheduler"
-            ) from exc
+            raise UsageError(f"not the address of a Dask scheduler: {exc}", hint=_ADDRESS) from exc
+        # Two classes before Python 3.11.
+        except (OSError, asyncio.TimeoutError) as exc:
+            why = str(exc) or f"nothing within {timeout_s:g} s"
+            hint = (
+                "is it running, and is this its port (8786 as a rule), not the dashboard's? dask scheduler starts one"
+            )
+            raise DeviceError(f"no Dask scheduler answers: {why}", where=address, hint=hint) from exc
         except ImportError as exc:
             raise DeviceError(f"the Dask scheduler does not fit: {exc}", where=address) from exc
     try:
         for warning in caught:
             listen(Note(f"Dask: {warning.message}", "warning"))
         try:
-            client.wait_for_workers(1, timeout=_CONNECT_S)
+            client.wait_for_workers(1, timeout=timeout_s)
         except distributed.TimeoutError as exc:
-            raise _no_workers(address, _CONNECT_S) from exc
+            raise _no_workers(address, timeout_s) from exc
         yield Cluster(client, address)
     finally:
-        client.close()
+        # One that cannot be told does not matter, and must not hide why this ends.
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
+            client.close()
+
+
+async def _knock(address: str, timeout_s: float) -> None:
+    """Shake hands and leave: a Client waits for ever where something accepts the connection and then says nothing."""
+    distributed = require("distributed")
+    arguments = distributed.Security().get_connection_args("client")
+    comm = await asyncio.wait_for(distributed.connect(address, timeout=timeout_s, **arguments), timeout_s)
+    comm.abort()
 
 
 def _no_workers(address: str, waited_s: float) -> DeviceError:

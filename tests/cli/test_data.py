@@ -15,7 +15,7 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from edge.cli import make_app
+from edge.cli.app import make_app
 from edge.errors import DataError, EdgeError, QualityError, UsageError
 from edge.frames import open_pictures
 
@@ -269,7 +269,7 @@ def test_exit_codes_and_streams(folder: Path, tmp_path: Path) -> None:
 
 def test_help_names_the_three_commands_without_a_guest() -> None:
     code = (
-        "import sys\nfrom edge.cli import make_app\n"
+        "import sys\nfrom edge.cli.app import make_app\n"
         "try:\n    make_app(['data', '--help'])(['data', '--help'])\nexcept SystemExit:\n    pass\n"
         "print({'cv2', 'numpy', 'google_crc32c', 'rich.console'} & set(sys.modules))"
     )

@@ -23,27 +23,27 @@ static long bad_reads = 0;
 using edge::Job;
 using edge::u32;
 
-static_assert(sizeof(Job) == 128, "kernels.py packs 128 bytes");
+static_assert(sizeof(Job) == 120, "kernels.py packs 120 bytes");
 
 struct Launch {
   char kernel[32];
   Job job;
-  int grid_x, grid_y, frames, threads;
+  int grid_x, grid_y, frames, reserved;
   long long shared_bytes;
 };
-static_assert(sizeof(Launch) == 184, "the tests pack 184 bytes");
+static_assert(sizeof(Launch) == 176, "the tests pack 176 bytes");
 
 template <int BOX, bool CUBIC, typename T>
-static void resized(const Launch& launch, int frame, int y, int x, u32* tile) {
+static void resized(const Launch& launch, int frame, int y, int x, u32* shared) {
   const edge::Window window = edge::window_of(launch.job, y, x, CUBIC ? 1 : 0);
-  for (int t = 0; t < launch.threads; ++t) edge::load_tile<BOX>(launch.job, frame, window, tile, t, launch.threads);
-  for (int t = 0; t < launch.threads; ++t)
-    edge::write_tile<CUBIC, T>(launch.job, frame, window, tile, y, x, t, launch.threads);
+  for (int t = 0; t < EDGE_THREADS; ++t) edge::load_tile<BOX>(launch.job, frame, window, shared, y, t);
+  for (int t = 0; t < EDGE_THREADS; ++t)
+    edge::write_tile<CUBIC, T>(launch.job, frame, window, shared, y, x, t);
 }
 
 template <typename T>
 static void nearest(const Launch& launch, int frame, int y, int x, u32*) {
-  for (int t = 0; t < launch.threads; ++t) edge::write_nearest<T>(launch.job, frame, y, x, t, launch.threads);
+  for (int t = 0; t < EDGE_THREADS; ++t) edge::write_nearest<T>(launch.job, frame, y, x, t);
 }
 
 typedef void (*Block)(const Launch&, int, int, int, u32*);
@@ -67,14 +67,14 @@ static Block block_of(const char* kernel) {
 extern "C" int edge_launch(const Launch* launch) {
   const Block block = block_of(launch->kernel);
   if (!block) return 1;
-  u32* tile = static_cast<u32*>(malloc(launch->shared_bytes ? launch->shared_bytes : 1));
+  u32* shared = static_cast<u32*>(malloc(launch->shared_bytes ? launch->shared_bytes : 1));
   for (int frame = 0; frame < launch->frames; ++frame)
     for (int y = 0; y < launch->grid_y; ++y)
       for (int x = 0; x < launch->grid_x; ++x) {
-        if (launch->shared_bytes) memset(tile, 0xff, launch->shared_bytes);
-        block(*launch, frame, y * EDGE_TILE_HEIGHT, x * EDGE_TILE_WIDTH, tile);
+        if (launch->shared_bytes) memset(shared, 0xff, launch->shared_bytes);
+        block(*launch, frame, y * EDGE_TILE_HEIGHT, x * EDGE_TILE_WIDTH, shared);
       }
-  free(tile);
+  free(shared);
   return 0;
 }
 

@@ -19,11 +19,11 @@ from edge.profile import Input, Preprocess
 
 TILE_WIDTH = 32
 TILE_HEIGHT = 32
-THREADS = 256
+THREADS = 128
 MAX_SIDE = 32767  # the kernel's index arithmetic is 32-bit
 MAX_BOX = 1 << 23  # pixels in a box, beyond which sums of bytes leave an int (OpenCV's own limit)
 # struct Job of preprocess_pixel.h, field by field.
-_JOB = struct.Struct("=QQqqqq iif iif ii iiii ii 3f 3f")
+_JOB = struct.Struct("=QQq iii iif iif ii iiii ii 3f 3f f")
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,9 +112,8 @@ def plan(height: int, width: int, spec: Preprocess, target: Input) -> Plan:
         kernel = "edge_bicubic_n" if cubic else f"edge_bilinear_{_variant(down, right)}"
     if down * right > MAX_BOX:
         raise DataError(f"{width}x{height} shrinks too much for GPU preprocessing", hint="preprocess on the CPU")
-    window = _window(rows, place.height, TILE_HEIGHT, cubic=cubic) * _window(
-        columns, place.width, TILE_WIDTH, cubic=cubic
-    )
+    lines = _window(rows, place.height, TILE_HEIGHT, cubic=cubic)
+    pitch = -(-_window(columns, place.width, TILE_WIDTH, cubic=cubic) // 2) * 2
     return Plan(
         kernel=kernel,
         area=box,
@@ -125,7 +124,7 @@ def plan(height: int, width: int, spec: Preprocess, target: Input) -> Plan:
         place=place,
         height=target.height,
         width=target.width,
-        shared_bytes=0 if spec.interpolation == "nearest" else 4 * window,
+        shared_bytes=0 if spec.interpolation == "nearest" else 8 * TILE_HEIGHT + 4 * lines * pitch,
     )
 
 
@@ -135,6 +134,8 @@ def job(plan: Plan, frames: Frames, spec: Preprocess, *, target: int) -> bytes:
     last_row = (frames.height - 1) * frames.row_stride
     low = frames.address + min(last_row, 0) - frames.guard - source
     high = frames.address + max(last_row, 0) + 3 * frames.width + frames.guard - source
+    # The kernel normalizes in the source's order: blue, green, red.
+    channels = list(zip(spec.mean, spec.std, strict=True))[:: -1 if spec.color == "rgb" else 1]
     return _JOB.pack(
         source,
         target,
@@ -147,8 +148,9 @@ def job(plan: Plan, frames: Frames, spec: Preprocess, *, target: int) -> bytes:
         *(plan.right, plan.down),
         *(plan.place.top, plan.place.left, plan.height, plan.width),
         *(spec.color == "rgb", spec.pad),
-        *spec.mean,
-        *(1.0 / value for value in spec.std),
+        *(1.0 / std for _, std in channels),
+        *(-mean / std for mean, std in channels),
+        1.0 / (plan.down * plan.right),
     )
 
 
@@ -157,6 +159,9 @@ def _variant(down: int, right: int) -> str:
 
 
 def _window(source: int, target: int, tile: int, *, cubic: bool) -> int:
-    """Most reduced pixels along one axis that a tile reads: its width at the scale, and the taps at both ends."""
+    """Most reduced pixels along one axis that a tile reads: its width at the scale, and the taps at both ends.
+
+    Two at least: the kernel reads a pair even where there is one pixel, and gives the second no weight.
+    """
     steps = min(tile, target) - 1
-    return min(-(-steps * source // target) + 2 + 2 * cubic, source)
+    return max(min(-(-steps * source // target) + 2 + 2 * cubic, source), 2)

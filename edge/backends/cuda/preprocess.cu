@@ -1,7 +1,7 @@
 // Kernels of edge's GPU preprocessing; what they compute is in preprocess_pixel.h.
 //
-// Grid: x and y are the tiles of the output, z is the frame. Threads per block: a multiple of EDGE_TILE_WIDTH.
-// Dynamic shared memory: 4 bytes for every reduced pixel of the largest window (kernels.py computes it).
+// Grid: x and y are the tiles of the output, z is the frame. Threads per block: EDGE_THREADS.
+// Dynamic shared memory: 8 bytes for every row of a tile, 4 for every reduced pixel of the largest window.
 
 #include "preprocess_pixel.h"
 
@@ -9,17 +9,17 @@ namespace edge {
 
 template <int BOX, bool CUBIC, typename T>
 __device__ __forceinline__ void resized(const Job& job) {
-  extern __shared__ u32 tile[];
+  extern __shared__ u32 shared[];
   const int y = blockIdx.y * EDGE_TILE_HEIGHT, x = blockIdx.x * EDGE_TILE_WIDTH, frame = blockIdx.z;
   const Window window = window_of(job, y, x, CUBIC ? 1 : 0);
-  load_tile<BOX>(job, frame, window, tile, threadIdx.x, blockDim.x);
+  load_tile<BOX>(job, frame, window, shared, y, threadIdx.x);
   __syncthreads();
-  write_tile<CUBIC, T>(job, frame, window, tile, y, x, threadIdx.x, blockDim.x);
+  write_tile<CUBIC, T>(job, frame, window, shared, y, x, threadIdx.x);
 }
 
 template <typename T>
 __device__ __forceinline__ void nearest(const Job& job) {
-  write_nearest<T>(job, blockIdx.z, blockIdx.y * EDGE_TILE_HEIGHT, blockIdx.x * EDGE_TILE_WIDTH, threadIdx.x, blockDim.x);
+  write_nearest<T>(job, blockIdx.z, blockIdx.y * EDGE_TILE_HEIGHT, blockIdx.x * EDGE_TILE_WIDTH, threadIdx.x);
 }
 
 }  // namespace edge

@@ -26,12 +26,15 @@
 #define EDGE_READS(address, bytes) ((void)0)
 #endif
 
-// Output pixels of one block; the host side (kernels.py) passes what it launches with.
+// Output pixels and threads of one block: what kernels.py launches with. The width is a divisor of the threads.
 #ifndef EDGE_TILE_WIDTH
 #define EDGE_TILE_WIDTH 32
 #endif
 #ifndef EDGE_TILE_HEIGHT
 #define EDGE_TILE_HEIGHT 32
+#endif
+#ifndef EDGE_THREADS
+#define EDGE_THREADS 128
 #endif
 
 namespace edge {
@@ -57,9 +60,9 @@ struct Job {
   u64 source;        // address of the first byte of the first box of frame 0
   u64 target;        // address of frame 0's output: 3 x height x width, float32 or float16, contiguous
   i64 frame_stride;  // from a frame to the next
-  i64 row_stride;    // from a row to the next; negative when the rows run upwards
-  i64 low;           // [source + low, source + high) is the memory that belongs to a frame
-  i64 high;
+  int row_stride;    // from a row to the next; negative when the rows run upwards
+  int low;           // [source + low, source + high) is the memory that belongs to a frame
+  int high;
   Axis x;
   Axis y;
   int right;  // box size: source pixels per reduced pixel along x
@@ -70,16 +73,18 @@ struct Job {
   int width;
   int reversed;  // 1: output channels are R, G, B; 0: B, G, R
   int pad;       // letterbox margin, 0 to 255
-  float mean[3];  // in output order
-  float inverse_std[3];
+  float scale[3];  // output = value * scale + offset, for blue, green and red
+  float offset[3];
+  float inverse_area;  // 1 / (right down)
 };
 
-// The reduced pixels that one output tile reads.
+// The reduced pixels that one output tile reads. In shared memory a line takes `pitch`, an even number, of them.
 struct Window {
   int row;
   int column;
   int rows;
   int columns;
+  int pitch;
 };
 
 // One output coordinate between two reduced pixels: `at`, the next, and the weight of the next in 1/2048.
@@ -87,6 +92,20 @@ struct Tap {
   int at;
   int weight;
 };
+
+// The same for one output row of a tile; `at` counts reduced pixels from the tile's first.
+struct RowTap {
+  int at;
+  u32 weight;  // kMargin: the row is letterbox margin
+};
+
+const u32 kMargin = 0xffffffffu;
+
+// Shared memory of a block: EDGE_TILE_HEIGHT RowTaps, then the reduced pixels.
+EDGE_FN RowTap* row_taps(u32* shared) { return reinterpret_cast<RowTap*>(shared); }
+EDGE_FN u32* pixels(u32* shared) { return shared + 2 * EDGE_TILE_HEIGHT; }
+
+static_assert(EDGE_THREADS % EDGE_TILE_WIDTH == 0, "a block writes whole rows of its tile");
 
 // machine words
 
@@ -163,8 +182,35 @@ EDGE_FN u32 red(u32 a, u32 b) {
 #endif
 }
 
+// Bits 8 to 15 of three numbers, side by side.
+EDGE_FN u32 second_bytes(const u32 numbers[3]) {
+#ifdef __CUDACC__
+  return __byte_perm(__byte_perm(numbers[0], numbers[1], 0x0051), numbers[2], 0x7510) & 0xffffffu;
+#else
+  return ((numbers[0] >> 8) & 255u) | (numbers[1] & 0xff00u) | ((numbers[2] & 0xff00u) << 8);
+#endif
+}
+
+// Two words to an address that is a multiple of 8.
+EDGE_FN void store_pair(u32* target, const u32 words[2]) {
+#ifdef __CUDACC__
+  *reinterpret_cast<uint2*>(target) = make_uint2(words[0], words[1]);
+#else
+  target[0] = words[0];
+  target[1] = words[1];
+#endif
+}
+
 // To the nearest integer, halves to even, for 0 <= value < 2^22: the sum leaves no bits for a fraction.
 EDGE_FN float rounded(float value) { return (value + 12582912.0f) - 12582912.0f; }
+
+EDGE_FN float reciprocal(float value) {
+#ifdef __CUDACC__
+  return __fdividef(1.0f, value);  // a few units in the last place, which both callers allow for
+#else
+  return 1.0f / value;
+#endif
+}
 
 EDGE_FN int clamped(int value, int low, int high) { return value < low ? low : (value > high ? high : value); }
 
@@ -218,14 +264,19 @@ EDGE_FN int centre(int index, const Axis& axis, int* remainder) {
   return divided((2 * index + 1) * axis.source - axis.target, axis, remainder);
 }
 
+// Beyond the outermost centres the border pixel counts alone: the last one as the second of its pair. A single pixel has
+// no pair; then the second weighs nothing, and is read from the slack that kernels.py leaves in shared memory.
 EDGE_FN Tap linear_tap(int index, const Axis& axis) {
   Tap tap;
   int rest;
   tap.at = centre(index, axis, &rest);
   tap.weight = static_cast<int>(static_cast<float>(rest) * axis.inverse * kWeightOne + 0.5f);
-  if (tap.at < 0 || tap.at >= axis.source - 1) {
-    tap.at = clamped(tap.at, 0, axis.source - 1);
+  if (tap.at < 0) {
+    tap.at = 0;
     tap.weight = 0;
+  } else if (tap.at >= axis.source - 1) {
+    tap.at = axis.source > 1 ? axis.source - 2 : 0;
+    tap.weight = axis.source > 1 ? kWeightOne : 0;
   }
   return tap;
 }
@@ -242,7 +293,7 @@ EDGE_FN void cubic_weights(float fraction, float weights[4]) {
 // First reduced pixel and number of them that output pixels first..last read; `reach` is 0 for linear, 1 for cubic.
 EDGE_FN void span(int first, int last, const Axis& axis, int reach, int* start, int* count) {
   int rest;
-  const int low = clamped(centre(first, axis, &rest) - reach, 0, axis.source - 1);
+  const int low = clamped(centre(first, axis, &rest) - reach, 0, axis.source > 1 ? axis.source - 2 : 0);
   const int high = clamped(centre(last, axis, &rest) + 1 + reach, 0, axis.source - 1);
   *start = low;
   *count = high - low + 1;
@@ -250,7 +301,7 @@ EDGE_FN void span(int first, int last, const Axis& axis, int reach, int* start, 
 
 // What the tile whose first output pixel is (y, x) reads; no rows where it lies in the letterbox margin.
 EDGE_FN Window window_of(const Job& job, int y, int x, int reach) {
-  Window window = {0, 0, 0, 0};
+  Window window = {0, 0, 0, 0, 0};
   const int top = y > job.top ? y - job.top : 0;
   const int left = x > job.left ? x - job.left : 0;
   const int bottom = clamped(y + EDGE_TILE_HEIGHT - job.top, 0, job.y.target);
@@ -258,6 +309,7 @@ EDGE_FN Window window_of(const Job& job, int y, int x, int reach) {
   if (top < bottom && left < right) {
     span(top, bottom - 1, job.y, reach, &window.row, &window.rows);
     span(left, right - 1, job.x, reach, &window.column, &window.columns);
+    window.pitch = (window.columns + 1) & ~1;
   }
   return window;
 }
@@ -286,139 +338,196 @@ EDGE_FN void gather(const u8* address, u32 data[3]) {
   }
 }
 
-// Add the N pixels in `data` to the sums of blue, green and red.
-template <int N>
+// Add UNIT times the pixels FIRST to LAST - 1 of `data` to the sums of blue, green and red.
+template <int FIRST, int LAST, u32 UNIT>
 EDGE_FN void accumulate(const u32 data[3], u32 sums[3]) {
 #pragma unroll
   for (int channel = 0; channel < 3; ++channel) {
 #pragma unroll
-    for (int word = 0; word < (3 * N + 3) / 4; ++word) {
+    for (int word = 0; word < 3; ++word) {
       u32 mask = 0;
 #pragma unroll
       for (int byte = 0; byte < 4; ++byte) {
         const int position = 4 * word + byte;
-        if (position < 3 * N && position % 3 == channel) mask |= 1u << (8 * byte);
+        if (position >= 3 * FIRST && position < 3 * LAST && position % 3 == channel) mask |= UNIT << (8 * byte);
       }
       if (mask != 0) sums[channel] = add_bytes(data[word], mask, sums[channel]);
     }
   }
 }
 
-template <bool INSIDE>
-EDGE_FN void add_row(const u8* address, int pixels, u32 sums[3]) {
+template <int N, bool INSIDE>
+EDGE_FN void add_pixels(const u8* address, u32 sums[3]) {
   u32 data[3];
-  for (; pixels >= 4; pixels -= 4, address += 12) {
-    gather<4, INSIDE>(address, data);
-    accumulate<4>(data, sums);
-  }
-  if (pixels == 3) {
-    gather<3, INSIDE>(address, data);
-    accumulate<3>(data, sums);
-  } else if (pixels == 2) {
-    gather<2, INSIDE>(address, data);
-    accumulate<2>(data, sums);
-  } else if (pixels == 1) {
-    gather<1, INSIDE>(address, data);
-    accumulate<1>(data, sums);
-  }
+  gather<N, INSIDE>(address, data);
+  accumulate<0, N, 1>(data, sums);
 }
 
-EDGE_FN u32 packed(u32 blue, u32 green, u32 red) { return blue | (green << 8) | (red << 16); }
+template <bool INSIDE>
+EDGE_FN void add_row(const u8* address, int pixels, u32 sums[3]) {
+#pragma unroll 1
+  for (; pixels >= 4; pixels -= 4, address += 12) add_pixels<4, INSIDE>(address, sums);
+  if (pixels == 3)
+    add_pixels<3, INSIDE>(address, sums);
+  else if (pixels == 2)
+    add_pixels<2, INSIDE>(address, sums);
+  else if (pixels == 1)
+    add_pixels<1, INSIDE>(address, sums);
+}
 
-// Means of boxes that start at `address`. BOX 1: the pixel itself; 2: of 2 x 2; 0: of job.down x job.right.
+// Mean of the box of job.down x job.right pixels that starts at `address`.
+template <bool INSIDE>
+EDGE_FN u32 box_mean(const Job& job, const u8* address) {
+  u32 sums[3] = {0, 0, 0}, means[3];
+#pragma unroll 1
+  for (int row = 0; row < job.down; ++row, address += job.row_stride) add_row<INSIDE>(address, job.right, sums);
+#pragma unroll
+  for (int i = 0; i < 3; ++i) {
+    // OpenCV rounds a mean of 2 x 2 with (sum + 2) >> 2, and all others to the nearest, halves to even.
+    const float mean = rounded(static_cast<float>(sums[i]) * job.inverse_area);
+    means[i] = job.down == 2 && job.right == 2 ? (sums[i] + 2) >> 2 : static_cast<u32>(mean);
+  }
+  return means[0] | (means[1] << 8) | (means[2] << 16);
+}
+
+// Means of the box at `address` and, when `both`, of its neighbour to the right.
+// BOX 1: boxes are single pixels; 2: of 2 x 2; 0: of any size. The fast ones read the neighbour in any case.
 template <int BOX, bool INSIDE>
 struct Boxes {
-  EDGE_FN u32 mean(const Job& job, const u8* address) {
-    u32 sums[3] = {0, 0, 0};
-    for (int row = 0; row < job.down; ++row) add_row<INSIDE>(address + row * job.row_stride, job.right, sums);
-    // OpenCV rounds a mean of 2 x 2 with (sum + 2) >> 2, and all others to the nearest, halves to even.
-    if (job.down == 2 && job.right == 2) return packed((sums[0] + 2) >> 2, (sums[1] + 2) >> 2, (sums[2] + 2) >> 2);
-    const float scale = 1.0f / static_cast<float>(job.down * job.right);
-    u32 means[3];
-    for (int i = 0; i < 3; ++i) means[i] = static_cast<u32>(rounded(static_cast<float>(sums[i]) * scale));
-    return packed(means[0], means[1], means[2]);
+  EDGE_FN void pair(const Job& job, const u8* address, bool both, u32 means[2]) {
+    means[0] = box_mean<INSIDE>(job, address);
+    means[1] = both ? box_mean<INSIDE>(job, address + 3 * job.right) : 0u;
   }
 };
 
-template <bool INSIDE>
-struct Boxes<1, INSIDE> {
-  EDGE_FN u32 mean(const Job&, const u8* address) {
+template <>
+struct Boxes<1, true> {
+  EDGE_FN void pair(const Job&, const u8* address, bool, u32 means[2]) {
     u32 data[3];
-    gather<1, INSIDE>(address, data);
-    return data[0] & 0xffffffu;
+    gather<2, true>(address, data);
+    means[0] = data[0] & 0xffffffu;
+    means[1] = shifted(data[0], data[1], 24) & 0xffffffu;
   }
 };
 
-template <bool INSIDE>
-struct Boxes<2, INSIDE> {
-  EDGE_FN u32 mean(const Job& job, const u8* address) {
-    u32 upper[3], lower[3], sums[3] = {2, 2, 2};  // to round with (sum + 2) >> 2
-    gather<2, INSIDE>(address, upper);
-    gather<2, INSIDE>(address + job.row_stride, lower);
-    accumulate<2>(upper, sums);
-    accumulate<2>(lower, sums);
-    return packed(sums[0] >> 2, sums[1] >> 2, sums[2] >> 2);
+template <>
+struct Boxes<2, true> {
+  EDGE_FN void pair(const Job& job, const u8* address, bool, u32 means[2]) {
+    // 64 (sum + 2) holds (sum + 2) >> 2 in its second byte.
+    u32 upper[3], lower[3], left[3] = {128, 128, 128}, right[3] = {128, 128, 128};
+    gather<4, true>(address, upper);
+    gather<4, true>(address + job.row_stride, lower);
+    accumulate<0, 2, 64>(upper, left);
+    accumulate<0, 2, 64>(lower, left);
+    accumulate<2, 4, 64>(upper, right);
+    accumulate<2, 4, 64>(lower, right);
+    means[0] = second_bytes(left);
+    means[1] = second_bytes(right);
   }
 };
 
+// Thread t takes pairs t, t + EDGE_THREADS, ... of the window, line by line. Offsets wrap past the last, where none is
+// read.
 template <int BOX, bool INSIDE>
-EDGE_FN void load_boxes(const Job& job, const u8* frame, const Window& window, u32* tile, int thread, int threads) {
-  const int count = window.rows * window.columns;
-  const float inverse = 1.0f / static_cast<float>(window.columns);
-  // Halves keep the products away from whole numbers, where a float quotient could be one off.
-  int row = static_cast<int>((static_cast<float>(thread) + 0.5f) * inverse);
-  int column = thread - row * window.columns;
-  const int rows = static_cast<int>((static_cast<float>(threads) + 0.5f) * inverse);
-  const int columns = threads - rows * window.columns;
-  const i64 box_stride = job.row_stride * job.down;
-  const int box_bytes = 3 * job.right;
-  const u8* first = frame + window.row * box_stride + static_cast<i64>(window.column) * box_bytes;
-#pragma unroll 2
-  for (int i = thread; i < count; i += threads) {
-    tile[i] = Boxes<BOX, INSIDE>::mean(job, first + row * box_stride + static_cast<i64>(column) * box_bytes);
-    row += rows;
+EDGE_FN void load_boxes(const Job& job, const u8* frame, const Window& window, u32* tile, int thread) {
+  const int width = window.pitch / 2, count = window.rows * width;
+  const float inverse = reciprocal(static_cast<float>(width));
+  // Halves keep the quotients away from whole numbers.
+  const int row = static_cast<int>((static_cast<float>(thread) + 0.5f) * inverse);
+  const int rows = static_cast<int>((static_cast<float>(EDGE_THREADS) + 0.5f) * inverse);
+  const int columns = EDGE_THREADS - rows * width;
+  const u32 pair_bytes = static_cast<u32>(6 * job.right), stride = static_cast<u32>(job.row_stride * job.down);
+  const u32 step = static_cast<u32>(rows) * stride + static_cast<u32>(columns) * pair_bytes;
+  const u32 wrap = stride - static_cast<u32>(width) * pair_bytes;
+  int column = thread - row * width;
+  u32 offset = static_cast<u32>(window.row + row) * stride + static_cast<u32>(window.column * job.right * 3) +
+               static_cast<u32>(column) * pair_bytes;
+#pragma unroll(INSIDE && BOX != 0 ? 2 : 1)
+  for (int i = thread; i < count; i += EDGE_THREADS) {
+    u32 means[2];
+    Boxes<BOX, INSIDE>::pair(job, frame + static_cast<int>(offset), 2 * column + 1 < window.columns, means);
+    store_pair(tile + 2 * i, means);
+    offset += step;
     column += columns;
-    if (column >= window.columns) {
-      column -= window.columns;
-      row += 1;
+    if (column >= width) {
+      column -= width;
+      offset += wrap;
     }
   }
 }
 
-// Whether whole words may be read for every box of the window.
+// Whether whole words may be read for every pair of the window.
 EDGE_FN bool inside(const Job& job, const Window& window) {
-  const i64 top = job.row_stride * job.down * window.row;
-  const i64 bottom = job.row_stride * (static_cast<i64>(job.down) * (window.row + window.rows) - 1);
-  const i64 left = static_cast<i64>(3 * job.right) * window.column;
-  const i64 right = static_cast<i64>(3 * job.right) * (window.column + window.columns);
-  const i64 low = (top < bottom ? top : bottom) + left;
-  const i64 high = (top < bottom ? bottom : top) + right;
+  const int first = job.row_stride * (job.down * window.row);
+  const int last = job.row_stride * (job.down * (window.row + window.rows) - 1);
+  const int left = 3 * job.right * window.column;
+  const int low = (first < last ? first : last) + left;
+  const int high = (first < last ? last : first) + left + 3 * job.right * window.pitch;
   return low - 3 >= job.low && high + 6 <= job.high;
 }
 
+EDGE_FN RowTap row_tap(const Job& job, const Window& window, int row) {
+  RowTap result = {0, kMargin};
+  if (row >= 0 && row < job.y.target && window.rows != 0) {
+    const Tap tap = linear_tap(row, job.y);
+    result.at = (tap.at - window.row) * window.pitch;
+    result.weight = static_cast<u32>(tap.weight);
+  }
+  return result;
+}
+
 template <int BOX>
-EDGE_FN void load_tile(const Job& job, int frame, const Window& window, u32* tile, int thread, int threads) {
+EDGE_FN void load_tile(const Job& job, int frame, const Window& window, u32* shared, int y, int thread) {
+#pragma unroll 1
+  for (int i = thread; i < EDGE_TILE_HEIGHT; i += EDGE_THREADS)
+    row_taps(shared)[i] = row_tap(job, window, y + i - job.top);
   if (window.rows == 0) return;
   const u8* source = reinterpret_cast<const u8*>(job.source) + frame * job.frame_stride;
   if (inside(job, window))
-    load_boxes<BOX, true>(job, source, window, tile, thread, threads);
+    load_boxes<BOX, true>(job, source, window, pixels(shared), thread);
   else
-    load_boxes<BOX, false>(job, source, window, tile, thread, threads);
+    load_boxes<0, false>(job, source, window, pixels(shared), thread);
 }
 
 // phase 2: box means to output pixels
 
-// Weighted mean of 2 x 2 packed pixels, per channel, in fixed point; `x` and `y` weigh the second column and row.
-EDGE_FN void bilinear(const u32* upper, const u32* lower, int next, int x, int y, u32 values[3]) {
-  const u32 weights = static_cast<u32>(kWeightOne - x) | (static_cast<u32>(x) << 16);
-  const u32 a = upper[0], b = upper[next], c = lower[0], d = lower[next];
-  const u32 above = blue_green(a, b), below = blue_green(c, d);
-  const u32 tops[3] = {weighted_low(weights, above), weighted_high(weights, above), weighted_low(weights, red(a, b))};
-  const u32 bottoms[3] = {weighted_low(weights, below), weighted_high(weights, below), weighted_low(weights, red(c, d))};
+// Where one output pixel goes in the three planes, by source channel.
+template <typename T>
+struct Spot {
+  T* blue;
+  T* green;
+  T* red;
+};
+
+template <typename T>
+EDGE_FN Spot<T> spot_of(const Job& job, int frame, int y, int x) {
+  const i64 plane = static_cast<i64>(job.height) * job.width;
+  T* first = reinterpret_cast<T*>(job.target) + static_cast<i64>(frame) * 3 * plane + (static_cast<i64>(y) * job.width + x);
+  T* third = first + 2 * plane;
+  Spot<T> spot = {job.reversed ? third : first, first + plane, job.reversed ? first : third};
+  return spot;
+}
+
+template <typename T>
+EDGE_FN void write_pixel(const Job& job, const Spot<T>& spot, int ahead, const u32 values[3]) {
+  store(spot.blue + ahead, static_cast<float>(values[0]) * job.scale[0] + job.offset[0]);
+  store(spot.green + ahead, static_cast<float>(values[1]) * job.scale[1] + job.offset[1]);
+  store(spot.red + ahead, static_cast<float>(values[2]) * job.scale[2] + job.offset[2]);
+}
+
+EDGE_FN void set_all(u32 values[3], int value) { values[0] = values[1] = values[2] = static_cast<u32>(value); }
+
+// Weighted mean of 2 x 2 packed pixels, per channel, in fixed point. `weights` holds those of the left and of the right
+// column, 16 bits each, `weight` that of the lower row.
+EDGE_FN void bilinear(const u32* upper, const u32* lower, u32 weights, u32 weight, u32 values[3]) {
+  const u32 above = blue_green(upper[0], upper[1]), above_red = red(upper[0], upper[1]);
+  const u32 below = blue_green(lower[0], lower[1]), below_red = red(lower[0], lower[1]);
+  const u32 tops[3] = {weighted_low(weights, above), weighted_high(weights, above), weighted_low(weights, above_red)};
+  const u32 bottoms[3] = {weighted_low(weights, below), weighted_high(weights, below), weighted_low(weights, below_red)};
 #pragma unroll
   for (int i = 0; i < 3; ++i) {
     const u32 half = 1u << (2 * kWeightBits - 1);
-    values[i] = (tops[i] * (kWeightOne - y) + (bottoms[i] * y + half)) >> (2 * kWeightBits);
+    values[i] = (tops[i] * (kWeightOne - weight) + (bottoms[i] * weight + half)) >> (2 * kWeightBits);
   }
 }
 
@@ -432,7 +541,7 @@ EDGE_FN void bicubic(const Job& job, const Window& window, const u32* tile, int 
   float sums[3] = {0.0f, 0.0f, 0.0f};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const u32* line = tile + (clamped(row - 1 + i, 0, job.y.source - 1) - window.row) * window.columns - window.column;
+    const u32* line = tile + (clamped(row - 1 + i, 0, job.y.source - 1) - window.row) * window.pitch - window.column;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const u32 pixel = line[clamped(column - 1 + j, 0, job.x.source - 1)];
@@ -447,71 +556,85 @@ EDGE_FN void bicubic(const Job& job, const Window& window, const u32* tile, int 
     values[i] = static_cast<u32>(rounded(sums[i] < 0.0f ? 0.0f : (sums[i] > 255.0f ? 255.0f : sums[i])));
 }
 
-// Normalize one pixel (values in B, G, R order) and write it to its three planes.
-template <typename T>
-EDGE_FN void write_pixel(const Job& job, T* target, int y, int x, const u32 values[3]) {
-  const i64 plane = static_cast<i64>(job.height) * job.width;
-  T* at = target + static_cast<i64>(y) * job.width + x;
-  const u32 ordered[3] = {job.reversed ? values[2] : values[0], values[1], job.reversed ? values[0] : values[2]};
-#pragma unroll
-  for (int i = 0; i < 3; ++i)
-    store(at + i * plane, (static_cast<float>(ordered[i]) - job.mean[i]) * job.inverse_std[i]);
+// Whether an output tile lies wholly in the resized region, and in the output.
+EDGE_FN bool covered(const Job& job, int y, int x) {
+  return y >= job.top && y + EDGE_TILE_HEIGHT <= job.top + job.y.target && x >= job.left &&
+         x + EDGE_TILE_WIDTH <= job.left + job.x.target;
 }
 
+const int kRowStep = EDGE_THREADS / EDGE_TILE_WIDTH;  // thread t writes column t % width of every kRowStep-th row
+
+// A covered tile, bilinear: no row or column needs a test.
 template <typename T>
-EDGE_FN T* target_of(const Job& job, int frame) {
-  return reinterpret_cast<T*>(job.target) + static_cast<i64>(frame) * 3 * job.height * job.width;
+EDGE_FN void write_covered(const Job& job, int frame, const Window& window, u32* shared, int y, int x, int thread) {
+  const int row = thread / EDGE_TILE_WIDTH, column = x + thread % EDGE_TILE_WIDTH;
+  const Tap across = linear_tap(column - job.left, job.x);
+  const u32 weights = static_cast<u32>(kWeightOne - across.weight) | (static_cast<u32>(across.weight) << 16);
+  const u32* left = pixels(shared) + (across.at - window.column);
+  const RowTap* taps = row_taps(shared) + row;
+  Spot<T> spot = spot_of<T>(job, frame, y + row, column);
+#pragma unroll 4
+  for (int i = 0; i < EDGE_TILE_HEIGHT / kRowStep; ++i) {
+    const RowTap along = taps[i * kRowStep];
+    const u32* upper = left + along.at;
+    u32 values[3];
+    bilinear(upper, upper + window.pitch, weights, along.weight, values);
+    write_pixel(job, spot, i * kRowStep * job.width, values);
+  }
 }
 
-// Thread t writes column t % EDGE_TILE_WIDTH of every (threads / EDGE_TILE_WIDTH)-th row: `threads` is a multiple.
 template <bool CUBIC, typename T>
-EDGE_FN void write_tile(const Job& job, int frame, const Window& window, const u32* tile, int y, int x, int thread,
-                        int threads) {
-  T* target = target_of<T>(job, frame);
-  const int column = x + thread % EDGE_TILE_WIDTH;
-  const int bottom = y + EDGE_TILE_HEIGHT < job.height ? y + EDGE_TILE_HEIGHT : job.height;
+EDGE_FN void write_tile(const Job& job, int frame, const Window& window, u32* shared, int y, int x, int thread) {
+  if (!CUBIC && EDGE_TILE_HEIGHT % kRowStep == 0 && covered(job, y, x)) {
+    write_covered<T>(job, frame, window, shared, y, x, thread);
+    return;
+  }
+  const int first = thread / EDGE_TILE_WIDTH, column = x + thread % EDGE_TILE_WIDTH;
   if (column >= job.width) return;
+  const Spot<T> spot = spot_of<T>(job, frame, y, column);
   const int source_column = column - job.left;
   const bool filled = source_column >= 0 && source_column < job.x.target;
   const Tap across = linear_tap(filled ? source_column : 0, job.x);
-  const int next = across.at + 1 < job.x.source ? 1 : 0;
-  for (int row = y + thread / EDGE_TILE_WIDTH; row < bottom; row += threads / EDGE_TILE_WIDTH) {
-    const int source_row = row - job.top;
-    u32 values[3] = {static_cast<u32>(job.pad), static_cast<u32>(job.pad), static_cast<u32>(job.pad)};
-    if (filled && source_row >= 0 && source_row < job.y.target) {
-      if (CUBIC) {
-        bicubic(job, window, tile, source_row, source_column, values);
-      } else {
-        const Tap along = linear_tap(source_row, job.y);
-        const u32* upper = tile + (along.at - window.row) * window.columns + (across.at - window.column);
-        const u32* lower = along.at + 1 < job.y.source ? upper + window.columns : upper;
-        bilinear(upper, lower, next, across.weight, along.weight, values);
-      }
-    }
-    write_pixel(job, target, row, column, values);
+  const u32 weights = static_cast<u32>(kWeightOne - across.weight) | (static_cast<u32>(across.weight) << 16);
+  const u32* left = pixels(shared) + (across.at - window.column);
+  const int rows = job.height - y < EDGE_TILE_HEIGHT ? job.height - y : EDGE_TILE_HEIGHT;
+#pragma unroll 1
+  for (int row = first; row < rows; row += kRowStep) {
+    const RowTap along = row_taps(shared)[row];
+    u32 values[3];
+    if (!filled || along.weight == kMargin)
+      set_all(values, job.pad);
+    else if (CUBIC)
+      bicubic(job, window, pixels(shared), y + row - job.top, source_column, values);
+    else
+      bilinear(left + along.at, left + along.at + window.pitch, weights, along.weight, values);
+    write_pixel(job, spot, row * job.width, values);
   }
 }
 
 // nearest: no means, no tile; the source pixel under the centre of each output pixel, floor((i + 0.5) source / target)
 template <typename T>
-EDGE_FN void write_nearest(const Job& job, int frame, int y, int x, int thread, int threads) {
-  T* target = target_of<T>(job, frame);
-  const u8* source = reinterpret_cast<const u8*>(job.source) + frame * job.frame_stride;
-  const int column = x + thread % EDGE_TILE_WIDTH;
-  const int bottom = y + EDGE_TILE_HEIGHT < job.height ? y + EDGE_TILE_HEIGHT : job.height;
+EDGE_FN void write_nearest(const Job& job, int frame, int y, int x, int thread) {
+  const int first = thread / EDGE_TILE_WIDTH, column = x + thread % EDGE_TILE_WIDTH;
   if (column >= job.width) return;
+  const Spot<T> spot = spot_of<T>(job, frame, y, column);
+  const u8* source = reinterpret_cast<const u8*>(job.source) + frame * job.frame_stride;
+  const int rows = job.height - y < EDGE_TILE_HEIGHT ? job.height - y : EDGE_TILE_HEIGHT;
   const int place_column = column - job.left;
-  for (int row = y + thread / EDGE_TILE_WIDTH; row < bottom; row += threads / EDGE_TILE_WIDTH) {
-    const int place_row = row - job.top;
-    u32 values[3] = {static_cast<u32>(job.pad), static_cast<u32>(job.pad), static_cast<u32>(job.pad)};
-    if (place_column >= 0 && place_column < job.x.target && place_row >= 0 && place_row < job.y.target) {
-      int rest;
-      const int source_column = divided((2 * place_column + 1) * job.x.source, job.x, &rest);
+  const bool filled = place_column >= 0 && place_column < job.x.target;
+  int rest;
+  const int source_column = divided((2 * (filled ? place_column : 0) + 1) * job.x.source, job.x, &rest);
+#pragma unroll 2
+  for (int row = first; row < rows; row += kRowStep) {
+    const int place_row = y + row - job.top;
+    u32 values[3];
+    set_all(values, job.pad);
+    if (filled && place_row >= 0 && place_row < job.y.target) {
       const int source_row = divided((2 * place_row + 1) * job.y.source, job.y, &rest);
-      const u8* at = source + source_row * job.row_stride + static_cast<i64>(3) * source_column;
+      const u8* at = source + (source_row * job.row_stride + 3 * source_column);
       for (int i = 0; i < 3; ++i) values[i] = byte_at(at + i);
     }
-    write_pixel(job, target, row, column, values);
+    write_pixel(job, spot, row * job.width, values);
   }
 }
 

@@ -1,16 +1,14 @@
 """Calibrators as TensorRT 8.6 to 10.x wants them: subclasses of its own classes, made when a build needs one.
 
-:func:`serving` hands over a table that edge has made and checked, and nothing else. If TensorRT asks it for a batch, it
-has refused the table; it then gets none, and :meth:`Serving.raise_kept` says so. What TensorRT wants written is never
-written: a table that it has shortened to what one network of one version needed would replace the checked one.
+:class:`Serving` hands over a table that edge has made and checked, and nothing else. If TensorRT asks it for a batch,
+it has refused the table; it then gets none, and :meth:`Serving.raise_kept` says so. What TensorRT wants written is
+never written: a table that it has shortened to what one network of one version needed would replace the checked one.
 
-:func:`feeding` gives pictures to the device's own algorithms and takes the table that comes out.
+:class:`Feeding` gives pictures to the device's own algorithms and takes the table that comes out.
 
 TensorRT prints an exception that leaves ``get_batch`` and goes on with the batches that it has. So nothing leaves: the
 exception is kept, the calibration ends, and ``raise_kept`` raises it after the build. A table from too few batches is
 then never seen.
-
-The bytes and addresses that the methods return are kept alive here; TensorRT reads them after the call.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from edge.backends.trt import caps as capabilities
 from edge.backends.trt.caps import Caps
 from edge.calibration import table as tables
 from edge.calibration.table import Algorithm, Table
-from edge.errors import ArtifactError, DataError, DeviceError, EdgeError
+from edge.errors import ArtifactError, DataError, DeviceError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,34 +43,150 @@ class DeviceMemory(Protocol):
 class Feed(msgspec.Struct, frozen=True, kw_only=True):
     """Pictures for one of the device's own calibrators.
 
-    ``batches`` gives float32 N×3×H×W arrays of exactly ``batch`` pictures, ``planned`` of them. ``quantile`` and
-    ``cutoff`` (0 to 1) are the legacy calibrator's.
+    ``batches`` gives float32 N×3×H×W arrays of exactly ``batch`` pictures, ``planned`` of them; ``memory`` is a
+    :class:`DeviceMemory`. ``quantile`` and ``cutoff`` (0 to 1) are the legacy calibrator's.
     """
 
     algorithm: Algorithm
     batches: Iterator[Any]
     planned: int
     batch: int
-    memory: Any  # a DeviceMemory
+    memory: Any
     quantile: float = 0.99999
     cutoff: float = 1.0
 
 
-class Calibrator(Protocol):
-    """What the builder needs of a calibrator of ours, besides handing it to TensorRT."""
+class Source(Protocol):
+    """What stands behind a calibrator object: the answers to TensorRT's questions."""
+
+    batch: int
+    quantile: float
+    cutoff: float
+
+    def next(self, names: Sequence[str]) -> list[int] | None:
+        """Device address of the next batch of each input; None ends the calibration."""
+
+    def read(self) -> bytes | None:
+        """A finished table, or None to have one made."""
+
+    def write(self, content: bytes) -> None:
+        """The table that TensorRT has made."""
 
     def raise_kept(self) -> None:
-        """Raise what went wrong inside of TensorRT's calls.
+        """Raise what went wrong inside of TensorRT's calls, also what a batch iterator or an upload raised.
 
         Raises:
-            EdgeError: and whatever else a batch iterator or the upload raised.
+            EdgeError: the table was refused, or not all batches were taken.
         """
+
+
+class Serving:
+    """A finished table, under the header of this TensorRT and of the class that is made for it."""
+
+    quantile = 1.0
+    cutoff = 1.0
+
+    def __init__(self, table: Table, caps: Caps, *, batch: int) -> None:
+        self.table = table
+        self.batch = batch
+        self.asked = 0
+        # TensorRT reads the bytes after the call, so they must be the same object for as long as the calibrator lives.
+        self._content = tables.write(table)
+        self._title = caps.title
+
+    def next(self, names: Sequence[str]) -> None:
+        """TensorRT has refused the table and wants pictures: there are none."""
+        del names
+        self.asked += 1
+
+    def read(self) -> bytes:
+        """The whole table, every time."""
+        return self._content
+
+    def write(self, content: bytes) -> None:
+        """Not taken: see the module."""
+
+    def raise_kept(self) -> None:
+        """Raise if the table was refused."""
+        if self.asked:
+            raise ArtifactError(
+                f"{self._title} refused the calibration table ({self.table.header.text}) and asked for pictures",
+                hint="edge table check; edge calibrate --force",
+            )
+
+
+class Feeding:
+    """Batches for a calibrator of the device's own, and the table that it makes."""
+
+    def __init__(self, feed: Feed, caps: Caps) -> None:
+        self.batch = feed.batch
+        self.quantile = feed.quantile
+        self.cutoff = feed.cutoff
+        self.consumed = 0
+        self._feed = feed
+        self._title = caps.title
+        self._ended = False
+        self._kept: BaseException | None = None
+        self._written: bytes | None = None
+
+    def next(self, names: Sequence[str]) -> list[int] | None:
+        """Address of the next batch; None at the end and after an exception."""
+        if self._ended:
+            return None
+        try:
+            found = self._next(names)
+        except BaseException as exc:  # noqa: BLE001 - raised again by raise_kept
+            self._kept = exc
+            found = None
+        self._ended = found is None
+        return found
+
+    def read(self) -> None:
+        """Nothing: the table is to be made from the pictures."""
+
+    def write(self, content: bytes) -> None:
+        """Keep the table."""
+        self._written = content
+
+    def raise_kept(self) -> None:
+        """Raise what :meth:`next` met, or say that not all batches were taken."""
+        if self._kept is not None:
+            raise self._kept
+        if self.consumed != self._feed.planned:
+            raise DeviceError(
+                f"{self._title} took {self.consumed} of {self._feed.planned} calibration batches: "
+                "its table would be of fewer pictures than asked for",
+                hint="run it again; if it stays so, calibrate with edge's own algorithms",
+            )
+
+    def table(self) -> Table:
+        """The table that TensorRT made.
+
+        Raises:
+            DeviceError: it made none. ArtifactError: what it made is no table.
+        """
+        if self._written is None:
+            raise DeviceError(f"{self._title} took {self.consumed} batches and wrote no calibration table")
+        return tables.parse(self._written, where=f"{self._title}'s calibration table")
+
+    def _next(self, names: Sequence[str]) -> list[int] | None:
+        if len(names) != 1:
+            raise DeviceError(f"TensorRT asks for {len(names)} inputs at once: {', '.join(names)}")
+        array = next(self._feed.batches, None)
+        if array is None:
+            return None
+        if array.shape[0] != self.batch or array.dtype.name != "float32":
+            what = f"a batch of {array.shape[0]} {array.dtype.name} pictures, TensorRT takes {self.batch} float32"
+            raise DataError(what, hint="calibrate with a number of pictures that the batch size divides")
+        address = int(self._feed.memory.upload(array))
+        self.consumed += 1
+        return [address]
 
 
 def served(table: Table, caps: Caps, *, dla: bool) -> Table:
     """``table`` as this TensorRT reads it: the header of its version, and of a calibrator that it has.
 
-    MinMax keeps its class; everything else is served as Entropy2, the one class that DLA takes. Scales are scales:
+    MinMax keeps its class; everything else is served as Entropy2, the one class that a DLA takes. Scales are scales:
     the class decides how they are found, and these are found already.
 
     Raises:
@@ -85,148 +199,47 @@ def served(table: Table, caps: Caps, *, dla: bool) -> Table:
     return tables.retarget(table, version, algorithm="minmax" if keeps else "entropy2")
 
 
-def serving(table: Table, caps: Caps, *, batch: int) -> Any:  # noqa: ANN401
-    """A calibrator that serves ``table`` (see :func:`served`) and nothing else.
-
-    Args:
-        table: under the header of this TensorRT and the class that is made.
-        caps: what the binding offers.
-        batch: the batch size that TensorRT is told.
-    """
-    base = _base(caps, table.header.algorithm)
-    content = tables.write(table)
-
-    class Serving(base):  # type: ignore[misc, valid-type]
-        """NVIDIA's interface over a finished table."""
-
-        def __init__(self) -> None:
-            base.__init__(self)
-            self.asked = 0
-            self.read = 0
-
-        def get_batch_size(self) -> int:
-            """Batch size; TensorRT 10 no longer asks."""
-            return batch
-
-        def get_batch(self, names: Sequence[str], *_: object) -> None:
-            """TensorRT has refused the table and wants pictures: there are none."""
-            self.asked += 1
-
-        def read_calibration_cache(self, *_: object) -> bytes:
-            """The whole table, every time."""
-            self.read += 1
-            return content
-
-        def write_calibration_cache(self, cache: object, *_: object) -> None:
-            """Not taken: see the module."""
-
-        def raise_kept(self) -> None:
-            """Raise if the table was refused."""
-            if self.asked:
-                raise ArtifactError(
-                    f"{caps.title} refused the calibration table ({table.header.text}) and asked for pictures",
-                    hint="edge table check; edge calibrate --force",
-                )
-
-    return Serving()
-
-
-def feeding(feed: Feed, caps: Caps) -> Any:  # noqa: ANN401
-    """A calibrator of the device's own that reads ``feed`` and keeps the table that TensorRT makes.
+def make(source: Source, algorithm: Algorithm, caps: Caps) -> Any:  # noqa: ANN401
+    """An object of TensorRT's class for ``algorithm`` that asks ``source``. Keep a reference until the build ends.
 
     Raises:
         DeviceError: this TensorRT has no such calibrator.
     """
-    base = _base(caps, feed.algorithm)
-
-    class Feeding(base):  # type: ignore[misc, valid-type]
-        """NVIDIA's interface over an iterator of batches."""
-
-        def __init__(self) -> None:
-            base.__init__(self)
-            self.consumed = 0
-            self.kept: BaseException | None = None
-            self.written: bytes | None = None
-            self._ended = False
-
-        def get_batch_size(self) -> int:
-            return feed.batch
-
-        def get_batch(self, names: Sequence[str], *_: object) -> list[int] | None:
-            """Address of the next batch, or None at the end and after an exception."""
-            if self._ended:
-                return None
-            try:
-                return self._next(names)
-            except BaseException as exc:  # noqa: BLE001 - raised again by raise_kept
-                self._ended = True
-                self.kept = exc
-                return None
-
-        def _next(self, names: Sequence[str]) -> list[int] | None:
-            if len(names) != 1:
-                raise DeviceError(f"TensorRT asks for {len(names)} inputs at once: {', '.join(names)}")
-            array = next(feed.batches, None)
-            if array is None:
-                self._ended = True
-                return None
-            if array.shape[0] != feed.batch or array.dtype.name != "float32":
-                what = f"a batch of {array.shape[0]} {array.dtype.name} pictures, TensorRT takes {feed.batch} float32"
-                raise DataError(what, hint="calibrate with a number of pictures that the batch size divides")
-            address = feed.memory.upload(array)
-            self.consumed += 1
-            return [int(address)]
-
-        def read_calibration_cache(self, *_: object) -> None:
-            """Nothing: the table is to be made from the pictures."""
-            return None
-
-        def write_calibration_cache(self, cache: Any, *_: object) -> None:  # noqa: ANN401
-            """Keep the table. The buffer is TensorRT's own, so it is copied."""
-            self.written = bytes(cache)
-
-        # The next four are asked by the legacy calibrator alone.
-        def get_quantile(self) -> float:
-            return feed.quantile
-
-        def get_regression_cutoff(self) -> float:
-            return feed.cutoff
-
-        def read_histogram_cache(self, *_: object) -> None:
-            return None
-
-        def write_histogram_cache(self, *_: object) -> None:
-            return None
-
-        def raise_kept(self) -> None:
-            """Raise what ``get_batch`` met, or say that not all batches were taken."""
-            if self.kept is not None:
-                raise self.kept
-            if self.consumed != feed.planned:
-                raise _short(self.consumed, feed.planned)
-
-        def table(self) -> Table:
-            """The table that TensorRT made.
-
-            Raises:
-                DeviceError: it made none. ArtifactError: it is not a table.
-            """
-            if self.written is None:
-                raise DeviceError(f"{caps.title} took {self.consumed} batches and wrote no calibration table")
-            return tables.parse(self.written, where=f"{caps.title}'s calibration table")
-
-    return Feeding()
-
-
-def _short(consumed: int, planned: int) -> EdgeError:
-    return DeviceError(
-        f"TensorRT took {consumed} of {planned} calibration batches: its table would be of fewer pictures than asked",
-        hint="run it again; if it stays so, calibrate with edge's own algorithms",
-    )
-
-
-def _base(caps: Caps, algorithm: Algorithm) -> Any:  # noqa: ANN401
     if algorithm not in caps.calibrators:
         known = ", ".join(caps.calibrators) or "none"
         raise DeviceError(f"{caps.title} has no {algorithm} calibrator (it has {known})", hint="int8_route: explicit")
-    return getattr(capabilities.module(caps), capabilities.CALIBRATORS[algorithm])
+    base = getattr(capabilities.module(caps), capabilities.CALIBRATORS[algorithm])
+
+    class Calibrator(base):  # type: ignore[misc, valid-type]
+        """NVIDIA's interface. Some versions pass more arguments than their documentation shows."""
+
+        def __init__(self) -> None:
+            base.__init__(self)
+
+        def get_batch_size(self, *_: object) -> int:
+            return source.batch
+
+        def get_batch(self, names: Sequence[str], *_: object) -> list[int] | None:
+            return source.next(names)
+
+        def read_calibration_cache(self, *_: object) -> bytes | None:
+            return source.read()
+
+        def write_calibration_cache(self, cache: Any, *_: object) -> None:  # noqa: ANN401
+            # The buffer is TensorRT's own and gone after the call.
+            source.write(bytes(cache))
+
+        # The rest is asked by the legacy calibrator alone.
+        def get_quantile(self, *_: object) -> float:
+            return source.quantile
+
+        def get_regression_cutoff(self, *_: object) -> float:
+            return source.cutoff
+
+        def read_histogram_cache(self, *_: object) -> None:
+            """None: histograms are not kept."""
+
+        def write_histogram_cache(self, *_: object) -> None:
+            """Not taken."""
+
+    return Calibrator()

@@ -99,7 +99,7 @@ def load(*, rtx: bool | None = None) -> Caps:
     for name in wanted:
         try:
             return of(finders[name](), name)
-        except GuestError as exc:
+        except GuestError as exc:  # noqa: PERF203 - three at most
             cause = exc.__cause__
             # Only "it is not there" may send us to the next one: a broken installation must be seen.
             if not (isinstance(cause, ModuleNotFoundError) and cause.name == name):

@@ -88,8 +88,8 @@ _SCALE = re.compile(r"Missing scale and zero-point for tensor (.+?), expect fall
 _INT64 = re.compile(r"generated with INT64 weights|Attempting to cast down to INT32|cast down.*clamped")
 # What says nothing to anybody: the second line of a tactic that was skipped, and TensorRT's habits.
 _NOISE = re.compile(
-    r"Skipping tactic|setup a local cache instead|differs from one already registered|Calibration Profile is not defined"
-    r"|Try decreasing the workspace size|onnx2trt_utils.cpp:\d+: One or more weights outside the range"
+    r"Skipping tactic|setup a local cache instead|differs from one already registered"
+    r"|Calibration Profile is not defined|Try decreasing the workspace size|One or more weights outside the range"
 )
 _MOST_NOTES = 8
 

@@ -22,6 +22,7 @@ Integer tensors and shape tensors carry no activations and need none.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -86,6 +87,11 @@ class Network(msgspec.Struct, frozen=True):
     def activations(self) -> list[str]:
         """Float tensors that depend on the input, in network order."""
         return [tensor.name for tensor in self.tensors.values() if tensor.is_float and not tensor.constant]
+
+    def by_kind(self) -> dict[str, int]:
+        """How many layers there are of each kind, constants apart."""
+        kinds = Counter(layer.kind for layer in self.layers if layer.kind != "CONSTANT")
+        return dict(sorted(kinds.items()))
 
 
 def read(network: Any, caps: Caps) -> Network:  # noqa: ANN401

@@ -12,8 +12,6 @@ The network's input and output stay float32 in all forms, so the loop feeds ever
 
 from __future__ import annotations
 
-import logging
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +24,6 @@ from edge.errors import ModelError, require
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-# FP16's largest value; a wider range overflows to infinity.
-_HALF_MAX = 65504.0
 
 
 class Form(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,13 +84,6 @@ def quantized(path: Path, table: Table) -> Form:
     return Form(path=path, data=data, weighted=result.weighted, quantized=result.quantized, notes=notes)
 
 
-def overflows(table: Table | None) -> list[str]:
-    """Tensors whose calibrated range does not fit FP16; a model with one is not for FP16."""
-    if table is None:
-        return []
-    return [name for name in table.names if math.isfinite(table.range(name)) and table.range(name) > _HALF_MAX]
-
-
 def nodes(path: Path) -> list[tuple[str, str]]:
     """Name and operator of every node, in graph order: what a parser error of TensorRT 8.6 points at by number."""
     return [(node.name, node.op_type) for node in models.read(path).graph.node]
@@ -121,6 +109,4 @@ def _serialized(proto: Any, path: Path) -> bytes:  # noqa: ANN401
 def _sort(proto: ModelProto) -> None:
     from onnxruntime.transformers.onnx_model import OnnxModel
 
-    level = logging.getLogger("onnxruntime").level
     OnnxModel(proto).topological_sort()
-    logging.getLogger("onnxruntime").setLevel(level)

@@ -1,8 +1,8 @@
 """How much memory a build may take on a device whose CPU and GPU share it, and a warning before it is too much.
 
-On a Jetson, TensorRT's defaults allow all device memory as workspace and 75 % of it for tactics (NvInfer.h, 10.x), where
-"device memory" is the whole board's, the desktop and this process included. A tactic that takes what the kernel cannot
-give ends with the out-of-memory killer and not with an error. The limits below leave the rest of the board alone.
+On a Jetson, TensorRT's defaults allow all device memory as workspace and 75 % of it for tactics (NvInfer.h, 10.x),
+where "device memory" is the whole board's, the desktop and this process included. A tactic that takes what the kernel
+cannot give ends with the out-of-memory killer and not with an error. The limits below leave the rest alone.
 
 The numbers are rules of thumb from public reports (builds killed with 4 to 8 GB; an Orin Nano that built with a capped
 workspace and no swap); none was measured by edge.

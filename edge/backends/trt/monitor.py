@@ -86,6 +86,10 @@ class Watch:
 
     def finished(self, phase: str) -> None:
         """A phase ended, whole or because the build was cancelled."""
+        if phase in self._phases and not self.stopped and self.kept is None:
+            # The last step of a phase may come without a word of its own.
+            self._phases[phase].done = self._phases[phase].steps
+            self._tell()
         self._phases.pop(phase, None)
 
     def _tell(self) -> None:

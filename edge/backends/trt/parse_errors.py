@@ -1,7 +1,7 @@
 """Why TensorRT's ONNX parser refuses a model: node, operator, reason and what to try, for every error that it has.
 
-Reasons come as C++ assertions. The words here are for the assertions of the parser of TensorRT 8.6 to 11 (onnx-tensorrt,
-onnxOpCheckers.cpp and onnxOpImporters.cpp); others are shown as they are. TensorRT 8.6 gives only a node's number.
+Reasons come as C++ assertions. The words here are for those of NVIDIA's parser (onnx-tensorrt: onnxOpCheckers.cpp,
+onnxOpImporters.cpp); others are shown as they are. TensorRT 8.6 gives only a node's number.
 """
 
 from __future__ import annotations

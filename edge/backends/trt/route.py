@@ -1,6 +1,6 @@
 """How INT8 reaches an engine on this TensorRT, and why. The only place that decides it.
 
-*implicit*: the network stays float, a calibrator hands over the table. TensorRT 8.6 to 10.x; the only way onto a DLA there.
+*implicit*: the network stays float, a calibrator hands over the table. TensorRT 8.6 to 10.x, and all that a DLA takes.
 *explicit*: the table becomes Q/DQ nodes in the graph. TensorRT 10 and 11, TensorRT for RTX.
 """
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from edge import device, preprocess, store
+from edge import __version__, device, preprocess, store
 from edge import model as models
 from edge.backends.ort import OnnxRuntime
 from edge.errors import UsageError
@@ -46,6 +46,7 @@ class Book:
             "preprocess": preprocess.digest(profile.preprocess, profile.input),
             "labelled": store.digest([[picture.sha256, picture.label] for picture in labelled]),
             "batch": profile.input.batch.min,
+            "edge": __version__,
             **OnnxRuntime().identity(),
         }
         self._subject: dict[str, Any] = {
@@ -129,6 +130,7 @@ class Book:
         self.seconds["total"] = time.monotonic() - start
         complete = bool(scored) and len(scored) == len(self.configurations)
         result = self.record(found, complete=complete)
-        if self._output is not None:
+        # Stopped before there is anything new: what the file holds is worth more.
+        if self._output is not None and (found is not None or self._before is None):
             record.save(self._output, result)
         return result

@@ -123,11 +123,13 @@ class Pair(msgspec.Struct, frozen=True):
 class Findings(msgspec.Struct, frozen=True, kw_only=True):
     """What a sweep found. ``rows`` from the highest SQNR down.
 
+    ``batch`` is how many pictures at a time everything was counted with, unless a row says otherwise.
     ``visible_points`` is the smallest difference of top-1 that so many pictures could show in one comparison, and
     ``visible_points_holm`` in as many as there are against the best; in points, where nothing speaks against it.
     """
 
     n: int
+    batch: int
     resamples: int
     fp32_top1: Interval
     fp32_top5: Interval
@@ -150,6 +152,7 @@ def findings(
     others = max(len(sheet.tables) - 1, 1)
     return Findings(
         n=sheet.n,
+        batch=min(item.batch for item in configurations),
         resamples=RESAMPLES,
         fp32_top1=_percent(wilson(int(sheet.exact_hit.sum()), sheet.n)),
         fp32_top5=_percent(wilson(int(sheet.exact_hit5.sum()), sheet.n)),

@@ -1,0 +1,100 @@
+"""CUDA graphs: the few driver calls that PyCUDA (2026.1) does not offer, through ctypes.
+
+Signatures are those of ``cuda.h``; all of them are in every driver since CUDA 11.4. A handle is what PyCUDA calls
+``stream.handle``, and the context is current because the caller made it so with PyCUDA.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from ctypes import POINTER, byref, c_char_p, c_int, c_uint, c_ulonglong, c_void_p
+
+from edge.errors import DeviceError
+
+# CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: another thread's allocation does not spoil the capture.
+_THREAD_LOCAL = 1
+_FUNCTIONS = {
+    "cuStreamBeginCapture_v2": (c_void_p, c_uint),
+    "cuStreamEndCapture": (c_void_p, POINTER(c_void_p)),
+    "cuGraphInstantiateWithFlags": (POINTER(c_void_p), c_void_p, c_ulonglong),
+    "cuGraphLaunch": (c_void_p, c_void_p),
+    "cuGraphExecDestroy": (c_void_p,),
+    "cuGraphDestroy": (c_void_p,),
+    "cuGetErrorName": (c_int, POINTER(c_char_p)),
+}
+
+
+class CapturedGraph:
+    """An instantiated graph, bound to its stream."""
+
+    def __init__(self, library: ctypes.CDLL, executable: c_void_p, stream: int) -> None:
+        self._library = library
+        self._executable: c_void_p | None = executable
+        self._launch = library.cuGraphLaunch
+        self._stream = c_void_p(stream)
+
+    def launch(self) -> None:
+        """Put the work on the stream."""
+        if self._executable is None:
+            raise DeviceError("the CUDA graph was freed")
+        status = self._launch(self._executable, self._stream)
+        if status:
+            _check(self._library, status, "cuGraphLaunch")
+
+    def free(self) -> None:
+        """Give it back."""
+        executable, self._executable = self._executable, None
+        if executable is not None:
+            self._library.cuGraphExecDestroy(executable)
+
+
+def capture(stream: int, work: Callable[[], None]) -> CapturedGraph:
+    """Capture what ``work`` puts on ``stream``, without running it.
+
+    Raises:
+        DeviceError: CUDA refuses, or ``work`` itself raises it. Whatever ``work`` raises, the capture is ended.
+    """
+    library = _library()
+    _check(library, library.cuStreamBeginCapture_v2(stream, _THREAD_LOCAL), "cuStreamBeginCapture")
+    graph = c_void_p()
+    try:
+        work()
+    except BaseException:
+        library.cuStreamEndCapture(stream, byref(graph))
+        _destroy(library, graph)
+        raise
+    status = library.cuStreamEndCapture(stream, byref(graph))
+    try:
+        _check(library, status, "cuStreamEndCapture")
+        executable = c_void_p()
+        _check(library, library.cuGraphInstantiateWithFlags(byref(executable), graph, 0), "cuGraphInstantiate")
+    finally:
+        _destroy(library, graph)
+    return CapturedGraph(library, executable, stream)
+
+
+def _destroy(library: ctypes.CDLL, graph: c_void_p) -> None:
+    if graph.value:
+        library.cuGraphDestroy(graph)
+
+
+def _check(library: ctypes.CDLL, status: int, call: str) -> None:
+    if status:
+        name = c_char_p()
+        library.cuGetErrorName(status, byref(name))
+        raise DeviceError(f"{call} failed: {(name.value or b'error').decode()} ({status})")
+
+
+@functools.lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+        for name, arguments in _FUNCTIONS.items():
+            function = getattr(library, name)
+            function.argtypes = arguments
+            function.restype = c_int
+    except (OSError, AttributeError) as exc:
+        raise DeviceError(f"CUDA graphs need libcuda.so.1 of CUDA 11.4 or newer: {exc}") from exc
+    return library

@@ -1,0 +1,272 @@
+"""A GPU through PyCUDA: the only module that imports it.
+
+The primary context is retained once per process and device, and released at exit: PyCUDA's own ``detach`` leaves a
+context that is not on its stack current after releasing it.
+
+Kernels are compiled by nvcc through ``pycuda.compiler``, which keeps the result in the user's cache folder
+(``~/.cache/pycuda``, or ``PYCUDA_CACHE_DIR``) by source, options and nvcc version. nvcc comes with JetPack's CUDA
+toolkit and needs the host's g++; it is looked for on PATH and in ``/usr/local/cuda/bin``.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from edge.backends.cuda import capture as graphs
+from edge.errors import DeviceError, GuestError, require
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edge.backends.cuda.base import DeviceMemory, Graph, HostMemory, Kernels
+
+# Work of another library on the default stream neither waits for ours nor spoils a capture (CU_STREAM_NON_BLOCKING).
+_NON_BLOCKING = 1
+_CUDA_BIN = "/usr/local/cuda/bin"
+_MATCH = "the driver, CUDA and PyCUDA must fit (on a Jetson: all of one JetPack); edge doctor"
+_MEMORY = "close other programs on this device, or set input.batch.max lower"
+
+
+def open_device(ordinal: int = 0) -> CudaDevice:
+    """The GPU with that number.
+
+    Raises:
+        GuestError: PyCUDA is not installed.
+        DeviceError: no driver, a driver too old, no CUDA library, no GPU, or no such GPU.
+    """
+    driver = _pycuda()
+    try:
+        driver.init()
+        count = driver.Device.count()
+    except driver.Error as exc:
+        raise DeviceError(f"CUDA cannot start: {exc}", hint=_MATCH) from exc
+    if not 0 <= ordinal < count:
+        raise DeviceError(f"there is no GPU {ordinal}: {count} found", hint="edge doctor; in a container: --gpus all")
+    return CudaDevice(driver, ordinal)
+
+
+class CudaDevice:
+    """One GPU, its primary context and one stream: :class:`edge.backends.cuda.base.Device`."""
+
+    def __init__(self, driver: Any, ordinal: int) -> None:  # noqa: ANN401
+        self._driver = driver
+        device = driver.Device(ordinal)
+        self.name = str(device.name())
+        self.sm = ".".join(str(part) for part in device.compute_capability())
+        self.integrated = bool(device.get_attribute(driver.device_attribute.INTEGRATED))
+        try:
+            self._active = _Active(driver, _primary(ordinal))
+            with self._active:
+                self._stream: Any = driver.Stream(_NON_BLOCKING)
+        except driver.Error as exc:
+            raise _error(driver, exc) from exc
+        self.stream = int(self._stream.handle)
+
+    def active(self) -> _Active:
+        """Make the context current."""
+        return self._active
+
+    def pinned(self, nbytes: int, *, mapped: bool = False) -> HostMemory:
+        """Zeroed page-locked memory."""
+        flags = self._driver.host_alloc_flags.DEVICEMAP if mapped else 0
+        try:
+            return _Pinned(self._driver.pagelocked_zeros(max(nbytes, 1), "uint8", mem_flags=flags), mapped=mapped)
+        except self._driver.Error as exc:
+            raise _error(self._driver, exc, wanted=nbytes) from exc
+
+    def memory(self, nbytes: int) -> DeviceMemory:
+        """Device memory."""
+        try:
+            return _Memory(self._driver.mem_alloc(max(nbytes, 1)))
+        except self._driver.Error as exc:
+            raise _error(self._driver, exc, wanted=nbytes) from exc
+
+    def upload(self, address: int, array: NDArray[Any]) -> None:
+        """Copy to the device."""
+        try:
+            self._driver.memcpy_htod_async(address, array, self._stream)
+        except self._driver.Error as exc:
+            raise _error(self._driver, exc) from exc
+
+    def upload_rows(self, address: int, rows: NDArray[np.uint8]) -> None:
+        """Copy rows to the device, packed tightly."""
+        height, width = rows.shape
+        try:
+            copy = self._driver.Memcpy2D()
+            copy.set_src_host(rows)
+            copy.set_dst_device(address)
+            copy.width_in_bytes = copy.dst_pitch = width
+            copy.src_pitch = rows.strides[0]
+            copy.height = height
+            copy(self._stream)
+        except self._driver.Error as exc:
+            raise _error(self._driver, exc) from exc
+
+    def download(self, array: NDArray[Any], address: int) -> None:
+        """Copy to the host."""
+        try:
+            self._driver.memcpy_dtoh_async(array, address, self._stream)
+        except self._driver.Error as exc:
+            raise _error(self._driver, exc) from exc
+
+    def event(self) -> Any:  # noqa: ANN401
+        """A CUDA event."""
+        return self._driver.Event()
+
+    def record(self, event: Any) -> None:  # noqa: ANN401
+        """Put ``event`` on the stream."""
+        event.record(self._stream)
+
+    def elapsed_ms(self, start: Any, end: Any) -> float:  # noqa: ANN401
+        """Milliseconds between two events, to about half a microsecond."""
+        return float(start.time_till(end))
+
+    def synchronize(self) -> None:
+        """Wait until the stream is empty."""
+        try:
+            self._stream.synchronize()
+        except self._driver.Error as exc:
+            raise _error(self._driver, exc) from exc
+
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """Capture what ``work`` puts on the stream."""
+        return graphs.capture(self.stream, work)
+
+    def kernels(self, source: str, *, options: tuple[str, ...] = ()) -> Kernels:
+        """Compile CUDA source, or take it from PyCUDA's cache."""
+        binary = _compiled(self._driver, source, options)
+        try:
+            return _Module(self._driver, self._driver.module_from_buffer(binary), self._stream)
+        except self._driver.Error as exc:
+            raise _error(self._driver, exc) from exc
+
+    def free_bytes(self) -> int:
+        """Free device memory."""
+        free, _total = self._driver.mem_get_info()
+        return int(free)
+
+    def close(self) -> None:
+        """Give back the stream."""
+        with self._active:
+            self._stream = None
+
+
+class _Active:
+    """Pushes the context and pops it again; reusable, and cheaper than a generator."""
+
+    def __init__(self, driver: Any, context: Any) -> None:  # noqa: ANN401
+        self._push = context.push
+        self._pop = driver.Context.pop
+
+    def __enter__(self) -> None:
+        self._push()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pop()
+
+
+class _Pinned:
+    def __init__(self, array: NDArray[np.uint8], *, mapped: bool) -> None:
+        self.array = array
+        self.address = int(array.base.get_device_pointer()) if mapped else None  # type: ignore[union-attr]
+
+    def free(self) -> None:
+        self.array = self.array[:0].copy()
+        self.address = None
+
+
+class _Memory:
+    def __init__(self, allocation: Any) -> None:  # noqa: ANN401
+        self._allocation = allocation
+        self.address = int(allocation)
+
+    def free(self) -> None:
+        allocation, self._allocation = self._allocation, None
+        if allocation is not None:
+            allocation.free()
+
+
+class _Module:
+    def __init__(self, driver: Any, module: Any, stream: Any) -> None:  # noqa: ANN401
+        self._driver = driver
+        self._module = module
+        self._stream = stream
+        self._functions: dict[str, Any] = {}
+
+    def launch(self, name: str, parameters: bytes, *, grid: tuple[int, int, int], threads: int, shared: int) -> None:
+        try:
+            function = self._functions.get(name)
+            if function is None:
+                function = self._functions[name] = self._module.get_function(name).prepare([f"{len(parameters)}s"])
+            function.prepared_async_call(grid, (threads, 1, 1), self._stream, parameters, shared_size=shared)
+        except self._driver.Error as exc:
+            raise _error(self._driver, exc) from exc
+
+
+@functools.lru_cache(maxsize=16)
+def _primary(ordinal: int) -> Any:  # noqa: ANN401
+    driver = _pycuda()
+    atexit.register(_primary.cache_clear)
+    return driver.Device(ordinal).retain_primary_context()
+
+
+def _pycuda() -> Any:  # noqa: ANN401
+    try:
+        return require("pycuda.driver")
+    except GuestError as exc:
+        said = str(exc.__cause__)
+        library = re.search(r"(lib(?:cu|nv)\w*\.so[.\d]*): cannot open", said)
+        if library is not None and library[1].startswith("libcuda.so"):
+            raise DeviceError("there is no NVIDIA driver on this machine (libcuda.so.1)", hint=_MATCH) from exc
+        if library is not None:
+            raise DeviceError(
+                f"CUDA's {library[1]} is not found", hint="install CUDA's libraries; edge doctor"
+            ) from exc
+        if "undefined symbol: cu" in said:
+            raise DeviceError(
+                "the NVIDIA driver is older than the CUDA that PyCUDA was built with", hint=_MATCH
+            ) from exc
+        raise
+
+
+def _compiled(driver: Any, source: str, options: tuple[str, ...]) -> bytes:  # noqa: ANN401
+    compiler = require("pycuda.compiler")
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=_CUDA_BIN)
+    if nvcc is None:
+        raise DeviceError(
+            f"nvcc is neither on PATH nor in {_CUDA_BIN}: a kernel cannot be compiled",
+            hint="install CUDA's compiler (sudo apt install cuda-nvcc-12-6, of your CUDA version), or preprocess on the CPU",
+        )
+    given: dict[str, Any] = {"nvcc": nvcc, "options": ["-O3", *options], "no_extern_c": True}
+    try:
+        with warnings.catch_warnings():
+            # PyCUDA warns of whatever a successful nvcc prints.
+            warnings.simplefilter("ignore")
+            try:
+                return bytes(compiler.compile(source, **given))
+            except OSError:
+                # The cache folder cannot be written: go without.
+                return bytes(compiler.compile(source, cache_dir=False, **given))
+    except driver.CompileError as exc:
+        lines = [line for line in str(exc).splitlines() if "error" in line] or [str(exc)]
+        raise DeviceError(f"nvcc refuses the kernel: {lines[0].strip()}", where=nvcc, hint=_MATCH) from exc
+
+
+def _error(driver: Any, exc: Exception, *, wanted: int | None = None) -> DeviceError:  # noqa: ANN401
+    """PyCUDA's exception in our words."""
+    if isinstance(exc, driver.MemoryError):
+        size = "" if wanted is None else f" ({wanted / 2**20:.0f} MiB asked for)"
+        return DeviceError(f"out of GPU memory{size}", hint=_MEMORY)
+    if isinstance(exc, driver.LaunchError):
+        return DeviceError(f"a kernel failed on the GPU: {exc}", hint="the session is lost: start again")
+    return DeviceError(f"CUDA: {exc}", hint=_MATCH)

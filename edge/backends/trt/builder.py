@@ -1,0 +1,315 @@
+"""Profile, model and table -> engine, by TensorRT's builder: parsed once, built once.
+
+Nothing here was run on a Jetson. What is tried is this: the whole path against doubles of eight bindings that have
+exactly their classes, flags and signatures; loggers, monitors and calibrators against the real bindings; parsing and
+building against TensorRT for RTX on a CPU (see ``tests/trt``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings as python_warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from edge.backends.base import BuildRequest, Layers
+from edge.backends.trt import calibrator as calibrators
+from edge.backends.trt import caps as capabilities
+from edge.backends.trt import complaints, configure, coverage, forms, layers, memory, monitor, parse_errors, route
+from edge.backends.trt.calibrator import Feed, Feeding, Serving
+from edge.backends.trt.caps import Caps
+from edge.backends.trt.configure import Accelerator, Options
+from edge.backends.trt.forms import Form
+from edge.backends.trt.route import Decision
+from edge.calibration.table import Table
+from edge.errors import DeviceError
+from edge.events import Listener, Note, silence
+
+
+class Built(msgspec.Struct, frozen=True, kw_only=True):
+    """A built engine and how it came to be.
+
+    ``plan`` is the serialized engine; ``timing_cache`` the serialized cache after the build, None where none was used;
+    ``inspection`` the inspector's JSON, None where no GPU could load the engine. ``flags`` are TensorRT's builder flags
+    that were set. ``table`` is what one of the device's own calibrators made, None without a feed.
+    """
+
+    plan: bytes
+    timing_cache: bytes | None
+    inspection: str | None
+    decision: Decision
+    flags: list[str]
+    layers: Layers
+    notes: list[str]
+    info: dict[str, Any]
+    table: Table | None = None
+
+
+def build(
+    request: BuildRequest,
+    caps: Caps,
+    *,
+    timing_cache: bytes | None = None,
+    feed: Feed | None = None,
+    options: Options | None = None,
+    listen: Listener = silence,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Built | None:
+    """Build the engine that ``request`` asks for; None when ``should_stop`` ended it early.
+
+    Args:
+        request: profile, model, precision and, for INT8, the checked table.
+        caps: what the binding offers.
+        timing_cache: a serialized timing cache of this TensorRT and device; None starts an empty one.
+        feed: pictures for one of the device's own calibrators, instead of ``request.table``.
+        options: what the profile does not say (yet), and where this machine's memory is read.
+        listen: hears the progress in percent, and warnings before the work starts.
+        should_stop: asked after every step where TensorRT reports steps (not on 8.6).
+
+    Raises:
+        ModelError: the parser refuses the model; all of its reasons are listed.
+        ProfileError: the profile asks for what this TensorRT does not have.
+        ArtifactError: TensorRT refuses the table.
+        DeviceError: no GPU, no memory, no kernel, no such unit.
+    """
+    options = options or Options()
+    decision = route.decide(request.profile, request.precision, caps)
+    form = _form(request, caps, decision)
+    watch = monitor.Watch(listen=listen, should_stop=should_stop)
+    binding = capabilities.module(caps)
+    with monitor.watching(binding, watch) as logger, _quietly():
+        job = _Job(request, caps, decision=decision, form=form, watch=watch, options=options)
+        job.prepare(logger, feed)
+        job.configure(timing_cache, listen)
+        plan = job.run()
+        return None if plan is None else job.result(plan, logger)
+
+
+class _Job:
+    """One build, from parser to plan. TensorRT's objects live here, in the order in which they need each other."""
+
+    def __init__(
+        self,
+        request: BuildRequest,
+        caps: Caps,
+        *,
+        decision: Decision,
+        form: Form,
+        watch: monitor.Watch,
+        options: Options,
+    ) -> None:
+        self.request = request
+        self.caps = caps
+        self.decision = decision
+        self.form = form
+        self.watch = watch
+        self.options = options
+        self.binding = capabilities.module(caps)
+        self.where = str(request.model)
+        self.notes = list(form.notes)
+        self.info: dict[str, Any] = {}
+        self.builder: Any = None
+        self.network: Any = None
+        self.parser: Any = None
+        self.config: Any = None
+        self.source: Serving | Feeding | None = None
+        self.calibrator: Any = None
+        self.monitor: Any = None
+        self.cache: Any = None
+        self.before_fusion = False
+        self.accelerator = Accelerator()
+
+    def prepare(self, logger: Any, feed: Feed | None) -> None:  # noqa: ANN401
+        """Builder, parsed network, and the calibrator for it."""
+        self.builder = self._made(self.binding.Builder, logger)
+        configure.check_units(self.builder, self.request, self.caps)
+        self.network = self.builder.create_network(configure.creation_flags(self.binding, self.caps))
+        self._parse(logger)
+        if feed is not None:
+            self.source = Feeding(feed, self.caps)
+            self.calibrator = calibrators.make(self.source, feed.algorithm, self.caps)
+            self.before_fusion = feed.algorithm in {"entropy", "legacy"}
+            self.info["calibrator"] = feed.algorithm
+        elif self.decision.route == "implicit":
+            self.source = self._serving()
+            self.calibrator = calibrators.make(self.source, self.source.table.header.algorithm, self.caps)
+
+    def configure(self, timing_cache: bytes | None, listen: Listener) -> None:
+        """The builder's configuration, and a warning if memory looks too small for what is to come."""
+        build = self.request.profile.build
+        here = memory.read(self.options.root)
+        shared = self.options.shared_memory
+        limits = memory.limits(here, workspace_mib=build.workspace_mib, shared=shared)
+        for text in memory.warnings(here, limits, model_bytes=self._model_bytes(), shared=shared):
+            self.notes.append(text)
+            listen(Note(text, "warning"))
+        self.config = self.builder.create_builder_config()
+        setup = configure.Setup(
+            binding=self.binding, caps=self.caps, request=self.request, decision=self.decision,
+            builder=self.builder, network=self.network, config=self.config, options=self.options,
+        )  # fmt: skip
+        self.accelerator = configure.apply(
+            setup, limits=limits, calibrator=self.calibrator, before_fusion=self.before_fusion
+        )
+        self.notes += self.accelerator.notes
+        self.info |= {"workspace_mib": limits.workspace_mib, "tactic_dram_mib": limits.tactic_mib}
+        if self.caps.progress_monitor:
+            self.monitor = monitor.progress_monitor(self.binding, self.watch)
+            self.config.progress_monitor = self.monitor
+        if build.timing_cache and self.caps.timing_cache:
+            self.cache, accepted = configure.attach_timing_cache(self.config, timing_cache)
+            self.info["timing_cache"] = "used" if accepted and timing_cache else "started"
+            if not accepted:
+                self.info["timing_cache"] = "refused"
+                self.notes.append("TensorRT refuses the timing cache; this build measures every kernel again")
+
+    def run(self) -> Any:  # noqa: ANN401
+        """Build; the plan, or None when it was stopped.
+
+        Raises:
+            EdgeError: as the words say; whatever a callback of ours met comes first, for it is the cause.
+        """
+        plan = None
+        failure: Exception | None = None
+        try:
+            plan = self.builder.build_serialized_network(self.network, self.config)
+        except (RuntimeError, TypeError, ValueError, MemoryError) as exc:
+            failure = exc
+        self.watch.raise_kept()
+        if self.source is not None:
+            self.source.raise_kept()
+        if plan is not None:
+            return plan
+        if self.watch.stopped:
+            return None
+        if complaints.cancelled(self.watch.errors):
+            raise DeviceError("the build was cancelled", where=self.where)
+        raise complaints.as_error(self.watch.errors, self.watch.recent, where=self.where) from failure
+
+    def result(self, plan: Any, logger: Any) -> Built:  # noqa: ANN401
+        """What came out, counted."""
+        content = bytes(plan)
+        inspection = self._inspect(content, logger)
+        counted = self._count(inspection)
+        table = self.source.table() if isinstance(self.source, Feeding) else None
+        cache = None
+        if self.cache is not None:
+            after = self.config.get_timing_cache()
+            cache = bytes(after.serialize()) if after is not None else None
+        return Built(
+            plan=content,
+            timing_cache=cache,
+            inspection=inspection,
+            decision=self.decision,
+            flags=configure.set_flags(self.config, self.binding),
+            layers=counted,
+            notes=self.notes + complaints.notes(self.watch.warnings),
+            info=self.info,
+            table=table,
+        )
+
+    def _parse(self, logger: Any) -> None:  # noqa: ANN401
+        self.parser = self._made(self.binding.OnnxParser, self.network, logger)
+        if self.form.data is None:
+            parsed = self.parser.parse_from_file(self.where)
+        else:
+            # The path lets the parser find weights that still lie outside.
+            parsed = self.parser.parse(self.form.data, self.where)
+        self.watch.raise_kept()
+        if not parsed:
+            found = parse_errors.problems(self.parser, self.caps, lambda: forms.nodes(self.form.path))
+            raise parse_errors.as_error(found, where=self.where)
+
+    def _serving(self) -> Serving:
+        if self.request.table is None:
+            raise DeviceError("INT8 needs a calibration table", hint="edge calibrate")
+        dla = self.request.profile.build.dla_core is not None
+        table = calibrators.served(self.request.table, self.caps, dla=dla)
+        completed = coverage.complete(table, coverage.read(self.network, self.caps))
+        self.info |= {
+            "table_header": self.request.table.header.text,
+            "served_header": table.header.text,
+            "scales_added": len(completed.added),
+        }
+        if completed.unresolved:
+            some = ", ".join(completed.unresolved[:3])
+            text = f"{len(completed.unresolved)} tensors of the parsed network have no scale: {some}"
+            self.notes.append(f"{text}; layers at them stay in float")
+        return Serving(completed.table, self.caps, batch=self.request.profile.input.batch.opt)
+
+    def _made(self, factory: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401
+        """What a factory of the binding makes; it raises TypeError over a null pointer when CUDA cannot start."""
+        try:
+            made = factory(*arguments)
+        except (TypeError, RuntimeError) as exc:
+            self.watch.raise_kept()
+            raise complaints.as_error(self.watch.errors, self.watch.recent, where=self.where) from exc
+        return made
+
+    def _inspect(self, plan: bytes, logger: Any) -> str | None:  # noqa: ANN401
+        """The inspector's JSON. It needs the engine loaded, so a GPU that can run it."""
+        said = len(self.watch.errors)
+        try:
+            runtime = self.binding.Runtime(logger)
+            if self.request.profile.build.dla_core is not None:
+                runtime.DLA_core = self.request.profile.build.dla_core
+            engine = runtime.deserialize_cuda_engine(plan)
+        except (TypeError, RuntimeError):
+            engine = None
+        if engine is None:
+            why = complaints.as_error(self.watch.errors[said:]).what
+            self.notes.append(f"the engine was built and could not be loaded here to look into it: {why}")
+            return None
+        kind = self.binding.LayerInformationFormat.JSON
+        return str(engine.create_engine_inspector().get_engine_information(kind))
+
+    def _count(self, inspection: str | None) -> Layers:
+        """Layers by precision: from the engine where it says so, else from the graph where that decides it.
+
+        Layers that the engine hides (fused by TensorRT's second compiler) are not claimed to be INT8, except where
+        the graph or the DLA leaves no choice: in a Q/DQ graph, and for what a DLA takes of an INT8 network.
+        """
+        counted = layers.count(inspection) if inspection is not None else None
+        if counted is None and self.decision.route == "implicit":
+            raise DeviceError(
+                "the engine was built, and its layers cannot be counted: whether INT8 was delivered is not known",
+                where=self.where,
+                hint="build on the device that the engine is for",
+            )
+        if counted is not None:
+            self.info |= {"weighted_fp16": counted.weighted_fp16, "opaque_layers": counted.opaque}
+        if counted is None or (counted.opaque and self.decision.route != "implicit"):
+            if self.decision.route == "explicit" or self.form.half:
+                self.notes.append("layers were counted in the graph, not in the engine, which does not show them all")
+            kinds = coverage.read(self.network, self.caps).by_kind()
+            return Layers(weighted=self.form.weighted, weighted_int8=self.form.quantized, by_type=kinds)
+        hidden = max(self.form.weighted - counted.weighted, 0) if counted.opaque else 0
+        on_dla = min(hidden, self.accelerator.weighted) if self.request.precision == "int8" else 0
+        if hidden > on_dla:
+            self.notes.append(f"{hidden - on_dla} weighted layers are hidden in fused ones and not counted as INT8")
+        return Layers(
+            weighted=counted.weighted + hidden, weighted_int8=counted.weighted_int8 + on_dla, by_type=counted.by_type
+        )
+
+    def _model_bytes(self) -> int:
+        return len(self.form.data) if self.form.data is not None else self.form.path.stat().st_size
+
+
+def _form(request: BuildRequest, caps: Caps, decision: Decision) -> Form:
+    if decision.route == "explicit":
+        if request.table is None:
+            raise DeviceError("INT8 needs a calibration table", hint="edge calibrate")
+        return forms.quantized(request.model, request.table)
+    if request.precision == "fp16" and caps.strongly_typed_only:
+        return forms.half(request.model)
+    return forms.plain(request.model)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """TensorRT 10 warns at every use of what 11 removed; caps has decided what is used."""
+    with python_warnings.catch_warnings():
+        python_warnings.simplefilter("ignore", DeprecationWarning)
+        yield

@@ -1,0 +1,437 @@
+"""Ranges from statistics: the search against a slow one written from its description, and histograms made for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import get_args
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge.calibration import algorithms
+from edge.calibration.algorithms import LEVELS, REGISTRY, SEARCH_BINS, TableName, find, ranges
+from edge.calibration.collect import Counter
+from edge.calibration.statistics import BINS, Statistics, TensorStatistics
+from edge.errors import ArtifactError, ProfileError
+
+BY_HISTOGRAM = [name for name, item in REGISTRY.items() if item.needs == "histogram"]
+KL = ["entropy2", "entropy"]
+
+
+def of_values(values: np.ndarray) -> TensorStatistics:
+    counter = Counter(["x"], with_histogram=True)
+    counter.add([np.asarray(values, np.float32)], pictures=1, what="")
+    return counter.statistics.tensors["x"]
+
+
+def of_counts(counts: np.ndarray, *, exponent: int = 0) -> TensorStatistics:
+    """A tensor of positive values with this histogram of |x| over (0, 2^exponent): at most BINS bins."""
+    both = np.zeros(2 * BINS, np.int64)
+    both[BINS : BINS + len(counts)] = counts
+    width = 2.0**exponent / BINS
+    used = np.flatnonzero(counts)
+    high = (used[-1] + 0.999) * width if used.size else 0.0
+    return TensorStatistics(0.0, high, int(np.sum(counts)), exponent, both)
+
+
+def range_of(name: str, tensor: TensorStatistics, **parameters: float) -> float:
+    chosen, complete = find(name, parameters)
+    return chosen.rule(tensor, complete)
+
+
+def gaussian(n: int = 200_000, *, outliers: tuple[float, ...] = (), seed: int = 0) -> np.ndarray:
+    return np.concatenate([np.random.default_rng(seed).normal(size=n), outliers]).astype(np.float32)
+
+
+# the registry
+
+
+def test_the_algorithms_that_there_are() -> None:
+    assert set(REGISTRY) == {"entropy2", "minmax", "entropy", "percentile", "legacy", "mse"}
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_algorithm_is_described(name: str) -> None:
+    item = REGISTRY[name]
+    assert item.name == name
+    assert item.summary.endswith((".", ")."))
+    assert item.table_name in get_args(TableName)
+    for bounds in item.parameters.values():
+        assert bounds.low <= bounds.default <= bounds.high
+
+
+def test_the_defaults_are_filled_in() -> None:
+    assert find("entropy2", {})[1] == {"margin": REGISTRY["entropy2"].parameters["margin"].default}
+    assert find("entropy2", {"margin": 0})[1] == {"margin": 0.0}
+    assert find("minmax", {})[1] == {}
+    assert find("legacy", {"cutoff": 0.5})[1] == {"quantile": 0.99999, "cutoff": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("entropie2", "calibration.algorithm: there is no 'entropie2' (did you mean 'entropy2'?)"),
+        ("min-max", "calibration.algorithm: there is no 'min-max' (did you mean 'minmax'?)"),
+        (
+            "ada",
+            "calibration.algorithm: there is no 'ada'; there are entropy, entropy2, legacy, minmax, mse, percentile",
+        ),
+        ("", "calibration.algorithm: there is no ''; there are entropy, entropy2, legacy, minmax, mse, percentile"),
+    ],
+)
+def test_an_algorithm_that_is_not_there(name: str, said: str) -> None:
+    with pytest.raises(ProfileError) as caught:
+        find(name, {})
+    assert caught.value.what == said
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "said"),
+    [
+        ("minmax", {"margin": 1}, "calibration.parameters.margin: minmax has no such parameter (it has: none)"),
+        ("entropy2", {"flat": 1}, "calibration.parameters.flat: entropy2 has no such parameter (it has: margin)"),
+        ("legacy", {"p": 1}, "calibration.parameters.p: legacy has no such parameter (it has: quantile, cutoff)"),
+        ("entropy2", {"margin": 1.5}, "calibration.parameters.margin: must be 0 to 1, got 1.5"),
+        ("entropy2", {"margin": math.nan}, "calibration.parameters.margin: must be 0 to 1, got nan"),
+        ("percentile", {"percentile": 0}, "calibration.parameters.percentile: must be 1 to 100, got 0"),
+        ("percentile", {"percentile": 101}, "calibration.parameters.percentile: must be 1 to 100, got 101"),
+        ("legacy", {"quantile": math.inf}, "calibration.parameters.quantile: must be 0.01 to 1, got inf"),
+    ],
+)
+def test_a_parameter_that_cannot_be(name: str, parameters: dict[str, float], said: str) -> None:
+    with pytest.raises(ProfileError) as caught:
+        find(name, parameters)
+    assert caught.value.what == said
+
+
+def test_ranges_are_in_network_order_and_leave_the_statistics_alone() -> None:
+    tensors = {name: of_values(gaussian(1000, seed=seed)) for seed, name in enumerate("cab")}
+    statistics = Statistics(tensors, 1)
+    before = statistics.to_bytes()
+    for name in REGISTRY:
+        assert list(ranges(statistics, *find(name, {}))) == ["c", "a", "b"]
+    assert statistics.to_bytes() == before
+
+
+@pytest.mark.parametrize("name", BY_HISTOGRAM)
+def test_a_histogram_that_is_needed_and_not_there(name: str) -> None:
+    with pytest.raises(ArtifactError, match="ranges only"):
+        range_of(name, TensorStatistics(0.0, 1.0, 5, 1, None))
+
+
+# what holds for every one of them
+
+
+CASES: dict[str, Callable[[], TensorStatistics]] = {
+    "gaussian": lambda: of_values(gaussian(20_000)),
+    "outlier": lambda: of_values(gaussian(20_000, outliers=(40.0,))),
+    "relu": lambda: of_values(np.maximum(gaussian(20_000), 0)),
+    "relu6": lambda: of_values(np.clip(gaussian(20_000) * 5, 0, 6)),
+    "uniform": lambda: of_values(np.random.default_rng(0).uniform(-3, 3, 20_000)),
+    "bimodal": lambda: of_values(np.concatenate([gaussian(5000) * 0.1, gaussian(50) * 0.1 + 9])),
+    "spikes": lambda: of_counts(np.random.default_rng(1).poisson(0.05, 1500) * 1000),
+    "few": lambda: of_values(np.float32([1, 2, 3])),
+    "one": lambda: of_values(np.float32([-0.7])),
+    "constant": lambda: of_values(np.full(1000, 2.5)),
+    "two-values": lambda: of_values(np.float32([0.001] * 1000 + [100.0])),
+    "huge": lambda: of_values(gaussian(1000) * 1e37),
+    "tiny": lambda: of_values(gaussian(1000) * 1e-35),
+    "denormal": lambda: of_values(gaussian(1000) * 1e-42),
+}
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("case", CASES)
+def test_a_range_lies_between_zero_and_the_largest_value(name: str, case: str) -> None:
+    tensor = CASES[case]()
+    found = range_of(name, tensor)
+    assert 0.0 < found <= tensor.absmax
+    assert math.isfinite(found)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize(
+    "tensor",
+    [of_values(np.zeros(50)), of_values(np.float32([0.0, -0.0])), TensorStatistics.empty(with_histogram=True)],
+    ids=["zeros", "both-zeros", "nothing"],
+)
+def test_a_tensor_that_is_always_zero_has_range_zero(name: str, tensor: TensorStatistics) -> None:
+    assert range_of(name, tensor) == 0.0
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("value", [1.0, -2.5, 255.0, 1e-30, 0.999])
+def test_a_constant_keeps_its_value(name: str, value: float) -> None:
+    """To within the bin that it lies in, and never less: a constant that is clipped is simply wrong."""
+    tensor = of_values(np.full(5000, value))
+    width = tensor.histogram().coarsened(SEARCH_BINS).width
+    assert tensor.absmax - width <= range_of(name, tensor) <= tensor.absmax
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("case", ["gaussian", "outlier", "relu6", "spikes", "bimodal"])
+@pytest.mark.parametrize("power", [-40, -1, 5, 60])
+def test_twice_the_values_twice_the_range(name: str, case: str, power: int) -> None:
+    """Exactly: doubling moves no value to another bin."""
+    tensor = CASES[case]()
+    assert tensor.counts is not None
+    scale = 2.0**power
+    scaled = TensorStatistics(
+        tensor.low * scale, tensor.high * scale, tensor.count, tensor.exponent + power, tensor.counts.copy()
+    )
+    assert range_of(name, scaled) == range_of(name, tensor) * scale
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("case", ["gaussian", "outlier", "relu6", "bimodal"])
+def test_the_sign_does_not_matter(name: str, case: str) -> None:
+    tensor = CASES[case]()
+    assert tensor.counts is not None
+    mirrored = TensorStatistics(-tensor.high, -tensor.low, tensor.count, tensor.exponent, tensor.counts[::-1].copy())
+    assert range_of(name, mirrored) == range_of(name, tensor)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("case", ["gaussian", "outlier", "relu6", "bimodal", "spikes"])
+@pytest.mark.parametrize("times", [2, 64])
+def test_the_same_pictures_several_times_give_the_same_range(name: str, case: str, times: int) -> None:
+    tensor = CASES[case]()
+    assert tensor.counts is not None
+    more = TensorStatistics(tensor.low, tensor.high, tensor.count * times, tensor.exponent, tensor.counts * times)
+    assert range_of(name, more) == pytest.approx(range_of(name, tensor), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_a_wider_exponent_than_needed_changes_nothing(name: str) -> None:
+    """A clipped tensor keeps the bins of its source; 2048 bins of them are still as fine as ever."""
+    tensor = CASES["gaussian"]()
+    wide = CASES["gaussian"]()
+    wide.grow(wide.exponent + 1)
+    assert range_of(name, wide) == pytest.approx(range_of(name, tensor), rel=0.02)
+
+
+# minmax
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=50))
+def test_minmax_is_exactly_the_largest_magnitude(values: list[float]) -> None:
+    assert range_of("minmax", of_values(np.array(values, np.float32))) == max(abs(v) for v in values)
+
+
+# the search
+
+
+def slow_divergences(counts: list[int]) -> list[float]:
+    """KL divergence for every B from LEVELS on: the description of entropy2, step by step, bins times bins."""
+    found = []
+    total = sum(counts)
+    for last in range(LEVELS, len(counts)):
+        # All outliers go into B.
+        reference = [Fraction(c) for c in counts[: last + 1]]
+        reference[last] += sum(counts[last + 1 :])
+        # 127 coarse bins between 0 and the midpoint of B; the last fine bin belongs to the last coarse bin.
+        coarse = [[] for _ in range(LEVELS)]
+        for fine in range(last + 1):
+            at = math.floor(Fraction(2 * fine + 1, 2 * last + 1) * LEVELS)
+            coarse[min(at, LEVELS - 1)].append(fine)
+        # The coarse histogram counts no outliers; each coarse bin is shared by its occupied fine bins.
+        candidate = [Fraction(0)] * (last + 1)
+        for members in coarse:
+            occupied = [fine for fine in members if counts[fine]]
+            for fine in occupied:
+                candidate[fine] = Fraction(sum(counts[f] for f in occupied), len(occupied))
+        inside = sum(candidate)
+        divergence = 0.0
+        for p, q in zip(reference, candidate, strict=True):
+            if p and not q:
+                divergence = math.inf
+            elif p:
+                divergence += float(p / total) * math.log((p / total) / (q / inside))
+        found.append(divergence)
+    return found
+
+
+def spiky(seed: int, bins: int, rate: float) -> np.ndarray:
+    """Many empty bins, some large ones: what the activations of a small network look like."""
+    rng = np.random.default_rng(seed)
+    return rng.poisson(rate, bins) * rng.integers(1, 500, bins)
+
+
+HISTOGRAMS = {
+    "uniform": np.full(200, 7),
+    "gaussian": np.random.default_rng(0).poisson(1000 * np.exp(-(np.linspace(0, 5, 260) ** 2))),
+    "spiky": spiky(1, 230, 0.3),
+    "sparse": spiky(2, 300, 0.03),
+    "one-bin": np.eye(1, 180, 179, dtype=np.int64)[0] * 5,
+    "two-bins": np.eye(1, 180, 0, dtype=np.int64)[0] * 100 + np.eye(1, 180, 179, dtype=np.int64)[0],
+    "just-enough": np.arange(1, 129),
+    "where-borders-meet": np.random.default_rng(3).integers(0, 9, 2 * 127 + 64),
+    "rising": np.arange(1, 250) ** 2,
+    "large-counts": np.random.default_rng(4).integers(0, 2**40, 150),
+}
+
+
+@pytest.mark.parametrize("case", HISTOGRAMS)
+def test_the_search_agrees_with_the_slow_one(case: str) -> None:
+    counts = HISTOGRAMS[case].astype(np.int64)
+    fast = algorithms._divergences(counts.astype(np.float64))
+    slow = np.array(slow_divergences([int(c) for c in counts]))
+    assert fast.shape == slow.shape == (len(counts) - LEVELS,)
+    assert np.array_equal(np.isinf(fast), np.isinf(slow))
+    finite = np.isfinite(slow)
+    assert np.abs(fast[finite] - slow[finite]).max() <= 1e-11
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(LEVELS + 1, 180), st.floats(0.02, 3.0))
+@settings(max_examples=15, deadline=None)
+def test_the_search_agrees_with_the_slow_one_on_any_histogram(seed: int, bins: int, rate: float) -> None:
+    counts = spiky(seed, bins, rate)
+    counts[-1] += 1
+    fast = algorithms._divergences(counts.astype(np.float64))
+    slow = np.array(slow_divergences([int(c) for c in counts]))
+    assert np.array_equal(np.isinf(fast), np.isinf(slow))
+    finite = np.isfinite(slow)
+    assert np.abs(fast[finite] - slow[finite]).max() <= 1e-11
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(LEVELS + 1, 600), st.floats(0.01, 5.0))
+@settings(max_examples=50)
+def test_a_divergence_is_never_negative(seed: int, bins: int, rate: float) -> None:
+    counts = spiky(seed, bins, rate)
+    counts[-1] += 1
+    assert algorithms._divergences(counts.astype(np.float64)).min() >= -1e-9
+
+
+# entropy: what it keeps and what it cuts
+
+
+@pytest.mark.parametrize("name", KL)
+def test_a_uniform_tensor_keeps_nearly_all(name: str) -> None:
+    tensor = of_values(np.random.default_rng(0).uniform(-5, 5, 300_000))
+    assert range_of(name, tensor) >= 0.99 * tensor.absmax
+
+
+@pytest.mark.parametrize("name", KL)
+@pytest.mark.parametrize("far", [15.0, 30.0, 60.0])
+def test_a_rare_far_outlier_is_cut_off(name: str, far: float) -> None:
+    """200 000 values from a normal distribution and three far ones: keeping those would waste most of the levels."""
+    tensor = of_values(gaussian(outliers=(far, -far, far * 0.9)))
+    assert 2.0 < range_of(name, tensor) < 8.0
+
+
+@pytest.mark.parametrize("name", KL)
+def test_an_outlier_beyond_the_reach_of_the_search_is_kept(name: str) -> None:
+    """A limit of the method: of 2048 bins, B must be an occupied one from the 128th on. Here all but three values lie
+    in the first 75, so there is no such B, and the range stays whole. percentile does cut here."""
+    tensor = of_values(gaussian(outliers=(100.0, -100.0, 90.0)))
+    assert range_of(name, tensor) == 100.0
+    assert range_of("percentile", tensor) < 8.0
+
+
+@pytest.mark.parametrize("name", KL)
+def test_many_values_far_out_are_kept(name: str) -> None:
+    values = np.concatenate([gaussian(10_000), np.random.default_rng(1).uniform(20, 30, 10_000)])
+    assert range_of(name, of_values(values)) > 28.0
+
+
+@pytest.mark.parametrize("name", KL)
+def test_as_few_bins_as_levels_are_kept_whole(name: str) -> None:
+    counts = np.zeros(LEVELS, np.int64)
+    counts[[0, 3, 126]] = (1000, 5, 1)
+    tensor = of_counts(counts)
+    assert range_of(name, tensor) == tensor.absmax
+
+
+def test_the_first_bin_counts_for_nothing_in_entropy2() -> None:
+    """However many zeros a Relu gives, they must not decide where the rest is cut."""
+    values = np.abs(gaussian(outliers=(60.0,)))
+    values = values[values > 0.1]
+    few, many = of_values(values), of_values(np.concatenate([values, np.zeros(10 * len(values))]))
+    assert range_of("entropy2", few) == range_of("entropy2", many)
+
+
+def test_a_tensor_with_nothing_but_its_first_bin_keeps_its_range() -> None:
+    counts = np.zeros(BINS, np.int64)
+    counts[0] = 10
+    tensor = of_counts(counts)
+    assert range_of("entropy2", tensor) == tensor.absmax
+
+
+@pytest.mark.parametrize("name", KL)
+@pytest.mark.parametrize("case", ["gaussian", "outlier", "relu6", "spikes", "bimodal"])
+def test_a_larger_margin_never_cuts_off_more(name: str, case: str) -> None:
+    tensor = CASES[case]()
+    found = [range_of(name, tensor, margin=margin) for margin in (0.0, 0.1, 0.25, 0.5, 0.9, 1.0)]
+    assert found == sorted(found)
+
+
+@pytest.mark.parametrize("name", KL)
+def test_without_a_margin_the_range_is_that_of_the_least_divergence(name: str) -> None:
+    tensor = of_counts(HISTOGRAMS["gaussian"])
+    histogram = tensor.histogram()
+    counts = histogram.counts[: histogram.used_bins].tolist()
+    counts[0] = counts[1] if name == "entropy" else 0
+    divergence = slow_divergences(counts)
+    best = max(i for i, d in enumerate(divergence) if d <= min(divergence) + 1e-13) + LEVELS
+    centre_or_edge = 1.0 if name == "entropy" else 0.5
+    assert range_of(name, tensor, margin=0.0) == pytest.approx(
+        min((best + centre_or_edge) / BINS, tensor.absmax), rel=1e-12
+    )
+
+
+# percentile and legacy
+
+
+@pytest.mark.parametrize("share", [50.0, 90.0, 99.0, 99.9, 99.99, 100.0])
+@pytest.mark.parametrize("case", ["gaussian", "relu", "uniform", "bimodal", "few"])
+def test_a_percentile_is_that_of_the_magnitudes_to_within_a_bin(case: str, share: float) -> None:
+    values = {
+        "gaussian": gaussian(20_000), "relu": np.maximum(gaussian(20_000), 0),
+        "uniform": np.random.default_rng(0).uniform(-3, 3, 20_000).astype(np.float32),
+        "bimodal": np.concatenate([gaussian(5000) * np.float32(0.1), gaussian(50) * np.float32(0.1) + 9]),
+        "few": np.float32([1, 2, 3]),
+    }[case]  # fmt: skip
+    tensor = of_values(values)
+    ordered = np.sort(np.abs(values.astype(np.float32))).astype(np.float64)
+    exact = ordered[max(math.ceil(len(ordered) * share / 100 - 1e-6), 1) - 1]
+    assert exact <= range_of("percentile", tensor, percentile=share) <= exact + tensor.histogram().width
+
+
+def test_the_hundredth_percentile_is_the_largest_value() -> None:
+    tensor = of_values(gaussian(1000, outliers=(77.7,)))
+    assert range_of("percentile", tensor, percentile=100.0) == tensor.absmax
+
+
+def test_legacy_takes_the_smaller_of_quantile_and_cutoff() -> None:
+    tensor = of_values(gaussian(10_000, outliers=(100.0,)))
+    quantile = range_of("percentile", tensor, percentile=99.0)
+    assert range_of("legacy", tensor, quantile=0.99, cutoff=1.0) == quantile
+    assert range_of("legacy", tensor, quantile=1.0, cutoff=0.5) == 50.0
+    assert range_of("legacy", tensor, quantile=0.99, cutoff=0.01) == 1.0
+
+
+# mse
+
+
+def error_of(values: np.ndarray, limit: float) -> float:
+    step = limit / LEVELS
+    return float(np.square(np.clip(np.rint(values / step), -LEVELS, LEVELS) * step - values).mean())
+
+
+@pytest.mark.parametrize("values", [gaussian(), gaussian(outliers=(40.0,) * 5), np.maximum(gaussian(), 0)],
+                         ids=["gaussian", "outliers", "relu"])  # fmt: skip
+def test_mse_is_as_good_as_the_best_of_many_ranges(values: np.ndarray) -> None:
+    """Measured on the values themselves, not on their histogram."""
+    values = values.astype(np.float64)
+    found = error_of(values, range_of("mse", of_values(values)))
+    best = min(error_of(values, limit) for limit in np.linspace(0.05, 1.0, 200) * np.abs(values).max())
+    assert found <= best * 1.05
+
+
+def test_mse_cuts_off_less_than_nothing_for_a_uniform_tensor() -> None:
+    tensor = of_values(np.random.default_rng(0).uniform(-5, 5, 100_000))
+    assert range_of("mse", tensor) >= 0.98 * tensor.absmax
