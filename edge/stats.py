@@ -98,7 +98,10 @@ def mcnemar(only_a: int, only_b: int) -> float:
     nothing. Under equality each of them is a fair coin. The sum is exact; 1 when there is no such picture.
     """
     n = only_a + only_b
-    tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
+    tail = ways = 1
+    for k in range(min(only_a, only_b)):
+        ways = ways * (n - k) // (k + 1)
+        tail += ways
     return min(tail / (1 << n) * 2.0, 1.0)
 
 

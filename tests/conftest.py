@@ -11,9 +11,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import yaml
+
+# A busy machine makes a test slow, not wrong; and the same tests pass or fail for everybody.
+hypothesis.settings.register_profile("edge", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=2000)
+hypothesis.settings.load_profile("edge")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"

@@ -314,6 +314,35 @@ def test_workers_that_die_again_and_again(run: Callable[..., Any], tmp_path: Pat
     assert run(crew=Processes(2)).pictures == N
 
 
+@pytest.mark.slow
+def test_dask_workers_that_die_again_and_again(run: Callable[..., Any], tmp_path: Path, dask: Any) -> None:
+    over = threading.Event()
+
+    def kill_all() -> None:
+        # A new worker has work at once, and takes longer than this to import edge.
+        while not over.wait(0.3):
+            for worker in list(dask.scheduler.workers.values()):
+                nanny = dask.workers[worker.name]
+                if worker.processing and nanny.pid:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(nanny.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_all)
+    killer.start()
+    try:
+        with (
+            pytest.raises(DeviceError, match="several Dask workers died while they counted the same") as caught,
+            cluster.connect(dask.scheduler_address) as crew,
+        ):
+            run(crew=crew)
+    finally:
+        over.set()
+        killer.join()
+    assert str(tmp_path / "p") in (caught.value.where or "")
+    with cluster.connect(dask.scheduler_address, timeout_s=20.0) as crew:
+        assert run(crew=crew).pictures == N
+
+
 # stopping, and going on
 
 

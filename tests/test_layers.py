@@ -34,8 +34,10 @@ LAYERS: dict[str, float] = {
     "preprocess": 2,
     "telemetry": 2,
     "transport": 2,
+    "tally": 2.4,
     "identity": 2.5,
     "observe": 2.5,
+    "crowd": 2.6,
     "build": 3,
     "calibrate": 3,
     "doctor": 3,
@@ -50,7 +52,7 @@ LAYERS: dict[str, float] = {
     "__main__": 5,
 }
 
-# Sideways imports that are wanted: (importing module, imported module) -> why.
+# Sideways imports that are wanted: (importing module or package, imported module) -> why.
 SEAMS: dict[tuple[str, str], str] = {
     ("profile", "store"): "the digest of a profile is the store's canonical digest",
     ("record", "store"): "a record is written as every other file is",
@@ -58,6 +60,12 @@ SEAMS: dict[tuple[str, str], str] = {
     ("backends.base", "calibration.table"): "a build request carries the table",
     ("backends.ort", "calibration.qdq"): "an INT8 engine is the Q/DQ form that the table gives",
     ("backends.ort", "model"): "an engine is built from the checked model",
+    ("backends.cuda", "preprocess"): "the kernel computes what the one definition says",
+    ("backends.trt", "calibration.check"): "which entries of a table the parsed network uses",
+    ("backends.trt", "calibration.qdq"): "the explicit route builds from Q/DQ nodes",
+    ("backends.trt", "calibration.table"): "the implicit route hands the table to a calibrator",
+    ("backends.trt", "device"): "an engine belongs to the device that it was built on",
+    ("backends.trt", "model"): "an engine is built from the checked model",
     ("frames.check", "labels"): "pictures and their true classes are checked together",
     ("frames.extract", "labels"): "what is extracted keeps its true classes",
     ("frames.lists", "labels"): "a list of pictures is a truth file",
@@ -66,20 +74,33 @@ SEAMS: dict[tuple[str, str], str] = {
     ("frames.tfrecord", "labels"): "names from a shard are shown the same way",
 }
 
-# Which modules may import which foreign library; a library that is not here may be imported nowhere.
+# Which modules (or packages) may import which foreign library; a library that is not here may be imported nowhere.
 ROOMS: dict[str, frozenset[str]] = {
     "cv2": frozenset({"frames.decoding", "preprocess"}),
+    "distributed": frozenset({"crowd.cluster"}),
     "filelock": frozenset({"store"}),
     "flatbuffers": frozenset({"calibration.flat_table"}),
-    "google": frozenset({"frames.tfrecord", "model"}),  # protobuf
+    "google": frozenset({"backends.trt.forms", "frames.tfrecord", "model"}),  # protobuf
     "google_crc32c": frozenset({"frames.tfrecord"}),
+    "jinja2": frozenset({"flows.sweep.page"}),
     "llvmlite": frozenset({"calibration.kernel"}),
-    "onnx": frozenset({"backends.ort", "calibration.convert", "calibration.network", "calibration.qdq", "model"}),
-    "onnxruntime": frozenset({"backends.ort", "calibration.qdq"}),
-    "rich": frozenset({"cli.doctor", "ui", "ui.live"}),
-    "typer": frozenset({"cli"}),  # and everything below it
+    "matplotlib": frozenset({"flows.sweep.charts", "flows.sweep.page"}),
+    "onnx": frozenset(
+        {
+            "backends.ort", "backends.trt.forms", "calibration.convert", "calibration.network", "calibration.qdq",
+            "model",
+        }
+    ),
+    # Sessions in backends.ort alone; the others use its converters of ONNX files.
+    "onnxruntime": frozenset({"backends.ort", "backends.trt.forms", "calibration.qdq"}),
+    "pycuda": frozenset({"backends.cuda.driver"}),
+    "rich": frozenset({"cli.doctor", "ui"}),
+    "tensorrt": frozenset({"backends.trt.caps"}),
+    "tensorrt_rtx": frozenset({"backends.trt.caps"}),
+    "tensorrt_rtx_bindings": frozenset({"backends.trt.caps"}),
+    "typer": frozenset({"cli"}),
     "yaml": frozenset({"cli.profile", "profile"}),
-}
+}  # fmt: skip
 # msgspec describes data in every layer; numpy is the language of L2 and L3 (and never reached by `edge --help`).
 EVERYWHERE = frozenset({"msgspec"})
 NUMPY_LAYERS = (2, 3.5)
@@ -89,8 +110,17 @@ DYNAMIC: dict[str, str] = {
     "errors": "require() itself",
     "interpreter": "looks at every guest, to report it",
     "frames.tfrecord": "its own guests, under one message",
-    "cli": "the module of the command that was asked for",
+    "cli.app": "the module of the command that was asked for",
 }
+
+# What ends a process below the command line, and why.
+ENDINGS: dict[tuple[str, str], str] = {
+    ("crowd.processes", "os._exit"): "a worker whose parent was killed has nobody to raise to",
+}
+
+ENDS_OR_PRINTS = frozenset(
+    {"print", "input", "exit", "quit", "sys.exit", "os._exit", "sys.stdout.write", "sys.stderr.write"}
+)
 
 FORBIDDEN_NAMES = frozenset({"utils", "util", "helpers", "helper", "common", "misc"})
 MAX_MODULE_LINES = 400
@@ -143,13 +173,20 @@ def own_module(imported: str) -> str | None:
     return ".".join(parts[1:]) or "edge"
 
 
+def inside(module: str, package: str) -> bool:
+    """Whether ``module`` is ``package`` or lies in it."""
+    return module == package or module.startswith(f"{package}.")
+
+
 def unit(module: str) -> str:
     return module.split(".", 1)[0]
 
 
 def wrong_direction(importing: str, imported: str) -> bool:
     """Whether an import inside edge goes up or sideways, and is no seam."""
-    if unit(importing) == unit(imported) or (importing, imported) in SEAMS:
+    if unit(importing) == unit(imported) or any(
+        imported == target and inside(importing, source) for source, target in SEAMS
+    ):
         return False
     # A unit that is missing from the table belongs nowhere; its own test says so.
     return LAYERS.get(unit(imported), 9) >= LAYERS.get(unit(importing), 0)
@@ -165,7 +202,7 @@ def owner_problem(module: str, library: str) -> str | None:
     if library not in ROOMS:
         return f"no module owns {library}: put it into ROOMS"
     rooms = ROOMS[library]
-    if module in rooms or (library == "typer" and unit(module) == "cli"):
+    if any(inside(module, room) for room in rooms):
         return None
     return f"{library} belongs to {', '.join(sorted(rooms))}"
 
@@ -207,10 +244,18 @@ def test_the_exceptions_are_still_needed() -> None:
             edges.add((name, target))
             guests.add((imported.split(".")[0], name))
             dynamic |= {name} if imported == "?" else set()
-    assert [seam for seam in SEAMS if seam not in edges] == []
+    assert [
+        (source, target)
+        for source, target in SEAMS
+        if not any(imported == target and inside(name, source) for name, imported in edges)
+    ] == []
     # The two libraries that frames.tfrecord needs are named in the arguments of its own function.
-    kept = {(library, room) for library, rooms in ROOMS.items() for room in rooms if room != "frames.tfrecord"}
-    assert sorted(kept - guests) == []
+    kept = [(library, room) for library, rooms in ROOMS.items() for room in rooms if room != "frames.tfrecord"]
+    assert [
+        (library, room)
+        for library, room in kept
+        if not any(library == guest and inside(name, room) for guest, name in guests)
+    ] == []
     assert sorted(DYNAMIC.keys() - dynamic) == []
 
 
@@ -305,10 +350,6 @@ def test_one_tree_of_at_most_ten_exceptions() -> None:
 
 @pytest.mark.parametrize("name", [name for name in MODULES if LAYERS.get(unit(name), 0) < 4])
 def test_nothing_below_the_command_line_exits_or_prints(name: str) -> None:
-    wrong = []
-    for node in ast.walk(ast.parse(MODULES[name].read_text())):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in {
-            "print", "input", "exit", "quit", "sys.exit", "os._exit", "sys.stdout.write", "sys.stderr.write",
-        }:  # fmt: skip
-            wrong.append(f"{MODULES[name]}:{node.lineno}: {ast.unparse(node.func)}")
-    assert not wrong, "\n".join(wrong)
+    calls = (node for node in ast.walk(ast.parse(MODULES[name].read_text())) if isinstance(node, ast.Call))
+    found = {(name, ast.unparse(node.func)) for node in calls}
+    assert {call for _name, call in found - ENDINGS.keys()} & ENDS_OR_PRINTS == set()

@@ -20,6 +20,7 @@ from edge.ui import Terminal
 if TYPE_CHECKING:
     from edge.flows.sweep.compare import Row
     from edge.flows.sweep.record import Record
+    from edge.frames import Picture, Pictures
     from edge.stats import Interval
 
 _MARKS = {"best": "*", "same": "=", "top-1 alike": "~", "different": ""}
@@ -44,7 +45,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     ] = None,
     batch: Annotated[str, typer.Option(help="Calibration batches to compare.")] = "1,8",
     seeds: Annotated[int, typer.Option(help="Random subsets of each number.")] = 3,
-    limit: Annotated[int | None, typer.Option(min=1, help="Score with the first N pictures only.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Score with N pictures only, spread over all.")] = None,
     cache_dir: options.CacheDir = None,
     threads: options.Threads = None,
     output: Annotated[
@@ -91,7 +92,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
         found = sweep.sweep(
             chosen,
             calibration,
-            list(labelled.take(limit) if limit else labelled),
+            _spread(labelled, limit),
             settings,
             cache=places.cache_folder(cache_dir),
             output=output,
@@ -99,10 +100,18 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
             listen=listen,
             should_stop=wish,
         )
-    _finish(terminal, found, html=html, as_json=as_json)
-    if wish() and output is not None:
+    if found is not None:
+        _finish(terminal, found, html=html, as_json=as_json)
+    if wish() and output is not None and output.exists():
         terminal.say(f"what is scored is kept in {output}; the same command goes on from there")
     wish.grant()
+
+
+def _spread(pictures: Pictures, limit: int | None) -> list[Picture]:
+    """``limit`` of the pictures: a folder is often sorted by class, and its first would be a few classes only."""
+    total = len(pictures)
+    kept = total if limit is None else min(limit, total)
+    return [pictures[index * total // kept] for index in range(kept)]
 
 
 def _finish(terminal: Terminal, record: Record, *, html: Path | None, as_json: bool) -> None:

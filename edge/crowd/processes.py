@@ -187,7 +187,7 @@ def _answer(task: Task, pictures: Sequence[Picture]) -> bytes:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed cannot end its workers: they do it themselves, in the middle of a picture."""
+    """A parent that was killed cannot end its workers: they do it themselves, even in the middle of a picture."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -287,7 +287,7 @@ def test_the_search_agrees_with_the_slow_one(case: str) -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(LEVELS + 1, 180), st.floats(0.02, 3.0))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_search_agrees_with_the_slow_one_on_any_histogram(seed: int, bins: int, rate: float) -> None:
     counts = spiky(seed, bins, rate)
     counts[-1] += 1

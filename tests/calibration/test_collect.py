@@ -51,7 +51,7 @@ def test_batch_size_and_threads_do_not_matter(batch: int, threads: int, with_his
 
 
 @given(st.permutations(range(11)), st.integers(1, 4), st.integers(1, 3))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_order_does_not_matter(order: list[int], batch: int, threads: int) -> None:
     found = collect(
         [PICTURES[i] for i in order], lambda i: load(order[i]), network, NAMES, with_histogram=True, batch=batch,

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from edge import model as models
 from edge import observe
 from edge.calibration import network
-from edge.errors import UsageError
+from edge.errors import DataError, UsageError
 from edge.flows.sweep import subsets
 from edge.flows.sweep.subsets import Subset
+from edge.profile import Profile
 from edge.store import sha256_bytes
 
 DIGESTS = [sha256_bytes(bytes([i])) for i in range(30)]
@@ -21,6 +22,14 @@ DIGESTS = [sha256_bytes(bytes([i])) for i in range(30)]
 def members(drawn: subsets.Draw, subset: Subset) -> list[int]:
     wanted = set(drawn.segments[subset])
     return sorted(i for unit, segments in drawn.units for i in unit if wanted & set(segments))
+
+
+def task_of(chosen: Profile, needs: str) -> observe.Task:
+    model = models.load(Path(chosen.model))
+    plan = network.plan(models.read(model.path).graph, model.activations)
+    return observe.Task(
+        str(model.path), model.sha256, chosen.preprocess, chosen.input, tuple(plan.watched), needs, 1
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", [1, 2, 77])
@@ -97,11 +106,7 @@ def test_a_subset_has_the_statistics_of_its_pictures_to_the_last_bit(
     bench: Callable[..., object], threads: int, needs: str
 ) -> None:
     chosen, pictures, _labelled, _cache = bench(10)
-    model = models.load(Path(chosen.model))
-    plan = network.plan(models.read(model.path).graph, model.activations)
-    task = observe.Task(
-        str(model.path), model.sha256, chosen.preprocess, chosen.input, tuple(plan.watched), needs, 1
-    )  # fmt: skip
+    task = task_of(chosen, needs)
     listed = list(pictures)
     drawn = subsets.draw([picture.sha256 for picture in listed], sizes=[2, 5, 10], seeds=3)
     heard = []
@@ -119,22 +124,18 @@ def test_a_subset_has_the_statistics_of_its_pictures_to_the_last_bit(
 
 def test_a_wish_to_stop_ends_the_counting(bench: Callable[..., object]) -> None:
     chosen, pictures, _labelled, _cache = bench(6)
-    model = models.load(Path(chosen.model))
-    task = observe.Task(str(model.path), model.sha256, chosen.preprocess, chosen.input, ("input",), "ranges", 1)
+    task = task_of(chosen, "ranges")
     drawn = subsets.draw([picture.sha256 for picture in pictures], sizes=[6], seeds=1)
     assert subsets.count(task, list(pictures), drawn, threads=2, should_stop=lambda: True) is None
 
 
 def test_a_broken_picture_is_an_error_and_not_a_smaller_subset(bench: Callable[..., object]) -> None:
-    from edge.errors import DataError
-
     chosen, pictures, _labelled, _cache = bench(6)
     listed = list(pictures)
-    broken = listed[3].where
-    with open(broken, "r+b") as file:
+    broken = Path(listed[3].where)
+    with broken.open("r+b") as file:
         file.truncate(60)
-    model = models.load(Path(chosen.model))
-    task = observe.Task(str(model.path), model.sha256, chosen.preprocess, chosen.input, ("input",), "ranges", 1)
+    task = task_of(chosen, "ranges")
     drawn = subsets.draw([picture.sha256 for picture in listed], sizes=[3, 6], seeds=2)
     with pytest.raises(DataError, match=r"003\.jpg"):
         subsets.count(task, listed, drawn, threads=2)
@@ -143,13 +144,9 @@ def test_a_broken_picture_is_an_error_and_not_a_smaller_subset(bench: Callable[.
 @pytest.mark.parametrize("batch", [2, 3, 8])
 def test_counting_in_batches_counts_the_same_pictures(bench: Callable[..., object], batch: int) -> None:
     chosen, pictures, _labelled, _cache = bench(5)
-    model = models.load(Path(chosen.model))
-    plan = network.plan(models.read(model.path).graph, model.activations)
-    task = observe.Task(
-        str(model.path), model.sha256, chosen.preprocess, chosen.input, tuple(plan.watched), "histogram", 1
-    )  # fmt: skip
+    task = task_of(chosen, "histogram")
     alone = observe.count(task, list(pictures))
-    together = subsets.count_in_batches(task, list(pictures), batch=batch, model=model.path, threads=2)
+    together = subsets.count_in_batches(task, list(pictures), batch=batch, model=Path(task.model), threads=2)
     assert alone is not None
     assert together is not None
     assert together.pictures == 5
@@ -161,8 +158,7 @@ def test_counting_in_batches_counts_the_same_pictures(bench: Callable[..., objec
 
 def test_equal_sees_a_single_count(bench: Callable[..., object]) -> None:
     chosen, pictures, _labelled, _cache = bench(2)
-    model = models.load(Path(chosen.model))
-    task = observe.Task(str(model.path), model.sha256, chosen.preprocess, chosen.input, ("input",), "histogram", 1)
+    task = task_of(chosen, "histogram")
     a, b = observe.count(task, list(pictures)), observe.count(task, list(pictures))
     assert a is not None
     assert b is not None

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -89,8 +88,3 @@ def table_for(path: Path, *, leave_out: tuple[str, ...] = (), **changes: float) 
     names = [name for name in models.load(path).activations if name not in leave_out]
     ranges = {name: 2.0 + index / 8 for index, name in enumerate(names)} | changes
     return tables.from_ranges(ranges, algorithm="entropy2", trt_version=TrtVersion(8, 6, 1))
-
-
-def with_build(request: BuildRequest, **changes: Any) -> BuildRequest:
-    build = msgspec.structs.replace(request.profile.build, **changes)
-    return msgspec.structs.replace(request, profile=msgspec.structs.replace(request.profile, build=build))

@@ -1,7 +1,8 @@
 """What the double of TensorRT does: a parser, a builder with calibration, and a runtime, on a CPU.
 
 It imitates what was seen of the real ones: the network that the ONNX parser makes, the names that it gives (8.6 leaves
-layers unnamed), the order in which a calibrator is asked, when a table is refused, what is logged. ONNX Runtime computes.
+layers unnamed), the order in which a calibrator is asked, when a table is refused, what is logged. ONNX Runtime
+computes.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _HEADERS = {
 class World:
     """The machine that the double pretends to be on, and a diary of what was asked of it.
 
-    ``says``: log lines (severity, text) of the next build. ``fails``: lines of an error; the next build gives no engine.
+    ``says``: log lines (severity, text) of the next build. ``fails``: lines of an error; there is no engine then.
     ``no_cuda``: a line; no builder can be made. ``takes``: batches that a calibrator is asked for, None for all.
     ``refuses_table``, ``refuses_cache``: as the words say. ``hook``: called at every step of a build.
     """
@@ -173,7 +174,10 @@ class _Build:
             return "Network has dynamic or shape inputs, but no optimization profile has been defined."
         for profile in profiles:
             low, opt, high = profile._d.shapes[self.network._d.inputs[0].name]
-            fits = all(a <= b <= c and (s in (-1, a) and s in (-1, c)) for a, b, c, s in zip(low, opt, high, given))
+            fits = all(
+                a <= b <= c and (s in (-1, a) and s in (-1, c))
+                for a, b, c, s in zip(low, opt, high, given, strict=True)
+            )
             if not fits:
                 return "Optimization profile dimensions violate the network's."
         quantized = any(layer._d.kind == "QUANTIZE" for layer in self.network._d.layers)
@@ -197,7 +201,8 @@ class _Build:
             found = call_override(calibrator, "get_batch", [self.network._d.inputs[0].name])
             if not found:
                 break
-            assert isinstance(found, list) and all(isinstance(item, int) for item in found)
+            assert isinstance(found, list)
+            assert all(isinstance(item, int) for item in found)
             self._measure(found[0], size)
             count += 1
         if count:

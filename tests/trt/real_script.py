@@ -171,7 +171,9 @@ def _calibrator(caps: Any, algorithm: Any, batches: list[Any], first: int) -> di
 def _get_batch(virtual: Virtual, first: int) -> tuple[bool, int | None]:
     bindings = (POINTER * 1)()
     names = (ctypes.c_char_p * 1)(b"input")
-    got = virtual.call(first + 1, ctypes.c_bool, (POINTER, ctypes.addressof(bindings)), (POINTER, ctypes.addressof(names)), (INT, 1))
+    got = virtual.call(
+        first + 1, ctypes.c_bool, (POINTER, ctypes.addressof(bindings)), (POINTER, ctypes.addressof(names)), (INT, 1)
+    )
     return bool(got), bindings[0]
 
 
@@ -214,7 +216,12 @@ def _serving(caps: Any, path: Path, first: int) -> dict[str, Any]:
     except ArtifactError as exc:
         refused = exc.what
     del made
-    return {"contents": [item.decode() for item in contents], "expected": tables.write(table).decode(), "got": got, "refused": refused}
+    return {
+        "contents": [item.decode() for item in contents],
+        "expected": tables.write(table).decode(),
+        "got": got,
+        "refused": refused,
+    }
 
 
 if __name__ == "__main__":

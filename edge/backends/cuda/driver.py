@@ -1,7 +1,7 @@
 """A GPU through PyCUDA: the only module that imports it.
 
-The primary context is retained once per process and device, and released at exit: PyCUDA's own ``detach`` leaves a
-context that is not on its stack current after releasing it.
+The primary context is retained once per process and device, and kept until the process ends: PyCUDA's ``detach`` leaves
+a context that is not on its stack current after releasing it, and CUDA's runtime never releases it either.
 
 Kernels are compiled by nvcc through ``pycuda.compiler``, which keeps the result in the user's cache folder
 (``~/.cache/pycuda``, or ``PYCUDA_CACHE_DIR``) by source, options and nvcc version. nvcc comes with JetPack's CUDA
@@ -10,7 +10,6 @@ toolkit and needs the host's g++; it is looked for on PATH and in ``/usr/local/c
 
 from __future__ import annotations
 
-import atexit
 import functools
 import re
 import shutil
@@ -215,9 +214,7 @@ class _Module:
 
 @functools.lru_cache(maxsize=16)
 def _primary(ordinal: int) -> Any:  # noqa: ANN401
-    driver = _pycuda()
-    atexit.register(_primary.cache_clear)
-    return driver.Device(ordinal).retain_primary_context()
+    return _pycuda().Device(ordinal).retain_primary_context()
 
 
 def _pycuda() -> Any:  # noqa: ANN401
@@ -245,7 +242,7 @@ def _compiled(driver: Any, source: str, options: tuple[str, ...]) -> bytes:  # n
     if nvcc is None:
         raise DeviceError(
             f"nvcc is neither on PATH nor in {_CUDA_BIN}: a kernel cannot be compiled",
-            hint="install CUDA's compiler (sudo apt install cuda-nvcc-12-6, of your CUDA version), or preprocess on the CPU",
+            hint="install CUDA's compiler (sudo apt install cuda-nvcc-12-6, by version), or preprocess on the CPU",
         )
     given: dict[str, Any] = {"nvcc": nvcc, "options": ["-O3", *options], "no_extern_c": True}
     try:

@@ -17,20 +17,36 @@ from edge.errors import DataError
 from edge.preprocess import Box, placed, region
 from edge.profile import Input, Preprocess
 
-TILE_WIDTH = 32
-TILE_HEIGHT = 32
-THREADS = 128
-MAX_SIDE = 32767  # the kernel's index arithmetic is 32-bit
+MAX_SIDE = 32767  # products of two sides are 32-bit numbers in the kernel
+MAX_FRAME = (1 << 31) - (1 << 16)  # bytes from a frame's first to its last, likewise
 MAX_BOX = 1 << 23  # pixels in a box, beyond which sums of bytes leave an int (OpenCV's own limit)
 # struct Job of preprocess_pixel.h, field by field.
 _JOB = struct.Struct("=QQq iii iif iif ii iiii ii 3f 3f f")
+
+
+class Tile(msgspec.Struct, frozen=True):
+    """Output pixels of one block, and its threads: a multiple of the width."""
+
+    width: int = 32
+    height: int = 32
+    threads: int = 128
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What the compiler is told."""
+        values = {"TILE_WIDTH": self.width, "TILE_HEIGHT": self.height, "THREADS": self.threads}
+        return tuple(f"-DEDGE_{name}={value}" for name, value in values.items())
+
+
+TILE = Tile()
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """How one picture size becomes the network input.
 
     ``area`` is the part of the picture that is read, in source pixels: rows × columns boxes of down × right pixels.
-    ``place`` is where they land in the height × width output. ``kernel`` lacks the suffix of the output type.
+    ``place`` is where they land in the height × width output. ``kernel`` lacks the suffix of the output type;
+    ``shared_bytes`` is what a block needs of shared memory.
     """
 
     kernel: str
@@ -43,16 +59,17 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     height: int
     width: int
     shared_bytes: int
+    tile: Tile
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Blocks along x and y; z is the number of frames."""
-        return -(-self.width // TILE_WIDTH), -(-self.height // TILE_HEIGHT)
+    def grid(self, frames: int) -> tuple[int, int, int]:
+        """Blocks along x, y and z."""
+        return -(-self.width // self.tile.width), -(-self.height // self.tile.height), frames
 
     def bytes_moved(self, *, itemsize: int) -> int:
-        """Fewest bytes to and from memory per frame: ``area`` read once, the output of ``itemsize`` written once.
+        """Fewest bytes to and from memory per frame: what is needed of it read once, the output written once.
 
-        Nearest skips pixels, so for it this is what is written and the rows × columns that are picked.
+        All of ``area`` is needed: the scale left to interpolation is below 2, so that its taps skip no pixel. Only
+        nearest does; it needs as many as it writes. ``itemsize`` is that of the output.
         """
         read = self.area.height * self.area.width
         if self.kernel == "edge_nearest":
@@ -84,7 +101,7 @@ def source() -> str:
     return folder.joinpath("preprocess.cu").read_text(encoding="utf-8").replace('#include "preprocess_pixel.h"', pixel)
 
 
-def plan(height: int, width: int, spec: Preprocess, target: Input) -> Plan:
+def plan(height: int, width: int, spec: Preprocess, target: Input, *, tile: Tile = TILE) -> Plan:
     """The plan for pictures of height × width.
 
     Raises:
@@ -112,8 +129,8 @@ def plan(height: int, width: int, spec: Preprocess, target: Input) -> Plan:
         kernel = "edge_bicubic_n" if cubic else f"edge_bilinear_{_variant(down, right)}"
     if down * right > MAX_BOX:
         raise DataError(f"{width}x{height} shrinks too much for GPU preprocessing", hint="preprocess on the CPU")
-    lines = _window(rows, place.height, TILE_HEIGHT, cubic=cubic)
-    pitch = -(-_window(columns, place.width, TILE_WIDTH, cubic=cubic) // 2) * 2
+    lines = _window(rows, place.height, tile.height, cubic=cubic)
+    pitch = -(-_window(columns, place.width, tile.width, cubic=cubic) // 2) * 2
     return Plan(
         kernel=kernel,
         area=box,
@@ -124,12 +141,19 @@ def plan(height: int, width: int, spec: Preprocess, target: Input) -> Plan:
         place=place,
         height=target.height,
         width=target.width,
-        shared_bytes=0 if spec.interpolation == "nearest" else 8 * TILE_HEIGHT + 4 * lines * pitch,
+        shared_bytes=0 if spec.interpolation == "nearest" else 8 * tile.height + 4 * lines * pitch,
+        tile=tile,
     )
 
 
 def job(plan: Plan, frames: Frames, spec: Preprocess, *, target: int) -> bytes:
-    """Parameters of a launch that writes to device address ``target``: struct Job of ``preprocess_pixel.h``."""
+    """Parameters of a launch that writes to device address ``target``: struct Job of ``preprocess_pixel.h``.
+
+    Raises:
+        DataError: a frame spans more bytes than the kernel can count.
+    """
+    if abs(frames.row_stride) * frames.height + 2 * frames.guard > MAX_FRAME:
+        raise DataError(f"{frames.height} rows, {abs(frames.row_stride)} bytes apart, are too large for the GPU kernel")
     source = frames.address + (plan.area.top - frames.top) * frames.row_stride + 3 * (plan.area.left - frames.left)
     last_row = (frames.height - 1) * frames.row_stride
     low = frames.address + min(last_row, 0) - frames.guard - source

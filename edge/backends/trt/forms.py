@@ -13,7 +13,7 @@ The network's input and output stay float32 in all forms, so the loop feeds ever
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -22,27 +22,33 @@ from edge.calibration import qdq
 from edge.calibration.table import Table
 from edge.errors import ModelError, require
 
-if TYPE_CHECKING:
-    from onnx import ModelProto
-
 
 class Form(msgspec.Struct, frozen=True, kw_only=True):
-    """What the parser gets: ``data``, or the file itself where that is None; layer counts of the graph, and notes.
+    """What the parser gets: ``data``, or the file itself where that is None.
 
-    ``weighted`` counts convolutions and matrix products with constant weights; ``quantized`` of them have Q/DQ.
+    ``quantized`` is how many weighted layers have Q/DQ; ``half`` whether the weights are FP16.
     """
 
     path: Path
     data: bytes | None = None
-    weighted: int = 0
     quantized: int = 0
     half: bool = False
     notes: list[str] = []
 
+    @property
+    def weighted(self) -> int:
+        """How many convolutions and matrix products with constant weights the model has; reads the file."""
+        proto = models.read(self.path)
+        constant = {item.name for item in proto.graph.initializer}
+        return sum(
+            node.op_type in qdq.WEIGHTED and len(node.input) > 1 and node.input[1] in constant
+            for node in proto.graph.node
+        )
+
 
 def plain(path: Path) -> Form:
     """The file as it is. TensorRT reads it itself, with its external weights and above 2 GB."""
-    return Form(path=path, weighted=_weighted(models.read(path)))
+    return Form(path=path)
 
 
 def half(path: Path) -> Form:
@@ -52,7 +58,6 @@ def half(path: Path) -> Form:
         ModelError: it cannot be converted, or is above 2 GB. GuestError: onnxruntime is missing.
     """
     proto = models.read(path)
-    weighted = _weighted(proto)
     require("onnxruntime")
     from onnxruntime.transformers import float16
 
@@ -66,7 +71,7 @@ def half(path: Path) -> Form:
         ) from exc
     # The converter puts the casts of inputs at the end; everybody but TensorRT wants producers first.
     _sort(converted)
-    return Form(path=path, data=_serialized(converted, path), weighted=weighted, half=True)
+    return Form(path=path, data=_serialized(converted, path), half=True)
 
 
 def quantized(path: Path, table: Table) -> Form:
@@ -81,19 +86,12 @@ def quantized(path: Path, table: Table) -> Form:
         some = ", ".join(result.unscaled[:3])
         notes.append(f"{len(result.unscaled)} tensors have no usable scale and keep their layers in float: {some}")
     data = _serialized(result.model, path)
-    return Form(path=path, data=data, weighted=result.weighted, quantized=result.quantized, notes=notes)
+    return Form(path=path, data=data, quantized=result.quantized, notes=notes)
 
 
 def nodes(path: Path) -> list[tuple[str, str]]:
     """Name and operator of every node, in graph order: what a parser error of TensorRT 8.6 points at by number."""
     return [(node.name, node.op_type) for node in models.read(path).graph.node]
-
-
-def _weighted(proto: ModelProto) -> int:
-    constant = {item.name for item in proto.graph.initializer}
-    return sum(
-        node.op_type in qdq.WEIGHTED and len(node.input) > 1 and node.input[1] in constant for node in proto.graph.node
-    )
 
 
 def _serialized(proto: Any, path: Path) -> bytes:  # noqa: ANN401

@@ -159,7 +159,7 @@ def progress_monitor(binding: Any, watch: Watch) -> Any:  # noqa: ANN401
     return Monitor()
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def _logger(binding: Any) -> Any:  # noqa: ANN401
     class Logger(binding.ILogger):  # type: ignore[misc]
         """NVIDIA's interface; speaks to whoever watches."""

@@ -80,7 +80,7 @@ class Calibrations:
                 smallest.merge(statistics)
             found += self._calibrated(subset, statistics, batch=self._batch)
             done = len(found) // len(self._settings.candidates)
-            self._listen(Progress("calibrate", done, len(drawn.subsets), unit="sets of pictures"))
+            self._listen(Progress("tables", done, len(drawn.subsets), unit="sets of pictures"))
         self.seconds["tables"] = time.monotonic() - at
         if smallest is None:
             return None

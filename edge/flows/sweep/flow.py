@@ -11,7 +11,7 @@ from edge import labels, preprocess
 from edge import model as models
 from edge.calibration.table import Table
 from edge.errors import DataError
-from edge.events import Listener, Note, silence
+from edge.events import Listener, Note, Progress, silence
 from edge.flows.sweep.book import Book
 from edge.flows.sweep.calibrations import Calibrations, Made
 from edge.flows.sweep.record import Exact, Record
@@ -32,11 +32,12 @@ def sweep(
     force: bool = False,
     listen: Listener = silence,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Record:
+) -> Record | None:
     """Calibrate with ``pictures`` in every way that ``settings`` asks for, and score each on ``labelled``.
 
     With ``output`` what is scored is kept there after every table, and answers that are there already are not asked for
-    again. When ``should_stop`` ends it early, the record is about the tables that are through, and says so.
+    again. When ``should_stop`` ends it early, the record is about the tables that are through, and says so; None when
+    that was before the first picture was counted.
 
     Raises:
         DataError: a picture is in both sets, has no label, or cannot be used.
@@ -49,7 +50,10 @@ def sweep(
     model = models.load(Path(profile.model))
     models.check_fits(model, profile)
     truth = _truth(labelled)
-    digest = _check_apart(pictures, labelled, listen)
+    if not _hashed([*pictures, *labelled], listen=listen, should_stop=should_stop):
+        return None
+    _check_apart(pictures, labelled)
+    digest = pictures.digest()
     book = Book(profile, model, pictures, labelled, settings, digest=digest, output=output, force=force)
     book.open()
     work = Calibrations(profile, model, pictures, settings, threads=threads, listen=listen, should_stop=should_stop)
@@ -99,9 +103,17 @@ def _truth(labelled: Sequence[Picture]) -> list[int]:
     return truth
 
 
-def _check_apart(pictures: Pictures, labelled: Sequence[Picture], listen: Listener) -> str:
-    """Digest of the calibration set, once it is sure that no labelled picture is in it."""
-    digest = pictures.digest(listen)
+def _hashed(pictures: Sequence[Picture], *, listen: Listener, should_stop: Callable[[], bool]) -> bool:
+    """Read every picture once, so that its sha256 is known; False when ``should_stop`` ended it early."""
+    for done, picture in enumerate(pictures):
+        if should_stop():
+            return False
+        _ = picture.sha256
+        listen(Progress("hash", done + 1, len(pictures)))
+    return True
+
+
+def _check_apart(pictures: Pictures, labelled: Sequence[Picture]) -> None:
     calibration = {picture.sha256: picture for picture in pictures}
     both = [(picture, calibration[picture.sha256]) for picture in labelled if picture.sha256 in calibration]
     if both:
@@ -111,7 +123,6 @@ def _check_apart(pictures: Pictures, labelled: Sequence[Picture], listen: Listen
             f"({one.name} is {other.name}): the scores would flatter every table",
             hint="leave them out of one of the two sets",
         )
-    return digest
 
 
 def _to_score(found: Made) -> dict[str, Table]:

@@ -1,0 +1,203 @@
+"""Decoded frames to the network's input on the GPU: page-locked staging, upload, and the fused kernel.
+
+Only the part of a frame that the spec's crop reads is copied. A frame that was decoded straight into :meth:`slot` is
+not copied on the host at all; where CPU and GPU share memory it is not copied at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edge.backends.cuda import kernels
+from edge.backends.cuda.base import Device, DeviceMemory, HostMemory
+from edge.backends.cuda.kernels import Frames, Plan
+from edge.errors import DataError, DeviceError, require
+from edge.profile import Input, Preprocess
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# Bytes around each uploaded frame that the kernel may read: whole words, and the neighbour of the last 2×2 box.
+GUARD = 16
+_ALIGNMENT = 256
+
+
+class _Run(msgspec.Struct, frozen=True):
+    """Frames ``first`` to ``first + count - 1`` of a batch, all of one size."""
+
+    first: int
+    count: int
+    height: int
+    width: int
+
+
+class GpuPreprocessor:
+    """The spec bound to a device, for up to ``batch`` frames at a time.
+
+    The output is float16 when ``half``, else float32. Memory grows with the largest frame and is then kept. A batch
+    goes through :meth:`stage`, :meth:`upload` and :meth:`launch`, all inside ``with device.active()``.
+    """
+
+    def __init__(self, spec: Preprocess, target: Input, device: Device, *, batch: int, half: bool = False) -> None:
+        self.spec = spec
+        self.target = target
+        self.batch = batch
+        self._np = require("numpy")
+        self._device = device
+        self._kernels = device.kernels(kernels.source(), options=kernels.TILE.options)
+        self._suffix = "_f16" if half else "_f32"
+        self._output_bytes = 3 * target.height * target.width * (2 if half else 4)
+        self._plans: dict[tuple[int, int], Plan] = {}
+        self._jobs: dict[tuple[_Run, int], bytes] = {}
+        self._host: HostMemory | None = None
+        self._host_stride = 0
+        self._memory: DeviceMemory | None = None
+        self._stride = 0
+        self._runs: list[_Run] = []
+
+    @property
+    def copies(self) -> bool:
+        """Whether frames are copied to the device; false where it reads them in place."""
+        return not self._device.integrated
+
+    def plan(self, height: int, width: int) -> Plan:
+        """The plan for a frame size, worked out once."""
+        found = self._plans.get((height, width))
+        if found is None:
+            found = self._plans[height, width] = kernels.plan(height, width, self.spec, self.target)
+        return found
+
+    def slot(self, index: int, height: int, width: int) -> NDArray[np.uint8]:
+        """Page-locked memory for frame ``index`` of a batch, uint8 H×W×3: decode into it to save a copy."""
+        if not 0 <= index < self.batch:
+            raise DeviceError(f"frame {index} of a batch of {self.batch}")
+        self._reserve([(height, width)])
+        return self._slot(index, height, width)
+
+    def stage(self, frames: Sequence[NDArray[np.uint8]]) -> None:
+        """Copy frames, uint8 H×W×3 BGR with any strides, to page-locked memory; those that lie there already stay.
+
+        Raises:
+            DataError: a frame is not such an array.
+            DeviceError: more frames than ``batch``, or not enough memory.
+        """
+        if not 1 <= len(frames) <= self.batch:
+            raise DeviceError(f"{len(frames)} frames for a batch of 1 to {self.batch}")
+        sizes = [self._size(frame) for frame in frames]
+        self._reserve(sizes)
+        for index, (frame, (height, width)) in enumerate(zip(frames, sizes, strict=True)):
+            area = self.plan(height, width).area
+            slot = self._slot(index, height, width)
+            part = (slice(area.top, area.top + area.height), slice(area.left, area.left + area.width))
+            if not _same(frame, slot):
+                self._np.copyto(slot[part], frame[part])
+        self._runs = list(_runs(sizes))
+
+    def upload(self) -> None:
+        """Put copies of the staged frames on the stream; nothing, where the device reads them in place."""
+        if self._memory is None:
+            return
+        for run in self._runs:
+            area = self.plan(run.height, run.width).area
+            for index in range(run.first, run.first + run.count):
+                slot = self._slot(index, run.height, run.width)
+                part = slot.reshape(run.height, 3 * run.width)[
+                    area.top : area.top + area.height, 3 * area.left : 3 * (area.left + area.width)
+                ]
+                self._device.upload_rows(self._memory.address + index * self._stride + GUARD, part)
+
+    def launch(self, target: int) -> None:
+        """Put the kernel on the stream: the uploaded frames into the network input at device address ``target``."""
+        for run in self._runs:
+            plan = self.plan(run.height, run.width)
+            key = (run, target)
+            job = self._jobs.get(key)
+            if job is None:
+                job = self._jobs[key] = kernels.job(
+                    plan, self._frames(run, plan), self.spec, target=target + run.first * self._output_bytes
+                )
+            self._kernels.launch(
+                plan.kernel + self._suffix,
+                job,
+                grid=plan.grid(run.count),
+                threads=plan.tile.threads,
+                shared=plan.shared_bytes,
+            )
+
+    def free(self) -> None:
+        """Give back all memory; a second call does nothing."""
+        for memory in (self._host, self._memory):
+            if memory is not None:
+                memory.free()
+        self._host = self._memory = None
+        self._host_stride = self._stride = 0
+        self._jobs.clear()
+        self._runs = []
+
+    def _size(self, frame: NDArray[Any]) -> tuple[int, int]:
+        if frame.dtype != self._np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
+            raise DataError(f"a frame must be uint8 H×W×3, not {frame.dtype} {'×'.join(map(str, frame.shape))}")
+        return frame.shape[0], frame.shape[1]
+
+    def _reserve(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Memory for frames of these sizes. Larger ones than ever replace what is there."""
+        host = max(_aligned(3 * height * width) for height, width in sizes)
+        areas = [self.plan(height, width).area for height, width in sizes]
+        device = max(_aligned(3 * area.height * area.width + 2 * GUARD) for area in areas)
+        if host <= self._host_stride and device <= self._stride:
+            return
+        host, device = max(host, self._host_stride), max(device, self._stride)
+        self.free()
+        self._host = self._device.pinned(self.batch * host, mapped=not self.copies)
+        if self.copies:
+            self._memory = self._device.memory(self.batch * device)
+        self._host_stride, self._stride = host, device
+
+    def _slot(self, index: int, height: int, width: int) -> NDArray[np.uint8]:
+        assert self._host is not None  # noqa: S101 - _reserve came before
+        start = index * self._host_stride
+        return self._host.array[start : start + 3 * height * width].reshape(height, width, 3)
+
+    def _frames(self, run: _Run, plan: Plan) -> Frames:
+        if self._memory is None:
+            assert self._host is not None  # noqa: S101 - stage came before
+            assert self._host.address is not None  # noqa: S101 - it is mapped
+            return Frames(
+                address=self._host.address + run.first * self._host_stride,
+                row_stride=3 * run.width,
+                frame_stride=self._host_stride,
+                height=run.height,
+                width=run.width,
+            )
+        return Frames(
+            address=self._memory.address + run.first * self._stride + GUARD,
+            row_stride=3 * plan.area.width,
+            frame_stride=self._stride,
+            height=plan.area.height,
+            width=plan.area.width,
+            top=plan.area.top,
+            left=plan.area.left,
+            guard=GUARD,
+        )
+
+
+def _runs(sizes: Sequence[tuple[int, int]]) -> Iterator[_Run]:
+    first = 0
+    for index in range(1, len(sizes) + 1):
+        if index == len(sizes) or sizes[index] != sizes[first]:
+            yield _Run(first, index - first, *sizes[first])
+            first = index
+
+
+def _same(frame: NDArray[np.uint8], slot: NDArray[np.uint8]) -> bool:
+    # An axis of length 1 has no stride of its own.
+    where = frame.__array_interface__["data"][0] == slot.__array_interface__["data"][0]
+    return where and all(a == b or n == 1 for a, b, n in zip(frame.strides, slot.strides, frame.shape, strict=True))
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT

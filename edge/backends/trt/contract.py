@@ -1,0 +1,66 @@
+"""What an engine takes and gives, read from TensorRT's ICudaEngine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from edge.errors import DeviceError
+
+# Data types that a network may take and give here, by TensorRT's name; and the sizes of all.
+FLOATS = {"FLOAT": "float32", "HALF": "float16"}
+BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT32": 4, "INT64": 8, "INT8": 1, "UINT8": 1, "BOOL": 1, "FP8": 1}
+
+
+class Contract(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine takes and gives.
+
+    ``shape`` and ``dtype`` are those of the one input, the batch axis left out of the shape. ``outputs`` are (name,
+    TensorRT's data type); ``logits`` is the first of them that is float. ``dynamic``: the batch size is set per run.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    dtype: str
+    min_batch: int
+    max_batch: int
+    dynamic: bool
+    outputs: tuple[tuple[str, str], ...]
+    logits: str
+
+
+def contract(engine: Any) -> Contract:  # noqa: ANN401
+    """Read an ICudaEngine's inputs and outputs.
+
+    Raises:
+        DeviceError: it is not a classifier with one N×3×H×W float input.
+    """
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    inputs = [name for name in names if engine.get_tensor_mode(name).name == "INPUT"]
+    outputs = tuple((name, engine.get_tensor_dtype(name).name) for name in names if name not in inputs)
+    if len(inputs) != 1:
+        raise DeviceError(f"the engine has {len(inputs)} inputs ({', '.join(inputs)}); edge runs one with one input")
+    name = inputs[0]
+    kind = engine.get_tensor_dtype(name).name
+    shape = tuple(int(size) for size in engine.get_tensor_shape(name))
+    if kind not in FLOATS or len(shape) != 4 or any(size < 1 for size in shape[1:]):
+        size = "×".join("N" if size < 0 else str(size) for size in shape)
+        raise DeviceError(f"the engine's input {name!r} is {kind} {size}; edge runs one that takes float N×3×H×W")
+    logits = next((output for output, dtype in outputs if dtype in FLOATS), None)
+    if logits is None:
+        raise DeviceError("the engine has no float output")
+    least, most = shape[0], shape[0]
+    if shape[0] < 0:
+        low, _best, high = engine.get_tensor_profile_shape(name, 0)
+        least, most = int(low[0]), int(high[0])
+    return Contract(
+        name=name,
+        shape=(shape[1], shape[2], shape[3]),
+        dtype=FLOATS[kind],
+        min_batch=least,
+        max_batch=most,
+        dynamic=shape[0] < 0,
+        outputs=outputs,
+        logits=logits,
+    )

@@ -1,0 +1,193 @@
+"""Calibrators: tables served whole, batches fed exactly, exceptions kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge.backends.trt import calibrator
+from edge.backends.trt import caps as capabilities
+from edge.backends.trt.calibrator import Feed, Feeding, Serving
+from edge.backends.trt.caps import Caps
+from edge.calibration import table as tables
+from edge.calibration.table import Algorithm, Header, Table, TrtVersion
+from edge.errors import ArtifactError, DataError, DeviceError
+
+Bind = Callable[..., Caps]
+WITH = ["8.6.1", "10.0.1", "10.3.0", "10.7.0", "10.13.3.9", "10.16.1.11"]
+
+
+class Memory:
+    """A device whose memory is a list; ``fails_at`` is the upload that breaks."""
+
+    def __init__(self, *, fails_at: int | None = None) -> None:
+        self.held: list[Any] = []
+        self._fails_at = fails_at
+
+    def upload(self, batch: Any) -> int:
+        if len(self.held) == self._fails_at:
+            raise DeviceError("the copy failed")
+        self.held.append(batch.copy())
+        return 1000 + len(self.held)
+
+
+def batches(count: int, *, size: int = 2, dtype: Any = np.float32) -> Iterator[Any]:
+    for index in range(count):
+        yield np.full((size, 3, 4, 4), index, dtype)
+
+
+def feed(memory: Any, source: Iterator[Any], *, planned: int = 3, algorithm: Algorithm = "entropy2") -> Feed:
+    return Feed(algorithm=algorithm, batches=source, planned=planned, batch=2, memory=memory)
+
+
+def some_table(algorithm: Algorithm = "entropy2", version: tuple[int, int, int] = (8, 6, 1)) -> Table:
+    return tables.from_ranges({"input": 1.0, "a: b": 2.0}, algorithm=algorithm, trt_version=TrtVersion(*version))
+
+
+@pytest.mark.parametrize("version", WITH)
+def test_a_table_is_served_whole_and_never_replaced(version: str, binding: Bind) -> None:
+    caps = binding(version)
+    table = calibrator.served(some_table(), caps, dla=False)
+    source = Serving(table, caps, batch=4)
+    made = calibrator.make(source, table.header.algorithm, caps)
+    assert isinstance(made, capabilities.module(caps).IInt8EntropyCalibrator2)
+    before = made.read_calibration_cache()
+    made.write_calibration_cache(memoryview(b"TRT-shorter"))
+    assert made.read_calibration_cache() is before
+    assert before == tables.write(table)
+    assert made.get_batch_size() == 4
+    source.raise_kept()
+
+
+@pytest.mark.parametrize(
+    ("version", "header"),
+    [("8.6.1", "TRT-8601-"), ("10.3.0", "TRT-100300-"), ("10.16.1.11", "TRT-101601-")],
+)
+def test_the_header_is_that_of_the_running_version(version: str, header: str, binding: Bind) -> None:
+    caps = binding(version)
+    for given in (some_table(version=(7, 2, 3)), some_table(version=(10, 12, 0))):
+        found = calibrator.served(given, caps, dla=False)
+        assert found.header.text.startswith(header)
+        assert found.bits == given.bits
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "dla", "served"),
+    [
+        ("entropy2", False, "EntropyCalibration2"),
+        ("minmax", False, "MinMaxCalibration"),
+        ("minmax", True, "EntropyCalibration2"),
+        ("entropy", False, "EntropyCalibration2"),
+    ],
+)
+def test_the_class_that_serves(algorithm: Algorithm, dla: bool, served: str, binding: Bind) -> None:
+    found = calibrator.served(some_table(algorithm), binding("10.3.0"), dla=dla)
+    assert found.header.text == f"TRT-100300-{served}"
+
+
+def test_a_legacy_table_is_served_as_entropy2(binding: Bind) -> None:
+    given = Table(Header.parse("0 3ff0000000000000 3fefffeb074a771d"), some_table().bits)
+    assert calibrator.served(given, binding("8.6.1"), dla=False).header.text == "TRT-8601-EntropyCalibration2"
+
+
+def test_a_refused_table_is_an_error_and_no_calibration_without_pictures(binding: Bind) -> None:
+    caps = binding("10.3.0")
+    table = calibrator.served(some_table(), caps, dla=False)
+    source = Serving(table, caps, batch=1)
+    made = calibrator.make(source, "entropy2", caps)
+    assert made.get_batch(["input"]) is None
+    with pytest.raises(ArtifactError, match=r"TensorRT 10\.3\.0 refused the calibration table \(TRT-100300-"):
+        source.raise_kept()
+
+
+@pytest.mark.parametrize("algorithm", ["entropy2", "minmax", "entropy", "legacy"])
+@pytest.mark.parametrize("version", WITH)
+def test_batches_are_fed_one_by_one(version: str, algorithm: Algorithm, binding: Bind) -> None:
+    caps = binding(version)
+    memory = Memory()
+    source = Feeding(feed(memory, batches(3), algorithm=algorithm), caps)
+    made = calibrator.make(source, algorithm, caps)
+    assert made.read_calibration_cache() is None
+    assert [made.get_batch(["input"]) for _ in range(5)] == [[1001], [1002], [1003], None, None]
+    assert [float(held.flat[0]) for held in memory.held] == [0.0, 1.0, 2.0]
+    content = bytearray(b"TRT-8601-EntropyCalibration2\ninput: 3f800000\n")
+    made.write_calibration_cache(memoryview(content))
+    content[:] = b"x" * len(content)  # TensorRT's buffer is gone after the call
+    source.raise_kept()
+    assert source.table().scales == {"input": 1.0}
+    assert (made.get_quantile(), made.get_regression_cutoff()) == (0.99999, 1.0)
+    assert made.read_histogram_cache(10) is made.write_histogram_cache(b"", 0) is None
+
+
+def broken(after: int) -> Iterator[Any]:
+    yield from batches(after)
+    raise DataError("picture 7 is not a JPEG", where="7.jpg")
+
+
+@pytest.mark.parametrize(
+    ("memory", "source", "planned", "kind", "words"),
+    [
+        pytest.param(Memory(), broken(1), 3, DataError, "picture 7 is not a JPEG", id="a picture is broken"),
+        pytest.param(Memory(fails_at=1), batches(3), 3, DeviceError, "the copy failed", id="the upload fails"),
+        pytest.param(Memory(), batches(3, size=1), 3, DataError, "a batch of 1 float32", id="a short batch"),
+        pytest.param(Memory(), batches(3, dtype=np.float64), 3, DataError, "2 float64 pictures", id="not float32"),
+        pytest.param(Memory(), batches(2), 3, DeviceError, "took 2 of 3", id="fewer batches than planned"),
+    ],
+)
+def test_what_goes_wrong_is_raised_afterwards(
+    memory: Memory, source: Iterator[Any], planned: int, kind: type[Exception], words: str, binding: Bind
+) -> None:
+    caps = binding("10.3.0")
+    state = Feeding(feed(memory, source, planned=planned), caps)
+    made = calibrator.make(state, "entropy2", caps)
+    while made.get_batch(["input"]) is not None:
+        pass
+    assert made.get_batch(["input"]) is None, "once ended, it stays so"
+    with pytest.raises(kind, match=words):
+        state.raise_kept()
+
+
+def test_fewer_batches_than_planned_were_asked_for(binding: Bind) -> None:
+    caps = binding("10.3.0")
+    source = Feeding(feed(Memory(), batches(3)), caps)
+    calibrator.make(source, "entropy2", caps).get_batch(["input"])
+    with pytest.raises(DeviceError, match="took 1 of 3 calibration batches"):
+        source.raise_kept()
+
+
+def test_ctrl_c_in_a_batch_is_kept(binding: Bind) -> None:
+    def interrupted() -> Iterator[Any]:
+        raise KeyboardInterrupt
+        yield
+
+    caps = binding("8.6.1")
+    source = Feeding(feed(Memory(), interrupted()), caps)
+    assert calibrator.make(source, "entropy2", caps).get_batch(["input"]) is None
+    with pytest.raises(KeyboardInterrupt):
+        source.raise_kept()
+
+
+def test_two_inputs(binding: Bind) -> None:
+    caps = binding("8.6.1")
+    source = Feeding(feed(Memory(), batches(3)), caps)
+    assert calibrator.make(source, "entropy2", caps).get_batch(["a", "b"]) is None
+    with pytest.raises(DeviceError, match="asks for 2 inputs at once: a, b"):
+        source.raise_kept()
+
+
+def test_no_table_was_written(binding: Bind) -> None:
+    source = Feeding(feed(Memory(), batches(0), planned=0), binding("8.6.1"))
+    with pytest.raises(DeviceError, match="took 0 batches and wrote no calibration table"):
+        source.table()
+
+
+@pytest.mark.parametrize("version", ["11.4.0.106", "rtx"])
+def test_no_calibrators(version: str, binding: Bind) -> None:
+    caps = binding(version)
+    with pytest.raises(DeviceError, match="reads no calibration table"):
+        calibrator.served(some_table(), caps, dla=False)
+    with pytest.raises(DeviceError, match="has no minmax calibrator"):
+        calibrator.make(Feeding(feed(Memory(), batches(1)), caps), "minmax", caps)

@@ -1,0 +1,140 @@
+"""Progress in percent, log lines, and exceptions that C++ must not see."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from edge.backends.trt import caps as capabilities
+from edge.backends.trt import monitor
+from edge.backends.trt.caps import Caps
+from edge.backends.trt.monitor import Watch
+from edge.events import Event, Progress
+
+
+def percents(events: list[Event]) -> list[int]:
+    return [event.done for event in events if isinstance(event, Progress)]
+
+
+def test_nested_phases_add_up_and_never_go_back() -> None:
+    events: list[Event] = []
+    watch = Watch(listen=events.append)
+    watch.started("Building engine", None, 2)
+    watch.started("Optimizing graph", "Building engine", 4)
+    for step in range(4):
+        assert watch.stepped("Optimizing graph", step)
+    watch.finished("Optimizing graph")
+    watch.stepped("Building engine", 0)
+    watch.started("Timing", "Building engine", 2)
+    watch.stepped("Timing", 0)
+    watch.finished("Timing")
+    watch.finished("Building engine")
+    found = percents(events)
+    assert found == sorted(set(found))
+    assert (found[0], found[-1]) == (0, 100)
+    assert {12, 25, 37, 50, 75} <= set(found)
+    assert all(event.stage == "build engine" and event.total == 100 for event in events if isinstance(event, Progress))
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        pytest.param([("stepped", "never started", 3)], id="an unknown phase"),
+        pytest.param([("started", "a", None, 0), ("stepped", "a", 5)], id="no steps at all"),
+        pytest.param([("started", "a", "b", 2), ("started", "b", "a", 2), ("stepped", "a", 0)], id="each in the other"),
+        pytest.param([("finished", "a")], id="ended and never begun"),
+    ],
+)
+def test_strange_phases(calls: list[tuple[Any, ...]]) -> None:
+    events: list[Event] = []
+    watch = Watch(listen=events.append)
+    for name, *arguments in calls:
+        getattr(watch, name)(*arguments)
+    assert all(0 <= value <= 100 for value in percents(events))
+
+
+def test_stopping() -> None:
+    asked = iter([False, True, False])
+    watch = Watch(should_stop=lambda: next(asked))
+    watch.started("a", None, 3)
+    assert [watch.stepped("a", step) for step in range(3)] == [True, False, False]
+    assert watch.stopped
+    watch.finished("a")
+    assert percents([]) == []
+
+
+def test_lines_are_kept_by_rank_and_chatter_is_not() -> None:
+    watch = Watch()
+    watch.said("VERBOSE", "chatter")
+    watch.said("INFO", " a word \n")
+    watch.said("WARNING", "careful")
+    watch.said("INTERNAL_ERROR", "broken")
+    assert [line.text for line in watch.errors] == ["broken"]
+    assert [line.text for line in watch.warnings] == ["careful"]
+    assert [line.text for line in watch.recent] == ["a word", "careful", "broken"]
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.3.0", "rtx"])
+def test_one_logger_per_binding_speaks_to_whoever_watches(version: str, binding: Callable[..., Caps]) -> None:
+    module = capabilities.module(binding(version))
+    first, second = Watch(), Watch()
+    with monitor.watching(module, first) as logger:
+        logger.log(module.ILogger.ERROR, "one")
+        with monitor.watching(module, second) as same:
+            assert same is logger
+            same.log(module.ILogger.WARNING, "two")
+        logger.log(module.ILogger.INFO, "three")
+    logger.log(module.ILogger.ERROR, "nobody listens")
+    assert [line.text for line in first.recent] == ["one", "three"]
+    assert [line.text for line in second.recent] == ["two"]
+
+
+class Stopped(BaseException):
+    """Like the command line's: no Exception."""
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, Stopped])
+@pytest.mark.parametrize("place", ["phase_start", "step_complete", "phase_finish", "log"])
+def test_no_exception_leaves_a_callback(place: str, kind: type[BaseException], binding: Callable[..., Caps]) -> None:
+    module = capabilities.module(binding("10.3.0"))
+
+    def broken(*_: Any) -> Any:
+        raise kind("inside")
+
+    watch = Watch(listen=broken, should_stop=broken)
+    made = monitor.progress_monitor(module, watch)
+    if place == "log":
+        watch.said = broken  # type: ignore[method-assign]
+        with monitor.watching(module, watch) as logger:
+            logger.log(module.ILogger.INFO, "x")
+    elif place == "step_complete":
+        assert made.step_complete("a", 0) is False
+    elif place == "phase_start":
+        made.phase_start("a", None, 1)
+    else:
+        watch._phases["a"] = monitor._Phase(None, 1)
+        made.phase_finish("a")
+    assert made.step_complete("a", 0) is False, "the build is cancelled at the next step"
+    with pytest.raises(kind, match="inside"):
+        watch.raise_kept()
+
+
+def test_a_signal_in_the_middle_of_a_callback(binding: Callable[..., Caps]) -> None:
+    module = capabilities.module(binding("10.16.1.11"))
+
+    def on_signal(_number: int, _frame: object) -> None:
+        raise Stopped
+
+    before = signal.signal(signal.SIGUSR1, on_signal)
+    try:
+        watch = Watch(listen=lambda _event: signal.raise_signal(signal.SIGUSR1))
+        made = monitor.progress_monitor(module, watch)
+        made.phase_start("a", None, 2)
+        assert made.step_complete("a", 0) is False
+        with pytest.raises(Stopped):
+            watch.raise_kept()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
