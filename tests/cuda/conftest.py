@@ -1,12 +1,11 @@
 """The preprocessing kernel as plain C++, and a GPU where there is one.
 
-``host_device`` and ``parity`` lie beside this file and are imported by name.
+Imported by name: ``host_device``, ``parity`` and ``plain_cpp``, which lie beside this file, ``engine_double`` in
+tests/trt_runner and ``double`` in tests/trt.
 """
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,26 +13,11 @@ from typing import Any
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
-REPOSITORY = HERE.parents[1]
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "trt"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "trt_runner"))
 
-from edge.backends.cuda import kernels
-
-WARNINGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
-
-
-def build(output: Path, *options: str) -> Path:
-    """Compile kernel_on_cpu.cpp with the tile that edge launches."""
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler (g++, clang++): the kernel cannot be built as plain C++")
-    command = [compiler, *WARNINGS, *kernels.TILE.options, *options, "-I", str(REPOSITORY / "edge/backends/cuda")]
-    done = subprocess.run(
-        [*command, "-o", str(output), str(HERE / "kernel_on_cpu.cpp")], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return output
+from plain_cpp import build
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Random cases for the preprocessing kernel, laid out in memory as hard as they come, and what the CPU path makes of them.
+"""Random cases for the preprocessing kernel, laid out in memory as hard as they come, and the CPU path beside it.
 
 A case has one to three frames of one size in one block of memory: rows any distance apart, rows upwards or downwards,
 any alignment. Sizes go from one pixel to several hundred, targets from one pixel to more than two tiles.
@@ -143,6 +143,28 @@ def check(item: Case, result: np.ndarray) -> None:
     largest, mean = differences(item, result)
     assert largest <= MAX_STEPS, f"{item.title()}: {largest:.2f} steps"
     assert mean <= MEAN_STEPS, f"{item.title()}: {mean:.3f} steps in the mean"
+
+
+def run_on(gpu: Any, module: Any, item: Case) -> np.ndarray:
+    """Run a case on a device, in memory of its size, its output poisoned before. Inside ``with gpu.active()``."""
+    memory = gpu.memory(item.shift + item.memory.size)
+    target = gpu.memory(item.output_bytes)
+    host = gpu.pinned(max(item.shift + item.memory.size, item.output_bytes))
+    host.array[:] = 0xFF
+    gpu.upload(target.address, host.array[: item.output_bytes])
+    gpu.synchronize()
+    host.array[item.shift : item.shift + item.memory.size] = item.memory
+    gpu.upload(memory.address, host.array[: item.shift + item.memory.size])
+    job = item.job(address=memory.address + item.shift, target=target.address)
+    grid = item.plan.grid(len(item.pictures))
+    module.launch(item.kernel, job, grid=grid, threads=item.plan.tile.threads, shared=item.plan.shared_bytes)
+    gpu.synchronize()
+    gpu.download(host.array[: item.output_bytes], target.address)
+    gpu.synchronize()
+    result = host.array[: item.output_bytes].view(item.dtype).reshape(item.output_shape).copy()
+    for each in (memory, target, host):
+        each.free()
+    return result
 
 
 def _smooth(rng: np.random.Generator, height: int, width: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The kernel against the CPU path, as plain C++ under AddressSanitizer: parity, every pixel written, no read outside."""
+"""The kernel as plain C++ against the CPU path, under AddressSanitizer: parity, every pixel written, no stray read."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ from parity import Case, case, cases, check, differences
 CASE = struct.Struct("=3q")
 
 Run = Callable[[Sequence[Case]], list[np.ndarray]]
+
+
+def packed(item: Case, job: bytes) -> bytes:
+    """One case of a file: addresses are offsets, and the program adds where it has put things."""
+    grid = item.plan.grid(len(item.pictures))
+    launch = LAUNCH.pack(item.kernel.encode(), job, *grid, item.plan.tile.threads, item.plan.shared_bytes)
+    sizes = CASE.pack(item.shift, item.memory.size, item.output_bytes)
+    return launch + sizes + bytes(item.memory.tobytes())
 
 
 @pytest.fixture
@@ -118,12 +126,7 @@ def test_a_read_outside_of_the_frame_is_noticed(checked_program: Path, tmp_path:
     low, high = struct.unpack_from("=ii", job, 28)
     struct.pack_into("=ii", job, 28, low - 64, high + 64)
     given = tmp_path / "cases"
-    grid = item.plan.grid(len(item.pictures))
-    given.write_bytes(
-        LAUNCH.pack(item.kernel.encode(), bytes(job), *grid, item.plan.tile.threads, item.plan.shared_bytes)
-        + CASE.pack(1, item.memory.size, item.output_bytes)
-        + item.memory.tobytes()
-    )
+    given.write_bytes(packed(item, bytes(job)))
     done = subprocess.run([checked_program, given, tmp_path / "results"], capture_output=True, check=False, timeout=60)
     assert done.returncode != 0
     assert b"outside of the frame" in done.stderr or b"AddressSanitizer" in done.stderr

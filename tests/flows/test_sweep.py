@@ -237,7 +237,7 @@ def test_a_sweep_that_is_stopped_at_once_has_found_nothing(bench: Bench, tmp_pat
     assert not output.exists()
 
 
-@pytest.mark.parametrize("stage", ["count", "tables", "batches", "prepare", "fp32"])
+@pytest.mark.parametrize("stage", ["count", "tables", "batches", "prepare"])
 def test_a_sweep_that_is_stopped_before_the_first_score(bench: Bench, tmp_path: Path, stage: str) -> None:
     small, output = bench(), tmp_path / "sweep.json"
     there = False

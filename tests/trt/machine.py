@@ -40,7 +40,8 @@ class World:
 
     ``says``: log lines (severity, text) of the next build. ``fails``: lines of an error; there is no engine then.
     ``no_cuda``: a line; no builder can be made. ``takes``: batches that a calibrator is asked for, None for all.
-    ``refuses_table``, ``refuses_cache``: as the words say. ``hook``: called at every step of a build.
+    ``refuses_table``, ``refuses_cache``: as the words say. ``fuses``: kinds of layers that the engine hides in one.
+    ``hook``: called at every step of a build.
     """
 
     def __init__(self, version: str, **settings: Any) -> None:
@@ -49,6 +50,7 @@ class World:
         self.dla_cores = 0
         self.fast_fp16 = self.fast_int8 = True
         self.dla_refuses: tuple[str, ...] = ()
+        self.fuses: tuple[str, ...] = ()
         self.can_load = True
         self.no_cuda: str | None = None
         self.says: list[tuple[str, str]] = []
@@ -267,10 +269,14 @@ class _Build:
         dequantized = {
             t.name for layer in self.network._d.layers if layer._d.kind == "DEQUANTIZE" for t in layer._d.outputs
         }
-        found = []
+        found: list[dict[str, Any]] = []
+        hidden = False
         for layer in self.network._d.layers:
             kind = layer._d.kind
             if kind == "CONSTANT":
+                continue
+            if kind in self.world.fuses or (self._on_dla() and _can_run_on_dla(self.config, layer)):
+                hidden = True
                 continue
             tensors = [t.name for t in (*layer._d.inputs, *layer._d.outputs) if t._d.dtype == "FLOAT"]
             implicit = "INT8" in self.flags and bool(self.scales) and all(self.scales.get(n, 0) > 0 for n in tensors)
@@ -289,7 +295,12 @@ class _Build:
             key = "Format/Datatype" if old else "Datatype"
             item["Inputs"] = [{"Name": t.name, key: datatype} for t in layer._d.inputs]
             found.append(item)
+        if hidden:
+            found.append({"Name": "{ForeignNode[first...last]}", "LayerType": "DLA" if self._on_dla() else "Myelin"})
         return found
+
+    def _on_dla(self) -> bool:
+        return getattr(self.config._d.properties.get("default_device_type"), "name", "GPU") == "DLA"
 
 
 # network and parser

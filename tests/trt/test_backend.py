@@ -6,9 +6,10 @@ import importlib.util
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,7 @@ class Stopped(BaseException):
 def test_ctrl_c_ends_the_child(
     stubborn: bool, for_rtx: Callable[..., BuildRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(isolated, "_GRACE_S", 0.3)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     note = tmp_path / "child.pid"
     trap = "trap '' TERM; " if stubborn else ""
     command = ["sh", "-c", f"{trap}cat > /dev/null; echo $$ > {note}; while :; do sleep 0.05; done"]
@@ -267,12 +268,12 @@ def test_ctrl_c_ends_the_child(
     thread.start()
     try:
         with pytest.raises(Stopped):
-            isolated.build(for_rtx(), rtx=True, options=Options(), command=command)
+            isolated.build(for_rtx(), rtx=True, options=Options(), command=command, grace_s=0.3)
     finally:
         signal.signal(signal.SIGUSR1, before)
         thread.join()
     assert not is_alive(int(note.read_text()))
-    assert list(leftovers()) == []
+    assert list(tmp_path.glob("edge-build-*")) == []
 
 
 def is_alive(number: int) -> bool:
@@ -281,9 +282,3 @@ def is_alive(number: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def leftovers() -> Iterator[Path]:
-    import tempfile
-
-    yield from Path(tempfile.gettempdir()).glob("edge-build-*")

@@ -370,6 +370,40 @@ def test_dla(version: str, binding: Bind, asked: Ask) -> None:
     assert "GPU_FALLBACK" in built.flags
     assert built.decision.route == "implicit"
     assert "layers of the network cannot run on the DLA: maxpool_6; they go to the GPU" in built.notes[0]
+    # All four weighted layers are inside of what the engine shows as one.
+    assert (built.layers.weighted, built.layers.weighted_int8) == (4, 4)
+    assert built.info["opaque_layers"] == 1
+
+
+def test_a_weighted_layer_that_a_dla_refuses_is_counted_on_the_gpu(binding: Bind, asked: Ask) -> None:
+    caps = binding("10.3.0", dla_cores=1, dla_refuses=("gemm_9",))
+    request = asked("int8", build={"dla_core": 0}, input=FIXED)
+    built = builder.build(request, caps)
+    assert built is not None
+    assert (built.layers.weighted, built.layers.weighted_int8) == (4, 4)
+    # Without a scale, INT8 is lost: on the GPU for the Gemm, on the DLA for the second convolution.
+    for tensor in ("flat", "c2"):
+        table = table_for(request.model, **{tensor: 0.0})
+        built = builder.build(asked("int8", table=table, build={"dla_core": 0}, input=FIXED), caps)
+        assert built is not None
+        assert (built.layers.weighted, built.layers.weighted_int8) == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("version", "precision", "counts", "words"),
+    [
+        pytest.param("10.3.0", "int8", (4, 1), "3 weighted layers are hidden in fused ones", id="not claimed"),
+        pytest.param("11.4.0.106", "int8", (4, 4), "counted in the graph, not in the engine", id="decided by Q/DQ"),
+        pytest.param("11.4.0.106", "fp16", (4, 0), "counted in the graph, not in the engine", id="FP16 in the graph"),
+    ],
+)
+def test_layers_that_the_engine_hides(
+    version: str, precision: str, counts: tuple[int, int], words: str, binding: Bind, asked: Ask
+) -> None:
+    built = builder.build(asked(precision), binding(version, fuses=("CONVOLUTION", "POOLING")))
+    assert built is not None
+    assert (built.layers.weighted, built.layers.weighted_int8) == counts
+    assert any(words in note for note in built.notes)
 
 
 @pytest.mark.parametrize(

@@ -72,9 +72,9 @@ def test_a_plan_is_built(
     assert built is not None
     assert (built.layers.weighted, built.layers.weighted_int8) == (weighted, weighted if precision == "int8" else 0)
     size = request.model.stat().st_size
-    # FP32 keeps all weights as they are; FP16 halves them, INT8 leaves less than FP16 where 1×1 convolutions rule.
-    assert {"fp32": 0.9, "fp16": 0.4, "int8": 0.2}[precision] < len(built.plan) / size
-    assert len(built.plan) / size < {"fp32": 1.2, "fp16": 0.6, "int8": 0.75}[precision]
+    # FP32 keeps the weights as they are and FP16 halves them; of INT8, some are kept in two forms.
+    smallest, largest = {"fp32": (0.9, 1.2), "fp16": (0.4, 0.6), "int8": (0.2, 0.9)}[precision]
+    assert smallest < len(built.plan) / size < largest
     assert built.flags == ([] if precision == "fp32" else ["TF32"])
     progress = [event.done for event in events if isinstance(event, Progress)]
     assert (progress[0], progress[-1]) == (0, 100)
@@ -135,7 +135,7 @@ def odd_operator(path: Path) -> Path:
 
 
 def custom_operator(path: Path) -> Path:
-    return network(path, [helper.make_node("Swish", ["input"], ["y"], name="s1", domain="com.x")], [], domain=True)
+    return network(path, [helper.make_node("Rotate", ["input"], ["y"], name="s1", domain="com.x")], [], domain=True)
 
 
 def wrong_kernel(path: Path) -> Path:
@@ -162,7 +162,7 @@ def truncated(path: Path) -> Path:
     ("make", "words"),
     [
         pytest.param(odd_operator, r"Det \(det1\): TensorRT has no such operator; try: replace it", id="operator"),
-        pytest.param(custom_operator, r"Swish \(s1\): TensorRT has no such operator, and no plugin", id="custom"),
+        pytest.param(custom_operator, r"Rotate \(s1\): TensorRT has no such operator, and no plugin", id="custom"),
         pytest.param(wrong_kernel, r"Conv \(conv1\): Kernel weight dimension failed", id="shapes that do not fit"),
         pytest.param(lost_weights, r"the weights w cannot be read|lost\.bin", id="external weights are gone"),
         pytest.param(truncated, "cannot be read as ONNX|not a valid ONNX", id="truncated"),

@@ -103,7 +103,7 @@ class TensorRT:
         """Open an engine file; ``threads`` means nothing here."""
         del threads
         from edge.backends.trt import caps
-        from edge.backends.trt.runner import TrtSession  # type: ignore[import-not-found]
+        from edge.backends.trt.runner import TrtSession
 
         session: Session = TrtSession(engine, caps.load(rtx=self._rtx), precision=precision)
         return session

@@ -23,6 +23,7 @@ from edge.backends.trt.caps import Caps
 from edge.backends.trt.configure import Accelerator, Options
 from edge.backends.trt.forms import Form
 from edge.backends.trt.route import Decision
+from edge.calibration import check
 from edge.calibration.table import Table
 from edge.errors import DeviceError
 from edge.events import Listener, Note, silence
@@ -149,6 +150,7 @@ class _Job:
         setup = configure.Setup(
             binding=self.binding, caps=self.caps, request=self.request, decision=self.decision,
             builder=self.builder, network=self.network, config=self.config, options=self.options,
+            scaled=self._scaled(),
         )  # fmt: skip
         self.accelerator = configure.apply(
             setup, limits=limits, calibrator=self.calibrator, before_fusion=self.before_fusion
@@ -292,6 +294,12 @@ class _Job:
         return Layers(
             weighted=counted.weighted + hidden, weighted_int8=counted.weighted_int8 + on_dla, by_type=counted.by_type
         )
+
+    def _scaled(self) -> frozenset[str]:
+        if not isinstance(self.source, Serving):
+            return frozenset()
+        bits = self.source.table.bits
+        return frozenset(name for name, pattern in bits.items() if check.value_code(pattern) is None)
 
     def _model_bytes(self) -> int:
         return len(self.form.data) if self.form.data is not None else self.form.path.stat().st_size

@@ -33,7 +33,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
-    """The objects of one build that its configuration needs."""
+    """The objects of one build that its configuration needs; ``scaled`` names the tensors with a usable scale."""
 
     binding: Any
     caps: Caps
@@ -43,6 +43,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     network: Any
     config: Any
     options: Options
+    scaled: frozenset[str] = frozenset()
 
 
 def creation_flags(binding: Any, caps: Caps) -> int:  # noqa: ANN401
@@ -77,7 +78,7 @@ def check_units(builder: Any, request: BuildRequest, caps: Caps) -> None:  # noq
 
 
 class Accelerator(msgspec.Struct, frozen=True, kw_only=True):
-    """What the DLA takes of the network: how many weighted layers, and what to tell the user."""
+    """What the DLA takes of the network: weighted layers that it can run in INT8, and what to tell the user."""
 
     weighted: int = 0
     notes: list[str] = []
@@ -183,7 +184,7 @@ def _use_dla(setup: Setup) -> Accelerator:
         config.set_flag(binding.BuilderFlag.GPU_FALLBACK)
     layers = [setup.network.get_layer(index) for index in range(setup.network.num_layers)]
     taken = [layer for layer in layers if config.can_run_on_DLA(layer)]
-    weighted = sum(layer.type.name in _WEIGHTED for layer in taken)
+    weighted = sum(layer.type.name in _WEIGHTED and _is_scaled(layer, setup.scaled) for layer in taken)
     refused = [layer.name for layer in layers if layer not in taken]
     if not refused:
         return Accelerator(weighted=weighted)
@@ -191,6 +192,13 @@ def _use_dla(setup: Setup) -> Accelerator:
     if build.gpu_fallback:
         return Accelerator(weighted=weighted, notes=[f"{text}; they go to the GPU"])
     raise DeviceError(text, where=setup.request.model, hint="build.gpu_fallback: true")
+
+
+def _is_scaled(layer: Any, scaled: frozenset[str]) -> bool:  # noqa: ANN401
+    """Whether every tensor at a layer has a scale: a DLA runs it in FP16, or not at all, when one is missing."""
+    inputs = [layer.get_input(index) for index in range(layer.num_inputs)]
+    outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
+    return all(tensor.name in scaled for tensor in (*inputs, *outputs) if tensor is not None)
 
 
 def _batch_range(setup: Setup, *, only_opt: bool = False) -> Any:  # noqa: ANN401

@@ -3,9 +3,9 @@
 FP16 for strongly typed networks is made by ``onnxruntime.transformers.float16``. Reasons, against the others that were
 looked at: it is kept (onnxruntime is released every few months), it is there already (onnxruntime is a guest that edge
 has on every machine, so nothing is installed for it), and what it makes is parsed and built by TensorRT for RTX in the
-tests. ``onnxconverter-common``, from which it grew, has fewer fixes and would be one more package. NVIDIA's Model
-Optimizer (``modelopt.onnx.autocast``) chooses per node and is the better tool where FP16 overflows, but brings PyTorch
-and has no wheels for a Jetson; its output is an ONNX file that edge takes like any other.
+tests. ``onnxconverter-common``, from which it grew, lacks its fixes and would be one more package. NVIDIA's Model
+Optimizer (``modelopt.onnx.autocast``) chooses per node and is the better tool where FP16 overflows, but is a stack of
+its own to install; its output is an ONNX file that edge takes like any other.
 
 The network's input and output stay float32 in all forms, so the loop feeds every engine alike.
 """
@@ -104,7 +104,7 @@ def _serialized(proto: Any, path: Path) -> bytes:  # noqa: ANN401
         raise ModelError(what, where=path, hint="--precision fp32 reads the file with its external weights") from exc
 
 
-def _sort(proto: ModelProto) -> None:
+def _sort(proto: Any) -> None:  # noqa: ANN401
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     OnnxModel(proto).topological_sort()

@@ -90,8 +90,12 @@ def build(
     timing_cache: bytes | None = None,
     listen: Listener = silence,
     command: Sequence[str] | None = None,
+    grace_s: float = _GRACE_S,
 ) -> Built:
     """Build as :func:`edge.backends.trt.builder.build` does, in a child process (``command``, this Python by default).
+
+    Not for the device's own calibrators: their pictures come from this process. ``grace_s`` seconds after it was asked
+    to end, the child is killed.
 
     Raises:
         EdgeError: what the child met, in its own class. DeviceError: the child was killed, or crashed.
@@ -105,7 +109,9 @@ def build(
             rtx=rtx, options=options, folder=name,
         )  # fmt: skip
         command = command or (sys.executable, "-c", _CHILD, json.dumps(sys.path))
-        summary = _run(command, msgspec.json.encode(job, enc_hook=os.fspath), where=job.model, listen=listen)
+        content = msgspec.json.encode(job, enc_hook=os.fspath)
+        with _child(command, grace_s) as process:
+            summary = _run(process, content, where=job.model, listen=listen)
         cache = folder / f"{_CACHE}.new"
         return Built(
             plan=(folder / _PLAN).read_bytes(),
@@ -119,23 +125,22 @@ def build(
         )
 
 
-def _run(command: Sequence[str], job: bytes, *, where: str, listen: Listener) -> _Summary:
+def _run(process: subprocess.Popen[bytes], job: bytes, *, where: str, listen: Listener) -> _Summary:
+    assert process.stdin is not None  # noqa: S101 - a pipe was asked for
+    assert process.stdout is not None  # noqa: S101
     summary: _Summary | None = None
-    with _child(command) as process:
-        assert process.stdin is not None  # noqa: S101 - a pipe was asked for
-        assert process.stdout is not None  # noqa: S101
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(job)
-            process.stdin.close()
-        for message in _messages(process.stdout):
-            if message.failure is not None:
-                raise _error(message.failure)
-            if message.summary is not None:
-                summary = message.summary
-            event: Event | None = message.progress or message.note
-            if event is not None:
-                listen(event)
-        code = process.wait()
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(job)
+        process.stdin.close()
+    for message in _messages(process.stdout):
+        if message.failure is not None:
+            raise _error(message.failure)
+        if message.summary is not None:
+            summary = message.summary
+        event: Event | None = message.progress or message.note
+        if event is not None:
+            listen(event)
+    code = process.wait()
     if summary is not None and code == 0:
         return summary
     if code == -signal.SIGKILL:
@@ -148,7 +153,7 @@ def _run(command: Sequence[str], job: bytes, *, where: str, listen: Listener) ->
 
 
 @contextlib.contextmanager
-def _child(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+def _child(command: Sequence[str], grace_s: float) -> Iterator[subprocess.Popen[bytes]]:
     """The build process; ended, by force if need be, when the block is left."""
     process = subprocess.Popen(
         list(command),
@@ -163,7 +168,7 @@ def _child(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(_GRACE_S)
+                process.wait(grace_s)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -17,13 +17,15 @@ from edge.backends.base import Layers
 
 _WEIGHTED = re.compile(r"Conv|Gemm|MatMul|MatrixMultiply|FullyConnected|Fully ?Connected", re.IGNORECASE)
 _INT8 = re.compile(r"int8|\bi8\b", re.IGNORECASE)
+_HIDING = frozenset({"Myelin", "DLA"})
 _HALF = re.compile(r"fp16|half|float16", re.IGNORECASE)
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
     """Layers of an engine: see :class:`edge.backends.base.Layers`; ``weighted_fp16`` and ``opaque`` besides.
 
-    ``opaque`` layers are fused by TensorRT's second compiler (Myelin, ForeignNode): nobody says what runs inside.
+    ``opaque`` layers are fused by TensorRT's second compiler (Myelin) or go to the DLA in one piece, as a ForeignNode:
+    nobody says what runs inside.
     """
 
     weighted: int
@@ -52,7 +54,7 @@ def count(inspection: str) -> Counts | None:
     for layer in listed:
         kind = str(layer.get("ParameterType") or layer.get("LayerType") or "unknown")
         kinds[kind] += 1
-        if "ForeignNode" in str(layer.get("Name", "")) or "Myelin" in str(layer.get("LayerType", "")):
+        if "ForeignNode" in str(layer.get("Name", "")) or str(layer.get("LayerType", "")) in _HIDING:
             opaque += 1
         if not _is_weighted(layer):
             continue

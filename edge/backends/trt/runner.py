@@ -110,8 +110,8 @@ class TrtSession:
         self._count((count, *self.contract.shape))
         return self._staging[:count]
 
-    def preprocess_on_gpu(self, spec: Preprocess, target: Input) -> GpuPreprocessor:
-        """Get ready for :meth:`infer_frames`. Frames may be decoded into the ``slot`` of what is returned.
+    def preprocess_on_gpu(self, spec: Preprocess, target: Input) -> None:
+        """Get ready for :meth:`infer_frames`.
 
         Raises:
             DeviceError: the engine takes another size, or the kernel cannot be compiled.
@@ -128,7 +128,14 @@ class TrtSession:
             self._frames = GpuPreprocessor(
                 spec, target, self._device, batch=self.contract.max_batch, half=self.contract.dtype == "float16"
             )
-        return self._frames
+
+    def frame_slot(self, index: int, height: int, width: int) -> NDArray[np.uint8]:
+        """Page-locked memory for frame ``index`` of a batch, uint8 H×W×3: decode into it to save a copy.
+
+        It is that frame's place until a larger frame comes; then ask again.
+        """
+        with self._device.active():
+            return self._preprocessor().slot(index, height, width)
 
     def infer_frames(self, frames: Sequence[NDArray[np.uint8]]) -> FrameInference:
         """Preprocess uint8 H×W×3 BGR frames on the device and run them.
@@ -138,9 +145,7 @@ class TrtSession:
             DeviceError: the device failed, or ``preprocess_on_gpu`` did not come first.
         """
         count = self._count((len(frames), *self.contract.shape))
-        preprocess, device = self._frames, self._device
-        if preprocess is None:
-            raise DeviceError("infer_frames needs preprocess_on_gpu first")
+        preprocess, device = self._preprocessor(), self._device
         with device.active():
             self._fit(count)
             preprocess.stage(frames)
@@ -238,6 +243,12 @@ class TrtSession:
     def _check_open(self) -> None:
         if self._closed:
             raise DeviceError("the session is closed")
+
+    def _preprocessor(self) -> GpuPreprocessor:
+        self._check_open()
+        if self._frames is None:
+            raise DeviceError("frames need preprocess_on_gpu first")
+        return self._frames
 
     def _count(self, shape: tuple[int, ...]) -> int:
         self._check_open()

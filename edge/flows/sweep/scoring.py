@@ -154,22 +154,21 @@ class Examiner:
             ModelError: a table does not fit the model.
             DeviceError: NaN or infinity.
         """
-        done = 0
-        listen(Progress("score", done, len(tables), unit="tables"))
-        waiting: tuple[str, _Network, list[_Part]] | None = None
-        for name, table in (*tables.items(), (None, None)):
+        listen(Progress("score", 0, len(tables), unit="tables"))
+        running: tuple[str, _Network, list[_Part]] | None = None
+        for done, (name, table) in enumerate((*tables.items(), ("", None))):
             # The pool works on the one before while this thread makes the next ready.
-            network = None if table is None else _Network.of(self._model, table)
-            if waiting is not None:
-                before, quantized, parts = waiting
+            following = None if table is None or self._should_stop() else _Network.of(self._model, table)
+            if running is not None:
+                before, network, parts = running
                 logits = self._finish(parts)
                 if logits is None:
                     return
-                yield before, self._against_exact(logits, quantized)
-                done += 1
+                yield before, self._against_exact(logits, network)
                 listen(Progress("score", done, len(tables), unit="tables"))
-            if name is not None and network is not None:
-                waiting = (name, network, self._start(network.data, "int8"))
+            if following is None:
+                return
+            running = (name, following, self._start(following.data, "int8"))
 
     def _start(self, model: bytes, precision: str) -> list[_Part]:
         # One thread per picture scales better than many threads in one, and all may use the same session.

@@ -1,0 +1,27 @@
+"""The preprocessing kernel built as plain C++."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from edge.backends.cuda import kernels
+
+HERE = Path(__file__).resolve().parent
+WARNINGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
+
+
+def build(output: Path, *options: str) -> Path:
+    """Compile kernel_on_cpu.cpp with the tile that edge launches; skips where there is no compiler."""
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler (g++, clang++): the kernel cannot be built as plain C++")
+    command = [compiler, *WARNINGS, *kernels.TILE.options, *options, "-I", str(HERE.parents[1] / "edge/backends/cuda")]
+    done = subprocess.run(
+        [*command, "-o", str(output), str(HERE / "kernel_on_cpu.cpp")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return output

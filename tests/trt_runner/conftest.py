@@ -1,0 +1,76 @@
+"""A TensorRT session in host memory: the bindings' doubles, on a device that is none.
+
+``engine_double`` lies beside this file, ``host_device`` and ``plain_cpp`` in tests/cuda, ``double`` in tests/trt.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "cuda"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "trt"))
+
+from double import VERSIONS
+from engine_double import tensorrt, write_engine
+from host_device import HostDevice
+from plain_cpp import build
+
+from edge.backends.trt import caps as capabilities
+from edge.backends.trt.runner import TrtSession
+
+NAMES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
+
+
+@pytest.fixture(params=VERSIONS)
+def version(request: pytest.FixtureRequest) -> str:
+    """Each of the eight bindings."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def cpu_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The preprocessing kernel as a shared library, for HostDevice."""
+    return build(tmp_path_factory.mktemp("kernel") / "kernel_on_cpu.so", "-O2", "-shared", "-fPIC")
+
+
+@pytest.fixture
+def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """``open_session(device=..., version="10.3.0", graphs=True, prepare=f, **engine)``: an open session.
+
+    It has its ``world`` (of the TensorRT double) and its device as attributes ``world`` and ``on``. ``prepare`` gets
+    the world before the session is opened.
+    """
+    opened = []
+
+    def make(
+        device: HostDevice | None = None,
+        *,
+        version: str = "10.3.0",
+        graphs: bool = True,
+        prepare: Callable[[Any], None] = lambda _world: None,
+        path: Path | None = None,
+        **engine: Any,
+    ) -> Any:
+        device = device or HostDevice()
+        module = tensorrt(version, device)
+        for name in NAMES:
+            monkeypatch.setitem(sys.modules, name, None)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        prepare(module.world)
+        engine_path = path or write_engine(tmp_path / "an.engine", **engine)
+        session = TrtSession(engine_path, capabilities.load(), precision="int8", device=device, graphs=graphs)
+        session.world, session.on = module.world, device  # type: ignore[attr-defined]
+        opened.append(session)
+        return session
+
+    yield make
+    for session in opened:
+        session.close()
+        assert session.on.live == []
+        assert session.world.leaks == []
