@@ -79,7 +79,8 @@ def logits(
         listen(Progress(stage, start + len(group), len(pictures)))
     if not found:
         raise DataError("no pictures to evaluate with")
-    return np.concatenate(found)
+    every: NDArray[np.float32] = np.concatenate(found)
+    return every
 
 
 def score(

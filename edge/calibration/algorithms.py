@@ -188,7 +188,7 @@ def _least_divergence(counts: NDArray[np.float64], *, margin: float) -> int | No
     if counts.size <= LEVELS or counts.sum() == 0.0:
         return None
     divergence = _divergences(counts)
-    least = float(divergence.min())
+    least = float(np.min(divergence))
     if least > float(divergence[-1]) * (1.0 - margin):
         return None
     return int(np.flatnonzero(divergence == least)[-1]) + LEVELS

@@ -49,7 +49,7 @@ class Counter:
 
     def _count(self, tensor: TensorStatistics, flat: NDArray[np.float32], *, name: str, what: str) -> None:
         # Adding 0.0 turns -0.0 into 0.0: which of them comes first must not matter.
-        low, high = float(flat.min()) + 0.0, float(flat.max()) + 0.0
+        low, high = float(np.min(flat)) + 0.0, float(np.max(flat)) + 0.0
         if not (np.isfinite(low) and np.isfinite(high)):
             raise ModelError(
                 f"tensor {name!r} holds NaN or infinity for {what}",

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from edge.frames import Picture, Pictures
     from edge.stats import Interval
 
-_MARKS = {"best": "*", "same": "=", "top-1 alike": "~", "different": ""}
 # Columns of a terminal from which both ends of every interval fit.
 _WIDE = 146
 
@@ -142,7 +141,11 @@ def _show(terminal: Terminal, record: Record) -> None:
     wide = terminal.out.width >= _WIDE
     columns = ["", "algorithm", "n", "seed", "SQNR, dB", "as FP32, %", "top-1 - FP32"]
     columns += ["p", "top-1, %", "top-5, %"] if wide else []
-    terminal.table(columns, [_row(row, found.batch, wide=wide) for row in found.rows], right=range(2, len(columns)))
+    terminal.table(
+        columns,
+        [[reading.MARKS[row.mark], *_row(row, found.batch, wide=wide)] for row in found.rows],
+        right=range(2, len(columns)),
+    )
     terminal.show(
         "* highest SQNR; = not told from it by SQNR; ~ told from it by SQNR, not by top-1 "
         f"({found.n} pictures, {len(found.rows) - 1} comparisons, corrected by Holm's method)"
@@ -153,7 +156,7 @@ def _show(terminal: Terminal, record: Record) -> None:
     terminal.show(how)
     for answer in reading.answers(record):
         terminal.show("")
-        terminal.show(f"{answer.question} {answer.short[0].upper()}{answer.short[1:]}.")
+        terminal.show(f"{answer.question} {answer.short}.")
         for line in answer.detail:
             terminal.show(f"  {line}")
     counted, scored = record.seconds.get("count"), record.seconds.get("score")
@@ -169,7 +172,7 @@ def _show(terminal: Terminal, record: Record) -> None:
 def _row(row: Row, batch: int, *, wide: bool) -> list[str]:
     item = row.configuration
     name = item.algorithm if item.batch == batch else f"{item.algorithm}, batch {item.batch}"
-    cells = [_MARKS[row.mark], name, str(item.pictures), "all" if item.seed is None else str(item.seed)]
+    cells = [name, str(item.pictures), "all" if item.seed is None else str(item.seed)]
     shown = _interval if wide else _plus_minus
     cells += [shown(row.sqnr_db, 2), shown(row.agreement), shown(row.against_fp32.top1, sign="+")]
     return [*cells, f"{row.against_fp32.top1_p:.2g}", shown(row.top1), shown(row.top5)] if wide else cells

@@ -6,13 +6,14 @@ import struct
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from engine_double import tensorrt, write_engine
+from engine_double import addresses, shape, tensorrt, write_engine
 from parity import case, cases, check, run_on
 
 from edge.backends.cuda import kernels
@@ -51,9 +52,9 @@ class OnGpu:
             self._kernels = device.kernels(ENGINE)
 
     def __call__(self, context: Any) -> None:
-        count, _channels, height, width = context._d.shape
-        addresses = context._d.addresses
-        job = struct.pack("=QQiiii", addresses["images"], addresses["logits"], height * width, CLASSES, count, 0)
+        count, _channels, height, width = shape(context)
+        at = addresses(context)
+        job = struct.pack("=QQiiii", at["images"], at["logits"], height * width, CLASSES, count, 0)
         blocks = -(-count * CLASSES // 64)
         self._kernels.launch("edge_test_engine", job, grid=(blocks, 1, 1), threads=64, shared=0)
 
@@ -63,13 +64,15 @@ def open_on_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: Any) -> It
     """``open_on_gpu(fixed=False)``: a session for batches of 1 to 4, on a device of its own."""
     from edge.backends.cuda.driver import open_device
 
-    opened = []
+    opened: weakref.WeakSet[TrtSession] = weakref.WeakSet()
+    engines: weakref.WeakValueDictionary[int, OnGpu] = weakref.WeakValueDictionary()
+    module = tensorrt("10.3.0", None)
+    module.world.launch = lambda context, stream: engines[stream](context)
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
 
     def make(*, fixed: bool = False) -> TrtSession:
         device = open_device()
-        module = tensorrt("10.3.0", device)
-        monkeypatch.setitem(sys.modules, "tensorrt", module)
-        module.world.launch = OnGpu(device)
+        engines[device.stream] = engine = OnGpu(device)
         size = 4 if fixed else -1
         path = write_engine(
             tmp_path / "an.engine",
@@ -77,11 +80,12 @@ def open_on_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: Any) -> It
             outputs={"logits": ["FLOAT", [size, CLASSES]]},
         )
         session = TrtSession(path, capabilities.load(), precision="int8", device=device)
-        opened.append(session)
+        session.engine = engine  # type: ignore[attr-defined]
+        opened.add(session)
         return session
 
     yield make
-    for session in opened:
+    for session in list(opened):
         session.close()
 
 

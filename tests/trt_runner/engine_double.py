@@ -1,8 +1,8 @@
 """A TensorRT that loads and runs engines of a few words, made of the released bindings' own classes and signatures.
 
 An engine file is JSON: its tensors. What it computes: logits are the mean of each colour plane times a fixed matrix.
-``double`` (of tests/trt) makes the module from NVIDIA's API; here is what its runtime does. The device is whatever
-``world.device`` is; work goes to it through ``world.launch``.
+``double`` (of tests/trt) makes the module from NVIDIA's API; here is what its runtime does. What ``execute_async_v3``
+puts on the stream is up to ``world.launch``.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ _TYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32}
 
 
 class World:
-    """``device``: where memory lies and work is put. ``says``: what is logged as an error before the next failure.
+    """``device``: where memory lies and work is put, a HostDevice unless ``launch`` is replaced.
 
-    ``fails``: the call that fails next (deserialize, context, shape, address, execute). ``alive``: TensorRT's objects.
+    ``fails``: the call that fails next (deserialize, context, shape, address, execute); ``says``: what is logged as an
+    error before that. ``alive``: TensorRT's objects. ``launch``: gets the context and the stream's handle.
     """
 
     def __init__(self, device: Any) -> None:
@@ -36,7 +37,7 @@ class World:
         self.says: list[str] = []
         self.alive: set[str] = set()
         self.executed: list[int] = []
-        self.launch: Callable[[Any], None] = self.on_host
+        self.launch: Callable[[Any, int], None] = self.on_host
 
     def failing(self, what: str, logger: Any) -> bool:
         if self.fails != what:
@@ -45,8 +46,9 @@ class World:
             call_override(logger, "log", self.module.ILogger.ERROR, text)
         return True
 
-    def on_host(self, context: Any) -> None:
+    def on_host(self, context: Any, stream: int) -> None:
         """Compute on the CPU what the addresses hold when the stream gets there."""
+        assert stream == self.device.stream
         shape, addresses = context._d.shape, dict(context._d.addresses)
         self.device.put("run", lambda: compute(context._d.engine, shape, addresses), 4.0)
 
@@ -65,6 +67,16 @@ def write_engine(path: Path, **changes: Any) -> Path:
     } | changes
     path.write_text("double of an engine\n" + json.dumps(content))
     return path
+
+
+def addresses(context: Any) -> dict[str, int]:
+    """Where a context's tensors lie."""
+    return dict(context._d.addresses)
+
+
+def shape(context: Any) -> tuple[int, ...]:
+    """Shape of its input."""
+    return tuple(context._d.shape)
 
 
 def expected(batch: np.ndarray) -> np.ndarray:
@@ -170,12 +182,11 @@ def _context_shape(self: Any, name: str) -> tuple[int, ...]:
 
 def _execute(self: Any, stream: int) -> bool:
     world = self._d.world
-    assert stream == world.device.stream
     assert self._d.addresses.keys() == _tensors(self._d.engine).keys(), "a tensor has no address"
     if world.failing("execute", self._d.logger):
         return False
     world.executed.append(self._d.shape[0])
-    world.launch(self)
+    world.launch(self, stream)
     return True
 
 

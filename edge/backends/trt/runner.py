@@ -62,6 +62,8 @@ class TrtSession:
         self._binding = capabilities.module(caps)
         self._watch = monitor.Watch()
         self._events: list[Any] = []
+        self._staging: NDArray[Any] = self._np.empty(0)
+        self._results: NDArray[Any] = self._np.empty(0)
         self._input_memory: DeviceMemory | None = None
         self._runtime: Any = None
         self._engine: Any = None
@@ -178,9 +180,11 @@ class TrtSession:
             self._runtime = None
             if self._frames is not None:
                 self._frames.free()
+            # Page-locked memory goes with the last view of it.
+            self._staging = self._results = self._np.empty(0)
             for memory in self._memory:
                 memory.free()
-            self._events = []
+            self._memory, self._events = [], []
         self._device.close()
 
     # opening

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 COLOURS = 8
 _INK, _SOFT, _GRID, _PAPER = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
 _VARIABLES = {_INK: "var(--ink)", _SOFT: "var(--soft)", _GRID: "var(--grid)", _PAPER: "var(--paper)"}
+_LONG = re.compile(r"\d+\.\d{3,}")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 
 
@@ -154,7 +155,8 @@ def _svg(figure: Any, title: str) -> str:  # noqa: ANN401 - a matplotlib Figure
     # A style element inside a page is about the whole page: the page's own says the same of its plots.
     text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
     text = re.sub(r' transform="rotate\(-0 [^"]*"', "", text)
-    text = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number.group()):.2f}", text)
+    # Coordinates to 1/100 pt; never what stands between the tags, which may be percentile:99.999.
+    text = re.sub(r"<[^>]*>", lambda tag: _LONG.sub(lambda number: f"{float(number.group()):.2f}", tag.group()), text)
     # matplotlib numbers its groups anew in each plot, and nothing refers to these ids.
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     head, rest = text.split(">", 1)

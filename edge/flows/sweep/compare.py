@@ -328,13 +328,15 @@ def _resampled_sums(columns: NDArray[np.float64]) -> NDArray[np.float64]:
         rng.multinomial(n, shares, size=min(_BLOCK, RESAMPLES - start)).astype(np.float64) @ columns
         for start in range(0, RESAMPLES, _BLOCK)
     ]
-    return np.concatenate(blocks)
+    every: NDArray[np.float64] = np.concatenate(blocks)
+    return every
 
 
 def _decibels(signal: float | NDArray[np.float64], noise: float | NDArray[np.float64]) -> NDArray[np.float64]:
     # A resample may hold nothing but pictures whose logits are zero.
     signal = np.maximum(signal, np.finfo(np.float64).tiny)
-    return 10.0 * np.log10(signal / np.maximum(noise, _LEAST_NOISE * signal))
+    decibels: NDArray[np.float64] = 10.0 * np.log10(signal / np.maximum(noise, _LEAST_NOISE * signal))
+    return decibels
 
 
 def _interval(value: float, resampled: NDArray[np.float64]) -> Interval:

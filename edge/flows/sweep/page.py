@@ -71,6 +71,7 @@ def render(record: Record) -> str:
         lost=_ranking(found, names, "top1_against_fp32", unit="points", title="Top-1 of each, minus that of FP32"),
         matrix=_matrix(found.pairs),
         level=LEVEL,
+        marks=reading.MARKS,
     )
     return page
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import msgspec
 
-from edge.flows.sweep.compare import LEVEL, Findings, Pair, Row
+from edge.flows.sweep.compare import LEVEL, Findings, Mark, Pair, Row
 from edge.flows.sweep.record import Record
 from edge.stats import Interval
 
+MARKS: dict[Mark, str] = {"best": "*", "same": "=", "top-1 alike": "~", "different": ""}
+# Pairs of algorithms that are named one by one.
+_PAIRS = 3
+
 
 class Answer(msgspec.Struct, frozen=True):
-    """A question, its answer in short, and what that rests on."""
+    """A question, its answer in short (a sentence without its full stop), and what that rests on."""
 
     question: str
     short: str
@@ -31,7 +35,7 @@ def _which_algorithm(found: Findings) -> Answer:
     first = there[0]
     lead = f"with {most} pictures {first.algorithm} has the highest SQNR, {interval(first.sqnr_db.mean)} dB"
     if len(there) == 1:
-        return Answer(question, f"only {first.algorithm} was tried", [lead, _against_fp32(found)])
+        return Answer(question, f"Only {first.algorithm} was tried", [lead, _against_fp32(found)])
     against = {pair.b: pair for pair in found.pairs if pair.a == first.algorithm}
     alike = [name for name, pair in against.items() if not _differs(pair)]
     behind = [pair for pair in against.values() if _differs(pair)]
@@ -39,15 +43,19 @@ def _which_algorithm(found: Findings) -> Answer:
     if alike:
         detail.append(f"{_listed(alike)} cannot be told from it")
     detail += [f"{pair.b} is {_below(pair.against.sqnr_db)} below it" for pair in behind]
-    apart = [f"{pair.a} and {pair.b}" for pair in found.pairs if pair.against.top1_p_holm < LEVEL]
-    detail.append(f"by top-1, {_listed(apart)} differ" if apart else "by top-1, no two of them can be told apart")
+    apart = [f"{pair.a} from {pair.b}" for pair in found.pairs if pair.against.top1_p_holm < LEVEL]
+    if not apart:
+        detail.append("by top-1, no two of them can be told apart")
+    else:
+        more = f"; and {len(apart) - _PAIRS} more pairs" if len(apart) > _PAIRS else ""
+        detail.append(f"by top-1, one can tell {'; '.join(apart[:_PAIRS])}{more}")
     detail.append(_against_fp32(found))
     if not behind:
-        short = f"it does not show: none of {len(there)} can be told from the best"
+        short = f"It does not show: none of {len(there)} can be told from the best"
     elif not alike:
         short = f"{first.algorithm}: {_smallest(behind):.2f} dB above the next"
     elif len(behind) <= len(alike):
-        short = f"any but {_listed([pair.b for pair in behind], word='or')}"
+        short = f"Any but {_listed([pair.b for pair in behind], word='or')}"
     else:
         short = _listed([first.algorithm, *alike], word="or")
     return Answer(question, short, detail)
@@ -56,7 +64,7 @@ def _which_algorithm(found: Findings) -> Answer:
 def _which_batch(record: Record) -> Answer:
     question = "Which batch?"
     if not record.batches:
-        return Answer(question, "not compared", ["only one batch was tried"])
+        return Answer(question, "Not compared", ["only one batch was tried"])
     detail = []
     for check in record.batches:
         how = "the same to the last bit" if check.statistics_identical else "not the same"
@@ -67,8 +75,8 @@ def _which_batch(record: Record) -> Answer:
         change = f"; a scale changes by up to {check.largest_change:.2g} of itself" if check.largest_change else ""
         detail.append(text + change)
     if all(check.largest_change == 0.0 for check in record.batches):
-        return Answer(question, "any: the tables are the same", detail)
-    return Answer(question, "it makes a small difference here", detail)
+        return Answer(question, "Any: the tables are the same", detail)
+    return Answer(question, "It makes a small difference here", detail)
 
 
 def _how_many(found: Findings) -> Answer:
@@ -76,16 +84,17 @@ def _how_many(found: Findings) -> Answer:
     fewest, most = min(g.pictures for g in found.groups), max(g.pictures for g in found.groups)
     few = [g for g in found.groups if g.pictures == fewest and g.sqnr_gain_db is not None]
     if fewest == most or not few:
-        return Answer(question, "only one number was tried", [f"{most} pictures"])
+        return Answer(question, "Only one number was tried", [f"{most} pictures"])
     worse = [g for g in few if g.sqnr_gain_db is not None and g.sqnr_gain_db.high < 0]
     better = [g for g in few if g.sqnr_gain_db is not None and g.sqnr_gain_db.low > 0]
     detail = [f"{fewest} pictures instead of {most} change the SQNR by, in dB:"]
     detail += [f"{g.algorithm} {_signed(g.sqnr_gain_db)}" for g in few]
     spreads = [g.sqnr_db.highest - g.sqnr_db.lowest for g in few]
     if max(g.seeds for g in few) > 1:
-        detail.append(f"which {fewest} pictures they are makes {min(spreads):.2f} to {max(spreads):.2f} dB")
+        draws = max(g.seeds for g in few)
+        detail.append(f"the {draws} draws of {fewest} lie {min(spreads):.2f} to {max(spreads):.2f} dB apart")
     if worse:
-        short = f"more than {fewest} help {_listed([g.algorithm for g in worse])}"
+        short = f"More than {fewest} help {_listed([g.algorithm for g in worse])}"
         short += f"; too many hurt {_listed([g.algorithm for g in better])}" if better else ""
     elif better:
         short = f"{fewest} are enough; more make {_listed([g.algorithm for g in better])} worse"
@@ -115,7 +124,9 @@ def interval(value: Interval, digits: int = 2) -> str:
 
 
 def _signed(value: Interval | None) -> str:
-    return "–" if value is None else f"{value.value:+.2f} [{value.low:+.2f}, {value.high:+.2f}]"
+    if value is None:
+        return "–"
+    return f"{value.value:+.2f} [{value.low:+.2f}, {value.high:+.2f}]".replace("-0.00", "+0.00")
 
 
 def _below(value: Interval | None) -> str:

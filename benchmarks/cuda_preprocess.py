@@ -1,0 +1,222 @@
+"""Preprocessing on the GPU: how near to the memory's bandwidth, and how much faster than OpenCV.
+
+    python benchmarks/cuda_preprocess.py [--sweep]
+
+A batch of 32 frames of 1280×720 to 224: the bytes that crop and scale must read and the output must write, over the
+time of a launch, beside what a copy reaches on the same GPU in the same run. Eight sets of frames and outputs take
+turns, so that none is found in the cache. Then one frame from host memory to the network's input, beside the CPU path
+with OpenCV.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+import struct
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from edge.backends.cuda import kernels
+from edge.backends.cuda.base import Device
+from edge.backends.cuda.driver import open_device
+from edge.backends.cuda.frames import GpuPreprocessor
+from edge.backends.cuda.kernels import Frames, Tile
+from edge.preprocess import Preprocessor
+from edge.profile import Input, Preprocess
+
+HEIGHT, WIDTH, BATCH, SETS, REPEATS = 720, 1280, 32, 8, 30
+TARGET = Input()
+COPY = """
+struct Job { const float4* from; float4* to; long long count; };
+extern "C" __global__ void edge_copy(const Job job) {
+  const long long step = static_cast<long long>(gridDim.x) * blockDim.x;
+  for (long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < job.count; i += step)
+    job.to[i] = job.from[i];
+}
+"""
+TILES = [
+    *(Tile(width, height, threads) for width, height in ((32, 16), (32, 32), (64, 16)) for threads in (64, 128, 256)),
+    Tile(32, 8, 64),
+    Tile(32, 64, 256),
+    Tile(64, 8, 128),
+    Tile(64, 32, 256),
+    Tile(128, 8, 128),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sweep", action="store_true", help="try other tiles too")
+    options = parser.parse_args()
+    device = open_device()
+    say("GPU", f"{device.name}, compute capability {device.sm}")
+    with device.active():
+        ceiling = copy_rate(device)
+        say("copy, read and written", f"{ceiling:.0f} GB/s")
+        batches(device, ceiling)
+        if options.sweep:
+            sweep(device, ceiling)
+    one_frame(device)
+    device.close()
+
+
+def copy_rate(device: Device) -> float:
+    """GB/s of a plain copy of 1 GiB, bytes read and bytes written counted; the best of a few grids."""
+    size = 1 << 30
+    source, target = device.memory(size), device.memory(size)
+    module = device.kernels(COPY)
+    job = struct.pack("=QQq", source.address, target.address, size // 16)
+    best = 0.0
+    for blocks in (1024, 4096, 1 << 16):
+        copy = functools.partial(module.launch, "edge_copy", job, grid=(blocks, 1, 1), threads=256, shared=0)
+        best = max(best, 2 * size / launches_ms(device, copy, 10) / 1e6)
+    source.free()
+    target.free()
+    return best
+
+
+def batches(device: Device, ceiling: float) -> None:
+    """A batch of camera frames, for each interpolation and both output types."""
+    print(f"\n{BATCH} frames {WIDTH}×{HEIGHT} -> {TARGET.width}, whole frames in device memory")
+    print(f"{'kernel':<24}{'MB':>8}{'µs':>9}{'GB/s':>8}{'of copy':>9}{'frames/s':>12}")
+    for interpolation in ("bilinear", "bicubic", "nearest"):
+        for half in (False, True):
+            row(device, ceiling, Preprocess(interpolation=interpolation), half=half)  # type: ignore[arg-type]
+    row(device, ceiling, Preprocess(fit="squash"), half=False, note=" squash")
+    row(device, ceiling, Preprocess(fit="letterbox"), half=False, note=" letterbox")
+
+
+def sweep(device: Device, ceiling: float) -> None:
+    """The first case with other tiles."""
+    print(f"\n{'tile, threads':<24}{'MB':>8}{'µs':>9}{'GB/s':>8}{'of copy':>9}{'frames/s':>12}")
+    for tile in TILES:
+        note = f"{tile.width}×{tile.height}, {tile.threads}"
+        row(device, ceiling, Preprocess(), half=False, tile=tile, title=note)
+
+
+def row(
+    device: Device,
+    ceiling: float,
+    spec: Preprocess,
+    *,
+    half: bool,
+    tile: Tile = kernels.TILE,
+    note: str = "",
+    title: str = "",
+) -> None:
+    plan = kernels.plan(HEIGHT, WIDTH, spec, TARGET, tile=tile)
+    took = batch_ms(device, spec, half=half, tile=tile)
+    moved = BATCH * plan.bytes_moved(itemsize=2 if half else 4)
+    rate = moved / took / 1e6
+    name = title or f"{plan.kernel.removeprefix('edge_')}{' f16' if half else ' f32'}{note}"
+    figures = f"{moved / 1e6:>8.1f}{took * 1e3:>9.2f}{rate:>8.0f}{rate / ceiling:>9.0%}{BATCH / took * 1e3:>12,.0f}"
+    print(f"{name:<24}{figures}", flush=True)
+
+
+def batch_ms(device: Device, spec: Preprocess, *, half: bool, tile: Tile) -> float:
+    """Milliseconds of one launch, as one of eight that a graph puts on the stream one after the other."""
+    module = device.kernels(kernels.source(), options=tile.options)
+    plan = kernels.plan(HEIGHT, WIDTH, spec, TARGET, tile=tile)
+    frame_bytes = 3 * WIDTH * HEIGHT
+    host = device.pinned(frame_bytes)
+    host.array[:] = np.random.default_rng(0).integers(0, 256, frame_bytes, np.uint8)
+    memory = [device.memory(BATCH * frame_bytes) for _ in range(SETS)]
+    targets = [device.memory(BATCH * 3 * TARGET.height * TARGET.width * (2 if half else 4)) for _ in range(SETS)]
+    jobs = []
+    for source, target in zip(memory, targets, strict=True):
+        for number in range(BATCH):
+            device.upload(source.address + number * frame_bytes, host.array)
+        layout = Frames(
+            address=source.address, row_stride=3 * WIDTH, frame_stride=frame_bytes, height=HEIGHT, width=WIDTH
+        )
+        jobs.append(kernels.job(plan, layout, spec, target=target.address))
+
+    def work() -> None:
+        for job in jobs:
+            name = plan.kernel + ("_f16" if half else "_f32")
+            module.launch(name, job, grid=plan.grid(BATCH), threads=tile.threads, shared=plan.shared_bytes)
+
+    graph = device.capture(work)
+    took = launches_ms(device, graph.launch, REPEATS) / SETS
+    for item in (graph, host, *memory, *targets):
+        item.free()
+    return took
+
+
+def launches_ms(device: Device, launch: Callable[[], None], repeats: int) -> float:
+    """Median milliseconds of a launch on the device, over five rounds, warmed up."""
+    start, end = device.event(), device.event()
+    rounds = []
+    for number in range(6):
+        device.record(start)
+        for _ in range(repeats):
+            launch()
+        device.record(end)
+        device.synchronize()
+        if number:
+            rounds.append(device.elapsed_ms(start, end) / repeats)
+    return statistics.median(rounds)
+
+
+def one_frame(device: Device) -> None:
+    """One frame from host memory to the network's input, waited for; beside OpenCV on the CPU."""
+    import cv2
+
+    print(f"\none frame {WIDTH}×{HEIGHT} -> {TARGET.width}, bilinear, from host memory to the finished input")
+    rng = np.random.default_rng(1)
+    frames = [rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8) for _ in range(8)]
+    spec = Preprocess()
+    on_cpu = Preprocessor(spec, TARGET)
+    out = np.empty((3, TARGET.height, TARGET.width), np.float32)
+    threads = cv2.getNumThreads()
+    say("OpenCV", f"{cv2.__version__}")
+    baseline = microseconds(lambda number: on_cpu(frames[number % 8], out))
+    say(f"CPU, OpenCV's {threads} threads", f"{baseline:.0f} µs")
+    cv2.setNumThreads(1)
+    say("CPU, one thread", f"{microseconds(lambda number: on_cpu(frames[number % 8], out)):.0f} µs")
+    cv2.setNumThreads(threads)
+    with device.active():
+        on_gpu = GpuPreprocessor(spec, TARGET, device, batch=1)
+        target = device.memory(out.nbytes)
+        slot = on_gpu.slot(0, HEIGHT, WIDTH)
+        slot[...] = frames[0]
+
+        def run(frame: np.ndarray) -> None:
+            on_gpu.stage([frame])
+            on_gpu.upload()
+            on_gpu.launch(target.address)
+            device.synchronize()
+
+        for name, frame_of in (
+            ("GPU, frame in page-locked memory", lambda _number: slot),
+            ("GPU, frame in ordinary memory", lambda number: frames[number % 8]),
+        ):
+            took = microseconds(lambda number, frame_of=frame_of: run(frame_of(number)))
+            say(name, f"{took:.0f} µs, {baseline / took:.1f} times as fast as OpenCV")
+        for item in (on_gpu, target):
+            item.free()
+
+
+def microseconds(work: Callable[[int], object]) -> float:
+    """Median wall time of a call, after a warm-up."""
+    times = []
+    for number in range(400):
+        start = time.perf_counter()
+        work(number)
+        times.append((time.perf_counter() - start) * 1e6)
+    return statistics.median(times[100:])
+
+
+def say(name: str, value: str) -> None:
+    print(f"{name:<36}{value}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
