@@ -17,14 +17,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "trt"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "trt_runner"))
 
-from plain_cpp import build
+from plain_cpp import SANITIZED, build
 
 
 @pytest.fixture(scope="session")
 def checked_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The kernel as a program under AddressSanitizer and UndefinedBehaviorSanitizer."""
-    output = tmp_path_factory.mktemp("kernel") / "kernel_on_cpu"
-    return build(output, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    return build(tmp_path_factory.mktemp("kernel") / "kernel_on_cpu", *SANITIZED)
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,15 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from host_device import LAUNCH
 from parity import Case, case, cases, check, differences
+from plain_cpp import SANITIZED, build
+
+from edge.backends.cuda import kernels
+from edge.backends.cuda.kernels import Tile
 
 # struct Case of kernel_on_cpu.cpp behind its Launch
 CASE = struct.Struct("=3q")
@@ -26,31 +31,26 @@ def packed(item: Case, job: bytes) -> bytes:
     return launch + sizes + bytes(item.memory.tobytes())
 
 
+def results(program: Path, items: Sequence[Case], folder: Path) -> list[np.ndarray]:
+    """Run cases in one process; their results."""
+    given, got = folder / "cases", folder / "results"
+    with given.open("wb") as file:
+        for item in items:
+            file.write(packed(item, item.job(address=0, target=0)))
+    done = subprocess.run([program, given, got], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    content, found = got.read_bytes(), []
+    for item in items:
+        found.append(np.frombuffer(content[: item.output_bytes], item.dtype).reshape(item.output_shape))
+        content = content[item.output_bytes :]
+    assert content == b""
+    return found
+
+
 @pytest.fixture
 def run(checked_program: Path, tmp_path: Path) -> Run:
-    """Run cases in one process; their results."""
-
-    def run(items: Sequence[Case]) -> list[np.ndarray]:
-        given, got = tmp_path / "cases", tmp_path / "results"
-        with given.open("wb") as file:
-            for item in items:
-                grid = item.plan.grid(len(item.pictures))
-                job = item.job(address=0, target=0)
-                file.write(
-                    LAUNCH.pack(item.kernel.encode(), job, *grid, item.plan.tile.threads, item.plan.shared_bytes)
-                )
-                file.write(CASE.pack(item.shift, item.memory.size, item.output_bytes))
-                file.write(item.memory.tobytes())
-        done = subprocess.run([checked_program, given, got], capture_output=True, text=True, check=False, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-        content, results = got.read_bytes(), []
-        for item in items:
-            results.append(np.frombuffer(content[: item.output_bytes], item.dtype).reshape(item.output_shape))
-            content = content[item.output_bytes :]
-        assert content == b""
-        return results
-
-    return run
+    """Run cases with the tile that edge launches."""
+    return lambda items: results(checked_program, items, tmp_path)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -116,6 +116,18 @@ def test_a_camera_picture(run: Run) -> None:
     rng = np.random.default_rng(11)
     items = [case(rng, size=(720, 1280), target=(224, 224), noise=noise) for noise in (True, False)]
     for item, result in zip(items, run(items), strict=True):
+        check(item, result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tile", [Tile(64, 16, 256), Tile(32, 5, 64)], ids=["wide", "odd"])
+def test_another_tile_computes_the_same(tile: Tile, tmp_path: Path) -> None:
+    program = build(tmp_path / "kernel_on_cpu", *SANITIZED, tile=tile)
+    items = []
+    for item in cases(21, 150):
+        plan = kernels.plan(*item.pictures[0].shape[:2], item.spec, item.target, tile=tile)
+        items.append(msgspec.structs.replace(item, plan=plan))
+    for item, result in zip(items, results(program, items, tmp_path), strict=True):
         check(item, result)
 
 

@@ -128,6 +128,14 @@ def test_memory_grows_with_the_largest_frame_and_is_kept(ready: Ready) -> None:
     assert device.done("compile") == 1
 
 
+def test_any_number_of_sizes(ready: Ready) -> None:
+    session = ready()
+    sizes = [(height, 7 + height % 5) for height in range(2, 202)]
+    for size in sizes + sizes[::-1]:
+        pictures = frames(size, size)
+        np.testing.assert_allclose(session.infer_frames(pictures).logits, on_cpu(pictures), atol=STEP)
+
+
 def test_frames_and_batches_take_turns(ready: Ready) -> None:
     session = ready(integrated=True)
     pictures = frames((40, 50), (20, 20))

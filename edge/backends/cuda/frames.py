@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # Bytes around each uploaded frame that the kernel may read: whole words, and the neighbour of the last 2×2 box.
 GUARD = 16
 _ALIGNMENT = 256
+# Frame sizes whose plans and views are kept; a folder of pictures may have any number.
+_SIZES = 64
 
 
 class _Run(msgspec.Struct, frozen=True):
@@ -57,6 +59,8 @@ class GpuPreprocessor:
         self._host_stride = 0
         self._memory: DeviceMemory | None = None
         self._stride = 0
+        self._fitting: set[tuple[int, int]] = set()
+        self._slots: dict[tuple[int, int, int], NDArray[np.uint8]] = {}
         self._runs: list[_Run] = []
 
     @property
@@ -90,11 +94,12 @@ class GpuPreprocessor:
         sizes = [self._size(frame) for frame in frames]
         self._reserve(sizes)
         for index, (frame, (height, width)) in enumerate(zip(frames, sizes, strict=True)):
-            area = self.plan(height, width).area
             slot = self._slot(index, height, width)
+            if frame is slot or _same(frame, slot):
+                continue
+            area = self.plan(height, width).area
             part = (slice(area.top, area.top + area.height), slice(area.left, area.left + area.width))
-            if not _same(frame, slot):
-                self._np.copyto(slot[part], frame[part])
+            self._np.copyto(slot[part], frame[part])
         self._runs = list(_runs(sizes))
 
     def upload(self) -> None:
@@ -135,8 +140,12 @@ class GpuPreprocessor:
                 memory.free()
         self._host = self._memory = None
         self._host_stride = self._stride = 0
-        self._jobs.clear()
         self._runs = []
+        self._forget()
+
+    def _forget(self) -> None:
+        for kept in (self._plans, self._jobs, self._slots, self._fitting):
+            kept.clear()
 
     def _size(self, frame: NDArray[Any]) -> tuple[int, int]:
         if frame.dtype != self._np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
@@ -145,22 +154,30 @@ class GpuPreprocessor:
 
     def _reserve(self, sizes: Sequence[tuple[int, int]]) -> None:
         """Memory for frames of these sizes. Larger ones than ever replace what is there."""
+        if self._fitting.issuperset(sizes):
+            return
+        if len(self._fitting) > _SIZES:
+            self._forget()
         host = max(_aligned(3 * height * width) for height, width in sizes)
         areas = [self.plan(height, width).area for height, width in sizes]
         device = max(_aligned(3 * area.height * area.width + 2 * GUARD) for area in areas)
-        if host <= self._host_stride and device <= self._stride:
-            return
-        host, device = max(host, self._host_stride), max(device, self._stride)
-        self.free()
-        self._host = self._device.pinned(self.batch * host, mapped=not self.copies)
-        if self.copies:
-            self._memory = self._device.memory(self.batch * device)
-        self._host_stride, self._stride = host, device
+        if host > self._host_stride or device > self._stride:
+            host, device = max(host, self._host_stride), max(device, self._stride)
+            self.free()
+            self._host = self._device.pinned(self.batch * host, mapped=not self.copies)
+            if self.copies:
+                self._memory = self._device.memory(self.batch * device)
+            self._host_stride, self._stride = host, device
+        self._fitting.update(sizes)
 
     def _slot(self, index: int, height: int, width: int) -> NDArray[np.uint8]:
-        assert self._host is not None  # noqa: S101 - _reserve came before
-        start = index * self._host_stride
-        return self._host.array[start : start + 3 * height * width].reshape(height, width, 3)
+        found = self._slots.get((index, height, width))
+        if found is None:
+            assert self._host is not None  # noqa: S101 - _reserve came before
+            start = index * self._host_stride
+            found = self._host.array[start : start + 3 * height * width].reshape(height, width, 3)
+            self._slots[index, height, width] = found
+        return found
 
     def _frames(self, run: _Run, plan: Plan) -> Frames:
         if self._memory is None:

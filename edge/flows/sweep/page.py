@@ -121,7 +121,7 @@ def _matrix(pairs: Sequence[Pair]) -> tuple[list[str], dict[tuple[str, str], Cel
 
 
 def _span(value: Interval, digits: int = 1) -> str:
-    return f"{value.low:.{digits}f} to {value.high:.{digits}f}"
+    return f"{value.low:.{digits}f} – {value.high:.{digits}f}"
 
 
 def _signed(value: float, digits: int = 2) -> str:
