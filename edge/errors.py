@@ -104,6 +104,7 @@ GUESTS: dict[str, str] = {
     "onnx": "pip install 'jetson-edge[host]'",
     "onnxruntime": "pip install 'jetson-edge[host]'",
     "flatbuffers": "pip install 'jetson-edge[host]'",
+    "pycuda": "PATH=/usr/local/cuda/bin:$PATH pip install pycuda",
     "llvmlite": "pip install 'jetson-edge[host]'",
     "distributed": "pip install 'jetson-edge[dask]'",
     "jinja2": "pip install 'jetson-edge[report]'",

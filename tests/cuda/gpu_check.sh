@@ -42,7 +42,7 @@ for part in "${@:-tests bench sanitize leaks}"; do
         step "$python" benchmarks/runner_overhead.py
         ;;
       sanitize)
-        sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/compute-sanitizer/compute-sanitizer 2>/dev/null | tail -n 1)
+        sanitizer=$(PATH="$PATH:/usr/local/cuda/compute-sanitizer" command -v compute-sanitizer)
         if [ -z "$sanitizer" ]; then
           printf '\n!! there is no compute-sanitizer here\n'
           failed=1

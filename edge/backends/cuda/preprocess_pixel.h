@@ -7,10 +7,10 @@
 //
 // A block goes through two phases with a barrier between them:
 //   load_tile   reduces the source pixels that its output tile needs to box means, packed B | G<<8 | R<<16, in `shared`
-//   write_tile  interpolates among those means, normalizes, and writes every pixel of the tile, letterbox margin included
+//   write_tile  interpolates among them, normalizes, and writes every pixel of the tile, letterbox margin included
 //
-// A plain C++ includer brings <math.h> and <string.h> first. The directive that would bring them here is left out on purpose: PyCUDA
-// runs the compiler's preprocessor over any source that holds one before it even looks into its cache.
+// A plain C++ includer brings <math.h> and <string.h> first. No directive brings them here: PyCUDA runs the compiler's
+// preprocessor over any source that holds one before it even looks into its cache.
 
 #ifndef EDGE_PREPROCESS_PIXEL_H
 #define EDGE_PREPROCESS_PIXEL_H
@@ -206,7 +206,7 @@ EDGE_FN float rounded(float value) { return (value + 12582912.0f) - 12582912.0f;
 
 EDGE_FN float reciprocal(float value) {
 #ifdef __CUDACC__
-  return __fdividef(1.0f, value);  // a few units in the last place, which both callers allow for
+  return __fdividef(1.0f, value);  // a few units in the last place
 #else
   return 1.0f / value;
 #endif
@@ -264,8 +264,8 @@ EDGE_FN int centre(int index, const Axis& axis, int* remainder) {
   return divided((2 * index + 1) * axis.source - axis.target, axis, remainder);
 }
 
-// Beyond the outermost centres the border pixel counts alone: the last one as the second of its pair. A single pixel has
-// no pair; then the second weighs nothing, and is read from the slack that kernels.py leaves in shared memory.
+// Beyond the outermost centres the border pixel counts alone: the last one as the second of its pair. A single pixel
+// has no pair; then the second weighs nothing, and is read from the slack that kernels.py leaves in shared memory.
 EDGE_FN Tap linear_tap(int index, const Axis& axis) {
   Tap tap;
   int rest;
@@ -502,7 +502,8 @@ struct Spot {
 template <typename T>
 EDGE_FN Spot<T> spot_of(const Job& job, int frame, int y, int x) {
   const i64 plane = static_cast<i64>(job.height) * job.width;
-  T* first = reinterpret_cast<T*>(job.target) + static_cast<i64>(frame) * 3 * plane + (static_cast<i64>(y) * job.width + x);
+  const i64 within = static_cast<i64>(y) * job.width + x;
+  T* first = reinterpret_cast<T*>(job.target) + static_cast<i64>(frame) * 3 * plane + within;
   T* third = first + 2 * plane;
   Spot<T> spot = {job.reversed ? third : first, first + plane, job.reversed ? first : third};
   return spot;
@@ -520,10 +521,10 @@ EDGE_FN void set_all(u32 values[3], int value) { values[0] = values[1] = values[
 // Weighted mean of 2 x 2 packed pixels, per channel, in fixed point. `weights` holds those of the left and of the right
 // column, 16 bits each, `weight` that of the lower row.
 EDGE_FN void bilinear(const u32* upper, const u32* lower, u32 weights, u32 weight, u32 values[3]) {
-  const u32 above = blue_green(upper[0], upper[1]), above_red = red(upper[0], upper[1]);
-  const u32 below = blue_green(lower[0], lower[1]), below_red = red(lower[0], lower[1]);
-  const u32 tops[3] = {weighted_low(weights, above), weighted_high(weights, above), weighted_low(weights, above_red)};
-  const u32 bottoms[3] = {weighted_low(weights, below), weighted_high(weights, below), weighted_low(weights, below_red)};
+  const u32 a = blue_green(upper[0], upper[1]), a_red = red(upper[0], upper[1]);
+  const u32 b = blue_green(lower[0], lower[1]), b_red = red(lower[0], lower[1]);
+  const u32 tops[3] = {weighted_low(weights, a), weighted_high(weights, a), weighted_low(weights, a_red)};
+  const u32 bottoms[3] = {weighted_low(weights, b), weighted_high(weights, b), weighted_low(weights, b_red)};
 #pragma unroll
   for (int i = 0; i < 3; ++i) {
     const u32 half = 1u << (2 * kWeightBits - 1);
@@ -541,10 +542,10 @@ EDGE_FN void bicubic(const Job& job, const Window& window, const u32* tile, int 
   float sums[3] = {0.0f, 0.0f, 0.0f};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const u32* line = tile + (clamped(row - 1 + i, 0, job.y.source - 1) - window.row) * window.pitch - window.column;
+    const int line = (clamped(row - 1 + i, 0, job.y.source - 1) - window.row) * window.pitch - window.column;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const u32 pixel = line[clamped(column - 1 + j, 0, job.x.source - 1)];
+      const u32 pixel = tile[line + clamped(column - 1 + j, 0, job.x.source - 1)];
       const float weight = along[i] * across[j];
       sums[0] += weight * static_cast<float>(pixel & 255u);
       sums[1] += weight * static_cast<float>((pixel >> 8) & 255u);
@@ -596,23 +597,25 @@ EDGE_FN void write_tile(const Job& job, int frame, const Window& window, u32* sh
   const bool filled = source_column >= 0 && source_column < job.x.target;
   const Tap across = linear_tap(filled ? source_column : 0, job.x);
   const u32 weights = static_cast<u32>(kWeightOne - across.weight) | (static_cast<u32>(across.weight) << 16);
-  const u32* left = pixels(shared) + (across.at - window.column);
+  const int left = across.at - window.column;
   const int rows = job.height - y < EDGE_TILE_HEIGHT ? job.height - y : EDGE_TILE_HEIGHT;
 #pragma unroll 1
   for (int row = first; row < rows; row += kRowStep) {
     const RowTap along = row_taps(shared)[row];
     u32 values[3];
-    if (!filled || along.weight == kMargin)
+    if (!filled || along.weight == kMargin) {
       set_all(values, job.pad);
-    else if (CUBIC)
+    } else if (CUBIC) {
       bicubic(job, window, pixels(shared), y + row - job.top, source_column, values);
-    else
-      bilinear(left + along.at, left + along.at + window.pitch, weights, along.weight, values);
+    } else {
+      const u32* upper = pixels(shared) + left + along.at;
+      bilinear(upper, upper + window.pitch, weights, along.weight, values);
+    }
     write_pixel(job, spot, row * job.width, values);
   }
 }
 
-// nearest: no means, no tile; the source pixel under the centre of each output pixel, floor((i + 0.5) source / target)
+// nearest: no means, no tile; the source pixel under each output pixel's centre, floor((i + 0.5) source / target)
 template <typename T>
 EDGE_FN void write_nearest(const Job& job, int frame, int y, int x, int thread) {
   const int first = thread / EDGE_TILE_WIDTH, column = x + thread % EDGE_TILE_WIDTH;
