@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -18,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import psutil
 import pytest
 
 from edge import calibrate, observe, profile
+from edge.calibration.statistics import BINS, Statistics
 from edge.crowd import cluster
+from edge.crowd.parcel import pack, unpack
 from edge.crowd.processes import Processes
 from edge.crowd.shares import Shares
 from edge.errors import DataError, DeviceError, EdgeError, GuestError, ModelError, UsageError
@@ -652,6 +656,33 @@ def test_a_worker_that_lacks_the_files(run: Callable[..., Any], own_dask: Dask, 
     with pytest.raises(DataError, match="cannot read the picture") as caught, cluster.connect(address) as crew:
         calibrate.calibrate(tiny, source, cache=tmp_path / "cache", crew=crew)
     assert "same paths as here" in (caught.value.hint or "")
+
+
+# parcels
+
+
+@pytest.mark.parametrize("with_histogram", [True, False])
+@pytest.mark.parametrize("most", [0, 3, 2**32 - 1, 2**32], ids=["nothing", "small", "32 bits", "more"])
+def test_a_parcel_holds_the_same_statistics(with_histogram: bool, most: int) -> None:
+    statistics = Statistics.empty(["a", "b", "c"], with_histogram=with_histogram)
+    for place, name in ((0, "a"), (2 * BINS - 1, "b"), (BINS, "c")):
+        tensor = statistics.tensors[name]
+        tensor.low, tensor.high, tensor.count, tensor.exponent = -0.5, 3.25, most, 2
+        if tensor.counts is not None:
+            tensor.counts[place] = most
+            tensor.counts[BINS - 7] = most // 2
+    statistics.pictures = 5
+    travelled = unpack(pickle.loads(pickle.dumps(pack(statistics))))
+    assert travelled.to_bytes() == statistics.to_bytes()
+    assert all(tensor.counts is None or tensor.counts.dtype == np.int64 for tensor in travelled.tensors.values())
+
+
+def test_a_parcel_is_small() -> None:
+    statistics = Statistics.empty([str(number) for number in range(100)], with_histogram=True)
+    for tensor in statistics.tensors.values():
+        assert tensor.counts is not None
+        tensor.counts[BINS : BINS + BINS // 2] = 7
+    assert len(pickle.dumps(pack(statistics))) < len(pickle.dumps(statistics)) / 7
 
 
 # sharing out

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from edge import __version__, interpreter
-from edge.calibration.statistics import Statistics
+from edge.crowd.parcel import Parcel, pack, unpack
 from edge.crowd.shares import Share, Shares
 from edge.errors import DeviceError, EdgeError, GuestError, ModelError, UsageError, require
 from edge.events import Listener, Note, silence
@@ -50,7 +50,7 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class _Answer(msgspec.Struct, frozen=True):
-    statistics: Statistics
+    parcel: Parcel
     machine: Machine
 
 
@@ -121,7 +121,7 @@ class Cluster:
                 _, share = running.pop(future.key)
                 self._compare(answer.machine, listen)
                 advance(len(share.pictures))
-                yield Part(share.chunks, answer.statistics)
+                yield Part(share.chunks, unpack(answer.parcel))
         finally:
             if self._client.status == "running":
                 self._client.cancel([future for future, _ in running.values()])
@@ -277,4 +277,4 @@ def _count_there(task: Task, pictures: Sequence[Picture], version: str, client: 
         raise type(exc)(exc.what, where=where, hint=_SAME_PATHS if missing else exc.hint) from None
     if statistics is None:
         raise RuntimeError("counting stopped before the end, and nobody asked")
-    return _Answer(statistics, here)
+    return _Answer(pack(statistics), here)

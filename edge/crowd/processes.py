@@ -19,6 +19,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 
 from edge.calibration.statistics import Statistics
+from edge.crowd.parcel import Parcel, pack, unpack
 from edge.crowd.shares import Share, Shares
 from edge.errors import DeviceError, EdgeError
 from edge.events import Listener, Note
@@ -145,9 +146,9 @@ def _statistics(answer: bytes) -> Statistics:
     content = pickle.loads(answer)  # noqa: S301 - from a process of our own
     if isinstance(content, EdgeError):
         raise content
-    if not isinstance(content, Statistics):
+    if not isinstance(content, Parcel):
         raise RuntimeError(f"a worker process failed\n\n{content}")  # noqa: TRY004 - a bug, with its traceback
-    return content
+    return unpack(content)
 
 
 @contextlib.contextmanager
@@ -176,9 +177,10 @@ def _work(pipe: Connection) -> None:
 
 
 def _answer(task: Task, pictures: Sequence[Picture]) -> bytes:
-    """Pickled statistics, EdgeError, or the text of any other traceback."""
+    """Pickled parcel, EdgeError, or the text of any other traceback."""
     try:
-        content: object = count(task, pictures)
+        statistics = count(task, pictures)
+        content: object = pack(statistics) if statistics else "counting stopped before the end, and nobody asked"
     except EdgeError as exc:
         content = exc
     except Exception:  # noqa: BLE001 - the parent raises it
