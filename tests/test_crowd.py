@@ -92,7 +92,7 @@ def local_cluster(distributed: Any) -> Iterator[Any]:
     os.environ["PYTHONPATH"] = str(Path(calibrate.__file__).parents[1])
     try:
         with distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, protocol="tcp"
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", protocol="tcp"
         ) as started:
             yield started
     finally:
@@ -324,7 +324,7 @@ def test_dask_workers_that_die_again_and_again(run: Callable[..., Any], tmp_path
 
     def kill_all() -> None:
         # A new worker has work at once, and takes longer than this to import edge.
-        while not over.wait(0.3):
+        while not over.wait(0.02):
             for worker in list(dask.scheduler.workers.values()):
                 nanny = dask.workers[worker.name]
                 if worker.processing and nanny.pid:
