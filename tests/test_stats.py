@@ -72,7 +72,16 @@ def test_nothing_measured_is_no_summary() -> None:
 
 def test_one_value() -> None:
     assert summarize([3.5]) == Summary(
-        n=1, mean_ms=3.5, stdev_ms=None, min_ms=3.5, p50_ms=3.5, p90_ms=None, p95_ms=None, p99_ms=None, max_ms=3.5
+        n=1,
+        mean_ms=3.5,
+        stdev_ms=None,
+        min_ms=3.5,
+        p50_ms=3.5,
+        p90_ms=None,
+        p95_ms=None,
+        p99_ms=None,
+        p999_ms=None,
+        max_ms=3.5,
     )
 
 

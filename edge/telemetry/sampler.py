@@ -57,7 +57,7 @@ class Sampler:
         self._readings: list[Reading] = []
         self._stride = 1
         self._seen = 0
-        self._newest_s: float | None = None
+        self._latest: Reading | None = None
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._bug: BaseException | None = None
@@ -79,6 +79,12 @@ class Sampler:
             raise self._bug
 
     @property
+    def latest(self) -> Reading | None:
+        """The newest reading, for who shows it; None before the first."""
+        with self._lock:
+            return self._latest
+
+    @property
     def readings(self) -> tuple[Reading, ...]:
         """The readings that were kept, oldest first: all of them up to 2048, then every second, fourth, ... one."""
         with self._lock:
@@ -88,9 +94,9 @@ class Sampler:
         """Take one reading now and keep it; the same reading again is kept once."""
         reading = self._source.read()
         with self._lock:
-            if self._newest_s is not None and reading.t_s <= self._newest_s:
+            if self._latest is not None and reading.t_s <= self._latest.t_s:
                 return reading
-            self._newest_s = reading.t_s
+            self._latest = reading
             if reading.power_mw is not None:
                 self._trace.add(reading.t_s, reading.power_mw)
             if self._seen % self._stride == 0:
