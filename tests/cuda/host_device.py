@@ -77,15 +77,10 @@ class HostDevice:
         assert array.flags.c_contiguous
         self.put("upload", lambda: ctypes.memmove(address, array.ctypes.data, array.nbytes), UPLOAD_MS)
 
-    def upload_rows(self, address: int, rows: np.ndarray) -> None:
+    def row_copy(self, address: int, rows: np.ndarray) -> RowCopy:
         assert rows.ndim == 2
         assert rows.strides[1] == 1
-
-        def copy() -> None:
-            tight = np.ascontiguousarray(rows)
-            ctypes.memmove(address, tight.ctypes.data, tight.nbytes)
-
-        self.put("upload", copy, UPLOAD_MS)
+        return RowCopy(self, address, rows)
 
     def download(self, array: np.ndarray, address: int) -> None:
         assert array.flags.c_contiguous
@@ -150,6 +145,18 @@ class HostDevice:
     def done(self, what: str) -> int:
         """How often something was done."""
         return self.diary.count(what)
+
+
+class RowCopy:
+    def __init__(self, device: HostDevice, address: int, rows: np.ndarray) -> None:
+        self._device, self._address, self._rows = device, address, rows
+
+    def start(self) -> None:
+        def copy() -> None:
+            tight = np.ascontiguousarray(self._rows)
+            ctypes.memmove(self._address, tight.ctypes.data, tight.nbytes)
+
+        self._device.put("upload", copy, UPLOAD_MS)
 
 
 class Memory:

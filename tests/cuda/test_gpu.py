@@ -106,7 +106,7 @@ def test_copies_there_and_back(gpu: Any) -> None:
         gpu.synchronize()
         np.testing.assert_array_equal(back.array, host.array)
         rows = host.array.reshape(40, 100)[3:30, 11:53]
-        gpu.upload_rows(memory.address, rows)
+        gpu.row_copy(memory.address, rows).start()
         gpu.download(back.array[: rows.size], memory.address)
         gpu.synchronize()
         np.testing.assert_array_equal(back.array[: rows.size].reshape(rows.shape), rows)

@@ -41,6 +41,17 @@ class DeviceMemory(Protocol):
         """Give it back; a second call does nothing."""
 
 
+class RowCopy(Protocol):
+    """A copy to the device, set up once."""
+
+    def start(self) -> None:
+        """Put it on the stream.
+
+        Raises:
+            DeviceError: CUDA failed; also where an earlier kernel went wrong.
+        """
+
+
 class Graph(Protocol):
     """Work captured from the stream, which is launched again at the cost of one launch."""
 
@@ -109,11 +120,10 @@ class Device(Protocol):
             DeviceError: CUDA failed; also where an earlier kernel went wrong.
         """
 
-    def upload_rows(self, address: int, rows: NDArray[np.uint8]) -> None:
-        """Copy a two-dimensional page-locked array, its rows any distance apart, to tightly packed rows.
+    def row_copy(self, address: int, rows: NDArray[np.uint8]) -> RowCopy:
+        """A copy of a two-dimensional page-locked array, its rows any distance apart, to tightly packed rows.
 
-        Raises:
-            DeviceError: CUDA failed; also where an earlier kernel went wrong.
+        Nothing is copied yet: it is set up once and started for every frame that comes to lie there.
         """
 
     def download(self, array: NDArray[Any], address: int) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edge.backends.cuda.base import DeviceMemory, Graph, HostMemory, Kernels
+    from edge.backends.cuda.base import DeviceMemory, Graph, HostMemory, Kernels, RowCopy
 
 # Work of another library on the default stream neither waits for ours nor spoils a capture (CU_STREAM_NON_BLOCKING).
 _NON_BLOCKING = 1
@@ -95,19 +95,9 @@ class CudaDevice:
         except self._driver.Error as exc:
             raise _error(self._driver, exc) from exc
 
-    def upload_rows(self, address: int, rows: NDArray[np.uint8]) -> None:
-        """Copy rows to the device, packed tightly."""
-        height, width = rows.shape
-        try:
-            copy = self._driver.Memcpy2D()
-            copy.set_src_host(rows)
-            copy.set_dst_device(address)
-            copy.width_in_bytes = copy.dst_pitch = width
-            copy.src_pitch = rows.strides[0]
-            copy.height = height
-            copy(self._stream)
-        except self._driver.Error as exc:
-            raise _error(self._driver, exc) from exc
+    def row_copy(self, address: int, rows: NDArray[np.uint8]) -> RowCopy:
+        """A copy of rows to the device, packed tightly."""
+        return _RowCopy(self._driver, self._stream, address, rows)
 
     def download(self, array: NDArray[Any], address: int) -> None:
         """Copy to the host."""
@@ -193,6 +183,27 @@ class _Memory:
         allocation, self._allocation = self._allocation, None
         if allocation is not None:
             allocation.free()
+
+
+class _RowCopy:
+    """PyCUDA's Memcpy2D, whose setting up takes longer than the call that starts it."""
+
+    def __init__(self, driver: Any, stream: Any, address: int, rows: NDArray[np.uint8]) -> None:  # noqa: ANN401
+        height, width = rows.shape
+        self._driver = driver
+        self._stream = stream
+        self._copy = driver.Memcpy2D()
+        self._copy.set_src_host(rows)
+        self._copy.set_dst_device(address)
+        self._copy.width_in_bytes = self._copy.dst_pitch = width
+        self._copy.src_pitch = rows.strides[0]
+        self._copy.height = height
+
+    def start(self) -> None:
+        try:
+            self._copy(self._stream)
+        except self._driver.Error as exc:
+            raise _error(self._driver, exc) from exc
 
 
 class _Module:

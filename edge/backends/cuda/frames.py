@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge.backends.cuda import kernels
-from edge.backends.cuda.base import Device, DeviceMemory, HostMemory
+from edge.backends.cuda.base import Device, DeviceMemory, HostMemory, RowCopy
 from edge.backends.cuda.kernels import Frames, Plan
 from edge.errors import DataError, DeviceError, require
 from edge.profile import Input, Preprocess
@@ -61,6 +61,7 @@ class GpuPreprocessor:
         self._stride = 0
         self._fitting: set[tuple[int, int]] = set()
         self._slots: dict[tuple[int, int, int], NDArray[np.uint8]] = {}
+        self._copies: dict[tuple[int, int, int], RowCopy] = {}
         self._runs: list[_Run] = []
 
     @property
@@ -107,13 +108,12 @@ class GpuPreprocessor:
         if self._memory is None:
             return
         for run in self._runs:
-            area = self.plan(run.height, run.width).area
             for index in range(run.first, run.first + run.count):
-                slot = self._slot(index, run.height, run.width)
-                part = slot.reshape(run.height, 3 * run.width)[
-                    area.top : area.top + area.height, 3 * area.left : 3 * (area.left + area.width)
-                ]
-                self._device.upload_rows(self._memory.address + index * self._stride + GUARD, part)
+                key = (index, run.height, run.width)
+                copy = self._copies.get(key)
+                if copy is None:
+                    copy = self._copies[key] = self._copy_of(*key, self._memory)
+                copy.start()
 
     def launch(self, target: int) -> None:
         """Put the kernel on the stream: the uploaded frames into the network input at device address ``target``."""
@@ -144,7 +144,7 @@ class GpuPreprocessor:
         self._forget()
 
     def _forget(self) -> None:
-        for kept in (self._plans, self._jobs, self._slots, self._fitting):
+        for kept in (self._plans, self._jobs, self._slots, self._copies, self._fitting):
             kept.clear()
 
     def _size(self, frame: NDArray[Any]) -> tuple[int, int]:
@@ -178,6 +178,13 @@ class GpuPreprocessor:
             found = self._host.array[start : start + 3 * height * width].reshape(height, width, 3)
             self._slots[index, height, width] = found
         return found
+
+    def _copy_of(self, index: int, height: int, width: int, memory: DeviceMemory) -> RowCopy:
+        """The copy of frame ``index``'s area from its slot to its place on the device."""
+        area = self.plan(height, width).area
+        rows = self._slot(index, height, width).reshape(height, 3 * width)
+        part = rows[area.top : area.top + area.height, 3 * area.left : 3 * (area.left + area.width)]
+        return self._device.row_copy(memory.address + index * self._stride + GUARD, part)
 
     def _frames(self, run: _Run, plan: Plan) -> Frames:
         if self._memory is None:
