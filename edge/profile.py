@@ -6,18 +6,14 @@ names them. Nothing outside this module sees YAML or a raw dict.
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
-import re
-import types
-import typing
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
+from edge.document import Document, Kind, did_you_mean
 from edge.errors import ProfileError
 from edge.store import digest
 
@@ -28,9 +24,9 @@ Int8Route = Literal["auto", "implicit", "explicit"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Triple = tuple[float, float, float]
 
-# Keys whose value is a path, relative to the file that holds them.
-_PATHS = {("model",), ("labels",), ("calibration", "images")}
-_MAX_EXTENDS = 8
+_KIND = Kind(
+    name="profile", hint="edge profile list", paths=frozenset({("model",), ("labels",), ("calibration", "images")})
+)
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -132,12 +128,12 @@ def load(path: Path) -> Profile:
     Raises:
         ProfileError: with ``file:line: key.path`` and, for a misspelt name, the nearest right one.
     """
-    document = _Document.read(path, seen=())
-    document.reject_unknown(Profile, document.tree, ())
+    document = Document.read(path, _KIND)
+    document.reject_unknown(Profile, document.tree)
     try:
         profile = msgspec.convert(document.tree, Profile)
     except msgspec.ValidationError as exc:
-        raise document.error_from(exc) from exc
+        raise document.error_from(exc, Profile) from exc
     _check_together(profile, document)
     return profile
 
@@ -154,7 +150,7 @@ def find(name: str, folders: list[Path]) -> Path:
     if name in known:
         return known[name]
     raise ProfileError(
-        f"there is no profile {name!r}{_did_you_mean(name, known)}",
+        f"there is no profile {name!r}{did_you_mean(name, known)}",
         where=", ".join(str(folder) for folder in folders) or None,
         hint="edge profile list",
     )
@@ -169,7 +165,7 @@ def available(folders: list[Path]) -> list[Path]:
     return [found[name] for name in sorted(found)]
 
 
-def _check_together(profile: Profile, document: _Document) -> None:
+def _check_together(profile: Profile, document: Document) -> None:
     """Checks that need more than one key."""
     batch, pre = profile.input.batch, profile.preprocess
     if not batch.min <= batch.opt <= batch.max:
@@ -194,153 +190,3 @@ def _check_together(profile: Profile, document: _Document) -> None:
         raise document.error(("build", "dla_core"), f"backend {profile.backend} has no DLA")
     if profile.backend == "onnxruntime" and profile.precision == "fp16":
         raise document.error(("precision",), "ONNX Runtime on a CPU runs fp32 or int8, not fp16")
-
-
-class _Document:
-    """One YAML file merged over what it extends: plain values, and where each key stands."""
-
-    def __init__(self, path: Path, tree: dict[str, Any], places: dict[tuple[str, ...], tuple[Path, int]]) -> None:
-        self.path = path
-        self.tree = tree
-        self.places = places
-
-    @classmethod
-    def read(cls, path: Path, *, seen: tuple[Path, ...]) -> _Document:
-        """Read ``path``, then merge it over the profile that it extends."""
-        document = cls._read_one(path)
-        parent_name = document.tree.pop("extends", None)
-        document.tree.setdefault("name", path.stem)
-        if parent_name is None:
-            return document
-        if not isinstance(parent_name, str):
-            raise document.error(("extends",), "must be the name of another profile")
-        parent_path = path.parent / (parent_name if parent_name.endswith((".yaml", ".yml")) else f"{parent_name}.yaml")
-        if not parent_path.is_file():
-            known = [p.stem for p in available([path.parent])]
-            raise document.error(("extends",), f"there is no {parent_path.name}{_did_you_mean(parent_name, known)}")
-        chain = (*seen, path)
-        if parent_path.resolve() in {known.resolve() for known in chain}:
-            names = " -> ".join(known.name for known in (*chain, parent_path))
-            raise document.error(("extends",), f"goes round in a circle: {names}")
-        if len(chain) > _MAX_EXTENDS:
-            raise document.error(("extends",), f"more than {_MAX_EXTENDS} profiles deep")
-        parent = cls.read(parent_path, seen=chain)
-        return cls(path, _merge(parent.tree, document.tree), {**parent.places, **document.places})
-
-    @classmethod
-    def _read_one(cls, path: Path) -> _Document:
-        import yaml
-
-        try:
-            root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        except FileNotFoundError as exc:
-            raise ProfileError("there is no such profile", where=path, hint="edge profile list") from exc
-        except (OSError, UnicodeDecodeError) as exc:
-            raise ProfileError(f"cannot read: {exc}", where=path) from exc
-        except yaml.YAMLError as exc:
-            mark = getattr(exc, "problem_mark", None)
-            line = f":{mark.line + 1}" if mark else ""
-            raise ProfileError(f"not YAML: {getattr(exc, 'problem', exc)}", where=f"{path}{line}") from exc
-        except RecursionError as exc:
-            raise ProfileError("not YAML that edge can read: nested too deeply", where=path) from exc
-        if root is None:
-            raise ProfileError("the file is empty", where=path)
-        places: dict[tuple[str, ...], tuple[Path, int]] = {(): (path, root.start_mark.line + 1)}
-        if not isinstance(root, yaml.MappingNode):
-            raise ProfileError("must be a mapping of keys to values", where=f"{path}:1")
-        # A second SafeLoader turns nodes into values, so that YAML's own rules for types hold.
-        try:
-            value = _to_value(root, (), path, places, yaml.SafeLoader(""))
-        except RecursionError as exc:
-            raise ProfileError("an alias that stands inside of what it names", where=path) from exc
-        return cls(path, value, places)
-
-    def error(self, key: tuple[str, ...], what: str) -> ProfileError:
-        """A ProfileError that points at ``key``, or at its nearest parent that is in a file."""
-        at = key
-        while at and at not in self.places:
-            at = at[:-1]
-        path, line = self.places.get(at, (self.path, 1))
-        return ProfileError(f"{'.'.join(key)}: {what}" if key else what, where=f"{path}:{line}")
-
-    def error_from(self, exc: msgspec.ValidationError) -> ProfileError:
-        """Translate msgspec's `` - at `$.a.b[0]` `` into file, line and key."""
-        text = str(exc)
-        match = re.search(r" - at `\$([^`]*)`$", text)
-        raw = match.group(1) if match else ""
-        key = tuple(part for part in re.sub(r"\[[^\]]*\]", "", raw).split(".") if part)
-        what = text[: match.start()] if match else text
-        missing = re.match(r"Object missing required field `(\w+)`", what)
-        if missing:
-            return self.error((*key, missing.group(1)), "is missing")
-        choice = re.match(r"Invalid enum value '(.*)'", what)
-        if choice:
-            allowed = _choices(Profile, key)
-            what = f"{choice.group(1)!r} is not one of {', '.join(allowed)}{_did_you_mean(choice.group(1), allowed)}"
-        return self.error(key, what[0].lower() + what[1:])
-
-    def reject_unknown(self, struct: type[msgspec.Struct], tree: dict[str, Any], at: tuple[str, ...]) -> None:
-        """Raise for the first key that no section knows, with the nearest right one."""
-        fields = {field.name: field.type for field in msgspec.structs.fields(struct)}
-        for name, value in tree.items():
-            if name not in fields:
-                raise self.error((*at, name), f"unknown key{_did_you_mean(name, fields)}")
-            section = fields[name]
-            if isinstance(section, type) and issubclass(section, msgspec.Struct) and isinstance(value, dict):
-                self.reject_unknown(section, value, (*at, name))
-
-
-def _to_value(node: Any, at: tuple[str, ...], path: Path, places: dict[Any, Any], loader: Any) -> Any:  # noqa: ANN401
-    """Plain value of a YAML node; notes the line of each key, refuses duplicates, resolves paths."""
-    import yaml
-
-    if not isinstance(node, yaml.MappingNode):
-        try:
-            value = loader.construct_object(node, deep=True)
-            if at in _PATHS and isinstance(value, str):
-                return str((path.parent / Path(value).expanduser()).resolve())
-        except (yaml.YAMLError, ValueError, OverflowError, RuntimeError) as exc:
-            # An unknown tag, a date or number that is none, ~somebody who is not there, a path with NUL.
-            what = f"{'.'.join(at)}: {getattr(exc, 'problem', exc)}"
-            raise ProfileError(what, where=f"{path}:{node.start_mark.line + 1}") from exc
-        return value
-    result: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise ProfileError("a key must be a word", where=f"{path}:{key_node.start_mark.line + 1}")
-        name = str(key_node.value)
-        key = (*at, name)
-        if name in result:
-            raise ProfileError(f"{'.'.join(key)}: given twice", where=f"{path}:{key_node.start_mark.line + 1}")
-        places[key] = (path, key_node.start_mark.line + 1)
-        result[name] = _to_value(value_node, key, path, places, loader)
-    return result
-
-
-def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(under)
-    for name, value in over.items():
-        below = merged.get(name)
-        merged[name] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _choices(struct: type[msgspec.Struct], key: tuple[str, ...]) -> list[str]:
-    """Allowed words at ``key``: the Literal in the field's type."""
-    kind: Any = struct
-    for name in key:
-        kind = next((field.type for field in msgspec.structs.fields(kind) if field.name == name), None)
-    return [str(word) for word in _literals(kind)]
-
-
-def _literals(kind: Any) -> Iterator[Any]:  # noqa: ANN401
-    if typing.get_origin(kind) is Literal:
-        yield from typing.get_args(kind)
-    elif typing.get_origin(kind) in {typing.Union, types.UnionType}:
-        for member in typing.get_args(kind):
-            yield from _literals(member)
-
-
-def _did_you_mean(word: str, known: typing.Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""

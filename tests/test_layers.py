@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "edge"
 LAYERS: dict[str, float] = {
     "edge": 0,
     "errors": 0,
+    "document": 0.5,
     "events": 1,
     "profile": 1,
     "record": 1,
@@ -99,7 +100,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "tensorrt_rtx": frozenset({"backends.trt.caps"}),
     "tensorrt_rtx_bindings": frozenset({"backends.trt.caps"}),
     "typer": frozenset({"cli"}),
-    "yaml": frozenset({"cli.profile", "profile"}),
+    "yaml": frozenset({"cli.profile", "document"}),
 }  # fmt: skip
 # msgspec describes data in every layer; numpy is the language of L2 and L3 (and never reached by `edge --help`).
 EVERYWHERE = frozenset({"msgspec"})

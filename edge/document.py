@@ -1,0 +1,210 @@
+"""A YAML file as plain values, each with the file and line that it came from.
+
+The rules are the same for every file that a person writes (profiles, fleets): a key given twice is an error, a key that
+nobody knows is an error with the nearest right one, and every error points at ``file:line: key.path``. Nothing above
+this module sees YAML.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from edge.errors import ProfileError
+
+Key = tuple[str, ...]
+
+_MAX_EXTENDS = 8
+
+
+class Kind(msgspec.Struct, frozen=True, kw_only=True):
+    """What a file is called in messages, what to do when it is not there, and which of its keys are paths.
+
+    A path in ``paths`` is read relative to the file that names it.
+    """
+
+    name: str
+    hint: str | None = None
+    paths: frozenset[Key] = frozenset()
+
+
+class Document:
+    """A YAML file as plain values, and where each key stands; perhaps merged over what it extends."""
+
+    def __init__(self, path: Path, tree: dict[str, Any], places: dict[Key, tuple[Path, int]]) -> None:
+        self.path = path
+        self.tree = tree
+        self.places = places
+
+    @classmethod
+    def read(cls, path: Path, kind: Kind, *, seen: tuple[Path, ...] = ()) -> Document:
+        """Read ``path``, then merge it over the file of the same kind that it extends.
+
+        Raises:
+            ProfileError: with ``file:line``, and the key where there is one.
+        """
+        document = cls.read_one(path, kind)
+        parent_name = document.tree.pop("extends", None)
+        document.tree.setdefault("name", path.stem)
+        if parent_name is None:
+            return document
+        if not isinstance(parent_name, str):
+            raise document.error(("extends",), f"must be the name of another {kind.name}")
+        parent_path = path.parent / (parent_name if parent_name.endswith((".yaml", ".yml")) else f"{parent_name}.yaml")
+        if not parent_path.is_file():
+            known = [p.stem for p in sorted(path.parent.glob("*.yaml"))]
+            raise document.error(("extends",), f"there is no {parent_path.name}{did_you_mean(parent_name, known)}")
+        chain = (*seen, path)
+        if parent_path.resolve() in {known.resolve() for known in chain}:
+            names = " -> ".join(known.name for known in (*chain, parent_path))
+            raise document.error(("extends",), f"goes round in a circle: {names}")
+        if len(chain) > _MAX_EXTENDS:
+            raise document.error(("extends",), f"more than {_MAX_EXTENDS} {kind.name}s deep")
+        parent = cls.read(parent_path, kind, seen=chain)
+        return cls(path, _merge(parent.tree, document.tree), {**parent.places, **document.places})
+
+    @classmethod
+    def read_one(cls, path: Path, kind: Kind) -> Document:
+        """Read ``path`` alone.
+
+        Raises:
+            ProfileError: with ``file:line``, and the key where there is one.
+        """
+        import yaml
+
+        try:
+            root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        except FileNotFoundError as exc:
+            raise ProfileError(f"there is no such {kind.name}", where=path, hint=kind.hint) from exc
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ProfileError(f"cannot read: {exc}", where=path) from exc
+        except yaml.YAMLError as exc:
+            mark = getattr(exc, "problem_mark", None)
+            line = f":{mark.line + 1}" if mark else ""
+            raise ProfileError(f"not YAML: {getattr(exc, 'problem', exc)}", where=f"{path}{line}") from exc
+        except RecursionError as exc:
+            raise ProfileError("not YAML that edge can read: nested too deeply", where=path) from exc
+        if root is None:
+            raise ProfileError("the file is empty", where=path)
+        places: dict[Key, tuple[Path, int]] = {(): (path, root.start_mark.line + 1)}
+        if not isinstance(root, yaml.MappingNode):
+            raise ProfileError("must be a mapping of keys to values", where=f"{path}:1")
+        # A second SafeLoader turns nodes into values, so that YAML's own rules for types hold.
+        try:
+            value = _Values(path, kind.paths, places, yaml.SafeLoader("")).of(root, ())
+        except RecursionError as exc:
+            raise ProfileError("an alias that stands inside of what it names", where=path) from exc
+        return cls(path, value, places)
+
+    def error(self, key: Key, what: str) -> ProfileError:
+        """A ProfileError that points at ``key``, or at its nearest parent that is in a file."""
+        at = key
+        while at and at not in self.places:
+            at = at[:-1]
+        path, line = self.places.get(at, (self.path, 1))
+        return ProfileError(f"{'.'.join(key)}: {what}" if key else what, where=f"{path}:{line}")
+
+    def error_from(self, exc: msgspec.ValidationError, struct: type[msgspec.Struct], *, at: Key = ()) -> ProfileError:
+        """Translate msgspec's `` - at `$.a.b[0]` `` into file, line and key; ``struct`` stands at ``at``."""
+        text = str(exc)
+        match = re.search(r" - at `\$([^`]*)`$", text)
+        raw = match.group(1) if match else ""
+        key = tuple(part for part in re.sub(r"\[[^\]]*\]", "", raw).split(".") if part)
+        what = text[: match.start()] if match else text
+        missing = re.match(r"Object missing required field `(\w+)`", what)
+        if missing:
+            return self.error((*at, *key, missing.group(1)), "is missing")
+        choice = re.match(r"Invalid enum value '(.*)'", what)
+        if choice:
+            allowed = _choices(struct, key)
+            what = f"{choice.group(1)!r} is not one of {', '.join(allowed)}{did_you_mean(choice.group(1), allowed)}"
+        return self.error((*at, *key), what[0].lower() + what[1:])
+
+    def reject_unknown(self, struct: type[msgspec.Struct], tree: dict[str, Any], at: Key = ()) -> None:
+        """Raise for the first key that no section knows, with the nearest right one."""
+        fields = {field.name: field.type for field in msgspec.structs.fields(struct)}
+        for name, value in tree.items():
+            if name not in fields:
+                raise self.error((*at, name), f"unknown key{did_you_mean(name, fields)}")
+            section = fields[name]
+            if isinstance(section, type) and issubclass(section, msgspec.Struct) and isinstance(value, dict):
+                self.reject_unknown(section, value, (*at, name))
+
+
+class _Values:
+    """Turns nodes into plain values: notes the line of each key, refuses duplicates, resolves paths."""
+
+    def __init__(self, path: Path, paths: frozenset[Key], places: dict[Key, tuple[Path, int]], loader: Any) -> None:  # noqa: ANN401
+        self._path = path
+        self._paths = paths
+        self._places = places
+        self._loader = loader
+
+    def of(self, node: Any, at: Key) -> Any:  # noqa: ANN401
+        """Plain value of the node at the key ``at``."""
+        import yaml
+
+        if not isinstance(node, yaml.MappingNode):
+            return self._scalar(node, at)
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ProfileError("a key must be a word", where=f"{self._path}:{line}")
+            name = str(key_node.value)
+            key = (*at, name)
+            if name in result:
+                raise ProfileError(f"{'.'.join(key)}: given twice", where=f"{self._path}:{line}")
+            self._places[key] = (self._path, line)
+            result[name] = self.of(value_node, key)
+        return result
+
+    def _scalar(self, node: Any, at: Key) -> Any:  # noqa: ANN401
+        import yaml
+
+        try:
+            value = self._loader.construct_object(node, deep=True)
+            if at in self._paths and isinstance(value, str):
+                return str((self._path.parent / Path(value).expanduser()).resolve())
+        except (yaml.YAMLError, ValueError, OverflowError, RuntimeError) as exc:
+            # An unknown tag, a date or number that is none, ~somebody who is not there, a path with NUL.
+            what = f"{'.'.join(at)}: {getattr(exc, 'problem', exc)}"
+            raise ProfileError(what, where=f"{self._path}:{node.start_mark.line + 1}") from exc
+        return value
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for name, value in over.items():
+        below = merged.get(name)
+        merged[name] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _choices(struct: type[msgspec.Struct], key: Key) -> list[str]:
+    """Allowed words at ``key``: the Literal in the field's type."""
+    kind: Any = struct
+    for name in key:
+        kind = next((field.type for field in msgspec.structs.fields(kind) if field.name == name), None)
+    return [str(word) for word in _literals(kind)]
+
+
+def _literals(kind: Any) -> Iterator[Any]:  # noqa: ANN401
+    if typing.get_origin(kind) is Literal:
+        yield from typing.get_args(kind)
+    elif typing.get_origin(kind) in {typing.Union, types.UnionType}:
+        for member in typing.get_args(kind):
+            yield from _literals(member)
+
+
+def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
+    """`` (did you mean …?)`` with the nearest of the ``known`` words, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
