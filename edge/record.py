@@ -1,7 +1,11 @@
 """The run record: what ran where, how long each stage took, and what was seen. Versioned, frozen, units in the names.
 
+Everything in it is bounded: a run of weeks has a record of the same size as one of an hour.
+
 Format history:
     1  first
+    2  live sources (age, drops, gaps), time line, histograms, top labels; failed runs have a record; results bounded.
+       Records of format 1 are refused: what they lack cannot be made up
 """
 
 from __future__ import annotations
@@ -13,9 +17,17 @@ import msgspec
 
 from edge import store
 from edge.errors import ArtifactError
-from edge.stats import Summary
+from edge.stats import Bin, Summary
 
-FORMAT = 1
+FORMAT: int = 2
+# Most that a record holds of each; the counts beside them are of everything.
+MOST_RESULTS = 1000
+MOST_SKIPS = 100
+MOST_GAPS = 1000
+MOST_TICKS = 600
+MOST_LABELS = 20
+
+Status = Literal["complete", "interrupted", "failed"]
 
 
 class Guess(msgspec.Struct, frozen=True):
@@ -29,7 +41,10 @@ class Guess(msgspec.Struct, frozen=True):
 class Stages(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where one picture's time went. A stage that does not exist on this backend is absent.
 
-    ``decode_ms`` includes reading the file; ``total_ms`` is the wall time from the start of decode to the label.
+    ``decode_ms`` includes reading the file. ``total_ms`` is the work on this picture: from the start of decode to the
+    label, without the time that it waited between stages. ``age_ms`` is how old the label is, waiting included: since
+    the frame was captured (live sources), or since its turn came to be read (files). In a batch, ``infer_ms`` is that
+    of the whole batch, for each of its pictures.
     """
 
     decode_ms: float
@@ -39,15 +54,17 @@ class Stages(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     total_ms: float
     host_to_device_ms: float | None = None
     device_to_host_ms: float | None = None
+    age_ms: float | None = None
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """One classified picture, best guess first."""
+    """One classified picture, best guess first; ``t_s`` is when it got its label, since the measured window began."""
 
     seq: int
     name: str
     guesses: list[Guess]
     stages: Stages
+    t_s: float
 
 
 class Skip(msgspec.Struct, frozen=True):
@@ -56,6 +73,48 @@ class Skip(msgspec.Struct, frozen=True):
     seq: int
     name: str
     reason: str
+
+
+class Gap(msgspec.Struct, frozen=True, kw_only=True):
+    """A time without frames from a live source, in seconds since the measured window began; open while no ``end_s``.
+
+    ``reopened_as`` is the place where the source was found again, ``attempts`` how often it was tried.
+    """
+
+    start_s: float
+    end_s: float | None
+    reason: str
+    hint: str | None = None
+    reopened_as: str | None = None
+    attempts: int = 0
+
+
+class Tick(msgspec.Struct, frozen=True, kw_only=True):
+    """One bin of the time line, up to ``t_s``: what happened since the bin before it.
+
+    Latencies are None in a bin without frames; telemetry is the newest reading of the bin, and empty without a source.
+    """
+
+    t_s: float
+    frames: int
+    dropped: int
+    total_p50_ms: float | None
+    total_max_ms: float | None
+    age_p50_ms: float | None
+    age_max_ms: float | None
+    power_mw: float | None = None
+    temps_c: dict[str, float] = {}
+    loads_percent: dict[str, float] = {}
+    clocks_mhz: dict[str, float] = {}
+    throttling: tuple[str, ...] = ()
+
+
+class LabelCount(msgspec.Struct, frozen=True):
+    """How many pictures got this label."""
+
+    index: int
+    label: str
+    count: int
 
 
 class Warmup(msgspec.Struct, frozen=True):
@@ -86,28 +145,43 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One run of the loop.
 
-    ``status`` is ``interrupted`` when a signal ended it. ``rate_per_s`` counts labelled pictures over ``measured_s``,
-    which starts after the warm-up. ``power`` is an energy reading with its scope and sample count; without one,
-    ``power_unavailable`` says why. ``stages_absent`` says why a stage has no time.
+    ``status`` is ``interrupted`` when a signal ended it, and ``failed`` when an error did, which is in ``failure``.
+    ``replayed`` names the recording when frames or telemetry were not measured now. ``source`` says kind, what it was
+    opened as, width and height in pixels, frames per second, and whether it is live. ``rate_per_s`` counts labelled
+    pictures over ``measured_s``, which starts after the warm-up. ``dropped`` counts frames of a live source that were
+    replaced by newer ones; None for files, of which none is dropped. ``power`` is an energy reading with its scope and
+    sample count; without one, ``power_unavailable`` says why. ``stages_absent`` says why a stage has no time.
+    ``skipped``, ``gaps``, ``timeline``, ``top_labels`` and ``results`` are bounded (``MOST_…``); ``skipped`` and
+    ``gaps`` keep the first ones, ``results`` the newest, and ``results_kept`` says whether these are all.
     """
 
     format: int
     edge_version: str
     started_utc: str
-    status: Literal["complete", "interrupted"]
+    status: Status
+    failure: str | None
+    replayed: str | None
     subject: Subject
+    source: dict[str, Any]
     pictures: int
     skipped: list[Skip]
+    skipped_count: int
+    dropped: int | None
+    gaps: list[Gap]
     warmup: Warmup
     measured_s: float
     rate_per_s: float | None
     latency: dict[str, Summary]
+    histogram: dict[str, list[Bin]]
+    timeline: list[Tick]
     stages_absent: dict[str, str]
     power: dict[str, Any] | None
     power_unavailable: str | None
     conditions: dict[str, Any]
+    top_labels: list[LabelCount]
     warnings: list[str]
     results: list[Result]
+    results_kept: Literal["all", "newest"]
 
 
 def save(path: Path, record: RunRecord) -> None:
@@ -130,7 +204,9 @@ def load(path: Path) -> RunRecord:
         version = msgspec.json.decode(data, type=dict[str, msgspec.Raw]).get("format")
         if version is None or msgspec.json.decode(version) != FORMAT:
             found = "no format" if version is None else f"format {bytes(version).decode()}"
-            raise ArtifactError(f"a record with {found}; this edge reads {FORMAT}", where=path)
+            raise ArtifactError(
+                f"a record with {found}; this edge reads {FORMAT}", where=path, hint="run it again with this edge"
+            )
         return msgspec.json.decode(data, type=RunRecord)
     except OSError as exc:
         raise ArtifactError(f"cannot read the record: {exc.strerror}", where=path) from exc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -16,11 +17,13 @@ from edge.backends.base import Inference, Session
 from edge.backends.fake import Fake, FakeSession
 from edge.errors import DataError, DeviceError
 from edge.frames import Pictures, open_pictures
+from edge.frames.stream import PictureStream
 from edge.preprocess import Preprocessor
 from edge.profile import Input, Preprocess
 from edge.record import Result, RunRecord, Skip, Subject
 from edge.telemetry import NoSource
 from edge.telemetry.base import Reading, Scope, Unavailable
+from edge.telemetry.sampler import Sampler
 
 NO_POWER = NoSource((Unavailable("hwmon", "no sensor"),))
 NAMES = ["cat", "dog", "newt"]
@@ -28,7 +31,7 @@ SUBJECT = Subject(
     profile="tiny", profile_digest="p", model="model.onnx", model_sha256="m", engine_sha256="e", table_sha256=None,
     preprocess_digest="d", backend={"backend": "fake"}, precision="fp32", layers={}, device={}, source="p",
 )  # fmt: skip
-STAGES = ("decode", "preprocess", "infer", "postprocess", "total")
+STAGES = ("decode", "preprocess", "infer", "postprocess", "total", "age")
 
 
 class Told:
@@ -89,18 +92,21 @@ def run(tmp_path: Path, pictures: Callable[..., list[Path]]) -> Callable[..., Ru
         if not folder.exists():
             pictures(folder, 5)
         names = options.pop("names", NAMES)
-        power = options.pop("power", NO_POWER)
-        further = {name: options.pop(name) for name in ("hear", "should_stop") if name in options}
-        return loop.run(
-            source or open_pictures(folder),
-            session=session,
-            preprocessor=Preprocessor(Preprocess(resize=36), Input(height=32, width=32)),
-            names=names,
-            subject=SUBJECT,
-            settings=loop.Settings(**{"warmup": 2, "topk": 5, **options}),
-            power=power,
-            **further,
-        )
+        power = options.pop("power", None)
+        further = {name: options.pop(name) for name in ("hear", "should_stop", "keep", "show") if name in options}
+        with contextlib.ExitStack() as stack:
+            sampler = None if power is None else stack.enter_context(Sampler(power))
+            return loop.run(
+                PictureStream(source or open_pictures(folder)),
+                session=session,
+                preprocessor=Preprocessor(Preprocess(resize=36), Input(height=32, width=32)),
+                names=names,
+                subject=SUBJECT,
+                settings=loop.Settings(**{"warmup": 2, "topk": 5, **options}),
+                sampler=sampler,
+                no_power=None if sampler else NO_POWER,
+                **further,
+            )
 
     return call
 
@@ -274,13 +280,13 @@ def test_too_short_for_power_is_absent_with_the_reason(run: Callable[..., RunRec
 
 def test_a_counter_that_did_not_move_is_no_throttling(run: Callable[..., RunRecord]) -> None:
     """Counters run since boot: 17 before and 17 after are no events in between."""
-    finished = run(FakeSession(Fake(infer_ms=80.0)), power=Constant(throttles=17))
+    finished = run(FakeSession(Fake(infer_ms=80.0)), power=Constant(throttles=17), warmup=0)
     assert finished.conditions["throttles"] == {"cpu": 0}
     assert not any("throttled" in doubt for doubt in finished.warnings)
 
 
 def test_throttling_is_a_doubt(run: Callable[..., RunRecord]) -> None:
-    finished = run(FakeSession(Fake(infer_ms=80.0)), power=Constant(throttles=17, events=2))
+    finished = run(FakeSession(Fake(infer_ms=80.0)), power=Constant(throttles=17, events=2), warmup=0)
     assert finished.conditions["throttles"] == {"cpu": 2}
     assert "the device was throttled during the run" in finished.warnings
 

@@ -12,8 +12,8 @@ import pytest
 
 from edge import record
 from edge.errors import ArtifactError, StoreError
-from edge.record import Guess, Result, RunRecord, Skip, Stages, Subject, Warmup
-from edge.stats import summarize
+from edge.record import Gap, Guess, LabelCount, Result, RunRecord, Skip, Stages, Subject, Tick, Warmup
+from edge.stats import Bin, summarize
 
 
 def made(**changes: Any) -> RunRecord:
@@ -30,6 +30,8 @@ def made(**changes: Any) -> RunRecord:
         edge_version="0.1.0",
         started_utc="2026-01-02T03:04:05+00:00",
         status="complete",
+        failure=None,
+        replayed=None,
         subject=Subject(
             profile="host",
             profile_digest="ab" * 32,
@@ -44,21 +46,42 @@ def made(**changes: Any) -> RunRecord:
             device={"model": "a machine", "cores": 4},
             source="pictures",
         ),
+        source={"kind": "pictures", "opened_as": "p", "live": False, "fps": None},
         pictures=2,
         skipped=[Skip(1, "ünï 🐼.jpg", "the file is cut off")],
+        skipped_count=1,
+        dropped=3,
+        gaps=[Gap(start_s=0.5, end_s=None, reason="unplugged"), Gap(start_s=1.5, end_s=2.0, reason="x", attempts=2)],
         warmup=Warmup(0, None, None),
         measured_s=0.0123,
         rate_per_s=None,
         latency={"total": latency},
+        histogram={"total": [Bin(6.0, 1), Bin(7.0, 1)]},
+        timeline=[
+            Tick(
+                t_s=1.0,
+                frames=2,
+                dropped=3,
+                total_p50_ms=5.9,
+                total_max_ms=6.1,
+                age_p50_ms=None,
+                age_max_ms=None,
+                power_mw=5000.0,
+                temps_c={"cpu": 40.5},
+                throttling=("gpu",),
+            )
+        ],
         stages_absent={"host_to_device": "no such stage"},
         power=None,
         power_unavailable="no source",
         conditions={},
+        top_labels=[LabelCount(3, "a,b\n", 1)],
         warnings=["few pictures"],
         results=[
-            Result(seq=0, name="a.jpg", guesses=[Guess(3, "a,b\n", 0.75), Guess(1, "", 0.25)], stages=stages),
-            Result(seq=2, name="c.jpg", guesses=[], stages=on_device),
+            Result(seq=0, name="a.jpg", guesses=[Guess(3, "a,b\n", 0.75), Guess(1, "", 0.25)], stages=stages, t_s=0.1),
+            Result(seq=2, name="c.jpg", guesses=[], stages=on_device, t_s=0.2),
         ],
+        results_kept="all",
     )
     return msgspec.structs.replace(content, **changes)
 
@@ -110,13 +133,14 @@ def refused(path: Path) -> ArtifactError:
 @pytest.mark.parametrize(
     ("version", "said"),
     [
-        (0, "a record with format 0; this edge reads 1"),
-        (2, "a record with format 2; this edge reads 1"),
-        ("1", 'a record with format "1"; this edge reads 1'),
-        (None, "a record with format null; this edge reads 1"),
-        ({"a": 1}, 'a record with format {"a": 1}; this edge reads 1'),
+        (1, "a record with format 1; this edge reads 2"),
+        (3, "a record with format 3; this edge reads 2"),
+        ("2", 'a record with format "2"; this edge reads 2'),
+        (True, "a record with format true; this edge reads 2"),
+        (None, "a record with format null; this edge reads 2"),
+        ({"a": 1}, 'a record with format {"a": 1}; this edge reads 2'),
     ],
-    ids=["older", "newer", "text", "null", "object"],
+    ids=["older", "newer", "text", "true", "null", "object"],
 )
 def test_another_format_is_refused_before_anything_else_is_read(tmp_path: Path, version: object, said: str) -> None:
     """A later format may have other fields: its number must be what the user reads, not a field that is missing."""
@@ -127,14 +151,14 @@ def test_another_format_is_refused_before_anything_else_is_read(tmp_path: Path, 
 
 def test_no_format_at_all(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text("{}")
-    assert refused(tmp_path / "r.json").what == "a record with no format; this edge reads 1"
+    assert refused(tmp_path / "r.json").what == "a record with no format; this edge reads 2"
 
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\0" * 10, b"[]", b"null", b"1", b"\xff\xfe{\0", b'{"format": 1}', b'{"format": 1} x', b'{"format": 1',
-     b'{"format": true}', b'{"format": 1, "x": "\xff"}', b'{"format":1,"results":' + b"[" * 100_000],
-    ids=["empty", "zeros", "list", "null", "number", "utf-16", "only-a-format", "more-behind", "cut", "true",
+    [b"", b"\0" * 10, b"[]", b"null", b"1", b"\xff\xfe{\0", b'{"format": 2}', b'{"format": 2} x', b'{"format": 2',
+     b'{"format": 2, "x": "\xff"}', b'{"format":2,"results":' + b"[" * 100_000],
+    ids=["empty", "zeros", "list", "null", "number", "utf-16", "only-a-format", "more-behind", "cut",
          "no-utf-8", "deep"],
 )  # fmt: skip
 def test_what_is_no_record_is_refused(tmp_path: Path, data: bytes) -> None:
@@ -172,9 +196,12 @@ def _set(content: dict[str, Any], *at: Any, value: object) -> None:
         lambda content: _set(content, "results", 0, "stages", "total_ms", value=None),
         lambda content: _set(content, "latency", "total", "n", value=None),
         lambda content: _set(content, "skipped", 0, value=[1, "a", "b"]),
+        lambda content: _set(content, "gaps", 0, "start_s", value=None),
+        lambda content: content["timeline"][0].pop("frames"),
     ],
-    ids=["subject", "engine", "status", "text", "fraction", "null", "object", "confidence", "stage", "summary", "skip"],
-)
+    ids=["subject", "engine", "status", "text", "fraction", "null", "object", "confidence", "stage", "summary", "skip",
+         "gap", "tick"],
+)  # fmt: skip
 def test_a_damaged_record_is_refused(tmp_path: Path, damage: Callable[[dict[str, Any]], Any]) -> None:
     path = tmp_path / "r.json"
     record.save(path, made())

@@ -13,6 +13,7 @@ import pytest
 from edge import backends, build, evaluate, identity, labels, loop, model, preprocess, profile
 from edge.calibration import check
 from edge.frames import open_pictures
+from edge.frames.stream import PictureStream
 from edge.profile import Precision, Profile
 from edge.record import Result, Subject
 from edge.telemetry import NoSource
@@ -95,13 +96,13 @@ def test_the_sample_pictures_are_what_they_show(
         preprocess_digest="", backend={}, precision=precision, layers={}, device={}, source="samples",
     )  # fmt: skip
     finished = loop.run(
-        samples,
+        PictureStream(samples),
         session=backends.get("onnxruntime").open(engine(precision), precision=precision),
         preprocessor=preprocess.Preprocessor(host.preprocess, host.input),
         names=labels.load_names(Path(host.labels)),
         subject=subject,
         settings=loop.Settings(topk=5, warmup=0),
-        power=NoSource(()),
+        no_power=NoSource(()),
     )
     assert finished.skipped == []
     seen: dict[str, Result] = {result.name: result for result in finished.results}

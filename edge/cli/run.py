@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edge import identity
     from edge.backends.base import Backend
     from edge.profile import Profile
-    from edge.record import Result, RunRecord, Skip, Subject
+    from edge.record import Gap, Result, RunRecord, Skip, Subject
     from edge.telemetry import NoSource, Source
     from edge.ui.live import LiveView
 
@@ -49,6 +49,8 @@ def command(
     from edge import record as records
     from edge.cli import places, signals
     from edge.frames import open_pictures
+    from edge.frames.stream import PictureStream
+    from edge.telemetry.sampler import Sampler
     from edge.ui import live
 
     chosen, path = places.load_profile(profile)
@@ -67,8 +69,10 @@ def command(
         session = backend.open(found.path, precision=wanted, threads=threads or chosen.run.threads)
         stack.callback(session.close)
         power = telemetry.probe()
+        sampler = None
         if not isinstance(power, telemetry.NoSource):
             stack.callback(power.close)
+            sampler = stack.enter_context(Sampler(power))
         wish = stack.enter_context(signals.graceful())
         view = live.LiveView(
             terminal, headline=f"{chosen.name} · {Path(chosen.model).stem} · {wanted}", power=_power_line(power),
@@ -77,7 +81,7 @@ def command(
         # On one and the same terminal, the panel and the JSON lines would run through each other.
         with contextlib.nullcontext() if as_json and terminal.out.is_terminal else view.showing():
             finished = loop.run(
-                pictures,
+                PictureStream(pictures),
                 session=session,
                 preprocessor=preprocess.Preprocessor(chosen.preprocess, chosen.input),
                 names=names,
@@ -85,7 +89,8 @@ def command(
                 settings=loop.Settings(
                     topk=topk or chosen.run.topk, warmup=chosen.run.warmup, batch=chosen.input.batch.min
                 ),
-                power=power,
+                sampler=sampler,
+                no_power=power if isinstance(power, telemetry.NoSource) else None,
                 hear=_printer(terminal, view) if as_json else view.hear,
                 should_stop=wish,
             )
@@ -129,14 +134,16 @@ def _power_line(power: Source | NoSource) -> str:
     return f"measured by {power.name} ({power.scope})"
 
 
-def _printer(terminal: Terminal, view: LiveView) -> Callable[[Result | Skip], None]:
+def _printer(terminal: Terminal, view: LiveView) -> Callable[[Result | Skip | Gap], None]:
     """A listener that prints each picture as one JSON object, and lets ``view`` count it."""
-    from edge.record import Skip
+    from edge.record import Gap, Skip
 
-    def hear(heard: Result | Skip) -> None:
+    def hear(heard: Result | Skip | Gap) -> None:
         view.hear(heard)
         content = msgspec.to_builtins(heard)
-        terminal.data(msgspec.json.encode({"skipped": content} if isinstance(heard, Skip) else content).decode())
+        if isinstance(heard, Skip | Gap):
+            content = {"skipped" if isinstance(heard, Skip) else "gap": content}
+        terminal.data(msgspec.json.encode(content).decode())
 
     return hear
 

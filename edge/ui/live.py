@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.record import Guess, Result, RunRecord, Skip
+from edge.record import Gap, Guess, Result, RunRecord, Skip
 from edge.stats import Summary, percentile
 from edge.ui import Terminal
 
@@ -28,6 +28,7 @@ _STAGE_NAMES = {
     "device_to_host": "device to host",
     "postprocess": "postprocess",
     "total": "total",
+    "age": "age",
 }
 
 
@@ -61,8 +62,14 @@ class LiveView:
         ):  # fmt: skip
             yield self
 
-    def hear(self, heard: Result | Skip) -> None:
-        """Take in one picture."""
+    def hear(self, heard: Result | Skip | Gap) -> None:
+        """Take in one picture, or a time without any."""
+        if isinstance(heard, Gap):
+            if not self._terminal.is_live:
+                self._terminal.warn(
+                    f"no frames: {heard.reason}" if heard.end_s is None else f"frames again ({heard.reopened_as})"
+                )
+            return
         if isinstance(heard, Skip):
             self._skips.append(heard)
             if not self._terminal.is_live:
@@ -133,7 +140,7 @@ def summary(terminal: Terminal, record: RunRecord) -> None:
     terminal.show(
         f"{record.pictures} pictures in {record.measured_s:.2f} s"
         + (f", {record.rate_per_s:.1f} pictures/s" if record.rate_per_s else "")
-        + (f", {len(record.skipped)} skipped" if record.skipped else "")
+        + (f", {record.skipped_count} skipped" if record.skipped_count else "")
         + (f"  ({record.status})" if record.status != "complete" else "")
     )
     layers = subject.layers
