@@ -71,7 +71,7 @@ def fingerprint(path: Path) -> str:
     if not path.is_file():
         raise ModelError("there is no such model", where=path, hint="check `model:` in the profile")
     own = sha256_file(path)
-    outside = _external_files(path)
+    outside = external_files(path)
     if not outside:
         return own
     return sha256_bytes("\n".join([own, *(f"{name} {sha256_file(path.parent / name)}" for name in outside)]).encode())
@@ -241,8 +241,12 @@ def _tensor(value: object) -> Tensor:
     return Tensor(value.name, dtype, tuple(dims))  # type: ignore[attr-defined]
 
 
-def _external_files(path: Path) -> list[str]:
-    """Names of the external weight files of a model, sorted; empty when it is self-contained."""
+def external_files(path: Path) -> list[str]:
+    """Names of the external weight files of a model, relative to its folder, sorted; empty when it is self-contained.
+
+    Raises:
+        ModelError: it is not ONNX, or one of them is missing.
+    """
     # The field name stands in the protobuf as plain text, so most models need no parsing.
     if not _mentions(path, b"location"):
         return []

@@ -39,6 +39,8 @@ LAYERS: dict[str, float] = {
     "identity": 2.5,
     "observe": 2.5,
     "crowd": 2.6,
+    "bundle": 2.7,
+    "registry": 2.8,
     "build": 3,
     "calibrate": 3,
     "doctor": 3,
@@ -100,7 +102,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "tensorrt_rtx": frozenset({"backends.trt.caps"}),
     "tensorrt_rtx_bindings": frozenset({"backends.trt.caps"}),
     "typer": frozenset({"cli"}),
-    "yaml": frozenset({"cli.profile", "document"}),
+    "yaml": frozenset({"bundle.create", "cli.profile", "document"}),
 }  # fmt: skip
 # msgspec describes data in every layer; numpy is the language of L2 and L3 (and never reached by `edge --help`).
 EVERYWHERE = frozenset({"msgspec"})

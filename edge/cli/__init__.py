@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "build": "Build the engine that a profile describes.",
     "run": "Classify pictures and report latency and power.",
     "eval": "Measure top-1, top-5 and agreement with FP32.",
+    "bundle": "Make, check, sign and share what a device needs, as one file.",
     "sweep": "Compare calibration algorithms and picture counts.",
 }
 

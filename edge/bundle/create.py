@@ -1,0 +1,200 @@
+"""Put a bundle together from a profile: everything that it names, checked, and nothing that depends on the day.
+
+The same inputs give the same bytes: files are sorted, and the manifest knows no time, user, host or folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from edge import __version__, identity, labels, preprocess, store
+from edge import model as models
+from edge.bundle import archive
+from edge.bundle.manifest import FORMAT, MANIFEST, BundleManifest, check_entries, encode
+from edge.bundle.reading import Bundle, megabytes, open_bundle
+from edge.errors import ArtifactError, DataError, ProfileError, UsageError
+from edge.events import Listener, Progress, silence
+from edge.frames import Picture
+from edge.profile import Profile
+from edge.store import FileEntry
+
+SUFFIX = ".edge"
+# Where the files of a cache lie in a bundle: as in calib_cache, so that the folder `tables` is one.
+TABLES = "tables"
+PROFILE = "profile.yaml"
+MAX_GOLDEN = 256
+Content = Path | bytes
+
+
+def create(
+    profile: Profile,
+    *,
+    cache: Path,
+    out: Path,
+    golden: Sequence[Picture] = (),
+    name: str | None = None,
+    jetpack: Sequence[str] = (),
+    force: bool = False,
+    listen: Listener = silence,
+) -> Bundle:
+    """Write the bundle of ``profile`` to ``out``: a tar when it ends in ``.edge`` or ``.tar``, else a folder.
+
+    Raises:
+        ArtifactError: INT8 is asked for, and its table is missing, corrupt, or made for something else.
+        ModelError, ProfileError, DataError, UsageError, StoreError: as the words say.
+    """
+    _check_out(out, force=force)
+    contents: dict[str, Content] = {}
+    info: dict[str, Any] = {"precision": profile.precision, "profile_digest": profile.digest}
+    _add_model(profile, contents, info)
+    if profile.precision == "int8":
+        _add_table(profile, cache, contents, info)
+    _add_golden(golden, contents)
+    contents[PROFILE] = resolved(profile)
+    files = _entries(contents, where=out, listen=listen)
+    about = BundleManifest(
+        format=FORMAT,
+        name=name or profile.name,
+        family=profile.family,
+        jetpack=sorted(set(jetpack)) or None,
+        profile=profile.name,
+        created_with=f"edge {__version__}",
+        files=files,
+        info=info,
+    )
+    _write(out, encode(about), files, contents, listen=listen)
+    return open_bundle(out)
+
+
+def resolved(profile: Profile) -> bytes:
+    """The profile as one YAML file that extends nothing; its paths are those of the bundle."""
+    import yaml
+
+    content = msgspec.to_builtins(profile)
+    content["model"] = f"model/{Path(profile.model).name}"
+    content["labels"] = f"labels/{Path(profile.labels).name}"
+    content["calibration"]["images"] = None
+    text = yaml.safe_dump(
+        _without_none(content), sort_keys=False, default_flow_style=None, allow_unicode=True, width=120
+    )
+    return f"# {profile.name}, resolved: everything that it extended is in here.\n{text}".encode()
+
+
+def _without_none(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, dict):
+        return {name: _without_none(item) for name, item in value.items() if item is not None}
+    return value
+
+
+def _add_model(profile: Profile, contents: dict[str, Content], info: dict[str, Any]) -> None:
+    path = Path(profile.model)
+    model = models.load(path)
+    models.check_fits(model, profile)
+    names = labels.load_names(Path(profile.labels))
+    if len(names) != model.classes:
+        raise ProfileError(
+            f"labels: {len(names)} names for a model with {model.classes} classes",
+            where=profile.labels,
+            hint="check `labels:` in the profile",
+        )
+    for name in (path.name, *models.external_files(path)):
+        contents[f"model/{name}"] = path.parent / name
+    contents[f"labels/{Path(profile.labels).name}"] = Path(profile.labels)
+    info["model"] = model.sha256
+    info["preprocess"] = preprocess.digest(profile.preprocess, profile.input)
+    info["input"], info["output"] = str(model.input), str(model.output)
+
+
+def _add_table(profile: Profile, cache: Path, contents: dict[str, Content], info: dict[str, Any]) -> None:
+    table = identity.find_table(profile, cache)
+    identity.read_table(table)
+    for path in (table.path, identity.manifest_path(table.path)):
+        contents[f"{TABLES}/{path.relative_to(cache).as_posix()}"] = path
+    info["table"] = table.sha256
+
+
+def _add_golden(golden: Sequence[Picture], contents: dict[str, Content]) -> None:
+    if len(golden) > MAX_GOLDEN:
+        raise UsageError(f"{len(golden)} golden pictures; a bundle holds at most {MAX_GOLDEN}", hint="--golden DIR")
+    for picture in golden:
+        target = f"golden/{picture.name}"
+        if target in contents:
+            raise DataError("two golden pictures of one name", where=picture.where)
+        contents[target] = picture.read_checked()
+
+
+def _entries(contents: Mapping[str, Content], *, where: Path, listen: Listener) -> dict[str, FileEntry]:
+    files = {}
+    for done, name in enumerate(sorted(contents), 1):
+        content = contents[name]
+        if isinstance(content, bytes):
+            files[name] = FileEntry(store.sha256_bytes(content), len(content))
+        else:
+            files[name] = FileEntry(store.sha256_file(content), content.stat().st_size)
+        listen(Progress("hash", done, len(contents), "files"))
+    check_entries(files, where=str(where))
+    return files
+
+
+def _check_out(out: Path, *, force: bool) -> None:
+    """Before the work: what is there is not overwritten unasked, and a folder that has anything in it never is."""
+    if out.is_dir() and any(out.iterdir()):
+        raise UsageError("the folder is not empty", where=out, hint="give a new folder, or a file that ends in .edge")
+    if out.is_dir() and is_tar(out):
+        raise UsageError("a folder stands where the file should be written", where=out)
+    if out.exists() and not out.is_dir() and not force:
+        raise UsageError("it is there already", where=out, hint="--force overwrites it")
+
+
+def is_tar(out: Path) -> bool:
+    """Whether a bundle of this name is written as one file."""
+    return out.suffix in {SUFFIX, ".tar"}
+
+
+def _write(
+    out: Path, manifest: bytes, files: Mapping[str, FileEntry], contents: Mapping[str, Content], *, listen: Listener
+) -> None:
+    done, total = 0, sum(entry.size for entry in files.values())
+
+    def copy(name: str, target: IO[bytes]) -> None:
+        nonlocal done
+        _copy(contents[name], files[name], target)
+        done += files[name].size
+        listen(megabytes("write", done, total))
+
+    if is_tar(out):
+        with store.atomic_write(out) as file:
+            archive.write(file, manifest, files, copy)
+        return
+    for name in sorted(files):
+        with store.atomic_write(out / name) as file:
+            copy(name, file)
+    store.write_bytes(out / MANIFEST, manifest)
+
+
+def _copy(content: Content, entry: FileEntry, target: IO[bytes]) -> None:
+    """Copy what was hashed before.
+
+    Raises:
+        ArtifactError: it changed in between.
+    """
+    if isinstance(content, bytes):
+        target.write(content)
+        return
+    state, size = hashlib.sha256(), 0
+    with content.open("rb") as file:
+        while piece := file.read(1 << 20):
+            size += len(piece)
+            if size > entry.size:
+                break
+            state.update(piece)
+            target.write(piece)
+    if size != entry.size or state.hexdigest() != entry.sha256:
+        raise ArtifactError(
+            "the file changed while the bundle was made", where=content, hint="run the same command again"
+        )

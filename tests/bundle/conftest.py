@@ -1,0 +1,85 @@
+"""Small bundles made by hand, and one of a real profile."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge import calibrate, profile
+from edge.bundle import MANIFEST, Bundle, BundleManifest, archive, create
+from edge.bundle.manifest import encode
+from edge.frames import open_pictures
+from edge.store import FileEntry, sha256_bytes
+
+FILES = {"profile.yaml": b"name: tiny\n", "model/tiny.onnx": b"weights " * 100, "labels/empty.txt": b""}
+
+
+def manifest_of(files: Mapping[str, bytes], **fields: Any) -> BundleManifest:
+    """The manifest of these contents; ``fields`` replace its own."""
+    content: dict[str, Any] = {
+        "format": 1,
+        "name": "tiny",
+        "family": "host",
+        "jetpack": None,
+        "profile": "tiny",
+        "created_with": "edge 0",
+        "files": {name: FileEntry(sha256_bytes(data), len(data)) for name, data in files.items()},
+        "info": {},
+    }
+    return BundleManifest(**{**content, **fields})
+
+
+def tar_of(files: Mapping[str, bytes], **fields: Any) -> bytes:
+    """The tar of a bundle with these contents."""
+    manifest = manifest_of(files, **fields)
+    file = io.BytesIO()
+    entries = {name: FileEntry(sha256_bytes(data), len(data)) for name, data in files.items()}
+    archive.write(file, encode(manifest), entries, lambda name, out: out.write(files[name]) and None)
+    return file.getvalue()
+
+
+def folder_of(folder: Path, files: Mapping[str, bytes], **fields: Any) -> Path:
+    """The folder of a bundle with these contents."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    (folder / MANIFEST).write_bytes(encode(manifest_of(files, **fields)))
+    return folder
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below ``folder`` by its relative path."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A small bundle as a tar."""
+    path = tmp_path / "small.edge"
+    path.write_bytes(tar_of(FILES))
+    return path
+
+
+@pytest.fixture
+def made(
+    tmp_path: Path, tiny_profile: Callable[..., Path], pictures: Callable[..., list[Path]]
+) -> Callable[..., Bundle]:
+    """``made(out="tiny.edge", overrides={…}, **options)``: the bundle of a calibrated tiny profile."""
+
+    def make(out: str = "tiny.edge", *, overrides: Mapping[str, Any] | None = None, **options: Any) -> Bundle:
+        path = tiny_profile(tmp_path / "profiles", **(overrides or {}))
+        chosen = profile.load(path)
+        if not (tmp_path / "pictures").is_dir():
+            pictures(tmp_path / "pictures", 6)
+        cache = tmp_path / "calib_cache"
+        source = open_pictures(tmp_path / "pictures")
+        if chosen.precision == "int8":
+            calibrate.calibrate(chosen, source, cache=cache, threads=1)
+        options = {"golden": list(source.take(2)), **options}
+        return create.create(chosen, cache=cache, out=tmp_path / out, **options)
+
+    return make
