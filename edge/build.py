@@ -11,12 +11,16 @@ import msgspec
 
 from edge import device, identity, store
 from edge import model as models
+from edge.backends import inspection
 from edge.backends.base import Backend, BuildRequest, BuiltEngine, Layers
 from edge.calibration import check
 from edge.errors import ArtifactError, ProfileError, QualityError, os_error
 from edge.events import Listener, Note, silence
 from edge.identity import Found
 from edge.profile import Precision, Profile
+
+# Of the weighted layers of an FP16 engine whose precision is known, at least so many run in FP16 or INT8.
+_MIN_FP16_SHARE = 0.5
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,22 +124,34 @@ def _checked(content: Any, table: Found, activations: list[str], profile: Profil
 
 
 def _delivered(built: BuiltEngine, profile: Profile, precision: Precision) -> list[str]:
-    """Whether the precision that was asked for is what the engine runs.
+    """Whether the precision that was asked for is what the engine runs; what is to be said about it.
 
     Raises:
-        QualityError: nothing runs in INT8; or too little, and the profile is strict.
+        QualityError: nothing runs in it; or too little, and the profile is strict.
     """
     layers = built.layers
-    if precision != "int8":
+    if precision == "fp32" or not layers.weighted:
         return []
-    what = f"INT8 was asked for, and {layers.weighted_int8} of {layers.weighted} weighted layers run in it"
-    if layers.weighted_int8 == 0:
-        raise QualityError(what, hint="edge table check; edge doctor")
-    if layers.int8_share >= profile.build.min_int8_share:
+    if precision == "int8":
+        delivered, share, wanted = layers.weighted_int8, layers.int8_share, profile.build.min_int8_share
+        limit, hint = f" (build.min_int8_share: {wanted:g})", "edge table check"
+    else:
+        known = layers.reduced_share
+        if known is None:
+            return ["FP16 was asked for, and the engine does not show which of its layers run in it"]
+        # Where FP32 is the faster kernel TensorRT may take it; most layers in FP32 is another engine than was wanted.
+        delivered, share, wanted = layers.weighted_fp16 + layers.weighted_int8, known, _MIN_FP16_SHARE
+        limit, hint = "", "build again: TensorRT chooses by measuring, and another program on the GPU disturbs that"
+    what = f"{precision.upper()} was asked for, and {delivered} of {layers.weighted} weighted layers run in it"
+    if layers.weighted_unknown:
+        what += f" (of {layers.weighted_unknown} the engine does not tell)"
+    if delivered == 0:
+        raise QualityError(what, hint=f"{hint}; edge doctor")
+    if share >= wanted:
         return []
-    what += f" (build.min_int8_share: {profile.build.min_int8_share:g})"
+    what += limit
     if profile.build.strict:
-        raise QualityError(what, hint="edge table check; or build.strict: false to accept it")
+        raise QualityError(what, hint=f"{hint}; or build.strict: false to accept it")
     return [what]
 
 
@@ -155,5 +171,15 @@ def _save(
         **built.info,
     }
     with store.lock(path):
-        store.save(path, kind=identity.ENGINE, files={engine.name: built.data}, key=key, info=info)
+        store.save(path, kind=identity.ENGINE, files=_files(engine, built), key=key, info=info)
     return engine
+
+
+def _files(engine: Path, built: BuiltEngine) -> dict[str, bytes]:
+    """The engine first, then what is known of its inside."""
+    files = {engine.name: built.data}
+    if built.inspection is not None:
+        files[engine.stem + inspection.SUFFIX] = inspection.encode(built.inspection)
+    if built.raw_inspection is not None:
+        files[engine.stem + inspection.RAW_SUFFIX] = built.raw_inspection
+    return files

@@ -90,12 +90,12 @@ ROOMS: dict[str, frozenset[str]] = {
     "matplotlib": frozenset({"flows.sweep.charts", "flows.sweep.page"}),
     "onnx": frozenset(
         {
-            "backends.ort", "backends.trt.forms", "calibration.convert", "calibration.network", "calibration.qdq",
-            "model",
+            "backends.ort", "backends.ort_graph", "backends.trt.forms", "calibration.convert", "calibration.network",
+            "calibration.qdq", "model",
         }
     ),
     # Sessions in backends.ort alone; the others use its converters of ONNX files.
-    "onnxruntime": frozenset({"backends.ort", "backends.trt.forms", "calibration.qdq"}),
+    "onnxruntime": frozenset({"backends.ort", "backends.ort_graph", "backends.trt.forms", "calibration.qdq"}),
     "pycuda": frozenset({"backends.cuda.driver"}),
     "rich": frozenset({"cli.doctor", "ui"}),
     "tensorrt": frozenset({"backends.trt.caps"}),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from edge.backends.inspection import Inspection
 from edge.profile import Precision, Profile
 from edge.store import Scalar
 
@@ -30,21 +31,33 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
 class Layers(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine really runs: weighted layers (convolutions, matrix products) by precision.
 
+    ``weighted_unknown`` are those that the engine hides inside of something larger: their precision is not known.
     ``by_type`` counts all operators of the optimized graph.
     """
 
     weighted: int
     weighted_int8: int
     by_type: dict[str, int]
+    weighted_fp16: int = 0
+    weighted_unknown: int = 0
 
     @property
     def int8_share(self) -> float:
         """Share of weighted layers that run in INT8, 0 to 1; 1 when there are none."""
         return self.weighted_int8 / self.weighted if self.weighted else 1.0
 
+    @property
+    def reduced_share(self) -> float | None:
+        """Share of the weighted layers whose precision is known that run in FP16 or INT8; None when none is known."""
+        known = self.weighted - self.weighted_unknown
+        return (self.weighted_int8 + self.weighted_fp16) / known if known > 0 else None
+
 
 class BuiltEngine(msgspec.Struct, frozen=True, kw_only=True):
-    """A built engine: its bytes, file suffix, layer counts, and what the manifest should say besides."""
+    """A built engine: its bytes, file suffix, layer counts, and what the manifest should say besides.
+
+    ``inspection`` describes its layers; ``raw_inspection`` is what the backend's own inspector said, as JSON.
+    """
 
     data: bytes
     suffix: str
@@ -52,6 +65,8 @@ class BuiltEngine(msgspec.Struct, frozen=True, kw_only=True):
     route: str | None
     notes: list[str]
     info: dict[str, Any]
+    inspection: Inspection | None = None
+    raw_inspection: bytes | None = None
 
 
 class Inference(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,7 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge.backends import ort_graph
 from edge.backends.base import BuildRequest, BuiltEngine, Inference, Layers
+from edge.backends.inspection import Inspection
 from edge.errors import GUESTS, DeviceError, GuestError, ModelError, require
 from edge.store import Scalar
 
@@ -25,11 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _PROVIDERS = ["CPUExecutionProvider"]
-# Operators with weights as they are called after optimization.
-_FLOAT_WEIGHTED = frozenset({"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
-_INT8_WEIGHTED = frozenset(
-    {"QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"}
-)
 
 
 class OnnxRuntime:
@@ -53,16 +50,20 @@ class OnnxRuntime:
         route: str | None = None
         info: dict[str, Any] = {}
         notes: list[str] = []
+        unscaled: list[str] = []
         if request.precision == "int8":
-            proto, info, notes = _quantized(proto, request)
+            proto, info, unscaled = _quantized(proto, request)
+            notes = _unscaled_note(unscaled)
             route = "explicit"
         elif request.precision != "fp32":
             raise DeviceError(
                 f"ONNX Runtime on a CPU cannot build {request.precision}", hint="--precision fp32 or int8"
             )
         data = bytes(proto.SerializeToString())
-        layers = _layers(data)
-        return BuiltEngine(data=data, suffix=".onnx", layers=layers, route=route, notes=notes, info=info)
+        looked = ort_graph.inspect(proto, _optimized(data), unscaled=unscaled)
+        return BuiltEngine(
+            data=data, suffix=".onnx", layers=_layers(looked), route=route, notes=notes, info=info, inspection=looked
+        )
 
     def open(self, engine: Path, *, precision: str, threads: int | None = None) -> OrtSession:
         """Open an engine file."""
@@ -104,30 +105,40 @@ class OrtSession:
 
 
 def _quantized(proto: Any, request: BuildRequest) -> tuple[Any, dict[str, Any], list[str]]:  # noqa: ANN401
+    """The Q/DQ form, what to say about it, and the tensors without a usable scale."""
     from edge.calibration import qdq
 
     if request.table is None:
         raise DeviceError("INT8 needs a calibration table", hint="edge calibrate")
     result = qdq.insert(proto, request.table, target="onnxruntime")
-    notes = []
-    if result.unscaled:
-        some = ", ".join(result.unscaled[:3])
-        notes.append(f"{len(result.unscaled)} tensors have no usable scale and keep their layers in float: {some}")
-    return result.model, {"qdq_weighted": result.weighted, "qdq_quantized": result.quantized}, notes
+    about = {"qdq_weighted": result.weighted, "qdq_quantized": result.quantized}
+    return result.model, about, list(result.unscaled)
 
 
-def _layers(model: bytes) -> Layers:
-    """Count what onnxruntime makes of the model: its optimized graph says which kernels run."""
+def _unscaled_note(unscaled: Sequence[str]) -> list[str]:
+    if not unscaled:
+        return []
+    some = ", ".join(unscaled[:3])
+    return [f"{len(unscaled)} tensors have no usable scale and keep their layers in float: {some}"]
+
+
+def _optimized(model: bytes) -> Any:  # noqa: ANN401
+    """What onnxruntime makes of the model: its optimized graph says which kernels run."""
     onnx = require("onnx")
     with tempfile.TemporaryDirectory(prefix="edge-") as folder:
         path = Path(folder) / "optimized.onnx"
         options = _options(threads=1)
         options.optimized_model_filepath = str(path)
         _open(model, options)
-        kinds = Counter(node.op_type for node in onnx.load(str(path)).graph.node)
-    float_layers = sum(kinds[kind] for kind in _FLOAT_WEIGHTED)
-    int8_layers = sum(kinds[kind] for kind in _INT8_WEIGHTED)
-    return Layers(weighted=float_layers + int8_layers, weighted_int8=int8_layers, by_type=dict(sorted(kinds.items())))
+        return onnx.load(str(path))
+
+
+def _layers(looked: Inspection) -> Layers:
+    kinds = Counter(layer.kind for layer in looked.layers)
+    weighted = looked.counts().weighted
+    return Layers(
+        weighted=sum(weighted.values()), weighted_int8=weighted.get("int8", 0), by_type=dict(sorted(kinds.items()))
+    )
 
 
 def _options(threads: int | None) -> Any:  # noqa: ANN401

@@ -53,7 +53,7 @@ def test_every_version_builds_every_precision(precision: str, version: str, bind
     }
     assert built.flags == flags[precision]
     if precision == "fp16":
-        assert built.info["weighted_fp16"] == 4
+        assert built.layers.weighted_fp16 == 4
     progress = [event.done for event in events if isinstance(event, Progress)]
     assert progress == sorted(set(progress))
     assert progress[-1:] == ([100] if caps.progress_monitor else [])

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from edge.backends import inspection
+from edge.backends.inspection import Inspection, Node, Port, Tensor
 from edge.backends.trt import layers
 
 OLD: list[dict[str, Any]] = [
@@ -23,36 +25,108 @@ OLD: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def test_8_6_to_10() -> None:
-    found = layers.count(json.dumps({"Layers": OLD, "Bindings": ["input", "logits"]}))
+def read(text: str, **options: Any) -> Inspection:
+    found = layers.read(text, source="TensorRT", **options)
     assert found is not None
-    assert (found.weighted, found.weighted_int8, found.weighted_fp16, found.opaque) == (3, 1, 1, 0)
-    assert found.by_type == {"ConvActPool": 1, "Convolution": 1, "MatrixMultiply": 1, "NoOp": 1, "Reformat": 1}
-    assert found.layers.int8_share == pytest.approx(1 / 3)
+    return found
+
+
+def test_8_6_to_10() -> None:
+    found = read(json.dumps({"Layers": OLD, "Bindings": ["input", "logits"]}))
+    counts = found.counts()
+    assert (counts.weighted, counts.opaque, counts.reformats) == ({"fp16": 1, "fp32": 1, "int8": 1}, 0, 1)
+    kinds = [layer.kind for layer in found.layers]
+    assert kinds == ["Reformat", "ConvActPool", "Convolution", "MatrixMultiply", "NoOp"]
+    assert [layer.role for layer in found.layers] == ["reformat", "weighted", "weighted", "weighted", "free"]
+    assert found.layers[1].inputs == [Tensor(name="x", precision="int8", layout="Row major Int8 format")]
+    assert found.layers[2].weights_bytes == counts.weights_bytes == 18
+    # Nothing reads "logits" here; a binding that no layer makes is an input.
+    assert [(port.name, port.mode, port.precision) for port in found.ports] == [
+        ("input", "input", "fp32"), ("logits", "input", None),
+    ]  # fmt: skip
 
 
 def test_11_says_format_and_data_type_apart() -> None:
     layer = {"Name": "c", "LayerType": "CaskConvolution", "ParameterType": "Convolution",
-             "Inputs": [{"Name": "x", "Format": "kLINEAR", "DataType": "Int8"}]}  # fmt: skip
-    found = layers.count(json.dumps({"Layers": [layer], "I/O Tensors": [{"Name": "x"}]}))
-    assert found is not None
-    assert (found.weighted, found.weighted_int8) == (1, 1)
+             "Inputs": [{"Name": "x", "Format": "kLINEAR", "DataType": "Int8", "Dimensions": [-1, 3, 8, 8]}],
+             "Outputs": [{"Name": "y", "Format": "kCHW32", "Datatype": "BFloat16"}]}  # fmt: skip
+    ports = [
+        {"Name": "x", "IOMode": "Input", "DataType": "Float", "Dimensions": [-1, 3, 8, 8], "ProfileInfo": []},
+        {"Name": "y", "IOMode": "Output", "DataType": "Half"},
+    ]
+    found = read(json.dumps({"Layers": [layer], "I/O Tensors": ports}))
+    assert found.counts().weighted == {"int8": 1}
+    assert found.layers[0].inputs == [Tensor(name="x", precision="int8", layout="kLINEAR", shape=(-1, 3, 8, 8))]
+    assert found.layers[0].outputs == [Tensor(name="y", precision="bf16", layout="kCHW32")]
+    assert found.ports == [
+        Port(name="x", mode="input", precision="fp32", shape=(-1, 3, 8, 8)),
+        Port(name="y", mode="output", precision="fp16"),
+    ]
 
 
 def test_fused_by_the_second_compiler() -> None:
-    layer = {"Name": "{ForeignNode[/conv1.../fc]}", "LayerType": "Myelin", "Inputs": []}
-    found = layers.count(json.dumps({"Layers": [layer]}))
-    assert found is not None
-    assert (found.weighted, found.opaque) == (0, 1)
+    layer = {
+        "Name": "{ForeignNode[/conv1.../fc]}",
+        "LayerType": "Myelin",
+        "Inputs": [{"Name": "x", "Datatype": "Half"}],
+    }
+    found = read(json.dumps({"Layers": [layer]}))
+    assert (found.counts().weighted, found.counts().opaque) == ({}, 1)
+    assert found.layers[0].precision is None
+
+
+def test_kernels_of_the_second_compiler_one_by_one() -> None:
+    """10.x: what a kernel computes stands in its metadata only, and one that moves data names the same nodes."""
+    half = [{"Name": "x", "Format/Datatype": "Half"}]
+    listed = [
+        {"Name": "__myl_Move_myl0_0", "LayerType": "kgen", "Inputs": half, "Metadata": "[ONNX Layer: /conv]"},
+        {"Name": "/conv_myl0_1", "LayerType": "gemm", "Inputs": half, "Metadata": "[ONNX Layer: /conv]"},
+        {"Name": "__myl_ConvMul_myl0_2", "LayerType": "kgen", "Inputs": half,
+         "Metadata": "[ONNX Layer: /dw [x]/Conv]\x1f[ONNX Layer: /Mul]"},
+        {"Name": "__myl_Mul_myl0_3", "LayerType": "kgen",
+         "Inputs": [{"Name": "y", "Format/Datatype": "N/A due to dynamic shapes"}],
+         "Metadata": "[ONNX Layer: /Mul_1][ONNX Layer: /conv]"},
+    ]  # fmt: skip
+    nodes = [Node("/conv", "Conv", True), Node("/dw [x]/Conv", "Conv", True), Node("/Mul", "Mul", False)]
+    found = read(json.dumps({"Layers": listed}), nodes=nodes)
+    assert [layer.role for layer in found.layers] == ["reformat", "weighted", "weighted", "other"]
+    assert found.counts().weighted == {"fp16": 2}
+    assert found.layers[2].nodes == ["/dw [x]/Conv", "/Mul"]
+    assert found.layers[3].nodes == ["/Mul_1", "/conv"]
+    assert found.layers[3].precision is None
+
+
+def test_without_metadata_the_nodes_stand_in_the_name() -> None:
+    layer = {"Name": "/a/Conv + PWN(PWN(/b/Sigmoid), /b/Mul)", "LayerType": "CaskConvolution"}
+    nodes = [Node("/a/Conv", "Conv", True), Node("/b/Sigmoid", "Sigmoid", False), Node("/b/Mul", "Mul", False)]
+    assert read(json.dumps({"Layers": [layer]}), nodes=nodes).layers[0].nodes == ["/a/Conv", "/b/Sigmoid", "/b/Mul"]
+
+
+def test_a_layer_that_fell_out_of_int8_names_the_tensor_without_a_scale() -> None:
+    found = read(json.dumps({"Layers": OLD}), unscaled={"x"})
+    assert [layer.why for layer in found.layers] == [None, None, "no scale for x", "no scale for x", None]
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        ("Row major linear FP32", "fp32"), ("Channel major FP16 format where channel % 8 == 0", "fp16"),
+        ("Thirty-two wide channel vectorized row major Int8 format", "int8"), ("BFloat16", "bf16"), ("UInt8", "uint8"),
+        ("FP8E4M3", "fp8"), ("Int64", "int64"), ("Bool", "bool"), ("N/A due to dynamic shapes", None), ("", None),
+    ],
+)  # fmt: skip
+def test_data_types_in_one_word(said: str, word: str | None) -> None:
+    layer = {"Name": "a", "LayerType": "kgen", "Inputs": [{"Name": "x", "Format/Datatype": said}]}
+    assert read(json.dumps({"Layers": [layer]})).layers[0].inputs[0].precision == word
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "not JSON", "[]", '{"Layers": ["/conv1", "/conv2"]}', '{"Bindings": []}', '{"Layers": 3}'],
-    ids=["empty", "text", "a list", "names only", "no layers", "a number"],
+    ["", "not JSON", "[]", '{"Layers": ["/conv1", "/conv2"]}', '{"Bindings": []}', '{"Layers": 3}', "[" * 100_000],
+    ids=["empty", "text", "a list", "names only", "no layers", "a number", "too deep"],
 )
-def test_what_cannot_be_counted(text: str) -> None:
-    assert layers.count(text) is None
+def test_what_cannot_be_read(text: str) -> None:
+    assert layers.read(text, source="TensorRT") is None
 
 
 def test_strange_values_do_not_break_it() -> None:
@@ -61,18 +135,27 @@ def test_strange_values_do_not_break_it() -> None:
         "LayerType": 7,
         "ParameterType": "Convolution",
         "Weights": "?",
-        "Inputs": [None, {"Name": 3}],
+        "Bias": {"Type": 3, "Count": "many"},
+        "Inputs": [None, {"Name": 3, "Dimensions": "all"}],
+        "Outputs": "none",
+        "Metadata": 4,
+        "TacticName": ["x"],
     }
-    found = layers.count(json.dumps({"Layers": [layer]}))
-    assert found is not None
-    assert (found.weighted, found.weighted_int8) == (1, 0)
+    found = read(json.dumps({"Layers": [layer, {}], "Bindings": 3, "I/O Tensors": [4, {}]}))
+    assert found.counts().weighted == {"?": 1}
+    assert inspection.decode(inspection.encode(found), where=Path("x")) == found
 
 
 def test_a_real_resnet50(repository: Path) -> None:
     path = repository.parent / "shared/reference/trt_artifacts/resnet50-int8.engine.graph.json"
     if not path.is_file():
         pytest.skip("the inspector's JSON of a real engine is not on this machine")
-    found = layers.count(path.read_text())
-    assert found is not None
+    found = read(path.read_text())
     # 53 convolutions, one of them fused with its pooling, and the Gemm as a 1×1 convolution.
-    assert (found.weighted, found.weighted_int8, found.opaque) == (54, 54, 0)
+    assert found.counts().weighted == {"int8": 54}
+    assert (found.counts().opaque, found.counts().reformats, found.counts().weights_bytes) == (0, 1, 25_613_152)
+    first = found.layers[1]
+    assert first.nodes == ["/backbone/conv1/Conv", "/backbone/relu/Relu", "/backbone/maxpool/MaxPool"]
+    assert [(port.name, port.mode, port.shape) for port in found.ports] == [
+        ("input0", "input", (1, 3, 224, 224)), ("output0", "output", (1, 1000)),
+    ]  # fmt: skip

@@ -139,4 +139,6 @@ def as_engine(built: Built, title: str) -> BuiltEngine:
         route=decision.route,
         notes=built.notes,
         info={**built.info, "tensorrt": title, "why": decision.why, "flags": built.flags},
+        inspection=built.described,
+        raw_inspection=None if built.inspection is None else built.inspection.encode(),
     )

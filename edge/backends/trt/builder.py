@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings as python_warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 
 from edge.backends.base import BuildRequest, Layers
+from edge.backends.inspection import Inspection
 from edge.backends.trt import calibrator as calibrators
 from edge.backends.trt import caps as capabilities
 from edge.backends.trt import complaints, configure, coverage, forms, layers, memory, monitor, parse_errors, route
@@ -33,13 +35,15 @@ class Built(msgspec.Struct, frozen=True, kw_only=True):
     """A built engine and how it came to be.
 
     ``plan`` is the serialized engine; ``timing_cache`` the serialized cache after the build, None where none was used;
-    ``inspection`` the inspector's JSON, None where no GPU could load the engine. ``flags`` are TensorRT's builder flags
+    ``inspection`` the inspector's JSON, None where no GPU could load the engine; ``described`` what was made of it,
+    and of the graph that went in. ``flags`` are TensorRT's builder flags
     that were set. ``table`` is what one of the device's own calibrators made, None without a feed.
     """
 
     plan: bytes
     timing_cache: bytes | None
     inspection: str | None
+    described: Inspection
     decision: Decision
     flags: list[str]
     layers: Layers
@@ -119,6 +123,7 @@ class _Job:
         self.calibrator: Any = None
         self.monitor: Any = None
         self.cache: Any = None
+        self.unscaled: list[str] = []
         self.before_fusion = False
         self.accelerator = Accelerator()
 
@@ -194,7 +199,8 @@ class _Job:
         """What came out, counted."""
         content = bytes(plan)
         inspection = self._inspect(content, logger)
-        counted = self._count(inspection)
+        described = self._describe(inspection)
+        counted = self._count(described)
         table = self.source.table() if isinstance(self.source, Feeding) else None
         cache = None
         if self.cache is not None:
@@ -204,6 +210,7 @@ class _Job:
             plan=content,
             timing_cache=cache,
             inspection=inspection,
+            described=described,
             decision=self.decision,
             flags=configure.set_flags(self.config, self.binding),
             layers=counted,
@@ -237,6 +244,7 @@ class _Job:
         }
         if completed.unresolved:
             some = ", ".join(completed.unresolved[:3])
+            self.unscaled = completed.unresolved
             text = f"{len(completed.unresolved)} tensors of the parsed network have no scale: {some}"
             self.notes.append(f"{text}; layers at them stay in float")
         return Serving(completed.table, self.caps, batch=self.request.profile.input.batch.opt)
@@ -267,32 +275,59 @@ class _Job:
         kind = self.binding.LayerInformationFormat.JSON
         return str(engine.create_engine_inspector().get_engine_information(kind))
 
-    def _count(self, inspection: str | None) -> Layers:
+    def _describe(self, inspection: str | None) -> Inspection:
+        """The graph that went in and, as far as the engine shows them, the layers that came out."""
+        nodes = self.form.nodes()
+        source = self.caps.title
+        lost = {*self.unscaled, *complaints.unscaled(self.watch.warnings)}
+        if inspection is None:
+            why = "the engine could not be loaded on this machine, so nobody could look into it"
+            return layers.absent(why, source=source, nodes=nodes)
+        found = layers.read(inspection, source=f"engine inspector of {source}", nodes=nodes, unscaled=lost)
+        return found or layers.absent("the inspector lists no layers", source=source, nodes=nodes)
+
+    def _count(self, described: Inspection) -> Layers:
         """Layers by precision: from the engine where it says so, else from the graph where that decides it.
 
         Layers that the engine hides (fused by TensorRT's second compiler) are not claimed to be INT8, except where
         the graph or the DLA leaves no choice: in a Q/DQ graph, and for what a DLA takes of an INT8 network.
         """
-        counted = layers.count(inspection) if inspection is not None else None
-        if counted is None and self.decision.route == "implicit":
+        counts = described.counts()
+        unknown = counts.weighted.get("?", 0)
+        if described.absent and self.decision.route == "implicit":
             raise DeviceError(
                 "the engine was built, and its layers cannot be counted: whether INT8 was delivered is not known",
                 where=self.where,
                 hint="build on the device that the engine is for",
             )
-        if counted is not None:
-            self.info |= {"weighted_fp16": counted.weighted_fp16, "opaque_layers": counted.opaque}
-        if counted is None or (counted.opaque and self.decision.route != "implicit"):
-            if self.decision.route == "explicit" or self.form.half:
-                self.notes.append("layers were counted in the graph, not in the engine, which does not show them all")
-            kinds = coverage.read(self.network, self.caps).by_kind()
-            return Layers(weighted=self.form.weighted, weighted_int8=self.form.quantized, by_type=kinds)
-        hidden = max(self.form.weighted - counted.weighted, 0) if counted.opaque else 0
+        if not described.absent:
+            self.info |= {"opaque_layers": counts.opaque, "reformat_layers": counts.reformats}
+        if described.absent or ((counts.opaque or unknown) and self.decision.route != "implicit"):
+            return self._count_graph()
+        weighted = sum(counts.weighted.values())
+        hidden = max(self.form.weighted - weighted, 0) if counts.opaque else 0
         on_dla = min(hidden, self.accelerator.weighted) if self.request.precision == "int8" else 0
         if hidden > on_dla:
             self.notes.append(f"{hidden - on_dla} weighted layers are hidden in fused ones and not counted as INT8")
         return Layers(
-            weighted=counted.weighted + hidden, weighted_int8=counted.weighted_int8 + on_dla, by_type=counted.by_type
+            weighted=weighted + hidden,
+            weighted_int8=counts.weighted.get("int8", 0) + on_dla,
+            weighted_fp16=counts.weighted.get("fp16", 0),
+            weighted_unknown=unknown + hidden - on_dla,
+            by_type=dict(sorted(Counter(layer.kind for layer in described.layers).items())),
+        )
+
+    def _count_graph(self) -> Layers:
+        """Layers of the graph, whose precision is what it says where networks are typed; else it is unknown."""
+        is_said = self.decision.route == "explicit" or self.form.half or self.request.precision == "fp32"
+        if self.request.precision != "fp32":
+            self.notes.append("layers were counted in the graph, not in the engine, which does not show them all")
+        return Layers(
+            weighted=self.form.weighted,
+            weighted_int8=self.form.quantized,
+            weighted_fp16=self.form.weighted if self.form.half else 0,
+            weighted_unknown=0 if is_said else self.form.weighted,
+            by_type=coverage.read(self.network, self.caps).by_kind(),
         )
 
     def _scaled(self) -> frozenset[str]:

@@ -107,6 +107,11 @@ def as_error(errors: Sequence[Line], recent: Sequence[Line] = (), *, where: str 
     return DeviceError("TensorRT gave no engine and no reason", where=where, hint="edge doctor")
 
 
+def unscaled(warnings: Sequence[Line]) -> list[str]:
+    """Tensors that TensorRT missed a scale for, in the order in which it said so."""
+    return list(dict.fromkeys(match[1] for line in warnings if (match := _SCALE.search(line.text))))
+
+
 def notes(warnings: Sequence[Line]) -> list[str]:
     """What a user should know of TensorRT's warnings, one sentence each, with equal ones counted."""
     found = []
@@ -116,10 +121,10 @@ def notes(warnings: Sequence[Line]) -> list[str]:
         least = min(int(match[2]) for match in tactics)
         text = f"TensorRT left out {len(tactics)} kernels for lack of memory (largest {most} MB, {least} MB free)"
         found.append(f"{text}: the engine may be slower than it could be")
-    unscaled = list(dict.fromkeys(match[1] for line in warnings if (match := _SCALE.search(line.text))))
-    if unscaled:
-        some = ", ".join(unscaled[:3])
-        found.append(f"{len(unscaled)} tensors have no scale, so the layers at them stay in float: {some}")
+    lost = unscaled(warnings)
+    if lost:
+        some = ", ".join(lost[:3])
+        found.append(f"{len(lost)} tensors have no scale, so the layers at them stay in float: {some}")
     if any(_INT64.search(line.text) for line in warnings):
         found.append("TensorRT reads the model's INT64 constants as INT32")
     rest: dict[str, int] = {}

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from edge import model as models
+from edge.backends import inspection
 from edge.calibration import qdq
 from edge.calibration.table import Table
 from edge.errors import ModelError, require
@@ -38,12 +39,13 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def weighted(self) -> int:
         """How many convolutions and matrix products with constant weights the model has; reads the file."""
-        proto = models.read(self.path)
-        constant = {item.name for item in proto.graph.initializer}
-        return sum(
-            node.op_type in qdq.WEIGHTED and len(node.input) > 1 and node.input[1] in constant
-            for node in proto.graph.node
-        )
+        return sum(node.weighted for node in inspection.nodes(models.read(self.path)))
+
+    def nodes(self) -> list[inspection.Node]:
+        """What the parser gets, node by node."""
+        if self.data is None:
+            return inspection.nodes(models.read(self.path))
+        return inspection.nodes(require("onnx").load_model_from_string(self.data))
 
 
 def plain(path: Path) -> Form:

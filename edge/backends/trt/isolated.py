@@ -24,6 +24,7 @@ import msgspec
 
 from edge import errors
 from edge.backends.base import BuildRequest, Layers
+from edge.backends.inspection import Inspection
 from edge.backends.trt import builder
 from edge.backends.trt import caps as capabilities
 from edge.backends.trt.builder import Built
@@ -68,6 +69,7 @@ class _Failure(msgspec.Struct, frozen=True):
 
 class _Summary(msgspec.Struct, frozen=True):
     inspection: str | None
+    described: Inspection
     decision: Decision
     flags: list[str]
     layers: Layers
@@ -117,6 +119,7 @@ def build(
             plan=(folder / _PLAN).read_bytes(),
             timing_cache=cache.read_bytes() if cache.is_file() else None,
             inspection=summary.inspection,
+            described=summary.described,
             decision=summary.decision,
             flags=summary.flags,
             layers=summary.layers,
@@ -228,4 +231,6 @@ def _work(job: Job, tell: Any) -> _Summary:  # noqa: ANN401
     (folder / _PLAN).write_bytes(built.plan)
     if built.timing_cache is not None:
         (folder / f"{_CACHE}.new").write_bytes(built.timing_cache)
-    return _Summary(built.inspection, built.decision, built.flags, built.layers, built.notes, built.info)
+    return _Summary(
+        built.inspection, built.described, built.decision, built.flags, built.layers, built.notes, built.info
+    )
