@@ -158,6 +158,11 @@ def default_profile(device: Device) -> str | None:
     return None if device.family is None else _PROFILES[device.family]
 
 
+def family_of(module: str) -> Family | None:
+    """Family of a module number such as ``p3701-0005``; None when it is none that edge knows."""
+    return _family(module, None, None)
+
+
 def _family(module: str | None, model: str | None, soc: str | None) -> Family | None:
     if soc in _OLD:
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from edge import labels
 from edge.backends.base import Session
+from edge.distance import sqnr_db, top
 from edge.errors import DataError, DeviceError
 from edge.events import Listener, Progress, silence
 from edge.frames import Picture, decode
@@ -122,17 +122,10 @@ def score(
     )
 
 
-def sqnr_db(own: NDArray[np.float32], reference: NDArray[np.float32]) -> float | None:
-    """Signal to quantization noise of the logits, 10·log10(Σ reference² / Σ (own - reference)²); None when equal."""
-    signal = float(np.square(reference, dtype=np.float64).sum())
-    noise = float(np.square(own.astype(np.float64) - reference).sum())
-    return 10.0 * math.log10(signal / noise) if noise > 0 and signal > 0 else None
-
-
 def _hits(values: NDArray[np.float32], wanted: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Per picture: is the truth the first, is it among the first five. Ties go to the lower class index."""
-    top = np.argsort(-values, axis=1, kind="stable")[:, :5]
-    return top[:, 0] == wanted, (top == wanted[:, None]).any(axis=1)
+    best = top(values, 5)
+    return best[:, 0] == wanted, (best == wanted[:, None]).any(axis=1)
 
 
 def _percent(interval: Interval) -> tuple[float, tuple[float, float]]:

@@ -28,6 +28,7 @@ LAYERS: dict[str, float] = {
     "backends": 2,
     "calibration": 2,
     "device": 2,
+    "distance": 2,
     "frames": 2,
     "interpreter": 2,
     "labels": 2,

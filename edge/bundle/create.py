@@ -12,20 +12,24 @@ from typing import IO, Any
 
 import msgspec
 
-from edge import __version__, identity, labels, preprocess, store
+from edge import __version__, device, identity, labels, preprocess, store
 from edge import model as models
 from edge.bundle import archive
+from edge.bundle import golden as goldens
 from edge.bundle.manifest import FORMAT, MANIFEST, BundleManifest, check_entries, encode
-from edge.bundle.reading import Bundle, megabytes, open_bundle
+from edge.bundle.reading import Bundle, Meter, open_bundle
 from edge.errors import ArtifactError, DataError, ProfileError, UsageError
 from edge.events import Listener, Progress, silence
 from edge.frames import Picture
-from edge.profile import Profile
+from edge.identity import Found
+from edge.profile import Family, Profile
 from edge.store import FileEntry
 
 SUFFIX = ".edge"
 # Where the files of a cache lie in a bundle: as in calib_cache, so that the folder `tables` is one.
 TABLES = "tables"
+TIMING = "timing"
+TIMING_CACHE = "timing cache"
 PROFILE = "profile.yaml"
 MAX_GOLDEN = 256
 Content = Path | bytes
@@ -37,12 +41,15 @@ def create(
     cache: Path,
     out: Path,
     golden: Sequence[Picture] = (),
+    reference: Bundle | None = None,
     name: str | None = None,
     jetpack: Sequence[str] = (),
     force: bool = False,
     listen: Listener = silence,
 ) -> Bundle:
     """Write the bundle of ``profile`` to ``out``: a tar when it ends in ``.edge`` or ``.tar``, else a folder.
+
+    ``golden`` are run through ONNX Runtime, or their answers are taken over from the bundle ``reference``.
 
     Raises:
         ArtifactError: INT8 is asked for, and its table is missing, corrupt, or made for something else.
@@ -52,9 +59,13 @@ def create(
     contents: dict[str, Content] = {}
     info: dict[str, Any] = {"precision": profile.precision, "profile_digest": profile.digest}
     _add_model(profile, contents, info)
+    table = None
     if profile.precision == "int8":
-        _add_table(profile, cache, contents, info)
-    _add_golden(golden, contents)
+        table = identity.find_table(profile, cache)
+        _add_table(table, cache, contents, info)
+    contents.update(timing_caches(profile.family, cache))
+    if golden:
+        _add_golden(profile, golden, contents, info, table=table, reference=reference, listen=listen)
     contents[PROFILE] = resolved(profile)
     files = _entries(contents, where=out, listen=listen)
     about = BundleManifest(
@@ -68,7 +79,10 @@ def create(
         info=info,
     )
     _write(out, encode(about), files, contents, listen=listen)
-    return open_bundle(out)
+    made = open_bundle(out)
+    # The signature that lies there belongs to the bundle that was there before.
+    made.signature_path.unlink(missing_ok=True)
+    return made
 
 
 def resolved(profile: Profile) -> bytes:
@@ -110,22 +124,66 @@ def _add_model(profile: Profile, contents: dict[str, Content], info: dict[str, A
     info["input"], info["output"] = str(model.input), str(model.output)
 
 
-def _add_table(profile: Profile, cache: Path, contents: dict[str, Content], info: dict[str, Any]) -> None:
-    table = identity.find_table(profile, cache)
-    identity.read_table(table)
+def _add_table(table: Found, cache: Path, contents: dict[str, Content], info: dict[str, Any]) -> None:
     for path in (table.path, identity.manifest_path(table.path)):
         contents[f"{TABLES}/{path.relative_to(cache).as_posix()}"] = path
     info["table"] = table.sha256
 
 
-def _add_golden(golden: Sequence[Picture], contents: dict[str, Content]) -> None:
+def timing_caches(family: Family, cache: Path) -> dict[str, Content]:
+    """The timing caches in ``cache`` that were measured on a module of ``family``, with their manifests.
+
+    One for another power mode or TensorRT goes along as well: which one fits is known on the device alone. A damaged
+    one stays behind; ``edge cache`` shows it.
+    """
+    found: dict[str, Content] = {}
+    for path in sorted((cache / TIMING).glob("*.json")):
+        try:
+            manifest = store.load(path, kind=TIMING_CACHE)
+        except ArtifactError:
+            continue
+        if _family_of(manifest.key) == family:
+            for name in (path.name, *manifest.files):
+                found[f"{TIMING}/{name}"] = path.parent / name
+    return found
+
+
+def _family_of(key: store.Key) -> Family | None:
+    module = key.get("module")
+    if isinstance(module, str):
+        return device.family_of(module)
+    return "rtx" if key.get("gpu") else None
+
+
+def _add_golden(
+    profile: Profile,
+    golden: Sequence[Picture],
+    contents: dict[str, Content],
+    info: dict[str, Any],
+    *,
+    table: Found | None,
+    reference: Bundle | None,
+    listen: Listener,
+) -> None:
     if len(golden) > MAX_GOLDEN:
         raise UsageError(f"{len(golden)} golden pictures; a bundle holds at most {MAX_GOLDEN}", hint="--golden DIR")
+    pictures: dict[str, Picture] = {}
     for picture in golden:
-        target = f"golden/{picture.name}"
-        if target in contents:
+        target = f"{goldens.FOLDER}/{picture.name}"
+        if target in pictures:
             raise DataError("two golden pictures of one name", where=picture.where)
+        pictures[target] = picture
         contents[target] = picture.read_checked()
+    made_from = {"model": info["model"], "preprocess": info["preprocess"], "table": info.get("table")}
+    if reference is not None:
+        expected = goldens.taken_over(reference, like=made_from, pictures=pictures)
+    else:
+        expected = goldens.refer(
+            profile, pictures, model=info["model"], preprocess=info["preprocess"],
+            table=None if table is None else identity.read_table(table), table_sha256=info.get("table"), listen=listen,
+        )  # fmt: skip
+    contents[goldens.FILE] = goldens.encode(expected)
+    info["golden"] = len(pictures)
 
 
 def _entries(contents: Mapping[str, Content], *, where: Path, listen: Listener) -> dict[str, FileEntry]:
@@ -159,13 +217,11 @@ def is_tar(out: Path) -> bool:
 def _write(
     out: Path, manifest: bytes, files: Mapping[str, FileEntry], contents: Mapping[str, Content], *, listen: Listener
 ) -> None:
-    done, total = 0, sum(entry.size for entry in files.values())
+    meter = Meter("write", sum(entry.size for entry in files.values()), listen)
 
     def copy(name: str, target: IO[bytes]) -> None:
-        nonlocal done
         _copy(contents[name], files[name], target)
-        done += files[name].size
-        listen(megabytes("write", done, total))
+        meter.add(files[name].size)
 
     if is_tar(out):
         with store.atomic_write(out) as file:

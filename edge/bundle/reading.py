@@ -146,11 +146,10 @@ def verify(bundle: Bundle, *, listen: Listener = silence) -> None:
         ArtifactError: naming the first that differs.
         StoreError: one cannot be read.
     """
-    done, total = 0, bundle.about.total_bytes
+    meter = Meter("verify", bundle.about.total_bytes, listen)
     for name in sorted(bundle.files):
         for piece in bundle.pieces(name):
-            done += len(piece)
-            listen(megabytes("verify", done, total))
+            meter.add(len(piece))
 
 
 def _open_folder(path: Path) -> Bundle:
@@ -256,6 +255,18 @@ class _Section(io.RawIOBase):
         super().close()
 
 
-def megabytes(stage: str, done: int, total: int) -> Progress:
-    """Progress of ``stage`` in MB, for people."""
-    return Progress(stage, done // 10**6, max(total // 10**6, done // 10**6), "MB")
+class Meter:
+    """Progress in MB, for people: said when the number changes, and at the end once."""
+
+    def __init__(self, stage: str, total_bytes: int, listen: Listener) -> None:
+        self._stage, self._total, self._listen = stage, total_bytes, listen
+        self._done, self._said = 0, -1
+
+    def add(self, count: int) -> None:
+        """Note that so many more bytes are done."""
+        self._done += count
+        total = -(-self._total // 10**6)
+        megabytes = total if self._done >= self._total else min(self._done // 10**6, total - 1)
+        if megabytes != self._said:
+            self._said = megabytes
+            self._listen(Progress(self._stage, megabytes, total, "MB"))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edge import store
 from edge.bundle.manifest import MANIFEST, SIGNATURE
-from edge.bundle.reading import Bundle, megabytes, open_bundle
+from edge.bundle.reading import Bundle, Meter, open_bundle
 from edge.errors import ArtifactError, os_error
 from edge.events import Listener, silence
 
@@ -27,15 +27,14 @@ def unpack(bundle: Bundle, folder: Path, *, listen: Listener = silence) -> Bundl
     """
     _check_target(bundle, folder)
     signature = bundle.signature()
-    done, total = 0, bundle.about.total_bytes
+    meter = Meter("unpack", bundle.about.total_bytes, listen)
     for name in sorted(bundle.files):
         target = _safe_target(folder, name)
         if not _is_there(bundle, name, target):
             with store.atomic_write(target) as file:
                 for piece in bundle.pieces(name):
                     file.write(piece)
-        done += bundle.files[name].size
-        listen(megabytes("unpack", done, total))
+        meter.add(bundle.files[name].size)
     if signature is not None:
         store.write_bytes(folder / SIGNATURE, signature)
     store.write_bytes(folder / MANIFEST, bundle.manifest)

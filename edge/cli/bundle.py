@@ -1,7 +1,7 @@
 """Make, check, sign and share what a device needs, as one file.
 
-A bundle holds the resolved profile, the model, labels, calibration tables and golden pictures, and a manifest with the
-sha256 of every file. `edge bundle --profile NAME -o FILE` is short for `edge bundle create`.
+A bundle holds the resolved profile, the model, labels, calibration tables, timing caches and golden pictures, and a
+manifest with the sha256 of every file. `edge bundle --profile NAME -o FILE` is short for `edge bundle create`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import typer
 from typer.core import TyperGroup
 
 from edge.cli import options
+from edge.errors import UsageError
 from edge.ui import Terminal
 
 if TYPE_CHECKING:
     from edge.bundle import Bundle
+    from edge.frames import Picture
 
 
 class _ShortForm(TyperGroup):
@@ -33,6 +35,11 @@ class _ShortForm(TyperGroup):
 app = typer.Typer(no_args_is_help=True, cls=_ShortForm)
 
 Source = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A .edge file, or the folder that it was unpacked to.")]
+Key = Annotated[Path | None, typer.Option(help="Sign it with this SSH key, or the agent's for this public key.")]
+AllowedSigners = Annotated[
+    Path | None,
+    typer.Option(help="It must be signed by one of these.", show_default="this device's lists, where it has any"),
+]
 
 
 @app.command()
@@ -42,33 +49,53 @@ def create(
     profile: options.ProfileName = None,
     cache_dir: options.CacheDir = None,
     golden: Annotated[
-        Path | None, typer.Option(help="Golden pictures.", show_default="samples, where it is there")
+        Path | None, typer.Option(help="Golden pictures: what `--images` takes.", show_default="samples")
+    ] = None,
+    no_golden: Annotated[bool, typer.Option("--no-golden", help="No golden pictures.")] = False,
+    reference: Annotated[
+        Path | None, typer.Option(help="Take the golden answers from this bundle instead of computing them.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle.", show_default="the profile's")] = None,
-    jetpack: Annotated[list[str] | None, typer.Option(help="JetPack release it is for; may be repeated.")] = None,
+    jetpack: Annotated[
+        list[str] | None, typer.Option(help="JetPack release that it is for; repeat for more.", show_default="any")
+    ] = None,
+    key: Key = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file that is there.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Make the bundle of a profile."""
     from edge.bundle import create as making
+    from edge.bundle import open_bundle, signature
     from edge.cli import places
-    from edge.frames import open_pictures
 
     chosen, path = places.load_profile(profile)
     terminal = Terminal()
     terminal.say(f"profile {chosen.name} ({path})", style="dim")
-    samples = golden or places.home() / "samples"
-    pictures = list(open_pictures(samples)) if golden or samples.is_dir() else []
     with terminal.progress() as listen:
         made = making.create(
-            chosen, cache=places.cache_folder(cache_dir), out=output, golden=pictures, name=name,
-            jetpack=jetpack or [], force=force, listen=listen,
+            chosen, cache=places.cache_folder(cache_dir), out=output,
+            golden=[] if no_golden else _golden(golden),
+            reference=open_bundle(reference) if reference else None,
+            name=name, jetpack=jetpack or [], force=force, listen=listen,
         )  # fmt: skip
+    if key is not None:
+        signature.sign(made, key)
     if as_json:
         terminal.data(_json(made))
         return
-    size = made.about.total_bytes
-    terminal.data(f"{output}: {len(made.files)} files, {_size(size)}, sha256:{made.digest}")
+    signed = ", signed" if key is not None else ""
+    terminal.data(f"{output}: {len(made.files)} files, {_size(made.about.total_bytes)}{signed}, sha256:{made.digest}")
+
+
+def _golden(source: Path | None) -> list[Picture]:
+    from edge.cli import places
+    from edge.frames import open_pictures
+
+    if source is None:
+        source = places.home() / "samples"
+        if not source.is_dir():
+            raise UsageError("there are no golden pictures", where=source, hint="--golden DIR, or --no-golden")
+    return list(open_pictures(source))
 
 
 @app.command()
@@ -81,8 +108,8 @@ def show(bundle: Source, *, as_json: options.Json = False) -> None:
     if as_json:
         terminal.data(_json(found))
         return
-    about = found.about
-    terminal.data(f"{about.name}  sha256:{found.digest}")
+    for label, text in _summary(found):
+        terminal.data(f"{label:<10} {text}")
     terminal.table(
         ("file", "bytes", "sha256"),
         [(file, f"{entry.size:,}", entry.sha256[:12]) for file, entry in sorted(found.files.items())],
@@ -91,22 +118,102 @@ def show(bundle: Source, *, as_json: options.Json = False) -> None:
 
 
 @app.command()
-def verify(bundle: Source, *, as_json: options.Json = False) -> None:
-    """Read every file of a bundle and compare it with the manifest."""
-    from edge.bundle import open_bundle
+def verify(
+    bundle: Source,
+    *,
+    allowed_signers: AllowedSigners = None,
+    here: Annotated[bool, typer.Option("--here", help="It must be for this machine, too.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Compare every file of a bundle with the manifest, and check its signature where one is asked for."""
+    from edge import device
+    from edge.bundle import open_bundle, signature, target
+    from edge.bundle import verify as check
+    from edge.cli import places
+
+    found = open_bundle(bundle)
+    terminal = Terminal()
+    if allowed_signers is not None:
+        signers = [signature.check(found, allowed_signers)]
+    else:
+        signers = signature.check_policy(found, signature.lists(places.device_home()))
+    if here:
+        target.check(found.about, device.identify())
+    with terminal.progress() as listen:
+        check(found, listen=listen)
+    if as_json:
+        result = {
+            "bundle": str(bundle), "digest": found.digest, "files": len(found.files),
+            "signed": found.signature() is not None, "signers": msgspec.to_builtins(signers),
+        }  # fmt: skip
+        terminal.data(msgspec.json.encode(result).decode())
+        return
+    said = f"{bundle}: good; {len(found.files)} files, {_size(found.about.total_bytes)}, sha256:{found.digest}"
+    terminal.data("\n".join([said, *(f"signed by {signer}, in {signer.list}" for signer in signers)]))
+    if not signers:
+        state = "signed, by whom was not checked (--allowed-signers)" if found.signature() else "not signed"
+        terminal.say(state, style="dim")
+
+
+@app.command()
+def sign(
+    bundle: Source, *, key: Annotated[Path, typer.Option(help="SSH key, private or, with an agent, public.")]
+) -> None:
+    """Sign a bundle with an SSH key; the signature is a file beside it."""
+    from edge.bundle import open_bundle, signature
     from edge.bundle import verify as check
 
     found = open_bundle(bundle)
     terminal = Terminal()
     with terminal.progress() as listen:
         check(found, listen=listen)
-    result = {"bundle": str(bundle), "digest": found.digest, "files": len(found.files), "ok": True}
-    text = f"{bundle}: good; {len(found.files)} files, {_size(found.about.total_bytes)}, sha256:{found.digest}"
-    terminal.data(msgspec.json.encode(result).decode() if as_json else text)
+    terminal.data(f"{signature.sign(found, key)}: signs sha256:{found.digest}")
+
+
+@app.command()
+def unpack(
+    bundle: Source,
+    folder: Annotated[Path, typer.Argument(help="New or empty folder.")],
+    *,
+    as_json: options.Json = False,
+) -> None:
+    """Unpack a bundle into a folder, verified."""
+    from edge.bundle import open_bundle
+    from edge.bundle import unpack as write
+
+    found = open_bundle(bundle)
+    terminal = Terminal()
+    with terminal.progress() as listen:
+        write(found, folder, listen=listen)
+    text = f"{folder}: {len(found.files)} files, {_size(found.about.total_bytes)}, sha256:{found.digest}"
+    terminal.data(_json(found) if as_json else text)
+
+
+def _summary(bundle: Bundle) -> list[tuple[str, str]]:
+    about, info = bundle.about, bundle.about.info
+    files = sorted(bundle.files)
+    timing = sum(file.startswith("timing/") and not file.endswith(".json") for file in files)
+    tables = [file.removeprefix("tables/") for file in files if file.endswith(".table")]
+    wheels = sum(file.endswith(".whl") for file in files)
+    rows = [
+        ("bundle", about.name),
+        ("id", f"sha256:{bundle.digest}"),
+        ("for", f"{about.family}, " + (f"JetPack {' or '.join(about.jetpack)}" if about.jetpack else "any JetPack")),
+        ("profile", f"{about.profile} ({info.get('precision', 'unknown precision')})"),
+        ("network", f"{info.get('input', 'unknown')} -> {info.get('output', 'unknown')}"),
+        ("tables", ", ".join(tables) or "none"),
+        ("timing", f"{timing} caches" if timing else "none"),
+        ("golden", f"{info['golden']} pictures" if info.get("golden") else "none"),
+        ("wheels", f"{wheels} (installs edge on a bare device)" if wheels else "none"),
+        ("signature", "there; edge bundle verify checks it" if bundle.signature() is not None else "none"),
+        ("size", f"{_size(about.total_bytes)} in {len(files)} files, made with {about.created_with}"),
+    ]
+    return [(label, str(text)) for label, text in rows]
 
 
 def _json(bundle: Bundle) -> str:
-    return msgspec.json.encode({"digest": bundle.digest, **msgspec.to_builtins(bundle.about)}).decode()
+    content = {"digest": bundle.digest, "signed": bundle.signature() is not None, **msgspec.to_builtins(bundle.about)}
+    return msgspec.json.encode(content).decode()
 
 
 def _size(count: int) -> str:

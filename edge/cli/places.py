@@ -30,6 +30,11 @@ def home() -> Path:
     return here
 
 
+def device_home() -> Path:
+    """Where a device keeps bundles, what ``edge ship`` brought, and its list of allowed signers."""
+    return Path.home() / ".local" / "share" / "edge"
+
+
 def profile_folders() -> list[Path]:
     """Folders searched for a profile's name, first match wins."""
     folders = [Path.cwd() / "profiles", _BESIDE_PACKAGE / "profiles"]
