@@ -57,8 +57,8 @@ def test_unpacked_it_is_the_same_bundle(small: Path, tmp_path: Path) -> None:
 def test_the_bundle_of_a_profile(made: Made, tmp_path: Path) -> None:
     bundle = made()
     assert sorted(bundle.files) == [
-        "golden/000.jpg", "golden/001.jpg", "golden/expected.json", "labels/labels.txt", "model/model.onnx", "profile.yaml",
-        "tables/model/entropy2.json", "tables/model/entropy2.table",
+        "golden/000.jpg", "golden/001.jpg", "golden/expected.json", "labels/labels.txt", "model/model.onnx",
+        "profile.yaml", "tables/model/entropy2.json", "tables/model/entropy2.table",
     ]  # fmt: skip
     unpacked = unpack(bundle, tmp_path / "device")
     chosen = profile.load(unpacked.path / "profile.yaml")
