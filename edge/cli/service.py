@@ -1,0 +1,226 @@
+"""Keep edge run going as a systemd service.
+
+What follows -- is given to edge run. systemd starts it at boot, starts it again when it fails, and ends it when no
+picture comes through for the watchdog's time; a camera that is being reopened is waited for.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from edge.cli import options
+from edge.errors import QualityError, UsageError
+from edge.ui import Terminal
+
+if TYPE_CHECKING:
+    from edge.service import Settings, Systemctl
+
+app = typer.Typer(no_args_is_help=True)
+
+_Words = Annotated[list[str] | None, typer.Argument(metavar="-- [RUN OPTIONS]", help="Options of edge run.")]
+_Name = Annotated[str | None, typer.Option("--name", help="Name of the service.", show_default="the profile's")]
+_User = Annotated[bool, typer.Option("--user", help="A service of this user instead of the system's.")]
+_As = Annotated[str | None, typer.Option("--as", help="User it runs as (system).", show_default="who calls sudo")]
+_Watchdog = Annotated[int, typer.Option("--watchdog", min=5, help="Seconds without a picture that mean it hangs.")]
+_Restarts = Annotated[int, typer.Option(min=1, help="Restarts within ten minutes that are too many.")]
+_UnitDir = Annotated[Path | None, typer.Option("--unit-dir", help="Folder of the unit; systemd is left alone.")]
+
+
+@app.command("print")
+def show(
+    *,
+    words: _Words = None,
+    profile: options.ProfileName = None,
+    name: _Name = None,
+    user: _User = False,
+    run_as: _As = None,
+    watchdog: _Watchdog = 30,
+    restarts: _Restarts = 10,
+) -> None:
+    """Print the unit; nothing is written."""
+    from edge import service
+
+    settings = _settings(
+        words, profile=profile, name=name, user=user, run_as=run_as, watchdog=watchdog, restarts=restarts
+    )
+    Terminal().data(service.unit(settings).rstrip("\n"))
+
+
+@app.command("install")
+def install(
+    *,
+    words: _Words = None,
+    profile: options.ProfileName = None,
+    name: _Name = None,
+    user: _User = False,
+    run_as: _As = None,
+    watchdog: _Watchdog = 30,
+    restarts: _Restarts = 10,
+    start: Annotated[bool, typer.Option(help="Start it now and at every boot.")] = True,
+    unit_dir: _UnitDir = None,
+) -> None:
+    """Write the unit and start it, now and at every boot."""
+    from edge import service
+
+    terminal = Terminal()
+    settings = _settings(
+        words, profile=profile, name=name, user=user, run_as=run_as, watchdog=watchdog, restarts=restarts
+    )
+    path = service.install(
+        settings, folder=_folder(unit_dir, user=user), systemctl=_systemctl(unit_dir, user=user), start=start
+    )
+    terminal.say(f"unit: {path}")
+    if unit_dir is None:
+        terminal.say(f"log: journalctl {'--user ' if user else ''}-u {path.name} -f")
+        if user:
+            terminal.say(f"it ends when {getpass.getuser()} logs out, unless: loginctl enable-linger")
+    else:
+        terminal.say("systemd was left alone: systemctl daemon-reload, then enable --now")
+
+
+@app.command("uninstall")
+def uninstall(
+    *, profile: options.ProfileName = None, name: _Name = None, user: _User = False, unit_dir: _UnitDir = None
+) -> None:
+    """Stop the service and remove its unit; records stay."""
+    from edge import service
+
+    path = service.uninstall(
+        _name(name, profile), folder=_folder(unit_dir, user=user), systemctl=_systemctl(unit_dir, user=user)
+    )
+    Terminal().say(f"removed {path}")
+
+
+@app.command("status")
+def status(
+    *, profile: options.ProfileName = None, name: _Name = None, user: _User = False, as_json: options.Json = False
+) -> None:
+    """Show whether the service runs, and what it does; exit code 1 when it does not run."""
+    from edge import service
+
+    terminal = Terminal()
+    scope = "user" if user else "system"
+    found = service.state(
+        _name(name, profile), folder=_folder(None, user=user), systemctl=service.run_systemctl(scope)
+    )  # fmt: skip
+    if as_json:
+        terminal.data(msgspec.json.encode(found).decode())
+    else:
+        ended = "" if found.exit_code is None else f", last exit code {found.exit_code}"
+        rows = [
+            ("unit", f"{found.path} ({found.enabled or 'not enabled'})"),
+            ("state", f"{found.active} ({found.sub})" + (f" since {found.since}" if found.since else "")),
+            ("process", "–" if found.pid is None else str(found.pid)),
+            ("says", found.status or "–"),
+            ("restarts", "–" if found.restarts is None else f"{found.restarts}{ended}"),
+        ]
+        for title, value in rows:
+            terminal.show(f"{title:<9} {value}")
+    if found.active not in {"active", "activating", "reloading"}:
+        raise QualityError(
+            f"{found.unit} is {found.active}" + (f" ({found.result})" if found.result not in {"", "success"} else ""),
+            hint=f"journalctl {'--user ' if user else ''}-u {found.unit} -n 50",
+        )
+
+
+def _settings(
+    words: list[str] | None,
+    *,
+    profile: str | None,
+    name: str | None,
+    user: bool,
+    run_as: str | None,
+    watchdog: int,
+    restarts: int,
+) -> Settings:
+    from edge import service
+    from edge.cli import places
+
+    given = list(words or [])
+    _check(given)
+    chosen, path = places.load_profile(profile)
+    named = name or chosen.name
+    service.unit_name(named)
+    folder = places.home().absolute()
+    record = _value(given, "--record")
+    writable, state_folder = [], None
+    if record is not None:
+        writable = [(folder / record).parent]
+    elif user:
+        base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        writable = [base / "edge" / named]
+        given += ["--record", str(writable[0] / "run.json")]
+    else:
+        state_folder = f"edge/{named}"
+        given += ["--record", f"/var/lib/{state_folder}/run.json"]
+    if user and run_as is not None:
+        raise UsageError("--as is for services of the system; with --user it is you")
+    command = (sys.executable, "-m", "edge", "run", "--profile", str(path.absolute()), *given)
+    return service.Settings(
+        name=named,
+        profile=chosen.name,
+        command=command,
+        folder=folder,
+        scope="user" if user else "system",
+        user=None if user else run_as or os.environ.get("SUDO_USER"),
+        state_folder=state_folder,
+        writable=tuple(writable),
+        environment=_environment(),
+        watchdog_s=watchdog,
+        restarts=restarts,
+    )
+
+
+def _environment() -> dict[str, str]:
+    """What this edge found its package and its caches by; a service starts with an empty environment."""
+    names = [name for name in os.environ if name.startswith("EDGE_") and "TOKEN" not in name]
+    return {name: os.environ[name] for name in sorted([*names, *(["PYTHONPATH"] if "PYTHONPATH" in os.environ else [])])}
+
+
+def _check(given: list[str]) -> None:
+    """Whether ``edge run`` takes these options: a service that does not start is found out here, not in its log."""
+    from edge.cli.app import make_app
+
+    for word in given:
+        if word in {"--profile", "-p"} or word.startswith("--profile="):
+            raise UsageError("the profile goes in front of --", hint="edge service install --profile NAME -- …")
+    command = typer.main.get_command(make_app(["run"]))
+    run = command.get_command(typer.Context(command), "run")  # type: ignore[attr-defined]
+    # Errors of the command line are raised as they are by `edge run`, and leave by the same door.
+    run.make_context("edge run", list(given))
+
+
+def _value(given: list[str], option: str) -> str | None:
+    for index, word in enumerate(given):
+        if word == option and index + 1 < len(given):
+            return given[index + 1]
+        if word.startswith(f"{option}="):
+            return word.split("=", 1)[1]
+    return None
+
+
+def _name(name: str | None, profile: str | None) -> str:
+    from edge.cli import places
+
+    return name or places.load_profile(profile)[0].name
+
+
+def _folder(unit_dir: Path | None, *, user: bool) -> Path:
+    if unit_dir is not None:
+        return unit_dir
+    if not user:
+        return Path("/etc/systemd/system")
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "systemd" / "user"
+
+
+def _systemctl(unit_dir: Path | None, *, user: bool) -> Systemctl | None:
+    from edge import service
+
+    return None if unit_dir is not None else service.run_systemctl("user" if user else "system")
