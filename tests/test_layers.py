@@ -34,6 +34,7 @@ LAYERS: dict[str, float] = {
     "interpreter": 2,
     "labels": 2,
     "model": 2,
+    "pages": 2,
     "preprocess": 2,
     "telemetry": 2,
     "transport": 2,
@@ -88,9 +89,9 @@ ROOMS: dict[str, frozenset[str]] = {
     "flatbuffers": frozenset({"calibration.flat_table"}),
     "google": frozenset({"backends.trt.forms", "frames.tfrecord", "model"}),  # protobuf
     "google_crc32c": frozenset({"frames.tfrecord"}),
-    "jinja2": frozenset({"flows.sweep.page"}),
+    "jinja2": frozenset({"pages.document"}),
     "llvmlite": frozenset({"calibration.kernel"}),
-    "matplotlib": frozenset({"flows.sweep.charts", "flows.sweep.page"}),
+    "matplotlib": frozenset({"pages.document", "pages.plot"}),
     "onnx": frozenset(
         {
             "backends.ort", "backends.ort_graph", "backends.trt.forms", "calibration.convert", "calibration.network",

@@ -202,9 +202,9 @@ def _batches(text: str) -> tuple[int, ...]:
 
 def _check_page(path: Path) -> None:
     """Everything that writing the page needs, known before the work and not after it."""
-    from edge.flows.sweep import page
+    from edge.pages import document
 
-    page.check()
+    document.check()
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise StoreError("the page cannot be written", where=path, hint="choose another file")

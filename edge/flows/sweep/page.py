@@ -7,16 +7,16 @@ from pathlib import Path
 
 import msgspec
 
-from edge.errors import DataError, require
+from edge.errors import DataError
 from edge.flows.sweep import charts, reading
 from edge.flows.sweep.charts import Bar, Point
 from edge.flows.sweep.compare import LEVEL, Findings, Group, Pair, Spread
 from edge.flows.sweep.record import Record
+from edge.pages import document
+from edge.pages.plot import COLOURS
 from edge.stats import Interval
 
 _TEMPLATES = Path(__file__).parent / "templates"
-# The two digests that are worth comparing by eye.
-_SHOWN_DIGITS = 12
 
 
 class Cell(msgspec.Struct, frozen=True):
@@ -25,16 +25,6 @@ class Cell(msgspec.Struct, frozen=True):
     value: Interval
     p: float
     differs: bool
-
-
-def check() -> None:
-    """Make sure that a page can be made, before the work that it is about.
-
-    Raises:
-        GuestError: jinja2 or matplotlib is missing.
-    """
-    require("jinja2")
-    require("matplotlib")
 
 
 def render(record: Record) -> str:
@@ -47,22 +37,15 @@ def render(record: Record) -> str:
     found = record.findings
     if found is None:
         raise DataError("nothing was scored: there is nothing to show")
-    jinja2 = require("jinja2")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"span": _span, "signed": _signed, "p": _p, "short": lambda text: text[:_SHOWN_DIGITS]}
     names = list(dict.fromkeys(group.algorithm for group in found.groups))
-    page: str = environment.get_template("sweep.html").render(
+    return document.render(
+        _TEMPLATES / "sweep.html",
+        filters={"span": _span, "signed": _signed, "p": _p},
         record=record,
         found=found,
         answers=reading.answers(record),
         names=names,
-        number={name: index % charts.COLOURS for index, name in enumerate(names)},
+        number={name: index % COLOURS for index, name in enumerate(names)},
         trends=[
             ("Logit SQNR, dB", _trends(found, names, "sqnr_db", unit="SQNR, dB")),
             ("Same top-1 as FP32, %", _trends(found, names, "agreement", unit="agreement, %")),
@@ -73,7 +56,6 @@ def render(record: Record) -> str:
         level=LEVEL,
         marks=reading.MARKS,
     )
-    return page
 
 
 def _trends(found: Findings, names: Sequence[str], measure: str, *, unit: str) -> list[tuple[str, str]]:
