@@ -15,6 +15,7 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
+from typing import final
 
 from edge.errors import DeviceError
 from edge.record import Gap, Result, Skip
@@ -32,7 +33,7 @@ class Notifier:
         # A leading @ is systemd's way to write the zero byte of an abstract address.
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._socket.setblocking(False)
+        self._socket.settimeout(0)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Notifier | None:
@@ -77,6 +78,7 @@ def watchdog_s(environment: Mapping[str, str] = os.environ) -> float | None:
     return int(text) / 1e6
 
 
+@final
 class Heartbeat:
     """Tells a supervisor that the pipeline moves. Hears what the loop hears; does nothing without a supervisor.
 

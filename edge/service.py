@@ -181,11 +181,7 @@ def install(settings: Settings, *, folder: Path, systemctl: Systemctl | None, st
     text = unit(settings)
     _ours(path)
     for writable in settings.writable:
-        try:
-            # systemd refuses to start a unit whose ReadWritePaths= is not there.
-            writable.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise os_error(exc, writable) from exc
+        _make(writable)
     store.write_bytes(path, text.encode())
     if systemctl is not None:
         systemctl(["daemon-reload"])
@@ -293,6 +289,14 @@ def _ours(path: Path) -> bool:
     if not text.startswith(_MARK.split(";", 1)[0]):
         raise ArtifactError("this unit was not written by edge", where=path, hint="choose another --name")
     return True
+
+
+def _make(folder: Path) -> None:
+    """systemd refuses to start a unit whose ReadWritePaths= is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise os_error(exc, folder) from exc
 
 
 def _number(values: Mapping[str, str], name: str) -> int | None:

@@ -15,8 +15,8 @@ from edge import service
 from edge.errors import ArtifactError, DeviceError, StoreError, UsageError
 
 AWKWARD = [
-    "plain", "with space", "100%", "%h", "$HOME", "${HOME}", "a;b", ";", "'single'", 'dou"ble', "back\\slash", "tab?", "ü",
-    "--option=a b", "", "#hash", "a\\", "~", "@x", "-", "*",
+    "plain", "with space", "100%", "%h", "$HOME", "${HOME}", "a;b", ";", "'single'", 'dou"ble', "back\\slash", "tab?",
+    "ü", "--option=a b", "", "#hash", "a\\", "~", "@x", "-", "*",
 ]  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def settings(tmp_path: Path, **changes: Any) -> service.Settings:
 
 
 def words_of(line: str) -> list[str]:
-    """The words that systemd makes of a line of ours: quotes, backslashes, then ``%%`` and ``$$`` (systemd.syntax(7))."""
+    """The words that systemd makes of a line: quotes, backslashes, then ``%%`` and ``$$`` (systemd.syntax(7))."""
     words, index = [], 0
     while index < len(line):
         if line[index] == " ":
@@ -57,7 +57,8 @@ def test_the_unit_has_what_a_camera_of_weeks_needs(tmp_path: Path) -> None:
     for line in (
         "Type=notify", "WatchdogSec=20", "Restart=on-failure", "StartLimitBurst=4", "SupplementaryGroups=video",
         "User=ann", "StandardOutput=journal", "SyslogIdentifier=edge-door", "NoNewPrivileges=yes",
-        "ProtectSystem=strict", "StateDirectory=edge/door", "WantedBy=multi-user.target", "SuccessExitStatus=129 130 143",
+        "ProtectSystem=strict", "StateDirectory=edge/door", "WantedBy=multi-user.target",
+        "SuccessExitStatus=129 130 143",
     ):  # fmt: skip
         assert line in text.splitlines()
     # A camera (8), a disk (9) or pictures (6) may come back; a wrong profile does not get better.

@@ -181,7 +181,9 @@ def _settings(
 def _environment() -> dict[str, str]:
     """What this edge found its package and its caches by; a service starts with an empty environment."""
     names = [name for name in os.environ if name.startswith("EDGE_") and "TOKEN" not in name]
-    return {name: os.environ[name] for name in sorted([*names, *(["PYTHONPATH"] if "PYTHONPATH" in os.environ else [])])}
+    return {
+        name: os.environ[name] for name in sorted([*names, *(["PYTHONPATH"] if "PYTHONPATH" in os.environ else [])])
+    }
 
 
 def _check(given: list[str]) -> None:

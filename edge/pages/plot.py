@@ -4,8 +4,8 @@ matplotlib, because it writes plain SVG: text stays text, a page with a dozen pl
 and needs no network. (Plotly and Bokeh bring 1 to 4 MB of JavaScript into each page; pygal has no error bars; Altair
 needs a Rust binary to make SVG.) It has aarch64 wheels, and Ubuntu on a Jetson has it as python3-matplotlib.
 
-matplotlib knows no CSS variables: everything is drawn in stand-in colours, and these are replaced in the text. Text that
-somebody else chose stays out of plots: matplotlib reads ``$`` in it as mathematics.
+matplotlib knows no CSS variables: everything is drawn in stand-in colours, and these are replaced in the text. Text
+that somebody else chose stays out of plots: matplotlib reads ``$`` in it as mathematics.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def colour(index: int) -> str:
 
 @contextmanager
 def style(salt: str) -> Iterator[None]:
-    """Everything that is drawn in the block is drawn in our style; ``salt`` keeps the ids of two plots in one page apart.
+    """What is drawn in the block is drawn in our style; ``salt`` keeps the ids of two plots in one page apart.
 
     Raises:
         GuestError: matplotlib is missing.

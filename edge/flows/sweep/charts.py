@@ -10,6 +10,7 @@ from edge.pages import plot
 from edge.pages.plot import COLOURS, GRID, MARKERS, SOFT, colour
 from edge.stats import Interval
 
+
 class Point(msgspec.Struct, frozen=True):
     """One number of pictures: mean with interval, and each seed's extreme."""
 
