@@ -106,10 +106,8 @@ def status(
     from edge import service
 
     terminal = Terminal()
-    scope = "user" if user else "system"
-    found = service.state(
-        _name(name, profile), folder=_folder(None, user=user), systemctl=service.run_systemctl(scope)
-    )  # fmt: skip
+    systemctl = service.run_systemctl("user" if user else "system")
+    found = service.state(_name(name, profile), folder=_folder(None, user=user), systemctl=systemctl)
     if as_json:
         terminal.data(msgspec.json.encode(found).decode())
     else:
