@@ -41,6 +41,7 @@ LAYERS: dict[str, float] = {
     "tally": 2.4,
     "identity": 2.5,
     "observe": 2.5,
+    "pulse": 2.5,
     "crowd": 2.6,
     "bundle": 2.7,
     "registry": 2.8,

@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "run": "Classify pictures and report latency and power.",
     "eval": "Measure top-1, top-5 and agreement with FP32.",
     "bundle": "Make, check, sign and share what a device needs, as one file.",
+    "service": "Keep edge run going as a systemd service.",
     "sweep": "Compare calibration algorithms and picture counts.",
 }
 

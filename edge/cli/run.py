@@ -18,14 +18,11 @@ from edge.errors import UsageError
 from edge.ui import Terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from edge import identity
     from edge.backends.base import Backend
     from edge.profile import Profile
-    from edge.record import Gap, Result, RunRecord, Skip, Subject
+    from edge.record import RunRecord, Subject
     from edge.telemetry import NoSource, Source
-    from edge.ui.live import LiveView
 
 # Pictures listed at the end of a run; all of them are in the record.
 _SHOWN = 20
@@ -47,11 +44,11 @@ def command(
     """Run the verb."""
     from edge import labels, loop, preprocess, telemetry
     from edge import record as records
-    from edge.cli import places, signals
+    from edge.cli import audience, places, signals
     from edge.frames import open_pictures
     from edge.frames.stream import PictureStream
+    from edge.pulse import Pulse
     from edge.telemetry.sampler import Sampler
-    from edge.ui import live
 
     chosen, path = places.load_profile(profile)
     if images is None:
@@ -74,14 +71,17 @@ def command(
             stack.callback(power.close)
             sampler = stack.enter_context(Sampler(power))
         wish = stack.enter_context(signals.graceful())
-        view = live.LiveView(
-            terminal, headline=f"{chosen.name} · {Path(chosen.model).stem} · {wanted}", power=_power_line(power),
-            total=len(pictures),
+        stream = PictureStream(pictures)
+        pulse = Pulse(
+            total=stream.opened.total, dropped=lambda: stream.dropped,
+            reading=lambda: sampler.latest if sampler is not None else None,
         )  # fmt: skip
-        # On one and the same terminal, the panel and the JSON lines would run through each other.
-        with contextlib.nullcontext() if as_json and terminal.out.is_terminal else view.showing():
+        with audience.gather(
+            terminal, pulse, headline=f"{chosen.name} · {Path(chosen.model).stem} · {wanted}",
+            power=_power_line(power), as_json=as_json,
+        ) as hear:  # fmt: skip
             finished = loop.run(
-                PictureStream(pictures),
+                stream,
                 session=session,
                 preprocessor=preprocess.Preprocessor(chosen.preprocess, chosen.input),
                 names=names,
@@ -91,7 +91,7 @@ def command(
                 ),
                 sampler=sampler,
                 no_power=power if isinstance(power, telemetry.NoSource) else None,
-                hear=_printer(terminal, view) if as_json else view.hear,
+                hear=hear,
                 should_stop=wish,
             )
     try:
@@ -130,26 +130,12 @@ def _power_line(power: Source | NoSource) -> str:
     from edge import telemetry
 
     if isinstance(power, telemetry.NoSource):
-        return "not measured on this machine (edge doctor says why)"
-    return f"measured by {power.name} ({power.scope})"
-
-
-def _printer(terminal: Terminal, view: LiveView) -> Callable[[Result | Skip | Gap], None]:
-    """A listener that prints each picture as one JSON object, and lets ``view`` count it."""
-    from edge.record import Gap, Skip
-
-    def hear(heard: Result | Skip | Gap) -> None:
-        view.hear(heard)
-        content = msgspec.to_builtins(heard)
-        if isinstance(heard, Skip | Gap):
-            content = {"skipped" if isinstance(heard, Skip) else "gap": content}
-        terminal.data(msgspec.json.encode(content).decode())
-
-    return hear
+        return "not measured here (edge doctor says why)"
+    return f"{power.scope}, by {power.name}"
 
 
 def _print_end(terminal: Terminal, finished: RunRecord, *, as_json: bool) -> None:
-    from edge.ui import live
+    from edge.ui.summary import summary
 
     if as_json:
         content = msgspec.to_builtins(finished)
@@ -157,7 +143,7 @@ def _print_end(terminal: Terminal, finished: RunRecord, *, as_json: bool) -> Non
         terminal.data(msgspec.json.encode({"summary": content}).decode())
     else:
         _print_labels(terminal, finished)
-        live.summary(terminal, finished)
+        summary(terminal, finished)
 
 
 def _print_labels(terminal: Terminal, finished: RunRecord) -> None:

@@ -316,7 +316,7 @@ def read_all(terminal: int) -> bytes:
 def test_the_summary_of_an_interrupted_run_with_power_but_no_picture(
     edge: Edge, built: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from edge.ui import Terminal, live
+    from edge.ui import Terminal, summary
 
     folder = built()
     edge(*COMMAND, "--record", "r.json")
@@ -326,5 +326,5 @@ def test_the_summary_of_an_interrupted_run_with_power_but_no_picture(
         power={"source": "hwmon", "scope": "module_input", "samples": 20, "joules": 1.0, "mean_mw": 500.0,
                "error_joules": 0.1},
     )  # fmt: skip
-    live.summary(Terminal(), none)
+    summary.summary(Terminal(), none)
     assert "(interrupted)" in capsys.readouterr().out
