@@ -15,6 +15,8 @@ from edge.record import Gap, Result, Skip
 from edge.ui.live import LiveView
 
 if TYPE_CHECKING:
+    from edge.frames.stream import Stream
+    from edge.telemetry.sampler import Sampler
     from edge.ui import Terminal
 
 Heard = Result | Skip | Gap
@@ -22,9 +24,14 @@ Heard = Result | Skip | Gap
 
 @contextmanager
 def gather(
-    terminal: Terminal, pulse: Pulse, *, headline: str, power: str, as_json: bool
+    terminal: Terminal, stream: Stream, sampler: Sampler | None, *, headline: str, power: str, as_json: bool
 ) -> Iterator[Callable[[Heard], None]]:
     """Who follows this run, until the block ends; give what the loop says to what this yields."""
+    pulse = Pulse(
+        total=stream.opened.total,
+        dropped=lambda: stream.dropped,
+        reading=lambda: sampler.latest if sampler is not None else None,
+    )
     with contextlib.ExitStack() as stack:
         view = LiveView(terminal, pulse, headline=headline, power=power)
         listeners: list[Callable[[Heard], None]] = [pulse.hear, _printer(terminal) if as_json else view.hear]

@@ -47,7 +47,6 @@ def command(
     from edge.cli import audience, places, signals
     from edge.frames import open_pictures
     from edge.frames.stream import PictureStream
-    from edge.pulse import Pulse
     from edge.telemetry.sampler import Sampler
 
     chosen, path = places.load_profile(profile)
@@ -72,12 +71,8 @@ def command(
             sampler = stack.enter_context(Sampler(power))
         wish = stack.enter_context(signals.graceful())
         stream = PictureStream(pictures)
-        pulse = Pulse(
-            total=stream.opened.total, dropped=lambda: stream.dropped,
-            reading=lambda: sampler.latest if sampler is not None else None,
-        )  # fmt: skip
         with audience.gather(
-            terminal, pulse, headline=f"{chosen.name} · {Path(chosen.model).stem} · {wanted}",
+            terminal, stream, sampler, headline=f"{chosen.name} · {Path(chosen.model).stem} · {wanted}",
             power=_power_line(power), as_json=as_json,
         ) as hear:  # fmt: skip
             finished = loop.run(
