@@ -159,7 +159,8 @@ def test_stages_have_their_own_times_that_fit_into_the_total(run: Callable[..., 
         assert min(parts) > 0.0
         assert sum(parts) <= stages.total_ms + 1e-6
     assert finished.latency["infer"].min_ms >= 15.0
-    assert finished.measured_s * 1e3 >= sum(result.stages.total_ms for result in finished.results) - 1e-3
+    # One session infers one after the other; the other stages overlap with it.
+    assert finished.measured_s * 1e3 >= sum(result.stages.infer_ms for result in finished.results) - 1e-3
     assert finished.rate_per_s == pytest.approx(5 / finished.measured_s)
 
 
