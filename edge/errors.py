@@ -107,6 +107,8 @@ GUESTS: dict[str, str] = {
     "pycuda": "PATH=/usr/local/cuda/bin:$PATH pip install pycuda",
     "llvmlite": "pip install 'jetson-edge[host]'",
     "distributed": "pip install 'jetson-edge[dask]'",
+    "oras": "pip install 'jetson-edge[registry]'",
+    "requests": "pip install 'jetson-edge[registry]'",
     "jinja2": "pip install 'jetson-edge[report]'",
     "matplotlib": "pip install 'jetson-edge[report]'  (on a Jetson also: sudo apt install python3-matplotlib)",
 }

@@ -102,12 +102,15 @@ ROOMS: dict[str, frozenset[str]] = {
     ),
     # Sessions in backends.ort alone; the others use its converters of ONNX files.
     "onnxruntime": frozenset({"backends.ort", "backends.ort_graph", "backends.trt.forms", "calibration.qdq"}),
+    "oras": frozenset({"registry.client"}),
     "pycuda": frozenset({"backends.cuda.driver"}),
+    "requests": frozenset({"registry.client"}),  # comes with oras
     "rich": frozenset({"cli.doctor", "ui"}),
     "tensorrt": frozenset({"backends.trt.caps"}),
     "tensorrt_rtx": frozenset({"backends.trt.caps"}),
     "tensorrt_rtx_bindings": frozenset({"backends.trt.caps"}),
     "typer": frozenset({"cli"}),
+    "urllib3": frozenset({"registry.client"}),
     "yaml": frozenset({"bundle.create", "cli.profile", "document"}),
 }  # fmt: skip
 # msgspec describes data in every layer; numpy is the language of L2 and L3 (and never reached by `edge --help`).

@@ -5,7 +5,7 @@ The form is in :mod:`edge.bundle.manifest` and :mod:`edge.bundle.archive`. Openi
 """
 
 from edge.bundle.manifest import MANIFEST, SIGNATURE, BundleManifest
-from edge.bundle.reading import Bundle, open_bundle, verify
-from edge.bundle.unpacking import unpack
+from edge.bundle.reading import Bundle, Source, open_bundle, verify
+from edge.bundle.unpacking import pack, unpack
 
-__all__ = ["MANIFEST", "SIGNATURE", "Bundle", "BundleManifest", "open_bundle", "unpack", "verify"]
+__all__ = ["MANIFEST", "SIGNATURE", "Bundle", "BundleManifest", "Source", "open_bundle", "pack", "unpack", "verify"]

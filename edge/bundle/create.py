@@ -55,7 +55,7 @@ def create(
         ArtifactError: INT8 is asked for, and its table is missing, corrupt, or made for something else.
         ModelError, ProfileError, DataError, UsageError, StoreError: as the words say.
     """
-    _check_out(out, force=force)
+    check_out(out, force=force)
     contents: dict[str, Content] = {}
     info: dict[str, Any] = {"precision": profile.precision, "profile_digest": profile.digest}
     _add_model(profile, contents, info)
@@ -199,7 +199,7 @@ def _entries(contents: Mapping[str, Content], *, where: Path, listen: Listener) 
     return files
 
 
-def _check_out(out: Path, *, force: bool) -> None:
+def check_out(out: Path, *, force: bool) -> None:
     """Before the work: what is there is not overwritten unasked, and a folder that has anything in it never is."""
     if out.is_dir() and any(out.iterdir()):
         raise UsageError("the folder is not empty", where=out, hint="give a new folder, or a file that ends in .edge")

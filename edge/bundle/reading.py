@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from edge import store
 from edge.bundle import archive
@@ -26,18 +26,49 @@ _MAX_ENTRIES = 3 * MAX_FILES
 _HINT = "get the bundle again, or make it anew with edge bundle create"
 
 
+class Source(Protocol):
+    """Where the files of a bundle come from: a :class:`Bundle`, or a registry."""
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+
+    @property
+    def manifest(self) -> bytes:
+        """The exact bytes of ``bundle.json``."""
+
+    @property
+    def about(self) -> BundleManifest:
+        """What they say."""
+
+    @property
+    def files(self) -> dict[str, FileEntry]:
+        """Digest and size of every file besides ``bundle.json``, by name."""
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The content of one file in pieces; the last one comes only if size and digest are right."""
+
+    def signature(self) -> bytes | None:
+        """The detached signature, unchecked; None where there is none."""
+
+
 class Bundle:
     """An open bundle: names, sizes and the manifest's seal are checked, the contents are not (see :func:`verify`)."""
 
     def __init__(self, path: Path, *, manifest: bytes, about: BundleManifest, layout: archive.Layout | None) -> None:
         self.path = path
-        #: The exact bytes of ``bundle.json``: what a signature is for.
+        # The exact bytes of ``bundle.json``: what a signature is for.
         self.manifest = manifest
         self.about = about
         self._layout = layout
 
     def __repr__(self) -> str:
         return f"<Bundle {self.about.name} {self.digest[:12]} at {self.path}>"
+
+    @property
+    def where(self) -> str:
+        """For messages: its path."""
+        return str(self.path)
 
     @property
     def digest(self) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from edge import store
-from edge.bundle.reading import Bundle
+from edge.bundle.reading import Bundle, Source
 from edge.errors import ArtifactError, GuestError, UsageError, os_error
 
 NAMESPACE = "edge-bundle"
@@ -95,7 +95,7 @@ def sign(bundle: Bundle, key: Path) -> Path:
     return bundle.signature_path
 
 
-def check(bundle: Bundle, allowed_signers: Path) -> Signer:
+def check(bundle: Source, allowed_signers: Path) -> Signer:
     """Who of ``allowed_signers`` signed ``bundle``.
 
     Raises:
@@ -105,7 +105,7 @@ def check(bundle: Bundle, allowed_signers: Path) -> Signer:
     signature = bundle.signature()
     if signature is None:
         raise ArtifactError(
-            f"the bundle is not signed, and {allowed_signers} asks for a signature", where=bundle.path, hint=_HINT
+            f"the bundle is not signed, and {allowed_signers} asks for a signature", where=bundle.where, hint=_HINT
         )
     if not allowed_signers.is_file():
         raise UsageError("there is no such list of allowed signers", where=allowed_signers)
@@ -120,7 +120,7 @@ def check(bundle: Bundle, allowed_signers: Path) -> Signer:
     if signer is None:
         raise ArtifactError(
             f"the signature is not good for this bundle, or not by anybody in {allowed_signers}",
-            where=bundle.path,
+            where=bundle.where,
             hint=_HINT,
         )
     return signer
@@ -134,7 +134,7 @@ def lists(home: Path, *, system: Path = SYSTEM_LIST) -> list[Path]:
     return [path for path in (home / LIST, system) if os.path.lexists(path)]
 
 
-def check_policy(bundle: Bundle, policy: Sequence[Path]) -> list[Signer]:
+def check_policy(bundle: Source, policy: Sequence[Path]) -> list[Signer]:
     """Check ``bundle`` against every list of ``policy`` (see :func:`lists`); no list, no question.
 
     Raises:
@@ -143,9 +143,9 @@ def check_policy(bundle: Bundle, policy: Sequence[Path]) -> list[Signer]:
     return [_strictly(bundle, path) for path in policy]
 
 
-def _strictly(bundle: Bundle, path: Path) -> Signer:
+def _strictly(bundle: Source, path: Path) -> Signer:
     if not path.is_file():
-        raise ArtifactError(f"{path} asks for a signature and cannot be read: it accepts nobody", where=bundle.path)
+        raise ArtifactError(f"{path} asks for a signature and cannot be read: it accepts nobody", where=bundle.where)
     return check(bundle, path)
 
 

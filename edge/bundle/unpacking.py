@@ -10,15 +10,17 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import IO
 
 from edge import store
+from edge.bundle import archive
 from edge.bundle.manifest import MANIFEST, SIGNATURE
-from edge.bundle.reading import Bundle, Meter, open_bundle
+from edge.bundle.reading import Bundle, Meter, Source, open_bundle
 from edge.errors import ArtifactError, os_error
 from edge.events import Listener, silence
 
 
-def unpack(bundle: Bundle, folder: Path, *, listen: Listener = silence) -> Bundle:
+def unpack(bundle: Source, folder: Path, *, listen: Listener = silence) -> Bundle:
     """Write all files of ``bundle`` below ``folder``, which must be absent, empty, or begun with this same bundle.
 
     Raises:
@@ -41,7 +43,32 @@ def unpack(bundle: Bundle, folder: Path, *, listen: Listener = silence) -> Bundl
     return open_bundle(folder)
 
 
-def _check_target(bundle: Bundle, folder: Path) -> None:
+def pack(bundle: Source, path: Path, *, listen: Listener = silence) -> Bundle:
+    """Write ``bundle`` to the tar ``path``, and its signature beside it.
+
+    Raises:
+        ArtifactError: a content does not fit its digest; nothing is written.
+        StoreError: the disk refused.
+    """
+    signature = bundle.signature()
+    meter = Meter("pack", bundle.about.total_bytes, listen)
+
+    def copy(name: str, target: IO[bytes]) -> None:
+        for piece in bundle.pieces(name):
+            target.write(piece)
+            meter.add(len(piece))
+
+    with store.atomic_write(path) as file:
+        archive.write(file, bundle.manifest, bundle.files, copy)
+    made = open_bundle(path)
+    # A signature that lies there belongs to what was there before.
+    made.signature_path.unlink(missing_ok=True)
+    if signature is not None:
+        store.write_bytes(made.signature_path, signature)
+    return made
+
+
+def _check_target(bundle: Source, folder: Path) -> None:
     """Refuse a folder in which anything is that this bundle would not have put there."""
     wanted = {MANIFEST, SIGNATURE, *bundle.files}
     parents = {"/".join(name.split("/")[:count]) for name in wanted for count in range(1, name.count("/") + 1)}
@@ -88,7 +115,7 @@ def _safe_target(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _is_there(bundle: Bundle, name: str, target: Path) -> bool:
+def _is_there(bundle: Source, name: str, target: Path) -> bool:
     """Whether an earlier, interrupted run wrote this very content."""
     try:
         status = target.lstat()

@@ -36,6 +36,11 @@ app = typer.Typer(no_args_is_help=True, cls=_ShortForm)
 
 Source = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A .edge file, or the folder that it was unpacked to.")]
 Key = Annotated[Path | None, typer.Option(help="Sign it with this SSH key, or the agent's for this public key.")]
+Artifact = Annotated[str, typer.Argument(metavar="oci://HOST/NAME:TAG", help="Where in a registry.")]
+PlainHttp = Annotated[
+    bool, typer.Option("--plain-http", help="No TLS. Only this machine's own registry is asked so by itself.")
+]
+CaFile = Annotated[Path | None, typer.Option(help="Certificates to trust, for a registry with one of its own.")]
 AllowedSigners = Annotated[
     Path | None,
     typer.Option(help="It must be signed by one of these.", show_default="this device's lists, where it has any"),
@@ -187,6 +192,89 @@ def unpack(
         write(found, folder, listen=listen)
     text = f"{folder}: {len(found.files)} files, {_size(found.about.total_bytes)}, sha256:{found.digest}"
     terminal.data(_json(found) if as_json else text)
+
+
+@app.command()
+def push(
+    bundle: Source,
+    artifact: Artifact,
+    *,
+    plain_http: PlainHttp = False,
+    ca_file: CaFile = None,
+    as_json: options.Json = False,
+) -> None:
+    """Push a bundle to an OCI registry; files that it has already are not sent.
+
+    Credentials come from `docker login` or `podman login`, or from EDGE_REGISTRY_USER and EDGE_REGISTRY_PASSWORD.
+    """
+    from edge import registry
+    from edge.bundle import open_bundle
+
+    reference = registry.parse(artifact)
+    found = open_bundle(bundle)
+    terminal = Terminal()
+    with terminal.progress() as listen:
+        done = registry.push(
+            found, reference, plain_http=plain_http, ca_file=None if ca_file is None else str(ca_file), listen=listen
+        )
+    if as_json:
+        terminal.data(msgspec.json.encode(done).decode())
+        return
+    terminal.say(
+        f"sent {done.sent_files} files, {_size(done.sent_bytes)}; "
+        f"{done.kept_files} files, {_size(done.kept_bytes)}, were there already"
+    )
+    terminal.data(done.reference)
+
+
+@app.command()
+def pull(
+    artifact: Artifact,
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="File (.edge, .tar) or folder to write.")],
+    reuse: Annotated[Path | None, typer.Option(help="Take files that this bundle has from there.")] = None,
+    allowed_signers: AllowedSigners = None,
+    plain_http: PlainHttp = False,
+    ca_file: CaFile = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file that is there.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Pull a bundle from an OCI registry, verified; with @sha256:… exactly that one, or none.
+
+    A pull into a folder that was interrupted goes on where it was.
+    """
+    from edge import registry
+    from edge.bundle import create as making
+    from edge.bundle import open_bundle, pack, signature
+    from edge.bundle import unpack as write
+    from edge.cli import places
+
+    reference = registry.parse(artifact)
+    if making.is_tar(output):
+        making.check_out(output, force=force)
+    terminal = Terminal()
+    opened = registry.pull(
+        reference, plain_http=plain_http, ca_file=None if ca_file is None else str(ca_file),
+        reuse=None if reuse is None else open_bundle(reuse),
+    )  # fmt: skip
+    with opened as remote, terminal.progress() as listen:
+        if allowed_signers is not None:
+            signers = [signature.check(remote, allowed_signers)]
+        else:
+            signers = signature.check_policy(remote, signature.lists(places.device_home()))
+        (pack if making.is_tar(output) else write)(remote, output, listen=listen)
+    if as_json:
+        result = {
+            "reference": str(remote.reference), "bundle": remote.digest, "output": str(output),
+            "fetched_bytes": remote.fetched_bytes, "reused_bytes": remote.reused_bytes,
+            "signers": msgspec.to_builtins(signers),
+        }  # fmt: skip
+        terminal.data(msgspec.json.encode(result).decode())
+        return
+    terminal.say(f"{remote.reference}: fetched {_size(remote.fetched_bytes)}", style="dim")
+    for signer in signers:
+        terminal.say(f"signed by {signer}, in {signer.list}")
+    terminal.data(f"{output}: {len(remote.files)} files, {_size(remote.about.total_bytes)}, sha256:{remote.digest}")
 
 
 def _summary(bundle: Bundle) -> list[tuple[str, str]]:
