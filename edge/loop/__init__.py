@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from edge.loop.flow import Hear, Heard, Keep, Settings, Show, run
-from edge.loop.pipeline import Width
+from edge.loop.sequence import Hear, Heard, Keep, Settings, Show, run
 
-__all__ = ["Hear", "Heard", "Keep", "Settings", "Show", "Width", "run"]
+__all__ = ["Hear", "Heard", "Keep", "Settings", "Show", "run"]

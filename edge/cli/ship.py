@@ -1,0 +1,218 @@
+"""Ship a bundle to devices; look at them; take one back.
+
+Only what is missing travels. A device verifies everything before its `current` changes, in one step, then tries the
+bundle and goes back by itself when the trial fails. `edge ship TARGET…` is short for `edge ship to TARGET…`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from edge.cli import options, targets
+from edge.ui import Terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edge.cli.targets import Chosen
+    from edge.flows.rollout import Ended
+    from edge.ship.upkeep import Status, Step
+
+_COMMANDS = ("to", "status", "rollback", "gc")
+
+
+class _ShortForm(TyperGroup):
+    """`edge ship orin-1` means `edge ship to orin-1`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - click's context
+        """Put in the command that was left out."""
+        if args and args[0] not in {*_COMMANDS, "-h", "--help"}:
+            args = ["to", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(no_args_is_help=True, cls=_ShortForm)
+
+Everything = Annotated[bool, typer.Option("--verify", help="Read the bundle in use and compare its digests.")]
+
+
+@app.command()
+def to(  # noqa: PLR0913 - every option is one parameter: Typer reads the signature
+    *,
+    target: targets.Targets,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", "-b", help="Bundle to ship.", show_default="the fleet's")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option("--profile", "-p", help="Make the bundle of this profile, and ship it.")
+    ] = None,
+    cache_dir: options.CacheDir = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would travel; write nothing.")] = False,
+    no_canary: Annotated[bool, typer.Option("--no-canary", help="Do not try the bundle on the device.")] = False,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(help="Limit of the trial: labels=N, distance=X, latency=FACTOR, energy=FACTOR."),
+    ] = None,
+    bootstrap: Annotated[
+        bool, typer.Option("--bootstrap", help="Install edge on the device from the bundle's wheels.")
+    ] = False,
+    parallel: targets.Parallel = None,
+    stop_after: Annotated[
+        int | None, typer.Option(min=1, help="Begin no more devices after N failed.", show_default="the fleet's")
+    ] = None,
+    no_rsync: Annotated[bool, typer.Option("--no-rsync", help="Send files whole, not by rsync.")] = False,
+    lock_wait: Annotated[int, typer.Option(min=0, help="Seconds to wait for another ship to a device.")] = 30,
+    fleet: targets.FleetFile = None,
+    ssh_config: targets.SshConfig = None,
+    as_json: options.Json = False,
+) -> None:
+    """Ship a bundle to devices."""
+    from edge.cli import shipping
+    from edge.ship import Settings
+    from edge.ship.canary import parse_gates
+
+    chosen = targets.choose(target, fleet_file=fleet, ssh_config=ssh_config)
+    gates = dict(chosen.fleet.rollout.gates) if chosen.fleet else {}
+    settings = Settings(
+        dry_run=dry_run, canary=not no_canary, bootstrap=bootstrap, rsync=not no_rsync, lock_wait_s=lock_wait,
+        gates=parse_gates([*(f"{name}={value}" for name, value in gates.items()), *(gate or [])]),
+    )  # fmt: skip
+    shipping.ship_all(
+        chosen, settings, shipping.Load(bundle=bundle, profile=profile, cache_dir=cache_dir),
+        parallel=parallel, stop_after=stop_after, as_json=as_json,
+    )  # fmt: skip
+
+
+@app.command()
+def status(
+    target: targets.Targets,
+    *,
+    verify: Everything = False,
+    parallel: targets.Parallel = None,
+    fleet: targets.FleetFile = None,
+    ssh_config: targets.SshConfig = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show what is on devices."""
+    from edge.cli import shipping
+    from edge.ship import upkeep
+
+    chosen = targets.choose(target, fleet_file=fleet, ssh_config=ssh_config)
+    ended = shipping.each(chosen, lambda place: upkeep.status(place, verify=verify), parallel=parallel, as_json=as_json)
+    if not as_json:
+        _show_status(ended)
+    shipping.finish(ended)
+
+
+@app.command()
+def rollback(
+    target: targets.Targets,
+    *,
+    parallel: targets.Parallel = None,
+    fleet: targets.FleetFile = None,
+    ssh_config: targets.SshConfig = None,
+    as_json: options.Json = False,
+) -> None:
+    """Go back to the previous bundle, which is read and verified first."""
+    from edge.ship import upkeep
+
+    chosen = targets.choose(target, fleet_file=fleet, ssh_config=ssh_config)
+    _steps(
+        chosen, upkeep.rollback, parallel=parallel, as_json=as_json, say=lambda step: f"back to {_short(step.current)}"
+    )
+
+
+@app.command()
+def gc(
+    target: targets.Targets,
+    *,
+    keep: Annotated[int, typer.Option(min=0, help="Bundles to keep besides current and previous.")] = 0,
+    parallel: targets.Parallel = None,
+    fleet: targets.FleetFile = None,
+    ssh_config: targets.SshConfig = None,
+    as_json: options.Json = False,
+) -> None:
+    """Remove old bundles and left-over files from devices."""
+    from edge.ship import upkeep
+
+    chosen = targets.choose(target, fleet_file=fleet, ssh_config=ssh_config)
+    _steps(
+        chosen, lambda place: upkeep.clear(place, keep=keep), parallel=parallel, as_json=as_json,
+        say=lambda step: f"{len(step.removed)} bundles removed, {step.freed_bytes / 1e6:.1f} MB freed",
+    )  # fmt: skip
+
+
+def _steps(
+    chosen: Chosen, work: Callable[..., Step], *, parallel: int | None, as_json: bool, say: Callable[[Step], str]
+) -> None:
+    from edge.cli import shipping
+
+    ended = shipping.each(chosen, work, parallel=parallel, as_json=as_json)
+    if not as_json:
+        terminal = Terminal()
+        for one in ended:
+            if one.result is not None:
+                terminal.data(f"{one.name}: {say(one.result)}")
+    shipping.finish(ended)
+
+
+def _show_status(ended: list[Ended[Status]]) -> None:
+    terminal = Terminal()
+    if len(ended) == 1 and ended[0].result is not None:
+        _show_one(terminal, ended[0].result)
+        return
+    rows = []
+    for one in ended:
+        found = one.result
+        if found is None:
+            rows.append((one.name, "-", "-", "-", "-", one.error.what if one.error else one.reason or ""))
+            continue
+        now = next((kept for kept in found.bundles if kept.digest == found.current), None)
+        rows.append(
+            (
+                one.name, (now.name if now else None) or "-", _short(found.current), now.trial if now else "-",
+                found.edge_version or "no edge", _state(found),
+            )
+        )  # fmt: skip
+    terminal.table(("device", "bundle", "digest", "trial", "edge", "state"), rows)
+
+
+def _show_one(terminal: Terminal, found: Status) -> None:
+    machine = found.machine
+    terminal.data(f"device    {machine.product or machine.model or machine.machine or 'unknown'}")
+    if machine.is_jetson:
+        terminal.data(f"JetPack   {machine.jetpack or 'unknown'} (L4T {machine.l4t or 'unknown'})")
+    terminal.data(f"edge      {found.edge_version or 'not installed'}")
+    room = "" if found.free_bytes is None else f", {found.free_bytes / 1e9:.1f} GB free"
+    terminal.data(f"folder    {found.root}{room}")
+    terminal.data(f"state     {_state(found)}")
+    if found.bundles:
+        rows = [
+            (
+                "current" if kept.digest == found.current else "previous" if kept.digest == found.previous else "",
+                kept.name or "unreadable", _short(kept.digest), kept.arrived_utc, kept.trial,
+            )
+            for kept in found.bundles
+        ]  # fmt: skip
+        terminal.table(("", "bundle", "digest", "arrived", "trial"), rows)
+    for entry in found.history[-5:]:
+        words = {name: str(entry.get(name) or "-") for name in ("at", "action", "by", "bundle")}
+        terminal.data(f"{words['at']}  {words['action']:8}  {_short(words['bundle'])}  {words['by']}")
+    for warning in found.warnings:
+        terminal.warn(warning)
+
+
+def _state(found: Status) -> str:
+    if found.current is None:
+        return "nothing shipped yet"
+    if found.current not in {kept.digest for kept in found.bundles} or found.is_whole is False:
+        return "damaged: ship again"
+    return {None: "in use", True: "in use, verified"}[found.is_whole]
+
+
+def _short(digest: str | None) -> str:
+    return "-" if digest is None else digest[:12]

@@ -1,0 +1,142 @@
+"""Look at a device, take it back to the bundle before, and clear up."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from typing import Any, Literal
+
+import msgspec
+
+from edge.device import Device
+from edge.errors import ArtifactError
+from edge.ship import remote
+from edge.transport.session import Frame
+from edge.transport.target import Place
+from edge.transport.ways import connect
+
+Trial = Literal["passed", "failed", "untried"]
+_TRIALS: dict[str, Trial] = {"passed": "passed", "failed": "failed", "untried": "untried"}
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """One bundle on a device. ``trial`` is what the canary said; ``name`` None where its manifest cannot be read."""
+
+    digest: str
+    name: str | None
+    profile: str | None
+    arrived_utc: str
+    trial: Trial
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """What is on a device. ``is_whole`` None: the content of ``current`` was not read."""
+
+    target: str
+    root: str
+    current: str | None
+    previous: str | None
+    is_whole: bool | None
+    bundles: list[Kept]
+    history: list[dict[str, Any]]
+    edge: str | None
+    edge_version: str | None
+    free_bytes: int | None
+    machine: Device
+    warnings: list[str]
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """What going back or clearing up did on one device."""
+
+    target: str
+    work: Literal["rolled back", "cleared"]
+    current: str | None
+    removed: list[str] = []
+    freed_bytes: int = 0
+
+
+def status(place: Place, *, verify: bool = False) -> Status:
+    """What is on a device; with ``verify``, the bundle in use is read and compared with its digests.
+
+    Raises:
+        DeviceError: it cannot be reached.
+    """
+    with connect(place) as session:
+        state = remote.hello(session, place)
+        frames = session.ask("status")
+        is_whole = None
+        if verify and state.current is not None:
+            is_whole = session.ask("verify", state.current, silence_s=600)[0].word == "whole"
+    said = {frame.word: frame.text for frame in frames if frame.word != "bundle"}
+    bundles = [_kept(frame) for frame in frames if frame.word == "bundle"]
+    return Status(
+        target=place.name, root=state.root, current=state.current, previous=state.previous, is_whole=is_whole,
+        bundles=sorted(bundles, key=lambda kept: (kept.digest == state.current, kept.arrived_utc), reverse=True),
+        history=_history(remote.decoded(said.get("history", ""))),
+        edge=state.edge, edge_version=said.get("version"), free_bytes=state.free_bytes, machine=state.machine,
+        warnings=state.warnings,
+    )  # fmt: skip
+
+
+def rollback(place: Place, *, lock_wait_s: int = 30) -> Step:
+    """Make the previous bundle the current one, after reading all of it; what was current becomes the previous one.
+
+    Raises:
+        UsageError: there is nothing to go back to.
+        ArtifactError: the previous bundle is damaged.
+        DeviceError, StoreError: the device cannot be reached, or is locked.
+    """
+    with connect(place) as session:
+        state = remote.hello(session, place)
+        if state.current is None and state.previous is None:
+            raise ArtifactError("there is no bundle on this device", where=place.name, hint="edge ship TARGET")
+        remote.begin(session, lock_wait_s=lock_wait_s)
+        line = remote.history_line("rollback", digest=state.previous, name=None)
+        frames = session.ask("rollback", line, silence_s=600)
+        return Step(target=place.name, work="rolled back", current=frames[-1].text.removeprefix("bundles/"))
+
+
+def clear(place: Place, *, keep: int = 0, lock_wait_s: int = 30) -> Step:
+    """Remove bundles other than current, previous and the ``keep`` newest, and every file that none of them holds.
+
+    Raises:
+        DeviceError, StoreError: the device cannot be reached, or is locked.
+    """
+    with connect(place) as session:
+        state = remote.hello(session, place)
+        if not state.has_root:
+            return Step(target=place.name, work="cleared", current=None)
+        remote.begin(session, lock_wait_s=lock_wait_s)
+        frames = session.ask("gc", str(keep), silence_s=600)
+    return Step(
+        target=place.name, work="cleared", current=state.current,
+        removed=[frame.text for frame in frames if frame.word == "removed"],
+        freed_bytes=sum(int(frame.text) for frame in frames if frame.word == "freed"),
+    )  # fmt: skip
+
+
+def _kept(frame: Frame) -> Kept:
+    digest, trial, seconds, *rest = frame.text.split(" ")
+    try:
+        about = json.loads(remote.decoded(rest[0]) if rest else "")
+    except ValueError:
+        about = {}
+    about = about if isinstance(about, dict) else {}
+    arrived = datetime.fromtimestamp(int(seconds), timezone.utc).isoformat(timespec="seconds")
+    return Kept(
+        digest=digest, name=about.get("name"), profile=about.get("profile"), arrived_utc=arrived, trial=_TRIALS[trial]
+    )
+
+
+def _history(text: str) -> list[dict[str, Any]]:
+    """The lines that are whole: a power cut may have torn one."""
+    lines = []
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            lines.append(entry)
+    return lines
