@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import tempfile
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +23,8 @@ from edge.profile import Precision, Profile
 
 # Of the weighted layers of an FP16 engine whose precision is known, at least so many run in FP16 or INT8.
 _MIN_FP16_SHARE = 0.5
+# Builds whose times a manifest remembers.
+_KEPT_BUILDS = 5
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +98,9 @@ def build(
     warnings += built.notes + _delivered(built, profile, precision)
     for warning in warnings:
         listen(Note(warning, "warning"))
-    engine = _save(path, built, key=key, warnings=warnings, seconds=time.monotonic() - start, model=model)
+    engine = _save(
+        path, built, key=key, warnings=warnings, seconds=time.monotonic() - start, model=model, before=existing
+    )  # fmt: skip
     return Outcome(
         engine=engine, manifest=path, precision=precision, work="built", why=why, table=made_from,
         layers=built.layers, seconds=time.monotonic() - start, warnings=warnings,
@@ -156,7 +162,14 @@ def _delivered(built: BuiltEngine, profile: Profile, precision: Precision) -> li
 
 
 def _save(
-    path: Path, built: BuiltEngine, *, key: store.Key, warnings: list[str], seconds: float, model: models.Model
+    path: Path,
+    built: BuiltEngine,
+    *,
+    key: store.Key,
+    warnings: list[str],
+    seconds: float,
+    model: models.Model,
+    before: store.Manifest | None,
 ) -> Path:
     engine = path.with_suffix(built.suffix)
     machine = device.identify()
@@ -168,11 +181,21 @@ def _save(
         "input": str(model.input),
         "output": str(model.output),
         "device": msgspec.to_builtins(machine),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         **built.info,
     }
+    info["builds"] = _builds(before, info)
     with store.lock(path):
         store.save(path, kind=identity.ENGINE, files=_files(engine, built), key=key, info=info)
     return engine
+
+
+def _builds(before: store.Manifest | None, info: dict[str, Any]) -> list[dict[str, Any]]:
+    """The last builds of this engine, the newest last: how long each took, and with which timing cache."""
+    earlier = before.info.get("builds") if before is not None else None
+    this = {name: info.get(name) for name in ("build_seconds", "peak_memory_mib", "timing_cache")}
+    this["at_utc"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return [*(earlier if isinstance(earlier, list) else []), this][-_KEPT_BUILDS:]
 
 
 def _files(engine: Path, built: BuiltEngine) -> dict[str, bytes]:

@@ -19,7 +19,7 @@ from edge import store
 from edge.errors import ArtifactError
 from edge.stats import Bin, Summary
 
-FORMAT: int = 2
+FORMAT = 2
 # Most that a record holds of each; the counts beside them are of everything.
 MOST_RESULTS = 1000
 MOST_SKIPS = 100

@@ -49,6 +49,7 @@ LAYERS: dict[str, float] = {
     "build": 3,
     "calibrate": 3,
     "doctor": 3,
+    "engines": 3,
     "evaluate": 3,
     "loop": 3,
     "report": 3,

@@ -97,7 +97,7 @@ def test_the_sample_pictures_are_what_they_show(
     )  # fmt: skip
     finished = loop.run(
         PictureStream(samples),
-        session=backends.get("onnxruntime").open(engine(precision), precision=precision),
+        sessions=[backends.get("onnxruntime").open(engine(precision), precision=precision)],
         preprocessor=preprocess.Preprocessor(host.preprocess, host.input),
         names=labels.load_names(Path(host.labels)),
         subject=subject,

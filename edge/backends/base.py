@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -76,6 +76,7 @@ class Inference(msgspec.Struct, frozen=True, kw_only=True):
     infer_ms: float
     host_to_device_ms: float | None = None
     device_to_host_ms: float | None = None
+    preprocess_ms: float | None = None
 
 
 class Session(Protocol):
@@ -89,6 +90,25 @@ class Session(Protocol):
         """Run a float32 N×3×H×W batch.
 
         Raises:
+            DeviceError: the backend failed.
+        """
+
+    def close(self) -> None:
+        """Give back what the session holds; a second call does nothing."""
+
+
+class FrameSession(Protocol):
+    """An open engine that preprocesses frames itself, on its device; for one thread at a time."""
+
+    @property
+    def precision(self) -> str:
+        """Precision that the engine was built for."""
+
+    def infer_frames(self, frames: Sequence[NDArray[np.uint8]]) -> Inference:
+        """Preprocess and run uint8 H×W×3 BGR frames; the result's ``preprocess_ms`` is the device's time for it.
+
+        Raises:
+            DataError: a frame is not such an array.
             DeviceError: the backend failed.
         """
 

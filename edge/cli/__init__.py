@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "calibrate": "Make an INT8 calibration table from pictures.",
     "table": "Show, check, compare and convert calibration tables.",
     "build": "Build the engine that a profile describes.",
+    "engine": "Show, compare and list built engines.",
     "run": "Classify pictures and report latency and power.",
     "eval": "Measure top-1, top-5 and agreement with FP32.",
     "bundle": "Make, check, sign and share what a device needs, as one file.",

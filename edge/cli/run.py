@@ -77,12 +77,14 @@ def command(
         ) as hear:  # fmt: skip
             finished = loop.run(
                 stream,
-                session=session,
+                sessions=[session],
                 preprocessor=preprocess.Preprocessor(chosen.preprocess, chosen.input),
                 names=names,
                 subject=_subject(chosen, backend, found, wanted, images),
                 settings=loop.Settings(
-                    topk=topk or chosen.run.topk, warmup=chosen.run.warmup, batch=chosen.input.batch.min
+                    topk=topk or chosen.run.topk,
+                    warmup=chosen.run.warmup,
+                    width=loop.Width(min_batch=chosen.input.batch.min),
                 ),
                 sampler=sampler,
                 no_power=power if isinstance(power, telemetry.NoSource) else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from edge.loop.sequence import Hear, Heard, Keep, Settings, Show, run
+from edge.loop.flow import Hear, Heard, Keep, Settings, Show, run
+from edge.loop.pipeline import Width
 
-__all__ = ["Hear", "Heard", "Keep", "Settings", "Show", "run"]
+__all__ = ["Hear", "Heard", "Keep", "Settings", "Show", "Width", "run"]

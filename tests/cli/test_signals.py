@@ -75,7 +75,7 @@ def test_a_run_says_in_plain_words_that_it_was_interrupted(start: Start, built: 
     assert "record: r.json" in err
 
 
-def test_a_run_interrupted_while_it_warms_up_has_a_record_too(start: Start, built: Place, gate: Any) -> None:
+def test_a_run_interrupted_at_its_first_picture_has_a_record_too(start: Start, built: Place, gate: Any) -> None:
     folder = built()
     first = gate(folder / "pictures" / "000.jpg")
     process = start(*RUN)
@@ -85,7 +85,7 @@ def test_a_run_interrupted_while_it_warms_up_has_a_record_too(start: Start, buil
     code, _, _ = finish(process)
     assert code == 130
     kept = record.load(folder / "r.json")
-    assert (kept.status, kept.pictures, kept.warmup.n) == ("interrupted", 0, 2)
+    assert (kept.status, kept.pictures, kept.warmup.n) == ("interrupted", 1, 2)
 
 
 def test_a_second_interrupt_stops_at_once(start: Start, built: Place, gate: Any) -> None:

@@ -1,0 +1,302 @@
+"""Show, compare and list built engines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import msgspec
+import typer
+
+from edge.cli import options
+from edge.errors import StoreError
+from edge.profile import Precision
+from edge.ui import Terminal
+
+if TYPE_CHECKING:
+    from edge.backends.inspection import Layer
+    from edge.engines.card import Card
+    from edge.engines.catalog import Entry, Look
+    from edge.engines.compare import Comparison, Pair
+
+app = typer.Typer(no_args_is_help=True)
+
+# Rows of a table that say enough; --layers and --json have all.
+_SHOWN = 12
+
+
+@app.command()
+def show(
+    engine: Annotated[
+        Path | None,
+        typer.Argument(metavar="[ENGINE]", help="An engine, its manifest, or a file of trtexec --exportLayerInfo."),
+    ] = None,
+    *,
+    profile: options.ProfileName = None,
+    precision: options.PrecisionName = None,
+    engine_dir: options.EngineDir = None,
+    layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the report card as one HTML file.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show what an engine is really made of: precisions, fusions, reformats, and what it was built from."""
+    from edge import store
+    from edge.engines import card as cards
+    from edge.engines import page
+
+    terminal = Terminal()
+    if html is not None and html.is_dir():
+        raise StoreError("the card cannot be written: this is a folder", where=html)
+    path = engine if engine is not None else _of_profile(profile, precision, engine_dir)
+    card = cards.load(path)
+    drawn = None if html is None else page.render(card)
+    if as_json:
+        terminal.data(msgspec.json.encode(card, enc_hook=str).decode())
+    else:
+        _show(terminal, card, layers=layers)
+    if html is not None and drawn is not None:
+        store.write_bytes(html, drawn.encode())
+        terminal.say(f"card: {html}")
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="An engine as in show, or fp32, fp16, int8 of the profile.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    *,
+    profile: options.ProfileName = None,
+    engine_dir: options.EngineDir = None,
+    as_json: options.Json = False,
+) -> None:
+    """Compare two engines: what they were built from, which ONNX nodes changed precision, what is fused in one only."""
+    from edge.engines import card as cards
+    from edge.engines import compare
+
+    terminal = Terminal()
+    known = get_args(Precision)
+    pair = [cards.load(_of_profile(profile, word, engine_dir) if word in known else Path(word)) for word in (a, b)]
+    found = compare.compare(*pair)
+    if as_json:
+        terminal.data(msgspec.json.encode(found, enc_hook=str).decode())
+    else:
+        _show_difference(terminal, found)
+
+
+@app.command("list")
+def list_(
+    *,
+    cache_dir: options.CacheDir = None,
+    engine_dir: options.EngineDir = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Do not read the files to check their digests.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """List all engines, and whether each is the one that its profile asks for on this machine."""
+    from edge.cli import places
+    from edge.engines import catalog, page
+
+    terminal = Terminal()
+    folder = places.engine_folder(engine_dir)
+    entries = catalog.scan(folder, _look(cache_dir, verify=not fast))
+    if as_json:
+        terminal.data(msgspec.json.encode(entries, enc_hook=str).decode())
+        return
+    if not entries:
+        terminal.say(f"no engines in {folder}; edge build makes one")
+        return
+    rows = [
+        (
+            entry.profile, entry.manifest.stem, entry.runtime or "?", page.size(entry.size_bytes),
+            (entry.created_utc or "")[:10], _state(entry),
+        )
+        for entry in entries
+    ]  # fmt: skip
+    terminal.table(("profile", "engine", "built with", "size", "built", "this machine"), rows, right=(3,))
+
+
+@app.command()
+def gc(
+    *,
+    cache_dir: options.CacheDir = None,
+    engine_dir: options.EngineDir = None,
+    elsewhere: Annotated[
+        bool, typer.Option("--elsewhere", help="Also engines of other devices, and of profiles that are gone.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed; remove nothing.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Remove engines that are stale or damaged; never one that is current, or that cannot be judged here."""
+    from edge.cli import places
+    from edge.engines import catalog, page
+
+    terminal = Terminal()
+    look = _look(cache_dir, verify=True)
+    entries = catalog.scan(places.engine_folder(engine_dir), look)
+    gone = []
+    for entry in catalog.useless(entries, elsewhere=elsewhere):
+        if dry_run or catalog.remove(entry, look):
+            gone.append(entry)
+        else:
+            terminal.warn(f"{entry.manifest}: changed meanwhile, kept")
+    total = sum(entry.size_bytes for entry in gone)
+    if as_json:
+        content = {"removed": gone, "bytes": total, "dry_run": dry_run, "kept": len(entries) - len(gone)}
+        terminal.data(msgspec.json.encode(content, enc_hook=str).decode())
+        return
+    word = "would remove" if dry_run else "removed"
+    for entry in gone:
+        terminal.data(f"{word} {entry.manifest.with_suffix('')} ({page.size(entry.size_bytes)}): {_state(entry)}")
+    kept = Counter(entry.state for entry in entries if entry not in gone)
+    rest = ", ".join(f"{count} {state}" for state, count in sorted(kept.items())) or "none"
+    terminal.say(f"{len(gone)} engines, {page.size(total)}; kept: {rest}")
+
+
+def _of_profile(profile: str | None, precision: str | None, engine_dir: Path | None) -> Path:
+    """Where the engine of a profile lies."""
+    from edge import identity
+    from edge.cli import places
+
+    wanted = options.precision(precision)
+    chosen, _ = places.load_profile(profile)
+    return identity.engine_manifest_path(chosen, places.engine_folder(engine_dir), wanted or chosen.precision)
+
+
+def _look(cache_dir: Path | None, *, verify: bool) -> Look:
+    from edge import backends
+    from edge.cli import places
+    from edge.engines.catalog import Look
+
+    return Look(
+        resolve=lambda name: places.load_profile(name)[0],
+        backend=backends.get,
+        cache=places.cache_folder(cache_dir),
+        verify=verify,
+    )
+
+
+def _state(entry: Entry) -> str:
+    return f"{entry.state}: {'; '.join(entry.why)}" if entry.why else entry.state
+
+
+def _show(terminal: Terminal, card: Card, *, layers: bool) -> None:
+    width = max(len(name) for name, _ in _facts(card))
+    terminal.show(card.title)
+    for name, text in _facts(card):
+        terminal.show(f"  {name:<{width}}  {text}")
+    for note in card.notes:
+        terminal.warn(note)
+    if card.short:
+        rows = [(item.name, item.kind, item.precision or "not said", item.why or "") for item in card.short[:_SHOWN]]
+        title = f"not in {(card.asked or '').upper()}{_first(len(card.short))}"
+        terminal.table(("layer", "type", "runs in", "why"), rows, title=title)
+    if card.changes:
+        counted = Counter((item.before, item.after, item.kind) for item in card.changes).most_common(_SHOWN)
+        rows = [(before, after, kind, str(count)) for (before, after, kind), count in counted]
+        terminal.table(("from", "to", "by", "layers"), rows, right=(3,), title="where precision changes")
+    if layers and card.inspection is not None:
+        terminal.table(
+            ("#", "layer", "type", "precision", "takes", "gives", "made of", "weights"),
+            [_row(number, item) for number, item in enumerate(card.inspection.layers, 1)],
+            right=(0, 7),
+        )
+    elif card.counts:
+        terminal.say("--layers lists every layer, --html FILE draws the card", style="dim")
+
+
+def _first(count: int) -> str:
+    return f" (the first {_SHOWN} of {count})" if count > _SHOWN else ""
+
+
+def _facts(card: Card) -> list[tuple[str, str]]:
+    """The card's head, line by line."""
+    from edge.engines import catalog, page
+
+    facts = []
+    info: dict[str, Any] = card.manifest.info if card.manifest else {}
+    if card.manifest is not None and card.engine is not None:
+        key = card.manifest.key
+        place = key.get("module") or key.get("machine") or "?"
+        facts.append(("built with", f"{catalog.runtime(key)} on {place}, {card.manifest.created_utc}"))
+        seconds = info.get("build_seconds")
+        cache = f", timing cache {page.words(info['timing_cache'])}" if info.get("timing_cache") else ""
+        took = f", in {seconds:.1f} s{cache}" if isinstance(seconds, int | float) else ""
+        facts.append(("file", f"{next(iter(card.manifest.files))}, {page.size(card.engine.size)}{took}"))
+    if card.layers is not None:
+        route = f" ({info['int8_route']} route)" if info.get("int8_route") else ""
+        has = card.layers
+        words = [f"{has.weighted_int8} INT8", f"{has.weighted_fp16} FP16"]
+        words += [f"{has.weighted - has.weighted_int8 - has.weighted_fp16 - has.weighted_unknown} FP32"]
+        words += [f"{has.weighted_unknown} not told"] if has.weighted_unknown else []
+        shown = ", ".join(word for word in words if not word.startswith("0 "))
+        facts.append(("weighted", f"{shown} of {has.weighted}; asked: {card.asked}{route}"))
+    elif card.counts is not None:
+        shown = ", ".join(f"{count} {name.upper()}" for name, count in card.counts.weighted.items())
+        facts.append(("weighted", shown or "none"))
+    if card.counts is not None:
+        counts, before = card.counts, sum(card.operators.values())
+        of_nodes = f" of {before} ONNX nodes" if before else ""
+        opaque = f", {counts.opaque} hide others" if counts.opaque else ""
+        text = f"{counts.layers}{of_nodes}; {counts.fused} fused of several, {counts.reformats} reformats{opaque}"
+        facts.append(("layers", text))
+        facts.append(("weights", page.size(counts.weights_bytes)))
+        for item in card.islands:
+            text = f"{item.layers} {item.kind} in {item.precision.upper()}, with {item.reformats} reformats around them"
+            facts.append(("in float", text))
+        if card.chains:
+            facts.append(("chains", f"{len(card.chains)} of reformats, the longest of {max(map(len, card.chains))}"))
+    if card.inspection is not None:
+        facts.append(("seen by", card.inspection.source))
+    return facts
+
+
+def _row(number: int, layer: Layer) -> tuple[str, ...]:
+    from edge.engines import page
+
+    return (
+        str(number), layer.name, layer.kind, layer.precision or layer.role,
+        "\n".join(page.tensor(item) for item in layer.inputs), "\n".join(page.tensor(item) for item in layer.outputs),
+        "\n".join(layer.nodes), "" if layer.weights_bytes is None else page.size(layer.weights_bytes),
+    )  # fmt: skip
+
+
+def _show_difference(terminal: Terminal, found: Comparison) -> None:
+    terminal.show(f"A  {found.a}")
+    terminal.show(f"B  {found.b}")
+    for note in found.notes:
+        terminal.warn(note)
+    if found.built_from:
+        rows = [(item.field, _value(item.old), _value(item.new)) for item in found.built_from]
+        terminal.table(("built from", "A", "B"), rows)
+    figures = [(pair.name, *_pair(pair)) for pair in found.figures if pair.a is not None or pair.b is not None]
+    if figures:
+        terminal.table(("", "A", "B", "B / A"), figures, right=(1, 2, 3))
+    for title, counted in (("weighted nodes", found.weighted), ("other nodes", found.others)):
+        for change, count in counted.items():
+            terminal.show(f"{count} {title} changed: {change}")
+    if found.same:
+        terminal.show(f"{found.same} nodes run in the same precision and kind of layer")
+    for name, groups in (("A", found.only_a), ("B", found.only_b)):
+        if groups:
+            terminal.show(f"{len(groups)} fusions only in {name}{_first(len(groups))}")
+            for group in groups[:_SHOWN]:
+                terminal.show(f"  {' + '.join(group)}")
+    if found.is_equal and not found.notes:
+        terminal.show("no difference in what they are made of")
+
+
+def _value(value: object) -> str:
+    from edge.engines import page
+
+    return page.short(value)
+
+
+def _pair(pair: Pair) -> tuple[str, str, str]:
+    from edge.engines import page
+
+    def words(value: float | None) -> str:
+        if value is None:
+            return "unknown"
+        return page.size(value) if pair.unit == "bytes" else f"{value:,.5g} {pair.unit}".strip()
+
+    ratio = f"{pair.b / pair.a:.2f}" if pair.a and pair.b is not None else ""
+    return words(pair.a), words(pair.b), ratio

@@ -1,0 +1,186 @@
+"""Which engines are there, whether each is the one that its profile asks for today, and which nobody needs any more."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Literal, get_args
+
+import msgspec
+
+from edge import identity, store
+from edge.backends import inspection as inspections
+from edge.backends.base import Backend
+from edge.errors import EdgeError, StoreError, os_error
+from edge.profile import Precision, Profile
+from edge.store import Difference
+
+# current    exactly what its profile asks for on this machine
+# stale      its profile, model, table or runtime has changed: it is refused, and a build replaces it
+# elsewhere  built for another device, or with a backend that is not installed here: right there perhaps
+# orphan     there is no such profile, or it no longer names this model
+# damaged    it does not fit its manifest, or has none that can be read
+# unknown    what it depends on cannot be found here
+State = Literal["current", "stale", "elsewhere", "orphan", "damaged", "unknown"]
+# Fields of an engine's key that say where it runs; the other fields say what it is.
+_PLACE = frozenset({"module", "sm", "machine", "gpu", "rtx"})
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine. ``why`` says what is not as it should be; ``files`` are its own, the manifest first."""
+
+    manifest: Path
+    profile: str
+    precision: str | None
+    runtime: str | None
+    created_utc: str | None
+    size_bytes: int
+    state: State
+    why: list[str]
+    files: list[Path]
+
+
+class Look(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to look things up: the profile of a name, the backend of a name, and the calibration cache.
+
+    ``resolve`` and ``backend`` raise EdgeError where there is none. ``verify``: read every file and check its digest;
+    without it damaged files pass for whole.
+    """
+
+    resolve: Callable[[str], Profile]
+    backend: Callable[[str], Backend]
+    cache: Path
+    verify: bool = True
+
+
+def scan(folder: Path, look: Look) -> list[Entry]:
+    """Every engine under ``folder``, by profile and name; none where there is no such folder.
+
+    Raises:
+        StoreError: the folder cannot be read.
+    """
+    return [judge(path, look) for path in _manifests(folder)]
+
+
+def judge(path: Path, look: Look) -> Entry:
+    """The engine whose manifest is at ``path``, and whether it is the one that its profile asks for today."""
+    try:
+        manifest = store.load(path, kind=identity.ENGINE, check_files=look.verify)
+    except EdgeError as exc:
+        files = _beside(path)
+        return Entry(
+            manifest=path, profile=path.parent.name, precision=None, runtime=None, created_utc=None,
+            size_bytes=_size(files), state="damaged", why=[exc.what], files=files,
+        )  # fmt: skip
+    files = [path, *(path.parent / name for name in manifest.files)]
+    state, why = _state(path, manifest, look)
+    return Entry(
+        manifest=path,
+        profile=path.parent.name,
+        precision=str(manifest.key.get("precision")),
+        runtime=runtime(manifest.key),
+        created_utc=manifest.created_utc,
+        size_bytes=_size(files),
+        state=state,
+        why=why,
+        files=files,
+    )
+
+
+def useless(entries: Iterable[Entry], *, elsewhere: bool = False) -> list[Entry]:
+    """Those that can go: stale and damaged ones; with ``elsewhere`` also those of other devices and gone profiles."""
+    gone = {"stale", "damaged"} | ({"elsewhere", "orphan"} if elsewhere else set())
+    return [entry for entry in entries if entry.state in gone]
+
+
+def remove(entry: Entry, look: Look) -> bool:
+    """Remove an engine, its manifest first; False where it changed meanwhile: somebody may have built it anew.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    with store.lock(entry.manifest):
+        if not entry.manifest.is_file():
+            return False
+        now = judge(entry.manifest, look)
+        if (now.state, now.created_utc) != (entry.state, entry.created_utc):
+            return False
+        try:
+            for path in entry.files:
+                path.unlink(missing_ok=True)
+        except OSError as exc:
+            raise os_error(exc, entry.manifest) from exc
+    return True
+
+
+def runtime(key: store.Key) -> str:
+    """Backend and version in words, from an engine's key."""
+    name = str(key.get("backend", "?"))
+    if name == "tensorrt":
+        return f"TensorRT{' for RTX' if key.get('rtx') else ''} {key.get('tensorrt', '?')}"
+    return f"{name} {key.get(name, '')}".strip()
+
+
+def _manifests(folder: Path) -> Iterator[Path]:
+    if not folder.is_dir():
+        return
+    try:
+        paths = sorted(folder.glob("*/*.json"))
+    except OSError as exc:
+        raise StoreError(f"cannot read: {exc.strerror}", where=folder) from exc
+    endings = (inspections.SUFFIX, inspections.RAW_SUFFIX)
+    yield from (path for path in paths if not path.name.endswith(endings) and path.is_file())
+
+
+def _state(path: Path, manifest: store.Manifest, look: Look) -> tuple[State, list[str]]:
+    try:
+        profile = look.resolve(path.parent.name)
+    except EdgeError as exc:
+        return "orphan", [exc.what]
+    precision = next((known for known in get_args(Precision) if known == manifest.key.get("precision")), None)
+    if precision is None:
+        return "unknown", [f"precision {manifest.key.get('precision')!r}"]
+    if identity.engine_manifest_path(profile, path.parents[1], precision).name != path.name:
+        return "orphan", [f"the profile names {Path(profile.model).name} now"]
+    table, lost = None, None
+    if precision == "int8":
+        try:
+            table = identity.find_table(profile, look.cache)
+        except EdgeError as exc:
+            lost = f"table: {exc.what}"
+    try:
+        key = identity.engine_key(profile, look.backend(profile.backend), precision=precision, table=table)
+    except EdgeError as exc:
+        return ("elsewhere" if manifest.key.get("backend") == profile.backend else "unknown"), [exc.what]
+    changed = store.differences(manifest.key, key)
+    if lost is not None:
+        changed = [item for item in changed if item.field != "table"]
+    return _verdict(changed, lost)
+
+
+def _verdict(changed: list[Difference], lost: str | None) -> tuple[State, list[str]]:
+    why = [str(item) for item in changed] + ([lost] if lost else [])
+    if not changed:
+        return ("unknown", why) if lost else ("current", [])
+    # On another device its versions say nothing about whether it is the right one there.
+    return ("elsewhere" if any(item.field in _PLACE for item in changed) else "stale"), why
+
+
+def _beside(path: Path) -> list[Path]:
+    """Files that go with a manifest which cannot be trusted to name them: those with its own name."""
+    with contextlib.suppress(OSError):
+        return [path, *sorted(item for item in path.parent.glob(f"{path.stem}.*") if item != path and _is_ours(item))]
+    return [path]
+
+
+def _is_ours(path: Path) -> bool:
+    return path.is_file() and path.suffix in {".plan", ".onnx", ".fake", ".json"}
+
+
+def _size(files: Iterable[Path]) -> int:
+    total = 0
+    for path in files:
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total

@@ -1,0 +1,136 @@
+"""The report card as one HTML file: no script, no network, light and dark, for a phone and for paper."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge.backends.inspection import Layer, Tensor
+from edge.engines import catalog
+from edge.engines.card import Card
+from edge.pages import document
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_PRECISIONS = ("int8", "fp16", "bf16", "fp32")
+# Operators and kinds that get a bar of their own.
+_BARS = 10
+# What of a manifest's info has a place of its own on the page.
+_PLACED = frozenset({"layers", "warnings", "device", "builds", "input", "output", "why", "flags"})
+
+# TensorRT's phrases for its formats, and the names that its API has for them (NvInfer.h, TensorFormat).
+_LAYOUTS = {
+    "thirty-two wide channel vectorized row major": "CHW32",
+    "sixteen wide channel vectorized row major": "CHW16",
+    "four wide channel vectorized row major": "CHW4",
+    "two wide channel vectorized row major": "CHW2",
+    "channel major fp16 format where channel % 8": "HWC8",
+    "channel major fp32 format": "HWC",
+    "row major": "linear",
+}
+
+
+class Bar(msgspec.Struct, frozen=True):
+    """One line of a list with bars: its share is of the longest, 0 to 100."""
+
+    name: str
+    count: int
+    share: float
+
+
+def render(card: Card) -> str:
+    """The page about ``card``.
+
+    Raises:
+        GuestError: jinja2 is missing.
+    """
+    info = card.manifest.info if card.manifest else {}
+    return document.render(
+        _TEMPLATES / "card.html",
+        filters={"size": size, "tensor": tensor, "words": words, "colour": _colour, "short": short},
+        card=card,
+        info=info,
+        rest={name: value for name, value in info.items() if name not in _PLACED},
+        device=_known(info.get("device")),
+        builds=[item for item in info.get("builds") or [] if isinstance(item, dict)],
+        runtime=catalog.runtime(card.manifest.key) if card.manifest else None,
+        inspected=card.inspection.layers if card.inspection else [],
+        ports=card.inspection.ports if card.inspection else [],
+        before=_bars(card.operators),
+        after=_bars(card.kinds),
+        shares=_shares(card),
+        changes=_changes(card),
+    )
+
+
+def size(count: float | None) -> str:
+    """Bytes in words."""
+    if count is None:
+        return "unknown"
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def tensor(item: Tensor) -> str:
+    """A tensor's precision, layout and shape in a line."""
+    shape = None if item.shape is None else "×".join(map(str, item.shape))
+    layout = item.layout
+    if layout is not None:
+        layout = next((word for phrase, word in _LAYOUTS.items() if layout.lower().startswith(phrase)), layout)
+    return ", ".join(word for word in (item.precision, layout, shape) if word)
+
+
+def _bars(counts: dict[str, int]) -> list[Bar]:
+    most = max(counts.values(), default=1)
+    shown = [Bar(name, count, 100 * count / most) for name, count in list(counts.items())[:_BARS]]
+    rest = sum(list(counts.values())[_BARS:])
+    return [*shown, *([Bar(f"{len(counts) - _BARS} more", rest, 100 * min(rest / most, 1))] if rest else [])]
+
+
+def _shares(card: Card) -> list[tuple[str, int, float]]:
+    """Precision, number of weighted layers, and their share in percent."""
+    counted: dict[str, int] = {}
+    if card.layers is not None:
+        has = card.layers
+        rest = has.weighted - has.weighted_int8 - has.weighted_fp16 - has.weighted_unknown
+        counted = {"int8": has.weighted_int8, "fp16": has.weighted_fp16, "fp32": rest, "?": has.weighted_unknown}
+    elif card.counts is not None:
+        counted = dict(card.counts.weighted)
+    total = sum(counted.values())
+    return [(name, count, 100 * count / total) for name, count in counted.items() if count]
+
+
+def _changes(card: Card) -> list[tuple[str, str, str, int, bool]]:
+    """From, to, kind of layer, how many, and whether they compute nothing."""
+    counted = Counter((item.before, item.after, item.kind, item.reformat) for item in card.changes)
+    return [(before, after, kind, count, moves) for (before, after, kind, moves), count in counted.most_common()]
+
+
+def _colour(layer: Layer) -> str:
+    if layer.role in {"reformat", "opaque", "free"}:
+        return layer.role
+    return layer.precision if layer.precision in _PRECISIONS else "unknown"
+
+
+def _known(value: Any) -> dict[str, Any]:  # noqa: ANN401
+    return {name: item for name, item in value.items() if item is not None} if isinstance(value, dict) else {}
+
+
+def short(value: object) -> str:
+    """A value of a key; a digest is cut."""
+    text = "–" if value is None else str(value)
+    return f"{text[:12]}…" if len(text) == 64 and all(sign in "0123456789abcdef" for sign in text) else text
+
+
+def words(value: object) -> str:
+    """A value of a manifest's info in words."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {words(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(words(item) for item in value) or "–"
+    return short(value)

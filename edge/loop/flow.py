@@ -1,0 +1,248 @@
+"""From a stream of frames to a record: the pipeline runs, its labels are heard in order, everything is counted."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from functools import partial
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from edge.backends.base import FrameSession, Inference, Session
+from edge.errors import DataError, EdgeError
+from edge.frames.stream import Outage, Stream
+from edge.loop.account import Account, Telemetry
+from edge.loop.classify import Classifier
+from edge.loop.pipeline import Parcel, Pipeline, Taken, Width
+from edge.preprocess import Preprocessor
+from edge.record import Gap, Result, RunRecord, Skip, Stages, Status, Subject, Warmup
+from edge.telemetry import NoSource
+from edge.telemetry.energy import Window
+from edge.telemetry.sampler import Sampler
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Pixels = NDArray[np.uint8]
+
+Heard = Result | Skip | Gap
+Hear = Callable[[Heard], None]
+Keep = Callable[[RunRecord], None]
+Show = Callable[["Pixels", Result], None]
+
+
+# Nothing may keep a wish to stop, or the end of a duration, waiting for longer.
+_POLL_S = 0.1
+# Frames in hand are finished after the wish to stop, but not for longer than this.
+_DRAIN_S = 10.0
+# Size of the noise that warms the engine up, where the stream does not know its own.
+_WARM_SIZE = (480, 640)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How to run: guesses per picture, warm-up inferences per session, and how wide the pipeline is.
+
+    ``duration_s`` ends the run after that time, which is then complete.
+    """
+
+    topk: int = 5
+    warmup: int = 10
+    width: Width = Width()
+    duration_s: float | None = None
+
+
+def run(
+    stream: Stream,
+    *,
+    sessions: Sequence[Session] | Sequence[FrameSession],
+    preprocessor: Preprocessor | None,
+    names: Sequence[str],
+    subject: Subject,
+    settings: Settings,
+    sampler: Sampler | None = None,
+    no_power: NoSource | None = None,
+    hear: Hear = lambda _heard: None,
+    show: Show | None = None,
+    keep: Keep = lambda _record: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> RunRecord:
+    """Classify every frame of ``stream``; a picture that cannot be decoded is skipped, counted and named.
+
+    One thread per session infers, so sessions must be independent, or the same one where it allows that.
+    ``preprocessor`` None means that they preprocess themselves. ``hear`` gets results, skips and gaps in order, and
+    ``show`` the pixels of each labelled frame with its result; both in this thread, and a slow one slows the run down.
+    ``should_stop`` ends it after the frames in hand; the record then says ``interrupted``. ``keep`` gets the record
+    once, however the run ended, also when this raises. ``sampler`` is running; without one, ``no_power`` says why.
+
+    Raises:
+        DataError: not one picture could be decoded.
+        DeviceError: the backend or the camera failed, or the engine gave NaN or infinity.
+    """
+    opened = stream.opened
+    account = Account(
+        subject=subject, source=msgspec.to_builtins(opened), replayed=opened.replayed,
+        telemetry=Telemetry(sampler, no_power), started_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )  # fmt: skip
+    pipeline = Pipeline(stream, sessions, preprocessor, width=settings.width, keep_pixels=show is not None)
+    warmup = warm_up(sessions, preprocessor, settings, size=(opened.height, opened.width))
+    loop = _Loop(
+        account, pipeline, stream, classify=Classifier(names, topk=settings.topk), duration_s=settings.duration_s,
+        hear=hear, show=show,
+    )  # fmt: skip
+    error: BaseException | None = None
+    try:
+        if should_stop():
+            loop.status = "interrupted"
+        else:
+            with pipeline:
+                loop.go(should_stop)
+        if not account.pictures and account.skipped_count and loop.status == "complete":
+            raise DataError(  # noqa: TRY301 - the record is kept before it goes on
+                f"none of the {account.skipped_count} pictures could be decoded: {account.first_reason}"
+            )
+    except Exception as exc:  # noqa: BLE001 - raised again when the record is kept
+        error = exc
+    account.notes += stream.notes
+    finished = account.record(
+        loop.status if error is None else "failed",
+        failure=None if error is None else _words(error),
+        warmup=warmup,
+        window=Window(loop.start_s, time.monotonic()),
+        dropped=loop.dropped,
+    )
+    keep(finished)
+    if error is not None:
+        raise error
+    return finished
+
+
+def warm_up(
+    sessions: Sequence[Session] | Sequence[FrameSession],
+    preprocessor: Preprocessor | None,
+    settings: Settings,
+    *,
+    size: tuple[int | None, int | None],
+) -> Warmup:
+    """Run noise through each session, outside of every figure."""
+    height, width = size[0] or _WARM_SIZE[0], size[1] or _WARM_SIZE[1]
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    count = max(settings.width.batch, settings.width.min_batch)
+    times: list[float] = []
+    for session in sessions:
+        work: Callable[[], Inference]
+        if preprocessor is None:
+            work = partial(session.infer_frames, [noise] * settings.width.batch)  # type: ignore[union-attr]
+        else:
+            work = partial(session.infer, np.repeat(preprocessor(noise)[None], count, axis=0))  # type: ignore[union-attr]
+        times += [work().infer_ms for _ in range(settings.warmup)]
+    return Warmup(len(times), times[0] if times else None, times[-1] if times else None)
+
+
+class _Loop:
+    """Takes what comes out of the pipeline, in order."""
+
+    def __init__(
+        self,
+        account: Account,
+        pipeline: Pipeline,
+        stream: Stream,
+        *,
+        classify: Classifier,
+        duration_s: float | None,
+        hear: Hear,
+        show: Show | None,
+    ) -> None:
+        self.status: Status = "complete"
+        self._account = account
+        self._pipeline = pipeline
+        self._stream = stream
+        self._classify = classify
+        self._hear = hear
+        self._show = show
+        # Frames that were replaced while the engine warmed up are not counted.
+        self._dropped_before = stream.dropped
+        self.start_s = time.monotonic()
+        self._end_s = math.inf if duration_s is None else self.start_s + duration_s
+
+    @property
+    def dropped(self) -> int | None:
+        """Frames that were dropped since the window began."""
+        now, before = self._stream.dropped, self._dropped_before
+        return None if now is None or before is None else now - before
+
+    def go(self, should_stop: Callable[[], bool]) -> None:
+        """Until the stream or the duration ends, or a wish to stop."""
+        give_up_s: float | None = None
+        for parcel in self._pipeline.parcels(poll_s=_POLL_S):
+            now = time.monotonic()
+            self._account.advance(now - self.start_s, dropped=self.dropped)
+            if parcel is not None:
+                self._deliver(parcel)
+                self._pipeline.give_back(parcel)
+            if give_up_s is None:
+                asked = should_stop()
+                if asked or now >= self._end_s:
+                    self.status = "interrupted" if asked else "complete"
+                    self._pipeline.stop()
+                    give_up_s = now + _DRAIN_S
+            elif now >= give_up_s:
+                self._account.notes.append(
+                    f"{self._pipeline.in_flight} frames in hand were given up: a stage did not come back in "
+                    f"{_DRAIN_S:g} s"
+                )
+                return
+
+    def _deliver(self, parcel: Parcel) -> None:
+        if parcel.outage is not None:
+            self._tell(self._gap(parcel.outage))
+        row = 0
+        for taken in parcel.taken:
+            if taken.skipped is not None:
+                self._tell(Skip(taken.frame.seq, taken.frame.name, taken.skipped))
+                continue
+            result = self._result(parcel, taken, row)
+            row += 1
+            self._tell(result)
+            if self._show is not None and taken.pixels is not None:
+                self._show(taken.pixels, result)
+
+    def _result(self, parcel: Parcel, taken: Taken, row: int) -> Result:
+        inference, frame = parcel.inference, taken.frame
+        assert inference is not None  # noqa: S101 - for mypy: a frame that was not skipped was inferred
+        start = time.monotonic()
+        guesses = self._classify(inference.logits[row], where=frame.where)
+        end = time.monotonic()
+        own_ms = taken.decode_ms + taken.preprocess_ms + parcel.wall_ms + (end - start) * 1e3
+        stages = Stages(
+            decode_ms=taken.decode_ms,
+            preprocess_ms=taken.preprocess_ms if inference.preprocess_ms is None else inference.preprocess_ms,
+            host_to_device_ms=inference.host_to_device_ms,
+            infer_ms=inference.infer_ms,
+            device_to_host_ms=inference.device_to_host_ms,
+            postprocess_ms=(end - start) * 1e3,
+            total_ms=own_ms,
+            age_ms=(end - frame.since_s) * 1e3,
+        )
+        return Result(seq=frame.seq, name=frame.name, guesses=guesses, stages=stages, t_s=end - self.start_s)
+
+    def _gap(self, outage: Outage) -> Gap:
+        return Gap(
+            start_s=max(outage.start_s - self.start_s, 0.0),
+            end_s=None if outage.end_s is None else max(outage.end_s - self.start_s, 0.0),
+            reason=outage.reason,
+            hint=outage.hint,
+            reopened_as=outage.reopened_as,
+            attempts=outage.attempts,
+        )
+
+    def _tell(self, heard: Heard) -> None:
+        self._account.add(heard)
+        self._hear(heard)
+
+
+def _words(error: BaseException) -> str:
+    return str(error) if isinstance(error, EdgeError) else f"{type(error).__name__}: {error}"
