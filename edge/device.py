@@ -8,11 +8,11 @@ releases and compute capabilities are from NVIDIA's jetson-gpio and device trees
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
+from edge import nvpmodel
 from edge.profile import Family
 
 # Tegra chip -> compute capability of its GPU. Only the last two run JetPack 6 and 7.
@@ -73,7 +73,6 @@ _ARM_PARTS = {
     "0xd4f": "Neoverse-V2",
     "0xd83": "Neoverse-V3AE",
 }
-_GPU_NAMES = ("gpu", "ga10b", "gv11b", "gp10b", "gm20b")
 
 _PROFILES: dict[Family, str] = {
     "host": "host",
@@ -135,6 +134,7 @@ def identify(root: Path = Path("/")) -> Device:
     module = next(iter(_MODULE.findall(compatible)), None)
     family = _family(module, model, soc)
     soc = soc or _soc_of(family)
+    mode = nvpmodel.current(root)
     return msgspec.structs.replace(
         common,
         family=family,
@@ -145,8 +145,8 @@ def identify(root: Path = Path("/")) -> Device:
         sm=_SM.get(soc or ""),
         l4t=l4t,
         jetpack=_jetpack(root, l4t),
-        power_mode=_power_mode(root),
-        clocks_locked=_clocks_locked(root),
+        power_mode=None if mode is None else mode.name,
+        clocks_locked=nvpmodel.clocks_locked(root),
     )
 
 
@@ -240,24 +240,6 @@ def _package_version(root: Path, package: str) -> str | None:
     return None
 
 
-def _power_mode(root: Path) -> str | None:
-    """Name of the power mode that nvpmodel noted down; its number where the configuration has no such mode."""
-    status = re.search(r"pmode:(\d{1,6})", _text(root / "var/lib/nvpmodel/status") or "")
-    if status is None:
-        return None
-    modes = re.findall(r"<\s*POWER_MODEL\s+ID=(\d{1,6})\s+NAME=(\S+?)\s*>", _text(root / "etc/nvpmodel.conf") or "")
-    names: dict[int, str] = {int(number): name for number, name in modes}
-    return names.get(int(status[1]), str(int(status[1])))
-
-
-def _clocks_locked(root: Path) -> bool | None:
-    for folder in _folders(root / "sys/class/devfreq"):
-        if any(name in folder.name for name in _GPU_NAMES):
-            low, high = _text(folder / "min_freq"), _text(folder / "max_freq")
-            return None if not low or not high else low == high
-    return None
-
-
 def _memory_mib(root: Path) -> int | None:
     match = re.search(r"(?m)^MemTotal:\s+(\d{1,15}) kB", _text(root / "proc/meminfo") or "")
     return int(match[1]) // 1024 if match else None
@@ -287,10 +269,3 @@ def _text(path: Path) -> str | None:
         return path.read_bytes().decode(errors="replace").strip("\0 \t\r\n").replace("\0", "\n")
     except OSError:
         return None
-
-
-def _folders(parent: Path) -> Iterator[Path]:
-    try:
-        yield from sorted(parent.iterdir())
-    except OSError:
-        return

@@ -19,7 +19,7 @@ from edge import profile as profiles_
 from edge.device import Device, identify
 from edge.errors import GUESTS, ProfileError
 from edge.interpreter import DISTRIBUTIONS, Guest, Process, this_process
-from edge.telemetry import SOURCES, Unavailable, open_source
+from edge.telemetry import PROBED, Unavailable, open_source
 from edge.telemetry.board import Board
 
 Level = Literal["ok", "warning", "problem"]
@@ -29,7 +29,6 @@ _INSTALL: dict[str, str] = {
     **GUESTS,
     "tensorrt": "sudo apt install python3-libnvinfer",
     "pycuda": "PATH=/usr/local/cuda/bin:$PATH pip install pycuda",
-    "jtop": "sudo pip3 install jetson-stats  (AGPL-3.0, so edge does not bring it: your choice)",
 }
 _FOR_HOST = {"numpy", "cv2", "onnx", "onnxruntime", "llvmlite"}
 _FOR_JETSON = {"numpy", "cv2", "tensorrt", "pycuda"}
@@ -233,7 +232,7 @@ def _cameras(root: Path, device: Device, process: Process) -> Iterator[Finding]:
 def _power(root: Path, device: Device) -> Iterator[Finding]:
     chosen = False
     unavailable: list[Unavailable] = []
-    for name in SOURCES:
+    for name in PROBED:
         source = open_source(name, root)
         if isinstance(source, Unavailable):
             unavailable.append(source)

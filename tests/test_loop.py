@@ -295,7 +295,7 @@ def test_a_counter_that_did_not_move_is_no_throttling(run: Callable[..., RunReco
 def test_throttling_is_a_doubt(run: Callable[..., RunRecord]) -> None:
     finished = run(FakeSession(Fake(infer_ms=80.0)), power=Constant(throttles=17, events=2), warmup=0)
     assert finished.conditions["throttles"] == {"cpu": 2}
-    assert "the device was throttled during the run" in finished.warnings
+    assert "the device was throttled during the run (cpu: 2 events)" in finished.warnings
 
 
 def test_few_pictures_are_a_doubt(run: Callable[..., RunRecord]) -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import Any
 
 from edge import __version__
-from edge.loop.doubts import doubts
-from edge.loop.timeline import Timeline
+from edge.doubts import doubts
 from edge.record import (
     FORMAT,
     MOST_GAPS,
@@ -28,35 +25,13 @@ from edge.record import (
     Warmup,
 )
 from edge.stats import Sketch, Summary, summarize
-from edge.telemetry import NoSource
 from edge.telemetry.energy import Window
-
-if TYPE_CHECKING:
-    from edge.telemetry.sampler import Sampler
+from edge.telemetry.meter import Telemetry
+from edge.timeline import Timeline
 
 STAGES = ("decode", "preprocess", "host_to_device", "infer", "device_to_host", "postprocess", "total", "age")
 # Up to this many values the percentiles are exact.
 _EXACT = 4096
-
-
-class Telemetry(msgspec.Struct, frozen=True):
-    """Where readings come from, or why there are none."""
-
-    sampler: Sampler | None
-    no_power: NoSource | None
-
-    def account(self, window: Window, *, pictures: int) -> tuple[dict[str, Any] | None, str | None, dict[str, Any]]:
-        """The energy reading, or why there is none; and temperatures, loads and throttling."""
-        if self.sampler is None:
-            return None, str(self.no_power) if self.no_power else "not asked for", {}
-        conditions = msgspec.to_builtins(self.sampler.conditions(window))
-        energy = self.sampler.energy(window)
-        if energy.joules is None:
-            return None, f"{energy.source}: {energy.refusal}", conditions
-        content = msgspec.to_builtins(energy)
-        if pictures:
-            content["joules_per_picture"] = energy.joules / pictures
-        return content, None, conditions
 
 
 class _Distribution:
@@ -87,10 +62,10 @@ class Account:
         self.pictures = 0
         self.skipped_count = 0
         self.first_reason: str | None = None
-        self.notes: list[str] = []
+        self.notes: list[str] = list(telemetry.notes)
         self.source = source
         self._subject = subject
-        self._replayed = replayed
+        self._replayed = replayed or telemetry.replayed
         self._telemetry = telemetry
         self._started_utc = started_utc
         self._skipped: list[Skip] = []

@@ -15,13 +15,14 @@ import numpy as np
 from edge.backends.base import FrameSession, Inference, Session
 from edge.errors import DataError, EdgeError
 from edge.frames.stream import Outage, Stream
-from edge.loop.account import Account, Telemetry
+from edge.loop.account import Account
 from edge.loop.classify import Classifier
 from edge.loop.pipeline import Parcel, Pipeline, Taken, Width
 from edge.preprocess import Preprocessor
 from edge.record import Gap, Result, RunRecord, Skip, Stages, Status, Subject, Warmup
 from edge.telemetry import NoSource
 from edge.telemetry.energy import Window
+from edge.telemetry.meter import Telemetry
 from edge.telemetry.sampler import Sampler
 
 if TYPE_CHECKING:

@@ -1,7 +1,9 @@
 """Power, temperatures, loads, clocks and throttling, from whatever this machine offers.
 
-The sources, in the order in which they are tried: ``hwmon`` (current sensors of a Jetson), ``tegrastats`` (its child
-process), ``rapl`` (CPU packages of a host).
+Tried by themselves, in this order: ``hwmon`` (current sensors of a Jetson), ``tegrastats`` (its child process),
+``rapl`` (CPU packages of a host). Used only when they are named: ``jtop`` (jetson-stats, which is AGPL and the user's
+choice), ``nvml`` (a graphics card, which says nothing about a network that runs on the CPU), ``replay:FILE`` (a
+recording), and ``none``.
 """
 
 from __future__ import annotations
@@ -11,18 +13,52 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge.errors import UsageError
+from edge.telemetry import replay
 from edge.telemetry.base import Clock, NoSource, Reading, Scope, Source, Unavailable
 from edge.telemetry.hwmon import Hwmon
+from edge.telemetry.jtop import Jtop
+from edge.telemetry.nvml import Nvml
 from edge.telemetry.rapl import Rapl
+from edge.telemetry.replay import Replay
 from edge.telemetry.tegrastats import Tegrastats
 
-__all__ = ["SOURCES", "Clock", "NoSource", "Reading", "Scope", "Source", "Unavailable", "open_source", "probe"]
+__all__ = [
+    "PROBED",
+    "SOURCES",
+    "Clock",
+    "NoSource",
+    "Reading",
+    "Scope",
+    "Source",
+    "Unavailable",
+    "check_name",
+    "open_source",
+    "probe",
+]
 
 SOURCES: dict[str, Callable[[Path, Clock], Source | Unavailable]] = {
     "hwmon": lambda root, clock: Hwmon.open(root, clock=clock),
     "tegrastats": lambda root, clock: Tegrastats.open(root, clock=clock),
     "rapl": lambda root, clock: Rapl.open(root, clock=clock),
+    "jtop": lambda root, clock: Jtop.open(root, clock=clock),
+    "nvml": lambda _root, clock: Nvml.open(clock=clock),
+    "none": lambda _root, _clock: Unavailable("none", "not asked for"),
 }
+PROBED = ("hwmon", "tegrastats", "rapl")
+
+
+def check_name(name: str) -> None:
+    """Whether ``name`` is auto, a source, or a recording.
+
+    Raises:
+        UsageError: it is none of these; the hint lists them.
+    """
+    if name.startswith("replay"):
+        replay.parse_spec(name)
+    elif name != "auto" and name not in SOURCES:
+        raise UsageError(
+            f"there is no power source {name!r}", hint=f"one of auto, {', '.join(SOURCES)}, or replay:FILE"
+        )
 
 
 def open_source(name: str, root: Path = Path("/"), *, clock: Clock = time.monotonic) -> Source | Unavailable:
@@ -30,9 +66,12 @@ def open_source(name: str, root: Path = Path("/"), *, clock: Clock = time.monoto
 
     Raises:
         UsageError: there is no such source.
+        ArtifactError: a recording that cannot be read.
     """
-    if name not in SOURCES:
-        raise UsageError(f"there is no power source {name!r}", hint=f"one of {', '.join(SOURCES)}")
+    check_name(name)
+    if name.startswith("replay"):
+        path, speed = replay.parse_spec(name)
+        return Replay(replay.load(path), path=path, speed=speed, clock=clock)
     return SOURCES[name](root, clock)
 
 
@@ -43,9 +82,10 @@ def probe(root: Path = Path("/"), prefer: str | None = None, *, clock: Clock = t
 
     Raises:
         UsageError: ``prefer`` is not the name of a source.
+        ArtifactError: a recording that cannot be read.
     """
     reasons = []
-    for name in SOURCES if prefer is None else (prefer,):
+    for name in PROBED if prefer in {None, "auto"} else (str(prefer),):
         source = open_source(name, root, clock=clock)
         if not isinstance(source, Unavailable):
             return source

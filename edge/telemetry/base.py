@@ -13,7 +13,8 @@ import msgspec
 #   module_sum    the module, as the sum of its measured rails
 #   partial       some rails of the module: less than the module takes
 #   package       the CPU package of a host; memory, disks and graphics cards are not in it
-Scope = Literal["system_input", "module_input", "module_sum", "partial", "package"]
+#   card          one graphics card, its memory and fans included; the host that it is plugged into is not in it
+Scope = Literal["system_input", "module_input", "module_sum", "partial", "package", "card"]
 
 Clock = Callable[[], float]
 
@@ -23,7 +24,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
     ``t_s`` is on the source's clock (monotonic seconds) and belongs to the power. The other values may be up to half a
     second older, and two readings may share them. ``throttles`` counts events since boot: look at differences only.
-    ``throttling`` names what is slowed down for heat at this moment.
+    ``throttling`` names what is slowed down at this moment. ``clocks_locked`` is whether the GPU is held at one clock
+    (jetson_clocks). ``absent`` says why a quantity that one might look for is not there.
     """
 
     t_s: float
@@ -34,7 +36,10 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     clocks_mhz: dict[str, float] = {}
     throttles: dict[str, int] = {}
     throttling: tuple[str, ...] = ()
+    power_mode: str | None = None
+    clocks_locked: bool | None = None
     warnings: tuple[str, ...] = ()
+    absent: dict[str, str] = {}
 
 
 class Source(Protocol):
@@ -42,7 +47,7 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """Short name: hwmon, tegrastats, rapl."""
+        """Short name: hwmon, tegrastats, jtop, nvml, rapl; of a replay, the name of what was recorded."""
 
     @property
     def scope(self) -> Scope:

@@ -1,4 +1,4 @@
-"""Temperatures, loads, clocks and throttle counters from sysfs: what surrounds a power reading.
+"""Temperatures, loads, clocks, throttle counters and the power mode: what surrounds a power reading.
 
 Where the files are, and their units: NVIDIA's Jetson Linux developer guide, "Platform Power and Performance"; the
 kernel's Documentation/ABI for thermal, devfreq, cpufreq and thermal_throttle. Not tried on a Jetson: the tests use
@@ -7,20 +7,21 @@ made-up trees.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
-from edge.telemetry import sysfs
+from edge import nvpmodel
+from edge.telemetry import nvml, sysfs
 from edge.telemetry.base import Clock
 
 # Clocks of the CPU are read per frequency domain; a server has one per core, and nobody reads two hundred of them.
 _MAX_DOMAINS = 16
-_GPU_NAMES = ("gpu", "ga10b", "gv11b", "gp10b", "gm20b")
 _PERMILLE_TO_PERCENT = 0.1
 _MILLI = 1e-3
 _MICRO = 1e-6
+_NO_EMC = "only tegrastats gives it, and only to root (--power tegrastats)"
 
 
 class State(msgspec.Struct, frozen=True):
@@ -31,23 +32,55 @@ class State(msgspec.Struct, frozen=True):
     clocks_mhz: dict[str, float] = {}
     throttles: dict[str, int] = {}
     throttling: tuple[str, ...] = ()
+    power_mode: str | None = None
+    clocks_locked: bool | None = None
+    absent: dict[str, str] = {}
 
 
 class Board:
-    """Reads the state of the board under ``root``, at most every ``refresh_s`` seconds: in between it is repeated."""
+    """Reads the state of the board under ``root``, at most every ``refresh_s`` seconds: in between it is repeated.
 
-    def __init__(self, root: Path, *, clock: Clock, refresh_s: float = 0.5) -> None:
+    ``gpu_load`` gives the load of the GPU in percent where sysfs has none; without it, NVML is asked on a Thor.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        clock: Clock,
+        refresh_s: float = 0.5,
+        gpu_load: Callable[[], float | None] | None = None,
+    ) -> None:
         self._clock = clock
         self._refresh_s = refresh_s
         self._read_at: float | None = None
         self._state = State()
+        self._root = root
         self._stat = str(root / "proc/stat")
         self._cpu_times: tuple[int, int] | None = None
         self._temps = list(_temperature_files(root))
         self._clocks = list(_clock_files(root))
-        self._gpu_load = _gpu_load_file(root)
         self._throttles = list(_throttle_files(root))
         self._alerts = list(_alert_files(root))
+        self._mode_status: str | None = None
+        self._mode: str | None = None
+        self._absent: dict[str, str] = {}
+        self._gpu_load_file = _gpu_load_file(root)
+        self._gpu_load = gpu_load
+        self._explain(root)
+
+    def _explain(self, root: Path) -> None:
+        """Note once what will be missing, and why; and where else the load of the GPU may come from."""
+        soc = sysfs.read_text(root / "proc/device-tree/compatible") or ""
+        if "tegra" not in soc:
+            return
+        self._absent["emc load"] = _NO_EMC
+        if self._gpu_load_file is None and self._gpu_load is None:
+            found = nvml.gpu_load() if "tegra264" in soc and root == Path("/") else "there is no load file in sysfs"
+            if isinstance(found, str):
+                self._absent["gpu load"] = found
+            else:
+                self._gpu_load = found
 
     def read(self) -> State:
         """The state now, or the one of up to ``refresh_s`` ago."""
@@ -60,6 +93,9 @@ class Board:
                 clocks_mhz=_scaled(self._clocks),
                 throttles={name: n for name, path in self._throttles if (n := sysfs.read_int(path)) is not None},
                 throttling=tuple(name for name, path in self._alerts if (sysfs.read_int(path) or 0) > 0),
+                power_mode=self._power_mode(),
+                clocks_locked=nvpmodel.clocks_locked(self._root),
+                absent=self._absent,
             )
         return self._state
 
@@ -68,9 +104,11 @@ class Board:
 
     def _read_loads(self) -> dict[str, float]:
         loads = {}
-        permille = sysfs.read_int(self._gpu_load) if self._gpu_load else None
+        permille = sysfs.read_int(self._gpu_load_file) if self._gpu_load_file else None
         if permille is not None:
             loads["gpu"] = permille * _PERMILLE_TO_PERCENT
+        elif self._gpu_load is not None and (percent := self._gpu_load()) is not None:
+            loads["gpu"] = percent
         times = _cpu_times(self._stat)
         if times and self._cpu_times and times[1] > self._cpu_times[1]:
             busy, total = times[0] - self._cpu_times[0], times[1] - self._cpu_times[1]
@@ -78,16 +116,18 @@ class Board:
         self._cpu_times = times
         return loads
 
+    def _power_mode(self) -> str | None:
+        """Its name; looked up in the configuration only when the status has changed."""
+        status = sysfs.read_text(nvpmodel.status_file(self._root))
+        if status != self._mode_status:
+            mode = nvpmodel.current(self._root)
+            self._mode_status, self._mode = status, None if mode is None else mode.name
+        return self._mode
+
 
 def is_temperature(temp_c: float) -> bool:
     """Whether a zone's value can be one: a sensor that is off says -256 degrees Celsius."""
     return -100.0 < temp_c < 200.0
-
-
-def gpu_devfreq(root: Path) -> Path | None:
-    """The devfreq folder of the graphics processor: ``17000000.gpu`` (Orin), ``gpu-gpc-0`` (Thor)."""
-    found = (f for f in sysfs.folders(root / "sys/class/devfreq") if any(name in f.name for name in _GPU_NAMES))
-    return next(found, None)
 
 
 def _scaled(files: list[tuple[str, str, float]]) -> dict[str, float]:
@@ -108,9 +148,12 @@ def _temperature_files(root: Path) -> Iterator[tuple[str, str, float]]:
 
 
 def _clock_files(root: Path) -> Iterator[tuple[str, str, float]]:
-    gpu = gpu_devfreq(root)
+    gpu = nvpmodel.gpu_devfreq(root)
     if gpu is not None:
         yield "gpu", str(gpu / "cur_freq"), _MICRO
+    emc = str(root / "sys/kernel/debug/bpmp/debug/clk/emc/rate")  # root only
+    if sysfs.read_int(emc) is not None:
+        yield "emc", emc, _MICRO
     domains = [f for f in sysfs.folders(root / "sys/devices/system/cpu/cpufreq") if f.name.startswith("policy")]
     for domain in sorted(domains, key=lambda f: (len(f.name), f.name))[:_MAX_DOMAINS]:
         # What the hardware runs at needs root; without it there is what the governor asked for.
@@ -120,7 +163,7 @@ def _clock_files(root: Path) -> Iterator[tuple[str, str, float]]:
 
 
 def _gpu_load_file(root: Path) -> str | None:
-    gpu = gpu_devfreq(root)
+    gpu = nvpmodel.gpu_devfreq(root)
     places = [gpu / "device/load"] if gpu is not None else []
     places.append(root / "sys/devices/platform/gpu.0/load")
     return next((str(path) for path in places if sysfs.read_int(str(path)) is not None), None)
@@ -131,7 +174,9 @@ def _throttle_files(root: Path) -> Iterator[tuple[str, str]]:
         if sysfs.read_text(folder / "name") == "soctherm_oc":
             for n in (1, 2, 3):
                 yield f"oc{n}", str(folder / f"oc{n}_event_cnt")
-    yield "package", str(root / "sys/devices/system/cpu/cpu0/thermal_throttle/package_throttle_count")
+    package = root / "sys/devices/system/cpu/cpu0/thermal_throttle/package_throttle_count"
+    if package.exists():
+        yield "package", str(package)
 
 
 def _alert_files(root: Path) -> Iterator[tuple[str, str]]:

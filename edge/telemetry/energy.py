@@ -37,7 +37,8 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
     """Energy taken in a window, with what it takes to judge the number; ``refusal`` says why there is none.
 
     ``interval_s`` is the mean distance of the samples and ``longest_gap_s`` the largest. ``net_joules`` is what is left
-    after ``idle_mw`` times the window; both are None without a usable idle baseline, and ``idle_refusal`` says why.
+    after ``idle_mw`` times the window, and ``net_error_joules`` holds the errors of both; all three are None without a
+    usable idle baseline, and ``idle_refusal`` says why. ``idle_samples`` were taken over ``idle_s`` seconds.
     """
 
     source: str
@@ -50,7 +51,10 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
     interval_s: float | None = None
     longest_gap_s: float | None = None
     idle_mw: float | None = None
+    idle_s: float | None = None
+    idle_samples: int | None = None
     net_joules: float | None = None
+    net_error_joules: float | None = None
     refusal: str | None = None
     idle_refusal: str | None = None
 
@@ -66,9 +70,30 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
         elif idle.window_s < MIN_IDLE_S:
             why = f"the idle baseline is {idle.window_s:.1f} s long; at least {MIN_IDLE_S:g} s are needed"
         if why is not None or idle.mean_mw is None:
-            return msgspec.structs.replace(self, idle_mw=None, net_joules=None, idle_refusal=why)
-        net = self.joules - idle.mean_mw * _MILLI * self.window_s
-        return msgspec.structs.replace(self, idle_mw=idle.mean_mw, net_joules=net, idle_refusal=None)
+            return msgspec.structs.replace(self, idle_mw=None, net_joules=None, net_error_joules=None, idle_refusal=why)
+        error = (self.error_joules or 0.0) + (idle.error_joules or 0.0) / idle.window_s * self.window_s
+        return msgspec.structs.replace(
+            self,
+            idle_mw=idle.mean_mw,
+            idle_s=idle.window_s,
+            idle_samples=idle.samples,
+            net_joules=self.joules - idle.mean_mw * _MILLI * self.window_s,
+            net_error_joules=error,
+            idle_refusal=None,
+        )
+
+    def per_picture(self, pictures: int) -> dict[str, float]:
+        """Joules for each of ``pictures`` that were labelled in the window, gross and net, each with its error.
+
+        Empty without energy or pictures; net is missing without an idle baseline.
+        """
+        each = {
+            "joules_per_picture": self.joules,
+            "error_joules_per_picture": self.error_joules,
+            "net_joules_per_picture": self.net_joules,
+            "net_error_joules_per_picture": self.net_error_joules,
+        }
+        return {name: joules / pictures for name, joules in each.items() if joules is not None} if pictures else {}
 
 
 class _Point(msgspec.Struct, frozen=True):

@@ -1,8 +1,9 @@
 """Power from the current sensors of a Jetson (INA3221, INA238) through hwmon: no root, no child process.
 
 Folders are found by ``name`` and channels by ``inN_label``, because hwmon numbers move from boot to boot. Units as in
-the kernel's Documentation/hwmon: inN_input in mV, currN_input in mA, powerN_input in uW. The older iio driver (JetPack
-4) is not read. Not tried on a Jetson: the tests use made-up trees.
+the kernel's Documentation/hwmon: inN_input in mV, currN_input in mA, powerN_input in uW. NVIDIA's driver of JetPack 4
+has another layout (``ina3221x``, under iio: rail_name_N, in_powerN_input in mW), which is read where there is no hwmon.
+Not tried on a Jetson: the tests use made-up trees.
 """
 
 from __future__ import annotations
@@ -24,17 +25,18 @@ _SEARCH_INTERVAL_S = 1.0
 
 
 class _Channel(msgspec.Struct, frozen=True):
-    """One rail: a file with microwatts, or two with millivolts and milliamperes."""
+    """One rail: a file with its power and how many milliwatts its unit is, or two with millivolts and milliamperes."""
 
     rail: str
-    voltage: str
-    current: str
+    voltage: str = ""
+    current: str = ""
     power: str | None = None
+    unit_mw: float = 1e-3
 
     def read_mw(self) -> float | None:
         if self.power is not None:
-            microwatts = sysfs.read_int(self.power)
-            return None if microwatts is None else microwatts * 1e-3
+            power = sysfs.read_int(self.power)
+            return None if power is None else power * self.unit_mw
         millivolts = sysfs.read_int(self.voltage)
         milliamperes = sysfs.read_int(self.current) if millivolts is not None else None
         return None if millivolts is None or milliamperes is None else millivolts * milliamperes * 1e-3
@@ -67,7 +69,7 @@ class Hwmon:
         if forbidden:
             return Unavailable(
                 cls.name,
-                f"no permission to read {forbidden[0].voltage}",
+                f"no permission to read {_files(forbidden[0])[0]}",
                 "sudo chmod a+r /sys/class/hwmon/hwmon*/{in,curr,power}*_input  (until the next boot), or run as root",
             )
         names = ", ".join(c.rail for c in channels)
@@ -99,6 +101,9 @@ class Hwmon:
             clocks_mhz=state.clocks_mhz,
             throttles=state.throttles,
             throttling=state.throttling,
+            power_mode=state.power_mode,
+            clocks_locked=state.clocks_locked,
+            absent=state.absent,
             warnings=self._total.doubts(rails),
         )
 
@@ -108,12 +113,24 @@ class Hwmon:
 
 def _find_channels(root: Path) -> Iterator[_Channel]:
     seen: set[str] = set()
-    for folder in sysfs.folders(root / "sys/class/hwmon"):
-        for channel in _channels_of(folder):
-            # Two sensors with one label: the first keeps it, the other is shown and not counted.
-            name = channel.rail if channel.rail not in seen else f"{channel.rail} ({folder.name})"
-            seen.add(name)
-            yield msgspec.structs.replace(channel, rail=name)
+    found = [(folder, c) for folder in sysfs.folders(root / "sys/class/hwmon") for c in _channels_of(folder)]
+    for folder, channel in found or _iio_channels(root):
+        # Two sensors with one label: the first keeps it, the other is shown and not counted.
+        name = channel.rail if channel.rail not in seen else f"{channel.rail} ({folder.name})"
+        seen.add(name)
+        yield msgspec.structs.replace(channel, rail=name)
+
+
+def _iio_channels(root: Path) -> list[tuple[Path, _Channel]]:
+    """Rails of JetPack 4's own driver: ``ina3221x/7-0040/iio:device0/rail_name_0`` and ``in_power0_input``, in mW."""
+    found = []
+    for chip in sysfs.folders(root / "sys/bus/i2c/drivers/ina3221x"):
+        for folder in sysfs.folders(chip):
+            for n in range(3) if folder.name.startswith("iio:device") else ():
+                label = sysfs.read_text(folder / f"rail_name_{n}") or ""
+                if is_connected(label):
+                    found.append((folder, _Channel(label, power=str(folder / f"in_power{n}_input"), unit_mw=1.0)))
+    return found
 
 
 def _channels_of(folder: Path) -> Iterator[_Channel]:

@@ -88,6 +88,9 @@ class Rapl:
             clocks_mhz=state.clocks_mhz,
             throttles=state.throttles,
             throttling=state.throttling,
+            power_mode=state.power_mode,
+            clocks_locked=state.clocks_locked,
+            absent=state.absent,
         )
 
     def close(self) -> None:

@@ -29,7 +29,8 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     """What else was the case in a window; a quantity that was not read is missing.
 
     ``throttles`` are events within the window, not since boot; ``throttling`` names what was slowed down for heat at
-    some time in it. ``readings`` is the number of readings that these come from.
+    some time in it. ``readings`` is the number of readings that these come from. ``power_modes`` and ``clocks_locked``
+    hold what was the case, in order: more than one means that it changed. ``absent`` says why a quantity is missing.
     """
 
     readings: int
@@ -38,7 +39,10 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     clocks_mhz: dict[str, Span] = {}
     throttles: dict[str, int] = {}
     throttling: tuple[str, ...] = ()
+    power_modes: tuple[str, ...] = ()
+    clocks_locked: tuple[bool, ...] = ()
     warnings: tuple[str, ...] = ()
+    absent: dict[str, str] = {}
 
 
 @final
@@ -124,6 +128,9 @@ class Sampler:
             clocks_mhz=_spans(r.clocks_mhz for r in kept),
             throttles=_increases([r.throttles for r in kept]),
             throttling=tuple(dict.fromkeys(name for r in kept for name in r.throttling)),
+            power_modes=tuple(dict.fromkeys(r.power_mode for r in kept if r.power_mode is not None)),
+            clocks_locked=tuple(dict.fromkeys(r.clocks_locked for r in kept if r.clocks_locked is not None)),
+            absent=dict(kept[-1].absent) if kept else {},
             warnings=tuple(dict.fromkeys(warning for r in kept for warning in r.warnings)),
         )
 

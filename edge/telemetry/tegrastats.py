@@ -24,8 +24,14 @@ _RAM = re.compile(r"\bRAM \d{1,9}/\d{1,9}MB", re.ASCII)
 _CPU = re.compile(r"\bCPU \[([^\]]*)\](?:@(\d{1,9}))?", re.ASCII)
 _CORE = re.compile(r"(\d{1,3})%(?:@(\d{1,9}))?", re.ASCII)
 _EMC = re.compile(r"\bEMC_FREQ (\d{1,3})%(?:@(\d{1,9}))?", re.ASCII)
-_GPU = re.compile(r"\bGR3D_FREQ (?:(\d{1,3})%)?(?:@(?:\[(\d{1,9}(?:,\d{1,9})*)\]|(\d{1,9})))?", re.ASCII)
+# Two graphics clusters have a name each on early JetPack 5, and an array of clocks later; Thor gives clocks alone.
+_GPU = re.compile(r"\bGR3D2?_FREQ (?:(\d{1,3})%)?(?:@(?:\[(\d{1,9}(?:,\d{1,9})*)\]|(\d{1,9})))?", re.ASCII)
 _TEMP = re.compile(r"(?<!\S)(\w+)@(-?\d{1,9}(?:\.\d{1,9})?)C(?:/-?\d{1,9}(?:\.\d{1,9})?C)?(?=\s|$)", re.ASCII)
+_ENGINE = re.compile(
+    r"(?<!\S)(MSENC|NVENC\d?|NVDEC\d?|NVJPG\d?|VIC|OFA|NVDLA\d|PVA\d)(?:_FREQ)?"
+    r" (?:(\d{1,3})%@(\d{1,9})|@?(\d{1,9}))(?=\s|$)",
+    re.ASCII,
+)
 _RAIL = re.compile(
     r"(?<!\S)([A-Z][A-Z0-9_]*) (\d{1,9})(?:mW)?/\d{1,9}(?:mW)?(?:/\d{1,9}(?:mW)?)?(?=\s|$)",
     re.ASCII,
@@ -81,13 +87,17 @@ def _loads_and_clocks(line: str) -> tuple[dict[str, float], dict[str, float]]:
         loads["emc"] = float(emc[1])
         if emc[2] is not None:
             clocks["emc"] = float(emc[2])
-    gpu = _GPU.search(line)
-    if gpu is not None:
+    for gpu in _GPU.finditer(line):
         if gpu[1] is not None:
-            loads["gpu"] = float(gpu[1])
+            loads["gpu"] = max(float(gpu[1]), loads.get("gpu", 0.0))
         each = (gpu[2] or gpu[3] or "").split(",")
         if each != [""]:
-            clocks["gpu"] = max(float(mhz) for mhz in each)
+            clocks["gpu"] = max(clocks.get("gpu", 0.0), *(float(mhz) for mhz in each))
+    for engine in _ENGINE.finditer(line):
+        name = engine[1].lower()
+        if engine[2] is not None:
+            loads[name] = float(engine[2])
+        clocks[name] = float(engine[3] or engine[4])
     return loads, clocks
 
 
@@ -226,6 +236,7 @@ class Tegrastats:
 
     def _publish(self, reading: Reading) -> None:
         state = self._board.read()
+        loads = {**state.loads_percent, **reading.loads_percent}
         with self._news:
             if self._total is None:
                 self._total = total_of(reading.rails_mw)
@@ -235,12 +246,15 @@ class Tegrastats:
                 power_mw=None if self._total is None else self._total.power_mw(reading.rails_mw),
                 rails_mw=reading.rails_mw,
                 temps_c={**state.temps_c, **reading.temps_c},
-                loads_percent={**state.loads_percent, **reading.loads_percent},
+                loads_percent=loads,
                 # Without root some releases leave out the clock of the GPU, which sysfs shows to everybody.
                 clocks_mhz={**state.clocks_mhz, **reading.clocks_mhz},
                 throttles=state.throttles,
                 throttling=state.throttling,
+                power_mode=state.power_mode,
+                clocks_locked=state.clocks_locked,
                 warnings=reading.warnings,
+                absent={k: why for k, why in state.absent.items() if k.removesuffix(" load") not in loads},
             )
             self._news.notify_all()
 

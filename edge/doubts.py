@@ -33,6 +33,23 @@ def doubts(
             found.append(
                 f"the second half was slower (median {second:.2f} ms against {first:.2f} ms): not one steady state"
             )
-    if conditions.get("throttling") or any(conditions.get("throttles", {}).values()):
-        found.append("the device was throttled during the run")
+    return [*found, *unsteady(conditions)]
+
+
+def unsteady(conditions: dict[str, Any]) -> list[str]:
+    """What the conditions of a run (:class:`edge.telemetry.sampler.Conditions`, as plain values) speak against."""
+    found = []
+    causes = [*conditions.get("throttling", ()), *(f"{name}: {n} events" for name, n in _events(conditions).items())]
+    if causes:
+        found.append(f"the device was throttled during the run ({', '.join(causes)})")
+    modes = conditions.get("power_modes", ())
+    if len(modes) > 1:
+        found.append(f"the power mode changed during the run: {', '.join(modes)}")
+    if len(conditions.get("clocks_locked", ())) > 1:
+        found.append("the GPU's clock was locked or unlocked during the run")
     return found
+
+
+def _events(conditions: dict[str, Any]) -> dict[str, int]:
+    words = {"oc1": "under-voltage", "oc2": "mean over-current", "oc3": "peak over-current", "package": "CPU package"}
+    return {words.get(name, name): n for name, n in conditions.get("throttles", {}).items() if n}

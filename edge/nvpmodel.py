@@ -1,0 +1,114 @@
+"""Power modes of a Jetson as files and nvpmodel's own words say them: which there are, which one is set.
+
+Nothing is run here. Forms of the text: nvpmodel of L4T 32 to 39, its configuration in ``/etc/nvpmodel.conf``, and the
+status that it keeps under ``/var/lib``. Mode numbers mean nothing by themselves: 0 is 15 W on one module and no limit
+at all on the next.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+
+# ``< POWER_MODEL ID=2 NAME=MAXN >`` in the file, ``POWER_MODEL: ID=2 NAME=MAXN`` from `nvpmodel -p --verbose`.
+_MODEL = re.compile(r"(?m)^(?!\s*#).*?\bPOWER_MODEL:?\s+ID=(\d{1,6})\s+NAME=([^\s>]+)")
+_DEFAULT = re.compile(r"(?m)^(?!\s*#).*?\bPM_CONFIG:?\s+DEFAULT=(\d{1,6})")
+_STATUS = re.compile(r"\bpmode:(\d{1,6})")
+_QUERY = re.compile(r"NV Power Mode:\s*(\S+)")
+_NUMBER_LINE = re.compile(r"(?m)^\s*(\d{1,6})\s*$")
+_REBOOT = re.compile(r"reboot required|do you want to reboot", re.IGNORECASE)
+_GPU_NAMES = ("gpu", "ga10b", "gv11b", "gp10b", "gm20b")
+
+
+class Mode(msgspec.Struct, frozen=True):
+    """One power mode: its number, and its name (the number again where the configuration has no name for it)."""
+
+    number: int
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """The power modes of this module, by number, and the one it starts with when fresh."""
+
+    modes: tuple[Mode, ...] = ()
+    default: Mode | None = None
+
+    def find(self, wanted: str) -> Mode | None:
+        """The mode with that number or name; ``30W`` also finds ``MODE_30W``. Case does not count."""
+        lower = wanted.lower().removeprefix("mode_")
+        for mode in self.modes:
+            if lower in {str(mode.number), mode.name.lower().removeprefix("mode_")}:
+                return mode
+        return None
+
+
+def parse_listing(text: str) -> Listing:
+    """Modes in ``/etc/nvpmodel.conf`` or in what ``nvpmodel -p --verbose`` prints."""
+    found = {int(number): Mode(int(number), name) for number, name in _MODEL.findall(text)}
+    default = _DEFAULT.search(text)
+    return Listing(tuple(found[n] for n in sorted(found)), found.get(int(default[1])) if default else None)
+
+
+def parse_query(text: str) -> Mode | None:
+    """The mode in what ``nvpmodel -q`` prints: its name, and on a later line its number; None when it is not there."""
+    name = _QUERY.search(text)
+    number = _NUMBER_LINE.search(text, name.end()) if name else None
+    return None if name is None or number is None else Mode(int(number[1]), name[1])
+
+
+def complaints(text: str) -> tuple[str, ...]:
+    """Lines in which nvpmodel warns or reports an error."""
+    lines = (line.strip() for line in text.splitlines())
+    return tuple(dict.fromkeys(line for line in lines if line.startswith(("NVPM WARN", "NVPM ERROR"))))
+
+
+def asks_to_reboot(text: str) -> bool:
+    """Whether nvpmodel says that this mode needs a reboot."""
+    return bool(_REBOOT.search(text))
+
+
+def listing(root: Path = Path("/")) -> Listing:
+    """The modes in the configuration file; none when it is not there."""
+    return parse_listing(_text(root / "etc/nvpmodel.conf") or "")
+
+
+def current(root: Path = Path("/")) -> Mode | None:
+    """The mode that nvpmodel noted down when it was last set; None without such a note."""
+    status = _STATUS.search(_text(status_file(root)) or "")
+    if status is None:
+        return None
+    number = int(status[1])
+    return next((mode for mode in listing(root).modes if mode.number == number), Mode(number, str(number)))
+
+
+def status_file(root: Path) -> Path:
+    """Where nvpmodel notes the mode that it set."""
+    return root / "var/lib/nvpmodel/status"
+
+
+def gpu_devfreq(root: Path) -> Path | None:
+    """The devfreq folder of the graphics processor: ``17000000.gpu`` (Orin), ``gpu-gpc-0`` (Thor)."""
+    try:
+        folders = sorted((root / "sys/class/devfreq").iterdir())
+    except OSError:
+        return None
+    return next((folder for folder in folders if any(name in folder.name for name in _GPU_NAMES)), None)
+
+
+def clocks_locked(root: Path = Path("/")) -> bool | None:
+    """Whether the GPU is held at one clock, as jetson_clocks does: lowest equals highest. None when it is not known."""
+    gpu = gpu_devfreq(root)
+    low, high = (_text(gpu / name) for name in ("min_freq", "max_freq")) if gpu is not None else (None, None)
+    return None if not low or not high else low == high
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_bytes().decode(errors="replace").strip("\0 \t\r\n")
+    except OSError:
+        return None
