@@ -13,10 +13,11 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 from edge.errors import ArtifactError, DeviceError, EdgeError, UsageError, require
 from edge.registry import credentials
-from edge.registry.reference import Reference
+from edge.registry.reference import Reference, is_loopback
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 MAX_MANIFEST_BYTES = 4 << 20  # what registries take [OCI distribution specification 1.1, "Pushing manifests"]
@@ -142,7 +143,7 @@ class Connection:
         prefixes = ["http"] if plain_http else ["https", "http"] if self.reference.is_loopback else ["https"]
         problem: EdgeError | None = None
         for prefix in prefixes:
-            client = _client(self.reference, prefix=prefix, is_plain="http" in prefixes, ca_file=ca_file)
+            client = _client(self.reference, prefix=prefix, plain_http=plain_http, ca_file=ca_file)
             try:
                 with self._translated():
                     greeting = client.session.request(
@@ -168,8 +169,9 @@ class Connection:
                 raise DeviceError("the registry asks for a user and a password", where=self._where, hint=_LOGIN)
             return
         if asks.startswith("basic"):
-            # With every request, so that no body is sent in vain.
+            # With every request, so that no body is sent in vain; and nobody takes the realm for a token server.
             client.session.auth = (found.user, found.password)
+            client.auth = require("oras.auth").get_auth_backend("basic", client.session)
         client.auth.set_basic_auth(found.user, found.password)
 
     def _request(self, method: str, url: str, **options: Any) -> Any:  # noqa: ANN401
@@ -189,11 +191,15 @@ class Connection:
         except EdgeError:
             raise
         except self._errors.SSLError as exc:
-            raise DeviceError(
-                f"the registry's certificate is not trusted: {_reason(exc)}",
-                where=self._where,
-                hint="--ca-file FILE, for a registry with a certificate of your own",
-            ) from exc
+            reason = _reason(exc)
+            if "CERTIFICATE_VERIFY_FAILED" in reason:
+                what, hint = (
+                    "certificate is not trusted",
+                    "--ca-file FILE, for a registry with a certificate of your own",
+                )
+            else:
+                what, hint = "answer is not TLS", "--plain-http, if it has none and you know the network"
+            raise DeviceError(f"the registry's {what}: {reason}", where=self._where, hint=hint) from exc
         except self._errors.Timeout as exc:
             raise DeviceError("the registry does not answer", where=self._where) from exc
         except (self._errors.RequestException, OSError) as exc:
@@ -208,7 +214,7 @@ class Connection:
         return DeviceError(f"the registry answered {code}, {doing}{_said(response)}", where=self._where)
 
 
-def _client(reference: Reference, *, prefix: str, is_plain: bool, ca_file: str | None) -> Any:  # noqa: ANN401
+def _client(reference: Reference, *, prefix: str, plain_http: bool, ca_file: str | None) -> Any:  # noqa: ANN401
     """A client of `oras` with time limits, few retries, and no plain HTTP to other machines."""
     require("oras")
     from oras import logger
@@ -223,7 +229,8 @@ def _client(reference: Reference, *, prefix: str, is_plain: bool, ca_file: str |
 
         def send(self, request: Any, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
             """Send it, or refuse to."""
-            if str(request.url).startswith("http://") and not is_plain:
+            url = urlsplit(str(request.url))
+            if url.scheme == "http" and not plain_http and not is_loopback(url.netloc):
                 raise DeviceError(
                     "the registry sends us to a plain http address, where others can read and change what is sent",
                     where=str(reference),

@@ -30,13 +30,7 @@ class Reference(msgspec.Struct, frozen=True):
     @property
     def is_loopback(self) -> bool:
         """Whether the registry is on this machine, where nobody listens on the way."""
-        host = self.host.rsplit(":", 1)[0] if not self.host.endswith("]") else self.host
-        if host.lower() == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(host.strip("[]")).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     @property
     def wanted(self) -> str:
@@ -50,6 +44,18 @@ class Reference(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag else ""
         return f"{SCHEME}{self.host}/{self.name}{tag}{f'@{self.digest}' if self.digest else ''}"
+
+
+def is_loopback(netloc: str) -> bool:
+    """Whether ``host[:port]`` is this machine."""
+    # An address of IPv6 stands in brackets, and has colons of its own.
+    host = netloc if netloc.endswith("]") else re.sub(r":[0-9]*$", "", netloc)
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def parse(text: str) -> Reference:

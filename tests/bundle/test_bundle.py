@@ -9,13 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bundles import FILES, folder_of, tar_of, tree
 
 from edge import identity, profile
 from edge.bundle import MANIFEST, Bundle, open_bundle, unpack, verify
 from edge.errors import ArtifactError
 from edge.store import sha256_bytes
-
-from .conftest import FILES, folder_of, tar_of, tree
 
 Made = Callable[..., Bundle]
 

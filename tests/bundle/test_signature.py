@@ -8,11 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bundles import FILES, tar_of
 
 from edge.bundle import MANIFEST, SIGNATURE, open_bundle, signature, unpack
 from edge.errors import ArtifactError, GuestError, UsageError
-
-from .conftest import FILES, tar_of
 
 pytestmark = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh-keygen is not on this machine")
 
