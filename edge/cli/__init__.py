@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "ship": "Ship a bundle to devices; look at them; take one back.",
     "service": "Keep edge run going as a systemd service.",
     "sweep": "Compare calibration algorithms and picture counts.",
+    "selftest": "Try everything that edge promises on this machine.",
 }
 
 

@@ -54,9 +54,9 @@ class Terminal:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
 
-    def show(self, item: RenderableType) -> None:
+    def show(self, item: RenderableType, *, style: Style = "") -> None:
         """Draw a result on stdout."""
-        self.out.print(item)
+        self.out.print(item, style=style or None)
 
     def say(self, text: str, *, style: Style = "") -> None:
         """One line for the person, on stderr."""

@@ -1,0 +1,134 @@
+"""Try everything that edge promises on this machine.
+
+The profile's model is built in every precision and by every route that is there, run on a few pictures, and compared
+with what FP32 answers on a CPU; then what must be refused is tried, and the sensors. Every step says ok, failed or
+skipped, with its reason. Nothing of yours is changed: engines and caches live in a folder of their own. Exit code 1
+when a step failed. The file that is written can go with a bug report: it names the machine, but no host and no user.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edge.cli import options
+from edge.errors import QualityError, UsageError
+from edge.ui import Terminal
+
+if TYPE_CHECKING:
+    from edge.flows.selftest import Run, Step
+    from edge.frames import Pictures
+    from edge.ui import Style
+
+_MARKS: dict[str, tuple[str, Style]] = {
+    "ok": ("ok", "green"),
+    "failed": ("FAILED", "red"),
+    "skipped": ("skipped", "dim"),
+}
+_NAME_WIDTH = 21
+
+
+def command(
+    *,
+    profile: options.ProfileName = None,
+    images: options.Images = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file for a bug report.")] = Path(
+        "edge-selftest.json"
+    ),
+    keep: Annotated[Path | None, typer.Option(help="Keep engines and caches in this new folder.")] = None,
+    write_reference: Annotated[
+        bool,
+        typer.Option(
+            "--write-reference",
+            help="Only write the FP32 answers beside the pictures, for machines without onnxruntime.",
+        ),
+    ] = False,
+    cache_dir: options.CacheDir = None,
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    """Run the flow."""
+    from edge import backends
+    from edge.cli import places
+    from edge.flows import selftest
+
+    chosen, path = places.load_profile(profile)
+    terminal = Terminal()
+    terminal.say(f"profile {chosen.name} ({path})", style="dim")
+    folder = images if images is not None else places.home() / "samples"
+    pictures = _pictures(folder) if images is not None or folder.is_dir() else None
+    if write_reference:
+        from edge.flows.selftest import reference
+
+        if pictures is None or not folder.is_dir():
+            raise UsageError("the answers are kept beside the pictures: these are in no folder", hint="--images DIR")
+        answers = reference.compute(chosen, pictures, threads=threads)
+        terminal.data(str(reference.save(folder, chosen, pictures, answers)))
+        return
+    with ExitStack() as stack:
+        work = _work_folder(keep, stack)
+        bench = selftest.Bench(
+            profile=chosen,
+            backend=lambda item: backends.get(item.backend),
+            pictures=pictures,
+            cache=places.cache_folder(cache_dir),
+            work=work,
+            kept_reference=folder if folder.is_dir() else None,
+            threads=threads or chosen.run.threads,
+        )
+        run = selftest.Run(bench, progress=terminal.progress)
+        try:
+            run.go(lambda step: _show(terminal, step, as_json=as_json))
+        finally:
+            # Also when a signal ends it: what was found until then is what a report needs.
+            failures = _finish(terminal, run, output, as_json=as_json)
+    if failures:
+        raise QualityError(f"{failures} steps failed", where=output, hint="attach this file to a bug report")
+
+
+def _pictures(folder: Path) -> Pictures:
+    from edge.frames import open_pictures
+
+    return open_pictures(folder)
+
+
+def _work_folder(keep: Path | None, stack: ExitStack) -> Path:
+    if keep is None:
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-selftest-")))
+    if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
+        raise UsageError(f"--keep {keep}: not a new folder", hint="name one that is not there yet")
+    keep.mkdir(parents=True, exist_ok=True)
+    return keep
+
+
+def _show(terminal: Terminal, step: Step, *, as_json: bool) -> None:
+    mark, style = _MARKS[step.status]
+    line = f"{mark:<8} {step.name:<{_NAME_WIDTH}} {step.seconds:6.1f} s  {step.text}"
+    lines = [line, *([f"{'':<{_NAME_WIDTH + 19}}try: {step.hint}"] if step.hint and step.status == "failed" else [])]
+    for text in lines:
+        if as_json:
+            terminal.say(text, style=style)
+        else:
+            terminal.show(text, style=style)
+
+
+def _finish(terminal: Terminal, run: Run, output: Path, *, as_json: bool) -> int:
+    """Write the file, say the sum; how many steps failed."""
+    from edge import store
+    from edge.flows.selftest.record import encode
+
+    record = run.record()
+    data = encode(record)
+    try:
+        store.write_bytes(output, data)
+    finally:
+        if as_json:
+            terminal.data(data.decode().rstrip())
+    count = {status: record.count(status) for status in ("ok", "failed", "skipped")}
+    stopped = " until it was stopped" if record.status == "interrupted" else ""
+    terminal.say(f"{count['ok']} ok, {count['failed']} failed, {count['skipped']} skipped{stopped}; {output}")
+    return count["failed"]
