@@ -22,6 +22,7 @@ BackendName = Literal["onnxruntime", "tensorrt", "fake"]
 Precision = Literal["fp32", "fp16", "int8"]
 Int8Route = Literal["auto", "implicit", "explicit"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
 Triple = tuple[float, float, float]
 
 _KIND = Kind(
@@ -89,11 +90,50 @@ class Build(_Section, frozen=True):
 
 
 class Run(_Section, frozen=True):
-    """How the loop runs. ``threads`` is for the CPU backend; None means all cores."""
+    """How the loop runs. ``threads`` is for the CPU backend; None means all cores.
+
+    ``workers`` is how many sessions infer at the same time, and ``prepare`` how many threads read, decode and
+    preprocess; None leaves the choice to the run.
+    """
 
     warmup: Annotated[int, msgspec.Meta(ge=0)] = 10
     topk: Positive = 5
     threads: Positive | None = None
+    workers: Positive | None = None
+    prepare: Positive | None = None
+
+
+class Reconnect(_Section, frozen=True):
+    """When a camera that was lost is tried again: after ``first_s``, then after twice as long, up to ``max_s``.
+
+    ``give_up_s`` ends the run after that time without a frame; None tries for ever.
+    """
+
+    first_s: PositiveFloat = 0.5
+    max_s: PositiveFloat = 30.0
+    give_up_s: PositiveFloat | None = None
+
+
+class Camera(_Section, frozen=True):
+    """How a camera is opened, and when it counts as lost.
+
+    Width, height in pixels and fps are asked for; what the camera gives is in the record. ``format`` and ``decoder``
+    are for USB cameras, ``flip`` (0 to 7, nvvidconv's flip-method) for CSI, ``transport`` for RTSP. ``pipeline`` is a
+    GStreamer pipeline for any of them; ``{device}`` in it stands for node, sensor number or URL. ``timeout_s`` is the longest time without a
+    frame, and ``freeze_s`` the longest with the same frame over and over; null where a picture may stand still.
+    """
+
+    width: Positive = 1280
+    height: Positive = 720
+    fps: PositiveFloat = 30.0
+    format: Literal["mjpg", "yuyv", "any"] = "mjpg"
+    decoder: Literal["software", "hardware"] = "software"
+    flip: Annotated[int, msgspec.Meta(ge=0, le=7)] = 0
+    transport: Literal["tcp", "udp"] = "tcp"
+    pipeline: str | None = None
+    timeout_s: PositiveFloat = 5.0
+    freeze_s: PositiveFloat | None = 10.0
+    reconnect: Reconnect = Reconnect()
 
 
 class Profile(_Section, frozen=True):
@@ -112,12 +152,13 @@ class Profile(_Section, frozen=True):
     build: Build = Build()
     power_mode: str | None = None
     run: Run = Run()
+    camera: Camera = Camera()
 
     @property
     def digest(self) -> str:
         """Sha256 of the settings that an engine depends on; paths and run settings are not among them."""
         content = msgspec.to_builtins(self)
-        for name in ("name", "model", "labels", "run", "power_mode", "calibration"):
+        for name in ("name", "model", "labels", "run", "camera", "power_mode", "calibration"):
             del content[name]
         return digest(content)
 
@@ -190,3 +231,22 @@ def _check_together(profile: Profile, document: Document) -> None:
         raise document.error(("build", "dla_core"), f"backend {profile.backend} has no DLA")
     if profile.backend == "onnxruntime" and profile.precision == "fp16":
         raise document.error(("precision",), "ONNX Runtime on a CPU runs fp32 or int8, not fp16")
+    _check_camera(profile.camera, document)
+
+
+def _check_camera(camera: Camera, document: Document) -> None:
+    again = camera.reconnect
+    for key, value in (
+        (("fps",), camera.fps),
+        (("timeout_s",), camera.timeout_s),
+        (("freeze_s",), camera.freeze_s),
+        (("reconnect", "first_s"), again.first_s),
+        (("reconnect", "max_s"), again.max_s),
+        (("reconnect", "give_up_s"), again.give_up_s),
+    ):
+        if value is not None and not math.isfinite(value):
+            raise document.error(("camera", *key), f"must be finite, got {value}")
+    if again.first_s > again.max_s:
+        raise document.error(("camera", "reconnect"), f"needs first_s <= max_s, got {again.first_s}, {again.max_s}")
+    if camera.pipeline is not None and "appsink" not in camera.pipeline:
+        raise document.error(("camera", "pipeline"), "must end in appsink, as in edge's own (docs/running.md)")

@@ -10,6 +10,7 @@ Format history:
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 from typing import Any, Literal
 
@@ -184,31 +185,99 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     results_kept: Literal["all", "newest"]
 
 
+class Line(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of a record that is written while it grows (``.jsonl``); exactly one of these is there.
+
+    A file begins with ``header``: the run so far, so that each file of a rotated record can be read alone. ``state``
+    is the run so far without its time line, which the ``tick`` lines hold; ``end`` is the finished record.
+    """
+
+    header: RunRecord | None = None
+    result: Result | None = None
+    skip: Skip | None = None
+    gap: Gap | None = None
+    tick: Tick | None = None
+    state: RunRecord | None = None
+    end: RunRecord | None = None
+
+
+KILLED = "the record has no end: its process was killed, or is still running"
+_HEADER = b'{"header":'
+
+
 def save(path: Path, record: RunRecord) -> None:
     """Write a record.
 
     Raises:
         StoreError: the disk refused.
     """
-    store.write_bytes(path, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+    store.write_bytes(path, encode(record))
+
+
+def encode(record: RunRecord) -> bytes:
+    """A record as people can read it."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
 
 
 def load(path: Path) -> RunRecord:
-    """Read a record.
+    """Read a record: a finished one, or what a run that was killed has left.
+
+    Of a ``.jsonl`` record in several files this reads the one file; its figures are those of the whole run, its results
+    are those in the file.
 
     Raises:
         ArtifactError: missing, malformed, or of a format that this edge does not read.
     """
     try:
         data = path.read_bytes()
-        version = msgspec.json.decode(data, type=dict[str, msgspec.Raw]).get("format")
-        if version is None or msgspec.json.decode(version) != FORMAT:
-            found = "no format" if version is None else f"format {bytes(version).decode()}"
-            raise ArtifactError(
-                f"a record with {found}; this edge reads {FORMAT}", where=path, hint="run it again with this edge"
-            )
+        if data.startswith(_HEADER):
+            return _from_lines(data, path)
+        _check_format(msgspec.json.decode(data, type=dict[str, msgspec.Raw]).get("format"), path)
         return msgspec.json.decode(data, type=RunRecord)
     except OSError as exc:
         raise ArtifactError(f"cannot read the record: {exc.strerror}", where=path) from exc
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise ArtifactError(f"not a run record: {exc}", where=path) from exc
+
+
+def _check_format(version: msgspec.Raw | None, path: Path) -> None:
+    if version is None or bytes(version) != str(FORMAT).encode():
+        found = "no format" if version is None else f"format {bytes(version).decode()}"
+        raise ArtifactError(
+            f"a record with {found}; this edge reads {FORMAT}", where=path, hint="run it again with this edge"
+        )
+
+
+def _from_lines(data: bytes, path: Path) -> RunRecord:
+    # A machine that lost power may leave zeros behind what was synced.
+    *lines, rest = data.rstrip(b"\0").split(b"\n")
+    lines = [line for line in lines if line]
+    if not lines:
+        raise ArtifactError("not a run record: the first line is cut off", where=path)
+    head = msgspec.json.decode(lines[0], type=dict[str, dict[str, msgspec.Raw]])["header"]
+    _check_format(head.get("format"), path)
+    newest = msgspec.json.decode(lines[0], type=Line).header
+    assert newest is not None  # noqa: S101 - for mypy: the data begins with it
+    decoder = msgspec.json.Decoder(Line)
+    timeline, results, end = list(newest.timeline), deque[Result](maxlen=MOST_RESULTS), None
+    count = 0
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            found = decoder.decode(line)
+        except msgspec.DecodeError as exc:
+            if number == len(lines) and not rest:
+                break
+            raise ArtifactError(f"not a run record: line {number}: {exc}", where=path) from exc
+        newest, end = found.state or newest, found.end or end
+        if found.tick is not None:
+            timeline.append(found.tick)
+        if found.result is not None:
+            results.append(found.result)
+            count += 1
+    whole = end or msgspec.structs.replace(
+        newest, status="interrupted", failure=newest.failure or KILLED, timeline=timeline
+    )
+    if not count:
+        return whole
+    kept: Literal["all", "newest"] = "all" if len(results) == whole.pictures else "newest"
+    return msgspec.structs.replace(whole, results=list(results), results_kept=kept)

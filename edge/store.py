@@ -132,6 +132,74 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+class Lines:
+    """A file that grows by whole pieces, and makes room for the next one when it is large enough.
+
+    The newest file has the name that was given; ``name.1.suffix`` is the one before, and so on, ``files`` in all. A file
+    that is there already is not written over but moved on like the others. ``head`` gives what a new file begins with.
+    """
+
+    def __init__(self, path: Path, *, head: Callable[[], bytes], limit: int | None = None, files: int = 1) -> None:
+        self._path = path
+        self._head = head
+        self._limit = limit
+        self._files = files
+        self._file: IO[bytes] | None = None
+        self._size = 0
+
+    def append(self, data: bytes) -> None:
+        """Add ``data`` in full, or nothing of it; synced to the disk.
+
+        Raises:
+            StoreError: the disk refused. The next call tries again.
+        """
+        try:
+            if self._file is not None and self._limit is not None and self._size + len(data) > self._limit:
+                self.close()
+            file = self._file or self._open()
+            try:
+                _write_whole(file, data)
+                os.fsync(file.fileno())
+            except OSError:
+                # Half a line would be read as damage.
+                file.truncate(self._size)
+                file.seek(self._size)
+                raise
+            self._size += len(data)
+        except OSError as exc:
+            raise os_error(exc, self._path) from exc
+
+    def close(self) -> None:
+        """Close the file; the next piece begins a new one."""
+        if self._file is not None:
+            file, self._file = self._file, None
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def _open(self) -> IO[bytes]:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._path.exists():
+            self._numbered(self._files - 1).unlink(missing_ok=True)
+            for number in range(self._files - 2, -1, -1):
+                if (older := self._numbered(number)).exists():
+                    older.replace(self._numbered(number + 1))
+        head = self._head()
+        # Unbuffered: what was written is in the file, or the error is here and now.
+        file = self._path.open("xb", buffering=0)
+        try:
+            _write_whole(file, head)
+        except OSError:
+            file.close()
+            self._path.unlink()
+            raise
+        self._file, self._size = file, len(head)
+        _sync_folder(self._path.parent)
+        return file
+
+    def _numbered(self, number: int) -> Path:
+        return self._path.with_suffix(f".{number}{self._path.suffix}") if number else self._path
+
+
 def save(
     manifest_path: Path,
     *,
@@ -264,6 +332,13 @@ def _hash_stream(file: IO[bytes]) -> str:
     while piece := file.read(1 << 20):
         state.update(piece)
     return state.hexdigest()
+
+
+def _write_whole(file: IO[bytes], data: bytes) -> None:
+    """All of it: a disk that becomes full takes the first part without an error."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _umask() -> int:

@@ -34,7 +34,7 @@ def decode(data: bytes, *, name: str) -> npt.NDArray[np.uint8]:
     wrong = problem(data)
     if wrong is not None:
         raise DataError(wrong, where=name)
-    cv2, numpy = _cv2(), require("numpy")
+    cv2, numpy = opencv(), require("numpy")
     try:
         pixels = cv2.imdecode(numpy.frombuffer(data, numpy.uint8), cv2.IMREAD_COLOR)
     except cv2.error as exc:
@@ -50,7 +50,7 @@ def decode(data: bytes, *, name: str) -> npt.NDArray[np.uint8]:
 
 
 @functools.cache
-def _cv2() -> ModuleType:
+def opencv() -> ModuleType:
     """OpenCV, told once to keep its own log lines to itself: each failure is an error of ours already."""
     cv2 = require("cv2")
     if "OPENCV_LOG_LEVEL" not in os.environ:

@@ -116,9 +116,16 @@ class Account:
             self._labels[best.index, best.label] += 1
 
     def record(
-        self, status: Status, *, failure: str | None, warmup: Warmup, window: Window, dropped: int | None
+        self,
+        status: Status,
+        *,
+        failure: str | None,
+        warmup: Warmup,
+        window: Window,
+        dropped: int | None,
+        notes: Sequence[str] = (),
     ) -> RunRecord:
-        """The record of everything so far; ``window`` is on the sampler's clock."""
+        """The record of everything so far; ``window`` is on the sampler's clock, ``notes`` come from the stream."""
         power, unavailable, conditions = self._telemetry.account(window, pictures=self.pictures)
         sampler = self._telemetry.sampler
         timeline = self._timeline.ticks(window.length_s, reading=sampler.latest if sampler else None)
@@ -150,7 +157,7 @@ class Account:
             power_unavailable=unavailable,
             conditions=conditions,
             top_labels=[LabelCount(i, label, n) for (i, label), n in self._labels.most_common(MOST_LABELS)],
-            warnings=[*self.notes, *doubts(self._total_ms(), timeline, conditions, pictures=self.pictures)],
+            warnings=[*notes, *self.notes, *doubts(self._total_ms(), timeline, conditions, pictures=self.pictures)],
             results=list(self._results),
             results_kept="all" if self.pictures <= MOST_RESULTS else "newest",
         )

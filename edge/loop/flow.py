@@ -13,10 +13,11 @@ import msgspec
 import numpy as np
 
 from edge.backends.base import FrameSession, Inference, Session
-from edge.errors import DataError, EdgeError
+from edge.errors import DataError, EdgeError, StoreError
 from edge.frames.stream import Outage, Stream
 from edge.loop.account import Account
 from edge.loop.classify import Classifier
+from edge.loop.journal import Journal
 from edge.loop.pipeline import Parcel, Pipeline, Taken, Width
 from edge.preprocess import Preprocessor
 from edge.record import Gap, Result, RunRecord, Skip, Stages, Status, Subject, Warmup
@@ -69,6 +70,7 @@ def run(
     hear: Hear = lambda _heard: None,
     show: Show | None = None,
     keep: Keep = lambda _record: None,
+    journal: Journal | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> RunRecord:
     """Classify every frame of ``stream``; a picture that cannot be decoded is skipped, counted and named.
@@ -77,7 +79,8 @@ def run(
     ``preprocessor`` None means that they preprocess themselves. ``hear`` gets results, skips and gaps in order, and
     ``show`` the pixels of each labelled frame with its result; both in this thread, and a slow one slows the run down.
     ``should_stop`` ends it after the frames in hand; the record then says ``interrupted``. ``keep`` gets the record
-    once, however the run ended, also when this raises. ``sampler`` is running; without one, ``no_power`` says why.
+    once, however the run ended, also when this raises; ``journal`` keeps it on disk meanwhile. ``sampler`` is running;
+    without one, ``no_power`` says why.
 
     Raises:
         DataError: not one picture could be decoded.
@@ -92,9 +95,11 @@ def run(
     warmup = warm_up(sessions, preprocessor, settings, size=(opened.height, opened.width))
     loop = _Loop(
         account, pipeline, stream, classify=Classifier(names, topk=settings.topk), duration_s=settings.duration_s,
-        hear=hear, show=show,
+        hear=hear, show=show, journal=journal, warmup=warmup,
     )  # fmt: skip
     error: BaseException | None = None
+    if journal is not None:
+        journal.begin(loop.record("interrupted"))
     try:
         if should_stop():
             loop.status = "interrupted"
@@ -107,15 +112,15 @@ def run(
             )
     except Exception as exc:  # noqa: BLE001 - raised again when the record is kept
         error = exc
-    account.notes += stream.notes
-    finished = account.record(
-        loop.status if error is None else "failed",
-        failure=None if error is None else _words(error),
-        warmup=warmup,
-        window=Window(loop.start_s, time.monotonic()),
-        dropped=loop.dropped,
-    )
+    finished = loop.record(loop.status if error is None else "failed", failure=None if error is None else _words(error))
     keep(finished)
+    if journal is not None:
+        try:
+            journal.end(finished)
+        except StoreError:
+            # The error of the run says more.
+            if error is None:
+                raise
     if error is not None:
         raise error
     return finished
@@ -156,8 +161,12 @@ class _Loop:
         duration_s: float | None,
         hear: Hear,
         show: Show | None,
+        journal: Journal | None,
+        warmup: Warmup,
     ) -> None:
         self.status: Status = "complete"
+        self._journal = journal
+        self._warmup = warmup
         self._account = account
         self._pipeline = pipeline
         self._stream = stream
@@ -180,7 +189,7 @@ class _Loop:
         give_up_s: float | None = None
         for parcel in self._pipeline.parcels(poll_s=_POLL_S):
             now = time.monotonic()
-            self._account.advance(now - self.start_s, dropped=self.dropped)
+            self._keep_up(now - self.start_s)
             if parcel is not None:
                 self._deliver(parcel)
                 self._pipeline.give_back(parcel)
@@ -196,6 +205,20 @@ class _Loop:
                     f"{_DRAIN_S:g} s"
                 )
                 return
+
+    def record(self, status: Status, *, failure: str | None = None) -> RunRecord:
+        """The record of everything so far."""
+        return self._account.record(
+            status, failure=failure, warmup=self._warmup, window=Window(self.start_s, time.monotonic()),
+            dropped=self.dropped, notes=self._stream.notes,
+        )  # fmt: skip
+
+    def _keep_up(self, t_s: float) -> None:
+        ticks = self._account.advance(t_s, dropped=self.dropped)
+        if self._journal is not None:
+            self._journal.ticked(ticks)
+            if self._journal.is_due(t_s):
+                self._journal.flush(t_s, self.record("interrupted"))
 
     def _deliver(self, parcel: Parcel) -> None:
         if parcel.outage is not None:
@@ -242,6 +265,8 @@ class _Loop:
 
     def _tell(self, heard: Heard) -> None:
         self._account.add(heard)
+        if self._journal is not None:
+            self._journal.heard(heard)
         self._hear(heard)
 
 
