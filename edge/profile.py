@@ -119,8 +119,9 @@ class Camera(_Section, frozen=True):
 
     Width, height in pixels and fps are asked for; what the camera gives is in the record. ``format`` and ``decoder``
     are for USB cameras, ``flip`` (0 to 7, nvvidconv's flip-method) for CSI, ``transport`` for RTSP. ``pipeline`` is a
-    GStreamer pipeline for any of them; ``{device}`` in it stands for node, sensor number or URL. ``timeout_s`` is the longest time without a
-    frame, and ``freeze_s`` the longest with the same frame over and over; null where a picture may stand still.
+    GStreamer pipeline for any of them; ``{device}`` in it stands for node, sensor number or URL. ``timeout_s`` is the
+    longest time without a frame, and ``freeze_s`` the longest with the same frame over and over; null where a picture
+    may stand still.
     """
 
     width: Positive = 1280

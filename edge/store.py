@@ -135,8 +135,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 class Lines:
     """A file that grows by whole pieces, and makes room for the next one when it is large enough.
 
-    The newest file has the name that was given; ``name.1.suffix`` is the one before, and so on, ``files`` in all. A file
-    that is there already is not written over but moved on like the others. ``head`` gives what a new file begins with.
+    The newest file has the name that was given; ``name.1.suffix`` is the one before, and so on, ``files`` in all. A
+    file that is there already is moved on like the others. ``head`` gives what a new file begins with.
     """
 
     def __init__(self, path: Path, *, head: Callable[[], bytes], limit: int | None = None, files: int = 1) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -57,7 +58,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float | None = None
 
 
-def run(
+def run(  # noqa: PLR0913
     stream: Stream,
     *,
     sessions: Sequence[Session] | Sequence[FrameSession],
@@ -91,36 +92,20 @@ def run(
         subject=subject, source=msgspec.to_builtins(opened), replayed=opened.replayed,
         telemetry=Telemetry(sampler, no_power), started_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )  # fmt: skip
-    pipeline = Pipeline(stream, sessions, preprocessor, width=settings.width, keep_pixels=show is not None)
-    warmup = warm_up(sessions, preprocessor, settings, size=(opened.height, opened.width))
-    loop = _Loop(
-        account, pipeline, stream, classify=Classifier(names, topk=settings.topk), duration_s=settings.duration_s,
-        hear=hear, show=show, journal=journal, warmup=warmup,
-    )  # fmt: skip
+    loop = _Loop(account, stream, classify=Classifier(names, topk=settings.topk), hear=hear, show=show, journal=journal)
     error: BaseException | None = None
-    if journal is not None:
-        journal.begin(loop.record("interrupted"))
     try:
-        if should_stop():
-            loop.status = "interrupted"
-        else:
-            with pipeline:
-                loop.go(should_stop)
-        if not account.pictures and account.skipped_count and loop.status == "complete":
-            raise DataError(  # noqa: TRY301 - the record is kept before it goes on
-                f"none of the {account.skipped_count} pictures could be decoded: {account.first_reason}"
-            )
+        loop.warmup = warm_up(sessions, preprocessor, settings, size=(opened.height, opened.width))
+        pipeline = Pipeline(stream, sessions, preprocessor, width=settings.width, keep_pixels=show is not None)
+        loop.go(pipeline, should_stop, duration_s=settings.duration_s)
     except Exception as exc:  # noqa: BLE001 - raised again when the record is kept
         error = exc
     finished = loop.record(loop.status if error is None else "failed", failure=None if error is None else _words(error))
     keep(finished)
     if journal is not None:
-        try:
+        # The error of the run says more than that of its record.
+        with contextlib.nullcontext() if error is None else contextlib.suppress(StoreError):
             journal.end(finished)
-        except StoreError:
-            # The error of the run says more.
-            if error is None:
-                raise
     if error is not None:
         raise error
     return finished
@@ -154,29 +139,27 @@ class _Loop:
     def __init__(
         self,
         account: Account,
-        pipeline: Pipeline,
         stream: Stream,
         *,
         classify: Classifier,
-        duration_s: float | None,
         hear: Hear,
         show: Show | None,
         journal: Journal | None,
-        warmup: Warmup,
     ) -> None:
         self.status: Status = "complete"
-        self._journal = journal
-        self._warmup = warmup
+        self.warmup = Warmup(0, None, None)
         self._account = account
-        self._pipeline = pipeline
         self._stream = stream
         self._classify = classify
         self._hear = hear
         self._show = show
-        # Frames that were replaced while the engine warmed up are not counted.
-        self._dropped_before = stream.dropped
-        self.start_s = time.monotonic()
-        self._end_s = math.inf if duration_s is None else self.start_s + duration_s
+        self._journal = journal
+        self._begin()
+
+    def _begin(self) -> None:
+        """The measured window begins: frames that were replaced until now are not counted."""
+        self._start_s = time.monotonic()
+        self._dropped_before = self._stream.dropped
 
     @property
     def dropped(self) -> int | None:
@@ -184,32 +167,48 @@ class _Loop:
         now, before = self._stream.dropped, self._dropped_before
         return None if now is None or before is None else now - before
 
-    def go(self, should_stop: Callable[[], bool]) -> None:
-        """Until the stream or the duration ends, or a wish to stop."""
+    def go(self, pipeline: Pipeline, should_stop: Callable[[], bool], *, duration_s: float | None) -> None:
+        """Until the stream or the duration ends, or a wish to stop.
+
+        Raises:
+            DataError: not one picture could be decoded.
+        """
+        self._begin()
+        if self._journal is not None:
+            self._journal.begin(self.record("interrupted"))
+        if should_stop():
+            self.status = "interrupted"
+            return
+        with pipeline:
+            self._take(pipeline, should_stop, self._start_s + (math.inf if duration_s is None else duration_s))
+        account = self._account
+        if not account.pictures and account.skipped_count and self.status == "complete":
+            raise DataError(f"none of the {account.skipped_count} pictures could be decoded: {account.first_reason}")
+
+    def _take(self, pipeline: Pipeline, should_stop: Callable[[], bool], end_s: float) -> None:
         give_up_s: float | None = None
-        for parcel in self._pipeline.parcels(poll_s=_POLL_S):
+        for parcel in pipeline.parcels(poll_s=_POLL_S):
             now = time.monotonic()
-            self._keep_up(now - self.start_s)
+            self._keep_up(now - self._start_s)
             if parcel is not None:
                 self._deliver(parcel)
-                self._pipeline.give_back(parcel)
+                pipeline.give_back(parcel)
             if give_up_s is None:
                 asked = should_stop()
-                if asked or now >= self._end_s:
+                if asked or now >= end_s:
                     self.status = "interrupted" if asked else "complete"
-                    self._pipeline.stop()
+                    pipeline.stop()
                     give_up_s = now + _DRAIN_S
             elif now >= give_up_s:
                 self._account.notes.append(
-                    f"{self._pipeline.in_flight} frames in hand were given up: a stage did not come back in "
-                    f"{_DRAIN_S:g} s"
+                    f"{pipeline.in_flight} frames in hand were given up: a stage did not come back in {_DRAIN_S:g} s"
                 )
                 return
 
     def record(self, status: Status, *, failure: str | None = None) -> RunRecord:
         """The record of everything so far."""
         return self._account.record(
-            status, failure=failure, warmup=self._warmup, window=Window(self.start_s, time.monotonic()),
+            status, failure=failure, warmup=self.warmup, window=Window(self._start_s, time.monotonic()),
             dropped=self.dropped, notes=self._stream.notes,
         )  # fmt: skip
 
@@ -251,12 +250,12 @@ class _Loop:
             total_ms=own_ms,
             age_ms=(end - frame.since_s) * 1e3,
         )
-        return Result(seq=frame.seq, name=frame.name, guesses=guesses, stages=stages, t_s=end - self.start_s)
+        return Result(seq=frame.seq, name=frame.name, guesses=guesses, stages=stages, t_s=end - self._start_s)
 
     def _gap(self, outage: Outage) -> Gap:
         return Gap(
-            start_s=max(outage.start_s - self.start_s, 0.0),
-            end_s=None if outage.end_s is None else max(outage.end_s - self.start_s, 0.0),
+            start_s=max(outage.start_s - self._start_s, 0.0),
+            end_s=None if outage.end_s is None else max(outage.end_s - self._start_s, 0.0),
             reason=outage.reason,
             hint=outage.hint,
             reopened_as=outage.reopened_as,

@@ -114,8 +114,9 @@ class Journal:
         Raises:
             StoreError: the disk refused, or did not answer.
         """
-        self._queue.put(None)
-        self._thread.join(_PATIENCE_S)
+        if self._thread.ident is not None:
+            self._queue.put(None)
+            self._thread.join(_PATIENCE_S)
         if self._thread.is_alive():
             raise StoreError("the disk does not answer: the record has no end", where=self.path)
         if self._lost:
@@ -165,12 +166,15 @@ class Journal:
 
     def _write_all(self) -> None:
         while (data := self._queue.get()) is not None:
-            try:
-                if self._is_lines:
-                    self._lines.append(data)
-                else:
-                    store.write_bytes(self.path, data)
-                self._failure = None
-            except StoreError as exc:
-                self._failure = exc
-                self._lost += 1
+            self._failure = self._write(data)
+
+    def _write(self, data: bytes) -> StoreError | None:
+        try:
+            if self._is_lines:
+                self._lines.append(data)
+            else:
+                store.write_bytes(self.path, data)
+        except StoreError as exc:
+            self._lost += 1
+            return exc
+        return None
