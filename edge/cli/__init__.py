@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "eval": "Measure top-1, top-5 and agreement with FP32.",
     "bundle": "Make, check, sign and share what a device needs, as one file.",
     "ship": "Ship a bundle to devices; look at them; take one back.",
+    "report": "Make one HTML page of run records.",
     "service": "Keep edge run going as a systemd service.",
     "sweep": "Compare calibration algorithms and picture counts.",
     "selftest": "Try everything that edge promises on this machine.",

@@ -1,0 +1,101 @@
+"""Make one HTML page of run records, several side by side.
+
+The page needs no network and prints well. Runs of different devices, backends or power modes get axes of their own, and
+the page says so; --across puts them on one, and the page says that.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from edge.cli import options
+from edge.errors import StoreError, UsageError
+from edge.ui import Terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edge.report import Comparison, Run
+
+
+def command(
+    *,
+    records: Annotated[list[Path] | None, typer.Argument(metavar="RECORD…", help="Files of edge run --record.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the page to this file.")] = None,
+    across: Annotated[bool, typer.Option("--across", help="One axis for runs that are not alike.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Run the verb."""
+    from edge import report, store
+
+    terminal = Terminal()
+    if output is None and not as_json:
+        raise UsageError("nowhere to write the page", hint="edge report run.json -o report.html, or --json")
+    if output is not None:
+        _check_page(output, records or [])
+    runs = report.load(records or [])
+    comparison = report.compare(runs, across=across)
+    if output is not None:
+        store.write_bytes(output, report.render(runs, comparison).encode())
+    if as_json:
+        terminal.data(msgspec.json.encode(_data(runs, comparison)).decode())
+        return
+    for line in comparison.apart:
+        terminal.warn(f"{line}: axes of their own")
+    for pair in comparison.pairs:
+        _show(terminal, runs, comparison, pair.b)
+    terminal.say(f"page: {output}")
+
+
+def _show(terminal: Terminal, runs: Sequence[Run], comparison: Comparison, letter: str) -> None:
+    """The differences of one run against the first of its group."""
+    from edge.report.page import difference, ms, ratio
+
+    pair = next(pair for pair in comparison.pairs if pair.b == letter)
+    names = {run.letter: run.name for run in runs}
+    rows = [
+        (f"{item.measure}, {item.unit}", ms(item.a), ms(item.b), difference(item), ratio(item), _verdict(item.differs))
+        for item in pair.differences
+    ]
+    terminal.table(
+        ("measure", pair.a, pair.b, f"{pair.b} - {pair.a}", f"{pair.b} / {pair.a}", ""), rows, right=range(1, 5),
+        title=f"{pair.b} {names[pair.b]} against {pair.a} {names[pair.a]}",
+    )  # fmt: skip
+
+
+def _verdict(differs: bool | None) -> str:  # noqa: FBT001 - a value, not a switch
+    return {True: "differs", False: "cannot be told apart", None: "no interval"}[differs]
+
+
+def _data(runs: Sequence[Run], comparison: Comparison) -> dict[str, object]:
+    """Everything but the single results, which are in the records."""
+    from edge.report.reading import facts
+
+    return {
+        "runs": [
+            {
+                "letter": run.letter,
+                "facts": facts(run),
+                "record": {k: v for k, v in msgspec.to_builtins(run.record).items() if k != "results"},
+            }
+            for run in runs
+        ],
+        "comparison": msgspec.to_builtins(comparison),
+    }
+
+
+def _check_page(path: Path, records: Sequence[Path]) -> None:
+    """Everything that writing the page needs, known before the work and not after it."""
+    from edge.pages import document
+
+    document.check()
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise StoreError("the page cannot be written", where=path, hint="choose another file")
+    if any(path.exists() and record.exists() and path.samefile(record) for record in records):
+        raise UsageError("the page would be written over a record", where=path, hint="choose another file")

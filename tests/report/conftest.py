@@ -1,0 +1,26 @@
+"""Files with records made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from run_records import made
+
+from edge import record as records
+from edge.record import RunRecord
+
+
+@pytest.fixture
+def keep(tmp_path: Path) -> Callable[..., Path]:
+    """``keep("a.json", record)``: the record as a file."""
+
+    def save(name: str, record: RunRecord | None = None, **changes: Any) -> Path:
+        record = made() if record is None else record
+        records.save(tmp_path / name, msgspec.structs.replace(record, **changes))
+        return tmp_path / name
+
+    return save

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from run_records import ORIN, made
+
+from edge.errors import DataError
+from edge.record import Gap, Guess, LabelCount, RunRecord, Skip
+from edge.report import compare, load, page, render
+from edge.report.charts import throttled
+
+Keep = Callable[..., Path]
+VOID = {"meta", "br", "link", "img", "hr", "input"}
+NASTY = "</style></script><script>alert('x')</script><img src=x onerror=alert(1)> $\\frac{1}{$ & \"more\" {{ 7*7 }}"
+
+
+class Reader(HTMLParser):
+    """Checks that elements nest, and keeps tags, attributes and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def shown(keep: Keep) -> Callable[..., str]:
+    """``shown(record, …, across=False)``: the page about these records."""
+
+    def make(*every: RunRecord, across: bool = False) -> str:
+        runs = load([keep(f"{i}.json", record) for i, record in enumerate(every)])
+        return render(runs, compare(runs, across=across))
+
+    return make
+
+
+def test_one_run_has_everything(shown: Callable[..., str]) -> None:
+    read = Reader(shown(made()))
+    # Distribution, stages, time line, power and heat.
+    assert read.tags.count("svg") == 4
+    for words in (
+        "efficientnet_lite0, int8, on Orin Nano 8GB developer kit", "bbbbbbbbbbbb", "cccccccccccc", "dddddddddddd",
+        "eeeeeeeeeeee", "JetPack 6.2", "25W", "module_input by hwmon", "700 ± 7", "net 230", "giant panda", "33.3 %",
+        "4.5 s without frames, reopened as /dev/video1, 3 tries", "skipped 0007.jpg: the picture is empty",
+        "throttled for 6 s by cpu-throttle-alert", "oc3_event_cnt 2", "from capture to label", "nearest-rank",
+    ):  # fmt: skip
+        assert words in re.sub(r"\s+", " ", read.text), words
+    assert "against" not in read.text
+
+
+def test_the_page_needs_nothing_from_elsewhere(shown: Callable[..., str]) -> None:
+    text = shown(made(), made(seed=1))
+    read = Reader(text)
+    assert not {"script", "link", "img", "iframe", "object", "base", "form"} & set(read.tags)
+    assert [value for name, value in read.attributes if name in {"src", "href"}] == []
+    assert {value for name, value in read.attributes if name == "xlink:href" and not value.startswith("#")} == set()
+    addresses = set(re.findall(r"https?://[^\s\"')<]+", text))
+    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+
+
+def test_nothing_out_of_a_record_becomes_markup(shown: Callable[..., str]) -> None:
+    record = made(
+        20, failure=NASTY, status="failed", replayed=NASTY, warnings=[NASTY], stages_absent={NASTY: NASTY},
+        skipped=[Skip(0, NASTY, NASTY)], top_labels=[LabelCount(0, NASTY, 3)], power_unavailable=NASTY,
+        edge_version=NASTY, started_utc=NASTY,
+        gaps=[Gap(start_s=1.0, end_s=2.0, reason=NASTY, hint=NASTY, reopened_as=NASTY)],
+        conditions={"temps_c": {NASTY: {"high": 3.0}}, "throttles": {NASTY: 4}},
+        source={"kind": NASTY, "opened_as": NASTY, "width": NASTY, "height": NASTY, "live": NASTY},
+    )  # fmt: skip
+    names = ("profile", "model", "engine_sha256", "table_sha256", "precision", "source")
+    record = msgspec.structs.replace(
+        record,
+        subject=msgspec.structs.replace(
+            record.subject, **dict.fromkeys(names, NASTY),
+            device=dict.fromkeys(("product", "power_mode", "module", "jetpack"), NASTY),
+            backend={NASTY: NASTY}, layers={"weighted": NASTY, "weighted_int8": NASTY},
+        ),
+        results=[msgspec.structs.replace(r, name=NASTY, guesses=[Guess(0, NASTY, 1.0)]) for r in record.results],
+        timeline=[
+            msgspec.structs.replace(t, temps_c={NASTY: 50.0}, throttling=(NASTY,), loads_percent={NASTY: 3.0})
+            for t in record.timeline
+        ],
+        latency={**record.latency, NASTY: record.latency["total"]},
+    )  # fmt: skip
+    for across in (False, True):
+        text = shown(record, made(20), across=across)
+        read = Reader(text)
+        assert not {"script", "img"} & set(read.tags)
+        assert not [name for name, _value in read.attributes if name.startswith("on")]
+        assert "<script" not in text
+        assert "49" not in re.findall(r"\{\{.*?\}\}", text)
+        assert read.text.count("{{ 7*7 }}") > 10
+
+
+def test_differences_and_why_there_are_none(shown: Callable[..., str]) -> None:
+    other = made(seed=2)
+    other = msgspec.structs.replace(
+        other, subject=msgspec.structs.replace(other.subject, device={**ORIN, "power_mode": "15W"})
+    )
+    text = re.sub(r"\s+", " ", Reader(shown(made(), made(slower=1.4, seed=1), other)).text)
+    assert "B against A" in text
+    assert "C against" not in text
+    assert "Not on one axis. C is not on the axis of A: power mode 15W against 25W" in text
+    assert "moving block bootstrap" in text
+    together = re.sub(r"\s+", " ", Reader(shown(made(), other, across=True)).text)
+    assert "Put on one axis although they are not alike" in together
+    assert "differ in power mode" in together
+
+
+def test_plots_of_unlike_runs_are_apart(shown: Callable[..., str]) -> None:
+    other = made(seed=2)
+    other = msgspec.structs.replace(
+        other, subject=msgspec.structs.replace(other.subject, device={**ORIN, "power_mode": "15W"})
+    )
+    titles = [value for name, value in Reader(shown(made(), other)).attributes if name == "aria-label"]
+    assert not [title for title in titles if "A, B" in title]
+    titles = [value for name, value in Reader(shown(made(), made(seed=2))).attributes if name == "aria-label"]
+    assert len([title for title in titles if "A, B" in title]) == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"timeline": []},
+        {"results": [], "results_kept": "newest"},
+        {"histogram": {}},
+        {"latency": {}, "histogram": {}},
+        {"power": None, "power_unavailable": None, "conditions": {}},
+        {"conditions": {"temps_c": 7, "throttles": "x"}},
+        {"conditions": {"temps_c": {"tj": 5, "cpu": {"high": "hot"}}}},
+        {"source": {}},
+        {"gaps": [Gap(start_s=50.0, end_s=None, reason="gone")]},
+        {"gaps": [Gap(start_s=float(i), end_s=i + 0.5, reason="gone") for i in range(50)]},
+        {"top_labels": [], "skipped": [], "skipped_count": 0},
+        {"skipped_count": 5000},
+        {"top_labels": [LabelCount(0, "x", 10**9)]},
+        {"measured_s": 0.0},
+    ],
+)
+def test_a_record_with_less_in_it(changes: dict[str, Any], shown: Callable[..., str]) -> None:
+    Reader(shown(made(60, **changes)))
+
+
+def test_one_picture_and_none(shown: Callable[..., str]) -> None:
+    Reader(shown(made(1, live=False)))
+    Reader(shown(made(0), made(5)))
+    with pytest.raises(DataError, match="nothing to show"):
+        shown(made(0))
+
+
+def test_eight_runs(shown: Callable[..., str]) -> None:
+    read = Reader(shown(*(made(40, seed=i) for i in range(8))))
+    assert "H against A" in read.text
+
+
+def test_the_same_records_give_the_same_page(shown: Callable[..., str]) -> None:
+    assert shown(made(), made(seed=1)) == shown(made(), made(seed=1))
+
+
+def test_throttled_stretches_are_joined() -> None:
+    ticks = made().timeline
+    assert throttled(ticks) == [(40.0, 46.0)]
+    assert throttled([]) == []
+    assert throttled([msgspec.structs.replace(tick, throttling=("x",)) for tick in ticks]) == [(0.0, 60.0)]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "–"), (0.0, "0.00"), (1.234, "1.23"), (12.34, "12.3"), (1234.5, "1234")]
+)
+def test_milliseconds(value: float | None, text: str) -> None:
+    assert page.ms(value) == text
