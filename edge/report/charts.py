@@ -10,7 +10,8 @@ import msgspec
 
 from edge.pages import plot
 from edge.pages.plot import GRID, SOFT, colour
-from edge.record import Bin, RunRecord, Tick
+from edge.record import RunRecord, Tick
+from edge.stats import Bin
 
 STAGES = ("decode", "preprocess", "host_to_device", "infer", "device_to_host", "postprocess")
 _WIDE, _NARROW = 7.4, 4.6
