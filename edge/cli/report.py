@@ -1,6 +1,6 @@
-"""Make one HTML page of run records, several side by side.
+"""Make one HTML page of run records.
 
-The page needs no network and prints well. Runs of different devices, backends or power modes get axes of their own, and
+Several are put side by side. The page needs no network and prints well. Runs of different devices, backends or power modes get axes of their own, and
 the page says so; --across puts them on one, and the page says that.
 """
 
