@@ -1,7 +1,7 @@
 """Make one HTML page of run records.
 
-Several are put side by side. The page needs no network and prints well. Runs of different devices, backends or power modes get axes of their own, and
-the page says so; --across puts them on one, and the page says that.
+Several are put side by side. The page needs no network and prints well. Runs of different devices, backends or power
+modes get axes of their own, and the page says so; --across puts them on one, and the page says that.
 """
 
 from __future__ import annotations
