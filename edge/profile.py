@@ -137,6 +137,17 @@ class Camera(_Section, frozen=True):
     reconnect: Reconnect = Reconnect()
 
 
+class Telemetry(_Section, frozen=True):
+    """Where power is read from (``auto`` tries what there is), how often, and how long a run is idle before it begins.
+
+    ``idle_s`` is the baseline for net energy; 0 means none.
+    """
+
+    source: Literal["auto", "hwmon", "tegrastats", "jtop", "nvml", "rapl", "none"] = "auto"
+    rate_hz: Annotated[float, msgspec.Meta(gt=0, le=100)] = 10.0
+    idle_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.0
+
+
 class Profile(_Section, frozen=True):
     """Everything about one device, resolved: ``extends`` merged, paths absolute."""
 
@@ -154,12 +165,13 @@ class Profile(_Section, frozen=True):
     power_mode: str | None = None
     run: Run = Run()
     camera: Camera = Camera()
+    telemetry: Telemetry = Telemetry()
 
     @property
     def digest(self) -> str:
         """Sha256 of the settings that an engine depends on; paths and run settings are not among them."""
         content = msgspec.to_builtins(self)
-        for name in ("name", "model", "labels", "run", "camera", "power_mode", "calibration"):
+        for name in ("name", "model", "labels", "run", "camera", "telemetry", "power_mode", "calibration"):
             del content[name]
         return digest(content)
 

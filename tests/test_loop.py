@@ -23,6 +23,7 @@ from edge.profile import Input, Preprocess
 from edge.record import Result, RunRecord, Skip, Subject
 from edge.telemetry import NoSource
 from edge.telemetry.base import Reading, Scope, Unavailable
+from edge.telemetry.meter import Telemetry
 from edge.telemetry.sampler import Sampler
 
 NO_POWER = NoSource((Unavailable("hwmon", "no sensor"),))
@@ -104,8 +105,7 @@ def run(tmp_path: Path, pictures: Callable[..., list[Path]]) -> Callable[..., Ru
                 names=names,
                 subject=SUBJECT,
                 settings=loop.Settings(**{"warmup": 2, "topk": 5, "width": loop.Width(**width), **options}),
-                sampler=sampler,
-                no_power=None if sampler else NO_POWER,
+                telemetry=Telemetry(sampler, None if sampler else NO_POWER),
                 **further,
             )
 

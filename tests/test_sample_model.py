@@ -17,6 +17,7 @@ from edge.frames.stream import PictureStream
 from edge.profile import Precision, Profile
 from edge.record import Result, Subject
 from edge.telemetry import NoSource
+from edge.telemetry.meter import Telemetry
 
 # Who looks at these pictures says one of these; the network is as unsure of the cat as a person is.
 SAMPLES = {
@@ -102,7 +103,7 @@ def test_the_sample_pictures_are_what_they_show(
         names=labels.load_names(Path(host.labels)),
         subject=subject,
         settings=loop.Settings(topk=5, warmup=0),
-        no_power=NoSource(()),
+        telemetry=Telemetry(None, NoSource(())),
     )
     assert finished.skipped == []
     seen: dict[str, Result] = {result.name: result for result in finished.results}

@@ -26,6 +26,26 @@ Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threa
 PrecisionName = Annotated[
     str | None, typer.Option("--precision", help="fp32, fp16 or int8.", show_default="the profile's")
 ]
+Power = Annotated[
+    str | None,
+    typer.Option(
+        "--power",
+        metavar="SOURCE",
+        help="Where power is read from: auto, hwmon, tegrastats, jtop, nvml, rapl, none, or replay:FILE (a recording).",
+        show_default="the profile's, or auto",
+    ),
+]
+Idle = Annotated[
+    str | None,
+    typer.Option(
+        "--idle", metavar="TIME", help="Measure idle power first (10s or more), for net energy.",
+        show_default="the profile's, or none",
+    ),
+]  # fmt: skip
+SetPowerMode = Annotated[
+    bool,
+    typer.Option("--set-power-mode", help="Switch to the profile's power_mode, and back at the end (root)."),
+]
 
 
 def precision(name: str | None) -> Precision | None:

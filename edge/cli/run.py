@@ -22,13 +22,12 @@ if TYPE_CHECKING:
     from edge.backends.base import Backend
     from edge.profile import Profile
     from edge.record import RunRecord, Subject
-    from edge.telemetry import NoSource, Source
 
 # Pictures listed at the end of a run; all of them are in the record.
 _SHOWN = 20
 
 
-def command(
+def command(  # noqa: PLR0913 - one argument per option
     *,
     images: options.Images = None,
     profile: options.ProfileName = None,
@@ -36,18 +35,20 @@ def command(
     topk: Annotated[int | None, typer.Option(min=1, help="Guesses per picture.", show_default="the profile's")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after N pictures.")] = None,
     record: Annotated[Path | None, typer.Option(help="Write the run record to this file.")] = None,
+    power: options.Power = None,
+    idle: options.Idle = None,
+    set_power_mode: options.SetPowerMode = False,
     cache_dir: options.CacheDir = None,
     engine_dir: options.EngineDir = None,
     threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
     """Run the verb."""
-    from edge import labels, loop, preprocess, telemetry
+    from edge import labels, loop, preprocess
     from edge import record as records
-    from edge.cli import audience, places, signals
+    from edge.cli import audience, metering, places, signals
     from edge.frames import open_pictures
     from edge.frames.stream import PictureStream
-    from edge.telemetry.sampler import Sampler
 
     chosen, path = places.load_profile(profile)
     if images is None:
@@ -64,16 +65,13 @@ def command(
     with contextlib.ExitStack() as stack:
         session = backend.open(found.path, precision=wanted, threads=threads or chosen.run.threads)
         stack.callback(session.close)
-        power = telemetry.probe()
-        sampler = None
-        if not isinstance(power, telemetry.NoSource):
-            stack.callback(power.close)
-            sampler = stack.enter_context(Sampler(power))
         wish = stack.enter_context(signals.graceful())
+        wishes = metering.Wishes(power=power, idle=idle, set_power_mode=set_power_mode)
+        telemetry = stack.enter_context(metering.measured(chosen, wishes, terminal=terminal, should_stop=wish))
         stream = PictureStream(pictures)
         with audience.gather(
-            terminal, stream, sampler, headline=f"{chosen.name} · {Path(chosen.model).stem} · {wanted}",
-            power=_power_line(power), as_json=as_json,
+            terminal, stream, telemetry.sampler, headline=f"{chosen.name} · {Path(chosen.model).stem} · {wanted}",
+            power=metering.power_line(telemetry), as_json=as_json,
         ) as hear:  # fmt: skip
             finished = loop.run(
                 stream,
@@ -86,8 +84,7 @@ def command(
                     warmup=chosen.run.warmup,
                     width=loop.Width(min_batch=chosen.input.batch.min),
                 ),
-                sampler=sampler,
-                no_power=power if isinstance(power, telemetry.NoSource) else None,
+                telemetry=telemetry,
                 hear=hear,
                 should_stop=wish,
             )
@@ -121,14 +118,6 @@ def _subject(profile: Profile, backend: Backend, found: identity.Found, precisio
         device=msgspec.to_builtins(device.identify()),
         source=str(source),
     )
-
-
-def _power_line(power: Source | NoSource) -> str:
-    from edge import telemetry
-
-    if isinstance(power, telemetry.NoSource):
-        return "not measured here (edge doctor says why)"
-    return f"{power.scope}, by {power.name}"
 
 
 def _print_end(terminal: Terminal, finished: RunRecord, *, as_json: bool) -> None:

@@ -22,10 +22,8 @@ from edge.loop.journal import Journal
 from edge.loop.pipeline import Parcel, Pipeline, Taken, Width
 from edge.preprocess import Preprocessor
 from edge.record import Gap, Result, RunRecord, Skip, Stages, Status, Subject, Warmup
-from edge.telemetry import NoSource
 from edge.telemetry.energy import Window
 from edge.telemetry.meter import Telemetry
-from edge.telemetry.sampler import Sampler
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,7 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float | None = None
 
 
-def run(  # noqa: PLR0913
+def run(
     stream: Stream,
     *,
     sessions: Sequence[Session] | Sequence[FrameSession],
@@ -66,8 +64,7 @@ def run(  # noqa: PLR0913
     names: Sequence[str],
     subject: Subject,
     settings: Settings,
-    sampler: Sampler | None = None,
-    no_power: NoSource | None = None,
+    telemetry: Telemetry,
     hear: Hear = lambda _heard: None,
     show: Show | None = None,
     keep: Keep = lambda _record: None,
@@ -80,8 +77,8 @@ def run(  # noqa: PLR0913
     ``preprocessor`` None means that they preprocess themselves. ``hear`` gets results, skips and gaps in order, and
     ``show`` the pixels of each labelled frame with its result; both in this thread, and a slow one slows the run down.
     ``should_stop`` ends it after the frames in hand; the record then says ``interrupted``. ``keep`` gets the record
-    once, however the run ended, also when this raises; ``journal`` keeps it on disk meanwhile. ``sampler`` is running;
-    without one, ``no_power`` says why.
+    once, however the run ended, also when this raises; ``journal`` keeps it on disk meanwhile. ``telemetry`` has a
+    running sampler, or says why none.
 
     Raises:
         DataError: not one picture could be decoded.
@@ -90,7 +87,7 @@ def run(  # noqa: PLR0913
     opened = stream.opened
     account = Account(
         subject=subject, source=msgspec.to_builtins(opened), replayed=opened.replayed,
-        telemetry=Telemetry(sampler, no_power), started_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        telemetry=telemetry, started_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )  # fmt: skip
     loop = _Loop(account, stream, classify=Classifier(names, topk=settings.topk), hear=hear, show=show, journal=journal)
     error: BaseException | None = None

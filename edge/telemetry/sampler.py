@@ -83,6 +83,11 @@ class Sampler:
             raise self._bug
 
     @property
+    def source(self) -> Source:
+        """What is sampled."""
+        return self._source
+
+    @property
     def latest(self) -> Reading | None:
         """The newest reading, for who shows it; None before the first."""
         with self._lock:

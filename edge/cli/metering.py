@@ -1,0 +1,124 @@
+"""Power for the length of a command: the source, the sampler, the power mode and the idle baseline before it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edge.errors import UsageError
+from edge.events import Progress
+
+if TYPE_CHECKING:
+    from edge.profile import Profile
+    from edge.telemetry.energy import Energy
+    from edge.telemetry.meter import Telemetry
+    from edge.telemetry.sampler import Sampler
+    from edge.ui import Terminal
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+class Wishes(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command line says about power; None where it says nothing and the profile holds."""
+
+    power: str | None = None
+    idle: str | None = None
+    set_power_mode: bool = False
+
+
+def seconds(text: str, *, option: str) -> float:
+    """A length of time such as 10s, 1.5m, 2h or plain seconds.
+
+    Raises:
+        UsageError: it is none.
+    """
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
+    try:
+        value = float(number) * _UNITS[text[len(number) :]]
+    except (ValueError, KeyError):
+        value = -1.0
+    if not 0.0 <= value < 1e9:
+        raise UsageError(f"{option} {text!r} is no length of time", hint=f"{option} 10s, {option} 2m")
+    return value
+
+
+@contextmanager
+def measured(
+    profile: Profile, wishes: Wishes, *, terminal: Terminal, should_stop: Callable[[], bool]
+) -> Iterator[Telemetry]:
+    """Telemetry while the block runs. Before it, as far as wished: the power mode is set, and idle power is measured.
+
+    Enter it when the engine is loaded and before cameras are opened: what is idle then is what inference is added to.
+    """
+    from edge import power as powers
+    from edge import telemetry
+    from edge.cli.power import this_command
+    from edge.telemetry.energy import MIN_IDLE_S
+    from edge.telemetry.meter import Telemetry
+    from edge.telemetry.sampler import Sampler
+
+    wanted = wishes.power or profile.telemetry.source
+    idle_s = profile.telemetry.idle_s if wishes.idle is None else seconds(wishes.idle, option="--idle")
+    if 0 < idle_s < MIN_IDLE_S:
+        raise UsageError(f"an idle baseline takes {MIN_IDLE_S:g} s at least, not {idle_s:g}", hint="--idle 10s")
+    if wishes.set_power_mode and profile.power_mode is None:
+        raise UsageError("--set-power-mode: the profile asks for no power mode", hint="power_mode: … in the profile")
+    telemetry.check_name(wanted)
+    with contextlib.ExitStack() as stack:
+        if wishes.set_power_mode and profile.power_mode is not None:
+            state = stack.enter_context(powers.during(profile.power_mode, again=this_command()))
+            terminal.say(f"power mode {state.mode}; the one before comes back at the end", style="dim")
+        notes = [doubt for doubt in [powers.doubt(profile.power_mode)] if doubt is not None]
+        source = telemetry.probe(prefer=wanted)
+        sampler, idle, replayed = None, None, None
+        if not isinstance(source, telemetry.NoSource):
+            stack.callback(source.close)
+            replayed = getattr(source, "replayed", None)
+            sampler = stack.enter_context(Sampler(source, rate_hz=profile.telemetry.rate_hz))
+        if idle_s and sampler is not None:
+            idle, doubts = _measure_idle(sampler, idle_s, terminal=terminal, should_stop=should_stop)
+            notes += doubts
+        elif idle_s:
+            notes.append("no idle baseline: power is not measured here")
+        if replayed is not None:
+            notes.append(f"power and temperatures are replayed from {replayed}: they were not measured in this run")
+        for note in notes:
+            terminal.warn(note)
+        yield Telemetry(
+            sampler=sampler,
+            no_power=source if isinstance(source, telemetry.NoSource) else None,
+            idle=idle,
+            replayed=replayed,
+            notes=tuple(notes),
+        )
+
+
+def power_line(telemetry: Telemetry) -> str:
+    """Where power comes from, in a few words."""
+    if telemetry.sampler is None:
+        return "not measured here (edge doctor says why)"
+    source = telemetry.sampler.source
+    return f"{source.scope}, {'replayed from a recording of' if telemetry.replayed else 'by'} {source.name}"
+
+
+def _measure_idle(
+    sampler: Sampler, idle_s: float, *, terminal: Terminal, should_stop: Callable[[], bool]
+) -> tuple[Energy | None, list[str]]:
+    from edge.telemetry.energy import Window
+    from edge.telemetry.meter import idle_baseline
+
+    start = now = time.monotonic()
+    with terminal.progress() as listen:
+        while now - start < idle_s:
+            if should_stop():
+                return None, []
+            listen(Progress("idle baseline", int(now - start), int(idle_s), "s"))
+            time.sleep(min(0.25, max(start + idle_s - now, 0.001)))
+            now = time.monotonic()
+        listen(Progress("idle baseline", int(idle_s), int(idle_s), "s"))
+    return idle_baseline(sampler, Window(start, now))

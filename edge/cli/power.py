@@ -1,0 +1,80 @@
+"""Show, set and restore the power mode of a Jetson."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from edge.cli import options
+from edge.ui import Terminal
+
+if TYPE_CHECKING:
+    from edge.power import State
+
+app = typer.Typer(no_args_is_help=True)
+
+_LOCKED = {True: "locked", False: "not locked", None: "unknown"}
+
+
+@app.command()
+def show(*, as_json: options.Json = False) -> None:
+    """Show the power mode, the modes that there are, and whether the clocks are locked."""
+    from edge import power
+
+    _print(power.show(), as_json=as_json)
+
+
+@app.command("set")
+def set_(
+    mode: Annotated[str, typer.Argument(help="Name or number of the mode.")],
+    *,
+    lock_clocks: Annotated[
+        bool, typer.Option("--lock-clocks", help="Hold all clocks at the mode's highest (jetson_clocks).")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Switch to a power mode; what was set before is noted. Never reboots."""
+    from edge import power
+
+    _print(power.set_mode(mode, lock_clocks=lock_clocks, again=this_command()), as_json=as_json)
+
+
+@app.command()
+def restore(*, as_json: options.Json = False) -> None:
+    """Go back to the mode and the clocks from before edge changed them."""
+    from edge import power
+
+    _print(power.restore(again=this_command()), as_json=as_json)
+
+
+def this_command() -> str:
+    """The command line that runs now, with the program's full path, as sudo needs it."""
+    return shlex.join([str(Path(sys.argv[0]).absolute()), *sys.argv[1:]])
+
+
+def _print(state: State, *, as_json: bool) -> None:
+    terminal = Terminal()
+    if as_json:
+        terminal.data(msgspec.json.encode(state).decode())
+        return
+    for note in state.notes:
+        terminal.warn(note)
+    rows = []
+    for mode in state.modes or (state.mode,):
+        marks = [
+            "now" if mode.number == state.mode.number else "",
+            "default" if state.default is not None and mode.number == state.default.number else "",
+        ]
+        rows.append((str(mode.number), mode.name, ", ".join(filter(None, marks))))
+    terminal.table(("mode", "name", ""), rows, right=(0,))
+    terminal.show(f"clocks {_LOCKED[state.clocks_locked]}")
+    if state.changed is not None:
+        terminal.say(
+            f"changed by edge at {state.changed.changed_utc}, from {state.changed.before}: sudo "
+            f"{shlex.quote(str(Path(sys.argv[0]).absolute()))} power restore  goes back"
+        )
