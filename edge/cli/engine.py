@@ -244,6 +244,9 @@ def _facts(card: Card) -> list[tuple[str, str]]:
             facts.append(("in float", text))
         if card.chains:
             facts.append(("chains", f"{len(card.chains)} of reformats, the longest of {max(map(len, card.chains))}"))
+    elif card.operators:
+        shown = ", ".join(f"{count} {kind}" for kind, count in list(card.operators.items())[:4])
+        facts.append(("before", f"{sum(card.operators.values())} ONNX nodes: {shown}, …"))
     if card.inspection is not None:
         facts.append(("seen by", card.inspection.source))
     return facts

@@ -176,7 +176,9 @@ def _card(
     nodes = looked.nodes if looked is not None else []
     seen = {name for layer in listed for name in layer.nodes}
     if looked is not None:
-        notes += [*looked.notes, *([looked.absent] if looked.absent else [])]
+        # The build's own warning says more about why nobody could look into it.
+        is_said = any("look into it" in note for note in notes)
+        notes += [*looked.notes, *([looked.absent] if looked.absent and not is_said else [])]
     return Card(
         title=title,
         path=path,

@@ -1,0 +1,72 @@
+"""Engines of the tiny network, built by ONNX Runtime, and a look at where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge import backends, build, calibrate, identity, store
+from edge import profile as profiles
+from edge.engines.catalog import Look
+from edge.errors import ProfileError
+from edge.frames import open_pictures
+from edge.profile import Profile
+
+
+@pytest.fixture
+def tiny(tiny_profile: Callable[..., Path], pictures: Callable[..., Any], tmp_path: Path) -> Profile:
+    """The tiny profile, calibrated."""
+    chosen = profiles.load(tiny_profile(tmp_path / "profiles"))
+    pictures(tmp_path / "p", 4)
+    assert calibrate.calibrate(chosen, open_pictures(tmp_path / "p"), cache=tmp_path / "cache", threads=1)
+    return chosen
+
+
+@pytest.fixture
+def make(tiny: Profile, tmp_path: Path) -> Callable[..., Path]:
+    """``make("int8")``: the manifest of the tiny network's engine; ``profile=`` another one."""
+
+    def call(precision: Any = "int8", profile: Profile | None = None) -> Path:
+        chosen = profile or tiny
+        outcome = build.build(
+            chosen, backends.get(chosen.backend), cache=tmp_path / "cache", engines=tmp_path / "engines",
+            precision=precision,
+        )  # fmt: skip
+        assert outcome.manifest == identity.engine_manifest_path(chosen, tmp_path / "engines", precision)
+        return outcome.manifest
+
+    return call
+
+
+@pytest.fixture
+def look(tmp_path: Path) -> Callable[..., Look]:
+    """``look()``: profiles from ``tmp_path/profiles``, the real backends, the cache of ``make``."""
+
+    def resolve(name: str) -> Profile:
+        path = tmp_path / "profiles" / f"{name}.yaml"
+        if not path.is_file():
+            raise ProfileError(f"there is no profile {name!r}")
+        return profiles.load(path)
+
+    def call(**changes: Any) -> Look:
+        given = {"resolve": resolve, "backend": backends.get, "cache": tmp_path / "cache", **changes}
+        return Look(**given)
+
+    return call
+
+
+@pytest.fixture
+def rewrite() -> Callable[..., None]:
+    """``rewrite(manifest, {"name": b"content"}, warnings=[...])``: other files or info, and the artifact whole again."""
+
+    def call(manifest: Path, files: dict[str, bytes] | None = None, **info: Any) -> None:
+        found = store.load(manifest, kind=identity.ENGINE)
+        kept = {name: (manifest.parent / name).read_bytes() for name in found.files}
+        store.save(
+            manifest, kind=identity.ENGINE, files={**kept, **(files or {})}, key=found.key, info={**found.info, **info}
+        )
+
+    return call

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from edge.backends.inspection import Tensor
+from edge.engines import card, page
+
+Make = Callable[..., Path]
+NASTY = "<script>alert('x')</script> & \"more\" {{ 7 * 7 }}"
+VOID = {"meta", "br", "link", "img", "hr", "input"}
+
+
+class Reader(HTMLParser):
+    """Elements nest; keeps tags, attributes and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_card_of_an_int8_engine(make: Make) -> None:
+    read = Reader(page.render(card.load(make("int8"))))
+    for words in (
+        "INT8 delivered",
+        "4 of 4",
+        "Where precision changes",
+        "All layers",
+        "conv_0",
+        "QLinearConv",
+        "nodes",
+    ):
+        assert words.lower() in read.text.lower(), words
+    bars = [value for name, value in read.attributes if name == "title"]
+    assert len(bars) == len(card.load(make("int8")).inspection.layers)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_it_is_one_file_without_a_script(precision: str, make: Make) -> None:
+    text = page.render(card.load(make(precision)))
+    read = Reader(text)
+    assert "script" not in read.tags
+    assert "link" not in read.tags
+    assert not [value for name, value in read.attributes if name in {"src", "href", "onclick"}]
+    assert not re.search(r"https?://|url\(|@import", text)
+
+
+def test_everything_is_escaped(tmp_path: Path) -> None:
+    path = tmp_path / "nasty.json"
+    layer = {
+        "Name": NASTY, "LayerType": NASTY, "TacticName": NASTY, "Metadata": f"[ONNX Layer: {NASTY}]",
+        "Inputs": [{"Name": NASTY, "Format/Datatype": f"{NASTY} FP32", "Dimensions": [NASTY, 3]}],
+        "Outputs": [{"Name": "y", "Format/Datatype": "Int8"}],
+    }  # fmt: skip
+    path.write_text(json.dumps({"Layers": [layer], "Bindings": [NASTY]}))
+    text = page.render(card.load(path))
+    read = Reader(text)
+    assert "script" not in read.tags
+    assert "<script" not in text
+    assert read.text.count(NASTY) >= 4
+    assert "49" not in read.text
+
+
+def test_a_manifest_is_escaped_too(make: Make, rewrite: Callable[..., None]) -> None:
+    path = make("fp32")
+    rewrite(path, warnings=[NASTY], why=NASTY, device={"product": NASTY}, **{"odd key <b>": {"a": [NASTY, None]}})
+    read = Reader(page.render(card.load(path)))
+    assert "script" not in read.tags
+    assert "odd key <b>" in read.text
+    assert read.text.count(NASTY) >= 3
+
+
+def test_no_layers_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "none.json"
+    content = {"format": 1, "source": "TensorRT", "nodes": [["a", "Conv", True]], "layers": [], "ports": []}
+    content["nodes"] = [{"name": "a", "kind": "Conv", "weighted": True}]
+    path.write_text(json.dumps({**content, "absent": "there is no GPU"}))
+    read = Reader(page.render(card.load(path)))
+    assert "there is no GPU" in read.text
+    assert "All layers" not in read.text
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(None, "unknown"), (0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (300 << 20, "300 MiB"), (3 << 30, "3.00 GiB")],
+)
+def test_sizes(count: int | None, words: str) -> None:
+    assert page.size(count) == words
+
+
+def test_a_tensor_in_words() -> None:
+    layout = "Thirty-two wide channel vectorized row major Int8 format"
+    assert page.tensor(Tensor(name="x", precision="int8", layout=layout, shape=(1, 64, "h"))) == "int8, CHW32, 1×64×h"
+    assert page.tensor(Tensor(name="x", layout="kHWC8")) == "kHWC8"
+    assert page.tensor(Tensor(name="x")) == ""
+
+
+def test_values_in_words() -> None:
+    assert page.words({"a": 1, "b": [2, None], "c": []}) == "a: 1, b: 2, –, c: –"
+    assert page.short("ab" * 32) == "abababababab…"
+    assert page.short(False) == "False"

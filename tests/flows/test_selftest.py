@@ -1,0 +1,287 @@
+"""The self-test with ONNX Runtime and the public double; with TensorRT's doubles it is in tests/trt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from edge import backends, calibrate, identity, profile, store
+from edge.backends.base import Backend, BuildRequest, BuiltEngine, Session
+from edge.backends.ort import OnnxRuntime
+from edge.errors import ArtifactError, DeviceError, GuestError
+from edge.flows.selftest import Bench, Run, Step, reference
+from edge.flows.selftest.record import SelfTest, encode
+from edge.frames import open_pictures
+from edge.profile import Profile
+
+
+@pytest.fixture
+def tiny(tiny_profile: Callable[..., Path], pictures: Callable[..., Any], tmp_path: Path) -> Profile:
+    chosen = profile.load(tiny_profile(tmp_path / "profiles"))
+    pictures(tmp_path / "calibration", 4)
+    pictures(tmp_path / "pictures", 5, seed=3)
+    assert calibrate.calibrate(chosen, open_pictures(tmp_path / "calibration"), cache=tmp_path / "cache", threads=1)
+    return chosen
+
+
+@pytest.fixture
+def bench(tiny: Profile, tmp_path: Path) -> Callable[..., Bench]:
+    """``bench(backend=...)``: everything that a self-test needs; a machine without sensors."""
+
+    def make(backend: Backend | None = None, **changes: Any) -> Bench:
+        (tmp_path / "work").mkdir()
+        given: dict[str, Any] = {
+            "profile": tiny, "backend": lambda item: backend or backends.get(item.backend),
+            "pictures": open_pictures(tmp_path / "pictures"), "cache": tmp_path / "cache", "work": tmp_path / "work",
+            "root": tmp_path / "root", "pause": lambda _seconds: None, "threads": 1, **changes,
+        }  # fmt: skip
+        return Bench(**given)
+
+    return make
+
+
+def taken(bench: Bench) -> dict[str, Step]:
+    run = Run(bench)
+    heard: list[Step] = []
+    run.go(heard.append)
+    assert heard == run.record().steps or [step.name for step in heard] == [step.name for step in run.record().steps]
+    assert run.record().status == "complete"
+    return {step.name: step for step in heard}
+
+
+def statuses(steps: dict[str, Step]) -> dict[str, str]:
+    return {name: step.status for name, step in steps.items()}
+
+
+def test_on_a_host(bench: Callable[..., Bench]) -> None:
+    steps = taken(bench())
+    assert statuses(steps) == {
+        "machine": "ok", "pictures": "ok", "reference": "ok", "table": "ok",
+        "build fp32": "ok", "answers fp32": "ok", "build fp16": "skipped", "answers fp16": "skipped",
+        "build int8 explicit": "ok", "answers int8 explicit": "ok", "unchanged": "ok", "timing cache": "skipped",
+        "foreign engine": "ok", "foreign table": "ok", "power": "skipped", "camera": "skipped",
+    }  # fmt: skip
+    assert "not fp16" in steps["build fp16"].text
+    assert steps["answers fp16"].text == "not built"
+    assert steps["answers fp32"].figures["same_top1"] == 5
+    assert steps["answers fp32"].figures["n"] == 5
+    assert steps["build int8 explicit"].figures["int8"] == 4
+    assert set(steps["foreign engine"].figures["tried"]) >= {"other onnxruntime", "other table", "one bit flipped"}
+    assert all(step.text for step in steps.values())
+
+
+def test_nothing_of_the_user_is_touched(bench: Callable[..., Bench], tmp_path: Path) -> None:
+    def content() -> dict[str, bytes]:
+        folders = ("cache", "pictures", "profiles")
+        return {str(path): path.read_bytes() for name in folders for path in (tmp_path / name).rglob("*") if path.is_file()}
+
+    before = content()
+    taken(bench())
+    assert content() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "calibration", "pictures", "profiles", "work"]
+
+
+class Without(OnnxRuntime):
+    """ONNX Runtime that keeps ``floats`` layers of an INT8 engine in float, or says so."""
+
+    def __init__(self, **changes: Any) -> None:
+        self._changes = changes
+
+    def build(self, request: BuildRequest, **options: Any) -> BuiltEngine:
+        built = super().build(request, **options)
+        if request.precision != "int8":
+            return built
+        return msgspec.structs.replace(built, layers=msgspec.structs.replace(built.layers, **self._changes))
+
+
+def test_layers_that_fell_out_of_int8_fail_one_step_and_no_other(bench: Callable[..., Bench]) -> None:
+    steps = taken(bench(Without(weighted_int8=1)))
+    found = steps["build int8 explicit"]
+    assert found.status == "failed"
+    assert "INT8 was asked for, and 1 of 4 weighted layers run in it" in found.text
+    assert found.trace is None
+    assert steps["answers int8 explicit"].text == "not built"
+    assert [name for name, step in steps.items() if step.status == "failed"] == ["build int8 explicit"]
+
+
+class Wrong(OnnxRuntime):
+    """Engines answer for a mirrored picture; ``trouble`` is raised instead where it is given."""
+
+    def __init__(self, trouble: Exception | None = None) -> None:
+        self._trouble = trouble
+
+    def open(self, engine: Path, **options: Any) -> Session:
+        session = super().open(engine, **options)
+        infer = session.infer
+
+        def wrong(batch: Any) -> Any:
+            if self._trouble is not None:
+                raise self._trouble
+            return infer(np.ascontiguousarray(batch[:, :, ::-1, ::-1]))
+
+        session.infer = wrong  # type: ignore[method-assign]
+        return session
+
+
+def test_wrong_answers_are_found(bench: Callable[..., Bench]) -> None:
+    steps = taken(bench(Wrong()))
+    assert steps["answers fp32"].status == "failed"
+    assert "100% and 35 dB are expected of fp32" in str(steps["answers fp32"].hint)
+    assert steps["answers fp32"].figures["sqnr_db"] < 35
+
+
+def test_a_failing_backend_fails_its_steps(bench: Callable[..., Bench]) -> None:
+    steps = taken(bench(Wrong(DeviceError("the device is gone", hint="edge doctor"))))
+    assert (steps["answers fp32"].status, steps["answers fp32"].text) == ("failed", "the device is gone")
+    assert steps["unchanged"].status == steps["foreign table"].status == "ok"
+
+
+def test_a_bug_of_ours_is_a_failed_step_with_its_traceback(bench: Callable[..., Bench]) -> None:
+    steps = taken(bench(Wrong(ZeroDivisionError("by nobody"))))
+    assert steps["answers fp32"].status == "failed"
+    assert "ZeroDivisionError: by nobody" in steps["answers fp32"].text
+    assert "Traceback" in str(steps["answers fp32"].trace)
+    assert steps["power"].status == "skipped"
+
+
+def test_a_missing_table_is_said_once_and_int8_is_skipped(bench: Callable[..., Bench], tmp_path: Path) -> None:
+    steps = taken(bench(cache=tmp_path / "empty"))
+    assert steps["table"].status == "failed"
+    assert "no calibration table" in steps["table"].text
+    assert statuses(steps)["build int8 explicit"] == statuses(steps)["foreign table"] == "skipped"
+    # Then an FP32 engine is what the refusals are tried with.
+    assert steps["foreign engine"].status == "ok"
+
+
+def test_without_pictures(bench: Callable[..., Bench]) -> None:
+    steps = taken(bench(pictures=None))
+    assert steps["pictures"].status == "failed"
+    assert (steps["reference"].status, steps["answers fp32"].text) == ("skipped", "no reference answers")
+    assert steps["build fp32"].status == "ok"
+
+
+def test_a_signal_ends_it_and_what_was_found_is_there(bench: Callable[..., Bench]) -> None:
+    run = Run(bench())
+
+    def hear(step: Step) -> None:
+        if step.name == "build fp32":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.go(hear)
+    record = run.record()
+    assert record.status == "interrupted"
+    assert record.steps[-1].name == "build fp32"
+
+
+def test_the_record_names_no_path(bench: Callable[..., Bench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    run = Run(bench(Without(weighted_int8=0)))
+    run.go()
+    text = encode(run.record()).decode()
+    assert str(tmp_path / "work") not in text
+    assert str(tmp_path / "home") not in text
+    assert msgspec.json.decode(text, type=SelfTest) == run.record()
+    subject = run.record().subject
+    assert subject["model"] == "model.onnx"
+    assert (subject["profile"], subject["backend"]["backend"]) == ("tiny", "onnxruntime")
+
+
+# reference answers
+
+
+def test_kept_answers(bench: Callable[..., Bench], tiny: Profile, tmp_path: Path) -> None:
+    pictures = open_pictures(tmp_path / "pictures")
+    answers = reference.compute(tiny, pictures)
+    path = reference.save(tmp_path / "kept", tiny, pictures, answers)
+    assert np.array_equal(reference.load(tmp_path / "kept", tiny, pictures), answers)
+    first = {item.name: item.read_bytes() for item in path.parent.iterdir() if item.suffix == ".npz"}
+    reference.save(tmp_path / "kept", tiny, pictures, answers)
+    assert {item.name: item.read_bytes() for item in path.parent.iterdir() if item.suffix == ".npz"} == first
+    steps = taken(bench(kept_reference=tmp_path / "kept"))
+    assert steps["reference"].text == "computed here for 5 pictures, to the bit as the kept ones"
+
+
+def test_a_machine_that_answers_differently_is_found(
+    bench: Callable[..., Bench], tiny: Profile, tmp_path: Path
+) -> None:
+    pictures = open_pictures(tmp_path / "pictures")
+    answers = reference.compute(tiny, pictures)
+    reference.save(tmp_path / "kept", tiny, pictures, answers[:, ::-1].copy())
+    steps = taken(bench(kept_reference=tmp_path / "kept"))
+    assert steps["reference"].status == "failed"
+    assert "decodes or computes differently" in steps["reference"].text
+    assert steps["answers fp32"].status == "ok"
+
+
+def test_kept_answers_to_other_pictures_are_not_used(
+    bench: Callable[..., Bench], tiny: Profile, tmp_path: Path
+) -> None:
+    others = open_pictures(tmp_path / "calibration")
+    reference.save(tmp_path / "kept", tiny, others, reference.compute(tiny, others))
+    with pytest.raises(ArtifactError, match="pictures: "):
+        reference.load(tmp_path / "kept", tiny, open_pictures(tmp_path / "pictures"))
+    steps = taken(bench(kept_reference=tmp_path / "kept"))
+    assert steps["reference"].status == "ok"
+    assert "kept answers: these answers are of something else" in steps["reference"].text
+
+
+def spoiled(folder: Path, content: bytes) -> None:
+    """Another array under a manifest that fits it."""
+    manifest = store.load(folder / reference.MANIFEST, kind=reference.KIND)
+    store.save(
+        folder / reference.MANIFEST, kind=reference.KIND, files={"reference.npz": content}, key=manifest.key,
+        info=manifest.info,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x05\x06" + bytes(18)], ids=["empty", "text", "empty zip"])
+def test_answers_that_are_none(content: bytes, tiny: Profile, tmp_path: Path) -> None:
+    pictures = open_pictures(tmp_path / "pictures")
+    reference.save(tmp_path / "kept", tiny, pictures, reference.compute(tiny, pictures))
+    spoiled(tmp_path / "kept", content)
+    with pytest.raises(ArtifactError, match="not reference answers"):
+        reference.load(tmp_path / "kept", tiny, pictures)
+
+
+@pytest.mark.parametrize("array", [np.zeros((5, 10)), np.zeros((4, 10), np.float32), np.full((5, 10), np.nan, np.float32)])
+def test_answers_of_another_form(array: Any, tiny: Profile, tmp_path: Path) -> None:
+    import io
+
+    pictures = open_pictures(tmp_path / "pictures")
+    reference.save(tmp_path / "kept", tiny, pictures, reference.compute(tiny, pictures))
+    content = io.BytesIO()
+    np.savez_compressed(content, logits=array)
+    spoiled(tmp_path / "kept", content.getvalue())
+    with pytest.raises(ArtifactError, match="not reference answers"):
+        reference.load(tmp_path / "kept", tiny, pictures)
+
+
+def test_the_sample_answers_are_those_of_the_sample_model(repository: Path) -> None:
+    chosen = profile.load(repository / "profiles/host.yaml")
+    pictures = open_pictures(repository / "samples")
+    kept = reference.load(repository / "samples", chosen, pictures)
+    assert kept.shape == (12, 1000)
+    here = reference.compute(chosen, pictures)
+    assert (here.argmax(axis=1) == kept.argmax(axis=1)).all()
+    # The same answers serve every profile that scales the pictures the same way.
+    for name in ("orin", "orin-nano", "thor", "rtx"):
+        other = profile.load(repository / "profiles" / f"{name}.yaml")
+        assert reference.key(other, pictures) == reference.key(chosen, pictures)
+
+
+# sensors
+
+
+def test_power_of_a_jetson(bench: Callable[..., Bench], tmp_path: Path) -> None:
+    from boards import Tree
+
+    del Tree
+    assert bench is not None
+    assert identity.ENGINE
+    assert GuestError
