@@ -47,6 +47,9 @@ def command(
             help="Only write the FP32 answers beside the pictures, for machines without onnxruntime.",
         ),
     ] = False,
+    camera: Annotated[
+        str | None, typer.Option(help="Camera to try, as in edge run.", show_default="the first /dev/video*")
+    ] = None,
     cache_dir: options.CacheDir = None,
     threads: options.Threads = None,
     as_json: options.Json = False,
@@ -78,6 +81,7 @@ def command(
             cache=places.cache_folder(cache_dir),
             work=work,
             kept_reference=folder if folder.is_dir() else None,
+            camera=camera,
             threads=threads or chosen.run.threads,
         )
         run = selftest.Run(bench, progress=terminal.progress)

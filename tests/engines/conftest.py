@@ -60,7 +60,7 @@ def look(tmp_path: Path) -> Callable[..., Look]:
 
 @pytest.fixture
 def rewrite() -> Callable[..., None]:
-    """``rewrite(manifest, {"name": b"content"}, warnings=[...])``: other files or info, and the artifact whole again."""
+    """``rewrite(manifest, {"name": b"content"}, warnings=[...])``: other files or info, all of it whole."""
 
     def call(manifest: Path, files: dict[str, bytes] | None = None, **info: Any) -> None:
         found = store.load(manifest, kind=identity.ENGINE)

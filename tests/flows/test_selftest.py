@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from boards import ORIN_NANO
 
-from edge import backends, calibrate, identity, profile, store
+from edge import backends, calibrate, profile, store
 from edge.backends.base import Backend, BuildRequest, BuiltEngine, Session
 from edge.backends.ort import OnnxRuntime
-from edge.errors import ArtifactError, DeviceError, GuestError
+from edge.errors import ArtifactError, DeviceError
 from edge.flows.selftest import Bench, Run, Step, reference
 from edge.flows.selftest.record import SelfTest, encode
 from edge.frames import open_pictures
@@ -78,7 +81,9 @@ def test_on_a_host(bench: Callable[..., Bench]) -> None:
 def test_nothing_of_the_user_is_touched(bench: Callable[..., Bench], tmp_path: Path) -> None:
     def content() -> dict[str, bytes]:
         folders = ("cache", "pictures", "profiles")
-        return {str(path): path.read_bytes() for name in folders for path in (tmp_path / name).rglob("*") if path.is_file()}
+        return {
+            str(path): path.read_bytes() for name in folders for path in (tmp_path / name).rglob("*") if path.is_file()
+        }
 
     before = content()
     taken(bench())
@@ -249,10 +254,10 @@ def test_answers_that_are_none(content: bytes, tiny: Profile, tmp_path: Path) ->
         reference.load(tmp_path / "kept", tiny, pictures)
 
 
-@pytest.mark.parametrize("array", [np.zeros((5, 10)), np.zeros((4, 10), np.float32), np.full((5, 10), np.nan, np.float32)])
+@pytest.mark.parametrize(
+    "array", [np.zeros((5, 10)), np.zeros((4, 10), np.float32), np.full((5, 10), np.nan, np.float32)]
+)
 def test_answers_of_another_form(array: Any, tiny: Profile, tmp_path: Path) -> None:
-    import io
-
     pictures = open_pictures(tmp_path / "pictures")
     reference.save(tmp_path / "kept", tiny, pictures, reference.compute(tiny, pictures))
     content = io.BytesIO()
@@ -278,10 +283,95 @@ def test_the_sample_answers_are_those_of_the_sample_model(repository: Path) -> N
 # sensors
 
 
-def test_power_of_a_jetson(bench: Callable[..., Bench], tmp_path: Path) -> None:
-    from boards import Tree
+def grown(root: Path, files: dict[str, object]) -> Path:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{content}\n")
+    return root
 
-    del Tree
-    assert bench is not None
-    assert identity.ENGINE
-    assert GuestError
+
+JETSON: dict[str, object] = {
+    "proc/device-tree/compatible": "nvidia,p3768-0000+p3767-0005\0nvidia,tegra234",
+    "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit",
+    "etc/nv_tegra_release": "# R36 (release), REVISION: 4.4, GCID: 1, BOARD: generic, EABI: aarch64",
+}
+
+
+def test_power_of_a_jetson(bench: Callable[..., Bench], tmp_path: Path) -> None:
+    step = taken(bench(root=grown(tmp_path / "root", ORIN_NANO)))["power"]
+    assert (step.status, step.text) == ("ok", "6.50 W by hwmon (module_input), 5 readings")
+    assert step.figures["power_mw"] == [6500.0] * 5
+
+
+def test_a_jetson_without_power_has_failed(bench: Callable[..., Bench], tmp_path: Path, tiny: Profile) -> None:
+    chosen = msgspec.structs.replace(tiny, family="orin-nano")
+    steps = taken(bench(root=grown(tmp_path / "root", JETSON), profile=chosen))
+    assert steps["machine"].status == "ok"
+    assert "JetPack 6.2.1" in steps["machine"].text
+    assert steps["power"].status == "failed"
+    assert set(steps["power"].figures) == {"hwmon", "tegrastats", "rapl"}
+
+
+def test_a_profile_of_another_device(bench: Callable[..., Bench], tmp_path: Path, tiny: Profile) -> None:
+    chosen = msgspec.structs.replace(tiny, family="thor")
+    steps = taken(bench(root=grown(tmp_path / "root", JETSON), profile=chosen))
+    assert steps["machine"].status == "failed"
+    assert "the profile is for thor" in steps["machine"].text
+
+
+def test_a_machine_that_is_out_of_scope(bench: Callable[..., Bench], tmp_path: Path) -> None:
+    old = {**JETSON, "etc/nv_tegra_release": "# R35 (release), REVISION: 4.1, GCID: 1, BOARD: generic"}
+    steps = taken(bench(root=grown(tmp_path / "root", old)))
+    assert steps["machine"].status == "failed"
+    assert "JetPack 5 and older are out of scope" in steps["machine"].text
+
+
+class Captured:
+    """A camera that gives ``left`` frames, and then nothing."""
+
+    fps: float | None = 30.0
+    frames: int | None = None
+
+    def __init__(self, left: int = 1000) -> None:
+        self.left = left
+        self.released = False
+
+    def grab(self) -> bool:
+        self.left -= 1
+        return self.left >= 0
+
+    def captured_s(self) -> float:
+        return time.monotonic()
+
+    def retrieve(self) -> Any:
+        return np.full((48, 64, 3), self.left % 200, np.uint8)
+
+    def release(self) -> None:
+        self.released = True
+
+
+def test_a_camera(bench: Callable[..., Bench], tmp_path: Path) -> None:
+    capture = Captured()
+    root = grown(tmp_path / "root", {"dev/video0": "", "sys/class/video4linux/video0/name": "A Camera"})
+    step = taken(bench(root=root, open_capture=lambda _request: capture, has_capture=lambda _api: True))["camera"]
+    assert step.status == "ok", step
+    assert step.text.startswith("/dev/video0: 10 frames of 64×48")
+    assert capture.released
+
+
+def test_a_camera_that_stops(bench: Callable[..., Bench], tmp_path: Path) -> None:
+    root = grown(tmp_path / "root", {"dev/video0": ""})
+    step = taken(bench(root=root, open_capture=lambda _request: Captured(2), has_capture=lambda _api: True))["camera"]
+    assert step.status == "failed"
+    assert step.text
+
+
+def test_a_camera_that_does_not_open(bench: Callable[..., Bench]) -> None:
+    def refuse(_request: object) -> Any:
+        raise DeviceError("it does not open")
+
+    step = taken(bench(camera="csi://0", open_capture=refuse, has_capture=lambda _api: True))["camera"]
+    assert step.status == "failed"
+    assert step.hint
+    assert step.trace is None

@@ -14,6 +14,8 @@ from edge.backends.base import Backend
 from edge.device import Device, identify
 from edge.events import Listener, silence
 from edge.frames import Pictures
+from edge.frames.cameras import HasBackend
+from edge.frames.capture import OpenCapture, has_backend, open_capture
 from edge.identity import Found
 from edge.profile import Precision, Profile
 
@@ -35,7 +37,7 @@ class Bench:
     """``work`` is a folder that is thrown away; ``cache`` and ``pictures`` are only read.
 
     ``root`` is where the machine's /sys, /dev and /proc are looked for; ``pause`` waits for seconds. ``backend`` gives
-    the backend of a profile.
+    the backend of a profile. ``camera`` is an address as ``edge run --camera`` takes it; None looks for one.
     """
 
     profile: Profile
@@ -44,6 +46,9 @@ class Bench:
     cache: Path
     work: Path
     kept_reference: Path | None = None
+    camera: str | None = None
+    open_capture: OpenCapture = open_capture
+    has_capture: HasBackend = has_backend
     root: Path = Path("/")
     threads: int | None = None
     pause: Callable[[float], None] = time.sleep

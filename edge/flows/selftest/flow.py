@@ -83,6 +83,7 @@ class Run:
         yield "foreign engine", refusals.engine
         yield "foreign table", refusals.table
         yield "power", sensors.power
+        yield "camera", sensors.camera
 
     def _take(self, name: str, do: Do) -> Step:
         start = time.monotonic()

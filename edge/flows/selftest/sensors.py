@@ -5,7 +5,11 @@ from __future__ import annotations
 from edge import telemetry
 from edge.flows.selftest.bench import Bench
 from edge.flows.selftest.record import Told, failed, ok, skipped
+from edge.frames import cameras, nodes
+from edge.frames.live import LiveStream
+from edge.frames.stream import Frame
 
+_FRAMES = 10
 _READINGS = 5
 _INTERVAL_S = 0.25
 
@@ -56,3 +60,37 @@ def power(bench: Bench) -> Told:
         )
     mean = sum(values) / len(values)
     return ok(f"{mean / 1000:.2f} W by {source.name} ({source.scope}), {len(values)} readings", **figures)
+
+
+def camera(bench: Bench) -> Told:
+    """Whether the camera gives frames: the one that was named, else the first that is there."""
+    address = bench.camera
+    if address is None:
+        there = nodes.cameras(bench.root)
+        if not there:
+            return skipped("no /dev/video*", hint="--camera csi://0 or an address, as in edge run")
+        address = there[0].path
+    settings = bench.profile.camera
+    # An error already says what is wrong with a camera, and which command helps.
+    stream = LiveStream(
+        cameras.place(address, settings, root=bench.root, backend=bench.has_capture), settings,
+        open_capture=bench.open_capture,
+    )  # fmt: skip
+    taken: list[Frame] = []
+    try:
+        while len(taken) < _FRAMES:
+            given = stream.next()
+            if not isinstance(given, Frame):
+                return failed(f"{address}: {given.reason if given else 'closed'} after {len(taken)} frames")
+            taken.append(given)
+            height, width = given.load().shape[:2]
+    finally:
+        stream.close()
+    span = taken[-1].since_s - taken[0].since_s
+    rate = (taken[-1].seq - taken[0].seq) / span if span > 0 else None
+    figures = {
+        "address": address, "width": width, "height": height, "rate_per_s": rate, "dropped": stream.dropped,
+        "notes": stream.notes, "opened_as": stream.opened.opened_as,
+    }  # fmt: skip
+    pace = f", {rate:.1f} frames/s" if rate else ""
+    return ok(f"{address}: {len(taken)} frames of {width}×{height}{pace}", **figures)
