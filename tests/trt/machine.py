@@ -40,7 +40,8 @@ class World:
 
     ``says``: log lines (severity, text) of the next build. ``fails``: lines of an error; there is no engine then.
     ``no_cuda``: a line; no builder can be made. ``takes``: batches that a calibrator is asked for, None for all.
-    ``refuses_table``, ``refuses_cache``: as the words say. ``fuses``: kinds of layers that the engine hides in one.
+    ``refuses_table``, ``refuses_cache``, ``prefers_fp32`` (where FP16 is a flag): as the words say.
+    ``fuses``: kinds of layers that the engine hides in one.
     ``hook``: called at every step of a build.
     """
 
@@ -56,7 +57,7 @@ class World:
         self.says: list[tuple[str, str]] = []
         self.fails: list[str] = []
         self.takes: int | None = None
-        self.refuses_table = self.refuses_cache = False
+        self.refuses_table = self.refuses_cache = self.prefers_fp32 = False
         self.steps = 4
         self.hook: Callable[[str], None] = lambda _phase: None
         self.leaks: list[str] = []
@@ -286,7 +287,7 @@ class _Build:
                 lost = next((n for n in tensors if self.scales.get(n, 0) <= 0), tensors[0])
                 text = f"Missing scale and zero-point for tensor {lost}, expect fall back to non-int8 implementation"
                 self.world.log(self.logger, "WARNING", text)
-            half = "FP16" in self.flags or layer._d.inputs[0]._d.dtype == "HALF"
+            half = ("FP16" in self.flags and not self.world.prefers_fp32) or layer._d.inputs[0]._d.dtype == "HALF"
             datatype = "Int8" if runs_int8 else ("Half" if half else "Float")
             item: dict[str, Any] = {"Name": layer._d.name, "LayerType": f"Cask{kind.title()}"}
             if kind in _WEIGHTED:

@@ -21,7 +21,7 @@ from edge import model as models
 from edge.backends import inspection
 from edge.calibration import qdq
 from edge.calibration.table import Table
-from edge.errors import ModelError, require
+from edge.errors import ArtifactError, ModelError, require
 
 
 class Form(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,8 +81,13 @@ def quantized(path: Path, table: Table) -> Form:
 
     Raises:
         ModelError: the quantizer cannot handle the model, or the result is above 2 GB.
+        ArtifactError: the table has no usable scale at any weighted layer.
     """
     result = qdq.insert(models.read(path), table, target="tensorrt")
+    if result.weighted and not result.quantized:
+        # TensorRT would take it for an INT8 network without any scale, and ask for a calibrator.
+        what = f"the table has no usable scale at any of the {result.weighted} weighted layers: nothing can run in INT8"
+        raise ArtifactError(what, where=path, hint="edge table check")
     notes = []
     if result.unscaled:
         some = ", ".join(result.unscaled[:3])
