@@ -6,7 +6,6 @@ that keeps memory at one picture's activations per thread, needs no queue, and s
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.calibration import kernel
-from edge.calibration.statistics import BINS, Statistics, TensorStatistics, exponent_of
+from edge.calibration.statistics import MAX_EXPONENT, Statistics, TensorStatistics, exponent_of
 from edge.errors import DataError, ModelError
 
 
@@ -48,19 +47,24 @@ class Counter:
         self.statistics.pictures += pictures
 
     def _count(self, tensor: TensorStatistics, flat: NDArray[np.float32], *, name: str, what: str) -> None:
+        seen, done = [tensor.low, tensor.high], 0
+        # Ranges alone fit whatever is finite.
+        exponent = tensor.exponent if tensor.counts is not None else MAX_EXPONENT
+        while True:
+            done += kernel.count(flat[done:], tensor.counts, exponent=exponent, seen=seen)
+            if done == flat.size:
+                break
+            largest = float(np.max(np.abs(flat[done:])))
+            if not np.isfinite(largest):
+                raise ModelError(
+                    f"tensor {name!r} holds NaN or infinity for {what}",
+                    hint="the FP32 network itself overflows on this picture: check the model and its preprocessing",
+                )
+            tensor.grow(exponent := exponent_of(largest))
         # Adding 0.0 turns -0.0 into 0.0: which of them comes first must not matter.
-        low, high = float(np.min(flat)) + 0.0, float(np.max(flat)) + 0.0
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise ModelError(
-                f"tensor {name!r} holds NaN or infinity for {what}",
-                hint="the FP32 network itself overflows on this picture: check the model and its preprocessing",
-            )
-        tensor.low = min(tensor.low, low)
-        tensor.high = max(tensor.high, high)
+        tensor.low, tensor.high = seen[0] + 0.0, seen[1] + 0.0
         tensor.count += flat.size
-        tensor.grow(exponent_of(max(-low, high)))
-        if tensor.counts is not None:
-            kernel.count(flat, math.ldexp(BINS, -tensor.exponent), tensor.counts)
+        tensor.grow(exponent_of(max(-tensor.low, tensor.high)))
 
 
 def collect(

@@ -23,6 +23,8 @@ FORMAT = 1
 BINS = 8192
 # Below 2^-100 a tensor counts as zero: its bins would leave float32's normal range.
 MIN_EXPONENT = -100
+# Every finite float32 is below 2^128.
+MAX_EXPONENT = 128
 
 Counts = NDArray[np.int64]
 
