@@ -21,7 +21,7 @@ import numpy as np
 
 from edge import model as models
 from edge import store
-from edge.backends.ort import OrtSession
+from edge.backends.blocked import Watching, open_blocked
 from edge.calibration import collect, network
 from edge.calibration.statistics import FORMAT, Statistics
 from edge.errors import ArtifactError
@@ -221,15 +221,16 @@ def count(
 
 
 @functools.lru_cache(maxsize=2)
-def _opened(task: Task) -> tuple[OrtSession, Preprocessor, int | None]:
+def _opened(task: Task) -> tuple[Watching, Preprocessor, int | None]:
     path = Path(task.model)
     model = models.load(path)
     if model.sha256 != task.model_sha256:
         raise ArtifactError("the model is not the one that the calibration was planned with", where=path)
     _use_one_malloc_arena()
     outputs = network.with_outputs(models.read(path), list(task.watched))
-    session = OrtSession(outputs, precision="fp32", threads=1, lean=True)
-    return session, Preprocessor(task.preprocess, task.input), model.fixed_batch
+    shape = (model.fixed_batch or 1, 3, task.input.height, task.input.width)
+    probe = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    return open_blocked(outputs, probe), Preprocessor(task.preprocess, task.input), model.fixed_batch
 
 
 def _use_one_malloc_arena() -> None:

@@ -73,12 +73,26 @@ class OnnxRuntime:
 class OrtSession:
     """One onnxruntime session with one input and one or more outputs.
 
-    ``lean`` trades a little speed for memory; for networks that give out all of their tensors.
+    ``lean`` trades a little speed for memory; for networks that give out all of their tensors. The graph that
+    onnxruntime makes of the model goes into the file ``optimized``; not ``optimize`` is for a model that is such a one.
     """
 
-    def __init__(self, model: bytes, *, precision: str, threads: int | None = None, lean: bool = False) -> None:
+    def __init__(
+        self,
+        model: bytes,
+        *,
+        precision: str,
+        threads: int | None = None,
+        lean: bool = False,
+        optimized: Path | None = None,
+        optimize: bool = True,
+    ) -> None:
         self.precision = precision
         options = _options(threads)
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
+        if not optimize:
+            options.graph_optimization_level = require("onnxruntime").GraphOptimizationLevel.ORT_DISABLE_ALL
         if lean:
             _use_exact_arena(options)
         self._session: Any = _open(model, options)
