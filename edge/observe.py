@@ -28,7 +28,7 @@ from edge.errors import ArtifactError
 from edge.events import Listener, Progress, silence
 from edge.frames import Picture, Pictures, decode
 from edge.model import Model
-from edge.preprocess import Preprocessor
+from edge.preprocess import Preprocessor, use_one_thread
 from edge.profile import Input, Preprocess, Profile
 from edge.tally import KIND, Tally, load, save
 
@@ -227,6 +227,8 @@ def _opened(task: Task) -> tuple[Watching, Preprocessor, int | None]:
     if model.sha256 != task.model_sha256:
         raise ArtifactError("the model is not the one that the calibration was planned with", where=path)
     _use_one_malloc_arena()
+    # Pictures go to the threads whole; OpenCV's own would only stand in their way.
+    use_one_thread()
     outputs = network.with_outputs(models.read(path), list(task.watched))
     shape = (model.fixed_batch or 1, 3, task.input.height, task.input.width)
     probe = np.random.default_rng(0).standard_normal(shape).astype(np.float32)

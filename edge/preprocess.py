@@ -66,6 +66,11 @@ def placed(box: Box, spec: Preprocess, target: Input) -> Box:
     return Box((target.height - height) // 2, (target.width - width) // 2, height, width)
 
 
+def use_one_thread() -> None:
+    """Let OpenCV work in the thread that calls it, in all of this process: for callers with threads of their own."""
+    require("cv2").setNumThreads(1)
+
+
 class Preprocessor:
     """The spec bound to OpenCV, with its constants laid out once. Safe to use from several threads."""
 

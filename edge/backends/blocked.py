@@ -14,6 +14,7 @@ core/optimizer/nchwc_transformer.cc.
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -21,14 +22,16 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from edge.backends.ort import OrtSession
-from edge.errors import require
+from edge.errors import DeviceError, require
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto, NodeProto
 
+Shape = tuple[int, ...]
+
 _DOMAIN = "com.microsoft.nchwc"
-_BLOCKS = (4, 8, 16, 32)
+_BLOCKS = (16, 8, 4, 32)
 # Operators that work on every value by itself, and so in any layout; other inputs are constants.
 _EACH_VALUE = frozenset({"Clip", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid"})
 
@@ -92,19 +95,39 @@ class Watching(Protocol):
     """A session that gives out every tensor."""
 
     def outputs(self, batch: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
-        """All values of each output for a batch, picture by picture; within a picture in any order."""
+        """All values of each output for a batch, picture by picture; within a picture in any order.
+
+        Several threads may call this at once. What a call gave is overwritten by the same thread's next.
+        """
 
 
 class BlockedSession:
-    """A network whose tensors come in blocks. Made by :func:`open_blocked`."""
+    """A network whose tensors come in blocks. Made by :func:`open_blocked`.
 
-    def __init__(self, session: OrtSession, where: Sequence[int], channels: Sequence[int | None], block: int) -> None:
-        self._session = session
+    ``shapes`` are those of the session's outputs, ``where`` says which of them is which of ours, and ``channels`` how
+    many of its channels mean something; None for a plain tensor.
+    """
+
+    def __init__(
+        self,
+        session: OrtSession,
+        shapes: Sequence[Shape],
+        *,
+        where: Sequence[int],
+        channels: Sequence[int | None],
+        block: int,
+    ) -> None:
+        self._session, self._shapes = session, shapes
         self._where, self._channels, self._block = where, channels, block
+        self._own = threading.local()
 
     def outputs(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Values of all outputs for a batch, each N×values; several threads may call this at once."""
-        given = self._session.outputs(batch)
+        """See :meth:`Watching.outputs`."""
+        run = getattr(self._own, "run", None)
+        if run is None:
+            # ONNX Runtime's own memory would be asked for anew, and be twice as much.
+            run = self._own.run = self._session.into([np.empty(shape, np.float32) for shape in self._shapes])
+        given = run(batch)
         return [
             _values(given[at], channels, self._block) for at, channels in zip(self._where, self._channels, strict=True)
         ]
@@ -121,44 +144,55 @@ def open_blocked(model: bytes, batch: NDArray[np.float32]) -> Watching:
     with tempfile.TemporaryDirectory(prefix="edge-") as folder:
         file = Path(folder) / "optimized.onnx"
         try:
-            plain = OrtSession(model, precision="fp32", threads=1, lean=True, optimized=file)
-            return _blocked(plain, file, batch) or plain
-        except Exception:  # noqa: BLE001 - a full disk, a graph past protobuf's limit, a form that is new: it costs speed, no more
-            return OrtSession(model, precision="fp32", threads=1, lean=True)
+            # Not lean: its memory must go with it.
+            expected = OrtSession(model, precision="fp32", threads=1, optimized=file).outputs(batch)
+            if (blocked := _blocked(file, batch, expected)) is not None:
+                return blocked
+        except Exception:  # noqa: BLE001, S110 - a full disk, a graph past protobuf's limit, a form that is new
+            pass
+    return OrtSession(model, precision="fp32", threads=1, lean=True)
 
 
-def _blocked(plain: OrtSession, file: Path, batch: NDArray[np.float32]) -> BlockedSession | None:
+def _blocked(file: Path, batch: NDArray[np.float32], expected: Sequence[NDArray[np.float32]]) -> BlockedSession | None:
     """The network in ``file`` in blocks; None where nothing is, or where it gives another bit."""
-    model = require("onnx").load(str(file))
+    onnx = require("onnx")
+    model = onnx.load(str(file))
     outputs = [value.name for value in model.graph.output]
     found = twins(model)
-    if not found.keys() & set(outputs):
-        return None
+    channels = [values.shape[1] if name in found else None for name, values in zip(outputs, expected, strict=True)]
     given = list(dict.fromkeys(found.get(name, name) for name in outputs))
+    if not any(channels):
+        return None
     del model.graph.output[:]
-    model.graph.output.extend(require("onnx").ValueInfoProto(name=name) for name in given)
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in given)
     session = OrtSession(model.SerializeToString(), precision="fp32", threads=1, lean=True, optimize=False)
     where = [given.index(found.get(name, name)) for name in outputs]
-    pairs = [
-        (values, blocked[at] if name in found else None)
-        for blocked in [session.outputs(batch)]
-        for name, at, values in zip(outputs, where, plain.outputs(batch), strict=True)
-    ]
     for block in _BLOCKS:
-        if all(blocked is None or _same(values, blocked, block) for values, blocked in pairs):
-            channels = [None if blocked is None else values.shape[1] for values, blocked in pairs]
-            return BlockedSession(session, where, channels, block)
+        shapes: list[Shape] = [()] * len(given)
+        for at, values, real in zip(where, expected, channels, strict=True):
+            shapes[at] = values.shape if real is None else _padded(values.shape, block)
+        arrays = [np.empty(shape, np.float32) for shape in shapes]
+        try:
+            session.into(arrays)(batch)
+        except DeviceError:  # other shapes than these: another block
+            continue
+        pairs = zip(expected, (arrays[at] for at in where), channels, strict=True)
+        if all(_same(plain, own, block if real else None) for plain, own, real in pairs):
+            return BlockedSession(session, shapes, where=where, channels=channels, block=block)
     return None
 
 
-def _same(plain: NDArray[np.float32], blocked: NDArray[np.float32], block: int) -> bool:
-    """Whether ``blocked`` holds the bits of ``plain``, in blocks of ``block`` channels."""
-    if plain.ndim != 4 or blocked.shape[1] % block or blocked.shape[1] < plain.shape[1]:
-        return False
-    pictures, channels, height, width = blocked.shape
-    split = blocked.reshape(pictures, channels // block, height, width, block).transpose(0, 1, 4, 2, 3)
-    real = split.reshape(blocked.shape)[:, : plain.shape[1]]
-    return real.shape == plain.shape and np.array_equal(real.view(np.uint32), plain.view(np.uint32))
+def _padded(shape: Shape, block: int) -> Shape:
+    return (shape[0], -(-shape[1] // block) * block, *shape[2:])
+
+
+def _same(plain: NDArray[np.float32], own: NDArray[np.float32], block: int | None) -> bool:
+    """Whether ``own`` holds the bits of ``plain``, in blocks of ``block`` channels or as it is."""
+    if block is not None:
+        pictures, channels, height, width = own.shape
+        split = own.reshape(pictures, channels // block, height, width, block).transpose(0, 1, 4, 2, 3)
+        own = split.reshape(own.shape)[:, : plain.shape[1]]
+    return np.array_equal(own.view(np.uint32), plain.view(np.uint32))
 
 
 def _values(array: NDArray[np.float32], channels: int | None, block: int) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ import platform
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,6 +112,25 @@ class OrtSession:
             return self._session.run(None, {self._input: batch})  # type: ignore[no-any-return]
         except Exception as exc:  # onnxruntime's exceptions share no base but Exception
             raise DeviceError(f"onnxruntime failed: {_first_line(exc)}") from exc
+
+    def into(
+        self, arrays: Sequence[NDArray[np.float32]]
+    ) -> Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]]:
+        """As :meth:`outputs`, into ``arrays``, for one thread; they must have the shapes of the outputs."""
+        session, name = self._session, self._input
+        binding = session.io_binding()
+        for given, array in zip(session.get_outputs(), arrays, strict=True):
+            binding.bind_output(given.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+        def run(batch: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
+            binding.bind_cpu_input(name, batch)
+            try:
+                session.run_with_iobinding(binding)
+            except Exception as exc:  # onnxruntime's exceptions share no base but Exception
+                raise DeviceError(f"onnxruntime failed: {_first_line(exc)}") from exc
+            return arrays
+
+        return run
 
     def close(self) -> None:
         """Give the session back."""
