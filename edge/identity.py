@@ -15,6 +15,7 @@ from edge import preprocess, store
 from edge.backends.base import Backend
 from edge.calibration import algorithms
 from edge.calibration import table as tables
+from edge.calibration.qdq import DEFINITION
 from edge.calibration.statistics import FORMAT
 from edge.errors import ArtifactError
 from edge.profile import Precision, Profile
@@ -105,6 +106,7 @@ def engine_key(profile: Profile, backend: Backend, *, precision: Precision, tabl
         "precision": precision,
         "int8_route": profile.int8_route if precision == "int8" else None,
         "table": table.sha256 if table else None,
+        "qdq": DEFINITION if precision == "int8" else None,
         "batch": f"{batch.min}-{batch.opt}-{batch.max}",
         "dla_core": profile.build.dla_core,
         **backend.identity(),

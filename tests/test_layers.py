@@ -103,8 +103,8 @@ ROOMS: dict[str, frozenset[str]] = {
     "matplotlib": frozenset({"pages.document", "pages.plot"}),
     "onnx": frozenset(
         {
-            "backends.ort", "backends.ort_graph", "backends.trt.forms", "calibration.convert", "calibration.network",
-            "calibration.qdq", "model",
+            "backends.blocked", "backends.ort", "backends.ort_graph", "backends.trt.forms", "calibration.convert",
+            "calibration.network", "calibration.qdq", "calibration.weights", "model",
         }
     ),
     # Sessions in backends.ort alone; the others use its converters of ONNX files.

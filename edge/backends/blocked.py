@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 _DOMAIN = "com.microsoft.nchwc"
-_BLOCKS = (16, 8, 4, 32)
+BLOCKS = (16, 8, 4, 32)
 # Operators that work on every value by itself, and so in any layout; other inputs are constants.
 _EACH_VALUE = frozenset({"Clip", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid"})
 
@@ -141,15 +141,15 @@ def open_blocked(model: bytes, batch: NDArray[np.float32]) -> Watching:
     Raises:
         ModelError: onnxruntime cannot load the model.
     """
-    with tempfile.TemporaryDirectory(prefix="edge-") as folder:
-        file = Path(folder) / "optimized.onnx"
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="edge-") as folder:
+            file = Path(folder) / "optimized.onnx"
             # Not lean: its memory must go with it.
             expected = OrtSession(model, precision="fp32", threads=1, optimized=file).outputs(batch)
             if (blocked := _blocked(file, batch, expected)) is not None:
                 return blocked
-        except Exception:  # noqa: BLE001, S110 - a full disk, a graph past protobuf's limit, a form that is new
-            pass
+    except Exception:  # noqa: BLE001, S110 - a full disk, a graph past protobuf's limit, a form that is new
+        pass
     return OrtSession(model, precision="fp32", threads=1, lean=True)
 
 
@@ -167,7 +167,7 @@ def _blocked(file: Path, batch: NDArray[np.float32], expected: Sequence[NDArray[
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in given)
     session = OrtSession(model.SerializeToString(), precision="fp32", threads=1, lean=True, optimize=False)
     where = [given.index(found.get(name, name)) for name in outputs]
-    for block in _BLOCKS:
+    for block in BLOCKS:
         shapes: list[Shape] = [()] * len(given)
         for at, values, real in zip(where, expected, channels, strict=True):
             shapes[at] = values.shape if real is None else _padded(values.shape, block)

@@ -1,7 +1,7 @@
 """Calibration table -> Q/DQ ONNX, by onnxruntime's QDQ quantizer with our ranges and TensorRT's placement rules.
 
-Both targets: symmetric INT8, per-tensor activations with the table's scale to the bit, per-channel weights, all
-inputs of weighted layers quantized.
+Both targets: symmetric INT8, per-tensor activations with the table's scale to the bit, per-channel weights whose sums
+are kept (:mod:`edge.calibration.weights`), all inputs of weighted layers quantized.
 
 ``tensorrt``: int8 everywhere, zero point 0, float biases, no Q/DQ behind convolutions and matrix products; of a
 residual add only the skip input is quantized (TensorRT developer guide 8.4, section 7.4.4).
@@ -21,12 +21,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import numpy as np
 
+from edge.calibration import weights
 from edge.calibration.check import value_code
 from edge.calibration.table import Table
 from edge.errors import ModelError, require
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
+
+# Raised when the same model and table give another network: engines of before are built again.
+DEFINITION = 2
 
 Target = Literal["tensorrt", "onnxruntime"]
 Scales = Mapping[str, float]
@@ -55,11 +59,11 @@ class Result(msgspec.Struct, frozen=True):
     unscaled: list[str]
 
 
-def insert(model: ModelProto, table: Table, *, target: Target) -> Result:
+def insert(model: ModelProto, table: Table, *, target: Target, balance: bool = True) -> Result:
     """Q/DQ form of ``model`` (which is left as it is) with the scales of ``table``.
 
-    A layer with a tensor that has no scale, or one that means nothing (zero, denormal, negative, not finite), stays
-    float and is counted as such.
+    Without ``balance`` each weight goes to the nearest level, as other quantizers do it. A layer with a tensor that has
+    no scale, or one that means nothing (zero, denormal, negative, not finite), stays float and is counted as such.
 
     Raises:
         ModelError: the opset is below 13, a name is one that the quantizer gives, or it cannot handle the model.
@@ -92,6 +96,8 @@ def insert(model: ModelProto, table: Table, *, target: Target) -> Result:
         elif node.name in weighted:
             unscaled.update(dict.fromkeys(lacking))
     done = sum(node.name in weighted for node in chosen)
+    if done and balance:
+        weights.balance(copy, [node for node in chosen if node.name in weighted])
     if done:
         copy = _quantize(copy, scales, chosen, target)
     return Result(copy, done, len(weighted), list(unscaled))

@@ -155,6 +155,7 @@ def test_weights_are_int8_symmetric_and_per_channel(tiny_model: Make, target: An
     path = tiny_model()
     original = {item.name: numpy_helper.to_array(item) for item in models.read(path).graph.initializer}
     _, network = inserted(path, target)
+    plain = Network(qdq.insert(models.read(path), table(), target=target, balance=False))
     for node in network.of(*qdq.WEIGHTED):
         back = network.weights_of(node)
         values, scale, zero = (network.constants[name] for name in back.input)
@@ -167,8 +168,14 @@ def test_weights_are_int8_symmetric_and_per_channel(tiny_model: Make, target: An
         assert scale.shape == (weights.shape[axis],)
         shape = [1] * weights.ndim
         shape[axis] = -1
-        assert np.abs(values * scale.reshape(shape) - weights).max() <= scale.max() * 0.501
+        errors = (values.astype(np.float64) * scale.reshape(shape) - weights) / scale.reshape(shape)
         others = tuple(i for i in range(weights.ndim) if i != axis)
+        # Balanced: no weight goes further than to the other neighbour, and sums are kept.
+        assert np.abs(errors).max() <= 1.0
+        assert np.abs(errors.sum(axis=others)).max() <= 0.501
+        nearest = plain.constants[back.input[0]]
+        assert np.abs(nearest * scale.reshape(shape) - weights).max() <= scale.max() * 0.501
+        assert np.array_equal(plain.constants[back.input[1]], scale)
         assert (np.abs(values).max(axis=others) == 127).all()
 
 

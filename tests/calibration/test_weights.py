@@ -1,0 +1,125 @@
+"""Weights on their INT8 levels: the sum of every filter stays, no weight goes far, and the scale is the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as numpies
+from onnx import TensorProto, helper, numpy_helper
+
+from edge.calibration import weights
+
+FILTERS = numpies.arrays(
+    np.float32, st.tuples(st.integers(1, 4), st.integers(1, 40)), elements=st.floats(-3, 3, width=32)
+)
+
+
+def steps_of(filters: np.ndarray) -> np.ndarray:
+    steps = np.abs(filters).max(axis=1, keepdims=True) / 127
+    return np.where(steps < np.finfo(np.float32).tiny, 1, steps)
+
+
+@given(FILTERS)
+@settings(max_examples=200)
+def test_sums_are_kept_and_no_weight_moves_a_whole_level(filters: np.ndarray) -> None:
+    steps = steps_of(filters)
+    errors = (weights.balanced(filters).astype(np.float64) - filters) / steps
+    assert np.all(np.abs(errors) < 1.001)
+    assert np.all(np.abs(errors.sum(axis=1)) <= 0.501)
+
+
+@given(FILTERS)
+@settings(max_examples=200)
+def test_who_quantizes_them_finds_the_same_levels(filters: np.ndarray) -> None:
+    better = weights.balanced(filters)
+    steps = steps_of(better)
+    levels = better / steps
+    assert np.abs(levels).max() < 127.5
+    assert np.allclose(levels, np.rint(levels), atol=1e-3)
+    assert np.allclose(np.abs(better).max(axis=1), np.abs(filters).max(axis=1), rtol=1e-6, atol=1e-37)
+    assert np.allclose(weights.balanced(better), better, rtol=1e-6)
+
+
+def test_what_is_constructed() -> None:
+    # In levels: 127, 0.4, 0.4, 0.4. To the nearest the sum loses 1.2; so the first of the three goes up.
+    found = weights.balanced(np.array([[127, 0.4, 0.4, 0.4]], np.float32))
+    assert found.tolist() == [[127, 1, 0, 0]]
+    assert weights.balanced(np.array([[-127, -0.4, -0.3, -0.45]], np.float32)).tolist() == [[-127, 0, 0, -1]]
+
+
+def test_the_sum_of_a_real_filter_loses_a_hundred_times_less() -> None:
+    filters = np.random.default_rng(1).normal(0.1, 1, (32, 576)).astype(np.float32)
+    steps = steps_of(filters)
+    nearest = np.rint(filters / steps) * steps
+    lost = np.abs((weights.balanced(filters) - filters.astype(np.float64)).sum(axis=1)).mean()
+    assert lost < np.abs((nearest - filters).sum(axis=1)).mean() / 10
+
+
+def test_zeros_and_denormals_are_left_in_peace() -> None:
+    assert weights.balanced(np.zeros((2, 3), np.float32)).tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert np.isfinite(weights.balanced(np.full((1, 3), 1e-44, np.float32))).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "axis", "attributes"),
+    [
+        ("Conv", (4, 3, 3, 3), 0, {}),
+        ("Gemm", (5, 7), 0, {"transB": 1}),
+        ("Gemm", (7, 5), 1, {}),
+        ("MatMul", (7, 5), 1, {}),
+        ("MatMul", (2, 7, 5), 2, {}),
+        ("ConvTranspose", (3, 4, 2, 2), 1, {}),
+    ],
+)
+def test_the_channels_of_each_operator(
+    kind: str, shape: tuple[int, ...], axis: int, attributes: dict[str, int]
+) -> None:
+    model, node = model_of(kind, shape, attributes)
+    before = numpy_helper.to_array(model.graph.initializer[0])
+    weights.balance(model, [node])
+    after = numpy_helper.to_array(model.graph.initializer[0])
+    others = tuple(i for i in range(len(shape)) if i != axis)
+    largest = np.abs(before).max(axis=others)
+    assert not np.array_equal(before, after)
+    assert np.all(np.abs((after - before).sum(axis=others)) <= largest / 127 * 0.51)
+
+
+def test_a_grouped_transposed_convolution_is_left_alone() -> None:
+    model, node = model_of("ConvTranspose", (4, 2, 2, 2), {"group": 2})
+    before = model.SerializeToString()
+    weights.balance(model, [node])
+    assert model.SerializeToString() == before
+
+
+def test_weights_that_two_layers_read_in_different_ways_are_left_alone() -> None:
+    model, node = model_of("Gemm", (5, 5), {"transB": 1})
+    other = helper.make_node("Gemm", ["x", "w"], ["z"], name="other")
+    model.graph.node.append(other)
+    before = model.SerializeToString()
+    weights.balance(model, [node, other])
+    assert model.SerializeToString() == before
+
+
+def test_weights_that_are_no_numbers_are_left_for_others_to_refuse() -> None:
+    model, node = model_of("Gemm", (5, 5), {"transB": 1})
+    values = numpy_helper.to_array(model.graph.initializer[0]).copy()
+    values[0, 0] = np.nan
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(values, "w"))
+    weights.balance(model, [node])
+    assert np.isnan(numpy_helper.to_array(model.graph.initializer[0])[0, 0])
+
+
+def model_of(kind: str, shape: tuple[int, ...], attributes: dict[str, int]) -> tuple[onnx.ModelProto, onnx.NodeProto]:
+    values = np.random.default_rng(0).normal(0.2, 1, shape).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node(kind, ["x", "w"], ["y"], name="layer", **attributes)],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(values, "w")],
+    )
+    model = helper.make_model(graph)
+    return model, model.graph.node[0]
