@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # How many chunks this process takes at once: at the end of each lot, threads wait for the slowest.
-_LOT = 8
+_LOT = 4
 # A crash costs the work of a few seconds; saving takes at most this share of the time.
 _SAVE_EVERY_S = 5.0
 _SAVE_SHARE = 1 / 20
