@@ -66,7 +66,8 @@ class Server:
         path.write_text(
             f"Host {name}\n  HostName 127.0.0.1\n  Port {port}\n  User {getpass.getuser()}\n"
             f'  IdentityFile "{user_key or self.user_key}"\n  IdentitiesOnly yes\n  IdentityAgent none\n'
-            f'  UserKnownHostsFile "{self.known_hosts}"\n  GlobalKnownHostsFile /dev/null\n  StrictHostKeyChecking yes\n'
+            f'  UserKnownHostsFile "{self.known_hosts}"\n  GlobalKnownHostsFile /dev/null\n'
+            "  StrictHostKeyChecking yes\n"
         )
         return path
 
@@ -109,7 +110,9 @@ class Server:
         assert self._process is not None
         found, todo = [], [self._process.pid]
         while todo:
-            children = subprocess.run(["ps", "-o", "pid=,comm=", "--ppid", str(todo.pop())], capture_output=True, text=True)
+            children = subprocess.run(
+                ["ps", "-o", "pid=,comm=", "--ppid", str(todo.pop())], check=False, capture_output=True, text=True
+            )
             for line in children.stdout.splitlines():
                 number, name = line.split(None, 1)
                 if name.startswith("sshd"):
@@ -133,7 +136,7 @@ class Server:
             self._process.wait()
             self._process = None
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Server:  # noqa: PYI034
         return self.start()
 
     def __exit__(self, *_exc: object) -> None:

@@ -1,0 +1,86 @@
+"""Try a bundle on this device: build it, run its golden pictures, compare with the one before.
+
+`edge ship` runs this on a device after it has switched to a new bundle, and takes the device back when it ends with 1.
+Run by hand it changes nothing but the folder of engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from edge.cli import options
+from edge.errors import QualityError
+from edge.ui import Terminal
+
+if TYPE_CHECKING:
+    from edge.flows.canary import Measured, Report
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of the bundle.")],
+    *,
+    against: Annotated[Path | None, typer.Option(help="Folder of the bundle to compare with.")] = None,
+    gate: Annotated[
+        list[str] | None, typer.Option(help="Limit: labels=N, distance=X, latency=FACTOR, energy=FACTOR.")
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Where engines and timing caches are kept.", show_default="~/.local/share/edge")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Run the flow."""
+    from edge import backends, device, telemetry
+    from edge.bundle import open_bundle
+    from edge.cli import places
+    from edge.flows import canary
+    from edge.ship.canary import parse_gates
+
+    terminal = Terminal()
+    gates = parse_gates(gate or [])
+    found = open_bundle(bundle)
+    other = open_bundle(against) if against is not None else None
+    power = telemetry.probe()
+    try:
+        with terminal.progress() as listen:
+            report = canary.canary(
+                found, state or places.device_home(), against=other, gates=gates,
+                tools=canary.Tools(backend=backends.get, power=power, machine=device.identify()), listen=listen,
+            )  # fmt: skip
+    finally:
+        if not isinstance(power, telemetry.NoSource):
+            power.close()
+    if as_json:
+        terminal.data(msgspec.json.encode(report).decode())
+    else:
+        _show(terminal, report)
+    if not report.passed:
+        raise QualityError("the trial failed: " + "; ".join(report.failed), where=bundle)
+
+
+def _show(terminal: Terminal, report: Report) -> None:
+    columns = [report.own] if report.before is None else [report.own, report.before]
+    heads = ["", "this bundle", "before"][: len(columns) + 1]
+    rows = [[name, *(value(column) for column in columns)] for name, value in _ROWS]
+    terminal.table(heads, rows, right=tuple(range(1, len(heads))))
+    if report.before_absent:
+        terminal.say(f"not compared: {report.before_absent}", style="dim")
+    terminal.data("passed" if report.passed else "failed")
+
+
+def _absent(column: Measured, name: str) -> str:
+    return f"- ({column.absent[name]})" if name in column.absent else "-"
+
+
+_ROWS: tuple[tuple[str, Callable[[Measured], str]], ...] = (
+    ("bundle", lambda c: f"{c.name} {c.bundle[:12]}"),
+    ("engine", lambda c: f"{c.precision}, {c.build} in {c.build_s:.1f} s"),
+    ("other labels", lambda c: _absent(c, "labels") if c.other_labels is None else f"{c.other_labels} of {c.pictures}"),
+    ("distance", lambda c: _absent(c, "distance") if c.distance is None else f"{c.distance:.5f}"),
+    ("latency p50", lambda c: "-" if c.latency is None else f"{c.latency.p50_ms:.3f} ms (n {c.latency.n})"),
+    ("energy", lambda c: _absent(c, "energy") if c.millijoules is None else f"{c.millijoules:.2f} mJ"),
+)
