@@ -28,7 +28,7 @@ COMMANDS: dict[str, str] = {
     "bundle": "Make, check, sign and share what a device needs, as one file.",
     "ship": "Ship a bundle to devices; look at them; take one back.",
     "report": "Make one HTML page of run records.",
-    "canary": "Try a bundle on this device: build, golden pictures, against the one before.",
+    "canary": "Try a bundle on this device, against the one before.",
     "service": "Keep edge run going as a systemd service.",
     "sweep": "Compare calibration algorithms and picture counts.",
     "selftest": "Try everything that edge promises on this machine.",

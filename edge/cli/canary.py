@@ -1,5 +1,6 @@
-"""Try a bundle on this device: build it, run its golden pictures, compare with the one before.
+"""Try a bundle on this device, against the one before.
 
+The engine is built, the golden pictures are run, and speed and energy are measured in turns with the other bundle.
 `edge ship` runs this on a device after it has switched to a new bundle, and takes the device back when it ends with 1.
 Run by hand it changes nothing but the folder of engines.
 """

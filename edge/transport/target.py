@@ -13,7 +13,7 @@ from edge.errors import UsageError
 DEFAULT_PATH = ".local/share/edge"
 
 # ssh expands host and user into the user's own ProxyCommand: they must not hold anything that a shell reads.
-_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:%-]*")
+_HOST = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:%-]*")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
 
 

@@ -1,0 +1,117 @@
+"""Devices of the tests: folders, and an sshd of one's own on loopback."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import loopback
+import pytest
+
+from edge.bundle import Bundle, BundleManifest, archive, open_bundle
+from edge.bundle.manifest import encode
+from edge.store import FileEntry, sha256_bytes
+from edge.transport.target import Place
+
+FILES = {"profile.yaml": b"name: tiny\n", "model/tiny.onnx": b"weights " * 100, "labels/empty.txt": b""}
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Callable[..., Bundle]:
+    """``bundle(name="a", files={…}, **fields)``: a bundle of these contents, besides those that all have."""
+
+    def make(name: str = "a", files: Mapping[str, bytes] | None = None, **fields: Any) -> Bundle:
+        path = tmp_path / f"{name}.edge"
+        path.write_bytes(tar_of({**FILES, **(files or {})}, **{"name": name, **fields}))
+        return open_bundle(path)
+
+    return make
+
+
+def tar_of(files: Mapping[str, bytes], **fields: Any) -> bytes:
+    entries = {name: FileEntry(sha256_bytes(data), len(data)) for name, data in files.items()}
+    content: dict[str, Any] = {
+        "format": 1,
+        "name": "tiny",
+        "family": "host",
+        "jetpack": None,
+        "profile": "tiny",
+        "created_with": "edge 0",
+        "files": entries,
+        "info": {},
+    }
+    file = io.BytesIO()
+    archive.write(
+        file,
+        encode(BundleManifest(**{**content, **fields})),
+        entries,
+        lambda name, out: out.write(files[name]) and None,
+    )
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keys for every server of the run: making them takes longer than starting one."""
+    folder = tmp_path_factory.mktemp("keys")
+    if loopback.why_not() is None:
+        loopback.make_key(folder / "host_key")
+        loopback.make_key(folder / "user_key")
+    return folder
+
+
+@pytest.fixture
+def serve(tmp_path: Path, keys: Path) -> Iterator[Callable[..., loopback.Server]]:
+    """``serve(**options_of_sshd)``: a running server; skips where sshd is not installed."""
+    why = loopback.why_not()
+    if why is not None:
+        pytest.skip(why)
+    servers: list[loopback.Server] = []
+
+    def start(**options: str) -> loopback.Server:
+        server = loopback.Server(tmp_path / f"server{len(servers)}", keys=keys, **options)
+        servers.append(server)
+        return server.start()
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> Callable[..., Place]:
+    """``remote(server, path="device")``: the place of a folder in ``tmp_path`` behind a server."""
+
+    def make(server: loopback.Server, path: str = "device", **fields: Any) -> Place:
+        return Place(
+            **{"name": "dev", "host": "dev", "path": str(tmp_path / path), "ssh_config": server.config, **fields}
+        )
+
+    return make
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Place:
+    """A device that is a folder."""
+    return Place(name="device", folder=tmp_path / "device")
+
+
+def root_of(place: Place) -> Path:
+    return place.folder if place.folder is not None else Path(place.path)
+
+
+def current(place: Place) -> str | None:
+    """Digest of the bundle in use; every file of it is read and compared, as a check from outside."""
+    root = root_of(place)
+    link = root / "current"
+    if not link.is_symlink():
+        return None
+    found = open_bundle(link)
+    for name in found.files:
+        found.read(name)
+    assert found.digest == link.readlink().name
+    listed = {path.relative_to(link).as_posix() for path in link.rglob("*") if path.is_file()}
+    assert listed - {"bundle.json.sig"} == {*found.files, "bundle.json"}
+    return found.digest
