@@ -15,6 +15,13 @@ from edge.pages import document
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _PRECISIONS = ("int8", "fp16", "bf16", "fp32")
+_LEGEND = {
+    **{name: name.upper() for name in _PRECISIONS},
+    "unknown": "other, or not said",
+    "reformat": "reformat",
+    "free": "view, takes no time",
+    "opaque": "hidden in one piece",
+}
 # Operators and kinds that get a bar of their own.
 _BARS = 10
 # What of a manifest's info has a place of its own on the page.
@@ -61,6 +68,7 @@ def render(card: Card) -> str:
         before=_bars(card.operators),
         after=_bars(card.kinds),
         shares=_shares(card),
+        legend=_legend(card),
         changes=_changes(card),
     )
 
@@ -115,6 +123,12 @@ def _colour(layer: Layer) -> str:
     if layer.role in {"reformat", "opaque", "free"}:
         return layer.role
     return layer.precision if layer.precision in _PRECISIONS else "unknown"
+
+
+def _legend(card: Card) -> list[tuple[str, str]]:
+    """The colours that occur among the layers, and what they mean."""
+    used = {_colour(layer) for layer in card.inspection.layers} if card.inspection else set()
+    return [(colour, words) for colour, words in _LEGEND.items() if colour in used]
 
 
 def _known(value: Any) -> dict[str, Any]:  # noqa: ANN401
