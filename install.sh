@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Sets up edge in .venv beside this file. Needs no root and may be run again at any time; see ./install.sh --help.
+# In the folder wheels/ of a bundle it installs edge from what lies beside it, for this user and without a network.
 #
 # Tried on x86-64 Linux with Python 3.10 to 3.13. Never run on a Jetson: there, the detection and the choice of packages
 # were tried against a copied file tree on x86-64, the pinned set (constraints/jetson.txt) was resolved for aarch64, and
@@ -8,9 +9,6 @@
 set -euo pipefail
 
 here="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)"
-venv="$here/.venv"
-stamp="$venv/edge-install.stamp"
-log="$venv/edge-install.log"
 need_mib=1500  # .venv takes 590 MiB, 720 with the development tools; the rest is for downloads, engines and records
 
 mode=install
@@ -18,6 +16,11 @@ extras=host
 offline=""
 root=""
 ticker=""
+# Where and from what: of a checkout, .venv and the checkout; see find_source for wheels.
+venv="$here/.venv"
+shown=.venv
+home=""
+edge_wheel=""
 
 usage() {
   cat <<'TEXT'
@@ -30,10 +33,14 @@ Usage: ./install.sh [MODE] [--offline DIR]
   uninstall   remove .venv
 
   --offline DIR   take wheels from DIR, and nothing from the network
+  --home DIR      with the wheels of a bundle: install below DIR instead of ~/.local/share/edge
   --root DIR      look for the files of a Jetson under DIR instead of / (for tests)
   -h, --help      show this
 
 Environment: EDGE_PYTHON=/path/to/python chooses the Python (3.10 to 3.13); the settings of pip hold.
+Beside the wheels of a bundle (edge bundle create --with-wheels) this script needs no network and no copy of the
+repository: it sets up DIR/venvs/<digest>, points DIR/venv to it when it works, and links ~/.local/bin/edge. The one
+before stays until the next time. Modes: check, uninstall, and none.
 A folder for --offline is filled on a machine of the same kind, with the same Python and a network:
   .venv/bin/python -m pip wheel --wheel-dir DIR '.[dev]' 'hatchling>=1.26' editables
 TEXT
@@ -59,6 +66,11 @@ parse_arguments() {
         [ -z "$chosen" ] || fail "one mode at a time: $chosen or $1?" 2
         chosen="$1" mode="$1"
         ;;
+      --home)
+        [ $# -ge 2 ] && [ -n "$2" ] || fail "--home needs a folder" 2
+        case "$2" in /*) home="$2" ;; *) home="$PWD/$2" ;; esac
+        shift
+        ;;
       --offline | --root)
         [ $# -ge 2 ] && [ -n "$2" ] || fail "$1 needs a folder" 2
         [ -d "$2" ] || fail "$1 $2: there is no such folder" 2
@@ -74,8 +86,32 @@ parse_arguments() {
   [ "$mode" != test ] || extras=dev
 }
 
+# Beside the wheels of a bundle there is no checkout: set edge_wheel, and what follows from it.
+find_source() {
+  local found
+  if [ -f "$here/pyproject.toml" ]; then
+    [ -z "$home" ] || fail "--home is for the wheels of a bundle; a checkout has its .venv" 2
+    return 0
+  fi
+  for found in "${offline:-$here}"/jetson_edge-*.whl; do
+    [ ! -f "$found" ] || edge_wheel="$found"
+  done
+  [ -n "$edge_wheel" ] || return 0
+  case "$mode" in demo | test) fail "'$mode' needs a copy of the repository, and here are only wheels" 2 ;; esac
+  [ -n "$offline" ] || offline="$here"
+  [ -n "$home" ] || [ -n "${HOME:-}" ] || fail "HOME is not set: give --home DIR" 2
+  [ -n "$home" ] || home="$HOME/.local/share/edge"
+  need_mib=800
+  venv="$home/venvs/$(inputs_digest | cut -d ' ' -f 1)"
+  shown="$venv"
+}
+
 check_place() {
   local file
+  if [ -n "$edge_wheel" ]; then
+    check_wheels_place
+    return
+  fi
   for file in pyproject.toml README.md LICENSE edge/__init__.py constraints/jetson.txt; do
     [ -f "$here/$file" ] || fail "$here/$file is missing: this is not a whole copy of the repository; clone it again"
   done
@@ -83,6 +119,20 @@ check_place() {
     fail "running under sudo, so .venv would belong to root: run ./install.sh as $SUDO_USER, without sudo"
   fi
   [ -w "$here" ] || fail "no permission to write in $here: change its owner, or clone the repository elsewhere"
+  check_offline
+}
+
+check_wheels_place() {
+  [ -f "$here/constraints/jetson.txt" ] ||
+    fail "$here/constraints/jetson.txt is missing: these are not all the files of a bundle's wheels"
+  if [ "$(id -u)" = 0 ] && [ -n "${SUDO_USER:-}" ] && [ "$SUDO_USER" != root ]; then
+    fail "running under sudo, so edge would be root's: run it as $SUDO_USER, without sudo"
+  fi
+  mkdir -p -- "$home" 2>/dev/null && [ -w "$home" ] || fail "no permission to write in $home: give another --home DIR"
+  check_offline
+}
+
+check_offline() {
   if [ -n "$offline" ] && ! compgen -G "$offline/*.whl" >/dev/null; then
     fail "--offline $offline: there are no wheels (*.whl) in it; ./install.sh --help says how to fill it"
   fi
@@ -104,9 +154,15 @@ python_problem() {  # python version
     "") echo "$1 does not run" && return ;;
     *) echo "$1 is Python $2, too new: edge needs 3.10 to 3.13" && return ;;
   esac
-  if ! "$1" -c 'import ensurepip, venv' >/dev/null 2>&1; then
+  # Debian has ensurepip in a package of its own; with pip's wheel at hand it is not needed.
+  if ! "$1" -c "import venv$([ -n "$(pip_wheel)" ] || echo ', ensurepip')" >/dev/null 2>&1; then
     echo "$1 (Python $2) cannot make virtual environments: sudo apt install python${2%.*}-venv"
   fi
+}
+
+# The wheel of pip itself, where the wheels of a bundle have one.
+pip_wheel() {
+  [ -z "$edge_wheel" ] || compgen -G "$offline/pip-*.whl" | tail -n 1
 }
 
 # Set python and python_version, or fail with the first thing that is wrong.
@@ -221,6 +277,14 @@ fingerprint() {  # python version, extras
 }
 
 inputs_digest() {
+  if [ -n "$edge_wheel" ]; then
+    # The names of wheels tell their versions; only ours may change without one.
+    {
+      cat "$edge_wheel" "$here/install.sh" "$here/constraints/jetson.txt" 2>/dev/null || true
+      (cd -- "$offline" && ls)
+    } | cksum
+    return
+  fi
   cat "$here/pyproject.toml" "$here/constraints/jetson.txt" "$here/install.sh" | cksum
 }
 
@@ -241,6 +305,7 @@ compare_with_stamp() {
   elif [ "$(fingerprint "$version" "$have" | head -n 3)" = "$(head -n 3 "$stamp")" ] && ! is_jetson; then
     todo=update
   fi
+  if [ "$todo" = update ] && [ -n "$edge_wheel" ]; then todo=create; fi
   # What JetPack brings can be told from what pip brought only in a new environment.
   if [ "$todo" = update ] && is_jetson; then todo=create; fi
   if [ "$todo" = update ] && [ "$have" = dev ]; then extras=dev; fi
@@ -249,12 +314,12 @@ compare_with_stamp() {
 check_space() {  # MiB needed
   local free_mib used_mib=0
   # The free space stands before the percentage; the names before and after them may hold spaces.
-  free_mib="$(df -Pk "$here" 2>/dev/null | awk '
+  free_mib="$(df -Pk "${home:-$here}" 2>/dev/null | awk '
     NR == 2 { for (i = 2; i <= NF; i++) if ($i ~ /%$/) { print int($(i - 1) / 1024); exit } }')"
   case "$free_mib" in "" | *[!0-9]*) return 0 ;; esac
   [ ! -d "$venv" ] || used_mib="$(du -sk "$venv" 2>/dev/null | awk '{ print int($1 / 1024) }')"
   if [ $((free_mib + used_mib)) -lt "$1" ]; then
-    fail "not enough disk space: about $1 MiB are needed in $here, $free_mib MiB are free; free some or clone elsewhere"
+    fail "not enough disk space: about $1 MiB are needed in ${home:-$here}, $free_mib MiB are free; free some or use another place"
   fi
 }
 
@@ -271,14 +336,19 @@ remove_venv() {
 create_venv() {
   local options=()
   ! is_jetson || options=(--system-site-packages)
+  [ -z "$(pip_wheel)" ] || options+=(--without-pip)
   if [ -e "$venv" ]; then
-    say "making .venv anew: it is unfinished, or was made for another place, Python or version of edge"
+    say "making $shown anew: it is unfinished, or was made for another place, Python or version of edge"
     remove_venv
   fi
-  say "making .venv with Python $python_version ($python)"
-  mkdir -- "$venv"
+  say "making $shown with Python $python_version ($python)"
+  mkdir -p -- "$venv"
   "$python" -m venv ${options[@]+"${options[@]}"} "$venv" >"$log" 2>&1 ||
-    fail "cannot make .venv: $(tail -n 1 "$log") (details: $log)"
+    fail "cannot make $shown: $(tail -n 1 "$log") (details: $log)"
+  if [ -n "$(pip_wheel)" ]; then
+    # Packaged as a wheel, pip runs as it is.
+    PYTHONPATH="$(pip_wheel)" run_pip pip || fail "$(pip_problem) (details: $log)"
+  fi
 }
 
 # ---- pip -------------------------------------------------------------------------------------------------------------
@@ -291,7 +361,7 @@ run_pip() {  # arguments of pip install
     while sleep 20 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
       say "  … $(grep -E '^ *(Collecting|Downloading|Building|Installing)' "$log" | tail -n 1 | cut -c 1-100)"
     done
-  ) &
+  ) 9>&- &
   ticker=$!
   (cd -- "$here" && "$venv/bin/python" -m pip install "${options[@]}" "$@") >>"$log" 2>&1 || status=$?
   kill "$ticker" 2>/dev/null || true
@@ -326,13 +396,13 @@ unreachable+='|Connection refused|Connection reset|[45][0-9][0-9] (Client|Server
 
 install_host() {
   if [ "$todo" = update ]; then
-    say "bringing edge[$extras] in .venv up to date"
+    say "bringing edge[$extras] in $shown up to date"
   elif [ -n "$offline" ]; then
     say "installing edge[$extras] from $offline (about a minute)"
   else
     say "installing edge[$extras] (about 200 MB to download, one to three minutes)"
   fi
-  pip_install -e ".[$extras]"
+  if [ -n "$edge_wheel" ]; then pip_install "$edge_wheel[$extras]"; else pip_install -e ".[$extras]"; fi
 }
 
 # On a Jetson, NumPy, OpenCV and TensorRT stay those of JetPack: others break or hide them.
@@ -340,7 +410,7 @@ install_jetson() {
   local numpy_pin="$venv/edge-numpy.txt" requirements="$venv/edge-requirements.txt"
   choose_numpy >"$numpy_pin"
   say "installing edge beside JetPack's packages, with $(cat "$numpy_pin")"
-  pip_install --no-deps -e .
+  if [ -n "$edge_wheel" ]; then pip_install --no-deps "$edge_wheel"; else pip_install --no-deps -e .; fi
   list_requirements >"$requirements" || fail "cannot read what edge needs (details: $log)"
   pip_install -c constraints/jetson.txt -c "$numpy_pin" -r "$requirements"
   install_pycuda "$numpy_pin"
@@ -393,12 +463,20 @@ install_pycuda() {  # file with the pin of NumPy
       "Often g++ or Python.h is missing: sudo apt install build-essential python3-dev, then $again"
 }
 
+# Of a bundle's wheels, which anybody with the right to log in may install: one at a time.
+wait_for_others() {
+  [ -n "$edge_wheel" ] && command -v flock >/dev/null 2>&1 || return 0
+  exec 9>"$home/install.lock"
+  flock -w 900 9 || fail "another installation has been running for 15 minutes in $home"
+}
+
 # ---- modes -----------------------------------------------------------------------------------------------------------
 
 set_up() {
   compare_with_stamp
   if [ "$todo" = nothing ]; then
-    say "up to date: .venv (Python $(version_of_python "$venv/bin/python"))"
+    activate
+    say "up to date: $shown (Python $(version_of_python "$venv/bin/python"))"
     return
   fi
   if [ "$todo" = create ]; then
@@ -416,7 +494,37 @@ set_up() {
   # Last, and in one step: without it, .venv counts as unfinished.
   fingerprint "$(version_of_python "$venv/bin/python")" "$extras" >"$stamp.tmp"
   mv -f -- "$stamp.tmp" "$stamp"
-  say "ready: $("$venv/bin/edge" --version) in .venv (Python $python_version)"
+  activate
+  say "ready: $("$venv/bin/edge" --version) in $shown (Python $python_version)"
+}
+
+# Of a bundle's wheels: let DIR/venv be the one that works, in one step, and keep the one before it.
+activate() {
+  local before="" other
+  [ -n "$edge_wheel" ] || return 0
+  before="$(readlink -- "$home/venv" || true)"
+  if [ "$before" = "venvs/${venv##*/}" ]; then
+    link_command
+    return
+  fi
+  ln -sfn -- "venvs/${venv##*/}" "$home/.venv.$$" && mv -Tf -- "$home/.venv.$$" "$home/venv" ||
+    fail "cannot let $home/venv point to $venv"
+  for other in "$home"/venvs/*/; do
+    other="${other%/}"
+    if [ "$other" != "$venv" ] && [ "venvs/${other##*/}" != "$before" ]; then rm -rf -- "$other"; fi
+  done
+  link_command
+}
+
+# ~/.local/bin/edge, unless that is somebody else's; with another --home, nothing.
+link_command() {
+  local link="${HOME:-}/.local/bin/edge"
+  [ "$home" = "${HOME:-}/.local/share/edge" ] || return 0
+  if [ -e "$link" ] && [ ! -L "$link" ]; then
+    say "$link is not ours and stays: edge is $home/venv/bin/edge"
+    return
+  fi
+  mkdir -p -- "${link%/*}" && ln -sfn -- "$home/venv/bin/edge" "$link" || say "cannot write $link: edge is $home/venv/bin/edge"
 }
 
 run_demo() {
@@ -445,6 +553,12 @@ run_check() {  # module arguments…
 }
 
 run_uninstall() {
+  if [ -n "$edge_wheel" ]; then
+    [ "$(readlink -- "${HOME:-}/.local/bin/edge" || true)" != "$home/venv/bin/edge" ] || rm -f -- "$HOME/.local/bin/edge"
+    rm -rf -- "$home/venv" "$home/venvs" || fail "cannot remove $home/venvs: remove it by hand"
+    say "removed $home/venv and $home/venvs; bundles and what edge measured stay"
+    return
+  fi
   if [ ! -e "$venv" ] && [ ! -L "$venv" ]; then
     say "there is no .venv here: nothing to remove"
     return
@@ -459,14 +573,17 @@ run_report() {
   say "Python $python_version ($python)"
   if is_jetson; then show_jetson "$python"; else say "not a Jetson: ONNX Runtime on the CPU"; fi
   case "$todo" in
-    nothing) say ".venv is up to date (Python $(version_of_python "$venv/bin/python"))" ;;
-    update) say ".venv would be brought up to date" ;;
-    create) check_space "$need_mib" && say ".venv would be made, about $need_mib MiB with the downloads" ;;
+    nothing) say "$shown is up to date (Python $(version_of_python "$venv/bin/python"))" ;;
+    update) say "$shown would be brought up to date" ;;
+    create) check_space "$need_mib" && say "$shown would be made, about $need_mib MiB with the downloads" ;;
   esac
 }
 
 main() {
   parse_arguments "$@"
+  find_source
+  stamp="$venv/edge-install.stamp"
+  log="$venv/edge-install.log"
   # Settings that send packages elsewhere than into .venv, or bring others in.
   unset PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX PIP_ROOT
   export PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0
@@ -483,7 +600,9 @@ main() {
     run_report
     return
   fi
+  wait_for_others
   set_up
+  [ -z "$edge_wheel" ] || return 0
   case "$mode" in
     demo) run_demo ;;
     test) run_tests ;;

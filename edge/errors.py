@@ -109,6 +109,7 @@ GUESTS: dict[str, str] = {
     "jtop": "sudo pip install jetson-stats  (AGPL-3.0, so edge does not bring it: your choice)",
     "llvmlite": "pip install 'jetson-edge[host]'",
     "distributed": "pip install 'jetson-edge[dask]'",
+    "packaging": "pip install packaging",
     "oras": "pip install 'jetson-edge[registry]'",
     "requests": "pip install 'jetson-edge[registry]'",
     "jinja2": "pip install 'jetson-edge[report]'",

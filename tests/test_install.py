@@ -619,6 +619,159 @@ def test_new_jetpack_makes_the_venv_anew(jetson: Jetson) -> None:
     assert "making .venv anew" in jetson.run().stdout
 
 
+# ---- beside the wheels of a bundle -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wheels:
+    """A bundle's folder of wheels, with a blank and a quote in its path, and a home that is empty."""
+
+    bench: Bench
+
+    @property
+    def folder(self) -> Path:
+        return self.bench.folder / "a bundle's" / "wheels"
+
+    @property
+    def home(self) -> Path:
+        return self.bench.folder / ".local" / "share" / "edge"
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        variables = {
+            "PATH": f"{self.bench.folder / 'bin'}:{SYSTEM_PATH}", "HOME": str(self.bench.folder),
+            "EDGE_PYTHON": str(self.bench.python), **environment,
+        }  # fmt: skip
+        return subprocess.run(
+            ["bash", str(self.folder / "install.sh"), *arguments], cwd=self.bench.folder, env=variables,
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    def active(self) -> str:
+        return str((self.home / "venv").readlink())
+
+
+@pytest.fixture
+def wheels(bench: Bench) -> Wheels:
+    made = Wheels(bench)
+    for name in ("install.sh", "constraints/jetson.txt"):
+        (made.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, made.folder / name)
+    for name in ("jetson_edge-0.1.0-py3-none-any.whl", "pip-26.3-py3-none-any.whl", "msgspec-0.22.0-cp310-none.whl"):
+        (made.folder / name).write_bytes(b"wheel")
+    return made
+
+
+def test_wheels_are_installed_for_this_user(wheels: Wheels) -> None:
+    result = wheels.run()
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "ready: edge 0.1.0 in" in result.stdout
+    venv = wheels.home / wheels.active()
+    assert (wheels.home / "venv" / "bin" / "edge").is_file()
+    command = wheels.bench.folder / ".local" / "bin" / "edge"
+    assert command.readlink() == wheels.home / "venv" / "bin" / "edge"
+    made, pip, edge = wheels.bench.calls()[:3]
+    # Without ensurepip, which a bare Ubuntu does not have; pip comes out of its own wheel.
+    assert made == f"-m venv --without-pip {venv}"
+    for call in (pip, edge):
+        assert f"--no-index --find-links {wheels.folder}" in call
+    assert pip.endswith(" pip")
+    assert edge.endswith(f"{wheels.folder}/jetson_edge-0.1.0-py3-none-any.whl[host]")
+    assert "up to date" in wheels.run().stdout
+    assert not any("-m pip" in call for call in wheels.bench.calls())
+
+
+def test_nothing_is_written_beside_the_wheels(wheels: Wheels) -> None:
+    """A bundle on a device is read-only: its files are shared with others by hard links."""
+    before = sorted(wheels.folder.rglob("*"))
+    assert wheels.run("--offline", str(wheels.folder)).returncode == 0
+    assert sorted(wheels.folder.rglob("*")) == before
+
+
+def test_new_wheels_replace_the_old_ones_in_one_step(wheels: Wheels) -> None:
+    seen = []
+    for content in (b"one", b"two", b"three"):
+        (wheels.folder / "jetson_edge-0.1.0-py3-none-any.whl").write_bytes(content)
+        assert wheels.run().returncode == 0
+        seen.append(wheels.active())
+    assert len(set(seen)) == 3
+    # The one before stays, in case somebody still runs it.
+    assert sorted(f"venvs/{path.name}" for path in (wheels.home / "venvs").iterdir()) == sorted(seen[1:])
+    assert wheels.run().returncode == 0
+    assert (wheels.home / seen[1]).is_dir()
+
+
+def test_a_failed_installation_leaves_what_was_there(wheels: Wheels) -> None:
+    assert wheels.run().returncode == 0
+    before = wheels.active()
+    (wheels.folder / "jetson_edge-0.1.0-py3-none-any.whl").write_bytes(b"new")
+    (wheels.bench.folder / "pip-says").write_text("ERROR: No matching distribution found for msgspec>=9")
+    assert_refused(wheels.run(), "no wheel for msgspec>=9 that suits Python")
+    assert wheels.active() == before
+    assert (wheels.home / "venv" / "bin" / "edge").is_file()
+    (wheels.bench.folder / "pip-says").unlink()
+    assert wheels.run().returncode == 0
+    assert wheels.active() != before
+
+
+def test_somebody_elses_command_stays(wheels: Wheels) -> None:
+    command = wheels.bench.folder / ".local" / "bin" / "edge"
+    command.parent.mkdir(parents=True)
+    command.write_text("another edge")
+    result = wheels.run()
+    assert result.returncode == 0
+    assert "is not ours and stays" in result.stdout
+    assert command.read_text() == "another edge"
+
+
+def test_another_home(wheels: Wheels) -> None:
+    place = wheels.bench.folder / "an 'odd' place"
+    assert wheels.run("--home", str(place)).returncode == 0
+    assert (place / "venv" / "bin" / "edge").is_file()
+    assert not (wheels.bench.folder / ".local").exists()
+    assert wheels.run("uninstall", "--home", str(place)).returncode == 0
+    assert not (place / "venvs").exists()
+
+
+def test_wheels_are_uninstalled(wheels: Wheels) -> None:
+    assert wheels.run().returncode == 0
+    (wheels.home / "history.jsonl").write_text("kept")
+    assert wheels.run("uninstall").returncode == 0
+    assert sorted(path.name for path in wheels.home.iterdir()) == ["history.jsonl", "install.lock"]
+    assert not (wheels.bench.folder / ".local" / "bin" / "edge").is_symlink()
+
+
+@pytest.mark.parametrize("mode", ["demo", "test"])
+def test_modes_that_need_a_checkout(wheels: Wheels, mode: str) -> None:
+    assert_refused(wheels.run(mode), "needs a copy of the repository", code=2)
+
+
+def test_home_is_not_for_a_checkout(bench: Bench) -> None:
+    assert_refused(bench.run("--home", str(bench.folder)), "--home is for the wheels of a bundle", code=2)
+
+
+def test_wheels_that_are_not_all_there(wheels: Wheels) -> None:
+    (wheels.folder / "constraints" / "jetson.txt").unlink()
+    assert_refused(wheels.run(), "not all the files of a bundle's wheels")
+    (wheels.folder / "jetson_edge-0.1.0-py3-none-any.whl").unlink()
+    assert_refused(wheels.run(), "not a whole copy of the repository")
+
+
+def test_wheels_on_a_jetson(jetson: Jetson) -> None:
+    wheels = Wheels(jetson.bench)
+    for name in ("install.sh", "constraints/jetson.txt"):
+        (wheels.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, wheels.folder / name)
+    for name in ("jetson_edge-0.1.0-py3-none-any.whl", "pip-26.3-py3-none-any.whl"):
+        (wheels.folder / name).write_bytes(b"wheel")
+    result = wheels.run("--root", str(jetson.root), EDGE_PYTHON="")
+    assert (result.returncode, result.stderr) == (0, "")
+    venv, _pip, edge, rest = [line for line in jetson.bench.calls() if re.match(r"-m (venv|pip)", line)]
+    assert venv.startswith("-m venv --system-site-packages --without-pip ")
+    assert edge.endswith(f"--no-deps {wheels.folder}/jetson_edge-0.1.0-py3-none-any.whl")
+    assert "--no-index" in rest
+    assert "-c constraints/jetson.txt" in rest
+
+
 # ---- what lies beside the script -------------------------------------------------------------------------------------
 
 

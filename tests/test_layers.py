@@ -111,6 +111,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "onnxruntime": frozenset({"backends.ort", "backends.ort_graph", "backends.trt.forms", "calibration.qdq"}),
     "jtop": frozenset({"telemetry.jtop"}),
     "oras": frozenset({"registry.client"}),
+    "packaging": frozenset({"bundle.wheels"}),
     "pycuda": frozenset({"backends.cuda.driver"}),
     "pynvml": frozenset({"telemetry.nvml"}),
     "requests": frozenset({"registry.client"}),  # comes with oras

@@ -5,7 +5,9 @@ The same inputs give the same bytes: files are sorted, and the manifest knows no
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +16,7 @@ import msgspec
 
 from edge import __version__, device, identity, labels, preprocess, store
 from edge import model as models
-from edge.bundle import archive
+from edge.bundle import archive, wheels
 from edge.bundle import golden as goldens
 from edge.bundle.manifest import FORMAT, MANIFEST, BundleManifest, check_entries, encode
 from edge.bundle.reading import Bundle, Meter, open_bundle
@@ -44,12 +46,14 @@ def create(
     reference: Bundle | None = None,
     name: str | None = None,
     jetpack: Sequence[str] = (),
+    with_wheels: bool = False,
     force: bool = False,
     listen: Listener = silence,
 ) -> Bundle:
     """Write the bundle of ``profile`` to ``out``: a tar when it ends in ``.edge`` or ``.tar``, else a folder.
 
-    ``golden`` are run through ONNX Runtime, or their answers are taken over from the bundle ``reference``.
+    ``golden`` are run through ONNX Runtime, or their answers are taken from the bundle ``reference``; ``with_wheels``
+    adds what installs edge on a device that has neither edge nor a network.
 
     Raises:
         ArtifactError: INT8 is asked for, and its table is missing, corrupt, or made for something else.
@@ -67,6 +71,25 @@ def create(
     if golden:
         _add_golden(profile, golden, contents, info, table=table, reference=reference, listen=listen)
     contents[PROFILE] = resolved(profile)
+    with contextlib.ExitStack() as stack:
+        if with_wheels:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-wheels-")))
+            wanted = wheels.targets(profile.family, jetpack)
+            contents.update(wheels.gather(folder, wanted, listen=listen))
+            info["wheels"] = wheels.describe(wanted)
+        return _finish(contents, info, profile, out, name=name, jetpack=jetpack, listen=listen)
+
+
+def _finish(
+    contents: Mapping[str, Content],
+    info: dict[str, Any],
+    profile: Profile,
+    out: Path,
+    *,
+    name: str | None,
+    jetpack: Sequence[str],
+    listen: Listener,
+) -> Bundle:
     files = _entries(contents, where=out, listen=listen)
     about = BundleManifest(
         format=FORMAT,

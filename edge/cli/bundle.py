@@ -64,6 +64,9 @@ def create(
     jetpack: Annotated[
         list[str] | None, typer.Option(help="JetPack release that it is for; repeat for more.", show_default="any")
     ] = None,
+    with_wheels: Annotated[
+        bool, typer.Option("--with-wheels", help="Put in what installs edge on a bare device, without a network there.")
+    ] = False,
     key: Key = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file that is there.")] = False,
     as_json: options.Json = False,
@@ -81,7 +84,7 @@ def create(
             chosen, cache=places.cache_folder(cache_dir), out=output,
             golden=[] if no_golden else _golden(golden),
             reference=open_bundle(reference) if reference else None,
-            name=name, jetpack=jetpack or [], force=force, listen=listen,
+            name=name, jetpack=jetpack or [], with_wheels=with_wheels, force=force, listen=listen,
         )  # fmt: skip
     if key is not None:
         signature.sign(made, key)
@@ -283,6 +286,7 @@ def _summary(bundle: Bundle) -> list[tuple[str, str]]:
     timing = sum(file.startswith("timing/") and not file.endswith(".json") for file in files)
     tables = [file.removeprefix("tables/") for file in files if file.endswith(".table")]
     wheels = sum(file.endswith(".whl") for file in files)
+    python = " and ".join(info.get("wheels", {}).get("python", ["?"]))
     rows = [
         ("bundle", about.name),
         ("id", f"sha256:{bundle.digest}"),
@@ -292,7 +296,7 @@ def _summary(bundle: Bundle) -> list[tuple[str, str]]:
         ("tables", ", ".join(tables) or "none"),
         ("timing", f"{timing} caches" if timing else "none"),
         ("golden", f"{info['golden']} pictures" if info.get("golden") else "none"),
-        ("wheels", f"{wheels} (installs edge on a bare device)" if wheels else "none"),
+        ("wheels", f"{wheels}, install edge for Python {python}" if wheels else "none"),
         ("signature", "there; edge bundle verify checks it" if bundle.signature() is not None else "none"),
         ("size", f"{_size(about.total_bytes)} in {len(files)} files, made with {about.created_with}"),
     ]
