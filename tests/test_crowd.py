@@ -326,8 +326,9 @@ def test_dask_workers_that_die_again_and_again(run: Callable[..., Any], tmp_path
         # A new worker has work at once, and takes longer than this to import edge.
         while not over.wait(0.02):
             for worker in list(dask.scheduler.workers.values()):
-                nanny = dask.workers[worker.name]
-                if worker.processing and nanny.pid:
+                # The cluster may not know a worker yet that the scheduler knows already.
+                nanny = dask.workers.get(worker.name)
+                if worker.processing and nanny is not None and nanny.pid:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(nanny.pid, signal.SIGKILL)
 

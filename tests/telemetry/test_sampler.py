@@ -97,7 +97,8 @@ def test_thinning_keeps_sums_within_the_bound_it_states(
     loose = 2 * (max(p for _, p in samples) - min(p for _, p in samples)) * 1e-3 * 8 * 0.5
     assert abs(thin.joules - full.joules) <= thin.error_joules + loose
     assert thin.error_joules >= (full.error_joules or 0) - 1e-9
-    assert abs(thin.samples - full.samples) <= 2
+    # Between two points that were kept, it holds the samples to have been evenly spaced: 8 at each end, with 300 in 40.
+    assert abs(thin.samples - full.samples) <= 2 * 8
 
 
 def test_memory_is_bounded_and_a_long_run_is_still_summed() -> None:
