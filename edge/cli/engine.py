@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edge.engines.card import Card
     from edge.engines.catalog import Entry, Look
     from edge.engines.compare import Comparison, Pair
+    from edge.engines.times import Times
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -37,6 +38,9 @@ def show(
     precision: options.PrecisionName = None,
     engine_dir: options.EngineDir = None,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
+    times: Annotated[
+        Path | None, typer.Option(help="Time per layer: a file of trtexec --exportProfile for this engine.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report card as one HTML file.")] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -44,17 +48,22 @@ def show(
     from edge import store
     from edge.engines import card as cards
     from edge.engines import page
+    from edge.engines import times as timing
 
     terminal = Terminal()
     if html is not None and html.is_dir():
         raise StoreError("the card cannot be written: this is a folder", where=html)
     path = engine if engine is not None else _of_profile(profile, precision, engine_dir)
     card = cards.load(path)
-    drawn = None if html is None else page.render(card)
+    timed = None if times is None else timing.read(times, card)
+    drawn = None if html is None else page.render(card, timed)
     if as_json:
-        terminal.data(msgspec.json.encode(card, enc_hook=str).decode())
+        content = {**msgspec.to_builtins(card, enc_hook=str), "times": timed}
+        terminal.data(msgspec.json.encode(content).decode())
     else:
         _show(terminal, card, layers=layers)
+        if timed is not None:
+            _show_times(terminal, timed)
     if html is not None and drawn is not None:
         store.write_bytes(html, drawn.encode())
         terminal.say(f"card: {html}")
@@ -201,6 +210,22 @@ def _show(terminal: Terminal, card: Card, *, layers: bool) -> None:
         )
     elif card.counts:
         terminal.say("--layers lists every layer, --html FILE draws the card", style="dim")
+
+
+def _show_times(terminal: Terminal, times: Times) -> None:
+    runs = f" of {times.runs} runs" if times.runs else ""
+    shares = ", ".join(f"{role} {ms / (times.total_ms or 1):.0%}" for role, ms in times.by_role.items())
+    rows = [
+        (
+            f"{item.ms:.4f}",
+            f"{item.share:.1%}",
+            item.name,
+            (item.layer.precision or item.layer.role) if item.layer else "",
+        )
+        for item in times.layers[:_SHOWN]
+    ]
+    title = f"{times.total_ms:.3f} ms, {times.statistic}{runs} per layer: {shares}"
+    terminal.table(("ms", "", "layer", "precision"), rows, right=(0, 1), title=title)
 
 
 def _first(count: int) -> str:

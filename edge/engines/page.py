@@ -11,6 +11,7 @@ import msgspec
 from edge.backends.inspection import Layer, Tensor
 from edge.engines import catalog
 from edge.engines.card import Card
+from edge.engines.times import Times
 from edge.pages import document
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -24,6 +25,8 @@ _LEGEND = {
 }
 # Operators and kinds that get a bar of their own.
 _BARS = 10
+# Layers that are named where the time goes.
+_SLOWEST = 15
 # What of a manifest's info has a place of its own on the page.
 _PLACED = frozenset({"layers", "warnings", "device", "builds", "input", "output", "why", "flags"})
 
@@ -47,8 +50,8 @@ class Bar(msgspec.Struct, frozen=True):
     share: float
 
 
-def render(card: Card) -> str:
-    """The page about ``card``.
+def render(card: Card, times: Times | None = None) -> str:
+    """The page about ``card``, and where its time goes if that is known.
 
     Raises:
         GuestError: jinja2 is missing.
@@ -69,6 +72,8 @@ def render(card: Card) -> str:
         after=_bars(card.kinds),
         shares=_shares(card),
         legend=_legend(card),
+        times=times,
+        slowest=times.layers[:_SLOWEST] if times else [],
         changes=_changes(card),
     )
 
