@@ -153,7 +153,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     replaced by newer ones; None for files, of which none is dropped. ``power`` is an energy reading with its scope and
     sample count; without one, ``power_unavailable`` says why. ``stages_absent`` says why a stage has no time.
     ``skipped``, ``gaps``, ``timeline``, ``top_labels`` and ``results`` are bounded (``MOST_…``); ``skipped`` and
-    ``gaps`` keep the first ones, ``results`` the newest, and ``results_kept`` says whether these are all.
+    ``gaps`` keep the first ones, ``results`` the newest, and ``results_kept`` says whether these are all. ``bench`` is
+    there when a scenario of ``edge bench`` made the record: its result, and whether MLPerf's rules would take it.
     """
 
     format: int
@@ -183,6 +184,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     warnings: list[str]
     results: list[Result]
     results_kept: Literal["all", "newest"]
+    bench: dict[str, Any] | None = None
 
 
 class Line(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "build": "Build the engine that a profile describes.",
     "engine": "Show, compare and list built engines.",
     "run": "Classify pictures and report latency and power.",
+    "bench": "Measure an engine by the scenarios of MLPerf Inference.",
     "power": "Show, set and restore the power mode of a Jetson.",
     "eval": "Measure top-1, top-5 and agreement with FP32.",
     "bundle": "Make, check, sign and share what a device needs, as one file.",

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from edge import device, profile
 from edge.errors import ProfileError
 from edge.profile import Precision, Profile
@@ -13,6 +15,7 @@ from edge.profile import Precision, Profile
 if TYPE_CHECKING:
     from edge.backends.base import Backend
     from edge.identity import Found
+    from edge.record import Subject
 
 # A checkout is recognized by what stands beside the package.
 _BESIDE_PACKAGE = Path(__file__).resolve().parents[2]
@@ -84,3 +87,25 @@ def find_engine(
     wanted = precision or chosen.precision
     cache, engines = cache_folder(cache_dir), engine_folder(engine_dir)
     return backend, wanted, identity.find_engine(chosen, backend, precision=wanted, cache=cache, engines=engines)
+
+
+def subject(profile: Profile, backend: Backend, found: Found, precision: str, source: Path | str) -> Subject:
+    """What runs where, for a record."""
+    from edge import preprocess
+    from edge.record import Subject
+
+    key = found.manifest.key
+    return Subject(
+        profile=profile.name,
+        profile_digest=profile.digest,
+        model=profile.model,
+        model_sha256=str(key["model"]),
+        engine_sha256=found.sha256,
+        table_sha256=None if key["table"] is None else str(key["table"]),
+        preprocess_digest=preprocess.digest(profile.preprocess, profile.input),
+        backend=dict(backend.identity()),
+        precision=precision,
+        layers=found.manifest.info["layers"],
+        device=msgspec.to_builtins(device.identify()),
+        source=str(source),
+    )

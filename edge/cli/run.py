@@ -18,10 +18,7 @@ from edge.errors import UsageError
 from edge.ui import Terminal
 
 if TYPE_CHECKING:
-    from edge import identity
-    from edge.backends.base import Backend
-    from edge.profile import Profile
-    from edge.record import RunRecord, Subject
+    from edge.record import RunRecord
 
 # Pictures listed at the end of a run; all of them are in the record.
 _SHOWN = 20
@@ -78,7 +75,7 @@ def command(  # noqa: PLR0913 - one argument per option
                 sessions=[session],
                 preprocessor=preprocess.Preprocessor(chosen.preprocess, chosen.input),
                 names=names,
-                subject=_subject(chosen, backend, found, wanted, images),
+                subject=places.subject(chosen, backend, found, wanted, images),
                 settings=loop.Settings(
                     topk=topk or chosen.run.topk,
                     warmup=chosen.run.warmup,
@@ -97,27 +94,6 @@ def command(  # noqa: PLR0913 - one argument per option
     if record is not None and not as_json:
         terminal.say(f"record: {record}")
     wish.grant()
-
-
-def _subject(profile: Profile, backend: Backend, found: identity.Found, precision: str, source: Path) -> Subject:
-    from edge import device, preprocess
-    from edge.record import Subject
-
-    key = found.manifest.key
-    return Subject(
-        profile=profile.name,
-        profile_digest=profile.digest,
-        model=profile.model,
-        model_sha256=str(key["model"]),
-        engine_sha256=found.sha256,
-        table_sha256=None if key["table"] is None else str(key["table"]),
-        preprocess_digest=preprocess.digest(profile.preprocess, profile.input),
-        backend=dict(backend.identity()),
-        precision=precision,
-        layers=found.manifest.info["layers"],
-        device=msgspec.to_builtins(device.identify()),
-        source=str(source),
-    )
 
 
 def _print_end(terminal: Terminal, finished: RunRecord, *, as_json: bool) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from edge.record import RunRecord
 from edge.stats import Summary
@@ -41,18 +43,35 @@ def summary(terminal: Terminal, record: RunRecord) -> None:
     for stage, reason in record.stages_absent.items():
         terminal.show(f"{_STAGE_NAMES[stage]}: {reason}")
     if record.power is not None and record.pictures:
-        energy = record.power
-        terminal.show(
-            f"power {energy['mean_mw'] / 1e3:.2f} W mean, {energy['joules_per_picture'] * 1e3:.1f} ± "
-            f"{energy['error_joules'] / record.pictures * 1e3:.1f} mJ per picture "
-            f"({energy['source']}, {energy['scope']}, {energy['samples']} samples)"
-        )
+        for line in energy_lines(record.power):
+            terminal.show(line)
     elif record.power is None:
         terminal.show("power not measured:")
         for reason in str(record.power_unavailable).split("; "):
             terminal.show(f"  {reason}")
     for doubt in record.warnings:
         terminal.warn(doubt)
+
+
+def energy_lines(energy: Mapping[str, Any]) -> list[str]:
+    """Power and energy per picture, with what it takes to judge them; ``energy`` as in a record."""
+    each, error = energy["joules_per_picture"], energy.get("error_joules_per_picture")
+    spread = "" if error is None else f" ± {error * 1e3:.1f}"
+    first = (
+        f"power {energy['mean_mw'] / 1e3:.2f} W mean, {each * 1e3:.1f}{spread} mJ per picture "
+        f"({energy['source']}, {energy['scope']}, {energy['samples']} samples, one each "
+        f"{energy['interval_s'] * 1e3:.0f} ms)"
+    )
+    lines = [first]
+    net, net_error = energy.get("net_joules_per_picture"), energy.get("net_error_joules_per_picture")
+    if net is not None and net_error is not None:
+        lines.append(
+            f"above idle: {net * 1e3:.1f} ± {net_error * 1e3:.1f} mJ per picture "
+            f"(idle {energy['idle_mw'] / 1e3:.2f} W, over {energy['idle_s']:.0f} s)"
+        )
+    elif energy.get("idle_refusal"):
+        lines.append(f"above idle: not known, {energy['idle_refusal']}")
+    return lines
 
 
 def _summary_row(name: str, values: Summary) -> tuple[str, ...]:

@@ -1,0 +1,147 @@
+"""Measure an engine by the scenarios of MLPerf Inference.
+
+They are single-stream, multi-stream and offline. Pictures lie in memory, decoded and preprocessed; what is timed is the
+engine, copies included. The rules ask for 600 seconds. A shorter run is allowed, and says that it is not by the rules.
+Nothing made here is an MLPerf submission.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from edge.cli import options
+from edge.errors import UsageError
+from edge.ui import Terminal
+
+if TYPE_CHECKING:
+    from edge.record import RunRecord
+
+_SAMPLES = 64
+
+Scenario = Annotated[
+    str, typer.Option("--scenario", "-s", help="single-stream, multi-stream or offline.", metavar="NAME")
+]
+MinDuration = Annotated[
+    str | None,
+    typer.Option("--min-duration", metavar="TIME", help="Run at least this long.", show_default="600s, by the rules"),
+]
+MinSamples = Annotated[
+    int | None,
+    typer.Option("--min-samples", min=1, help="Run at least this many pictures.", show_default="the scenario's"),
+]
+WarmUp = Annotated[str, typer.Option("--warm-up", metavar="TIME", help="Run this long before the measurement.")]
+Samples = Annotated[int, typer.Option("--samples", min=1, help="Pictures held in memory, used again and again.")]
+Record = Annotated[Path | None, typer.Option("--record", help="Write the record to this file, for edge report.")]
+
+
+def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the signature
+    *,
+    scenario: Scenario = "single-stream",
+    profile: options.ProfileName = None,
+    images: options.Images = None,
+    precision: options.PrecisionName = None,
+    min_duration: MinDuration = None,
+    min_samples: MinSamples = None,
+    warm_up: WarmUp = "1s",
+    samples: Samples = _SAMPLES,
+    record: Record = None,
+    power: options.Power = None,
+    idle: options.Idle = None,
+    set_power_mode: options.SetPowerMode = False,
+    cache_dir: options.CacheDir = None,
+    engine_dir: options.EngineDir = None,
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    """Run the verb."""
+    from edge import bench
+    from edge import record as records
+    from edge.cli import metering, places, signals
+
+    if scenario not in bench.SCENARIOS:
+        raise UsageError(f"there is no scenario {scenario!r}", hint=f"one of {', '.join(bench.SCENARIOS)}")
+    rules = bench.SCENARIOS[scenario]
+    duration_s = None if min_duration is None else metering.seconds(min_duration, option="--min-duration")
+    warmup_s = metering.seconds(warm_up, option="--warm-up")
+    chosen, path = places.load_profile(profile)
+    terminal = Terminal()
+    if not as_json:
+        terminal.say(f"profile {chosen.name} ({path}); {rules.words}", style="dim")
+    if duration_s is not None and duration_s < rules.min_duration_s:
+        terminal.warn(f"{duration_s:g} s is NOT BY THE RULES, which ask for {rules.min_duration_s:g} s")
+    backend, wanted, found = places.find_engine(
+        chosen, precision=options.precision(precision), cache_dir=cache_dir, engine_dir=engine_dir
+    )
+    settings = bench.Settings(
+        min_duration_s=duration_s, min_samples=min_samples, min_batch=chosen.input.batch.min,
+        max_batch=chosen.input.batch.max, warmup=chosen.run.warmup, warmup_s=warmup_s,
+        samples={"samples": "pictures" if images else "noise", "in_memory": samples},
+    )  # fmt: skip
+    bench.batch_sizes(rules, settings)  # before the engine is loaded
+    with contextlib.ExitStack() as stack:
+        session = backend.open(found.path, precision=wanted, threads=threads or chosen.run.threads)
+        stack.callback(session.close)
+        wish = stack.enter_context(signals.graceful())
+        wishes = metering.Wishes(power=power, idle=idle, set_power_mode=set_power_mode)
+        telemetry = stack.enter_context(metering.measured(chosen, wishes, terminal=terminal, should_stop=wish))
+        with terminal.progress() as listen:
+            finished = bench.bench(
+                bench.Samples(chosen, images, count=samples).batches,
+                rules=rules,
+                session=session,
+                subject=places.subject(chosen, backend, found, wanted, images or "noise"),
+                settings=settings,
+                telemetry=telemetry,
+                listen=listen,
+                should_stop=wish,
+            )
+    try:
+        if record is not None:
+            records.save(record, finished)
+    finally:
+        # Also when the disk refused the record: what was found is not lost.
+        _print_end(terminal, finished, as_json=as_json)
+    if record is not None and not as_json:
+        terminal.say(f"record: {record}")
+    wish.grant()
+
+
+def _print_end(terminal: Terminal, finished: RunRecord, *, as_json: bool) -> None:
+    from edge.ui.summary import summary
+
+    if as_json:
+        terminal.data(msgspec.json.encode(finished).decode())
+        return
+    summary(terminal, finished)
+    result = finished.bench or {}
+    terminal.show("")
+    for line in result_lines(result):
+        terminal.show(line)
+    if result["why_not"]:
+        terminal.warn(f"NOT BY THE RULES of MLPerf: {'; '.join(result['why_not'])}")
+
+
+def result_lines(result: dict[str, Any]) -> list[str]:
+    """The result of a scenario in words."""
+    name = result["scenario"]
+    if result.get("percentile") is None:
+        rate = result["rate_per_s"]
+        return [f"{name}: {rate:.1f} pictures/s" if rate else f"{name}: no result"]
+    share = f"{result['percentile'] * 100:g}th percentile"
+    if result["percentile_ms"] is None:
+        return [f"{name}: no result"]
+    lines = [f"{name}: {share} of {result['queries']} queries {result['percentile_ms']:.3f} ms"]
+    if result["estimate_ms"] is not None:
+        lines.append(
+            f"with {result['confidence']:.0%} confidence at most {result['estimate_ms']:.3f} ms (early stopping)"
+        )
+    else:
+        lines.append(f"no claim for other runs: early stopping asks for {result['fewest_queries']} queries")
+    if result.get("multi_stream_inferred_ms") is not None:
+        lines.append(f"multi-stream, inferred from it as the rules allow: {result['multi_stream_inferred_ms']:.3f} ms")
+    return lines
