@@ -53,6 +53,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     power: options.Power = None,
     idle: options.Idle = None,
     set_power_mode: options.SetPowerMode = False,
+    telemetry_log: options.TelemetryLog = None,
     cache_dir: options.CacheDir = None,
     engine_dir: options.EngineDir = None,
     threads: options.Threads = None,
@@ -69,6 +70,8 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     duration_s = None if min_duration is None else metering.seconds(min_duration, option="--min-duration")
     warmup_s = metering.seconds(warm_up, option="--warm-up")
     chosen, path = places.load_profile(profile)
+    wishes = metering.Wishes(power=power, idle=idle, set_power_mode=set_power_mode, log=telemetry_log)
+    wishes.check(chosen)
     terminal = Terminal()
     if not as_json:
         terminal.say(f"profile {chosen.name} ({path}); {rules.words}", style="dim")
@@ -87,7 +90,6 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
         session = backend.open(found.path, precision=wanted, threads=threads or chosen.run.threads)
         stack.callback(session.close)
         wish = stack.enter_context(signals.graceful())
-        wishes = metering.Wishes(power=power, idle=idle, set_power_mode=set_power_mode)
         telemetry = stack.enter_context(metering.measured(chosen, wishes, terminal=terminal, should_stop=wish))
         with terminal.progress() as listen:
             finished = bench.bench(

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,6 +16,7 @@ from edge.events import Progress
 
 if TYPE_CHECKING:
     from edge.profile import Profile
+    from edge.telemetry.base import Reading, Source
     from edge.telemetry.energy import Energy
     from edge.telemetry.meter import Telemetry
     from edge.telemetry.sampler import Sampler
@@ -29,6 +31,27 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     power: str | None = None
     idle: str | None = None
     set_power_mode: bool = False
+    log: Path | None = None
+
+    def idle_s(self, profile: Profile) -> float:
+        """Seconds of idle baseline; 0 is none."""
+        return profile.telemetry.idle_s if self.idle is None else seconds(self.idle, option="--idle")
+
+    def check(self, profile: Profile) -> None:
+        """See that these can be fulfilled, before anything heavy is loaded.
+
+        Raises:
+            UsageError: they cannot.
+        """
+        from edge import telemetry
+        from edge.telemetry.energy import MIN_IDLE_S
+
+        telemetry.check_name(self.power or profile.telemetry.source)
+        idle_s = self.idle_s(profile)
+        if 0 < idle_s < MIN_IDLE_S:
+            raise UsageError(f"an idle baseline takes {MIN_IDLE_S:g} s at least, not {idle_s:g}", hint="--idle 10s")
+        if self.set_power_mode and profile.power_mode is None:
+            raise UsageError("the profile asks for no power mode to set", hint="power_mode: … in the profile")
 
 
 def seconds(text: str, *, option: str) -> float:
@@ -58,28 +81,25 @@ def measured(
     from edge import power as powers
     from edge import telemetry
     from edge.cli.power import this_command
-    from edge.telemetry.energy import MIN_IDLE_S
     from edge.telemetry.meter import Telemetry
     from edge.telemetry.sampler import Sampler
 
-    wanted = wishes.power or profile.telemetry.source
-    idle_s = profile.telemetry.idle_s if wishes.idle is None else seconds(wishes.idle, option="--idle")
-    if 0 < idle_s < MIN_IDLE_S:
-        raise UsageError(f"an idle baseline takes {MIN_IDLE_S:g} s at least, not {idle_s:g}", hint="--idle 10s")
-    if wishes.set_power_mode and profile.power_mode is None:
-        raise UsageError("--set-power-mode: the profile asks for no power mode", hint="power_mode: … in the profile")
-    telemetry.check_name(wanted)
+    wishes.check(profile)
+    idle_s = wishes.idle_s(profile)
     with contextlib.ExitStack() as stack:
         if wishes.set_power_mode and profile.power_mode is not None:
             state = stack.enter_context(powers.during(profile.power_mode, again=this_command()))
             terminal.say(f"power mode {state.mode}; the one before comes back at the end", style="dim")
         notes = [doubt for doubt in [powers.doubt(profile.power_mode)] if doubt is not None]
-        source = telemetry.probe(prefer=wanted)
+        source = telemetry.probe(prefer=wishes.power or profile.telemetry.source)
         sampler, idle, replayed = None, None, None
         if not isinstance(source, telemetry.NoSource):
             stack.callback(source.close)
             replayed = getattr(source, "replayed", None)
-            sampler = stack.enter_context(Sampler(source, rate_hz=profile.telemetry.rate_hz))
+            keep = _log(wishes.log, source, stack, terminal)
+            sampler = stack.enter_context(Sampler(source, rate_hz=profile.telemetry.rate_hz, keep=keep))
+        elif wishes.log is not None:
+            notes.append("no telemetry log: power is not measured here")
         if idle_s and sampler is not None:
             idle, doubts = _measure_idle(sampler, idle_s, terminal=terminal, should_stop=should_stop)
             notes += doubts
@@ -96,6 +116,20 @@ def measured(
             replayed=replayed,
             notes=tuple(notes),
         )
+
+
+def _log(
+    path: Path | None, source: Source, stack: contextlib.ExitStack, terminal: Terminal
+) -> Callable[[Reading], None]:
+    """What keeps the readings, until the stack is unwound."""
+    from edge.telemetry.log import Log
+
+    if path is None:
+        return lambda _reading: None
+    log = Log(path, source)
+    stack.callback(lambda: terminal.warn(f"the telemetry log is not complete: {log.problem}") if log.problem else None)
+    stack.enter_context(log)
+    return log.keep
 
 
 def power_line(telemetry: Telemetry) -> str:

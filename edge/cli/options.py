@@ -46,6 +46,10 @@ SetPowerMode = Annotated[
     bool,
     typer.Option("--set-power-mode", help="Switch to the profile's power_mode, and back at the end (root)."),
 ]
+TelemetryLog = Annotated[
+    Path | None,
+    typer.Option("--telemetry-log", metavar="FILE.jsonl", help="Keep every power reading here; --power replay:FILE."),
+]
 
 
 def precision(name: str | None) -> Precision | None:

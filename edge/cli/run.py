@@ -35,6 +35,7 @@ def command(  # noqa: PLR0913 - one argument per option
     power: options.Power = None,
     idle: options.Idle = None,
     set_power_mode: options.SetPowerMode = False,
+    telemetry_log: options.TelemetryLog = None,
     cache_dir: options.CacheDir = None,
     engine_dir: options.EngineDir = None,
     threads: options.Threads = None,
@@ -63,7 +64,7 @@ def command(  # noqa: PLR0913 - one argument per option
         session = backend.open(found.path, precision=wanted, threads=threads or chosen.run.threads)
         stack.callback(session.close)
         wish = stack.enter_context(signals.graceful())
-        wishes = metering.Wishes(power=power, idle=idle, set_power_mode=set_power_mode)
+        wishes = metering.Wishes(power=power, idle=idle, set_power_mode=set_power_mode, log=telemetry_log)
         telemetry = stack.enter_context(metering.measured(chosen, wishes, terminal=terminal, should_stop=wish))
         stream = PictureStream(pictures)
         with audience.gather(

@@ -19,7 +19,7 @@ Scope = Literal["system_input", "module_input", "module_sum", "partial", "packag
 Clock = Callable[[], float]
 
 
-class Reading(msgspec.Struct, frozen=True, kw_only=True):
+class Reading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a source knows at one moment; what it does not know is None or missing from its mapping, never 0.
 
     ``t_s`` is on the source's clock (monotonic seconds) and belongs to the power. The other values may be up to half a

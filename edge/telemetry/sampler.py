@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import final
 
@@ -49,12 +49,20 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
 class Sampler:
     """Samples ``source`` at ``rate_hz`` while its block runs; the first and the last sample are taken at its ends.
 
-    ``clock`` must be the clock of the source. The source is not closed. Instead of the thread a test, or a loop that
-    has its own rhythm, may call :meth:`sample`.
+    ``clock`` must be the clock of the source. The source is not closed. ``keep`` gets every new reading. Instead of the
+    thread a test, or a loop that has its own rhythm, may call :meth:`sample`.
     """
 
-    def __init__(self, source: Source, *, rate_hz: float = 10.0, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self,
+        source: Source,
+        *,
+        rate_hz: float = 10.0,
+        clock: Clock = time.monotonic,
+        keep: Callable[[Reading], None] = lambda _reading: None,
+    ) -> None:
         self._source = source
+        self._keep = keep
         self._period_s = 1.0 / rate_hz
         self._clock = clock
         self._trace = Trace()
@@ -106,6 +114,7 @@ class Sampler:
             if self._latest is not None and reading.t_s <= self._latest.t_s:
                 return reading
             self._latest = reading
+            self._keep(reading)
             if reading.power_mw is not None:
                 self._trace.add(reading.t_s, reading.power_mw)
             if self._seen % self._stride == 0:
