@@ -184,6 +184,8 @@ def _save(
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         **built.info,
     }
+    if built.inspection is not None and not built.inspection.absent:
+        info["counts"] = msgspec.to_builtins(built.inspection.counts())
     info["builds"] = _builds(before, info)
     with store.lock(path):
         store.save(path, kind=identity.ENGINE, files=_files(engine, built), key=key, info=info)

@@ -28,7 +28,7 @@ _BARS = 10
 # Layers that are named where the time goes.
 _SLOWEST = 15
 # What of a manifest's info has a place of its own on the page.
-_PLACED = frozenset({"layers", "warnings", "device", "builds", "input", "output", "why", "flags"})
+_PLACED = frozenset({"layers", "warnings", "device", "builds", "counts", "input", "output", "why", "flags"})
 
 # TensorRT's phrases for its formats, and the names that its API has for them (NvInfer.h, TensorFormat).
 _LAYOUTS = {
