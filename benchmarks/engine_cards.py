@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REPEATS = 5
 
 
-def median_ms(work: Callable[..., Any], *arguments: Any) -> float:
+def median_ms(work: Callable[..., Any], *arguments: object) -> float:
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
