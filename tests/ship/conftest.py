@@ -96,22 +96,3 @@ def remote(tmp_path: Path) -> Callable[..., Place]:
 def folder(tmp_path: Path) -> Place:
     """A device that is a folder."""
     return Place(name="device", folder=tmp_path / "device")
-
-
-def root_of(place: Place) -> Path:
-    return place.folder if place.folder is not None else Path(place.path)
-
-
-def current(place: Place) -> str | None:
-    """Digest of the bundle in use; every file of it is read and compared, as a check from outside."""
-    root = root_of(place)
-    link = root / "current"
-    if not link.is_symlink():
-        return None
-    found = open_bundle(link)
-    for name in found.files:
-        found.read(name)
-    assert found.digest == link.readlink().name
-    listed = {path.relative_to(link).as_posix() for path in link.rglob("*") if path.is_file()}
-    assert listed - {"bundle.json.sig"} == {*found.files, "bundle.json"}
-    return found.digest
