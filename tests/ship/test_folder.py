@@ -277,9 +277,12 @@ def test_a_disk_that_fills_up(bundle: Make, folder: Place, tmp_path: Path) -> No
     bundle("b", {"model/large": os.urandom(300_000)})
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "from edge.cli import main; sys.argv = ['edge', 'ship', './device', '--bundle', 'b.edge', '--no-canary']; main()"
+        "sys.argv = ['edge', 'ship', './device', '--bundle', 'b.edge', '--no-canary']\n"
+        "from edge.cli import main\nmain()"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=tmp_path, timeout=120
+    )
     assert (ended.returncode, "cannot write on the device" in ended.stderr) == (9, True), ended.stderr
     assert "Traceback" not in ended.stderr
     assert current(folder) == first.digest

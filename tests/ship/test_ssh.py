@@ -128,7 +128,7 @@ def test_a_key_that_is_refused(serve: Serve, remote: At) -> None:
     server = serve()
     stranger = loopback.make_key(server.folder / "stranger")
     config = server.client_config("dev", server.port, user_key=stranger)
-    with pytest.raises(DeviceError, match="does not let us in: .*Permission denied") as caught:
+    with pytest.raises(DeviceError, match=r"does not let us in: .*Permission denied") as caught:
         upkeep.status(remote(server, ssh_config=config))
     assert "ssh-copy-id dev" in str(caught.value.hint)
 
@@ -236,7 +236,7 @@ def test_a_session_that_is_killed_on_the_device(bundle: Make, serve: Serve, remo
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(DeviceError, match="the line was cut|the connection ended"):
+    with pytest.raises(DeviceError, match=r"the line was cut|the connection ended"):
         ship(sent, place, settings=NO_RSYNC)
     killer.join()
     assert current(place) is None
