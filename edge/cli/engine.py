@@ -189,9 +189,9 @@ def _state(entry: Entry) -> str:
 
 def _show(terminal: Terminal, card: Card, *, layers: bool) -> None:
     width = max(len(name) for name, _ in _facts(card))
-    terminal.show(card.title)
+    terminal.show(card.title, style="bold")
     for name, text in _facts(card):
-        terminal.show(f"  {name:<{width}}  {text}")
+        terminal.marked(f"  {name:<{width}}", f"  {text}", style="dim")
     for note in card.notes:
         terminal.warn(note)
     if card.short:

@@ -9,6 +9,7 @@ when a step failed. The file that is written can go with a bug report: it names 
 from __future__ import annotations
 
 import tempfile
+import textwrap
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,6 +31,8 @@ _MARKS: dict[str, tuple[str, Style]] = {
     "skipped": ("skipped", "dim"),
 }
 _NAME_WIDTH = 21
+# Mark, name and seconds stand before the text.
+_INDENT = _NAME_WIDTH + 20
 
 
 def command(
@@ -111,13 +114,21 @@ def _work_folder(keep: Path | None, stack: ExitStack) -> Path:
 
 def _show(terminal: Terminal, step: Step, *, as_json: bool) -> None:
     mark, style = _MARKS[step.status]
-    line = f"{mark:<8} {step.name:<{_NAME_WIDTH}} {step.seconds:6.1f} s  {step.text}"
-    lines = [line, *([f"{'':<{_NAME_WIDTH + 19}}try: {step.hint}"] if step.hint and step.status == "failed" else [])]
-    for text in lines:
-        if as_json:
-            terminal.say(text, style=style)
-        else:
-            terminal.show(text, style=style)
+    lines = _wrapped(terminal, step.text, as_json=as_json)
+    if step.hint and step.status == "failed":
+        lines += _wrapped(terminal, f"try: {step.hint}", as_json=as_json)
+    first = f" {step.name:<{_NAME_WIDTH}} {step.seconds:6.1f} s  {lines[0]}"
+    terminal.marked(f"{mark:<8}", first, style=style, on_stderr=as_json)
+    for line in lines[1:]:
+        terminal.marked("", f"{'':<{_INDENT}}{line}", style=style, on_stderr=as_json)
+
+
+def _wrapped(terminal: Terminal, text: str, *, as_json: bool) -> list[str]:
+    """Lines that fit beside the other columns; where nobody looks, one line."""
+    console = terminal.err if as_json else terminal.out
+    if not console.is_terminal:
+        return [text]
+    return textwrap.wrap(text, max(console.width - _INDENT, 30), break_on_hyphens=False) or [""]
 
 
 def _finish(terminal: Terminal, run: Run, output: Path, *, as_json: bool) -> int:

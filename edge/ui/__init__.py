@@ -58,6 +58,12 @@ class Terminal:
         """Draw a result on stdout."""
         self.out.print(item, style=style or None)
 
+    def marked(self, mark: str, text: str, *, style: Style, on_stderr: bool = False) -> None:
+        """A line whose first word alone has a colour: results with a verdict in front."""
+        from rich.text import Text
+
+        (self.err if on_stderr else self.out).print(Text.assemble((mark, style), text))
+
     def say(self, text: str, *, style: Style = "") -> None:
         """One line for the person, on stderr."""
         if not self.quiet:

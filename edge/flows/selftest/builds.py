@@ -161,8 +161,8 @@ def _judged(own: NDArray[np.float32], reference: NDArray[np.float32], variant: V
     away = distance.sqnr_db(own, reference)
     limit_db, limit_share = _LIMITS[variant.precision]
     median = percentile(sorted(times_ms), 0.5)
-    words = "to the bit as the reference" if away is None else f"SQNR {away:.1f} dB"
-    text = f"top-1 as the reference for {same} of {n}, {words}, {median:.2f} ms"
+    words = "equal to the bit" if away is None else f"SQNR {away:.1f} dB"
+    text = f"same top-1 for {same} of {n}, {words}, {median:.2f} ms"
     figures = {"pictures": n, "same_top1": same, "sqnr_db": away, "infer_ms_p50": median, "n": len(times_ms)}
     if same < limit_share * n or (away is not None and not away >= limit_db):
         hint = f"at least {limit_share:.0%} and {limit_db:g} dB are expected of {variant.precision}"
