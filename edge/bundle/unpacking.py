@@ -69,9 +69,10 @@ def pack(bundle: Source, path: Path, *, listen: Listener = silence) -> Bundle:
 
 
 def _check_target(bundle: Source, folder: Path) -> None:
-    """Refuse a folder in which anything is that this bundle would not have put there."""
+    """Refuse a folder in which anything is that this bundle would not have put there; clear what a killed run left."""
     wanted = {MANIFEST, SIGNATURE, *bundle.files}
     parents = {"/".join(name.split("/")[:count]) for name in wanted for count in range(1, name.count("/") + 1)}
+    left: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for parent, folders, files in os.walk(folder, onerror=_raise):
@@ -80,12 +81,17 @@ def _check_target(bundle: Source, folder: Path) -> None:
             for name in [f"{prefix}{item}" for item in (*folders, *files)]:
                 mode = (folder / name).lstat().st_mode
                 expected = stat.S_ISDIR(mode) if name in parents else stat.S_ISREG(mode) and name in wanted
-                if not expected and not _is_leftover(name, wanted, mode):
+                if _is_leftover(name, wanted, mode):
+                    left.append(folder / name)
+                elif not expected:
                     raise ArtifactError(
                         f"{name!a} is there already and not of this bundle",
                         where=folder,
                         hint="unpack into a new or empty folder",
                     )
+        # Only now that everything in here is known to be ours.
+        for path in left:
+            path.unlink()
     except OSError as exc:
         raise os_error(exc, folder) from exc
     there = folder / MANIFEST
