@@ -6,7 +6,6 @@ An engine is named by its own file, by its manifest, or by the layers beside it.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -273,7 +272,7 @@ def _read(path: Path) -> bytes:
             raise ArtifactError("far too large for a list of layers", where=path)
         return path.read_bytes()
     except OSError as exc:
-        raise StoreError(f"cannot read: {os.strerror(exc.errno or 0)}", where=path) from exc
+        raise StoreError(f"cannot read: {exc.strerror or exc}", where=path) from exc
 
 
 def _list(value: Any) -> list[Any]:  # noqa: ANN401

@@ -12,7 +12,7 @@ import msgspec
 from edge import identity, store
 from edge.backends import inspection as inspections
 from edge.backends.base import Backend
-from edge.errors import EdgeError, StoreError, os_error
+from edge.errors import ArtifactError, EdgeError, StoreError, os_error
 from edge.profile import Precision, Profile
 from edge.store import Difference
 
@@ -24,6 +24,7 @@ from edge.store import Difference
 # unknown    what it depends on cannot be found here
 State = Literal["current", "stale", "elsewhere", "orphan", "damaged", "unknown"]
 # Fields of an engine's key that say where it runs; the other fields say what it is.
+_ENGINES = frozenset({".plan", ".onnx", ".fake"})
 _PLACE = frozenset({"module", "sm", "machine", "gpu", "rtx"})
 
 
@@ -39,6 +40,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     state: State
     why: list[str]
     files: list[Path]
+
+
+class _Head(msgspec.Struct, frozen=True):
+    format: int
+    kind: str
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,19 +66,22 @@ def scan(folder: Path, look: Look) -> list[Entry]:
     Raises:
         StoreError: the folder cannot be read.
     """
-    return [judge(path, look) for path in _manifests(folder)]
+    return [entry for path in _manifests(folder) if (entry := judge(path, look)) is not None]
 
 
-def judge(path: Path, look: Look) -> Entry:
-    """The engine whose manifest is at ``path``, and whether it is the one that its profile asks for today."""
+def judge(path: Path, look: Look) -> Entry | None:
+    """The engine whose manifest is at ``path``, and whether it is the one that its profile asks for today.
+
+    None when the file is no manifest of an engine, nor ever was one.
+    """
     try:
         manifest = store.load(path, kind=identity.ENGINE, check_files=look.verify)
-    except EdgeError as exc:
-        files = _beside(path)
-        return Entry(
-            manifest=path, profile=path.parent.name, precision=None, runtime=None, created_utc=None,
-            size_bytes=_size(files), state="damaged", why=[exc.what], files=files,
-        )  # fmt: skip
+    except StoreError as exc:
+        # What cannot be read may be whole.
+        return _unreadable(path, "unknown", exc.what)
+    except ArtifactError as exc:
+        state = _what_it_was(path)
+        return None if state is None else _unreadable(path, state, exc.what)
     files = [path, *(path.parent / name for name in manifest.files)]
     state, why = _state(path, manifest, look)
     return Entry(
@@ -104,7 +113,7 @@ def remove(entry: Entry, look: Look) -> bool:
         if not entry.manifest.is_file():
             return False
         now = judge(entry.manifest, look)
-        if (now.state, now.created_utc) != (entry.state, entry.created_utc):
+        if now is None or (now.state, now.created_utc) != (entry.state, entry.created_utc):
             return False
         try:
             for path in entry.files:
@@ -131,6 +140,26 @@ def _manifests(folder: Path) -> Iterator[Path]:
         raise StoreError(f"cannot read: {exc.strerror}", where=folder) from exc
     endings = (inspections.SUFFIX, inspections.RAW_SUFFIX)
     yield from (path for path in paths if not path.name.endswith(endings) and path.is_file())
+
+
+def _unreadable(path: Path, state: State, why: str) -> Entry:
+    files = _beside(path)
+    return Entry(
+        manifest=path, profile=path.parent.name, precision=None, runtime=None, created_utc=None,
+        size_bytes=_size(files), state=state, why=[why], files=files,
+    )  # fmt: skip
+
+
+def _what_it_was(path: Path) -> State | None:
+    """What to make of a manifest that is refused: a damaged engine, one of another edge, or somebody else's file."""
+    try:
+        head = msgspec.json.decode(path.read_bytes(), type=_Head)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        is_named_so = any(path.stem.endswith(f"-{precision}") for precision in get_args(Precision))
+        return "damaged" if is_named_so and any(item.suffix in _ENGINES for item in _beside(path)) else None
+    if head.kind != identity.ENGINE:
+        return None
+    return "damaged" if head.format == store.FORMAT else "unknown"
 
 
 def _state(path: Path, manifest: store.Manifest, look: Look) -> tuple[State, list[str]]:
@@ -170,12 +199,13 @@ def _verdict(changed: list[Difference], lost: str | None) -> tuple[State, list[s
 def _beside(path: Path) -> list[Path]:
     """Files that go with a manifest which cannot be trusted to name them: those with its own name."""
     with contextlib.suppress(OSError):
-        return [path, *sorted(item for item in path.parent.glob(f"{path.stem}.*") if item != path and _is_ours(item))]
+        named = sorted(item for item in path.parent.iterdir() if item.name.startswith(f"{path.stem}."))
+        return [path, *(item for item in named if item != path and _is_ours(item))]
     return [path]
 
 
 def _is_ours(path: Path) -> bool:
-    return path.is_file() and path.suffix in {".plan", ".onnx", ".fake", ".json"}
+    return path.is_file() and path.suffix in {*_ENGINES, ".json"}
 
 
 def _size(files: Iterable[Path]) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -133,10 +134,31 @@ def test_damaged_ones(name: str, make: Make, look: Looks, tmp_path: Path) -> Non
 
 def test_files_of_others_in_the_folder_are_no_engines(make: Make, look: Looks, tmp_path: Path) -> None:
     path = make("fp32")
+    (path.parent / "my notes.json").write_text('{"mine": true}')
+    (path.parent / "broken.json").write_text('{"mine": ')
+    (path.parent / "broken.onnx").write_text("and my model")
+    (path.parent / "notes-int8.json").write_text("[]")
+    table = tmp_path / "cache/model/entropy2.json"
+    (path.parent / "table-int8.json").write_bytes(table.read_bytes())
     (path.parent / "notes.txt").write_text("mine")
     (tmp_path / "engines/loose.json").write_text("{}")
     (path.parent / "folder.json").mkdir()
     assert list(scan(tmp_path, look())) == ["model-fp32"]
+
+
+def test_an_engine_of_a_later_edge_is_not_damaged(make: Make, look: Looks, tmp_path: Path) -> None:
+    path = make("fp32")
+    content = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**content, "format": 2}))
+    entry = scan(tmp_path, look())["model-fp32"]
+    assert (entry.state, entry.why) == ("unknown", ["manifest format 2, this edge reads 1"])
+
+
+def test_a_link_to_nowhere_is_no_engine(make: Make, look: Looks, tmp_path: Path) -> None:
+    path = make("fp32")
+    path.unlink()
+    path.symlink_to(path)
+    assert scan(tmp_path, look()) == {}
 
 
 def test_what_goes(make: Make, look: Looks, tmp_path: Path) -> None:
