@@ -66,18 +66,22 @@ class Preprocess(_Section, frozen=True):
 
 
 class Calibration(_Section, frozen=True):
-    """How the calibration table is made."""
+    """How the calibration table is made: by edge's own algorithms on any host, or by the device's own calibrators."""
 
     algorithm: str = "entropy2"
     parameters: dict[str, float] = {}
     images: str | None = None
     batch: Positive = 8
+    engine: Literal["edge", "tensorrt"] = "edge"
 
 
 class Build(_Section, frozen=True):
     """How the engine is built; what a backend has no use for, it ignores and its manifest says so.
 
     ``min_int8_share`` is the share of convolution and matrix-product layers that must really run in INT8.
+    ``version_compatible`` and ``hardware_compatibility`` (AMPERE_PLUS …) make a TensorRT engine that more machines
+    load, at some cost in speed. ``compute_capabilities`` (SM86 …) are what TensorRT for RTX builds for, all that it
+    knows where there are none.
     """
 
     workspace_mib: Positive | None = None
@@ -87,6 +91,9 @@ class Build(_Section, frozen=True):
     gpu_fallback: bool = True
     strict: bool = True
     min_int8_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.9
+    version_compatible: bool = False
+    hardware_compatibility: str | None = None
+    compute_capabilities: tuple[Annotated[str, msgspec.Meta(pattern=r"^SM\d{2,3}$")], ...] = ()
 
 
 class Run(_Section, frozen=True):

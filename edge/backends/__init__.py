@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from edge.backends.base import Backend
 from edge.errors import DeviceError
+from edge.profile import Profile
 
 
-def get(name: str) -> Backend:
+def get(name: str, profile: Profile | None = None) -> Backend:
     """The backend called ``name``; its guest library is imported when it is first used.
+
+    ``profile`` tells it what the engines are for: with TensorRT, an engine may belong to this very GPU or to many.
 
     Raises:
         DeviceError: there is no such backend in this version.
@@ -16,6 +19,10 @@ def get(name: str) -> Backend:
         from edge.backends.ort import OnnxRuntime
 
         return OnnxRuntime()
+    if name == "tensorrt":
+        from edge.backends.trt import TensorRT
+
+        return TensorRT(profile=profile)
     if name == "fake":
         from edge.backends.fake import Fake
 
@@ -24,3 +31,12 @@ def get(name: str) -> Backend:
         f"backend {name!r} is not in this version of edge",
         hint="use --profile host, or a profile with `backend: onnxruntime`",
     )
+
+
+def of(profile: Profile) -> Backend:
+    """The backend of ``profile``.
+
+    Raises:
+        DeviceError: there is no such backend in this version.
+    """
+    return get(profile.backend, profile)

@@ -4,19 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 
 from edge.backends.inspection import Inspection
+from edge.events import Listener, silence
 from edge.profile import Precision, Profile
-from edge.store import Scalar
+from edge.store import Key, Scalar
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edge.calibration.table import Table
+    from edge.calibration.table import Table, TrtVersion
+
+
+# How INT8 reaches an engine: a calibrator hands the table over, or Q/DQ nodes carry it in the graph.
+Route = Literal["implicit", "explicit"]
+
+
+class TimingUse(msgspec.Struct, frozen=True, kw_only=True):
+    """How a build uses timing caches, where its backend has them.
+
+    ``folder`` holds them, None where none is kept. ``ask`` is False for a build that measures every kernel anew and
+    keeps nothing. ``only``: a kernel that the cache does not know is an error.
+    """
+
+    folder: Path | None = None
+    ask: bool = True
+    only: bool = False
 
 
 class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +43,15 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: Path
     precision: Precision
     table: Table | None = None
+    timing: TimingUse = TimingUse()
+
+
+class Int8Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """How INT8 reaches an engine, why, and which TensorRT reads the table (None where the table is not read itself)."""
+
+    route: Route
+    why: str
+    reader: TrtVersion | None = None
 
 
 class Layers(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,15 +158,25 @@ class Backend(Protocol):
             GuestError: the guest library is not installed.
         """
 
-    def build(self, request: BuildRequest) -> BuiltEngine:
-        """Build an engine.
+    def int8_plan(self, profile: Profile) -> Int8Plan:
+        """How INT8 would reach an engine for ``profile`` here.
+
+        Raises:
+            ProfileError: the profile asks for a route or a unit that is not here.
+            GuestError: the guest library is not installed.
+        """
+
+    def build(self, request: BuildRequest, *, listen: Listener = silence) -> BuiltEngine:
+        """Build an engine; ``listen`` hears how far it is, and warnings before the work starts.
 
         Raises:
             DeviceError, ModelError, GuestError: it cannot be built.
         """
 
-    def open(self, engine: Path, *, precision: str, threads: int | None = None) -> Session:
-        """Open a verified engine file.
+    def open(
+        self, engine: Path, *, precision: str, threads: int | None = None, built_for: Key | None = None
+    ) -> Session:
+        """Open a verified engine file; ``built_for`` is the key of its manifest.
 
         Raises:
             DeviceError: the backend refuses it.

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.backends.base import BuildRequest, BuiltEngine, Inference, Layers
+from edge.backends.base import BuildRequest, BuiltEngine, Inference, Int8Plan, Layers
 from edge.errors import DeviceError, require
-from edge.store import Scalar
+from edge.events import Listener, silence
+from edge.profile import Profile
+from edge.store import Key, Scalar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,8 +36,14 @@ class Fake:
         """Name and number of classes."""
         return {"backend": self.name, "classes": self.classes}
 
-    def build(self, request: BuildRequest) -> BuiltEngine:
+    def int8_plan(self, profile: Profile) -> Int8Plan:
+        """Explicit: nothing reads the table."""
+        del profile
+        return Int8Plan(route="explicit", why="a double reads no table")
+
+    def build(self, request: BuildRequest, *, listen: Listener = silence) -> BuiltEngine:
         """An engine that says what was asked for."""
+        del listen
         int8 = 1 if request.precision == "int8" else 0
         return BuiltEngine(
             data=f"fake engine, {request.precision}\n".encode(),
@@ -46,9 +54,11 @@ class Fake:
             info={},
         )
 
-    def open(self, engine: Path, *, precision: str, threads: int | None = None) -> FakeSession:
-        """Open the engine; ``threads`` means nothing here."""
-        del threads
+    def open(
+        self, engine: Path, *, precision: str, threads: int | None = None, built_for: Key | None = None
+    ) -> FakeSession:
+        """Open the engine; ``threads`` and ``built_for`` mean nothing here."""
+        del threads, built_for
         if not engine.read_bytes().startswith(b"fake engine"):
             raise DeviceError("not an engine of the fake backend", where=engine)
         return FakeSession(self, precision=precision)

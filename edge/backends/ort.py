@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge.backends import ort_graph
-from edge.backends.base import BuildRequest, BuiltEngine, Inference, Layers
+from edge.backends.base import BuildRequest, BuiltEngine, Inference, Int8Plan, Layers
 from edge.backends.inspection import Inspection
-from edge.errors import GUESTS, DeviceError, GuestError, ModelError, require
-from edge.store import Scalar
+from edge.errors import GUESTS, DeviceError, GuestError, ModelError, ProfileError, require
+from edge.events import Listener, silence
+from edge.profile import Profile
+from edge.store import Key, Scalar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,8 +44,19 @@ class OnnxRuntime:
             raise GuestError("onnxruntime is not installed", hint=GUESTS["onnxruntime"]) from exc
         return {"backend": self.name, "onnxruntime": version, "machine": platform.machine()}
 
-    def build(self, request: BuildRequest) -> BuiltEngine:
+    def int8_plan(self, profile: Profile) -> Int8Plan:
+        """Explicit: ONNX Runtime takes INT8 as Q/DQ nodes and in no other way."""
+        if profile.int8_route == "implicit":
+            raise ProfileError(
+                "int8_route: implicit, and ONNX Runtime has no calibrators",
+                where=profile.name,
+                hint="int8_route: auto or explicit; the same table becomes Q/DQ nodes",
+            )
+        return Int8Plan(route="explicit", why="ONNX Runtime takes INT8 as Q/DQ nodes in the graph")
+
+    def build(self, request: BuildRequest, *, listen: Listener = silence) -> BuiltEngine:
         """FP32: the model itself. INT8: its Q/DQ form with the table's scales."""
+        del listen
         from edge import model as models
 
         proto = models.read(request.model)
@@ -65,8 +78,11 @@ class OnnxRuntime:
             data=data, suffix=".onnx", layers=_layers(looked), route=route, notes=notes, info=info, inspection=looked
         )
 
-    def open(self, engine: Path, *, precision: str, threads: int | None = None) -> OrtSession:
-        """Open an engine file."""
+    def open(
+        self, engine: Path, *, precision: str, threads: int | None = None, built_for: Key | None = None
+    ) -> OrtSession:
+        """Open an engine file; what it was built for has been compared already."""
+        del built_for
         return OrtSession(engine.read_bytes(), precision=precision, threads=threads)
 
 

@@ -3,43 +3,42 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
-from edge import device as devices
-from edge.backends.base import BuildRequest, BuiltEngine, Session
+import msgspec
+
+from edge.backends.base import BuildRequest, BuiltEngine, Int8Plan, Session
+from edge.backends.trt.surroundings import Surroundings, gpu_name, look
 from edge.device import Device
-from edge.errors import DeviceError
+from edge.errors import ArtifactError, DeviceError
 from edge.events import Listener, silence
-from edge.store import Scalar
+from edge.profile import Profile
+from edge.store import Key, Scalar
 
 if TYPE_CHECKING:
     from edge.backends.trt.builder import Built
+    from edge.backends.trt.calibrator import Feed
+    from edge.backends.trt.caps import Caps
     from edge.backends.trt.configure import Options
+    from edge.backends.trt.timing import TimingStore
 
 # Distributions whose version is the binding's; NVIDIA's Debian packages bring "tensorrt".
 _DISTRIBUTIONS = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
 _RTX_DISTRIBUTIONS = ("tensorrt-rtx", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings")
-
-
-class TimingCaches(Protocol):
-    """Where timing caches are kept between builds."""
-
-    def read(self) -> bytes | None:
-        """The cache for this TensorRT and device, or None."""
-
-    def write(self, content: bytes) -> None:
-        """Keep what a build has added."""
+_JETSONS = frozenset({"agx-orin", "orin-nx", "orin-nano", "thor"})
 
 
 class TensorRT:
     """The ``tensorrt`` backend.
 
-    ``rtx``: True for TensorRT for RTX only, False for TensorRT only, None for whichever is installed. ``machine`` is
-    the device that engines are for; None looks. ``gpu`` is what else an engine depends on there (name and compute
-    capability of a discrete GPU), which only CUDA can say.
+    ``profile`` says what engines are for: which product (family ``rtx`` is TensorRT for RTX, a Jetson is TensorRT,
+    anything else is whichever is installed), and whether they are to run on more machines than this. ``rtx`` overrides
+    the product. ``machine`` is the device that engines are for; None looks. ``isolate``: builds run in a process of
+    their own.
     """
 
     name = "tensorrt"
@@ -47,71 +46,209 @@ class TensorRT:
     def __init__(
         self,
         *,
+        profile: Profile | None = None,
         rtx: bool | None = None,
         machine: Device | None = None,
-        gpu: Mapping[str, Scalar] | None = None,
-        caches: TimingCaches | None = None,
         options: Options | None = None,
         isolate: bool = True,
-        listen: Listener = silence,
     ) -> None:
-        self._rtx = rtx
+        self._rtx = rtx if rtx is not None or profile is None else _product(profile)
+        self._profile = profile
         self._machine = machine
-        self._gpu = dict(gpu or {})
-        self._caches = caches
         self._options = options
         self._isolate = isolate
-        self._listen = listen
+        self._seen: Surroundings | None = None
 
     def identity(self) -> Mapping[str, Scalar]:
-        """TensorRT's version, the module and its compute capability. Imports TensorRT only where pip knows nothing."""
+        """What an engine depends on here: TensorRT's version, the module or GPU, or the GPUs that it is built for.
+
+        TensorRT is imported only where pip knows nothing. An engine for more machines than this one names them instead.
+        """
         version, rtx = self._version()
-        machine = self._device()
-        return {
+        build = None if self._profile is None else self._profile.build
+        device = self._device()
+        wide = build.hardware_compatibility if build is not None else None
+        found: dict[str, Scalar] = {
             "backend": self.name,
             "tensorrt": version,
             "rtx": rtx,
-            "module": machine.module,
-            "sm": machine.sm,
-            "machine": machine.machine or platform.machine(),
-            **self._gpu,
+            "machine": device.machine or platform.machine(),
+        }
+        if build is not None and build.version_compatible:
+            found["tensorrt"] = f"{version.split('.')[0]}.x, version compatible"
+        if rtx:
+            # Its engines run on every GPU that they were built for, and are finished on the GPU when they are loaded.
+            for_these = () if build is None else build.compute_capabilities
+            return found | {"gpus": "+".join(for_these) or "all that it knows"}
+        if wide is not None:
+            return found | {"gpus": wide}
+        return found | {
+            "module": device.module,
+            "sm": device.sm,
+            "gpu": None if device.is_jetson else self._gpu_name(),
         }
 
-    def build(self, request: BuildRequest) -> BuiltEngine:
-        """Build an engine; see :func:`edge.backends.trt.builder.build`."""
-        from edge.backends.trt import builder, caps, isolated
-        from edge.backends.trt.configure import Options
+    def int8_plan(self, profile: Profile) -> Int8Plan:
+        """Route and reader for ``profile``, from what the installed TensorRT can do."""
+        from edge.backends.trt import caps, route
 
         found = caps.load(rtx=self._rtx)
-        options = self._options or Options(shared_memory=self._device().is_jetson)
-        caches = self._caches if request.profile.build.timing_cache and found.timing_cache else None
-        before = None if caches is None else caches.read()
-        if self._isolate:
-            built = isolated.build(
-                request, rtx=found.rtx, options=options, timing_cache=before, listen=self._listen
-            )  # fmt: skip
-        else:
-            done = builder.build(request, found, timing_cache=before, options=options, listen=self._listen)
-            if done is None:
-                raise DeviceError("the build was stopped", where=request.model)
-            built = done
-        if caches is not None and built.timing_cache and built.timing_cache != before:
-            caches.write(built.timing_cache)
-        return as_engine(built, found.title)
+        decision = route.decide(profile, "int8", found)
+        implicit = decision.route == "implicit"
+        return Int8Plan(
+            route="implicit" if implicit else "explicit",
+            why=decision.why,
+            reader=found.table_version if implicit else None,
+        )
 
-    def open(self, engine: Path, *, precision: str, threads: int | None = None) -> Session:
-        """Open an engine file; ``threads`` means nothing here."""
+    def build(self, request: BuildRequest, *, listen: Listener = silence) -> BuiltEngine:
+        """Build an engine; see :func:`edge.backends.trt.builder.build`."""
+        from edge.backends.trt import caps
+
+        found = caps.load(rtx=self._rtx)
+        built = self._build(request, found, feed=None, listen=listen)
+        return as_engine(built, found, self._surroundings())
+
+    def calibrate(self, request: BuildRequest, feed: Feed, *, listen: Listener = silence) -> Built:
+        """Let one of the device's own calibrators make a table from ``feed``; ``Built.table`` holds it.
+
+        The engine that comes with it is not kept, but what was measured goes into the timing cache, so that the build
+        that follows need not measure it again.
+
+        Raises:
+            DeviceError: this TensorRT has no such calibrator, or there is no GPU.
+            GuestError: TensorRT or PyCUDA is not installed.
+        """
+        from edge.backends.trt import caps
+
+        found = caps.load(rtx=self._rtx)
+        return self._build(request, found, feed=feed, listen=listen)
+
+    def calibrators(self) -> tuple[str, tuple[str, ...]]:
+        """The installed TensorRT, and the algorithms of its own that it calibrates with; none on 11 and on RTX."""
+        from edge.backends.trt import caps
+
+        found = caps.load(rtx=self._rtx)
+        return found.title, tuple(found.calibrators) if found.implicit_int8 else ()
+
+    def merge_timing_caches(self, contents: list[bytes]) -> bytes:
+        """All of their entries in one cache.
+
+        Raises:
+            ArtifactError: TensorRT refuses one of them. GuestError, DeviceError: no TensorRT or no GPU to ask.
+        """
+        from edge.backends.trt import caps, combine, isolated
+
+        found = caps.load(rtx=self._rtx)
+        return isolated.merge(contents, rtx=found.rtx) if self._isolate else combine.combine(contents, found)
+
+    def timing_store(self, folder: Path, *, listen: Listener = silence) -> TimingStore:
+        """The timing cache of this TensorRT on this device in ``folder``.
+
+        Raises:
+            GuestError: TensorRT is not installed. DeviceError: timing caches have no effect on it.
+        """
+        from edge.backends.trt import caps
+
+        found = caps.load(rtx=self._rtx)
+        if not found.timing_cache:
+            raise DeviceError(f"timing caches have no effect on {found.title}")
+        return self._store(folder, found, listen)
+
+    def open(
+        self, engine: Path, *, precision: str, threads: int | None = None, built_for: Key | None = None
+    ) -> Session:
+        """Open an engine file; ``threads`` means nothing here.
+
+        Raises:
+            ArtifactError: it was built for another TensorRT or GPU; which field differs is said, before it is loaded.
+            DeviceError, GuestError: no GPU, no driver, no PyCUDA.
+        """
         del threads
         from edge.backends.trt import caps
         from edge.backends.trt.runner import TrtSession
 
-        session: Session = TrtSession(engine, caps.load(rtx=self._rtx), precision=precision)
-        return session
+        key = built_for or {}
+        differs = [
+            f"{name}: {key[name]} -> {here}" for name, here in self.identity().items() if key.get(name, here) != here
+        ]
+        if differs:
+            what = f"the engine was built for something else ({'; '.join(differs)})"
+            raise ArtifactError(what, where=engine, hint="edge build, on this machine")
+        return TrtSession(
+            engine,
+            caps.load(rtx=self._rtx),
+            precision=precision,
+            gpus=str(key["gpus"]) if key.get("gpus") else None,
+            host_code="version compatible" in str(key.get("tensorrt", "")),
+        )
+
+    def _build(self, request: BuildRequest, found: Caps, *, feed: Feed | None, listen: Listener) -> Built:
+        from edge.backends.trt import builder, isolated, timing
+        from edge.backends.trt.configure import Options
+
+        options = self._options or Options(shared_memory=self._device().is_jetson)
+        use = request.timing
+        kept: TimingStore | None = None
+        if use.folder is not None and use.ask and request.profile.build.timing_cache and found.timing_cache:
+            kept = self._store(timing.folder_of(use.folder), found, listen)
+        before = None if kept is None else kept.read()
+        if use.only and kept is not None and before is None and found.error_on_timing_cache_miss:
+            raise DeviceError(
+                f"--error-on-miss, and there is no timing cache of {found.title} on this device yet",
+                where=kept.path,
+                hint="build once without --error-on-miss",
+            )
+        start = time.monotonic()
+        if self._isolate:
+            built = isolated.build(
+                request, rtx=found.rtx, options=options, timing_cache=before, feed=feed, listen=listen
+            )
+        else:
+            done = builder.build(
+                request, found, timing_cache=before, feed=feed, options=options, listen=listen
+            )  # fmt: skip
+            if done is None:
+                raise DeviceError("the build was stopped", where=request.model)
+            built = done
+        return self._note_times(built, request, kept, before, seconds=time.monotonic() - start)
+
+    def _note_times(
+        self, built: Built, request: BuildRequest, kept: TimingStore | None, before: bytes | None, *, seconds: float
+    ) -> Built:
+        """Keep the timing cache, and note how long the same build takes with it and without."""
+        mode = "with_cache_s" if built.timing.use == "used" else "without_cache_s"
+        times: dict[str, Any] = {mode: round(seconds, 3)}
+        if kept is not None:
+            if built.timing.use == "refused":
+                kept.refused("TensorRT refuses it")
+                before = None
+            name = f"{Path(request.model).stem}-{request.precision}"
+            times = {**kept.builds().get(name, {}), **times}
+            if built.timing_cache:
+                kept.write(
+                    built.timing_cache,
+                    before=before,
+                    merge=self.merge_timing_caches,
+                    info={"entries": built.timing.entries_after, "builds": {name: times}},
+                )
+        return msgspec.structs.replace(built, info={**built.info, "build_times": times})
+
+    def _store(self, folder: Path, found: Caps, listen: Listener) -> TimingStore:
+        from edge.backends.trt.timing import TimingStore
+
+        return TimingStore(folder, timing_key(found, self._surroundings()), listen=listen)
 
     def _device(self) -> Device:
-        if self._machine is None:
-            self._machine = devices.identify()
-        return self._machine
+        return self._surroundings().device if self._seen is not None or self._machine is None else self._machine
+
+    def _gpu_name(self) -> str | None:
+        return self._surroundings().gpu if self._seen is not None else gpu_name()
+
+    def _surroundings(self) -> Surroundings:
+        if self._seen is None:
+            self._seen = look(machine=self._machine)
+        return self._seen
 
     def _version(self) -> tuple[str, bool]:
         """Version and whether it is TensorRT for RTX, in the order in which caps.load looks."""
@@ -129,7 +266,7 @@ class TensorRT:
         return found.version, found.rtx
 
 
-def as_engine(built: Built, title: str) -> BuiltEngine:
+def as_engine(built: Built, found: Caps, here: Surroundings) -> BuiltEngine:
     """What the verb ``build`` keeps of a built engine."""
     decision = built.decision
     return BuiltEngine(
@@ -138,7 +275,39 @@ def as_engine(built: Built, title: str) -> BuiltEngine:
         layers=built.layers,
         route=decision.route,
         notes=built.notes,
-        info={**built.info, "tensorrt": title, "why": decision.why, "flags": built.flags},
+        info={
+            **built.info,
+            "tensorrt": found.title,
+            "why": decision.why,
+            "flags": built.flags,
+            "timing_cache": msgspec.to_builtins(built.timing),
+            "surroundings": {
+                name: value
+                for name, value in msgspec.to_builtins(here).items()
+                if name != "device" and value is not None
+            },
+        },
         inspection=built.described,
         raw_inspection=None if built.inspection is None else built.inspection.encode(),
     )
+
+
+def timing_key(found: Caps, here: Surroundings) -> dict[str, Scalar]:
+    """What the times in a timing cache depend on."""
+    device = here.device
+    return {
+        "tensorrt": found.version,
+        "package": here.package,
+        "module": device.module,
+        "gpu": here.gpu,
+        "sm": here.sm,
+        "power_mode": device.power_mode,
+        "clocks_locked": device.clocks_locked,
+        "cuda": here.cuda,
+    }
+
+
+def _product(profile: Profile) -> bool | None:
+    if profile.family == "rtx":
+        return True
+    return False if profile.family in _JETSONS else None

@@ -25,6 +25,7 @@ from edge.backends.trt.caps import Caps
 from edge.backends.trt.configure import Accelerator, Options
 from edge.backends.trt.forms import Form
 from edge.backends.trt.route import Decision
+from edge.backends.trt.timed import CacheInUse, TimingReport
 from edge.calibration import check
 from edge.calibration.table import Table
 from edge.errors import DeviceError
@@ -34,14 +35,15 @@ from edge.events import Listener, Note, silence
 class Built(msgspec.Struct, frozen=True, kw_only=True):
     """A built engine and how it came to be.
 
-    ``plan`` is the serialized engine; ``timing_cache`` the serialized cache after the build, None where none was used;
-    ``inspection`` the inspector's JSON, None where no GPU could load the engine; ``described`` what was made of it,
-    and of the graph that went in. ``flags`` are TensorRT's builder flags
-    that were set. ``table`` is what one of the device's own calibrators made, None without a feed.
+    ``plan`` is the serialized engine; ``timing_cache`` the serialized cache after the build, None where none was used,
+    and ``timing`` how it was used; ``inspection`` the inspector's JSON, None where no GPU could load the engine;
+    ``described`` what was made of it, and of the graph that went in. ``flags`` are TensorRT's builder flags that were
+    set. ``table`` is what one of the device's own calibrators made, None without a feed.
     """
 
     plan: bytes
     timing_cache: bytes | None
+    timing: TimingReport
     inspection: str | None
     described: Inspection
     decision: Decision
@@ -69,7 +71,7 @@ def build(
         caps: what the binding offers.
         timing_cache: a serialized timing cache of this TensorRT and device; None starts an empty one.
         feed: pictures for one of the device's own calibrators, instead of ``request.table``.
-        options: what the profile does not say (yet), and where this machine's memory is read.
+        options: what the profile does not say, and where this machine's memory is read.
         listen: hears the progress in percent, and warnings before the work starts.
         should_stop: asked after every step where TensorRT reports steps (not on 8.6).
 
@@ -89,7 +91,12 @@ def build(
         job.prepare(logger, feed)
         job.configure(timing_cache, listen)
         plan = job.run()
-        return None if plan is None else job.result(plan, logger)
+        if plan is None:
+            return None
+        built, cache = job.result(plan, logger), job.cache
+        # TensorRT says what the timing cache has served when it is freed, with everything that holds it.
+        del plan, job
+        return built if cache is None else msgspec.structs.replace(built, timing=cache.report())
 
 
 class _Job:
@@ -122,7 +129,7 @@ class _Job:
         self.source: Serving | Feeding | None = None
         self.calibrator: Any = None
         self.monitor: Any = None
-        self.cache: Any = None
+        self.cache: CacheInUse | None = None
         self.unscaled: list[str] = []
         self.before_fusion = False
         self.accelerator = Accelerator()
@@ -165,11 +172,11 @@ class _Job:
         if self.caps.progress_monitor:
             self.monitor = monitor.progress_monitor(self.binding, self.watch)
             self.config.progress_monitor = self.monitor
-        if build.timing_cache and self.caps.timing_cache:
-            self.cache, accepted = configure.attach_timing_cache(self.config, timing_cache)
-            self.info["timing_cache"] = "used" if accepted and timing_cache else "started"
-            if not accepted:
-                self.info["timing_cache"] = "refused"
+        if self.request.timing.only:
+            configure.refuse_misses(setup)
+        if self._wants_cache() and self.caps.timing_cache:
+            self.cache = CacheInUse(self.config, timing_cache, caps=self.caps, watch=self.watch)
+            if self.cache.refused:
                 self.notes.append("TensorRT refuses the timing cache; this build measures every kernel again")
 
     def run(self) -> Any:  # noqa: ANN401
@@ -202,22 +209,23 @@ class _Job:
         described = self._describe(inspection)
         counted = self._count(described)
         table = self.source.table() if isinstance(self.source, Feeding) else None
-        cache = None
-        if self.cache is not None:
-            after = self.config.get_timing_cache()
-            cache = bytes(after.serialize()) if after is not None else None
+        flags = configure.set_flags(self.config, self.binding)
         return Built(
             plan=content,
-            timing_cache=cache,
+            timing_cache=None if self.cache is None else self.cache.finish(),
+            timing=TimingReport(use="off" if self.caps.timing_cache else "no effect"),
             inspection=inspection,
             described=described,
             decision=self.decision,
-            flags=configure.set_flags(self.config, self.binding),
+            flags=flags,
             layers=counted,
             notes=self.notes + complaints.notes(self.watch.warnings),
             info=self.info,
             table=table,
         )
+
+    def _wants_cache(self) -> bool:
+        return self.request.profile.build.timing_cache and self.request.timing.ask
 
     def _parse(self, logger: Any) -> None:  # noqa: ANN401
         self.parser = self._made(self.binding.OnnxParser, self.network, logger)

@@ -39,8 +39,9 @@ class Caps(msgspec.Struct, frozen=True, kw_only=True):
     ``module`` is the import name; ``calibrators`` are those that can be subclassed. ``precision_flags``: FP16 and INT8
     are build flags; without them every network is strongly typed and precision lives in the ONNX graph.
     ``strongly_typed``: a network can be asked to be so. ``explicit_batch``: the creation flag exists (needed on 8.6,
-    ignored on 10). ``timing_cache`` is false where a cache has no effect (RTX). ``plan_check``: a plan can be asked
-    whether it fits before it is loaded. ``parser_names``: parser errors name node and operator.
+    ignored on 10). ``timing_cache`` is false where a cache has no effect (RTX); ``timing_cache_keys``: it tells the
+    keys of its entries. ``plan_check``: a plan can be asked whether it fits before it is loaded. ``parser_names``:
+    parser errors name node and operator.
     """
 
     module: str
@@ -51,6 +52,7 @@ class Caps(msgspec.Struct, frozen=True, kw_only=True):
     strongly_typed: bool
     explicit_batch: bool
     timing_cache: bool
+    timing_cache_keys: bool
     editable_timing_cache: bool
     error_on_timing_cache_miss: bool
     progress_monitor: bool
@@ -136,6 +138,7 @@ def of(binding: Any, name: str) -> Caps:  # noqa: ANN401
         explicit_batch="EXPLICIT_BATCH" in creation,
         # It is there in RTX and does nothing (deprecated since RTX 1.2).
         timing_cache=hasattr(binding, "ITimingCache") and not is_rtx,
+        timing_cache_keys=hasattr(getattr(binding, "ITimingCache", None), "queryKeys") and not is_rtx,
         editable_timing_cache="EDITABLE_TIMING_CACHE" in flags and not is_rtx,
         error_on_timing_cache_miss="ERROR_ON_TIMING_CACHE_MISS" in flags and not is_rtx,
         progress_monitor=hasattr(binding.IBuilderConfig, "progress_monitor"),

@@ -20,16 +20,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What a build may be told besides the profile.
 
     ``shared_memory``: CPU and GPU share one memory (a Jetson). ``root``: where ``/proc`` is read.
-    ``version_compatible`` and ``hardware_compatibility`` (a name of TensorRT's HardwareCompatibilityLevel) make an
-    engine that more machines load, at some cost in speed. ``compute_capability``, such as ``SM86``, is for TensorRT for
-    RTX, which builds for GPUs that are not here.
     """
 
     shared_memory: bool = False
     root: Path = Path("/")
-    version_compatible: bool = False
-    hardware_compatibility: str | None = None
-    compute_capability: str | None = None
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,6 +121,21 @@ def attach_timing_cache(config: Any, content: bytes | None) -> tuple[Any, bool]:
     if empty is not None:
         config.set_timing_cache(empty, ignore_mismatch=False)
     return empty, content is None
+
+
+def refuse_misses(setup: Setup) -> None:
+    """A kernel that the timing cache does not know ends the build.
+
+    Raises:
+        DeviceError: this TensorRT has no such flag.
+    """
+    if not setup.caps.error_on_timing_cache_miss:
+        why = "timing caches have no effect on it" if not setup.caps.timing_cache else "it came with TensorRT 10"
+        raise DeviceError(
+            f"--error-on-miss: {setup.caps.title} cannot refuse what a timing cache lacks ({why})",
+            hint="leave --error-on-miss out; the manifest says how many entries a build added",
+        )
+    setup.config.set_flag(setup.binding.BuilderFlag.ERROR_ON_TIMING_CACHE_MISS)
 
 
 def set_flags(config: Any, binding: Any) -> list[str]:  # noqa: ANN401
@@ -229,23 +238,31 @@ def _batch_range(setup: Setup, *, only_opt: bool = False) -> Any:  # noqa: ANN40
 
 
 def _make_compatible(setup: Setup) -> None:
-    options, caps, config, binding = setup.options, setup.caps, setup.config, setup.binding
-    if options.version_compatible:
+    """What the profile says of other machines: versions, GPU generations, compute capabilities."""
+    build, caps, config, binding = setup.request.profile.build, setup.caps, setup.config, setup.binding
+    where = setup.request.profile.name
+    if build.version_compatible:
         if not caps.version_compatible:
-            raise ProfileError(f"{caps.title} makes no version-compatible engines", where=setup.request.profile.name)
+            raise ProfileError(f"build.version_compatible: {caps.title} makes no such engines", where=where)
         config.set_flag(binding.BuilderFlag.VERSION_COMPATIBLE)
-    if options.hardware_compatibility is not None:
-        if options.hardware_compatibility not in caps.hardware_compatibility:
+    if build.hardware_compatibility is not None:
+        if build.hardware_compatibility not in caps.hardware_compatibility:
             raise ProfileError(
-                f"{caps.title} has no hardware compatibility {options.hardware_compatibility}",
-                where=setup.request.profile.name,
+                f"build.hardware_compatibility: {caps.title} has no {build.hardware_compatibility}",
+                where=where,
                 hint=f"one of {', '.join(caps.hardware_compatibility)}",
             )
-        level = getattr(binding.HardwareCompatibilityLevel, options.hardware_compatibility)
+        level = getattr(binding.HardwareCompatibilityLevel, build.hardware_compatibility)
         config.hardware_compatibility_level = level
-    if options.compute_capability is not None:
-        if options.compute_capability not in caps.compute_capabilities:
-            known = ", ".join(caps.compute_capabilities) or "none: it builds for the GPU that is here"
-            raise ProfileError(f"{caps.title} cannot build for {options.compute_capability}", hint=f"one of {known}")
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(binding.ComputeCapability, options.compute_capability), 0)
+    unknown = [name for name in build.compute_capabilities if name not in caps.compute_capabilities]
+    if unknown:
+        known = ", ".join(caps.compute_capabilities) or "none: it builds for the GPU that is here"
+        raise ProfileError(
+            f"build.compute_capabilities: {caps.title} cannot build for {', '.join(unknown)}",
+            where=where,
+            hint=f"it knows {known}",
+        )
+    if build.compute_capabilities:
+        config.num_compute_capabilities = len(build.compute_capabilities)
+        for index, name in enumerate(build.compute_capabilities):
+            config.set_compute_capability(getattr(binding.ComputeCapability, name), index)

@@ -3,34 +3,40 @@
 Ctrl-C then ends a build at once, also with TensorRT 8.6, which cannot be asked to stop; the out-of-memory killer and a
 crash inside of TensorRT become errors with a hint; and the builder's memory and its CUDA context are given back.
 
-The job goes to the child as JSON on stdin; what the build says comes back on stdout, one JSON message per line; the
-engine and the timing cache come as files in a temporary folder that the parent removes.
+The job goes to the child as one line of JSON on stdin; what the build says comes back on stdout, one JSON message per
+line; the engine and the timing cache come as files in a temporary folder that the parent removes.
+
+Pictures for one of the device's own calibrators stay in the parent, which decodes and preprocesses them: the child asks
+for each batch with a message, and gets its bytes on stdin behind the job. Whatever the parent meets on the way ends the
+child and is raised as it is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 
 from edge import errors
-from edge.backends.base import BuildRequest, Layers
+from edge.backends.base import BuildRequest, Layers, TimingUse
 from edge.backends.inspection import Inspection
-from edge.backends.trt import builder
+from edge.backends.trt import builder, combine, feeding, memory
 from edge.backends.trt import caps as capabilities
 from edge.backends.trt.builder import Built
+from edge.backends.trt.calibrator import Feed
 from edge.backends.trt.configure import Options
 from edge.backends.trt.route import Decision
+from edge.backends.trt.timed import TimingReport
 from edge.calibration.table import Table
 from edge.errors import DeviceError, EdgeError
 from edge.events import Event, Listener, Note, Progress, silence
@@ -50,15 +56,22 @@ _KILLED = (
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that the child must know. ``folder`` takes the results; a timing cache to start from lies there."""
+    """Everything that the child must know. ``folder`` takes the results; a timing cache to start from lies there.
 
-    profile: Profile
-    model: str
-    precision: Precision
-    table: Table | None
+    ``meal``: batches for a calibrator follow behind the job. ``merge``: nothing is built; that many timing caches in
+    ``folder`` are merged into one, and ``profile`` and what belongs to it are not there.
+    """
+
     rtx: bool | None
-    options: Options
     folder: str
+    profile: Profile | None = None
+    model: str = ""
+    precision: Precision = "fp32"
+    table: Table | None = None
+    timing: TimingUse = TimingUse()
+    options: Options = Options()
+    meal: feeding.Meal | None = None
+    merge: int = 0
 
 
 class _Failure(msgspec.Struct, frozen=True):
@@ -76,13 +89,19 @@ class _Summary(msgspec.Struct, frozen=True):
     layers: Layers
     notes: list[str]
     info: dict[str, Any]
+    timing: TimingReport
+    table: Table | None
 
 
 class _Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One of these; ``hungry``: the child wants the next batch; ``merged``: it has merged timing caches."""
+
     progress: Progress | None = None
     note: Note | None = None
     failure: _Failure | None = None
     summary: _Summary | None = None
+    hungry: bool = False
+    merged: bool = False
 
 
 def build(
@@ -91,17 +110,18 @@ def build(
     rtx: bool | None,
     options: Options,
     timing_cache: bytes | None = None,
+    feed: Feed | None = None,
     listen: Listener = silence,
     command: Sequence[str] | None = None,
     grace_s: float = _GRACE_S,
 ) -> Built:
     """Build as :func:`edge.backends.trt.builder.build` does, in a child process (``command``, this Python by default).
 
-    Not for the device's own calibrators: their pictures come from this process. ``grace_s`` seconds after it was asked
-    to end, the child is killed.
+    ``feed.memory`` is not used: the child has its own. ``grace_s`` seconds after it was asked to end, it is killed.
 
     Raises:
         EdgeError: what the child met, in its own class. DeviceError: the child was killed, or crashed.
+        Whatever ``feed.batches`` raises.
     """
     with tempfile.TemporaryDirectory(prefix="edge-build-") as name:
         folder = Path(name)
@@ -109,16 +129,18 @@ def build(
             (folder / _CACHE).write_bytes(timing_cache)
         job = Job(
             profile=request.profile, model=os.fspath(request.model), precision=request.precision, table=request.table,
-            rtx=rtx, options=options, folder=name,
+            timing=request.timing, rtx=rtx, options=options, folder=name,
+            meal=None if feed is None else feeding.meal(feed, request.profile),
         )  # fmt: skip
-        command = command or (sys.executable, "-c", _CHILD, json.dumps(sys.path))
-        content = msgspec.json.encode(job, enc_hook=os.fspath)
-        with _child(command, grace_s) as process:
-            summary = _run(process, content, where=job.model, listen=listen)
+        with _child(command or _command(), grace_s) as process:
+            summary = _run(process, job, feed=feed, listen=listen).summary
+        if summary is None:
+            raise RuntimeError("the build process has merged timing caches")
         cache = folder / f"{_CACHE}.new"
         return Built(
             plan=(folder / _PLAN).read_bytes(),
             timing_cache=cache.read_bytes() if cache.is_file() else None,
+            timing=summary.timing,
             inspection=summary.inspection,
             described=summary.described,
             decision=summary.decision,
@@ -126,27 +148,54 @@ def build(
             layers=summary.layers,
             notes=summary.notes,
             info=summary.info,
+            table=summary.table,
         )
 
 
-def _run(process: subprocess.Popen[bytes], job: bytes, *, where: str, listen: Listener) -> _Summary:
+def merge(contents: Sequence[bytes], *, rtx: bool | None) -> bytes:
+    """Merge timing caches as :func:`edge.backends.trt.combine.combine` does, in a child process.
+
+    Raises:
+        EdgeError: as there. DeviceError: the child was killed, or crashed.
+    """
+    with tempfile.TemporaryDirectory(prefix="edge-merge-") as name:
+        for number, content in enumerate(contents):
+            (Path(name) / f"{_CACHE}.{number}").write_bytes(content)
+        with _child(_command(), _GRACE_S) as process:
+            _run(process, Job(rtx=rtx, folder=name, merge=len(contents)), feed=None, listen=silence)
+        return (Path(name) / f"{_CACHE}.new").read_bytes()
+
+
+def _command() -> tuple[str, ...]:
+    return (sys.executable, "-c", _CHILD, json.dumps(sys.path))
+
+
+def _run(process: subprocess.Popen[bytes], job: Job, *, feed: Feed | None, listen: Listener) -> _Message:
+    """Give the child its job and listen to it; its last message."""
     assert process.stdin is not None  # noqa: S101 - a pipe was asked for
     assert process.stdout is not None  # noqa: S101
-    summary: _Summary | None = None
+    last: _Message | None = None
+    # A child that dies before it has read everything says why by its exit code.
     with contextlib.suppress(BrokenPipeError):
-        process.stdin.write(job)
-        process.stdin.close()
+        process.stdin.write(msgspec.json.encode(job, enc_hook=os.fspath) + b"\n")
+        process.stdin.flush()
     for message in _messages(process.stdout):
         if message.failure is not None:
             raise _error(message.failure)
-        if message.summary is not None:
-            summary = message.summary
-        event: Event | None = message.progress or message.note
-        if event is not None:
-            listen(event)
+        if message.hungry and feed is not None:
+            batch = next(feed.batches, None)
+            with contextlib.suppress(BrokenPipeError):
+                feeding.send(process.stdin, batch)
+        elif message.summary is not None or message.merged:
+            last = message
+        else:
+            event: Event | None = message.progress or message.note
+            if event is not None:
+                listen(event)
     code = process.wait()
-    if summary is not None and code == 0:
-        return summary
+    if last is not None and code == 0:
+        return last
+    where = job.model or None
     if code == -signal.SIGKILL:
         raise DeviceError("the build was killed, most likely because memory ran out", where=where, hint=_KILLED)
     if code < 0:
@@ -206,32 +255,52 @@ def main() -> None:
             out.write(msgspec.json.encode(message) + b"\n")
 
         try:
-            job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job, dec_hook=lambda kind, value: kind(value))
-            tell(_Message(summary=_work(job, tell)))
+            line = sys.stdin.buffer.readline()
+            job = msgspec.json.decode(line, type=Job, dec_hook=lambda kind, value: kind(value))
+            tell(_merge(job) if job.merge else _Message(summary=_work(job, tell)))
         except EdgeError as exc:
             tell(_Message(failure=_Failure(type(exc).__name__, exc.what, exc.where, exc.hint)))
 
 
-def _work(job: Job, tell: Any) -> _Summary:  # noqa: ANN401
+def _merge(job: Job) -> _Message:
+    folder = Path(job.folder)
+    contents = [(folder / f"{_CACHE}.{number}").read_bytes() for number in range(job.merge)]
+    (folder / f"{_CACHE}.new").write_bytes(combine.combine(contents, capabilities.load(rtx=job.rtx)))
+    return _Message(merged=True)
+
+
+def _work(job: Job, tell: Callable[[_Message], None]) -> _Summary:
+    assert job.profile is not None  # noqa: S101 - the parent sends one with every build
     folder = Path(job.folder)
     cache = folder / _CACHE
-    request = BuildRequest(profile=job.profile, model=Path(job.model), precision=job.precision, table=job.table)
+    request = BuildRequest(
+        profile=job.profile, model=Path(job.model), precision=job.precision, table=job.table, timing=job.timing
+    )
 
     def listen(event: Event) -> None:
         tell(_Message(note=event) if isinstance(event, Note) else _Message(progress=event))
 
-    built = builder.build(
-        request,
-        capabilities.load(rtx=job.rtx),
-        timing_cache=cache.read_bytes() if cache.is_file() else None,
-        options=job.options,
-        listen=listen,
-    )
+    with contextlib.ExitStack() as stack:
+        feed = None
+        if job.meal is not None:
+            ask = functools.partial(tell, _Message(hungry=True))
+            feed = stack.enter_context(feeding.served(job.meal, sys.stdin.buffer, ask))
+        built = builder.build(
+            request,
+            capabilities.load(rtx=job.rtx),
+            timing_cache=cache.read_bytes() if cache.is_file() else None,
+            feed=feed,
+            options=job.options,
+            listen=listen,
+        )
     if built is None:
         raise DeviceError("the build was stopped", where=job.model)
     (folder / _PLAN).write_bytes(built.plan)
     if built.timing_cache is not None:
         (folder / f"{_CACHE}.new").write_bytes(built.timing_cache)
-    # Resident memory of this process: what CUDA holds of a discrete GPU is not in it.
-    info = {**built.info, "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
-    return _Summary(built.inspection, built.described, built.decision, built.flags, built.layers, built.notes, info)
+    peak = memory.peak_rss_mib()
+    info = built.info if peak is None else {**built.info, "peak_memory_mib": peak}
+    return _Summary(
+        built.inspection, built.described, built.decision, built.flags, built.layers, built.notes, info, built.timing,
+        built.table,
+    )  # fmt: skip

@@ -89,6 +89,15 @@ def warnings(memory: Memory, chosen: Limits, *, model_bytes: int, shared: bool) 
     return [f"{text} and may be killed: close other programs, set build.workspace_mib lower, or {_SWAP_HINT}"]
 
 
+def peak_rss_mib() -> int | None:
+    """The most memory that this process has held at once, in MiB, or None where the kernel does not say.
+
+    VmHWM begins anew with the program that runs, unlike getrusage, which still knows the parent's. On a Jetson what
+    CUDA takes of the shared memory is not part of it.
+    """
+    return _kib(_text(Path("/proc/self/status")), "VmHWM")
+
+
 def _kib(meminfo: str, name: str) -> int | None:
     match = re.search(rf"(?m)^{name}:\s+(\d{{1,15}}) kB", meminfo)
     return int(match[1]) // 1024 if match else None

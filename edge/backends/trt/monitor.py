@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -45,6 +46,8 @@ class Watch:
         self.recent: deque[Line] = deque(maxlen=_RECENT)
         self.kept: BaseException | None = None
         self.stopped = False
+        self.cache_entries: int | None = None
+        self.cache_hits: int | None = None
         self._listen = listen
         self._should_stop = should_stop
         self._phases: dict[str, _Phase] = {}
@@ -69,6 +72,16 @@ class Watch:
             self.warnings.append(line)
         if severity != "VERBOSE":
             self.recent.append(line)
+        if "timing cache" in text:
+            self._count_cache(text)
+
+    def _count_cache(self, text: str) -> None:
+        """Lines of TensorRT 8.6.1 (a public build log): entries of a serialized cache, hits of one that is freed."""
+        if found := re.search(r"Serialized (\d+) timing cache entries", text):
+            self.cache_entries = int(found[1])
+        elif found := re.search(r"Deleting timing cache: \d+ entries, served (\d+) hits", text):
+            # Several may be freed at the end; those that only carried bytes have served none.
+            self.cache_hits = max(self.cache_hits or 0, int(found[1]))
 
     def started(self, phase: str, parent: str | None, steps: int) -> None:
         """A phase of ``steps`` steps began inside of ``parent``."""

@@ -25,7 +25,7 @@ from edge.backends.trt import caps as capabilities
 from edge.backends.trt import complaints, monitor
 from edge.backends.trt.caps import Caps
 from edge.backends.trt.contract import BYTES, FLOATS, contract
-from edge.errors import DeviceError, EdgeError, StoreError, require
+from edge.errors import ArtifactError, DeviceError, EdgeError, StoreError, require
 from edge.profile import Input, Preprocess
 
 if TYPE_CHECKING:
@@ -48,14 +48,28 @@ class TrtSession:
     """An open engine, for one thread at a time. ``device`` is given back with it.
 
     Raises:
+        ArtifactError: an engine for other GPUs (``gpus``, as the engine's key names them).
         DeviceError: no GPU, no memory, an engine of another TensorRT or GPU, or one that edge cannot run.
         GuestError: PyCUDA is not installed.
+
+    ``host_code`` lets an engine bring its own runtime, as a version-compatible one does.
     """
 
     def __init__(
-        self, engine: Path, caps: Caps, *, precision: str, device: Device | None = None, graphs: bool = True
+        self,
+        engine: Path,
+        caps: Caps,
+        *,
+        precision: str,
+        device: Device | None = None,
+        graphs: bool = True,
+        gpus: str | None = None,
+        host_code: bool = False,
     ) -> None:
         self.precision = precision
+        self._caps = caps
+        self._gpus = gpus
+        self._host_code = host_code
         self.graph_note: str | None = None if graphs else "CUDA graphs were not asked for"
         self._np = require("numpy")
         self._where = engine
@@ -190,8 +204,18 @@ class TrtSession:
     # opening
 
     def _open(self, plan: bytes) -> None:
+        check_gpu(self._gpus, self._device, self._where)
         with self._heard() as logger:
-            self._runtime = self._binding.Runtime(logger)
+            try:
+                self._runtime = self._binding.Runtime(logger)
+            except (TypeError, RuntimeError) as exc:
+                # The binding's word for a null pointer: CUDA cannot start.
+                raise self._failure("TensorRT cannot start") from exc
+            if self._host_code:
+                # A version-compatible engine brings its own runtime; its bytes were verified against the manifest.
+                self._runtime.engine_host_code_allowed = True
+            if self._caps.plan_check:
+                self._check_plan(plan)
             self._engine = self._runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
                 raise self._failure("TensorRT cannot load the engine")
@@ -202,6 +226,12 @@ class TrtSession:
             self._events = [self._device.event() for _ in range(5)]
             self._fit(self.contract.max_batch)
             self._allocate()
+
+    def _check_plan(self, plan: bytes) -> None:
+        """Ask whether the plan fits this GPU and version, by its first bytes, before it is loaded."""
+        validity, reasons = self._runtime.get_engine_validity(plan[: max(int(self._runtime.engine_header_size), 64)])
+        if validity.name == "INVALID":
+            raise self._failure(f"{self._caps.title} says that the engine does not fit here (diagnostics {reasons})")
 
     def _allocate(self) -> None:
         """Buffers for the largest batch, and their addresses, once and for all."""
@@ -343,6 +373,23 @@ class TrtSession:
         if not errors:
             return DeviceError(what, where=self._where, hint="edge doctor")
         return complaints.as_error(errors, list(recent), where=str(self._where))
+
+
+def check_gpu(gpus: str | None, device: Device, engine: Path) -> None:
+    """Whether ``device`` is one of those that an engine was built for: ``SM86+SM89``, AMPERE_PLUS, or whatever it is.
+
+    Raises:
+        ArtifactError: it is not.
+    """
+    named = re.findall(r"SM(\d+)", gpus or "")
+    here = device.sm.replace(".", "")
+    fits = here in named if named else gpus != "AMPERE_PLUS" or float(device.sm) >= 8.0
+    if not fits:
+        raise ArtifactError(
+            f"the engine was built for something else (gpus: {gpus} -> SM{here}, {device.name})",
+            where=engine,
+            hint="build it again: build.compute_capabilities names the GPUs, none means all",
+        )
 
 
 def _read(engine: Path) -> bytes:
