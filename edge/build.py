@@ -14,21 +14,29 @@ import msgspec
 from edge import device, identity, store
 from edge import model as models
 from edge.backends import inspection
-from edge.backends.base import Backend, BuildRequest, BuiltEngine, Layers
+from edge.backends.base import Backend, BuildRequest, BuiltEngine, Int8Plan, Layers, TimingUse
 from edge.calibration import check
+from edge.calibration.table import Table
 from edge.errors import ArtifactError, ProfileError, QualityError, os_error
-from edge.events import Listener, Note, silence
+from edge.events import Event, Listener, Note, silence
 from edge.identity import Found
 from edge.profile import Precision, Profile
 
 # Of the weighted layers of an FP16 engine whose precision is known, at least so many run in FP16 or INT8.
 _MIN_FP16_SHARE = 0.5
+_OTHER_MAJOR = (
+    "edge build --retarget writes the header for it and keeps the scales; or edge calibrate --engine tensorrt"
+)
 # Builds whose times a manifest remembers.
 _KEPT_BUILDS = 5
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What build did or, for a dry run, would do; ``why`` names what was missing or differed."""
+    """What build did or, for a dry run, would do; ``why`` names what was missing or differed.
+
+    ``route`` is how INT8 reached the engine and ``route_why`` why that way. ``timing`` is how the build used its timing
+    cache, where the backend has one.
+    """
 
     engine: Path | None
     manifest: Path
@@ -39,6 +47,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     layers: Layers | None
     seconds: float
     warnings: list[str]
+    route: str | None = None
+    route_why: str | None = None
+    timing: dict[str, Any] | None = None
 
 
 def build(
@@ -50,9 +61,16 @@ def build(
     precision: Precision | None = None,
     force: bool = False,
     dry_run: bool = False,
+    retarget: bool = False,
+    timing_cache: bool = True,
+    error_on_miss: bool = False,
     listen: Listener = silence,
 ) -> Outcome:
     """Build the engine that ``profile`` asks for, unless the one that is there is exactly that.
+
+    ``retarget`` lets a table that another major version of TensorRT has made be used here. ``timing_cache``: False
+    measures every kernel anew and leaves the kept timing cache alone; ``error_on_miss``: a kernel that it does not know
+    ends the build. Both leave the engine's identity as it is.
 
     Raises:
         ArtifactError: INT8 is asked for, and its table is missing, corrupt, bad, or made for something else.
@@ -74,6 +92,8 @@ def build(
         return Outcome(
             engine=engine, manifest=path, precision=precision, work="unchanged", why=[], table=made_from,
             layers=layers, seconds=time.monotonic() - start, warnings=existing.info["warnings"],
+            route=existing.info.get("int8_route"), route_why=existing.info.get("why"),
+            timing=existing.info.get("timing"),
         )  # fmt: skip
     why = why or ["--force"]
     if dry_run:
@@ -85,26 +105,47 @@ def build(
     model = models.load(Path(profile.model))
     models.check_fits(model, profile)
     warnings: list[str] = []
-    request = BuildRequest(profile=profile, model=model.path, precision=precision, table=None)
+    request = BuildRequest(
+        profile=profile, model=model.path, precision=precision, table=None,
+        timing=TimingUse(folder=cache, ask=timing_cache, only=error_on_miss),
+    )  # fmt: skip
     if table is not None:
         content = identity.read_table(table)
-        warnings += _checked(content, table, model.activations, profile)
+        warnings += _checked(content, table, model.activations, profile, backend.int8_plan(profile), retarget=retarget)
         request = msgspec.structs.replace(request, table=content)
-    try:
-        built = backend.build(request)
-    except OSError as exc:
-        # Backends and their guests keep scratch files in the temporary folder.
-        raise os_error(exc, exc.filename or tempfile.tempdir or path) from exc
-    warnings += built.notes + _delivered(built, profile, precision)
-    for warning in warnings:
-        listen(Note(warning, "warning"))
+    built = _built(backend, request, listen, path=path, warnings=warnings)
     engine = _save(
         path, built, key=key, warnings=warnings, seconds=time.monotonic() - start, model=model, before=existing
     )  # fmt: skip
     return Outcome(
         engine=engine, manifest=path, precision=precision, work="built", why=why, table=made_from,
         layers=built.layers, seconds=time.monotonic() - start, warnings=warnings,
+        route=built.route, route_why=built.info.get("why"), timing=built.info.get("timing"),
     )  # fmt: skip
+
+
+def _built(
+    backend: Backend, request: BuildRequest, listen: Listener, *, path: Path, warnings: list[str]
+) -> BuiltEngine:
+    """Build, and say every warning once; ``warnings`` gets the new ones."""
+    heard: set[str] = set()
+
+    def hear(event: Event) -> None:
+        # What is said before the work starts, such as a lack of memory, comes back among the notes.
+        if isinstance(event, Note):
+            heard.add(event.text)
+        listen(event)
+
+    try:
+        built = backend.build(request, listen=hear)
+    except OSError as exc:
+        # Backends and their guests keep scratch files in the temporary folder.
+        raise os_error(exc, exc.filename or tempfile.tempdir or path) from exc
+    warnings += built.notes + _delivered(built, request.profile, request.precision)
+    for warning in warnings:
+        if warning not in heard:
+            listen(Note(warning, "warning"))
+    return built
 
 
 def _existing(path: Path, key: store.Key) -> tuple[store.Manifest | None, list[str]]:
@@ -118,13 +159,26 @@ def _existing(path: Path, key: store.Key) -> tuple[store.Manifest | None, list[s
     return manifest, [str(difference) for difference in store.differences(manifest.key, key)]
 
 
-def _checked(content: Any, table: Found, activations: list[str], profile: Profile) -> list[str]:  # noqa: ANN401
-    """Check the table against the network; errors raise, the rest comes back as warnings."""
+def _checked(
+    content: Table, table: Found, activations: list[str], profile: Profile, plan: Int8Plan, *, retarget: bool
+) -> list[str]:
+    """Check the table against the network, its route and who reads it; errors raise, the rest comes back as warnings.
+
+    The version in the header binds only a table that one of TensorRT's calibrators has made: edge's own scales belong
+    to the ONNX graph, and its tables are written anew for whichever TensorRT is to read them.
+    """
+    made_here = table.manifest.key.get("engine") is None
     findings = check.check(
-        content, activations, route="explicit" if profile.int8_route == "auto" else profile.int8_route,
-        dla=profile.build.dla_core is not None, trt_version=None,
+        content, activations, route=plan.route,
+        dla=profile.build.dla_core is not None and plan.route == "implicit",
+        trt_version=None if made_here or retarget else plan.reader,
         ignorable=table.manifest.info["zero_tensors"],
     )  # fmt: skip
+    if any(finding.level == "error" and finding.code == "version" for finding in findings):
+        findings = [
+            msgspec.structs.replace(finding, hint=_OTHER_MAJOR) if finding.code == "version" else finding
+            for finding in findings
+        ]
     check.raise_for(findings, table.path)
     return [finding.text for finding in findings if finding.level == "warning"]
 

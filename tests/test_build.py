@@ -27,7 +27,7 @@ from edge.errors import (
     QualityError,
     StoreError,
 )
-from edge.events import Event, Note
+from edge.events import Event, Listener, Note, silence
 from edge.frames import open_pictures
 from edge.profile import Profile
 
@@ -47,7 +47,7 @@ class Watched(Fake):
     def identity(self) -> Mapping[str, store.Scalar]:
         return {**super().identity(), "version": self.version}
 
-    def build(self, request: BuildRequest) -> BuiltEngine:
+    def build(self, request: BuildRequest, *, listen: Listener = silence) -> BuiltEngine:
         self.requests.append(request)
         if self._error is not None:
             raise self._error

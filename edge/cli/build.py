@@ -2,17 +2,22 @@
 
 INT8 takes its ranges from the calibration table of the same model and preprocessing. Nothing is built twice: an engine
 that was made from exactly this profile, model, table and runtime is left as it is, and what differs is named.
+
+With TensorRT, what a build measures is kept as a timing cache (edge cache list), which makes the next one fast.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
 from edge.cli import options
 from edge.ui import Terminal
+
+if TYPE_CHECKING:
+    from edge.build import Outcome
 
 
 def command(
@@ -21,6 +26,17 @@ def command(
     precision: options.PrecisionName = None,
     cache_dir: options.CacheDir = None,
     engine_dir: options.EngineDir = None,
+    no_timing_cache: Annotated[
+        bool,
+        typer.Option("--no-timing-cache", help="Measure every kernel anew, and leave the kept timing cache alone."),
+    ] = False,
+    error_on_miss: Annotated[
+        bool,
+        typer.Option("--error-on-miss", help="Fail where the timing cache lacks a kernel (TensorRT 10 and later)."),
+    ] = False,
+    retarget: Annotated[
+        bool, typer.Option("--retarget", help="Take a table that another major version of TensorRT has made.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Build although nothing changed.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and why; write nothing.")] = False,
     as_json: options.Json = False,
@@ -28,24 +44,36 @@ def command(
     """Run the verb."""
     from edge import backends, build
     from edge.cli import places
+    from edge.errors import UsageError
 
+    if no_timing_cache and error_on_miss:
+        raise UsageError("--no-timing-cache and --error-on-miss exclude each other", hint="leave one of them out")
     chosen, path = places.load_profile(profile)
+    if error_on_miss and chosen.backend != "tensorrt":
+        raise UsageError(f"--error-on-miss: {chosen.backend} has no timing caches", hint="leave it out")
     terminal = Terminal()
     terminal.say(f"profile {chosen.name} ({path})", style="dim")
     with terminal.progress() as listen:
         outcome = build.build(
             chosen,
-            backends.get(chosen.backend),
+            backends.of(chosen),
             cache=places.cache_folder(cache_dir),
             engines=places.engine_folder(engine_dir),
             precision=options.precision(precision),
             force=force,
             dry_run=dry_run,
+            retarget=retarget,
+            timing_cache=not no_timing_cache,
+            error_on_miss=error_on_miss,
             listen=listen,
         )
     if as_json:
         terminal.data(msgspec.json.encode(outcome, enc_hook=str).decode())
         return
+    _show(terminal, outcome)
+
+
+def _show(terminal: Terminal, outcome: Outcome) -> None:
     if outcome.work == "unchanged":
         terminal.data(f"{outcome.engine}: unchanged, nothing to do")
         return
@@ -54,6 +82,30 @@ def command(
     if outcome.work == "would build":
         terminal.data(f"would build {outcome.manifest.with_suffix('')} ({outcome.precision})")
         return
+    if outcome.route_why is not None:
+        route = f"{outcome.route} route: " if outcome.route else ""
+        terminal.say(f"{route}{outcome.route_why}")
+    timing = _timing(outcome)
+    if timing:
+        terminal.say(timing)
     layers = outcome.layers
     share = f", {layers.weighted_int8} of {layers.weighted} weighted layers in INT8" if layers else ""
     terminal.data(f"{outcome.engine}: {outcome.precision} built in {outcome.seconds:.1f} s{share}")
+
+
+def _timing(outcome: Outcome) -> str:
+    """What the timing cache did for this build, as far as TensorRT tells; empty where there is nothing to say."""
+    timing = outcome.timing
+    if timing is None or timing["use"] == "no effect":
+        return ""
+    if timing["use"] == "off":
+        return "timing cache: off, every kernel was measured"
+    words = {"used": "used", "started": "started", "refused": "refused by TensorRT, started anew"}[timing["use"]]
+    parts = [f"timing cache: {words}"]
+    if timing["entries_before"] is not None and timing["entries_after"] is not None:
+        parts.append(f"{timing['entries_before']} entries before, {timing['misses']} added")
+    if timing["hits"] is not None:
+        parts.append(f"{timing['hits']} lookups answered")
+    if timing["bytes_after"] is not None:
+        parts.append(f"{timing['bytes_after'] / 1024:.0f} KiB")
+    return ", ".join(parts)

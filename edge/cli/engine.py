@@ -177,7 +177,7 @@ def _look(cache_dir: Path | None, *, verify: bool) -> Look:
 
     return Look(
         resolve=lambda name: places.load_profile(name)[0],
-        backend=backends.get,
+        backend=backends.of,
         cache=places.cache_folder(cache_dir),
         verify=verify,
     )

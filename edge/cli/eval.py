@@ -60,7 +60,7 @@ def command(
     preprocessor = preprocess.Preprocessor(chosen.preprocess, chosen.input)
     batch, cpu_threads = chosen.input.batch.min, threads or chosen.run.threads
     with signals.graceful() as wish, terminal.progress() as listen, contextlib.ExitStack() as stack:
-        session = backend.open(found.path, precision=wanted, threads=cpu_threads)
+        session = backend.open(found.path, precision=wanted, threads=cpu_threads, built_for=found.manifest.key)
         stack.callback(session.close)
         own = evaluate.logits(
             chosen_pictures, session, preprocessor, batch=batch, stage=wanted, listen=listen, should_stop=wish

@@ -83,7 +83,7 @@ def find_engine(
     """
     from edge import backends, identity
 
-    backend = backends.get(chosen.backend)
+    backend = backends.of(chosen)
     wanted = precision or chosen.precision
     cache, engines = cache_folder(cache_dir), engine_folder(engine_dir)
     return backend, wanted, identity.find_engine(chosen, backend, precision=wanted, cache=cache, engines=engines)

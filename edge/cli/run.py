@@ -61,7 +61,9 @@ def command(  # noqa: PLR0913 - one argument per option
     pictures = pictures.take(limit) if limit else pictures
     names = labels.load_names(Path(chosen.labels))
     with contextlib.ExitStack() as stack:
-        session = backend.open(found.path, precision=wanted, threads=threads or chosen.run.threads)
+        session = backend.open(
+            found.path, precision=wanted, threads=threads or chosen.run.threads, built_for=found.manifest.key
+        )
         stack.callback(session.close)
         wish = stack.enter_context(signals.graceful())
         wishes = metering.Wishes(power=power, idle=idle, set_power_mode=set_power_mode, log=telemetry_log)

@@ -79,7 +79,7 @@ def command(
         work = _work_folder(keep, stack)
         bench = selftest.Bench(
             profile=chosen,
-            backend=lambda item: backends.get(item.backend),
+            backend=backends.of,
             pictures=pictures,
             cache=places.cache_folder(cache_dir),
             work=work,

@@ -25,7 +25,7 @@ from edge.store import Difference
 State = Literal["current", "stale", "elsewhere", "orphan", "damaged", "unknown"]
 # Fields of an engine's key that say where it runs; the other fields say what it is.
 _ENGINES = frozenset({".plan", ".onnx", ".fake"})
-_PLACE = frozenset({"module", "sm", "machine", "gpu", "rtx"})
+_PLACE = frozenset({"module", "sm", "machine", "gpu", "gpus", "rtx"})
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,14 +48,14 @@ class _Head(msgspec.Struct, frozen=True):
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to look things up: the profile of a name, the backend of a name, and the calibration cache.
+    """Where to look things up: the profile of a name, the backend of a profile, and the calibration cache.
 
     ``resolve`` and ``backend`` raise EdgeError where there is none. ``verify``: read every file and check its digest;
     without it damaged files pass for whole.
     """
 
     resolve: Callable[[str], Profile]
-    backend: Callable[[str], Backend]
+    backend: Callable[[Profile], Backend]
     cache: Path
     verify: bool = True
 
@@ -179,7 +179,7 @@ def _state(path: Path, manifest: store.Manifest, look: Look) -> tuple[State, lis
         except EdgeError as exc:
             lost = f"table: {exc.what}"
     try:
-        key = identity.engine_key(profile, look.backend(profile.backend), precision=precision, table=table)
+        key = identity.engine_key(profile, look.backend(profile), precision=precision, table=table)
     except EdgeError as exc:
         return ("elsewhere" if manifest.key.get("backend") == profile.backend else "unknown"), [exc.what]
     changed = store.differences(manifest.key, key)

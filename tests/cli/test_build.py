@@ -168,15 +168,15 @@ def test_a_wrong_option(options: tuple[str, ...], code: int, words: str, edge: E
     assert words in ended.err
 
 
-@pytest.mark.skipif(
-    any(importlib.util.find_spec(name) for name in ("tensorrt", "tensorrt_rtx")), reason="TensorRT is installed"
-)
-def test_a_backend_whose_library_is_not_here(edge: Edge, place: Place) -> None:
-    place(1, backend="tensorrt", family="rtx")
-    ended = edge(*COMMAND, "--precision", "fp32")
-    # A missing guest, or a backend that this version of edge does not have.
-    assert ended.code in {4, 8}
-    assert "  try: " in ended.err
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_backend_whose_library_is_not_here(precision: str, edge: Edge, place: Place) -> None:
+    place(1, backend="tensorrt", family="agx-orin")
+    assert edge("calibrate", "--profile", "tiny", "--images", "pictures").code == 0
+    ended = edge(*COMMAND, "--precision", precision)
+    assert (ended.code, ended.out) == (4, "")
+    assert "no TensorRT is installed (looked for tensorrt)" in ended.err
+    assert "  try: on a Jetson: sudo apt install python3-libnvinfer" in ended.err
 
 
 @pytest.mark.parametrize(

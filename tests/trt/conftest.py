@@ -65,7 +65,7 @@ def tiny(tiny_profile: Callable[..., Path], tmp_path: Path) -> Callable[..., Pro
     """A profile for the tiny network on TensorRT; overrides as in ``tiny_profile``."""
 
     def make(**overrides: Any) -> Profile:
-        return profiles.load(tiny_profile(tmp_path, backend="tensorrt", family="agx-orin", **overrides))
+        return profiles.load(tiny_profile(tmp_path, **{"backend": "tensorrt", "family": "agx-orin", **overrides}))
 
     return make
 

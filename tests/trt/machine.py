@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import timing_double
 from double import call_override, create, make
 
 MAGIC = b"double of a plan\n"
@@ -40,8 +41,8 @@ class World:
 
     ``says``: log lines (severity, text) of the next build. ``fails``: lines of an error; there is no engine then.
     ``no_cuda``: a line; no builder can be made. ``takes``: batches that a calibrator is asked for, None for all.
-    ``refuses_table``, ``refuses_cache``, ``prefers_fp32`` (where FP16 is a flag): as the words say.
-    ``fuses``: kinds of layers that the engine hides in one.
+    ``refuses_table``, ``refuses_cache``, ``prefers_fp32`` (where FP16 is a flag): as the words say. ``owner``: whose
+    timing caches are its own. ``fuses``: kinds of layers that the engine hides in one.
     ``hook``: called at every step of a build.
     """
 
@@ -58,6 +59,7 @@ class World:
         self.fails: list[str] = []
         self.takes: int | None = None
         self.refuses_table = self.refuses_cache = self.prefers_fp32 = False
+        self.owner = version
         self.steps = 4
         self.hook: Callable[[str], None] = lambda _phase: None
         self.leaks: list[str] = []
@@ -121,7 +123,7 @@ def _create_config(self: Any) -> Any:
     flags = {"TF32"} & set(world.module.BuilderFlag.__members__)
     config = create(
         world.module, "IBuilderConfig", world=world, flags=flags, pools={}, profiles=[], cache=None, quantization=set(),
-        calibration_profile=None, capabilities={},
+        calibration_profile=None, capabilities={}, logger=self._d.logger,
     )  # fmt: skip
     config._d.properties |= {"builder_optimization_level": 3, "DLA_core": -1}
     return config
@@ -136,7 +138,10 @@ def _build(self: Any, *arguments: Any) -> Any:
     world, logger = self._d.world, self._d.logger
     job = _Build(world, logger, network, config)
     world.builds.append(job)
-    return job.run()
+    try:
+        return job.run()
+    finally:
+        job.let_go_of_the_cache()
 
 
 class _Build:
@@ -165,10 +170,29 @@ class _Build:
             for text in self.world.fails:
                 self.world.log(self.logger, "ERROR", text)
             return None
-        if self.config._d.cache is not None:
-            self.config._d.cache._d.content += b"+built"
+        if not self._measured():
+            text = "the timing cache has no entry for a tactic, and ERROR_ON_TIMING_CACHE_MISS is set"
+            self.world.log(self.logger, "ERROR", f"IBuilder::buildSerializedNetwork: Error Code 10: {text}")
+            return None
         content = MAGIC + json.dumps(self._layers()).encode() + b"\n" + self.network._d.proto
         return _Buffer(self.world, content).made
+
+    def let_go_of_the_cache(self) -> None:
+        """The diary keeps the configuration, and must not keep the timing cache alive with it."""
+        data = {name: value for name, value in vars(self.config._d).items() if name != "properties"}
+        self.cached = data["cache"] is not None
+        kept = create(self.world.module, "IBuilderConfig", **{**data, "cache": None})
+        kept._d.properties |= self.config._d.properties
+        self.config = kept
+
+    def _measured(self) -> bool:
+        """Whether every kernel is known or could be measured."""
+        cache = self.config._d.cache
+        if cache is None:
+            return True
+        only = "ERROR_ON_TIMING_CACHE_MISS" in self.flags
+        names = timing_double.kernel_names(self.network, self.config, self.flags)
+        return all(cache._d.kernels.ask(name, only=only) for name in names)
 
     def _problem(self) -> str | None:
         given = self.network._d.inputs[0]._d.shape
@@ -432,20 +456,6 @@ def _clear_flag(self: Any, flag: Any) -> None:
     self._d.flags.discard(flag.name)
 
 
-def _set_cache(self: Any, cache: Any, ignore_mismatch: bool) -> bool:
-    assert ignore_mismatch is False, "a cache of another device must not be forced on this one"
-    if cache._d.content and self._d.world.refuses_cache:
-        return False
-    self._d.cache = cache
-    return True
-
-
-def _create_cache(self: Any, content: Any) -> Any:
-    if bytes(content).startswith(b"corrupt"):
-        return None
-    return create(self._d.world.module, "ITimingCache", content=bytes(content), world=self._d.world)
-
-
 class _Buffer:
     """An IHostMemory over bytes: ``bytes(memory)`` and ``memory.nbytes`` work."""
 
@@ -591,15 +601,15 @@ BEHAVIOUR: dict[str, Callable[..., Any]] = {
     "IBuilderConfig.add_optimization_profile": lambda self, item: self._d.profiles.append(item) or 0,
     "IBuilderConfig.set_calibration_profile": lambda self, item: setattr(self._d, "calibration_profile", item) or True,
     "IBuilderConfig.can_run_on_DLA": _can_run_on_dla,
-    "IBuilderConfig.create_timing_cache": _create_cache,
-    "IBuilderConfig.set_timing_cache": _set_cache,
-    "IBuilderConfig.get_timing_cache": lambda self: self._d.cache,
+    **timing_double.BEHAVIOUR,
     "IBuilderConfig.set_compute_capability": lambda self, item, index: (
         self._d.capabilities.update({index: item.name}) or True
     ),
-    "ITimingCache.serialize": lambda self: _Buffer(self._d.world, self._d.content).made,
+    "ITimingCache.serialize": lambda self: _Buffer(self._d.kernels.world, timing_double.serialize(self)).made,
     "Runtime.__init__": lambda self, logger: setattr(self._d, "logger", logger),
     "Runtime.deserialize_cuda_engine": _deserialize,
+    "Runtime.engine_header_size": lambda self: 64,
+    "Runtime.get_engine_validity": lambda self, content: (self._d.world.module.EngineValidity.VALID, 0),
     "ICudaEngine.create_engine_inspector": lambda self: create(
         self._d.world.module, "EngineInspector", engine=self, world=self._d.world
     ),

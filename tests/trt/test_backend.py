@@ -36,21 +36,6 @@ needs_rtx = pytest.mark.skipif(
 )
 
 
-class Caches:
-    """A place for timing caches."""
-
-    def __init__(self, content: bytes | None = None) -> None:
-        self.content = content
-        self.written = 0
-
-    def read(self) -> bytes | None:
-        return self.content
-
-    def write(self, content: bytes) -> None:
-        self.content = content
-        self.written += 1
-
-
 def backend(**options: Any) -> TensorRT:
     return TensorRT(machine=ORIN, isolate=False, **options)
 
@@ -58,11 +43,24 @@ def backend(**options: Any) -> TensorRT:
 def test_identity_names_version_module_and_compute_capability(binding: Callable[..., Caps]) -> None:
     binding("10.3.0")
     assert TensorRT(machine=ORIN, rtx=False).identity() == {
-        "backend": "tensorrt", "tensorrt": "10.3.0", "rtx": False, "module": "p3701-0005", "sm": "8.7",
+        "backend": "tensorrt", "tensorrt": "10.3.0", "rtx": False, "module": "p3701-0005", "sm": "8.7", "gpu": None,
         "machine": "aarch64",
     }  # fmt: skip
-    gpu = {"sm": "8.9", "gpu": "RTX 4090"}
-    assert TensorRT(machine=HOST, rtx=False, gpu=gpu).identity()["gpu"] == "RTX 4090"
+
+
+def test_an_engine_for_more_machines_names_them(binding: Callable[..., Caps], tiny: Callable[..., Profile]) -> None:
+    binding("10.3.0")
+    wide = tiny(build={"hardware_compatibility": "AMPERE_PLUS", "version_compatible": True})
+    assert TensorRT(profile=wide, machine=ORIN).identity() == {
+        "backend": "tensorrt", "tensorrt": "10.x, version compatible", "rtx": False, "machine": "aarch64",
+        "gpus": "AMPERE_PLUS",
+    }  # fmt: skip
+    binding("rtx")
+    for names, said in ((["SM86", "SM120"], "SM86+SM120"), ([], "all that it knows")):
+        desktop = tiny(family="rtx", build={"compute_capabilities": names})
+        found = TensorRT(profile=desktop, machine=HOST).identity()
+        assert (found["rtx"], found["gpus"]) == (True, said)
+        assert "gpu" not in found
 
 
 def test_identity_without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,33 +90,6 @@ def test_what_the_manifest_gets(
     assert built.route == expected
     # A Jetson's memory is shared, so the pools are limited.
     assert built.info["workspace_mib"] is not None
-
-
-def test_timing_caches_are_read_and_written(binding: Callable[..., Caps], asked: Callable[..., BuildRequest]) -> None:
-    binding("10.3.0")
-    caches = Caches(b"ptrt before")
-    backend(caches=caches).build(asked("fp32"))
-    assert (caches.content, caches.written) == (b"ptrt before+built", 1)
-
-
-@pytest.mark.parametrize(("version", "build"), [("rtx", {}), ("10.3.0", {"timing_cache": False})])
-def test_timing_caches_are_left_alone(
-    version: str, build: dict[str, Any], binding: Callable[..., Caps], asked: Callable[..., BuildRequest]
-) -> None:
-    binding(version)
-    caches = Caches(b"ptrt before")
-    backend(caches=caches).build(asked("fp32", build=build))
-    assert (caches.content, caches.written) == (b"ptrt before", 0)
-
-
-def test_a_failed_build_leaves_the_timing_cache_alone(
-    binding: Callable[..., Caps], asked: Callable[..., BuildRequest]
-) -> None:
-    binding("10.3.0", fails=["out of memory"])
-    caches = Caches(b"ptrt before")
-    with pytest.raises(DeviceError, match="memory ran out"):
-        backend(caches=caches).build(asked("fp32"))
-    assert (caches.content, caches.written) == (b"ptrt before", 0)
 
 
 def save_table(profile: Profile, cache: Path) -> Path:
@@ -197,8 +168,7 @@ def for_rtx(tiny_profile: Callable[..., Path], tmp_path: Path) -> Callable[..., 
 @needs_rtx
 def test_a_child_builds_and_reports(for_rtx: Callable[..., BuildRequest]) -> None:
     events: list[Event] = []
-    options = Options(compute_capability="SM86")
-    built = TensorRT(rtx=True, machine=HOST, options=options, listen=events.append).build(for_rtx())
+    built = TensorRT(rtx=True, machine=HOST).build(for_rtx(), listen=events.append)
     assert len(built.data) > 1000
     assert (built.layers.weighted, built.layers.weighted_int8, built.route) == (4, 4, "explicit")
     progress = [event.done for event in events if isinstance(event, Progress)]

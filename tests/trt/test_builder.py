@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 from conftest import table_for, world
+from timing_double import content
 
-from edge.backends.base import BuildRequest
-from edge.backends.trt import builder
+from edge.backends.base import BuildRequest, TimingUse
+from edge.backends.trt import builder, combine
 from edge.backends.trt.calibrator import Feed
 from edge.backends.trt.caps import Caps
 from edge.backends.trt.configure import Options
@@ -300,61 +302,128 @@ def test_a_jetson_is_left_some_memory_and_warned_before_it_is_too_little(
     assert built.notes[0] == note.text
 
 
+FOREIGN = content("another device", ["a", "b"])
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.3.0", "10.16.1.11", "11.4.0.106"])
+def test_a_timing_cache_is_started_and_used(version: str, binding: Bind, asked: Ask) -> None:
+    caps = binding(version)
+    cold = builder.build(asked("fp16"), caps)
+    assert cold is not None
+    timing = cold.timing
+    assert (timing.use, timing.entries_before, timing.entries_after) == ("started", 0, timing.misses)
+    assert timing.misses
+    assert (timing.hits, timing.bytes_before, timing.not_counted) == (0, None, None)
+    assert timing.bytes_after == len(cold.timing_cache or b"")
+    # Only the largest batch changes: nothing has to be measured again.
+    warm = builder.build(asked("fp16", input={"batch": {"max": 4}}), caps, timing_cache=cold.timing_cache)
+    assert warm is not None
+    assert (warm.timing.use, warm.timing.misses, warm.timing.hits) == ("used", 0, timing.misses)
+    assert (warm.timing.entries_before, warm.timing.sha256_before) == (timing.misses, timing.sha256_after)
+    # Another batch to optimize for means other kernels.
+    other = builder.build(asked("fp16", input={"batch": {"opt": 4}}), caps, timing_cache=cold.timing_cache)
+    assert other is not None
+    assert (other.timing.use, other.timing.hits, other.timing.misses) == ("used", 0, timing.misses)
+
+
 @pytest.mark.parametrize(
-    ("settings", "before", "state", "after"),
+    ("settings", "before"),
     [
-        pytest.param({}, None, "started", b"+built", id="none yet"),
-        pytest.param({}, b"ptrt old", "used", b"ptrt old+built", id="one that fits"),
-        pytest.param({"refuses_cache": True}, b"ptrt foreign", "refused", b"+built", id="of another device"),
-        pytest.param({}, b"corrupt", "refused", b"+built", id="corrupt"),
+        pytest.param({"refuses_cache": True}, content("10.16.1.11", ["a"]), id="TensorRT says no"),
+        pytest.param({}, FOREIGN, id="of another device"),
+        pytest.param({}, b"corrupt", id="corrupt"),
+        pytest.param({}, FOREIGN[:20], id="cut off"),
     ],
 )
-def test_timing_cache(
-    settings: dict[str, Any], before: bytes | None, state: str, after: bytes, binding: Bind, asked: Ask
-) -> None:
+def test_a_timing_cache_that_is_refused(settings: dict[str, Any], before: bytes, binding: Bind, asked: Ask) -> None:
     for version in ("8.6.1", "10.16.1.11", "11.4.0.106"):
         built = builder.build(asked("fp16"), binding(version, **settings), timing_cache=before)
         assert built is not None
-        assert (built.info["timing_cache"], built.timing_cache) == (state, after)
-        assert any("refuses the timing cache" in note for note in built.notes) == (state == "refused")
+        assert (built.timing.use, built.timing.entries_before, built.timing.bytes_before) == ("refused", 0, None)
+        assert built.timing.misses == built.timing.entries_after
+        assert any("refuses the timing cache" in note for note in built.notes)
+        assert built.timing_cache is not None
+        assert b"another device" not in built.timing_cache
 
 
-@pytest.mark.parametrize(("version", "profile"), [("rtx", {}), ("10.3.0", {"build": {"timing_cache": False}})])
-def test_no_timing_cache(version: str, profile: dict[str, Any], binding: Bind, asked: Ask) -> None:
+@pytest.mark.parametrize(
+    ("version", "profile", "use"),
+    [("rtx", {}, "no effect"), ("10.3.0", {"build": {"timing_cache": False}}, "off"), ("10.3.0", {}, "off")],
+)
+def test_no_timing_cache(version: str, profile: dict[str, Any], use: str, binding: Bind, asked: Ask) -> None:
     caps = binding(version)
-    built = builder.build(asked("fp32", **profile), caps, timing_cache=b"ptrt")
+    request = msgspec.structs.replace(asked("fp32", **profile), timing=TimingUse(ask=bool(profile)))
+    built = builder.build(request, caps, timing_cache=b"ptrt")
     assert built is not None
-    assert built.timing_cache is None
-    assert "timing_cache" not in built.info
-    assert last_build(caps).config._d.cache is None
+    assert (built.timing_cache, built.timing.use) == (None, use)
+    assert not last_build(caps).cached
+
+
+def test_misses_that_are_errors(version: str, binding: Bind, asked: Ask) -> None:
+    caps = binding(version)
+    cold = builder.build(asked("fp32"), caps)
+    assert cold is not None
+    strict = msgspec.structs.replace(asked("fp32"), timing=TimingUse(only=True))
+    if not caps.error_on_timing_cache_miss:
+        assert version in {"8.6.1", "rtx"}
+        with pytest.raises(DeviceError, match="cannot refuse what a timing cache lacks") as caught:
+            builder.build(strict, caps, timing_cache=cold.timing_cache)
+        assert "leave --error-on-miss out" in str(caught.value.hint)
+        return
+    warm = builder.build(strict, caps, timing_cache=cold.timing_cache)
+    assert warm is not None
+    assert "ERROR_ON_TIMING_CACHE_MISS" in warm.flags
+    other = msgspec.structs.replace(asked("fp16"), timing=TimingUse(only=True))
+    with pytest.raises(DeviceError, match="the timing cache does not know every kernel of this build") as caught:
+        builder.build(other, caps, timing_cache=cold.timing_cache)
+    assert "without --error-on-miss" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.16.1.11", "11.4.0.106"])
+def test_timing_caches_are_merged(version: str, binding: Bind) -> None:
+    caps = binding(version)
+    merged = combine.combine([content(version, ["a", "b"]), content(version, ["b", "c"])], caps)
+    assert merged == content(version, ["a", "b", "c"])
+    for bad in (content("another device", ["z"]), b"corrupt"):
+        with pytest.raises(ArtifactError, match="refuses the timing cache number 2 of 2") as caught:
+            combine.combine([content(version, ["a"]), bad], caps)
+        assert caught.value.hint
+
+
+def test_nothing_is_merged_where_caches_have_no_effect_or_no_builder_can_be_made(binding: Bind) -> None:
+    with pytest.raises(DeviceError, match="have no effect on TensorRT for RTX"):
+        combine.combine([b"ptrt"], binding("rtx"))
+    with pytest.raises(DeviceError, match="the NVIDIA driver is missing"):
+        combine.combine([b"ptrt"], binding("10.3.0", no_cuda="CUDA initialization failure with error: 35"))
 
 
 def test_compatibility(binding: Bind, asked: Ask) -> None:
     caps = binding("10.3.0")
-    options = Options(version_compatible=True, hardware_compatibility="AMPERE_PLUS")
-    built = builder.build(asked("fp32"), caps, options=options)
+    built = builder.build(
+        asked("fp32", build={"version_compatible": True, "hardware_compatibility": "AMPERE_PLUS"}), caps
+    )
     assert built is not None
     assert built.flags == ["VERSION_COMPATIBLE"]
     assert last_build(caps).config.hardware_compatibility_level.name == "AMPERE_PLUS"
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("build", "words"),
     [
-        ({"hardware_compatibility": "SAME_COMPUTE_CAPABILITY"}, "has no hardware compatibility SAME_COMPUTE"),
-        ({"compute_capability": "SM86"}, "cannot build for SM86"),
+        ({"hardware_compatibility": "SAME_COMPUTE_CAPABILITY"}, "has no SAME_COMPUTE_CAPABILITY"),
+        ({"compute_capabilities": ["SM86"]}, "cannot build for SM86"),
     ],
 )
-def test_compatibility_that_a_version_lacks(options: dict[str, Any], words: str, binding: Bind, asked: Ask) -> None:
+def test_compatibility_that_a_version_lacks(build: dict[str, Any], words: str, binding: Bind, asked: Ask) -> None:
     with pytest.raises(ProfileError, match=words):
-        builder.build(asked("fp32"), binding("10.3.0"), options=Options(**options))
+        builder.build(asked("fp32", build=build), binding("10.3.0"))
 
 
-def test_rtx_builds_for_a_gpu_that_is_not_here(binding: Bind, asked: Ask) -> None:
+def test_rtx_builds_for_gpus_that_are_not_here(binding: Bind, asked: Ask) -> None:
     caps = binding("rtx")
-    builder.build(asked("fp32"), caps, options=Options(compute_capability="SM89"))
+    builder.build(asked("fp32", build={"compute_capabilities": ["SM89", "SM120"]}), caps)
     config = last_build(caps).config
-    assert (config.num_compute_capabilities, config._d.capabilities) == (1, {0: "SM89"})
+    assert (config.num_compute_capabilities, config._d.capabilities) == (2, {0: "SM89", 1: "SM120"})
 
 
 # DLA

@@ -23,15 +23,20 @@ from edge.backends.base import BuildRequest
 from edge.backends.trt import builder
 from edge.backends.trt import caps as capabilities
 from edge.backends.trt.caps import Caps
-from edge.backends.trt.configure import Options
 from edge.errors import ModelError
 from edge.events import Event, Progress
+from edge.profile import Profile
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx_bindings") is None,
     reason="TensorRT for RTX is not installed: pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings",
 )
-FOR_SM86 = Options(compute_capability="SM86")
+
+
+def for_sm86(profile: Profile) -> Profile:
+    """The smaller engine of two: without a word of GPUs, TensorRT for RTX builds for all that it knows."""
+    build = msgspec.structs.replace(profile.build, compute_capabilities=("SM86",))
+    return msgspec.structs.replace(profile, build=build)
 
 
 @pytest.fixture
@@ -52,7 +57,7 @@ def asked(repository: Path, folder: Path) -> Callable[..., BuildRequest]:
     def make(model: str, precision: Any) -> BuildRequest:
         path = repository / "models" / model
         path = path if path.is_file() else folder / model
-        chosen = profiles.load(repository / "profiles/rtx.yaml")
+        chosen = for_sm86(profiles.load(repository / "profiles/rtx.yaml"))
         table = table_for(path) if precision == "int8" else None
         return BuildRequest(profile=chosen, model=path, precision=precision, table=table)
 
@@ -68,7 +73,7 @@ def test_a_plan_is_built(
 ) -> None:
     events: list[Event] = []
     request = asked(model, precision)
-    built = builder.build(request, rtx, options=FOR_SM86, listen=events.append)
+    built = builder.build(request, rtx, listen=events.append)
     assert built is not None
     assert (built.layers.weighted, built.layers.weighted_int8) == (weighted, weighted if precision == "int8" else 0)
     size = request.model.stat().st_size
@@ -84,7 +89,7 @@ def test_a_plan_is_built(
 def test_stopping(asked: Callable[..., BuildRequest], rtx: Caps) -> None:
     count: list[int] = []
     found = builder.build(
-        asked("efficientnet_lite0.onnx", "fp32"), rtx, options=FOR_SM86,
+        asked("efficientnet_lite0.onnx", "fp32"), rtx,
         should_stop=lambda: len(count) > 20 or bool(count.append(1)),
     )  # fmt: skip
     assert found is None
@@ -101,9 +106,9 @@ def test_an_exception_in_a_callback_ends_the_build(asked: Callable[..., BuildReq
             raise Stopped
 
     with pytest.raises(Stopped):
-        builder.build(asked("efficientnet_lite0.onnx", "fp32"), rtx, options=FOR_SM86, listen=listen)
+        builder.build(asked("efficientnet_lite0.onnx", "fp32"), rtx, listen=listen)
     # And the next build is not impressed.
-    assert builder.build(asked("mobilenet_v2.onnx", "fp32"), rtx, options=FOR_SM86) is not None
+    assert builder.build(asked("mobilenet_v2.onnx", "fp32"), rtx) is not None
 
 
 # bad models
@@ -173,7 +178,7 @@ def test_a_bad_model(make: Callable[[Path], Path], words: str, tmp_path: Path, r
     chosen = profiles.load(repository / "profiles/rtx.yaml")
     with pytest.raises(ModelError, match=words) as caught:
         # The parser's own words: the checks of edge.model come earlier in a real build.
-        builder.build(BuildRequest(profile=chosen, model=path, precision="fp32"), rtx, options=FOR_SM86)
+        builder.build(BuildRequest(profile=chosen, model=path, precision="fp32"), rtx)
     assert caught.value.exit_code == 5
     assert caught.value.hint
 
@@ -190,7 +195,7 @@ def test_int64_constants_are_taken(tmp_path: Path, repository: Path, rtx: Caps) 
     chosen = profiles.load(repository / "profiles/rtx.yaml")
     size = msgspec.structs.replace(chosen.input, height=32, width=32)
     chosen = msgspec.structs.replace(chosen, input=size)
-    built = builder.build(BuildRequest(profile=chosen, model=path, precision="fp32"), rtx, options=FOR_SM86)
+    built = builder.build(BuildRequest(profile=chosen, model=path, precision="fp32"), rtx)
     assert built is not None
 
 
@@ -202,4 +207,4 @@ def test_external_weights(
     chosen = profiles.load(tiny_profile(tmp_path, backend="tensorrt", family="rtx"))
     table = table_for(path) if precision == "int8" else None
     request = BuildRequest(profile=chosen, model=path, precision=precision, table=table)
-    assert builder.build(request, rtx, options=FOR_SM86) is not None
+    assert builder.build(request, rtx) is not None

@@ -55,6 +55,7 @@ def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
         graphs: bool = True,
         prepare: Callable[[Any], None] = lambda _world: None,
         path: Path | None = None,
+        host_code: bool = False,
         **engine: Any,
     ) -> Any:
         device = device or HostDevice()
@@ -64,7 +65,9 @@ def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
         monkeypatch.setitem(sys.modules, module.__name__, module)
         prepare(module.world)
         engine_path = path or write_engine(tmp_path / "an.engine", **engine)
-        session = TrtSession(engine_path, capabilities.load(), precision="int8", device=device, graphs=graphs)
+        session = TrtSession(
+            engine_path, capabilities.load(), precision="int8", device=device, graphs=graphs, host_code=host_code
+        )
         session.world, session.on = module.world, device  # type: ignore[attr-defined]
         opened.append(session)
         return session

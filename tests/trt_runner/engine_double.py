@@ -132,6 +132,13 @@ def _deserialize(self: Any, *arguments: Any) -> Any:
     return engine
 
 
+def _validity(self: Any, content: bytes) -> tuple[Any, int]:
+    """RTX alone is asked; it wants the first bytes and nothing more."""
+    assert len(content) <= 64
+    kinds = self._d.world.module.EngineValidity
+    return (kinds.INVALID, 1) if self._d.world.fails == "validity" else (kinds.VALID, 0)
+
+
 def _tensors(engine: Any) -> dict[str, Any]:
     return {**engine._d.content["inputs"], **engine._d.content["outputs"]}
 
@@ -193,6 +200,8 @@ def _execute(self: Any, stream: int) -> bool:
 BEHAVIOUR: dict[str, Callable[..., Any]] = {
     "Runtime.__init__": _runtime_init,
     "Runtime.deserialize_cuda_engine": _deserialize,
+    "Runtime.engine_header_size": lambda self: 64,
+    "Runtime.get_engine_validity": _validity,
     "ICudaEngine.get_tensor_name": lambda self, index: list(_tensors(self))[index],
     "ICudaEngine.get_tensor_mode": _mode,
     "ICudaEngine.get_tensor_dtype": lambda self, name: getattr(self._d.world.module.DataType, _tensors(self)[name][0]),

@@ -11,7 +11,8 @@ import pytest
 from engine_double import CLASSES, expected
 from host_device import DOWNLOAD_MS, RUN_MS, UPLOAD_MS, HostDevice
 
-from edge.errors import DeviceError, StoreError
+from edge.backends.trt.contract import check_gpu
+from edge.errors import ArtifactError, DeviceError, StoreError
 from edge.profile import Input, Preprocess
 
 Open = Callable[..., Any]
@@ -380,3 +381,35 @@ def test_a_signal_inside_of_tensorrts_log_comes_out(open_session: Open, fails: s
     session.world.fails, session.world.says = fails, [Interrupting("something")]
     with pytest.raises(KeyboardInterrupt):
         session.infer(batch_of(1))
+
+
+# an engine that does not fit is refused before it is loaded
+
+
+def test_rtx_is_asked_by_the_first_bytes(open_session: Open) -> None:
+    def prepare(world: Any) -> None:
+        world.fails = "validity"
+
+    with pytest.raises(DeviceError, match="the engine does not fit here"):
+        open_session(version="rtx", prepare=prepare)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "fits"),
+    [(None, True), ("all that it knows", True), ("SM86+SM89", False), ("SM70+SM00", True), ("AMPERE_PLUS", False)],
+)
+def test_the_gpus_that_an_engine_is_for(gpus: str | None, fits: bool, tmp_path: Path) -> None:
+    device = HostDevice()
+    if fits:
+        check_gpu(gpus, device, tmp_path / "an.engine")
+        return
+    with pytest.raises(ArtifactError, match="built for something else") as caught:
+        check_gpu(gpus, device, tmp_path / "an.engine")
+    assert (caught.value.exit_code, f"gpus: {gpus} -> SM00, host memory" in caught.value.what) == (7, True)
+    assert caught.value.hint
+
+
+def test_a_version_compatible_engine_may_bring_its_runtime(open_session: Open) -> None:
+    session = open_session(host_code=True)
+    assert session._runtime.engine_host_code_allowed is True
+    assert open_session()._runtime.engine_host_code_allowed is None

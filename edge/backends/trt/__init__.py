@@ -280,7 +280,8 @@ def as_engine(built: Built, found: Caps, here: Surroundings) -> BuiltEngine:
             "tensorrt": found.title,
             "why": decision.why,
             "flags": built.flags,
-            "timing_cache": msgspec.to_builtins(built.timing),
+            "timing_cache": None if built.timing.use in {"off", "no effect"} else built.timing.use,
+            "timing": msgspec.to_builtins(built.timing),
             "surroundings": {
                 name: value
                 for name, value in msgspec.to_builtins(here).items()

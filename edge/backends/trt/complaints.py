@@ -61,6 +61,11 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(r"(?i)Calibration failure|no scaling factors detected", "TensorRT's calibration failed", "edge table check"),
     Rule(
+        r"(?i)ERROR_ON_TIMING_CACHE_MISS|timing cache (?:miss|has no entry)|not found in (?:the )?timing cache",
+        "the timing cache does not know every kernel of this build",
+        "build once without --error-on-miss: what it measures is kept",
+    ),
+    Rule(
         r"(?i)out ?of ?memory|cudaError 2\b|NvMapMemAlloc\w*|failed to allocate|bad_alloc|ran out of",
         "the GPU's memory ran out in the build",
         _MEMORY,

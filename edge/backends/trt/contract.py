@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from edge.errors import DeviceError
+from edge.backends.cuda.base import Device
+from edge.errors import ArtifactError, DeviceError
 
 # Data types that a network may take and give here, by TensorRT's name; and the sizes of all.
 FLOATS = {"FLOAT": "float32", "HALF": "float16"}
@@ -64,3 +67,20 @@ def contract(engine: Any) -> Contract:  # noqa: ANN401
         outputs=outputs,
         logits=logits,
     )
+
+
+def check_gpu(gpus: str | None, device: Device, engine: Path) -> None:
+    """Whether ``device`` is one of those that an engine was built for: ``SM86+SM89``, AMPERE_PLUS, or whatever it is.
+
+    Raises:
+        ArtifactError: it is not.
+    """
+    named = re.findall(r"SM(\d+)", gpus or "")
+    here = device.sm.replace(".", "")
+    fits = here in named if named else gpus != "AMPERE_PLUS" or float(device.sm) >= 8.0
+    if not fits:
+        raise ArtifactError(
+            f"the engine was built for something else (gpus: {gpus} -> SM{here}, {device.name})",
+            where=engine,
+            hint="build it again: build.compute_capabilities names the GPUs, none means all",
+        )

@@ -49,7 +49,7 @@ def meal(feed: Feed, profile: Profile) -> Meal:
 
 def send(pipe: IO[bytes], batch: NDArray[np.float32] | None) -> None:
     """Write one batch, or the end."""
-    content = b"" if batch is None else memoryview(batch).cast("B")
+    content = b"" if batch is None else batch.tobytes()
     pipe.write(_LENGTH.pack(len(content)))
     pipe.write(content)
     pipe.flush()

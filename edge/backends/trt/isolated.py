@@ -179,6 +179,8 @@ def _run(process: subprocess.Popen[bytes], job: Job, *, feed: Feed | None, liste
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(msgspec.json.encode(job, enc_hook=os.fspath) + b"\n")
         process.stdin.flush()
+        if feed is None:
+            process.stdin.close()
     for message in _messages(process.stdout):
         if message.failure is not None:
             raise _error(message.failure)

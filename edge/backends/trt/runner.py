@@ -24,8 +24,8 @@ from edge.backends.cuda.base import Device, DeviceMemory, Graph, HostMemory
 from edge.backends.trt import caps as capabilities
 from edge.backends.trt import complaints, monitor
 from edge.backends.trt.caps import Caps
-from edge.backends.trt.contract import BYTES, FLOATS, contract
-from edge.errors import ArtifactError, DeviceError, EdgeError, StoreError, require
+from edge.backends.trt.contract import BYTES, FLOATS, check_gpu, contract
+from edge.errors import DeviceError, EdgeError, StoreError, require
 from edge.profile import Input, Preprocess
 
 if TYPE_CHECKING:
@@ -373,23 +373,6 @@ class TrtSession:
         if not errors:
             return DeviceError(what, where=self._where, hint="edge doctor")
         return complaints.as_error(errors, list(recent), where=str(self._where))
-
-
-def check_gpu(gpus: str | None, device: Device, engine: Path) -> None:
-    """Whether ``device`` is one of those that an engine was built for: ``SM86+SM89``, AMPERE_PLUS, or whatever it is.
-
-    Raises:
-        ArtifactError: it is not.
-    """
-    named = re.findall(r"SM(\d+)", gpus or "")
-    here = device.sm.replace(".", "")
-    fits = here in named if named else gpus != "AMPERE_PLUS" or float(device.sm) >= 8.0
-    if not fits:
-        raise ArtifactError(
-            f"the engine was built for something else (gpus: {gpus} -> SM{here}, {device.name})",
-            where=engine,
-            hint="build it again: build.compute_capabilities names the GPUs, none means all",
-        )
 
 
 def _read(engine: Path) -> bytes:

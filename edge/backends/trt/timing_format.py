@@ -20,6 +20,7 @@ _SEQUENCE = struct.Struct("<IQHIQ")
 _SEQUENCE_MARKS = (0x18018, 0x8001, 0x1800C)
 _COUNT = struct.Struct("<IQ")
 _COUNT_MARK = 0x18008
+_MOST_ENTRIES = 1 << 32
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +60,7 @@ def header(content: bytes) -> Header:
     entries = None
     if len(content) >= at + _COUNT.size:
         mark, count = _COUNT.unpack_from(content, at)
-        entries = count if mark == _COUNT_MARK and count < len(content) else None
+        entries = count if mark == _COUNT_MARK and count < _MOST_ENTRIES else None
     return Header(format=version, whole=whole, gpu_uuid=gpu, commit=commit.decode("ascii", "replace"), entries=entries)
 
 

@@ -1,0 +1,172 @@
+"""List, verify, merge and clear timing caches.
+
+A timing cache holds how long TensorRT's kernels took on one device; it lies in calib_cache/timing and belongs to one
+TensorRT, module or GPU, power mode and CUDA. Builds keep and use it by themselves.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from edge.cli import options
+from edge.errors import ArtifactError, QualityError, StoreError, UsageError
+from edge.ui import Terminal
+
+if TYPE_CHECKING:
+    from edge.backends.trt.timing import Entry
+
+app = typer.Typer(no_args_is_help=True, help=__doc__)
+
+
+@app.command("list")
+def show(*, cache_dir: options.CacheDir = None, as_json: options.Json = False) -> None:
+    """Show every timing cache, what it belongs to, its entries and its size."""
+    folder, found = _listing(cache_dir)
+    terminal = Terminal()
+    if as_json:
+        terminal.data(_json({"folder": str(folder), "caches": [_plain(entry) for entry in found]}))
+        return
+    if not found:
+        terminal.say(f"no timing caches in {folder}: `edge build` with TensorRT keeps them there")
+        return
+    rows = [
+        (
+            entry.path.name,
+            str(entry.key.get("tensorrt") or ""),
+            str(entry.key.get("module") or entry.key.get("gpu") or ""),
+            str(entry.key.get("power_mode") or ""),
+            "?" if entry.entries is None else str(entry.entries),
+            _size(entry.bytes),
+            entry.state,
+        )
+        for entry in found
+    ]
+    headings = ("file", "TensorRT", "device", "power mode", "entries", "size", "state")
+    terminal.table(headings, rows, right=(4, 5))
+
+
+@app.command()
+def verify(*, cache_dir: options.CacheDir = None, as_json: options.Json = False) -> None:
+    """Check every timing cache against its manifest; exit code 1 when one does not fit."""
+    folder, found = _listing(cache_dir)
+    terminal = Terminal()
+    bad = [entry for entry in found if entry.state in {"corrupt", "no manifest"}]
+    if as_json:
+        terminal.data(_json({"folder": str(folder), "caches": [_plain(entry) for entry in found], "bad": len(bad)}))
+    else:
+        for entry in found:
+            text = entry.state if entry.problem is None else f"{entry.state}: {entry.problem}"
+            terminal.data(f"{entry.path.name}: {text}")
+        if not found:
+            terminal.say(f"no timing caches in {folder}")
+    if bad:
+        raise QualityError(
+            f"{len(bad)} of {len(found)} files are not what their manifests say",
+            where=folder,
+            hint="the next build sets them aside and measures again; edge cache gc removes them",
+        )
+
+
+@app.command()
+def merge(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE…", help="Timing caches: edge's, trtexec's, Polygraphy's.")
+    ],
+    *,
+    profile: options.ProfileName = None,
+    cache_dir: options.CacheDir = None,
+    as_json: options.Json = False,
+) -> None:
+    """Add the entries of other timing caches of this very TensorRT and device to the one that builds use here.
+
+    TensorRT itself merges, and refuses what is of another version or device; so this runs on the device.
+    """
+    from edge import backends
+    from edge.backends.trt import TensorRT, timing, timing_format
+    from edge.cli import places
+
+    chosen, _path = places.load_profile(profile)
+    backend = backends.of(chosen)
+    if not isinstance(backend, TensorRT):
+        raise UsageError(
+            f"the profile {chosen.name} has no timing caches", hint="--profile orin, or another of TensorRT"
+        )
+    contents = [_read(path) for path in files]
+    for path, content in zip(files, contents, strict=True):
+        if not timing_format.is_timing_cache(content):
+            raise ArtifactError("this does not begin as a timing cache of TensorRT does", where=path)
+    terminal = Terminal()
+    with terminal.progress() as listen:
+        kept = backend.timing_store(timing.folder_of(places.cache_folder(cache_dir)), listen=listen)
+        before = kept.read()
+        try:
+            merged = backend.merge_timing_caches([*([] if before is None else [before]), *contents])
+        except ArtifactError as exc:
+            raise ArtifactError(exc.what, where=", ".join(str(path) for path in files), hint=exc.hint) from exc
+        manifest = kept.write(merged, before=before, merge=backend.merge_timing_caches, info={"entries": None})
+    result = {"cache": str(kept.path), "files": len(files), "bytes": manifest.info["bytes"]}
+    terminal.data(_json(result) if as_json else f"{kept.path}: {len(files)} merged, {_size(len(merged))}")
+
+
+@app.command()
+def gc(
+    *,
+    older_than: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="DAYS", help="Also remove caches that no build has written for so long."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")] = False,
+    cache_dir: options.CacheDir = None,
+    as_json: options.Json = False,
+) -> None:
+    """Remove what was set aside, is damaged or has no manifest."""
+    from edge.backends.trt import timing
+    from edge.cli import places
+
+    folder = timing.folder_of(places.cache_folder(cache_dir))
+    terminal = Terminal()
+    going = list(dict.fromkeys(timing.removable(folder, older_than_days=older_than)))
+    size = sum(path.stat().st_size for path in going)
+    if not dry_run:
+        for path in going:
+            timing.remove(path)
+    if as_json:
+        terminal.data(_json({"removed": [str(path) for path in going], "bytes": size, "dry_run": dry_run}))
+        return
+    for path in going:
+        terminal.data(f"{'would remove' if dry_run else 'removed'} {path}")
+    terminal.say(f"{len(going)} files, {_size(size)}")
+
+
+def _listing(cache_dir: Path | None) -> tuple[Path, list[Entry]]:
+    from edge.backends.trt import timing
+    from edge.cli import places
+
+    folder = timing.folder_of(places.cache_folder(cache_dir))
+    return folder, timing.listing(folder)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as exc:
+        raise UsageError("there is no such file", where=path) from exc
+    except OSError as exc:
+        raise StoreError(f"cannot read: {exc.strerror or exc}", where=path) from exc
+
+
+def _plain(entry: Entry) -> dict[str, Any]:
+    content: dict[str, Any] = msgspec.to_builtins(entry, enc_hook=str)
+    return content
+
+
+def _size(count: int) -> str:
+    return f"{count / 1024:.1f} KiB" if count < 1 << 20 else f"{count / (1 << 20):.1f} MiB"
+
+
+def _json(content: object) -> str:
+    return msgspec.json.encode(content).decode()
