@@ -192,7 +192,8 @@ def _build_edge(root: Path, folder: Path) -> None:
     shutil.copytree(root / "edge", copy / "edge", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(root / name, copy / name)
-    _pip("wheel", "--no-deps", "-w", str(folder), str(copy), build_with=root / _BUILD_PINS)
+    # Absolute: pip takes a bare word for the name of a package.
+    _pip("wheel", "--no-deps", "-w", str(folder), str(copy.resolve()), build_with=root / _BUILD_PINS)
     shutil.rmtree(copy)
 
 
