@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from edge import __version__, build, device, profile
+from edge import __version__, build, device, profile, store
 from edge.backends.base import Backend, Session
 from edge.bundle import Bundle, golden, target
+from edge.bundle.create import TIMING_CACHE
 from edge.errors import EdgeError, os_error
 from edge.events import Listener, Note, Progress, silence
 from edge.frames import decode
@@ -44,8 +45,6 @@ _SLOWER_MS = 0.1
 _WARMUP = 10
 _TURNS = 6
 _TURN_INFERENCES = 30
-# With a power sensor a turn is at least this long: sensors are read ten times a second.
-_TURN_S = 1.5
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,11 +84,15 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tools(msgspec.Struct, frozen=True, kw_only=True):
-    """What the trial uses of its surroundings: backends by name, a power source, the machine."""
+    """What the trial uses of its surroundings: backends by name, a power source, the machine.
+
+    With a power source, a turn is at least ``turn_s`` seconds long: sensors are read ten times a second.
+    """
 
     backend: Callable[[str], Backend]
     power: Source | NoSource
     machine: device.Device
+    turn_s: float = 1.5
 
 
 def canary(
@@ -156,6 +159,7 @@ class _Candidate:
         self._session: Session = backend.open(
             self._outcome.engine, precision=self._outcome.precision, threads=self._profile.run.threads
         )
+        self._turn_s = tools.turn_s
         self.limits: dict[str, float] = {}
         self.is_finite = True
         self._verdict: golden.Verdict | None = None
@@ -185,7 +189,7 @@ class _Candidate:
 
     def turn(self, power: Source | NoSource) -> None:
         """A stretch of inferences, with power if there is a source."""
-        at_least_s = 0.0 if isinstance(power, NoSource) else _TURN_S
+        at_least_s = 0.0 if isinstance(power, NoSource) else self._turn_s
         sampler = None if isinstance(power, NoSource) else Sampler(power)
         with contextlib.nullcontext() if sampler is None else sampler:
             start = time.monotonic()
@@ -278,6 +282,7 @@ def _cache(bundle: Bundle, state: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (state / "timing").mkdir(exist_ok=True)
+        _seed(bundle.path / "timing", state / "timing")
         tables = bundle.path / "tables"
         links = {"timing": state / "timing"}
         if tables.is_dir():
@@ -291,3 +296,14 @@ def _cache(bundle: Bundle, state: Path) -> Path:
     except OSError as exc:
         raise os_error(exc, folder) from exc
     return folder
+
+
+def _seed(source: Path, goal: Path) -> None:
+    """Timing caches that came with the bundle join those of this device; one that it has of that key stays."""
+    for manifest in sorted(source.glob("*.json")):
+        found = store.load(manifest, kind=TIMING_CACHE)
+        with store.lock(goal / manifest.with_suffix(".timing").name):
+            if not (goal / manifest.name).exists():
+                for name in found.files:
+                    store.write_bytes(goal / name, (source / name).read_bytes())
+                store.write_bytes(goal / manifest.name, manifest.read_bytes())

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import loopback
 import pytest
+from devices import tar_of
 
-from edge.bundle import Bundle, BundleManifest, archive, open_bundle
-from edge.bundle.manifest import encode
-from edge.store import FileEntry, sha256_bytes
+from edge.bundle import Bundle, open_bundle
 from edge.transport.target import Place
 
 FILES = {"profile.yaml": b"name: tiny\n", "model/tiny.onnx": b"weights " * 100, "labels/empty.txt": b""}
@@ -28,28 +26,6 @@ def bundle(tmp_path: Path) -> Callable[..., Bundle]:
         return open_bundle(path)
 
     return make
-
-
-def tar_of(files: Mapping[str, bytes], **fields: Any) -> bytes:
-    entries = {name: FileEntry(sha256_bytes(data), len(data)) for name, data in files.items()}
-    content: dict[str, Any] = {
-        "format": 1,
-        "name": "tiny",
-        "family": "host",
-        "jetpack": None,
-        "profile": "tiny",
-        "created_with": "edge 0",
-        "files": entries,
-        "info": {},
-    }
-    file = io.BytesIO()
-    archive.write(
-        file,
-        encode(BundleManifest(**{**content, **fields})),
-        entries,
-        lambda name, out: out.write(files[name]) and None,
-    )
-    return file.getvalue()
 
 
 @pytest.fixture(scope="session")

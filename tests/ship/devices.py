@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from edge.bundle import open_bundle
+from edge.bundle import BundleManifest, archive, open_bundle
+from edge.bundle.manifest import encode
 from edge.ship import Settings
+from edge.store import FileEntry, sha256_bytes
 from edge.transport.target import Place
 
 QUICK = Settings(canary=False)
@@ -36,3 +41,25 @@ def tree(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file() and path.name != "lock"
     }
+
+
+def tar_of(files: Mapping[str, bytes], **fields: Any) -> bytes:
+    entries = {name: FileEntry(sha256_bytes(data), len(data)) for name, data in files.items()}
+    content: dict[str, Any] = {
+        "format": 1,
+        "name": "tiny",
+        "family": "host",
+        "jetpack": None,
+        "profile": "tiny",
+        "created_with": "edge 0",
+        "files": entries,
+        "info": {},
+    }
+    file = io.BytesIO()
+    archive.write(
+        file,
+        encode(BundleManifest(**{**content, **fields})),
+        entries,
+        lambda name, out: out.write(files[name]) and None,
+    )
+    return file.getvalue()
