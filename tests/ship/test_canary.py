@@ -89,8 +89,8 @@ class Meter:
         pass
 
 
-def tools(power: Any = NoSource(())) -> canary.Tools:
-    return canary.Tools(backend=backends.get, power=power, machine=device.identify())
+def tools(power: Any = None) -> canary.Tools:
+    return canary.Tools(backend=backends.get, power=power or NoSource(()), machine=device.identify(), turn_s=0.5)
 
 
 def unpacked(bundle: Bundle, folder: Path) -> Bundle:
