@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edge.backends.inspection import Layer
     from edge.engines.card import Card
     from edge.engines.catalog import Entry, Look
-    from edge.engines.compare import Comparison, Pair
+    from edge.engines.compare import Comparison
     from edge.engines.times import Times
 
 app = typer.Typer(no_args_is_help=True)
@@ -45,14 +45,12 @@ def show(
     as_json: options.Json = False,
 ) -> None:
     """Show what an engine is really made of: precisions, fusions, reformats, and what it was built from."""
-    from edge import store
     from edge.engines import card as cards
     from edge.engines import page
     from edge.engines import times as timing
 
     terminal = Terminal()
-    if html is not None and html.is_dir():
-        raise StoreError("the card cannot be written: this is a folder", where=html)
+    _check_page(html)
     path = engine if engine is not None else _of_profile(profile, precision, engine_dir)
     card = cards.load(path)
     timed = None if times is None else timing.read(times, card)
@@ -64,9 +62,7 @@ def show(
         _show(terminal, card, layers=layers)
         if timed is not None:
             _show_times(terminal, timed)
-    if html is not None and drawn is not None:
-        store.write_bytes(html, drawn.encode())
-        terminal.say(f"card: {html}")
+    _write(terminal, html, drawn)
 
 
 @app.command()
@@ -76,20 +72,26 @@ def diff(
     *,
     profile: options.ProfileName = None,
     engine_dir: options.EngineDir = None,
+    html: Annotated[Path | None, typer.Option(help="Write the comparison as one HTML file.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Compare two engines: what they were built from, which ONNX nodes changed precision, what is fused in one only."""
     from edge.engines import card as cards
-    from edge.engines import compare
+    from edge.engines import compare, page
 
     terminal = Terminal()
+    _check_page(html)
     known = get_args(Precision)
-    pair = [cards.load(_of_profile(profile, word, engine_dir) if word in known else Path(word)) for word in (a, b)]
-    found = compare.compare(*pair)
+    first, second = (
+        cards.load(_of_profile(profile, word, engine_dir) if word in known else Path(word)) for word in (a, b)
+    )
+    found = compare.compare(first, second)
+    drawn = None if html is None else page.render_difference(first, second, found)
     if as_json:
         terminal.data(msgspec.json.encode(found, enc_hook=str).decode())
     else:
         _show_difference(terminal, found)
+    _write(terminal, html, drawn)
 
 
 @app.command("list")
@@ -158,6 +160,19 @@ def gc(
     kept = Counter(entry.state for entry in entries if entry not in gone)
     rest = ", ".join(f"{count} {state}" for state, count in sorted(kept.items())) or "none"
     terminal.say(f"{len(gone)} engines, {page.size(total)}; kept: {rest}")
+
+
+def _check_page(html: Path | None) -> None:
+    if html is not None and html.is_dir():
+        raise StoreError("the page cannot be written: this is a folder", where=html)
+
+
+def _write(terminal: Terminal, html: Path | None, drawn: str | None) -> None:
+    from edge import store
+
+    if html is not None and drawn is not None:
+        store.write_bytes(html, drawn.encode())
+        terminal.say(f"page: {html}")
 
 
 def _of_profile(profile: str | None, precision: str | None, engine_dir: Path | None) -> Path:
@@ -288,14 +303,16 @@ def _row(number: int, layer: Layer) -> tuple[str, ...]:
 
 
 def _show_difference(terminal: Terminal, found: Comparison) -> None:
+    from edge.engines import page
+
     terminal.show(f"A  {found.a}")
     terminal.show(f"B  {found.b}")
     for note in found.notes:
         terminal.warn(note)
     if found.built_from:
-        rows = [(item.field, _value(item.old), _value(item.new)) for item in found.built_from]
+        rows = [(item.field, page.short(item.old), page.short(item.new)) for item in found.built_from]
         terminal.table(("built from", "A", "B"), rows)
-    figures = [(pair.name, *_pair(pair)) for pair in found.figures if pair.a is not None or pair.b is not None]
+    figures = page.figures(found)
     if figures:
         terminal.table(("", "A", "B", "B / A"), figures, right=(1, 2, 3))
     for title, counted in (("weighted nodes", found.weighted), ("other nodes", found.others)):
@@ -310,21 +327,3 @@ def _show_difference(terminal: Terminal, found: Comparison) -> None:
                 terminal.show(f"  {' + '.join(group)}")
     if found.is_equal and not found.notes:
         terminal.show("no difference in what they are made of")
-
-
-def _value(value: object) -> str:
-    from edge.engines import page
-
-    return page.short(value)
-
-
-def _pair(pair: Pair) -> tuple[str, str, str]:
-    from edge.engines import page
-
-    def words(value: float | None) -> str:
-        if value is None:
-            return "unknown"
-        return page.size(value) if pair.unit == "bytes" else f"{value:,.5g} {pair.unit}".strip()
-
-    ratio = f"{pair.b / pair.a:.2f}" if pair.a and pair.b is not None else ""
-    return words(pair.a), words(pair.b), ratio

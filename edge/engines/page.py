@@ -1,4 +1,4 @@
-"""The report card as one HTML file: no script, no network, light and dark, for a phone and for paper."""
+"""The report card of an engine, and two engines beside each other, as pages of one file: no script, no network."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import msgspec
 from edge.backends.inspection import Layer, Tensor
 from edge.engines import catalog
 from edge.engines.card import Card
+from edge.engines.compare import Comparison
 from edge.engines.times import Times
 from edge.pages import document
 
@@ -78,6 +79,36 @@ def render(card: Card, times: Times | None = None) -> str:
     )
 
 
+def render_difference(a: Card, b: Card, found: Comparison) -> str:
+    """The page about two engines.
+
+    Raises:
+        GuestError: jinja2 is missing.
+    """
+    legend = dict(_legend(a)) | dict(_legend(b))
+    return document.render(
+        _TEMPLATES / "difference.html",
+        filters={"colour": _colour, "short": short},
+        a=a,
+        b=b,
+        found=found,
+        runtime_a=catalog.runtime(a.manifest.key) if a.manifest else "layers of a file",
+        runtime_b=catalog.runtime(b.manifest.key) if b.manifest else "layers of a file",
+        legend=[(colour, words) for colour, words in _LEGEND.items() if colour in legend],
+        figures=figures(found),
+    )
+
+
+def figures(found: Comparison) -> list[tuple[str, str, str, str]]:
+    """Name, both values in words, and their ratio, of every figure that one of the two has."""
+    rows = []
+    for pair in found.figures:
+        if pair.a is not None or pair.b is not None:
+            ratio = f"{pair.b / pair.a:.2f}" if pair.a and pair.b is not None else ""
+            rows.append((pair.name, _figure(pair.a, pair.unit), _figure(pair.b, pair.unit), ratio))
+    return rows
+
+
 def size(count: float | None) -> str:
     """Bytes in words."""
     if count is None:
@@ -96,6 +127,12 @@ def tensor(item: Tensor) -> str:
     if layout is not None:
         layout = next((word for phrase, word in _LAYOUTS.items() if layout.lower().startswith(phrase)), layout)
     return ", ".join(word for word in (item.precision, layout, shape) if word)
+
+
+def _figure(value: float | None, unit: str) -> str:
+    if value is None:
+        return "unknown"
+    return size(value) if unit == "bytes" else f"{value:,.5g} {unit}".strip()
 
 
 def _bars(counts: dict[str, int]) -> list[Bar]:

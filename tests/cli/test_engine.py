@@ -53,7 +53,7 @@ def test_the_card_as_a_page(edge: Run, built: Place, tmp_path: Path) -> None:
     built()
     done = edge("engine", "show", "-p", "tiny", "--html", "cards/int8.html")
     assert done.code == 0, done.err
-    assert "card: cards/int8.html" in done.err
+    assert "page: cards/int8.html" in done.err
     assert (tmp_path / "cards/int8.html").read_text().startswith("<!doctype html>")
     done = edge("engine", "show", "-p", "tiny", "--html", "cards")
     assert (done.code, "this is a folder" in done.err) == (9, True)
@@ -87,7 +87,9 @@ def test_diff_by_precision_and_by_file(edge: Run, built: Place) -> None:
     assert "conv_0 + clip_1" in done.out
     same = edge("engine", "diff", "int8", folder / "engines/tiny/model-int8.onnx", "-p", "tiny")
     assert "no difference in what they are made of" in same.out
-    found = json.loads(edge("engine", "diff", "fp32", "int8", "-p", "tiny", "--json").out)
+    done = edge("engine", "diff", "fp32", "int8", "-p", "tiny", "--json", "--html", "diff.html")
+    found = json.loads(done.out)
+    assert "<title>model-fp32 and model-int8: engines compared" in (folder / "diff.html").read_text()
     assert found["weighted"] == {"fp32 -> int8": 4}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edge.backends.inspection import Tensor
-from edge.engines import card, page
+from edge.engines import card, compare, page
 
 Make = Callable[..., Path]
 NASTY = "<script>alert('x')</script> & \"more\" {{ 7 * 7 }}"
@@ -91,6 +91,33 @@ def test_a_manifest_is_escaped_too(make: Make, rewrite: Callable[..., None]) -> 
     assert "script" not in read.tags
     assert "odd key <b>" in read.text
     assert read.text.count(NASTY) >= 3
+
+
+def test_two_engines(make: Make, tmp_path: Path) -> None:
+    one, other = card.load(make("fp32")), card.load(make("int8"))
+    text = page.render_difference(one, other, compare.compare(one, other))
+    read = Reader(text)
+    assert "script" not in read.tags
+    assert not re.search(r"https?://|url\(|@import", text)
+    for words in ("FP32 → INT8", "Fused in one and not in the other", "conv_0 + clip_1", "In figures", "B / A"):
+        assert words in read.text, words
+    same = Reader(page.render_difference(one, one, compare.compare(one, one)))
+    assert "No difference in what they are made of" in same.text
+
+
+def test_two_nasty_ones(tmp_path: Path) -> None:
+    shown = []
+    for name, kind in (("a", "Int8"), ("b", NASTY)):
+        layer = {
+            "Name": NASTY, "LayerType": f"{NASTY} {kind}", "Metadata": f"[ONNX Layer: {NASTY}]",
+            "Inputs": [{"Name": "x", "Format/Datatype": kind}],
+        }  # fmt: skip
+        path = tmp_path / f"{name} <b>.json"
+        path.write_text(json.dumps({"Layers": [layer]}))
+        shown.append(card.load(path))
+    text = page.render_difference(*shown, compare.compare(*shown))
+    assert "script" not in Reader(text).tags
+    assert "<b>" not in text
 
 
 def test_no_layers_at_all(tmp_path: Path) -> None:

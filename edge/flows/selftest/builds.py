@@ -118,9 +118,14 @@ def warm(bench: Bench) -> Told:
     start = time.monotonic()
     _build(bench, variant, force=True)
     warm_s, cold_s = time.monotonic() - start, float(before.get("build_seconds") or 0)
-    after = _info(bench, variant).get("timing_cache")
-    figures = {"variant": variant.name, "cold_s": cold_s, "warm_s": round(warm_s, 2), "timing_cache": after}
+    info = _info(bench, variant)
+    after, counted = info.get("timing_cache"), info.get("timing")
+    figures = {
+        "variant": variant.name, "cold_s": cold_s, "warm_s": round(warm_s, 2), "timing_cache": after, "timing": counted,
+    }  # fmt: skip
     text = f"{variant.name}: {cold_s:.1f} s cold, {warm_s:.1f} s warm"
+    if isinstance(counted, dict) and counted.get("hits") is not None:
+        text += f", {counted['hits']} hits and {counted.get('misses')} misses"
     if "used" not in str(after):
         return failed(f"{text}; the timing cache was not used: {after}", hint="edge cache verify", **figures)
     return ok(text, **figures)
