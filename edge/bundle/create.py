@@ -16,6 +16,7 @@ import msgspec
 
 from edge import __version__, device, identity, labels, preprocess, store
 from edge import model as models
+from edge.backends.trt import timing
 from edge.bundle import archive, wheels
 from edge.bundle import golden as goldens
 from edge.bundle.manifest import FORMAT, MANIFEST, BundleManifest, check_entries, encode
@@ -30,8 +31,7 @@ from edge.store import FileEntry
 SUFFIX = ".edge"
 # Where the files of a cache lie in a bundle: as in calib_cache, so that the folder `tables` is one.
 TABLES = "tables"
-TIMING = "timing"
-TIMING_CACHE = "timing cache"
+TIMING = timing.FOLDER
 PROFILE = "profile.yaml"
 MAX_GOLDEN = 256
 Content = Path | bytes
@@ -160,9 +160,9 @@ def timing_caches(family: Family, cache: Path) -> dict[str, Content]:
     one stays behind; ``edge cache`` shows it.
     """
     found: dict[str, Content] = {}
-    for path in sorted((cache / TIMING).glob("*.json")):
+    for path in sorted(timing.folder_of(cache).glob("*.json")):
         try:
-            manifest = store.load(path, kind=TIMING_CACHE)
+            manifest = store.load(path, kind=timing.KIND)
         except ArtifactError:
             continue
         if _family_of(manifest.key) == family:
