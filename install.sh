@@ -249,7 +249,7 @@ PY
 show_jetson() {  # python
   local nvcc module model seen
   nvcc="$(nvcc_path)"
-  model="$(tr -d '\0' <"$root/proc/device-tree/model" 2>/dev/null || true)"
+  model="$({ tr -d '\0' <"$root/proc/device-tree/model"; } 2>/dev/null || true)"
   say "Jetson: ${model:-unknown module}"
   say "  L4T       $(l4t_release)"
   if [ -n "$nvcc" ]; then

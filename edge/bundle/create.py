@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from edge import model as models
 from edge.backends.trt import timing
 from edge.bundle import archive, wheels
 from edge.bundle import golden as goldens
-from edge.bundle.manifest import FORMAT, MANIFEST, BundleManifest, check_entries, encode
+from edge.bundle.manifest import FORMAT, MANIFEST, MAX_WORD, BundleManifest, check_entries, encode
 from edge.bundle.reading import Bundle, Meter, open_bundle
 from edge.errors import ArtifactError, DataError, ProfileError, UsageError
 from edge.events import Listener, Progress, silence
@@ -60,6 +61,7 @@ def create(
         ModelError, ProfileError, DataError, UsageError, StoreError: as the words say.
     """
     check_out(out, force=force)
+    check_words(profile, name, jetpack)
     contents: dict[str, Content] = {}
     info: dict[str, Any] = {"precision": profile.precision, "profile_digest": profile.digest}
     _add_model(profile, contents, info)
@@ -230,6 +232,18 @@ def check_out(out: Path, *, force: bool) -> None:
         raise UsageError("a folder stands where the file should be written", where=out)
     if out.exists() and not out.is_dir() and not force:
         raise UsageError("it is there already", where=out, hint="--force overwrites it")
+
+
+def check_words(profile: Profile, name: str | None, jetpack: Sequence[str]) -> None:
+    """Before the work: names that can be shown, releases that there can be."""
+    for word in (name or profile.name, profile.name):
+        if not word.isprintable() or not 0 < len(word) <= MAX_WORD:
+            raise UsageError(f"{word[:MAX_WORD]!a} cannot be the name of a bundle", hint="--name NAME")
+    for release in jetpack:
+        if re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3}){0,2}", release) is None:
+            raise UsageError(f"{release!r} is no release of JetPack", hint="--jetpack 6.2, or 6 for all of them")
+    if jetpack and profile.family in {"host", "rtx"}:
+        raise UsageError(f"the profile {profile.name} is for {profile.family}, which has no JetPack")
 
 
 def is_tar(out: Path) -> bool:

@@ -24,6 +24,7 @@ import numpy as np
 
 from edge.backends.base import BuildRequest
 from edge.backends.ort import OnnxRuntime, OrtSession
+from edge.bundle.names import printable
 from edge.bundle.reading import Bundle
 from edge.distance import sqnr_db, top
 from edge.errors import ArtifactError, DeviceError
@@ -159,7 +160,7 @@ def decode_expected(data: bytes, *, where: str) -> Expected:
     try:
         found = msgspec.json.decode(data, type=Expected)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise ArtifactError(f"not the references of golden pictures: {exc}", where=where) from exc
+        raise ArtifactError(f"not the references of golden pictures: {printable(str(exc))}", where=where) from exc
     if found.format != FORMAT:
         raise ArtifactError(f"golden format {found.format}, this edge reads {FORMAT}", where=where)
     lengths = {len(answer.logits) for answers in found.pictures.values() for answer in answers.values()}

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from edge import store
-from edge.bundle.names import MAX_FILES, check_names
+from edge.bundle.names import MAX_FILES, check_names, printable
 from edge.errors import ArtifactError
 from edge.store import FileEntry
 
@@ -24,6 +24,7 @@ FORMAT = 1
 MANIFEST = "bundle.json"
 SIGNATURE = "bundle.json.sig"
 MAX_MANIFEST_BYTES = 16 << 20
+MAX_WORD = 200
 # What the size field of a ustar header can say: 11 octal digits.
 MAX_FILE_BYTES = 8**11 - 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -71,13 +72,15 @@ def decode(data: bytes, *, where: str) -> BundleManifest:
         content = json.loads(data.decode())
         rewritten = _write(content)
     except (ValueError, RecursionError) as exc:  # also: not UTF-8, NaN, a number of a million digits
-        raise ArtifactError(f"not the manifest of a bundle: {exc}", where=where, hint=_HINT) from exc
+        raise ArtifactError(f"not the manifest of a bundle: {printable(str(exc))}", where=where, hint=_HINT) from exc
     if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
         raise ArtifactError("not the manifest of a bundle", where=where, hint=_HINT)
     found = content.get("format")
     if found != FORMAT or isinstance(found, bool):
         raise ArtifactError(
-            f"bundle format {found!r}, this edge reads {FORMAT}", where=where, hint="use the edge that made it"
+            f"bundle format {printable(repr(found))}, this edge reads {FORMAT}",
+            where=where,
+            hint="use the edge that made it",
         )
     if rewritten != data:
         raise ArtifactError("the manifest is not in the one form that edge writes", where=where, hint=_HINT)
@@ -87,7 +90,11 @@ def decode(data: bytes, *, where: str) -> BundleManifest:
     try:
         manifest = msgspec.convert(content, BundleManifest)
     except msgspec.ValidationError as exc:
-        raise ArtifactError(f"not the manifest of a bundle: {exc}", where=where, hint=_HINT) from exc
+        raise ArtifactError(f"not the manifest of a bundle: {printable(str(exc))}", where=where, hint=_HINT) from exc
+    words = (manifest.name, manifest.family, manifest.profile, manifest.created_with, *(manifest.jetpack or []))
+    wrong = next((word for word in words if not word.isprintable() or not 0 < len(word) <= MAX_WORD), None)
+    if wrong is not None:
+        raise ArtifactError(f"{wrong[:MAX_WORD]!a} is no name", where=where, hint=_HINT)
     check_entries(manifest.files, where=where)
     return manifest
 

@@ -59,6 +59,11 @@ def name_problem(name: str) -> str | None:
     return found or (None if split_for_header(name.encode()) is not None else "too long")
 
 
+def printable(text: str) -> str:
+    """At most 300 characters of a stranger's ``text``, without what a terminal obeys: escapes, line ends."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text[:300])
+
+
 def split_for_header(name: bytes) -> tuple[bytes, bytes] | None:
     """``name`` as the two fields of a ustar header, (prefix, name); None where it does not fit."""
     if len(name) <= _MAX_TAIL:

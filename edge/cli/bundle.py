@@ -1,7 +1,8 @@
 """Make, check, sign and share what a device needs, as one file.
 
-A bundle holds the resolved profile, the model, labels, calibration tables, timing caches and golden pictures, and a
-manifest with the sha256 of every file. `edge bundle --profile NAME -o FILE` is short for `edge bundle create`.
+A bundle holds the resolved profile, the model, labels, calibration tables,
+timing caches and golden pictures, and a manifest with the sha256 of every file.
+`edge bundle --profile NAME -o FILE` is short for `edge bundle create`.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def create(
         list[str] | None, typer.Option(help="JetPack release that it is for; repeat for more.", show_default="any")
     ] = None,
     with_wheels: Annotated[
-        bool, typer.Option("--with-wheels", help="Put in what installs edge on a bare device, without a network there.")
+        bool, typer.Option("--with-wheels", help="Put in what installs edge on a device offline.")
     ] = False,
     key: Key = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file that is there.")] = False,
@@ -281,12 +282,18 @@ def pull(
 
 
 def _summary(bundle: Bundle) -> list[tuple[str, str]]:
+    """What the manifest says, in lines. Whoever made it may have written anything into ``info``."""
+    from edge.bundle.names import printable
+
     about, info = bundle.about, bundle.about.info
     files = sorted(bundle.files)
     timing = sum(file.startswith("timing/") and not file.endswith(".json") for file in files)
     tables = [file.removeprefix("tables/") for file in files if file.endswith(".table")]
     wheels = sum(file.endswith(".whl") for file in files)
-    python = " and ".join(info.get("wheels", {}).get("python", ["?"]))
+    golden = sum(file.startswith("golden/") for file in files) - ("golden/expected.json" in files)
+    described = info.get("wheels")
+    python = described.get("python") if isinstance(described, dict) else None
+    versions = " and ".join(map(str, python)) if isinstance(python, list) else "?"
     rows = [
         ("bundle", about.name),
         ("id", f"sha256:{bundle.digest}"),
@@ -295,12 +302,12 @@ def _summary(bundle: Bundle) -> list[tuple[str, str]]:
         ("network", f"{info.get('input', 'unknown')} -> {info.get('output', 'unknown')}"),
         ("tables", ", ".join(tables) or "none"),
         ("timing", f"{timing} caches" if timing else "none"),
-        ("golden", f"{info['golden']} pictures" if info.get("golden") else "none"),
-        ("wheels", f"{wheels}, install edge for Python {python}" if wheels else "none"),
+        ("golden", f"{golden} pictures" if golden > 0 else "none"),
+        ("wheels", f"{wheels}, install edge for Python {versions}" if wheels else "none"),
         ("signature", "there; edge bundle verify checks it" if bundle.signature() is not None else "none"),
         ("size", f"{_size(about.total_bytes)} in {len(files)} files, made with {about.created_with}"),
     ]
-    return [(label, str(text)) for label, text in rows]
+    return [(label, printable(text)) for label, text in rows]
 
 
 def _json(bundle: Bundle) -> str:

@@ -240,6 +240,20 @@ def test_what_is_there_is_not_overwritten(made: Made, tmp_path: Path) -> None:
     assert made(force=True).signature() is None
 
 
+@pytest.mark.parametrize("release", ["", "six", "6.", "6.2.1.1", "6 ", "-6", "6.2\n"])
+def test_what_is_no_jetpack(made: Made, tmp_path: Path, release: str) -> None:
+    made("first.edge")
+    jetson = msgspec.structs.replace(profile.load(tmp_path / "profiles" / "tiny.yaml"), family="agx-orin")
+    with pytest.raises(UsageError, match="no release of JetPack"):
+        create.create(jetson, cache=tmp_path / "calib_cache", out=tmp_path / "x.edge", jetpack=[release])
+    with pytest.raises(UsageError, match="has no JetPack"):
+        made("x.edge", jetpack=["6.2"])
+    about = create.create(
+        jetson, cache=tmp_path / "calib_cache", out=tmp_path / "x", jetpack=["7.1", "6.2", "7.1"]
+    ).about
+    assert about.jetpack == ["6.2", "7.1"]
+
+
 # the golden gate
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import tree
+from bundles import tar_of, tree
 
 Edge = Callable[..., Any]
 
@@ -53,8 +53,8 @@ def test_the_short_form(place: Path, edge: Edge) -> None:
 
 
 def test_json(place: Path, edge: Edge) -> None:
-    made = json.loads(edge("bundle", "-p", "tiny", "-o", "tiny.edge", "--jetpack", "6.2", "--name", "x", "--json").out)
-    assert (made["name"], made["jetpack"], made["family"], made["signed"]) == ("x", ["6.2"], "host", False)
+    made = json.loads(edge("bundle", "-p", "tiny", "-o", "tiny.edge", "--name", "x", "--json").out)
+    assert (made["name"], made["jetpack"], made["family"], made["signed"]) == ("x", None, "host", False)
     assert json.loads(edge("bundle", "show", "tiny.edge", "--json").out) == made
     checked = json.loads(edge("bundle", "verify", "tiny.edge", "--json").out)
     assert (checked["digest"], checked["signers"]) == (made["digest"], [])
@@ -75,6 +75,8 @@ def test_what_it_refuses(place: Path, edge: Edge) -> None:
     assert "bundle.json" not in tree(place / "out")
     assert edge("bundle", "show", "nowhere.edge").code == 7
     assert edge("bundle", "show", "samples").code == 7
+    for wrong in (("--jetpack", "6.2"), ("--name", "a\nb"), ("--name", "x" * 201)):
+        assert edge("bundle", "-p", "tiny", "-o", "x.edge", *wrong).code == 2
     shutil.rmtree(place / "samples")
     none = edge("bundle", "-p", "tiny", "-o", "other.edge")
     assert none.code in {0, 2}  # the checkout's own samples, where edge runs from one
@@ -83,6 +85,24 @@ def test_what_it_refuses(place: Path, edge: Edge) -> None:
     stale = edge("bundle", "-p", "tiny", "-o", "x.edge", "--no-golden")
     assert (stale.code, "edge calibrate --profile tiny" in stale.err) == (7, True)
     assert not (place / "x.edge").exists()
+
+
+def test_a_bundle_that_would_forge_the_screen(tmp_path: Path, edge: Edge) -> None:
+    """Anybody can seal a manifest; what it says is shown without what a terminal obeys."""
+    evil = "\x1b[2J\x1b]0;x\x07 good\r\nsigned by you"
+    for index, info in enumerate([
+        {"precision": evil, "input": evil, "output": [evil], "wheels": {"python": [evil]}, "golden": evil},
+        {"wheels": 7, "golden": {}, "input": None}, {"wheels": {"python": 3}},
+    ]):  # fmt: skip
+        path = tmp_path / f"{index}.edge"
+        path.write_bytes(tar_of({"wheels/a.whl": b"", "golden/a.jpg": b""}, info=info))
+        done = edge("bundle", "show", path)
+        assert done.code == 0, done.err
+        assert not set(done.out) & {"\x1b", "\x07", "\r"}
+        assert "\nsigned by you" not in done.out
+    path.write_bytes(tar_of({}, name=evil))
+    done = edge("bundle", "show", path)
+    assert (done.code, "\x1b" in done.err) == (7, False)
 
 
 @pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh-keygen is not on this machine")
