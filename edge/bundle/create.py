@@ -33,6 +33,7 @@ SUFFIX = ".edge"
 # Where the files of a cache lie in a bundle: as in calib_cache, so that the folder `tables` is one.
 TABLES = "tables"
 TIMING = timing.FOLDER
+TIMING_CACHE = timing.KIND
 PROFILE = "profile.yaml"
 MAX_GOLDEN = 256
 Content = Path | bytes
@@ -164,7 +165,7 @@ def timing_caches(family: Family, cache: Path) -> dict[str, Content]:
     found: dict[str, Content] = {}
     for path in sorted(timing.folder_of(cache).glob("*.json")):
         try:
-            manifest = store.load(path, kind=timing.KIND)
+            manifest = store.load(path, kind=TIMING_CACHE)
         except ArtifactError:
             continue
         if _family_of(manifest.key) == family:
