@@ -16,6 +16,7 @@ from edge import model as models
 from edge.backends import inspection
 from edge.backends.base import Backend, BuildRequest, BuiltEngine, Int8Plan, Layers, TimingUse
 from edge.calibration import check
+from edge.calibration.check import Finding
 from edge.calibration.table import Table
 from edge.errors import ArtifactError, ProfileError, QualityError, os_error
 from edge.events import Event, Listener, Note, silence
@@ -174,13 +175,22 @@ def _checked(
         trt_version=None if made_here or retarget else plan.reader,
         ignorable=table.manifest.info["zero_tensors"],
     )  # fmt: skip
-    if any(finding.level == "error" and finding.code == "version" for finding in findings):
-        findings = [
-            msgspec.structs.replace(finding, hint=_OTHER_MAJOR) if finding.code == "version" else finding
-            for finding in findings
-        ]
+    if not made_here:
+        findings = [_of_another(finding) for finding in findings]
     check.raise_for(findings, table.path)
     return [finding.text for finding in findings if finding.level == "warning"]
+
+
+def _of_another(finding: Finding) -> Finding:
+    """What a finding means for a table that TensorRT itself has made.
+
+    It names the tensors of its own network, which may lack some of the graph's; the build counts what that costs.
+    """
+    if finding.code == "missing":
+        return msgspec.structs.replace(finding, level="warning")
+    if finding.code == "version" and finding.level == "error":
+        return msgspec.structs.replace(finding, hint=_OTHER_MAJOR)
+    return finding
 
 
 def _delivered(built: BuiltEngine, profile: Profile, precision: Precision) -> list[str]:

@@ -1,27 +1,42 @@
-"""The verb ``calibrate``: pictures -> statistics (:mod:`edge.observe`) -> ranges -> calibration table."""
+"""The verb ``calibrate``: pictures -> statistics (:mod:`edge.observe`) -> ranges -> calibration table.
+
+:func:`calibrate_on_device` leaves statistics and ranges to the calibrators of the TensorRT that is installed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from edge import identity, observe, store
 from edge import model as models
+from edge.backends.base import BuildRequest, TimingUse
 from edge.calibration import algorithms, network
 from edge.calibration import table as tables
-from edge.errors import ArtifactError, EdgeError
-from edge.events import Listener, Note, Progress, silence
-from edge.frames import Pictures
+from edge.device import identify
+from edge.errors import ArtifactError, DataError, DeviceError, EdgeError, ProfileError
+from edge.events import Event, Listener, Note, Progress, silence
+from edge.frames import Pictures, decode
+from edge.preprocess import Preprocessor
 from edge.profile import Profile
+
+if TYPE_CHECKING:
+    from edge.backends.trt import TensorRT
+    from edge.backends.trt.builder import Built
+    from edge.backends.trt.calibrator import Feed
+    from edge.model import Model
 
 # TensorRT 10.3 is what JetPack 6.1 and 6.2 hold; every 10.x reads it, and other versions take it retargeted.
 HEADER_VERSION = tables.TrtVersion(10, 3, 0)
+
+# What says which TensorRT on which device has made a table.
+_MAKER = frozenset({"tensorrt", "module", "sm", "gpu", "machine"})
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +120,131 @@ def calibrate(
             },
         )
     return _outcome(path, manifest, "from statistics" if observed.reused else "collected", changed, start)
+
+
+def calibrate_on_device(
+    profile: Profile,
+    pictures: Pictures,
+    backend: TensorRT,
+    *,
+    cache: Path,
+    force: bool = False,
+    listen: Listener = silence,
+) -> Outcome:
+    """Let one of TensorRT's own calibrators make the table, from the same pictures with the same preprocessing.
+
+    The pictures are fed in the order of their sha256: what these calibrators find depends on order and batch. The
+    timing cache learns from it, so the build that follows is not slow a second time.
+
+    Raises:
+        DeviceError: this TensorRT has no calibrators or not this one, took fewer batches than planned, or has no GPU.
+        DataError: a picture is unreadable, or their number is no multiple of the batch.
+        ProfileError, ModelError, GuestError, StoreError: as the words say.
+    """
+    start = time.monotonic()
+    calibration = profile.calibration
+    title, known = backend.calibrators()
+    if calibration.algorithm not in known:
+        raise DeviceError(
+            f"{title} has no {calibration.algorithm} calibrator (it has {', '.join(known) or 'none at all'})",
+            hint="without --engine, edge's own algorithms make the table on any host" if not known else "--algorithm",
+        )
+    if profile.build.dla_core is not None and calibration.algorithm != "entropy2":
+        raise ProfileError("a DLA takes a table of entropy2 only", where=profile.name, hint="--algorithm entropy2")
+    parameters = identity.device_parameters(profile)
+    model = models.load(Path(profile.model))
+    models.check_fits(model, profile)
+    batch = model.fixed_batch or calibration.batch
+    whole = len(pictures) // batch * batch
+    if whole != len(pictures) or not whole:
+        raise DataError(
+            f"{len(pictures)} pictures are no multiple of the calibration batch {batch}, and TensorRT takes whole ones",
+            hint=f"--limit {whole}" if whole else "--batch 1",
+        )
+    _hashed(pictures, listen=listen, should_stop=lambda: False)
+    own = {name: value for name, value in backend.identity().items() if name in _MAKER}
+    key = {**identity.table_key(profile), "images": pictures.digest(), "batch": batch, **own}
+    path = identity.table_path(profile, cache)
+    current, changed = _compare(path, key, listen)
+    if current is not None and not changed and not force:
+        return _outcome(path, current, "unchanged", [], start)
+    for difference in changed:
+        listen(Note(f"the table that is there differs in {difference}"))
+    feed = _feed(profile, pictures, batch=batch, parameters=parameters, listen=listen)
+    with store.lock(path):
+        built = backend.calibrate(_calibrating(profile, model, cache), feed, listen=_only_notes(listen))
+        manifest = _save_device_table(path, built, key=key, parameters=parameters, pictures=len(pictures), title=title)
+    return _outcome(path, manifest, "collected", changed, start)
+
+
+def _feed(profile: Profile, pictures: Pictures, *, batch: int, parameters: dict[str, float], listen: Listener) -> Feed:
+    """Batches for TensorRT, decoded and preprocessed when they are asked for."""
+    import numpy as np
+
+    from edge.backends.trt.calibrator import Feed
+    from edge.calibration.table import Algorithm
+
+    preprocessor = Preprocessor(profile.preprocess, profile.input)
+    ordered = sorted(pictures, key=lambda picture: picture.sha256)
+
+    def batches() -> Iterator[object]:
+        for first in range(0, len(ordered), batch):
+            chosen = ordered[first : first + batch]
+            arrays = [preprocessor(decode(picture.read_checked(), name=picture.where)) for picture in chosen]
+            yield np.ascontiguousarray(np.stack(arrays))
+            listen(Progress("calibrate", first + batch, len(ordered)))
+
+    return Feed(
+        algorithm=msgspec.convert(profile.calibration.algorithm, Algorithm),
+        batches=batches(),
+        planned=len(ordered) // batch,
+        batch=batch,
+        memory=None,
+        **parameters,
+    )
+
+
+def _calibrating(profile: Profile, model: Model, cache: Path) -> BuildRequest:
+    """The build that calibrates: INT8 by the implicit route, whatever the profile's own builds take."""
+    return BuildRequest(
+        profile=msgspec.structs.replace(profile, int8_route="implicit"), model=model.path, precision="int8",
+        timing=TimingUse(folder=cache),
+    )  # fmt: skip
+
+
+def _only_notes(listen: Listener) -> Listener:
+    """The build's own percent would run through the count of pictures."""
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Note) or event.stage != "calibrate":
+            listen(event)
+
+    return hear
+
+
+def _save_device_table(
+    path: Path, built: Built, *, key: store.Key, parameters: dict[str, float], pictures: int, title: str
+) -> store.Manifest:
+    table = built.table
+    if table is None:
+        raise DeviceError(f"{title} made no calibration table")
+    return store.save(
+        identity.manifest_path(path),
+        kind=identity.TABLE,
+        files={path.name: tables.write(table)},
+        key=key,
+        info={
+            "made_by": title,
+            "device": msgspec.to_builtins(identify()),
+            "pictures": pictures,
+            "tensors": len(table.bits),
+            "zero_tensors": [name for name, bits in table.bits.items() if bits & 0x7FFFFFFF == 0],
+            "parameters": parameters,
+            "header": table.header.text,
+            "machine": platform.machine(),
+            "notes": built.notes,
+        },
+    )
 
 
 def _hashed(pictures: Pictures, *, listen: Listener, should_stop: Callable[[], bool]) -> bool:

@@ -17,10 +17,12 @@ from edge.calibration import algorithms
 from edge.calibration import table as tables
 from edge.calibration.qdq import DEFINITION
 from edge.calibration.statistics import FORMAT
-from edge.errors import ArtifactError
+from edge.errors import ArtifactError, ProfileError
 from edge.profile import Precision, Profile
 from edge.store import Difference, Key, Manifest
 
+# What TensorRT's legacy calibrator is asked for when the profile does not say: the values of NVIDIA's MLPerf code.
+_LEGACY = {"quantile": 0.99999, "cutoff": 1.0}
 TABLE = "calibration table"
 ENGINE = "engine"
 
@@ -38,23 +40,51 @@ class Found(msgspec.Struct, frozen=True):
 
 
 def table_path(profile: Profile, cache: Path) -> Path:
-    """Where the profile's table lies: ``<cache>/<model>/<algorithm>[-<parameters>].table``."""
+    """Where the profile's table lies: ``<cache>/<model>/<algorithm>[-<parameters>][-tensorrt].table``."""
     calibration = profile.calibration
     label = "-".join([calibration.algorithm, *(f"{value:g}" for _, value in sorted(calibration.parameters.items()))])
+    if calibration.engine != "edge":
+        label += f"-{calibration.engine}"
     return cache / Path(profile.model).stem / f"{label}.table"
 
 
 def table_key(profile: Profile) -> dict[str, store.Scalar]:
     """What a table depends on, as far as the profile says it; the pictures are known to ``calibrate`` alone."""
     calibration = profile.calibration
-    _, parameters = algorithms.find(calibration.algorithm, calibration.parameters)
-    return {
+    common: dict[str, store.Scalar] = {
         "model": models.fingerprint(Path(profile.model)),
         "preprocess": preprocess.digest(profile.preprocess, profile.input),
         "algorithm": calibration.algorithm,
+    }
+    if calibration.engine != "edge":
+        # The device's own calibrators: edge's statistics have no part in it.
+        own = {f"algorithm.{name}": value for name, value in sorted(device_parameters(profile).items())}
+        return common | own | {"engine": calibration.engine}
+    _, parameters = algorithms.find(calibration.algorithm, calibration.parameters)
+    return {
+        **common,
         **{f"algorithm.{name}": value for name, value in sorted(parameters.items())},
         "statistics_format": FORMAT,
     }
+
+
+def device_parameters(profile: Profile) -> dict[str, float]:
+    """Parameters of the device's own calibrator: quantile and cutoff of ``legacy``, none of the others.
+
+    Raises:
+        ProfileError: the profile names one that it does not have.
+    """
+    calibration = profile.calibration
+    known = dict(_LEGACY) if calibration.algorithm == "legacy" else {}
+    unknown = sorted(calibration.parameters.keys() - known.keys())
+    if unknown:
+        has = ", ".join(known) or "none"
+        raise ProfileError(
+            f"calibration.parameters: TensorRT's {calibration.algorithm} calibrator has no {', '.join(unknown)}",
+            where=profile.name,
+            hint=f"it has {has}",
+        )
+    return known | calibration.parameters
 
 
 def manifest_path(path: Path) -> Path:
@@ -69,7 +99,8 @@ def find_table(profile: Profile, cache: Path) -> Found:
         ArtifactError: there is none, it is corrupt, or it was made for something else (which field is said).
     """
     path = table_path(profile, cache)
-    again = f"edge calibrate --profile {profile.name} --images DIR"
+    with_engine = "" if profile.calibration.engine == "edge" else f" --engine {profile.calibration.engine}"
+    again = f"edge calibrate --profile {profile.name}{with_engine} --images DIR"
     if not manifest_path(path).is_file():
         what = "a table without its manifest" if path.is_file() else f"no calibration table for {profile.name}"
         raise ArtifactError(what, where=path, hint=again)

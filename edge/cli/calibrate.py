@@ -7,10 +7,14 @@ The table is in TensorRT's own text format. A second call with nothing changed d
 workers need edge, and the model and pictures under the same paths as here. ONNX Runtime gives the same bits only
 with the same version on the same kind of CPU: another version is warned about, another CPU is not noticed.
 Ctrl-C keeps what came back; the next call goes on from there, with the same workers or others.
+
+--engine tensorrt lets the calibrators of this device's TensorRT (8.6 to 10) make the table, from the same pictures and
+preprocessing. It is kept beside edge's own; `edge build` takes it where the profile says calibration.engine: tensorrt.
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +28,18 @@ from edge.errors import UsageError
 from edge.ui import Terminal
 
 if TYPE_CHECKING:
+    from edge.calibrate import Outcome
     from edge.events import Listener
+    from edge.frames import Pictures
     from edge.observe import Crew
+    from edge.profile import Profile
+
+
+class Engine(enum.Enum):
+    """Who calibrates."""
+
+    edge = "edge"
+    tensorrt = "tensorrt"
 
 
 def command(
@@ -42,6 +56,10 @@ def command(
     ] = None,
     dask: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Count on the workers of the Dask scheduler tcp://HOST:PORT.")
+    ] = None,
+    engine: Annotated[
+        Engine | None,
+        typer.Option(help="Who calibrates: edge, or this device's own TensorRT.", show_default="the profile's"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Count all pictures again.")] = False,
     as_json: options.Json = False,
@@ -64,6 +82,7 @@ def command(
         algorithm=algorithm or chosen.calibration.algorithm,
         parameters={} if algorithm else chosen.calibration.parameters,
         batch=batch or chosen.calibration.batch,
+        engine=engine.value if engine else chosen.calibration.engine,
     )
     chosen = msgspec.structs.replace(chosen, calibration=settings)
     # A Dask worker stands in another folder, where a relative path leads elsewhere.
@@ -72,6 +91,11 @@ def command(
         # A folder is often sorted by class: its first N would be a few classes only.
         spread = [pictures[index * len(pictures) // limit] for index in range(limit)]
         pictures = Pictures(source, spread)
+    if settings.engine == "tensorrt":
+        if workers is not None or dask is not None:
+            raise UsageError("--engine tensorrt calibrates on this device alone", hint="leave --workers and --dask out")
+        _show(terminal, _on_device(chosen, pictures, cache_dir, terminal, force=force), as_json=as_json)
+        return
     with signals.graceful() as wish, terminal.progress() as listen, _crew(workers, dask, listen) as crew:
         outcome = calibrate.calibrate(
             chosen,
@@ -87,6 +111,30 @@ def command(
         terminal.say("what was counted is kept; the same command goes on from there")
         wish.grant()
         return
+    _show(terminal, outcome, as_json=as_json)
+
+
+def _on_device(
+    chosen: Profile, pictures: Pictures, cache_dir: Path | None, terminal: Terminal, *, force: bool
+) -> Outcome:
+    """Calibrate with TensorRT itself. A signal ends it at once: there is nothing that could be gone on with."""
+    from edge import backends, calibrate
+    from edge.backends.trt import TensorRT
+    from edge.cli import places
+
+    backend = backends.of(chosen)
+    if not isinstance(backend, TensorRT):
+        raise UsageError(
+            f"--engine tensorrt, and the profile {chosen.name} says backend: {chosen.backend}",
+            hint="--profile orin, or another of a device with TensorRT",
+        )
+    with terminal.progress() as listen:
+        return calibrate.calibrate_on_device(
+            chosen, pictures, backend, cache=places.cache_folder(cache_dir), force=force, listen=listen
+        )
+
+
+def _show(terminal: Terminal, outcome: Outcome, *, as_json: bool) -> None:
     if as_json:
         terminal.data(msgspec.json.encode(outcome, enc_hook=str).decode())
         return

@@ -52,7 +52,7 @@ def look(tmp_path: Path) -> Callable[..., Look]:
         return profiles.load(path)
 
     def call(**changes: Any) -> Look:
-        given = {"resolve": resolve, "backend": backends.get, "cache": tmp_path / "cache", **changes}
+        given = {"resolve": resolve, "backend": backends.of, "cache": tmp_path / "cache", **changes}
         return Look(**given)
 
     return call

@@ -175,7 +175,9 @@ def test_what_goes(make: Make, look: Looks, tmp_path: Path) -> None:
 def test_removing(make: Make, look: Looks, tmp_path: Path) -> None:
     path = make("fp32")
     make("int8")
-    old = look(backend=lambda name: Other(onnxruntime="9.9") if name == "onnxruntime" else backends.get(name))
+    old = look(
+        backend=lambda profile: Other(onnxruntime="9.9") if profile.backend == "onnxruntime" else backends.of(profile)
+    )
     entry = scan(tmp_path, old)["model-fp32"]
     assert catalog.remove(entry, old)
     assert sorted(item.name for item in path.parent.iterdir() if item.suffix != ".lock") == [

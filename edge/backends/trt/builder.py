@@ -163,6 +163,7 @@ class _Job:
             binding=self.binding, caps=self.caps, request=self.request, decision=self.decision,
             builder=self.builder, network=self.network, config=self.config, options=self.options,
             scaled=self._scaled(),
+            calibration_batch=self.source.batch if isinstance(self.source, Feeding) else None,
         )  # fmt: skip
         self.accelerator = configure.apply(
             setup, limits=limits, calibrator=self.calibrator, before_fusion=self.before_fusion

@@ -27,7 +27,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
-    """The objects of one build that its configuration needs; ``scaled`` names the tensors with a usable scale."""
+    """The objects of one build that its configuration needs; ``scaled`` names the tensors with a usable scale.
+
+    ``calibration_batch`` is the size of the batches that a calibrator brings, None where it brings none.
+    """
 
     binding: Any
     caps: Caps
@@ -38,6 +41,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     config: Any
     options: Options
     scaled: frozenset[str] = frozenset()
+    calibration_batch: int | None = None
 
 
 def creation_flags(binding: Any, caps: Caps) -> int:  # noqa: ANN401
@@ -88,6 +92,7 @@ def apply(setup: Setup, *, limits: Limits, calibrator: Any, before_fusion: bool)
         DeviceError, ModelError, ProfileError: something is asked for that this TensorRT or network cannot do.
     """
     config, binding, build = setup.config, setup.binding, setup.request.profile.build
+    batch = setup.request.profile.input.batch
     config.profiling_verbosity = binding.ProfilingVerbosity.DETAILED
     if build.optimization_level is not None:
         config.builder_optimization_level = build.optimization_level
@@ -101,7 +106,7 @@ def apply(setup: Setup, *, limits: Limits, calibrator: Any, before_fusion: bool)
         config.int8_calibrator = calibrator
         if profile is not None:
             # Without one TensorRT takes profile 0 and warns; with one, min and max become its opt.
-            config.set_calibration_profile(_batch_range(setup, only_opt=True))
+            config.set_calibration_profile(_batch_range(setup, only=setup.calibration_batch or batch.opt))
         if before_fusion:
             config.set_quantization_flag(binding.QuantizationFlag.CALIBRATE_BEFORE_FUSION)
     _make_compatible(setup)
@@ -210,7 +215,7 @@ def _is_scaled(layer: Any, scaled: frozenset[str]) -> bool:  # noqa: ANN401
     return all(tensor.name in scaled for tensor in (*inputs, *outputs) if tensor is not None)
 
 
-def _batch_range(setup: Setup, *, only_opt: bool = False) -> Any:  # noqa: ANN401
+def _batch_range(setup: Setup, *, only: int | None = None) -> Any:  # noqa: ANN401
     """The optimization profile of a network with a dynamic input; None for a fixed one.
 
     Raises:
@@ -227,7 +232,7 @@ def _batch_range(setup: Setup, *, only_opt: bool = False) -> Any:  # noqa: ANN40
             where=setup.request.model,
             hint="export it as N×3×H×W",
         )
-    sizes = (wanted.batch.opt,) * 3 if only_opt else (wanted.batch.min, wanted.batch.opt, wanted.batch.max)
+    sizes = (only,) * 3 if only is not None else (wanted.batch.min, wanted.batch.opt, wanted.batch.max)
     shapes = []
     for size in sizes:
         asked = (size, shape[1], wanted.height, wanted.width)
