@@ -71,14 +71,10 @@ def insert(model: ModelProto, table: Table, *, target: Target, balance: bool = T
     opset = next((item.version for item in model.opset_import if item.domain in {"", "ai.onnx"}), 0)
     if opset < _MIN_OPSET:
         raise ModelError(f"opset {opset}; per-channel Q/DQ needs {_MIN_OPSET} or newer", hint="export the model again")
-    copy = _named_copy(model)
+    copy = named_copy(model)
     _check_names(copy)
     constant = {item.name for item in copy.graph.initializer}
-    # Weights get their scales from their own values, whatever a foreign table says.
-    usable = {name: table.scale(name) for name, pattern in table.bits.items() if value_code(pattern) is None}
-    scales = {name: scale for name, scale in usable.items() if name not in constant}
-    if target == "onnxruntime":
-        _move_before_activations(copy, scales)
+    scales = usable_scales(copy, table, target=target)
     outputs = {value.name for value in copy.graph.output}
     weighted = {node.name for node in copy.graph.node if _has_weights(node, constant)}
     unscaled: dict[str, None] = {}
@@ -101,6 +97,19 @@ def insert(model: ModelProto, table: Table, *, target: Target, balance: bool = T
     if done:
         copy = _quantize(copy, scales, chosen, target)
     return Result(copy, done, len(weighted), list(unscaled))
+
+
+def usable_scales(model: ModelProto, table: Table, *, target: Target) -> dict[str, float]:
+    """The scale that each tensor gets, where the table has one that means something; ``model`` is left as it is.
+
+    Constants must be initializers: weights get their scales from their own values, whatever a foreign table says.
+    """
+    constant = {item.name for item in model.graph.initializer}
+    usable = {name: table.scale(name) for name, pattern in table.bits.items() if value_code(pattern) is None}
+    scales = {name: scale for name, scale in usable.items() if name not in constant}
+    if target == "onnxruntime":
+        _move_before_activations(model, scales)
+    return scales
 
 
 def _quantize(model: ModelProto, scales: Scales, nodes: list[NodeProto], target: Target) -> ModelProto:
@@ -212,7 +221,7 @@ def _has_weights(node: NodeProto, constant: set[str]) -> bool:
     return node.op_type in WEIGHTED and len(node.input) > 1 and node.input[1] in constant
 
 
-def _named_copy(model: ModelProto) -> ModelProto:
+def named_copy(model: ModelProto) -> ModelProto:
     """A copy in which every node has a name of its own, and constants are initializers.
 
     The quantizer chooses nodes by name, and takes for weights what is an initializer.

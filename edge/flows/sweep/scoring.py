@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 
 from edge.backends.ort import OrtSession
-from edge.calibration import qdq
 from edge.calibration.table import Table
+from edge.calibration.template import Template
 from edge.errors import DataError, DeviceError
 from edge.events import Listener, Progress, silence
 from edge.frames import Picture, decode
@@ -54,8 +54,8 @@ class _Network(msgspec.Struct, frozen=True):
     weighted: int
 
     @classmethod
-    def of(cls, model: Any, table: Table) -> _Network:  # noqa: ANN401 - an onnx.ModelProto
-        made = qdq.insert(model, table, target="onnxruntime")
+    def of(cls, template: Template, table: Table) -> _Network:
+        made = template.insert(table)
         return cls(bytes(made.model.SerializeToString()), made.quantized, made.weighted)
 
 
@@ -118,6 +118,7 @@ class Examiner:
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self._model = model
+        self._template = Template(model, target="onnxruntime")
         self._inputs = inputs
         self._truth = np.asarray(truth)
         self._batch = batch
@@ -158,7 +159,7 @@ class Examiner:
         running: tuple[str, _Network, list[_Part]] | None = None
         for done, (name, table) in enumerate((*tables.items(), ("", None))):
             # The pool works on the one before while this thread makes the next ready.
-            following = None if table is None or self._should_stop() else _Network.of(self._model, table)
+            following = None if table is None or self._should_stop() else _Network.of(self._template, table)
             if running is not None:
                 before, network, parts = running
                 logits = self._finish(parts)
