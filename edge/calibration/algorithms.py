@@ -6,6 +6,7 @@ A range is the largest |x| that INT8 is to represent; the table holds range / 12
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -248,9 +249,7 @@ def _divergences(counts: NDArray[np.float64], bins: NDArray[np.intp]) -> NDArray
     # With fewer bins than levels, each has a coarse bin of its own.
     few, last = bins[bins < LEVELS], bins[bins >= LEVELS]
     alone = np.where(counts[few] > 0.0, counts[few], 1.0)
-    # Bin i, centre i + 0.5, belongs to coarse bin floor((i + 0.5) / (B + 0.5) · LEVELS); B itself to the last one.
-    edges = np.ceil(np.arange(LEVELS) * (last[:, None] + 0.5) / LEVELS - 0.5).astype(np.intp)
-    edges = np.concatenate((edges, last[:, None] + 1), axis=1)
+    edges = _edges(max(int(bins[-1]), SEARCH_BINS))[last - LEVELS]
     coarse = np.diff(mass[edges], axis=1)
     share = np.diff(filled[edges], axis=1)
     level = np.where(coarse > 0.0, coarse / np.maximum(share, 1.0), 1.0)
@@ -263,6 +262,17 @@ def _divergences(counts: NDArray[np.float64], bins: NDArray[np.intp]) -> NDArray
     candidate += outliers * np.log(np.concatenate((alone, level[:, -1])))
     divergence = (reference - candidate) / total - np.log(total) + np.log(np.maximum(inside, 1.0))
     return np.where((outliers > 0.0) & (counts[bins] == 0.0), np.inf, divergence)
+
+
+@functools.lru_cache(maxsize=4)
+def _edges(most: int) -> NDArray[np.intp]:
+    """First fine bin of each coarse one, and the end of the last, for truncation at B from LEVELS to ``most``.
+
+    Bin i, centre i + 0.5, belongs to coarse bin floor((i + 0.5) / (B + 0.5) · LEVELS); B itself to the last one.
+    """
+    last = np.arange(LEVELS, most + 1)[:, None]
+    edges = np.ceil(np.arange(LEVELS) * (last + 0.5) / LEVELS - 0.5).astype(np.intp)
+    return np.concatenate((edges, last + 1), axis=1)
 
 
 def _xlogx(values: NDArray[np.float64]) -> NDArray[np.float64]:
