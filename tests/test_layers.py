@@ -104,7 +104,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "onnx": frozenset(
         {
             "backends.blocked", "backends.ort", "backends.ort_graph", "backends.trt.forms", "calibration.convert",
-            "calibration.network", "calibration.qdq", "calibration.weights", "model",
+            "calibration.network", "calibration.qdq", "calibration.template", "calibration.weights", "model",
         }
     ),
     # Sessions in backends.ort alone; the others use its converters of ONNX files.
