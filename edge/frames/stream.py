@@ -132,3 +132,36 @@ class _Load:
 
     def __call__(self) -> Any:  # noqa: ANN401
         return decode(self._picture.read(), name=self._picture.where)
+
+
+class LimitedStream:
+    """The first ``count`` frames of ``stream``."""
+
+    def __init__(self, stream: Stream, count: int) -> None:
+        total = stream.opened.total
+        self.opened = msgspec.structs.replace(stream.opened, total=count if total is None else min(total, count))
+        self._stream = stream
+        self._left = count
+
+    @property
+    def dropped(self) -> int | None:
+        """As the stream says."""
+        return self._stream.dropped
+
+    @property
+    def notes(self) -> list[str]:
+        """As the stream says."""
+        return self._stream.notes
+
+    def next(self) -> Frame | Outage | None:
+        """The next one, until there were enough."""
+        if not self._left:
+            return None
+        following = self._stream.next()
+        if isinstance(following, Frame):
+            self._left -= 1
+        return following
+
+    def close(self) -> None:
+        """Close the stream."""
+        self._stream.close()
