@@ -86,6 +86,7 @@ SEAMS: dict[tuple[str, str], str] = {
     ("frames.lists", "labels"): "a list of pictures is a truth file",
     ("frames.pictures", "labels"): "file names are shown without bytes that a terminal cannot show",
     ("frames.sources", "labels"): "a folder may hold a truth file",
+    ("frames.replay", "labels"): "and so is that of a recording",
     ("frames.video", "labels"): "and so is that of a video",
     ("frames.tfrecord", "labels"): "names from a shard are shown the same way",
 }

@@ -23,7 +23,7 @@ COMMANDS: dict[str, str] = {
     "build": "Build the engine that a profile describes.",
     "engine": "Show, compare and list built engines.",
     "cache": "List, verify, merge and clear timing caches.",
-    "run": "Classify pictures and report latency and power.",
+    "run": "Classify pictures or a camera; report latency and power.",
     "bench": "Measure an engine by the scenarios of MLPerf Inference.",
     "power": "Show, set and restore the power mode of a Jetson.",
     "eval": "Measure top-1, top-5 and agreement with FP32.",

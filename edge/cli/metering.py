@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edge.telemetry.sampler import Sampler
     from edge.ui import Terminal
 
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):

@@ -50,6 +50,9 @@ TelemetryLog = Annotated[
     Path | None,
     typer.Option("--telemetry-log", metavar="FILE.jsonl", help="Keep every power reading here; --power replay:FILE."),
 ]
+Duration = Annotated[
+    str | None, typer.Option("--duration", metavar="TIME", help="Stop after this time: 10s, 5m, 2h, 7d.")
+]
 
 
 def precision(name: str | None) -> Precision | None:

@@ -1,7 +1,8 @@
-"""Classify pictures and report latency and power.
+"""Classify pictures or a camera; report latency and power.
 
-Each picture goes through decode, preprocess, infer and postprocess; every stage has its own time. The engine must have
-been built. With --json there is one object per picture and a last one with the summary.
+Decode, preprocess, infer and postprocess overlap; every stage has its own time. A camera gives its newest frame, and is
+opened again when it is lost; files give every frame. The engine must have been built. With --json there is one object
+per picture and a last one with the summary. Ctrl-C and SIGTERM finish the frames in hand and write the record.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from edge.cli import options
-from edge.errors import UsageError
+from edge.cli import keeping, lanes, options, sources
 from edge.ui import Terminal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from edge.record import RunRecord
 
 # Pictures listed at the end of a run; all of them are in the record.
@@ -27,11 +29,21 @@ _SHOWN = 20
 def command(  # noqa: PLR0913 - one argument per option
     *,
     images: options.Images = None,
+    camera: sources.Camera = None,
+    video: sources.Video = None,
+    replay: sources.Replay = None,
+    replay_speed: sources.ReplaySpeed = "real",
+    save_frames: sources.SaveFrames = None,
     profile: options.ProfileName = None,
     precision: options.PrecisionName = None,
     topk: Annotated[int | None, typer.Option(min=1, help="Guesses per picture.", show_default="the profile's")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after N pictures.")] = None,
-    record: Annotated[Path | None, typer.Option(help="Write the run record to this file.")] = None,
+    duration: options.Duration = None,
+    record: keeping.Record = None,
+    every_frame: keeping.EveryFrame = False,
+    flush: keeping.Flush = None,
+    record_size: keeping.Size = 64,
+    record_files: keeping.Files = 5,
     power: options.Power = None,
     idle: options.Idle = None,
     set_power_mode: options.SetPowerMode = False,
@@ -39,64 +51,73 @@ def command(  # noqa: PLR0913 - one argument per option
     cache_dir: options.CacheDir = None,
     engine_dir: options.EngineDir = None,
     threads: options.Threads = None,
+    workers: lanes.Workers = None,
+    batch: lanes.Batch = 1,
     as_json: options.Json = False,
 ) -> None:
     """Run the verb."""
-    from edge import labels, loop, preprocess
-    from edge import record as records
+    from edge import labels, loop
     from edge.cli import audience, metering, places, signals
-    from edge.frames import open_pictures
-    from edge.frames.stream import PictureStream
 
+    source = sources.Source(
+        images=images, camera=camera, video=video, replay=replay, fast=replay_speed == "fast", limit=limit,
+        save=save_frames,
+    )  # fmt: skip
+    name = source.name
+    wished = keeping.Wishes(path=record, every_frame=every_frame, flush=flush, size_mib=record_size, files=record_files)
+    wished.check()
+    duration_s = None if duration is None else metering.seconds(duration, option="--duration")
     chosen, path = places.load_profile(profile)
-    if images is None:
-        raise UsageError("nothing to classify", hint="--images DIR")
     terminal = Terminal()
     if not as_json:
         terminal.say(f"profile {chosen.name} ({path})", style="dim")
+    width = lanes.choose(chosen, live=source.is_live, workers=workers, threads=threads, batch=batch)
     backend, wanted, found = places.find_engine(
         chosen, precision=options.precision(precision), cache_dir=cache_dir, engine_dir=engine_dir
     )
-    pictures = open_pictures(images)
-    pictures = pictures.take(limit) if limit else pictures
+    open_stream = source.plan(chosen)
     names = labels.load_names(Path(chosen.labels))
-    with contextlib.ExitStack() as stack:
-        session = backend.open(
-            found.path, precision=wanted, threads=threads or chosen.run.threads, built_for=found.manifest.key
-        )
-        stack.callback(session.close)
+    kept: list[RunRecord] = []
+    with _printed(terminal, kept, as_json=as_json), contextlib.ExitStack() as stack:
+        sessions, preprocessor = lanes.open_sessions(backend, found, chosen, width, precision=wanted, stack=stack)
         wish = stack.enter_context(signals.graceful())
         wishes = metering.Wishes(power=power, idle=idle, set_power_mode=set_power_mode, log=telemetry_log)
         telemetry = stack.enter_context(metering.measured(chosen, wishes, terminal=terminal, should_stop=wish))
-        stream = PictureStream(pictures)
+        stream = open_stream()
+        stack.callback(stream.close)
+        headline = f"{chosen.name} · {Path(chosen.model).stem} · {wanted}"
         with audience.gather(
-            terminal, stream, telemetry.sampler, headline=f"{chosen.name} · {Path(chosen.model).stem} · {wanted}",
-            power=metering.power_line(telemetry), as_json=as_json,
+            terminal, stream, telemetry.sampler, headline=headline, power=metering.power_line(telemetry),
+            as_json=as_json,
         ) as hear:  # fmt: skip
-            finished = loop.run(
+            loop.run(
                 stream,
-                sessions=[session],
-                preprocessor=preprocess.Preprocessor(chosen.preprocess, chosen.input),
+                sessions=sessions,
+                preprocessor=preprocessor,
                 names=names,
-                subject=places.subject(chosen, backend, found, wanted, images),
+                subject=places.subject(chosen, backend, found, wanted, Path(name)),
                 settings=loop.Settings(
-                    topk=topk or chosen.run.topk,
-                    warmup=chosen.run.warmup,
-                    width=loop.Width(min_batch=chosen.input.batch.min),
+                    topk=topk or chosen.run.topk, warmup=chosen.run.warmup, width=width.width, duration_s=duration_s
                 ),
                 telemetry=telemetry,
                 hear=hear,
+                keep=kept.append,
+                journal=wished.journal(terminal),
                 should_stop=wish,
             )
-    try:
-        if record is not None:
-            records.save(record, finished)
-    finally:
-        # Also when the disk refused the record: what was found is not lost.
-        _print_end(terminal, finished, as_json=as_json)
     if record is not None and not as_json:
         terminal.say(f"record: {record}")
     wish.grant()
+
+
+@contextlib.contextmanager
+def _printed(terminal: Terminal, kept: list[RunRecord], *, as_json: bool) -> Iterator[None]:
+    """Print what was found when the block ends: also when the run failed, or the disk refused the record."""
+    try:
+        yield
+    finally:
+        if kept:
+            _print_end(terminal, kept[-1], as_json=as_json)
 
 
 def _print_end(terminal: Terminal, finished: RunRecord, *, as_json: bool) -> None:
@@ -106,7 +127,7 @@ def _print_end(terminal: Terminal, finished: RunRecord, *, as_json: bool) -> Non
         content = msgspec.to_builtins(finished)
         del content["results"]
         terminal.data(msgspec.json.encode({"summary": content}).decode())
-    else:
+    elif finished.pictures or finished.status != "failed":
         _print_labels(terminal, finished)
         summary(terminal, finished)
 

@@ -25,6 +25,8 @@ Place = Callable[..., Path]
 Start = Callable[..., subprocess.Popen[str]]
 RUN = ("run", "--profile", "tiny", "--images", "pictures", "--record", "r.json")
 CALIBRATE = ("calibrate", "--profile", "tiny", "--images", "pictures", "--threads", "1")
+# One thread reads, so the picture that stands still is the last one in hand.
+ONE = {"run": {"prepare": 1}}
 # More than a command takes to notice a signal that has been sent.
 MOMENT_S = 0.3
 
@@ -44,7 +46,7 @@ def interrupt(process: subprocess.Popen[str], number: int = signal.SIGINT) -> No
 def test_a_run_finishes_the_picture_in_hand_and_writes_its_record(
     number: signal.Signals, start: Start, built: Place, gate: Any
 ) -> None:
-    folder = built()
+    folder = built(**ONE)
     third = gate(folder / "pictures" / "002.jpg")
     process = start(*RUN, "--json")
     writer = third.wait(process)
@@ -62,7 +64,7 @@ def test_a_run_finishes_the_picture_in_hand_and_writes_its_record(
 
 
 def test_a_run_says_in_plain_words_that_it_was_interrupted(start: Start, built: Place, gate: Any) -> None:
-    folder = built()
+    folder = built(**ONE)
     third = gate(folder / "pictures" / "002.jpg")
     process = start(*RUN)
     writer = third.wait(process)
@@ -76,7 +78,7 @@ def test_a_run_says_in_plain_words_that_it_was_interrupted(start: Start, built: 
 
 
 def test_a_run_interrupted_at_its_first_picture_has_a_record_too(start: Start, built: Place, gate: Any) -> None:
-    folder = built()
+    folder = built(**ONE)
     first = gate(folder / "pictures" / "000.jpg")
     process = start(*RUN)
     writer = first.wait(process)
@@ -89,7 +91,7 @@ def test_a_run_interrupted_at_its_first_picture_has_a_record_too(start: Start, b
 
 
 def test_a_second_interrupt_stops_at_once(start: Start, built: Place, gate: Any) -> None:
-    folder = built()
+    folder = built(**ONE)
     third = gate(folder / "pictures" / "002.jpg")
     process = start(*RUN, "--json")
     third.wait(process)
@@ -100,7 +102,9 @@ def test_a_second_interrupt_stops_at_once(start: Start, built: Place, gate: Any)
     code, out, _ = finish(process)
     assert code == 130
     assert [json.loads(line).get("name") for line in out.splitlines()] == ["000.jpg", "001.jpg"]
-    assert not (folder / "r.json").exists()
+    # What was kept while it went, here at its beginning.
+    kept = record.load(folder / "r.json")
+    assert (kept.status, kept.pictures, kept.failure) == ("interrupted", 0, record.KILLED)
 
 
 def test_nohup_is_respected(start: Start, built: Place, gate: Any, no_hangup: str) -> None:
