@@ -79,7 +79,14 @@ def show(root: Path = Path("/")) -> State:
     )
 
 
-def set_mode(wanted: str, root: Path = Path("/"), *, lock_clocks: bool = False, again: str | None = None) -> State:
+def set_mode(
+    wanted: str,
+    root: Path = Path("/"),
+    *,
+    lock_clocks: bool = False,
+    again: str | None = None,
+    timeout_s: float = _TIMEOUT_S,
+) -> State:
     """Switch to the mode with that name or number, and with ``lock_clocks`` hold all clocks at its highest.
 
     What was set before is noted first; :func:`restore` goes back to it. ``again`` is the command that a person would
@@ -109,7 +116,7 @@ def set_mode(wanted: str, root: Path = Path("/"), *, lock_clocks: bool = False, 
     _save_change(root, change)
     if changes_mode:
         try:
-            _switch(_need(root, "nvpmodel"), mode, root)
+            _switch(_need(root, "nvpmodel"), mode, root, timeout_s=timeout_s)
         except DeviceError:
             if now.changed is None:
                 _forget_change(root)
@@ -184,9 +191,9 @@ def _choose(wanted: str, now: State) -> Mode:
     return mode
 
 
-def _switch(program: Path, mode: Mode, root: Path) -> None:
+def _switch(program: Path, mode: Mode, root: Path, *, timeout_s: float = _TIMEOUT_S) -> None:
     """Set the mode and see that it is set."""
-    done = _run([program, "-m", str(mode.number)], timeout_s=_TIMEOUT_S)
+    done = _run([program, "-m", str(mode.number)], timeout_s=timeout_s)
     after = nvpmodel.parse_query(_run([program, "-q"], timeout_s=_TIMEOUT_S).text) or nvpmodel.current(root)
     if done.code == 0 and after is not None and after.number == mode.number:
         return
@@ -264,7 +271,9 @@ def _need(root: Path, name: str) -> Path:
 
 
 def _find(root: Path, name: str) -> Path | None:
-    return next((path for folder in _FOLDERS if (path := root / folder / name).is_file()), None)
+    with contextlib.suppress(OSError):  # a folder that this user may not enter
+        return next((path for folder in _FOLDERS if (path := root / folder / name).is_file()), None)
+    return None
 
 
 def _change_file(root: Path) -> Path:

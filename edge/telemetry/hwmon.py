@@ -67,10 +67,11 @@ class Hwmon:
         if total is not None:
             return cls(root, channels, total, clock=clock)
         if forbidden:
+            file = _files(forbidden[0])[0]
             return Unavailable(
                 cls.name,
-                f"no permission to read {_files(forbidden[0])[0]}",
-                "sudo chmod a+r /sys/class/hwmon/hwmon*/{in,curr,power}*_input  (until the next boot), or run as root",
+                f"no permission to read {file}",
+                f"sudo chmod a+r {Path(file).parent}/*_input  (until the next boot), or run as root",
             )
         names = ", ".join(c.rail for c in channels)
         if not readable:

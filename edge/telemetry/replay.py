@@ -149,7 +149,9 @@ def _from_record(path: Path) -> Recording:
 
 
 def _from_tegrastats(data: bytes, path: Path) -> Recording:
-    lines = data.decode(errors="replace").splitlines()
+    lines = data.decode(errors="replace").split("\n")
+    # The last line may have been cut off when the log ended.
+    lines = lines[:-1] if len(lines) > 1 else lines
     parsed = [(line, reading) for line in lines if (reading := parse(line)) is not None]
     if not parsed:
         raise ArtifactError("neither a telemetry log, nor a run record, nor a log of tegrastats", where=path)

@@ -205,7 +205,8 @@ class Tegrastats:
             return 0
         good = 0
         while raw := child.stdout.readline(_MAX_LINE):
-            reading = parse(raw.decode(errors="replace"), t_s=self._clock())
+            # A line that is cut off, because the child died or has no end, may lack rails, or half of a number.
+            reading = parse(raw.decode(errors="replace"), t_s=self._clock()) if raw.endswith(b"\n") else None
             if reading is not None:
                 good += 1
                 self._publish(reading)

@@ -60,3 +60,28 @@ THOR = THOR_RAILS | {
     "sys/class/hwmon/hwmon5/curr1_input": 1000,
     "sys/class/hwmon/hwmon5/power1_input": 19750000,
 }
+
+
+def iio_ina3221(chip: str, device: int, rails: Mapping[str, int]) -> dict[str, object]:
+    """Files of one sensor under JetPack 4's own driver: label -> milliwatts."""
+    folder = f"sys/bus/i2c/drivers/ina3221x/{chip}/iio:device{device}"
+    files: dict[str, object] = {}
+    for n, (label, mw) in enumerate(rails.items()):
+        files |= {f"{folder}/rail_name_{n}": label, f"{folder}/in_power{n}_input": mw}
+    return files
+
+
+NANO_JP4 = iio_ina3221("6-0040", 0, {"POM_5V_IN": 2100, "POM_5V_GPU": 80, "POM_5V_CPU": 300})
+TX2_JP4 = iio_ina3221("0-0040", 0, {"VDD_SYS_GPU": 180, "VDD_SYS_SOC": 730, "VDD_4V0_WIFI": 0}) | iio_ina3221(
+    "0-0041", 1, {"VDD_IN": 5300, "VDD_SYS_CPU": 1900, "VDD_SYS_DDR": 1200}
+)
+AGX_XAVIER_JP4 = iio_ina3221("1-0040", 0, {"GPU": 100, "CPU": 210, "SOC": 800}) | iio_ina3221(
+    "1-0041", 1, {"CV": 10, "VDDRQ": 140, "SYS5V": 1900}
+)
+
+
+def nvpmodel(number: int) -> dict[str, object]:
+    """The files in which an Orin Nano notes its power mode."""
+    conf = "# < POWER_MODEL ID=9 NAME=OLD >\n< POWER_MODEL ID=0 NAME=15W >\nCPU_ONLINE CORE_0 1\n"
+    conf += "< POWER_MODEL ID=1 NAME=25W >\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n< PM_CONFIG DEFAULT=1 >"
+    return {"etc/nvpmodel.conf": conf, "var/lib/nvpmodel/status": f"pmode:{number:04d} fmode:quiet"}

@@ -7,7 +7,19 @@ import time
 from pathlib import Path
 
 import pytest
-from boards import AGX_ORIN, ORIN_NANO, THOR, THOR_RAILS, Grow, ManualClock, ina3221
+from boards import (
+    AGX_ORIN,
+    AGX_XAVIER_JP4,
+    NANO_JP4,
+    ORIN_NANO,
+    THOR,
+    THOR_RAILS,
+    TX2_JP4,
+    Grow,
+    ManualClock,
+    ina3221,
+    nvpmodel,
+)
 
 from edge.telemetry import NoSource, Unavailable, probe
 from edge.telemetry.hwmon import Hwmon
@@ -32,6 +44,10 @@ def opened(root: Path, clock: ManualClock | None = None) -> Hwmon:
             19800.0,
             id="ina238-volts-times-amperes",
         ),
+        pytest.param(NANO_JP4, "module_input", 2100.0, id="nano-jetpack-4-iio"),
+        pytest.param(TX2_JP4, "module_input", 5300.0, id="tx2-jetpack-4-iio-two-chips"),
+        pytest.param(AGX_XAVIER_JP4, "module_sum", 3160.0, id="agx-xavier-jetpack-4-iio"),
+        pytest.param(ORIN_NANO | NANO_JP4, "module_input", 6500.0, id="hwmon-before-iio"),
     ],
 )
 def test_power_of_a_board(grow: Grow, files: dict[str, object], scope: str, power_mw: float) -> None:
@@ -162,6 +178,34 @@ def test_sensors_that_only_root_may_read_say_so(as_nobody: Path) -> None:
     assert "no permission to read" in source.reason
     assert source.hint is not None
     assert "chmod" in source.hint
+
+
+def test_the_power_mode_and_the_clocks_go_with_the_readings(grow: Grow, clock: ManualClock) -> None:
+    gpu = "sys/class/devfreq/17000000.gpu"
+    root = grow(ORIN_NANO | nvpmodel(1) | {f"{gpu}/min_freq": 306000000, f"{gpu}/max_freq": 1020000000})
+    source = opened(root, clock)
+    first = source.read()
+    assert (first.power_mode, first.clocks_locked) == ("25W", False)
+    grow(nvpmodel(2) | {f"{gpu}/min_freq": 1020000000})
+    clock.now += 1.0
+    second = source.read()
+    assert (second.power_mode, second.clocks_locked) == ("MAXN_SUPER", True)
+    shutil.rmtree(root / "var/lib/nvpmodel")
+    clock.now += 1.0
+    assert source.read().power_mode is None
+
+
+def test_iio_sensors_that_only_root_may_read_say_so(as_nobody: Path) -> None:
+    for name, content in NANO_JP4.items():
+        path = as_nobody / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{content}\n")
+        if name.endswith("_input"):
+            path.chmod(0)
+    source = Hwmon.open(as_nobody)
+    assert isinstance(source, Unavailable)
+    assert "no permission to read" in source.reason
+    assert "ina3221x" in str(source.hint)
 
 
 def test_probe_prefers_hwmon_and_names_every_reason(grow: Grow, tmp_path: Path) -> None:

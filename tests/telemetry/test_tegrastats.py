@@ -75,6 +75,28 @@ def test_dialects(line: str, power_mw: float, loads: dict[str, float], gpu_mhz: 
     assert reading.warnings == ()
 
 
+def test_engines_in_all_their_forms() -> None:
+    reading = parse(
+        "RAM 1/2MB (lfb 1x1MB) NVENC 79%@166 NVDEC0 off NVJPG1 off VIC 36%@115 OFA_FREQ @315 VIC_FREQ 729"
+        " NVDLA0 12%@1600 PVA0_FREQ off MSENC 192 APE 174 MTS fg 1% bg 9% VDD_IN 9000mW/1mW"
+    )
+    assert reading is not None
+    assert reading.loads_percent == {"nvenc": 79, "vic": 36, "nvdla0": 12}
+    assert reading.clocks_mhz == {"nvenc": 166, "vic": 729, "ofa": 315, "nvdla0": 1600, "msenc": 192}
+
+
+def test_two_graphics_clusters_give_the_busier_one() -> None:
+    reading = parse("RAM 1/2MB (lfb 1x1MB) GR3D_FREQ 20%@306 GR3D2_FREQ 90%@1300")
+    assert reading is not None
+    assert (reading.loads_percent, reading.clocks_mhz) == ({"gpu": 90}, {"gpu": 1300})
+
+
+def test_the_first_line_of_a_thor_has_a_mean_of_half_and_is_read_right() -> None:
+    reading = parse("RAM 1/2MB (lfb 1x1MB) VDD_GPU 30000mW/15000mW VIN 87426mW/43713mW/87426mW")
+    assert reading is not None
+    assert reading.power_mw == 87_426
+
+
 def test_temperatures_leave_out_what_is_off_or_constant() -> None:
     reading = parse(AGX_JP5)
     assert reading is not None
@@ -232,6 +254,20 @@ def test_garbage_between_lines_is_skipped(tmp_path: Path) -> None:
     with running(install(tmp_path, f"while true; do {noise}; echo '{THOR}'; sleep 0.02; done")) as source:
         assert source.scope == "system_input"
         assert source.read().power_mw == 19700
+
+
+def test_half_a_line_of_a_dying_child_is_no_reading(tmp_path: Path) -> None:
+    body = f"echo '{ORIN_NANO}'; printf '%s' 'RAM 3000/7620MB (lfb 8x4MB) VDD_IN 90'; sleep 0.05; exit 1"
+    with running(install(tmp_path, body)) as source:
+        wait_until(lambda: len(pids(tmp_path)) >= 3)
+        assert source.read().power_mw == 9000
+
+
+def test_one_endless_line_is_no_reading_and_no_memory(tmp_path: Path) -> None:
+    body = f"echo '{ORIN_NANO}'; printf 'RAM 1/2MB '; while :; do printf 'VDD_IN 5/5 %01000d' 0; done"
+    with running(install(tmp_path, body)) as source:
+        time.sleep(0.3)
+        assert source.read().power_mw == 9000
 
 
 def test_the_scope_stays_when_a_rail_goes(tmp_path: Path) -> None:
