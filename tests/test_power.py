@@ -124,7 +124,7 @@ def test_the_answer_to_a_query(text: str, mode: Mode | None) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "< POWER_MODEL ID=0 NAME=MAXN >\n<POWER_MODEL ID=2 NAME=MODE_30W>\n# POWER_MODEL ID=7 NAME=X\n< PM_CONFIG DEFAULT=2 >",
+        "<POWER_MODEL ID=0 NAME=MAXN>\n<POWER_MODEL ID=2 NAME=MODE_30W>\n#POWER_MODEL ID=7\n<PM_CONFIG DEFAULT=2>",
         "NVPM VERB: POWER_MODEL: ID=0 NAME=MAXN\nPOWER_MODEL: ID=2 NAME=MODE_30W\nNVPM VERB: PM_CONFIG: DEFAULT=2",
     ],
     ids=["file", "verbose"],

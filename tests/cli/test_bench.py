@@ -1,0 +1,184 @@
+"""``edge bench`` and ``edge power`` as they are typed, and the power options of ``edge run``."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge import record
+
+Edge = Callable[..., Any]
+Place = Callable[..., Path]
+BENCH = ("bench", "--profile", "tiny", "--min-duration", "0.4s", "--samples", "4", "--warm-up", "0s")
+LINE = "RAM 3000/7620MB (lfb 8x4MB) CPU [10%@1510] GR3D_FREQ 55% cpu@50C VDD_IN {mw}mW/1mW VDD_SOC 2100mW/1mW\n"
+
+
+def tegrastats_log(path: Path) -> Path:
+    path.write_text("".join(LINE.format(mw=5000 + i) for i in range(400)))
+    return path
+
+
+@pytest.mark.parametrize("scenario", ["single-stream", "multi-stream", "offline"])
+def test_a_short_run_gives_a_result_and_says_that_it_is_not_by_the_rules(
+    edge: Edge, built: Place, scenario: str
+) -> None:
+    built()
+    ended = edge(*BENCH, "-s", scenario, "--min-samples", "16", "--images", "pictures", "--record", "b.json", "--json")
+    assert ended.code == 0, ended.err
+    assert "0.4 s is NOT BY THE RULES, which ask for 600 s" in ended.err
+    result = json.loads(ended.out)["bench"]
+    assert (result["scenario"], result["by_the_rules"]) == (scenario, False)
+    assert result["rate_per_s"] > 0
+    kept = record.load(Path("b.json"))
+    assert kept.bench is not None
+    assert kept.source["samples"] == "pictures"
+    assert kept.pictures == result["samples"] >= 16
+    assert kept.results == []
+
+
+def test_the_plain_output_has_the_result_in_words(edge: Edge, built: Place) -> None:
+    built()
+    ended = edge(*BENCH)
+    assert ended.code == 0
+    assert "single-stream: 90th percentile of " in ended.out
+    assert "power not measured" in ended.out
+    assert "warning: NOT BY THE RULES of MLPerf: it ran for 0.4 s; the rules ask for 600 s" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("-s", "server"), "no scenario 'server'"),
+        (("--min-duration", "soon"), "--min-duration 'soon' is no length of time"),
+        (("--min-duration", "-1s"), "is no length of time"),
+        (("--warm-up", "nan"), "is no length of time"),
+        (("--idle", "5s"), "10 s at least, not 5"),
+        (("--power", "hwmin"), "no power source 'hwmin'"),
+        (("--power", "replay@x:f"), "no recording to replay"),
+        (("--set-power-mode",), "asks for no power mode to set"),
+    ],
+)
+def test_what_cannot_be_asked_for(edge: Edge, built: Place, options: tuple[str, ...], words: str) -> None:
+    built()
+    ended = edge(*BENCH, *options)
+    assert (ended.code, words in ended.err) == (2, True), ended.err
+
+
+def test_pictures_that_are_none_say_so(edge: Edge, built: Place) -> None:
+    built()
+    Path("bad").mkdir()
+    Path("bad/one.jpg").write_bytes(b"not a picture")
+    ended = edge(*BENCH, "--images", "bad")
+    assert ended.code == 6
+    assert "no picture could be decoded" in ended.err
+
+
+def test_replayed_power_is_marked_wherever_it_goes(edge: Edge, built: Place) -> None:
+    built()
+    log = tegrastats_log(Path("tegrastats.log"))
+    options = ("--power", f"replay@20:{log}", "--min-duration", "1.5s", "--telemetry-log", "kept.jsonl")
+    ended = edge(*BENCH, *options, "--record", "b.json")
+    assert ended.code == 0, ended.err
+    assert "power and temperatures are replayed from tegrastats.log" in ended.err
+    kept = record.load(Path("b.json"))
+    assert kept.replayed == "tegrastats.log"
+    assert any("replayed" in warning for warning in kept.warnings)
+    assert kept.power is not None
+    assert (kept.power["source"], kept.power["scope"]) == ("tegrastats", "module_input")
+    assert 5000 <= kept.power["mean_mw"] <= 5400
+    assert kept.power["joules_per_picture"] > 0
+    # What was kept of it can be replayed in its turn.
+    again = edge("run", "--profile", "tiny", "--images", "pictures", "--power", "replay:kept.jsonl", "--json")
+    assert again.code == 0, again.err
+    assert json.loads(again.out.splitlines()[-1])["summary"]["replayed"] == "kept.jsonl"
+
+
+def test_a_recording_that_is_none_is_an_artifact_error(edge: Edge, built: Place) -> None:
+    built()
+    Path("r.log").write_text("hello\n")
+    for command in (BENCH, ("run", "--profile", "tiny", "--images", "pictures")):
+        ended = edge(*command, "--power", "replay:r.log")
+        assert ended.code == 7
+        assert "neither a telemetry log, nor a run record" in ended.err
+
+
+def test_a_profile_may_switch_power_off_and_ask_for_a_mode(edge: Edge, built: Place) -> None:
+    built()
+    path = Path("profiles/tiny.yaml")
+    path.write_text(path.read_text() + "power_mode: 25W\ntelemetry: {source: none}\n")
+    ended = edge(*BENCH, "--json")
+    assert ended.code == 0, ended.err
+    content = json.loads(ended.out)
+    assert content["power_unavailable"] == "none: not asked for"
+    assert any("asks for power mode 25W" in warning for warning in content["warnings"])
+    assert "asks for power mode 25W" in ended.err
+    ended = edge(*BENCH, "--set-power-mode")
+    assert ended.code == 8
+    assert "there is no nvpmodel" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("telemetry: {source: hwmun}", "telemetry.source: 'hwmun' is not one of auto, hwmon"),
+        ("telemetry: {rate_hz: 0}", "telemetry.rate_hz"),
+        ("telemetry: {idle_s: -1}", "telemetry.idle_s"),
+        ("telemetry: {sauce: hwmon}", "unknown key (did you mean 'source'?)"),
+        ("telemetry: {idle_s: 5}", "10 s at least, not 5"),
+    ],
+)
+def test_a_wrong_telemetry_section(edge: Edge, built: Place, line: str, words: str) -> None:
+    built()
+    path = Path("profiles/tiny.yaml")
+    path.write_text(f"{path.read_text()}{line}\n")
+    ended = edge(*BENCH)
+    assert (ended.code in {2, 3}, words in ended.err) == (True, True), ended.err
+
+
+def test_ctrl_c_ends_it_after_the_query_in_hand_and_keeps_the_record(
+    start: Callable[..., subprocess.Popen[str]], built: Place
+) -> None:
+    built()
+    process = start("bench", "--profile", "tiny", "--record", "b.json", "--json", "--power", "none")
+    assert process.stderr is not None
+    deadline = time.monotonic() + 60
+    while "single-stream" not in process.stderr.readline():  # the first progress line: it is measuring
+        assert time.monotonic() < deadline
+    process.send_signal(signal.SIGINT)
+    _out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    kept = record.load(Path("b.json"))
+    assert kept.status == "interrupted"
+    assert kept.bench is not None
+    assert "a signal ended it" in kept.bench["why_not"]
+    assert kept.pictures > 0
+
+
+def test_a_full_disk_does_not_lose_the_result(edge_process: Edge, built: Place) -> None:
+    built()
+    ended = edge_process(*BENCH, "--record", "/proc/b.json", "--json")
+    assert ended.code == 9
+    assert json.loads(ended.out)["bench"]["queries"] > 0
+
+
+# edge power
+
+
+@pytest.mark.parametrize("command", [("show",), ("set", "15W")])
+def test_a_machine_without_power_modes(edge: Edge, command: tuple[str, ...]) -> None:
+    ended = edge("power", *command)
+    assert ended.code == 8
+    assert "there is no nvpmodel on this machine" in ended.err
+
+
+def test_nothing_to_restore(edge: Edge) -> None:
+    ended = edge("power", "restore")
+    assert ended.code == 2
+    assert "edge has changed nothing here" in ended.err
