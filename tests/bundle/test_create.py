@@ -91,6 +91,18 @@ def test_it_depends_on_nothing_of_the_day(made: Made, tmp_path: Path) -> None:
 # what goes in
 
 
+@pytest.mark.parametrize("name", ["host", "orin", "orin-nx", "orin-nano", "thor", "rtx"])
+def test_every_profile_is_the_same_resolved(repository: Path, tmp_path: Path, name: str) -> None:
+    """Whatever a profile may say, also what is added to profiles later, survives being resolved."""
+    source = profile.load(repository / "profiles" / f"{name}.yaml")
+    (tmp_path / "profile.yaml").write_bytes(create.resolved(source))
+    found = profile.load(tmp_path / "profile.yaml")
+    assert found.digest == source.digest
+    replaced = {"model": found.model, "labels": found.labels}
+    assert found == msgspec.structs.replace(source, **replaced)
+    assert Path(found.model).parent == tmp_path / "model"
+
+
 def test_fp32_needs_no_table(made: Made) -> None:
     bundle = made(overrides={"precision": "fp32"})
     assert not [name for name in bundle.files if name.startswith("tables/")]
