@@ -22,7 +22,7 @@ COMMANDS: dict[str, str] = {
     "table": "Show, check, compare and convert calibration tables.",
     "build": "Build the engine that a profile describes.",
     "engine": "Show, compare and list built engines.",
-    "cache": "List, verify, merge and clear timing caches.",
+    "cache": "List, verify, merge, clear and fetch timing caches.",
     "run": "Classify pictures or a camera; report latency and power.",
     "bench": "Measure an engine by the scenarios of MLPerf Inference.",
     "power": "Show, set and restore the power mode of a Jetson.",

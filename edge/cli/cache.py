@@ -1,4 +1,4 @@
-"""List, verify, merge and clear timing caches.
+"""List, verify, merge, clear and fetch timing caches.
 
 A timing cache holds how long TensorRT's kernels took on one device; it lies in calib_cache/timing and belongs to one
 TensorRT, module or GPU, power mode and CUDA. Builds keep and use it by themselves.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from edge.cli import options
+from edge.cli import options, pulling
 from edge.errors import ArtifactError, QualityError, StoreError, UsageError
 from edge.ui import Terminal
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edge.backends.trt.timing import Entry
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
+app.command("pull")(pulling.pull)
 
 
 @app.command("list")

@@ -43,7 +43,6 @@ LATENCY, ENERGY = 1.25, 1.25
 # Below this difference a factor says nothing: the timer and the scheduler are as large.
 _SLOWER_MS = 0.1
 _WARMUP = 10
-_TURNS = 6
 _TURN_INFERENCES = 30
 
 
@@ -86,12 +85,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 class Tools(msgspec.Struct, frozen=True, kw_only=True):
     """What the trial uses of its surroundings: backends by name, a power source, the machine.
 
-    With a power source, a turn is at least ``turn_s`` seconds long: sensors are read ten times a second.
+    Every bundle gets ``turns``; with a power source, one is at least ``turn_s`` seconds long, as sensors are read ten
+    times a second.
     """
 
     backend: Callable[[str], Backend]
     power: Source | NoSource
     machine: device.Device
+    turns: int = 6
     turn_s: float = 1.5
 
 
@@ -118,7 +119,7 @@ def canary(
         if before is not None:
             stack.callback(before.close)
         own.run_golden()
-        _take_turns([own] if before is None else [own, before], tools.power, listen)
+        _take_turns([own] if before is None else [own, before], tools, listen)
         mine = own.measured()
         theirs = before.measured() if before is not None else None
     limits = {"latency": LATENCY, "energy": ENERGY, **own.limits, **gates}
@@ -239,13 +240,13 @@ class _Candidate:
         return [np.repeat(one[None], repeats, axis=0) for one in inputs]
 
 
-def _take_turns(candidates: list[_Candidate], power: Source | NoSource, listen: Listener) -> None:
+def _take_turns(candidates: list[_Candidate], tools: Tools, listen: Listener) -> None:
     """Both in turns, and in both orders: what comes second must not always be the same."""
-    for index in range(_TURNS):
-        listen(Progress("trial", index, _TURNS, "turns"))
+    for index in range(tools.turns):
+        listen(Progress("trial", index, tools.turns, "turns"))
         for candidate in candidates if index % 2 == 0 else reversed(candidates):
-            candidate.turn(power)
-    listen(Progress("trial", _TURNS, _TURNS, "turns"))
+            candidate.turn(tools.power)
+    listen(Progress("trial", tools.turns, tools.turns, "turns"))
 
 
 def _judge(mine: Measured, theirs: Measured | None, limits: Mapping[str, float]) -> list[str]:

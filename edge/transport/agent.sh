@@ -95,7 +95,8 @@ begin() {
   # `exec` with a redirection that fails would end the shell without a word.
   words=$( (: >>"$root/lock") 2>&1) || fail write "$(oneline "$words")"
   exec 9>>"$root/lock"
-  flock -w "$patience" 9 || fail locked "$(oneline "$(cut -c 1-200 <"$root/lock")")"
+  # What waits here must not hold the answers' end open when this session is ended.
+  flock -w "$patience" 9 >/dev/null 2>&1 3>&- || fail locked "$(oneline "$(cut -c 1-200 <"$root/lock")")"
   locked=yes
   (printf '%s (process %s)\n' "$who" $$ >"$root/lock") 2>/dev/null
   beat=$root/incoming/beat.$$

@@ -81,6 +81,7 @@ class Session:
         self._writes = False
         self._ended = False
         self._is_deaf = False
+        self._is_killed = False
 
     def __enter__(self) -> Session:  # noqa: PYI034 - Self is Python 3.11
         try:
@@ -174,6 +175,7 @@ class Session:
 
     def kill(self) -> None:
         """End the program at once, from any thread; whoever holds the conversation then hears that it ended."""
+        self._is_killed = True
         with contextlib.suppress(OSError):
             self._process.kill()
 
@@ -192,7 +194,7 @@ class Session:
         """Write and read until ``is_done``."""
         heard = time.monotonic()
         while not is_done():
-            if self._ended:
+            if self._ended or self._is_killed:
                 raise self._gone()
             self._watch_stdin(wanted=bool(self._out))
             ready = self._selector.select(timeout=min(silence_s, 1.0))
@@ -257,7 +259,7 @@ class Session:
 
     def _gone(self) -> EdgeError:
         """Why the program ended before it answered."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + (0 if self._is_killed else 5)
         while time.monotonic() < deadline:
             data = _read(self._stderr)
             if data == b"":

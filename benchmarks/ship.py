@@ -1,0 +1,205 @@
+"""Figures of shipping, over a real sshd on loopback (each device has its own server, keys and port).
+
+    python benchmarks/ship.py [interrupt|unchanged|changed|hosts|simulated …]
+
+interrupt   200 ships are interrupted at random moments: client killed, the server's session killed, line cut, disk full
+            (a tmpfs; needs root, left out otherwise). After each, `current` is read from outside and compared with its
+            digests, and the same ship is run again without any cleaning.
+unchanged   a second ship of the same bundle (100 MB): time, and bytes on the line.
+changed     a table of 10 kB changed beside a model of 100 MB: bytes on the line.
+hosts       50 devices, 50 servers, 8 at a time.
+simulated   500 devices that are folders, in one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "ship")]
+
+import interrupts  # noqa: E402
+import loopback  # noqa: E402
+from devices import QUICK, current, tar_of  # noqa: E402
+
+from edge.bundle import Bundle, open_bundle  # noqa: E402
+from edge.ship import ship  # noqa: E402
+from edge.transport.target import Place  # noqa: E402
+
+EDGE = [sys.executable, "-m", "edge"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+PARTS = ("interrupt", "unchanged", "changed", "hosts", "simulated")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all when none is given")
+    parser.add_argument("--interruptions", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--hosts", type=int, default=50)
+    options = parser.parse_args()
+    if why := loopback.why_not():
+        raise SystemExit(why)
+    for part in options.parts or PARTS:
+        if part not in PARTS:
+            raise SystemExit(f"there is no part {part!r}")
+        with tempfile.TemporaryDirectory(prefix="edge-ship-benchmark-") as name:
+            {
+                "interrupt": lambda folder: interrupt(folder, options.interruptions, options.seed),
+                "unchanged": unchanged,
+                "changed": changed,
+                "hosts": lambda folder: hosts(folder, options.hosts),
+                "simulated": lambda folder: simulated(folder, 500),
+            }[part](Path(name))
+
+
+def interrupt(folder: Path, count: int, seed: int) -> None:
+    shared = os.urandom(4_000_000)
+    bundles = [
+        make(
+            folder / f"b{n}.edge", {"model/shared": shared, "own/a": os.urandom(6_000_000), "own/b": b"%d" % n}
+        )
+        for n in range(4)
+    ]
+    with interrupts.device(folder / "device") as device:
+        storm = interrupts.Storm(device, bundles, seed=seed)
+        say("an uninterrupted ship of 10 MB", f"{storm.length_s:.2f} s (moments are drawn from it, seed {seed})")
+        storm.run(count)
+    for kind, tally in storm.tallies.items():
+        found = f"current old {tally.found['old']}, new {tally.found['new']}, neither {tally.found['none']}"
+        say(kind, f"{tally.interrupted} interruptions ({tally.ended_before} after the end): {found}")
+        again = f"succeeded {tally.recovered} of {tally.interrupted}, {tally.resumed} of them went on from a part"
+        say("", f"next ship {again}; longest {tally.longest_recovery_s:.1f} s")
+    say("moments at which current was not whole", f"{len(storm.problems)}")
+    for problem in storm.problems:
+        say("", problem)
+
+
+def unchanged(folder: Path) -> None:
+    bundle = make(folder / "a.edge", {"model/large.onnx": os.urandom(100_000_000), "tables/t.table": b"t" * 10_000})
+    with device(folder) as (place, line, config):
+        ship(bundle, place, settings=QUICK)
+        times, bytes_sent, contents = [], [], set()
+        for _ in range(7):
+            before, start = line.to_device, time.monotonic()
+            outcome = ship(bundle, place, settings=QUICK)
+            times.append(time.monotonic() - start)
+            bytes_sent.append(line.to_device - before)
+            contents.add(outcome.sent_bytes)
+        command = [
+            *EDGE,
+            "ship",
+            f"dev:{place.path}",
+            "-F",
+            str(config),
+            "--bundle",
+            str(folder / "a.edge"),
+            "--no-canary",
+        ]
+        whole = []
+        for _ in range(5):
+            start = time.monotonic()
+            subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT)
+            whole.append(time.monotonic() - start)
+    spread = f"n {len(times)}, {min(times):.2f} to {max(times):.2f}"
+    say("second ship of 100 MB, unchanged", f"{statistics.median(times):.2f} s (median; {spread})")
+    spread = f"n {len(whole)}, {min(whole):.2f} to {max(whole):.2f}"
+    say("as the command `edge ship`, with its start", f"{statistics.median(whole):.2f} s (median; {spread})")
+    say("file content sent", f"{max(contents)} bytes")
+    say("on the line to the device, ssh included", f"{max(bytes_sent) / 1e3:.1f} kB")
+
+
+def changed(folder: Path) -> None:
+    model = os.urandom(100_000_000)
+    first = make(folder / "a.edge", {"model/large.onnx": model, "tables/t.table": os.urandom(10_000)})
+    second = make(folder / "b.edge", {"model/large.onnx": model, "tables/t.table": os.urandom(10_000)})
+    with device(folder) as (place, line, _config):
+        start = time.monotonic()
+        ship(first, place, settings=QUICK)
+        say("first ship of 100 MB", f"{time.monotonic() - start:.2f} s, {line.to_device / 1e6:.1f} MB on the line")
+        before, start = line.to_device, time.monotonic()
+        outcome = ship(second, place, settings=QUICK)
+        say("a table of 10 kB changed", f"{(line.to_device - before) / 1e3:.1f} kB on the line, ssh included")
+        say("", f"{outcome.sent_files} files, {outcome.sent_bytes} bytes of content, {time.monotonic() - start:.2f} s")
+        edited = model[:50_000_000] + b"edited" + model[50_000_000:]
+        third = make(folder / "c.edge", {"model/large.onnx": edited, "tables/t.table": b"t" * 10_000})
+        before, start = line.to_device, time.monotonic()
+        ship(third, place, settings=QUICK)
+        say("6 bytes put into the model, with rsync", f"{(line.to_device - before) / 1e3:.1f} kB on the line")
+        say("", f"{time.monotonic() - start:.2f} s")
+        assert current(place) == third.digest
+
+
+def hosts(folder: Path, count: int) -> None:
+    bundle = make(folder / "a.edge", {"model/model.onnx": os.urandom(2_000_000)})
+    servers = [loopback.Server(folder / f"server{index}", keys=folder / "keys").start() for index in range(count)]
+    try:
+        lines = ["defaults: {bundle: a.edge}", "hosts:"]
+        configs = []
+        for index, server in enumerate(servers):
+            configs.append(server.client_config(f"d{index}", server.port).read_text())
+            lines.append(f"  d{index}: {{path: '{folder}/device{index}'}}")
+        (folder / "all.config").write_text("\n".join(configs))
+        (folder / "fleet.yaml").write_text("\n".join(lines) + "\n")
+        for attempt in ("first", "second"):
+            found, seconds = fleet(folder, "-F", "all.config", "--parallel", "8")
+            say(f"{count} devices over ssh, 8 at a time, {attempt} ship", f"{found} in {seconds:.1f} s")
+        whole = sum(
+            current(Place(name="d", folder=folder / f"device{index}")) == bundle.digest for index in range(count)
+        )
+        say("devices that hold the whole bundle", f"{whole} of {count}")
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def simulated(folder: Path, count: int) -> None:
+    bundle = make(folder / "a.edge", {"model/model.onnx": b"weights " * 1000})
+    lines = ["defaults: {bundle: a.edge}", "hosts:", *(f"  d{i}: {{folder: devices/{i}}}" for i in range(count))]
+    (folder / "fleet.yaml").write_text("\n".join(lines) + "\n")
+    for attempt in ("first", "second"):
+        found, seconds = fleet(folder, "--parallel", "16")
+        say(f"{count} folders, 16 at a time, {attempt} ship", f"{found} in {seconds:.1f} s")
+    whole = sum(current(Place(name="d", folder=folder / f"devices/{i}")) == bundle.digest for i in range(count))
+    say("folders that hold the whole bundle", f"{whole} of {count}")
+
+
+def fleet(folder: Path, *options: str) -> tuple[dict[str, int], float]:
+    start = time.monotonic()
+    done = subprocess.run(
+        [*EDGE, "ship", "all", "--no-canary", "--json", *options],
+        check=False, capture_output=True, text=True, cwd=folder, env=ENVIRONMENT,
+    )  # fmt: skip
+    if done.returncode:
+        print(done.stderr[-2000:])
+    return json.loads(done.stdout)["counts"], time.monotonic() - start
+
+
+@contextmanager
+def device(folder: Path) -> Iterator[tuple[Place, loopback.Wire, Path]]:
+    with loopback.Server(folder / "server") as server, loopback.wire(server.port) as line:
+        config = server.client_config("dev", line.port)
+        yield Place(name="dev", host="dev", path=str(folder / "device"), ssh_config=config), line, config
+
+
+def make(path: Path, files: dict[str, bytes]) -> Bundle:
+    path.write_bytes(tar_of({"profile.yaml": b"name: x\n", **files}))
+    return open_bundle(path)
+
+
+def say(what: str, value: str) -> None:
+    print(f"{what:46} {value}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
