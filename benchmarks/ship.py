@@ -66,9 +66,7 @@ def main() -> None:
 def interrupt(folder: Path, count: int, seed: int) -> None:
     shared = os.urandom(4_000_000)
     bundles = [
-        make(
-            folder / f"b{n}.edge", {"model/shared": shared, "own/a": os.urandom(6_000_000), "own/b": b"%d" % n}
-        )
+        make(folder / f"b{n}.edge", {"model/shared": shared, "own/a": os.urandom(6_000_000), "own/b": b"%d" % n})
         for n in range(4)
     ]
     with interrupts.device(folder / "device") as device:
