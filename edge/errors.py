@@ -105,7 +105,7 @@ GUESTS: dict[str, str] = {
     "onnxruntime": "pip install 'jetson-edge[host]'",
     "flatbuffers": "pip install 'jetson-edge[host]'",
     "pycuda": "PATH=/usr/local/cuda/bin:$PATH pip install pycuda",
-    "pynvml": "pip install nvidia-ml-py",
+    "pynvml": "pip install 'jetson-edge[nvml]'  (nvidia-ml-py)",
     "jtop": "sudo pip install jetson-stats  (AGPL-3.0, so edge does not bring it: your choice)",
     "llvmlite": "pip install 'jetson-edge[host]'",
     "distributed": "pip install 'jetson-edge[dask]'",

@@ -62,11 +62,14 @@ class Board:
         self._clocks = list(_clock_files(root))
         self._throttles = list(_throttle_files(root))
         self._alerts = list(_alert_files(root))
-        self._mode_status: str | None = None
+        self._status_file = str(nvpmodel.status_file(root))
+        self._mode_status: bytes | None = None
         self._mode: str | None = None
         self._absent: dict[str, str] = {}
         self._gpu_load_file = _gpu_load_file(root)
         self._gpu_load = gpu_load
+        gpu = nvpmodel.gpu_devfreq(root)
+        self._gpu = (str(gpu / "min_freq"), str(gpu / "max_freq")) if gpu is not None else None
         self._explain(root)
 
     def _explain(self, root: Path) -> None:
@@ -94,7 +97,7 @@ class Board:
                 throttles={name: n for name, path in self._throttles if (n := sysfs.read_int(path)) is not None},
                 throttling=tuple(name for name, path in self._alerts if (sysfs.read_int(path) or 0) > 0),
                 power_mode=self._power_mode(),
-                clocks_locked=nvpmodel.clocks_locked(self._root),
+                clocks_locked=self._clocks_locked(),
                 absent=self._absent,
             )
         return self._state
@@ -118,11 +121,18 @@ class Board:
 
     def _power_mode(self) -> str | None:
         """Its name; looked up in the configuration only when the status has changed."""
-        status = sysfs.read_text(nvpmodel.status_file(self._root))
+        status = sysfs.read_bytes(self._status_file)
         if status != self._mode_status:
             mode = nvpmodel.current(self._root)
             self._mode_status, self._mode = status, None if mode is None else mode.name
         return self._mode
+
+    def _clocks_locked(self) -> bool | None:
+        """As :func:`edge.nvpmodel.clocks_locked`, without looking for the folder each time."""
+        if self._gpu is None:
+            return None
+        low, high = (sysfs.read_int(path) for path in self._gpu)
+        return None if low is None or high is None else low == high
 
 
 def is_temperature(temp_c: float) -> bool:
