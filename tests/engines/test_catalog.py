@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge import backends, identity, store
+from edge import identity, store
 from edge.backends.ort import OnnxRuntime
 from edge.engines import catalog
 from edge.engines.catalog import Entry, Look
@@ -61,21 +61,21 @@ def test_current_engines(make: Make, look: Looks, tmp_path: Path) -> None:
 
 def test_another_version_makes_it_stale(make: Make, look: Looks, tmp_path: Path) -> None:
     make("fp32")
-    entry = scan(tmp_path, look(backend=lambda _name: Other(onnxruntime="9.9")))["model-fp32"]
+    entry = scan(tmp_path, look(backend=lambda _profile: Other(onnxruntime="9.9")))["model-fp32"]
     assert entry.state == "stale"
     assert entry.why[0].endswith("-> 9.9")
 
 
 def test_another_machine_is_elsewhere(make: Make, look: Looks, tmp_path: Path) -> None:
     make("fp32")
-    entry = scan(tmp_path, look(backend=lambda _name: Other(onnxruntime="9.9", machine="riscv64")))["model-fp32"]
+    entry = scan(tmp_path, look(backend=lambda _profile: Other(onnxruntime="9.9", machine="riscv64")))["model-fp32"]
     assert entry.state == "elsewhere"
     assert f"machine: {platform.machine()} -> riscv64" in entry.why
 
 
 def test_a_backend_that_is_not_installed_here(make: Make, look: Looks, tmp_path: Path) -> None:
     make("fp32")
-    entry = scan(tmp_path, look(backend=lambda _name: Missing()))["model-fp32"]
+    entry = scan(tmp_path, look(backend=lambda _profile: Missing()))["model-fp32"]
     assert (entry.state, entry.why) == ("elsewhere", ["onnxruntime is not installed"])
 
 
@@ -175,9 +175,7 @@ def test_what_goes(make: Make, look: Looks, tmp_path: Path) -> None:
 def test_removing(make: Make, look: Looks, tmp_path: Path) -> None:
     path = make("fp32")
     make("int8")
-    old = look(
-        backend=lambda profile: Other(onnxruntime="9.9") if profile.backend == "onnxruntime" else backends.of(profile)
-    )
+    old = look(backend=lambda _profile: Other(onnxruntime="9.9"))
     entry = scan(tmp_path, old)["model-fp32"]
     assert catalog.remove(entry, old)
     assert sorted(item.name for item in path.parent.iterdir() if item.suffix != ".lock") == [

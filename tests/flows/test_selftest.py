@@ -333,11 +333,12 @@ class Captured:
     fps: float | None = 30.0
     frames: int | None = None
 
-    def __init__(self, left: int = 1000) -> None:
+    def __init__(self, left: int = 1_000_000_000) -> None:
         self.left = left
         self.released = False
 
     def grab(self) -> bool:
+        time.sleep(0.001)
         self.left -= 1
         return self.left >= 0
 

@@ -17,7 +17,7 @@ from edge.frames import Pictures
 from edge.frames.cameras import HasBackend
 from edge.frames.capture import OpenCapture, has_backend, open_capture
 from edge.identity import Found
-from edge.profile import Precision, Profile
+from edge.profile import Batch, Precision, Profile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,7 +92,13 @@ class Bench:
         own = self.profile
         # Strict: here a layer that fell out of its precision is a failure, not a remark.
         build = msgspec.structs.replace(own.build, strict=True, dla_core=dla_core)
+        given = own.input
+        if dla_core is not None:
+            # A DLA takes one batch size.
+            only = Batch(min=given.batch.opt, opt=given.batch.opt, max=given.batch.opt)
+            given = msgspec.structs.replace(given, batch=only)
         profile = msgspec.structs.replace(
-            own, name=name.replace(" ", "-").lower(), precision=precision, int8_route=int8_route, build=build
-        )
+            own, name=name.replace(" ", "-").lower(), precision=precision, int8_route=int8_route, build=build,
+            input=given,
+        )  # fmt: skip
         return Variant(name=name, precision=profile.precision, profile=profile)

@@ -147,7 +147,8 @@ def _open(bench: Bench, variant: Variant) -> Session:
     found = identity.find_engine(
         variant.profile, backend, precision=variant.precision, cache=bench.own_cache, engines=bench.engines
     )
-    return backend.open(found.path, precision=variant.precision, threads=bench.threads)
+    key = found.manifest.key
+    return backend.open(found.path, precision=variant.precision, threads=bench.threads, built_for=key)
 
 
 def _info(bench: Bench, variant: Variant) -> dict[str, Any]:

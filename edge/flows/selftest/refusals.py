@@ -12,7 +12,7 @@ from edge.flows.selftest.bench import Bench, Variant
 from edge.flows.selftest.record import Told, failed, ok, skipped
 
 # Fields of an engine's key that must each be enough to refuse it, where the backend has them.
-_FIELDS = ("tensorrt", "onnxruntime", "sm", "module", "gpu", "machine", "model", "profile", "table")
+_FIELDS = ("tensorrt", "onnxruntime", "sm", "module", "gpu", "gpus", "machine", "model", "profile", "table")
 
 
 def engine(bench: Bench) -> Told:

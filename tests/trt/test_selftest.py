@@ -1,0 +1,168 @@
+"""The self-test on the bindings' doubles: every route of every version, run in host memory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# At the end: that folder has a conftest of its own.
+sys.path.append(str(Path(__file__).parents[1] / "cuda"))
+
+from conftest import table_for, world
+from host_device import HostDevice
+
+from edge import identity, preprocess, store
+from edge import model as models
+from edge.backends.base import Session
+from edge.backends.trt import TensorRT
+from edge.backends.trt import caps as capabilities
+from edge.backends.trt.caps import Caps
+from edge.backends.trt.runner import TrtSession
+from edge.calibration import table as tables
+from edge.device import Device
+from edge.flows.selftest import Bench, Run, Step, reference
+from edge.frames import open_pictures
+from edge.profile import Profile
+
+ORIN = Device(is_jetson=True, family="agx-orin", module="p3701-0005", sm="8.7", machine="aarch64")
+
+
+class OnHost(TensorRT):
+    """TensorRT whose sessions run in host memory. The double computes when it is asked, so no graph can hold that."""
+
+    def __init__(self) -> None:
+        super().__init__(rtx=capabilities.load().rtx, machine=ORIN, isolate=False)
+
+    def open(self, engine: Path, *, precision: str, **_: Any) -> Session:
+        return TrtSession(engine, capabilities.load(), precision=precision, device=HostDevice(captures=False))
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    """The files by which an AGX Orin is known."""
+    root = tmp_path / "root"
+    (root / "proc/device-tree").mkdir(parents=True)
+    (root / "proc/device-tree/compatible").write_bytes(b"nvidia,p3737-0000+p3701-0005\0nvidia,tegra234\0")
+    (root / "proc/device-tree/model").write_bytes(b"NVIDIA Jetson AGX Orin Developer Kit\0")
+    (root / "etc").mkdir()
+    (root / "etc/nv_tegra_release").write_text(
+        "# R36 (release), REVISION: 4.4, GCID: 1, BOARD: generic, EABI: aarch64\n"
+    )
+    return root
+
+
+@pytest.fixture
+def bench(tiny: Callable[..., Profile], pictures: Callable[..., Any], machine: Path, tmp_path: Path) -> Bench:
+    profile = tiny(input={"batch": {"min": 1, "opt": 1, "max": 8}})
+    keep_table(profile, tmp_path / "cache")
+    pictures(tmp_path / "p", 4)
+    return Bench(
+        profile=profile,
+        backend=lambda _profile: OnHost(),
+        pictures=open_pictures(tmp_path / "p"),
+        cache=tmp_path / "cache",
+        work=tmp_path / "work",
+        root=machine,
+        pause=lambda _seconds: None,
+    )
+
+
+def keep_table(profile: Profile, cache: Path) -> None:
+    """A table for the profile, with its manifest."""
+    path = identity.table_path(profile, cache)
+    store.save(
+        identity.manifest_path(path), kind=identity.TABLE,
+        files={path.name: tables.write(table_for(Path(profile.model)))}, key=identity.table_key(profile),
+        info={"zero_tensors": [], "pictures": 4},
+    )  # fmt: skip
+
+
+def steps_of(bench: Bench) -> dict[str, Step]:
+    bench.work.mkdir()
+    run = Run(bench)
+    run.go()
+    record = run.record()
+    assert record.status == "complete"
+    return {step.name: step for step in record.steps}
+
+
+def test_every_route_of_every_version(version: str, binding: Callable[..., Caps], bench: Bench) -> None:
+    caps = binding(version)
+    steps = steps_of(bench)
+    assert {name: step for name, step in steps.items() if step.status == "failed"}.keys() == {"power"}
+    expected = {
+        "fp32": True, "fp16": True, "int8 implicit": caps.implicit_int8, "int8 explicit": True, "int8 DLA 0": False,
+    }  # fmt: skip
+    for name, is_there in expected.items():
+        status = "ok" if is_there else "skipped"
+        assert (steps[f"build {name}"].status, steps[f"answers {name}"].status) == (status, status), steps
+    assert steps["build fp16"].figures["fp16"] == 4
+    assert steps["build int8 explicit"].figures["int8"] == 4
+    assert steps["answers fp32"].figures["same_top1"] == 4
+    timing = steps["timing cache"]
+    assert timing.status == ("skipped" if caps.rtx else "ok"), timing
+    assert caps.rtx or "hits" in timing.text or timing.figures["timing_cache"] == "used"
+    places = ("other gpus",) if caps.rtx else ("other sm", "other module")
+    for field in ("other tensorrt", *places, "no engine at all"):
+        assert field in steps["foreign engine"].text
+
+
+def test_a_dla_is_tried_where_there_is_one(binding: Callable[..., Caps], bench: Bench) -> None:
+    binding("10.3.0", dla_cores=2)
+    steps = steps_of(bench)
+    assert steps["build int8 DLA 0"].status == "ok", steps["build int8 DLA 0"]
+    assert steps["answers int8 DLA 0"].status == "ok"
+
+
+def test_layers_that_fall_out_of_int8_fail_the_step_and_no_other(
+    binding: Callable[..., Caps], bench: Bench, tmp_path: Path
+) -> None:
+    binding("10.3.0")
+    path = identity.table_path(bench.profile, bench.cache)
+    # All but two tensors of the network have no scale.
+    names = models.load(Path(bench.profile.model)).activations
+    short = table_for(Path(bench.profile.model), leave_out=tuple(names[2:]))
+    manifest = store.load(identity.manifest_path(path), kind=identity.TABLE)
+    store.save(
+        identity.manifest_path(path), kind=identity.TABLE, files={path.name: tables.write(short)}, key=manifest.key,
+        info=manifest.info,
+    )  # fmt: skip
+    steps = steps_of(bench)
+    assert steps["build int8 implicit"].status == "failed"
+    assert steps["answers int8 implicit"] == Step(
+        name="answers int8 implicit", status="skipped", text="not built", seconds=steps["answers int8 implicit"].seconds
+    )
+    assert steps["build fp16"].status == steps["unchanged"].status == steps["foreign table"].status == "ok"
+
+
+def test_a_build_without_fp16_is_found(binding: Callable[..., Caps], bench: Bench) -> None:
+    caps = binding("10.3.0")
+    world(caps).fast_fp16 = False
+    steps = steps_of(bench)
+    assert steps["build fp16"].status == "failed"
+    assert "no fast fp16" in steps["build fp16"].text
+
+
+def test_wrong_answers_are_found(binding: Callable[..., Caps], bench: Bench) -> None:
+    binding("10.3.0")
+    assert bench.pictures is not None
+    right = reference.compute(bench.profile, bench.pictures)
+
+    class Mirrored(OnHost):
+        def open(self, engine: Path, **options: Any) -> Session:
+            session = super().open(engine, **options)
+            infer = session.infer
+            session.infer = lambda batch: infer(batch[:, :, ::-1].copy())  # type: ignore[method-assign]
+            return session
+
+    bench.backend = lambda _profile: Mirrored()
+    steps = steps_of(bench)
+    assert steps["answers fp32"].status == "failed"
+    assert "are expected of fp32" in str(steps["answers fp32"].hint)
+    assert steps["answers int8 implicit"].name == "answers int8 implicit"
+    assert right.shape == (4, 10)
+    assert preprocess.digest(bench.profile.preprocess, bench.profile.input)
