@@ -280,7 +280,8 @@ def _facts(card: Card) -> list[tuple[str, str]]:
         facts.append(("layers", text))
         facts.append(("weights", page.size(counts.weights_bytes)))
         for item in card.islands:
-            text = f"{item.layers} {item.kind} in {item.precision.upper()}, with {item.reformats} reformats around them"
+            around = f", with {item.reformats} reformats around them" if item.reformats else ""
+            text = f"{item.layers} {item.kind} in {item.precision.upper()}{around}"
             facts.append(("in float", text))
         if card.chains:
             facts.append(("chains", f"{len(card.chains)} of reformats, the longest of {max(map(len, card.chains))}"))
