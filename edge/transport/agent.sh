@@ -300,7 +300,7 @@ bootstrap() {
   IFS= read -r digest
   need_digest "$digest"
   wheels=$root/bundles/$digest/wheels
-  bash "$wheels/install.sh" --offline "$wheels" >"$root/incoming/install.log" 2>&1 </dev/null 3>&- 9>&-
+  bash "$wheels/install.sh" --offline "$wheels" --home "$root" >"$root/incoming/install.log" 2>&1 </dev/null 3>&- 9>&-
   say code $?
   say log "$(tail -c 4000 -- "$root/incoming/install.log" | base64 -w0)"
   edge=''

@@ -1,0 +1,108 @@
+"""Signatures that a device asks for, and installing edge from a bundle that was verified."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import loopback
+import msgspec
+import pytest
+from devices import QUICK, current, root_of
+
+from edge.bundle import Bundle, signature
+from edge.errors import ArtifactError, DeviceError
+from edge.ship import ship
+from edge.transport.target import Place
+
+Make = Callable[..., Bundle]
+
+pytestmark = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh-keygen is not installed")
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    return loopback.make_key(tmp_path / "release key")
+
+
+def allow(place: Place, key: Path) -> None:
+    root_of(place).mkdir(parents=True, exist_ok=True)
+    public = key.with_suffix(".pub").read_text()
+    (root_of(place) / "allowed_signers").write_text(f'release@example namespaces="{signature.NAMESPACE}" {public}')
+
+
+def test_a_signed_bundle_is_taken_and_its_signer_is_said(bundle: Make, folder: Place, key: Path) -> None:
+    allow(folder, key)
+    sent = bundle()
+    signature.sign(sent, key)
+    outcome = ship(sent, folder, settings=QUICK)
+    assert (outcome.work, "release@example" in str(outcome.signed_by)) == ("ok", True)
+    assert current(folder) == sent.digest
+    assert (root_of(folder) / "current" / "bundle.json.sig").is_file()
+
+
+def test_an_unsigned_bundle_changes_nothing(bundle: Make, folder: Place, key: Path) -> None:
+    first = bundle("a")
+    ship(first, folder, settings=QUICK)
+    allow(folder, key)
+    with pytest.raises(ArtifactError, match="refuses the signature"):
+        ship(bundle("b", {"x": b"1"}), folder, settings=QUICK)
+    assert current(folder) == first.digest
+
+
+def test_a_stranger_and_a_changed_signature_are_refused(bundle: Make, folder: Place, key: Path, tmp_path: Path) -> None:
+    allow(folder, key)
+    stranger = bundle("a")
+    signature.sign(stranger, loopback.make_key(tmp_path / "stranger"))
+    other = bundle("b", {"x": b"1"})
+    signature.sign(other, key)
+    mixed = bundle("c", {"x": b"2"})
+    mixed.signature_path.write_bytes(other.signature_path.read_bytes())
+    for refused in (stranger, mixed):
+        with pytest.raises(ArtifactError, match="refuses the signature"):
+            ship(refused, folder, settings=QUICK)
+        assert current(folder) is None
+    assert ship(other, folder, settings=QUICK).work == "ok"
+
+
+def test_over_ssh(bundle: Make, key: Path, serve: Callable[..., loopback.Server], remote: Callable[..., Place]) -> None:
+    place = remote(serve(), path="it's a device")
+    allow(place, key)
+    sent = bundle()
+    with pytest.raises(ArtifactError, match="refuses the signature"):
+        ship(sent, place, settings=QUICK)
+    signature.sign(sent, key)
+    assert ship(sent, place, settings=QUICK).work == "ok"
+
+
+INSTALLER = """#!/bin/bash
+# Stands for the real one, which tests/bundle runs: it makes an edge that says who installed it.
+[ "$1 $3" = "--offline --home" ] && [ "$2" = "${0%/*}" ] || { echo "error: arguments: $*"; exit 1; }
+[ -f "$2/fine" ] || { echo "error: no wheel for msgspec"; exit 1; }
+mkdir -p "$4/venv/bin" && printf '#!/bin/sh\\necho edge 1.2.3 from a bundle\\n' >"$4/venv/bin/edge"
+chmod +x "$4/venv/bin/edge"
+"""
+
+
+def test_edge_is_installed_from_a_verified_bundle(
+    bundle: Make, serve: Callable[..., loopback.Server], remote: Callable[..., Place]
+) -> None:
+    from edge.ship import upkeep
+
+    place = remote(serve(), path="it's a bare device")
+    sent = bundle(files={"wheels/install.sh": INSTALLER.encode(), "wheels/fine": b"", "wheels/x.whl": b"x"})
+    settings = msgspec.structs.replace(QUICK, bootstrap=True)
+    assert ship(sent, place, settings=settings).work == "ok"
+    found = upkeep.status(place)
+    assert (found.edge, found.edge_version) == (f"{place.path}/venv/bin/edge", "edge 1.2.3 from a bundle")
+    assert current(place) == sent.digest
+
+
+def test_an_installation_that_fails_changes_nothing(bundle: Make, folder: Place) -> None:
+    first = bundle("a")
+    ship(first, folder, settings=QUICK)
+    bad = bundle("b", {"wheels/install.sh": INSTALLER.encode()})
+    with pytest.raises(DeviceError, match="could not be installed: error: no wheel for msgspec"):
+        ship(bad, folder, settings=msgspec.structs.replace(QUICK, bootstrap=True))
+    assert current(folder) == first.digest
