@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -376,3 +377,22 @@ def test_a_camera_that_does_not_open(bench: Callable[..., Bench]) -> None:
     assert step.status == "failed"
     assert step.hint
     assert step.trace is None
+
+
+def test_a_machine_without_onnxruntime_uses_the_kept_answers(
+    bench: Callable[..., Bench], tiny: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = open_pictures(tmp_path / "pictures")
+    answers = reference.compute(tiny, pictures)
+    reference.save(tmp_path / "kept", tiny, pictures, answers)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with_kept = bench(kept_reference=tmp_path / "kept")
+    told = reference.step(with_kept)
+    assert (told.status, told.figures["computed_here"]) == ("ok", False)
+    assert "kept answers to 5 pictures (onnxruntime" in told.text
+    assert with_kept.reference is not None
+    assert np.array_equal(with_kept.reference, answers)
+    with_kept.kept_reference = None
+    told = reference.step(with_kept)
+    assert told.status == "failed"
+    assert "--write-reference" in str(told.hint)

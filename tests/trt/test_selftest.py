@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 # At the end: that folder has a conftest of its own.
@@ -23,7 +25,7 @@ from edge.backends.trt import caps as capabilities
 from edge.backends.trt.caps import Caps
 from edge.backends.trt.runner import TrtSession
 from edge.calibration import table as tables
-from edge.device import Device
+from edge.device import Device, identify
 from edge.flows.selftest import Bench, Run, Step, reference
 from edge.frames import open_pictures
 from edge.profile import Profile
@@ -166,3 +168,24 @@ def test_wrong_answers_are_found(binding: Callable[..., Caps], bench: Bench) -> 
     assert steps["answers int8 implicit"].name == "answers int8 implicit"
     assert right.shape == (4, 10)
     assert preprocess.digest(bench.profile.preprocess, bench.profile.input)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx_bindings") is None,
+    reason="TensorRT for RTX is not installed: pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings",
+)
+def test_the_real_builder_of_rtx_without_a_gpu(bench: Bench, tmp_path: Path) -> None:
+    """Everything is built for real; what needs the GPU is skipped with its reason."""
+    bench.profile = msgspec.structs.replace(bench.profile, family="rtx", int8_route="explicit")
+    bench.root = tmp_path / "a host"
+    bench.machine = identify(bench.root)
+    bench.backend = lambda profile: TensorRT(profile=profile, isolate=False)
+    steps = steps_of(bench)
+    assert [name for name, step in steps.items() if step.status == "failed"] == []
+    for name in ("fp32", "fp16", "int8 explicit"):
+        assert steps[f"build {name}"].status == "ok"
+        assert steps[f"answers {name}"].text == "no NVIDIA GPU on this machine to run it on"
+    assert (steps["build fp16"].figures["fp16"], steps["build int8 explicit"].figures["int8"]) == (4, 4)
+    assert "has no calibrators" in steps["build int8 implicit"].text
+    assert "timing caches have no effect" in steps["timing cache"].text
+    assert steps["unchanged"].status == steps["foreign engine"].status == "ok"
