@@ -287,13 +287,13 @@ def bare_forward_s(model: Path, calib: Path) -> float:
     return min(times)
 
 
-def scores_of(model: Path, pictures: Path) -> np.ndarray:
+def scores_of(model: Path | bytes, pictures: Path) -> np.ndarray:
     """Logits of a model over a folder, by onnxruntime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(model), options)
+    session = onnxruntime.InferenceSession(model if isinstance(model, bytes) else str(model), options)
     return np.concatenate([session.run(None, {session.get_inputs()[0].name: x})[0] for x in inputs(pictures)])
 
 

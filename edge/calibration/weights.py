@@ -34,7 +34,7 @@ def balance(model: ModelProto, nodes: list[NodeProto]) -> None:
     onnx = require("onnx")
     axes: dict[str, set[int | None]] = {}
     for node in nodes:
-        axes.setdefault(node.input[1], set()).add(_channel_axis(node))
+        axes.setdefault(node.input[1], set()).add(channel_axis(node))
     for item in model.graph.initializer:
         found = axes.get(item.name, set())
         if len(found) != 1 or item.data_type != onnx.TensorProto.FLOAT:
@@ -69,7 +69,7 @@ def balanced(filters: NDArray[np.float32]) -> NDArray[np.float32]:
     return result
 
 
-def _channel_axis(node: NodeProto) -> int | None:
+def channel_axis(node: NodeProto) -> int | None:
     """Which axis of its weights counts the output channels; None where they are not one axis."""
     attributes = {item.name: item.i for item in node.attribute}
     if node.op_type == "Conv":
