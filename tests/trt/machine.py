@@ -174,7 +174,9 @@ class _Build:
             text = "the timing cache has no entry for a tactic, and ERROR_ON_TIMING_CACHE_MISS is set"
             self.world.log(self.logger, "ERROR", f"IBuilder::buildSerializedNetwork: Error Code 10: {text}")
             return None
-        content = MAGIC + json.dumps(self._layers()).encode() + b"\n" + self.network._d.proto
+        shapes = [profile._d.shapes[self.network._d.inputs[0].name] for profile in self.config._d.profiles]
+        head = {"version": self.world.version, "layers": self._layers(), "profiles": shapes}
+        content = MAGIC + json.dumps(head).encode() + b"\n" + self.network._d.proto
         return _Buffer(self.world, content).made
 
     def let_go_of_the_cache(self) -> None:
@@ -476,11 +478,17 @@ def _deserialize(self: Any, *arguments: Any) -> Any:
         world.log(self._d.logger, "ERROR", text)
         return None
     listed, _, proto = content.removeprefix(MAGIC).partition(b"\n")
+    head = json.loads(listed)
+    if head["version"] != world.version:
+        text = f"The engine plan file is not compatible with this version of TensorRT, expecting {world.version}"
+        world.log(self._d.logger, "ERROR", f"IRuntime::deserializeCudaEngine: Error Code 6: {text}")
+        return None
     graph = onnx.load_model_from_string(proto).graph
     constants = {item.name for item in graph.initializer}
     names = [value.name for value in graph.input if value.name not in constants]
     engine = create(
-        world.module, "ICudaEngine", world=world, layers=json.loads(listed), proto=proto, inputs=names,
+        world.module, "ICudaEngine", world=world, layers=head["layers"], profiles=head["profiles"], proto=proto,
+        inputs=names,
         outputs=[value.name for value in graph.output], graph=graph,
     )  # fmt: skip
     engine._d.properties["num_io_tensors"] = len(names) + len(graph.output)
@@ -498,12 +506,6 @@ def _shape(self: Any, name: str) -> tuple[int, ...]:
             dims = value.type.tensor_type.shape.dim
             return tuple(d.dim_value if d.HasField("dim_value") else -1 for d in dims)
     raise AssertionError(name)
-
-
-def _profile_shape(self: Any, name: str, _profile: int) -> list[tuple[int, ...]]:
-    # The plan of the double does not keep the profile: 1 to 8, as the profiles of the tests say.
-    fixed = _shape(self, name)[1:]
-    return [(1, *fixed), (1, *fixed), (8, *fixed)]
 
 
 def _create_context(self: Any, *_: Any) -> Any:
@@ -625,7 +627,7 @@ BEHAVIOUR: dict[str, Callable[..., Any]] = {
         self._d.world.module.TensorIOMode, "INPUT" if name in self._d.inputs else "OUTPUT"
     ),
     "ICudaEngine.get_tensor_shape": _shape,
-    "ICudaEngine.get_tensor_profile_shape": _profile_shape,
+    "ICudaEngine.get_tensor_profile_shape": lambda self, name, index: self._d.profiles[index],
     "ICudaEngine.get_tensor_dtype": lambda self, _name: self._d.world.module.DataType.FLOAT,
     "ICudaEngine.create_execution_context": _create_context,
     "IExecutionContext.set_input_shape": _remember("shapes"),

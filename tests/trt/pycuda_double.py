@@ -1,0 +1,149 @@
+"""``pycuda.driver`` in ordinary memory, as far as edge's CUDA room uses it: addresses are those of the process.
+
+Copied into a folder on ``sys.path`` by :mod:`site_double`. ``settings.json`` beside the package says what fails:
+``no_driver`` (a message of the dynamic linker), ``no_gpu``, ``memory`` (bytes that may be allocated).
+"""
+
+import ctypes
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+SETTINGS = json.loads((Path(__file__).resolve().parents[1] / "settings.json").read_text()).get("cuda", {})
+if SETTINGS.get("no_driver"):
+    raise ImportError(SETTINGS["no_driver"])
+LIVE = {}
+# How many contexts are pushed. edge keeps a device's context, and with it a double that was replaced meanwhile.
+PUSHED = sys.__dict__.setdefault("_pycuda_double_pushed", [0])
+
+
+class Error(Exception):
+    """CUDA's errors."""
+
+
+class MemoryError(Error):  # noqa: A001
+    """Out of memory."""
+
+
+class LaunchError(Error):
+    """A kernel failed."""
+
+
+class CompileError(Error):
+    """nvcc failed."""
+
+
+class device_attribute:
+    INTEGRATED = "INTEGRATED"
+
+
+class host_alloc_flags:
+    DEVICEMAP = 2
+
+
+def init():
+    if SETTINGS.get("no_gpu"):
+        raise Error("cuInit failed: no CUDA-capable device is detected")
+
+
+def _take(size):
+    if sum(LIVE.values()) + size > SETTINGS.get("memory", 1 << 40):
+        raise MemoryError("cuMemAlloc failed: out of memory")
+
+
+class Context:
+    def push(self):
+        PUSHED[0] += 1
+
+    @staticmethod
+    def pop():
+        assert PUSHED[0], "no context is current"
+        PUSHED[0] -= 1
+
+
+class Device:
+    def __init__(self, ordinal):
+        assert ordinal == 0
+
+    @staticmethod
+    def count():
+        return 1
+
+    def name(self):
+        return "a GPU in ordinary memory"
+
+    def compute_capability(self):
+        return (8, 7)
+
+    def get_attribute(self, _attribute):
+        return SETTINGS.get("integrated", 1)
+
+    def retain_primary_context(self):
+        return Context()
+
+
+class Stream:
+    handle = 4711
+
+    def __init__(self, _flags):
+        pass
+
+    def synchronize(self):
+        assert PUSHED[0]
+
+
+class _Host:
+    def __init__(self, size):
+        self.memory = np.zeros(size, np.uint8)
+        self.__array_interface__ = self.memory.__array_interface__
+
+    def get_device_pointer(self):
+        return self.memory.ctypes.data
+
+
+def pagelocked_zeros(size, _dtype, mem_flags=0):
+    assert mem_flags in {0, host_alloc_flags.DEVICEMAP}
+    _take(size)
+    return np.asarray(_Host(size))
+
+
+class _Allocation:
+    def __init__(self, size):
+        _take(size)
+        self.memory = np.full(size, 0xFF, np.uint8)
+        LIVE[int(self)] = size
+
+    def __int__(self):
+        return self.memory.ctypes.data
+
+    def free(self):
+        del LIVE[int(self)]
+
+
+def mem_alloc(size):
+    assert PUSHED[0]
+    return _Allocation(size)
+
+
+def memcpy_htod_async(address, array, _stream):
+    assert PUSHED[0]
+    ctypes.memmove(address, array.ctypes.data, array.nbytes)
+
+
+def memcpy_dtoh_async(array, address, _stream):
+    assert PUSHED[0]
+    ctypes.memmove(array.ctypes.data, address, array.nbytes)
+
+
+class Event:
+    def record(self, _stream):
+        assert PUSHED[0]
+
+    def time_till(self, _other):
+        return 0.25
+
+
+def mem_get_info():
+    return 1 << 30, 1 << 31
