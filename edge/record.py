@@ -271,7 +271,8 @@ def _from_lines(data: bytes, path: Path) -> RunRecord:
                 break
             raise ArtifactError(f"not a run record: line {number}: {exc}", where=path) from exc
         newest, end = found.state or newest, found.end or end
-        if found.tick is not None:
+        # The header may be younger than lines that were waiting for the disk when it was written.
+        if found.tick is not None and (not timeline or found.tick.t_s > timeline[-1].t_s):
             timeline.append(found.tick)
         if found.result is not None:
             results.append(found.result)

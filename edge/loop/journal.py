@@ -101,7 +101,9 @@ class Journal:
         """Hand everything so far to the thread that writes."""
         self._next_s = t_s + self._flush_s
         self._look_at_failure()
-        self._state = msgspec.structs.replace(state, results=[], results_kept="newest", failure=records.KILLED)
+        self._state = msgspec.structs.replace(
+            state, status="interrupted", failure=records.KILLED, results=[], results_kept="newest"
+        )
         if self._is_lines:
             self._add(Line(state=msgspec.structs.replace(self._state, timeline=[])))
             self._hand_over()

@@ -1,0 +1,323 @@
+"""What the loop costs: ratios, each beside its baseline from the same process, in turns.
+
+    python benchmarks/loop.py [engine] [host] [memory] [watching]     all of them without a name
+
+* ``engine``: an engine that takes exactly 1 ms (a double that sleeps and yields) and frames in memory: how near to
+  1,000 per second the loop comes, and how much it adds to a frame.
+* ``host``: the pictures of ImageNet with the INT8 engine of the profile ``host``, against the plain sequential loop of
+  OpenCV decode, preprocess and ``session.run``, and against what the stages' CPU time allows on these cores.
+* ``memory``: growth of resident memory over 200,000 frames.
+* ``watching``: what the live view and the power sampler together take from the throughput of ``host``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge import build, labels, loop, profile
+from edge.backends import get
+from edge.backends.fake import Fake, FakeSession
+from edge.cli import lanes
+from edge.frames import Pictures, decode, open_pictures
+from edge.frames.stream import Frame, Opened, PictureStream
+from edge.preprocess import Preprocessor
+from edge.record import RunRecord, Subject
+from edge.telemetry import NoSource
+from edge.telemetry.meter import Telemetry
+
+ROOT = Path(__file__).resolve().parents[1]
+UNMEASURED = Telemetry(sampler=None, no_power=NoSource(()))
+NAMES = [f"class {index}" for index in range(1000)]
+PR_SET_TIMERSLACK = 29
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help="engine, host, memory, watching")
+    parser.add_argument("--eval", type=Path, default=ROOT.parent / "shared/data/eval")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    wanted = options.parts or ["engine", "host", "memory", "watching"]
+    say("cores", str(len(os.sched_getaffinity(0))))
+    if "engine" in wanted:
+        engine(options.rounds)
+    if {"host", "watching"} & set(wanted):
+        with tempfile.TemporaryDirectory(prefix="edge-benchmark-") as folder:
+            bench = Host(options.eval, Path(folder))
+            if "host" in wanted:
+                bench.throughput(options.rounds)
+            if "watching" in wanted:
+                bench.watching(2 * options.rounds)
+    if "memory" in wanted:
+        memory()
+
+
+# an engine of exactly 1 ms
+
+
+class Memory:
+    """``count`` frames that are in memory already."""
+
+    def __init__(self, count: int, size: tuple[int, int] = (224, 224)) -> None:
+        self.opened = Opened(kind="memory", opened_as="memory", live=False, height=size[0], width=size[1])
+        self.dropped = None
+        self.notes: list[str] = []
+        self._left = iter(range(count))
+        self._pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+
+    def next(self) -> Frame | None:
+        """The next one."""
+        number = next(self._left, None)
+        return None if number is None else Frame(number, "frame", "frame", time.monotonic(), lambda: self._pixels)
+
+    def close(self) -> None:
+        """No more."""
+        self._left = iter(())
+
+
+_LIBC = ctypes.CDLL(None)
+_local = threading.local()
+
+
+def exactly(seconds: float) -> None:
+    """Wait as an engine does: to the microsecond, without the interpreter's lock. Sleeping alone is 50 µs late."""
+    end = time.perf_counter() + seconds
+    if not hasattr(_local, "is_exact"):
+        _LIBC.prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)
+        _local.is_exact = True
+    time.sleep(max(seconds - 0.00015, 0.0))
+    while time.perf_counter() < end:
+        _LIBC.sched_yield()
+
+
+def engine(rounds: int, *, count: int = 3000) -> None:
+    """The loop around an engine of 1 ms, against the engine called in a row."""
+    spec = profile.load(ROOT / "profiles/host.yaml")
+    rates, adds, works, bare = [], [], [], []
+    for _ in range(rounds):
+        session = FakeSession(Fake(infer_ms=1.0, classes=1000), wait=exactly)
+        batch = np.zeros((1, 3, 224, 224), np.float32)
+        start = time.perf_counter()
+        for _ in range(500):
+            session.infer(batch)
+        bare.append(500 / (time.perf_counter() - start))
+        record = loop.run(
+            Memory(count), sessions=[session], preprocessor=Preprocessor(spec.preprocess, spec.input), names=NAMES,
+            subject=SUBJECT, settings=loop.Settings(width=loop.Width(prepare=1)), telemetry=UNMEASURED,
+        )  # fmt: skip
+        latency = record.latency
+        rates.append(record.rate_per_s or 0.0)
+        # What is in the total besides decode, preprocess and the engine itself.
+        adds.append(
+            [
+                1e3 * (r.stages.total_ms - r.stages.infer_ms - r.stages.preprocess_ms - r.stages.decode_ms)
+                for r in record.results
+            ]
+        )
+        works.append(1e3 * (1e3 / rates[-1] - latency["infer"].p50_ms))
+    added = statistics.median(value for each in adds for value in each)
+    say("engine of 1 ms, in a row", f"{statistics.median(bare):.1f} per second")
+    say("engine of 1 ms, in the loop", f"{spread(rates)} per second (target: at least 950)")
+    say("share of 1,000 per second", f"{statistics.median(rates) / 10:.1f} %")
+    say("added per frame, own work, p50", f"{added:.0f} µs (target: under 100)")
+    say("added per frame, between inferences", f"{statistics.median(works):.0f} µs")
+
+
+# the sample model on this host
+
+
+class Host:
+    """The INT8 engine of the profile ``host`` and pictures of ImageNet."""
+
+    def __init__(self, images: Path, folder: Path) -> None:
+        self.profile = profile.load(ROOT / "profiles/host.yaml")
+        self.backend = get("onnxruntime")
+        build.build(self.profile, self.backend, cache=ROOT / "calib_cache", engines=folder, precision="int8")
+        self.engine = next(folder.rglob("*.onnx"))
+        self.pictures: Pictures = open_pictures(images).take(300)
+        self.preprocessor = Preprocessor(self.profile.preprocess, self.profile.input)
+        self.names = labels.load_names(Path(self.profile.labels))
+        for picture in self.pictures:
+            # Into the page cache.
+            picture.read()
+
+    def sequential(self, threads: int) -> float:
+        """Pictures per second of the plain loop."""
+        session = self.backend.open(self.engine, precision="int8", threads=threads)
+        batch = np.empty((1, 3, self.profile.input.height, self.profile.input.width), np.float32)
+        session.infer(batch)
+        start = time.perf_counter()
+        for picture in self.pictures:
+            self.preprocessor(decode(picture.read(), name=picture.name), out=batch[0])
+            logits = session.infer(batch).logits[0]
+            np.argsort(-logits)[:5]
+        return len(self.pictures) / (time.perf_counter() - start)
+
+    def overlapped(
+        self,
+        workers: int,
+        threads: int,
+        prepare: int,
+        **more: Any,  # noqa: ANN401
+    ) -> tuple[RunRecord, float]:
+        """A run of the loop, and the CPU seconds per picture that the process took."""
+        sessions = [self.backend.open(self.engine, precision="int8", threads=threads) for _ in range(workers)]
+        began = 0.0
+
+        class Timed(PictureStream):
+            def next(self) -> Frame | None:
+                nonlocal began
+                # The first picture: warming up is over.
+                began = began or time.process_time()
+                return super().next()
+
+        record = loop.run(
+            Timed(self.pictures), sessions=sessions, preprocessor=self.preprocessor, names=self.names,
+            subject=SUBJECT, settings=loop.Settings(warmup=3, width=loop.Width(prepare=prepare)),
+            **{"telemetry": UNMEASURED, **more},
+        )  # fmt: skip
+        return record, (time.process_time() - began) / record.pictures
+
+    def throughput(self, rounds: int) -> None:
+        """The default of the loop against the sequential loop at its best, in turns."""
+        cores = len(os.sched_getaffinity(0))
+        best = lanes.choose(self.profile, live=False, workers=None, threads=None, batch=1)
+        plain: dict[int, list[float]] = {threads: [] for threads in sorted({1, cores})}
+        settings = {
+            "the default": (best.workers, best.threads or 1, best.width.prepare),
+            "one session, all cores": (1, cores, 2),
+            "a session more than cores": (cores + 1, 1, 2),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in settings}
+        use: list[float] = []
+        ratios: list[float] = []
+        for _ in range(rounds):
+            for threads, found in plain.items():
+                found.append(self.sequential(threads))
+            for name, (workers, threads, prepare) in settings.items():
+                record, cpu_s = self.overlapped(workers, threads, prepare)
+                rates[name].append(record.rate_per_s or 0.0)
+                if name == "the default":
+                    use.append((record.rate_per_s or 0.0) * cpu_s / cores)
+            ratios.append(rates["the default"][-1] / max(found[-1] for found in plain.values()))
+        for threads, found in plain.items():
+            say(f"sequential, {threads} thread(s)", f"{spread(found)} pictures/s")
+        for name, (workers, threads, prepare) in settings.items():
+            say(f"loop, {name}", f"{spread(rates[name])} pictures/s ({workers} × {threads} threads, {prepare} prepare)")
+        say("loop / best sequential, paired", f"{spread(ratios)} (target: 1.25)")
+        say(f"share of what {cores} cores can do", f"{spread([100 * value for value in use])} % (target: 90)")
+
+    def watching(self, rounds: int) -> None:
+        """The same run with the live view drawn and a power sampler running, in turns with a bare one."""
+        shares = []
+        for index in range(rounds):
+            order = [False, True] if index % 2 else [True, False]
+            rate = {}
+            for watched in order:
+                with watchers(is_watched=watched, total=len(self.pictures)) as more:
+                    rate[watched] = self.overlapped(2, 1, 2, **more)[0].rate_per_s or 0.0
+            shares.append(100 * (1 - rate[True] / rate[False]))
+        say("live view and sampler take", f"{spread(shares)} % of the throughput (target: under 3)")
+
+
+@contextlib.contextmanager
+def watchers(*, is_watched: bool, total: int) -> Iterator[dict[str, Any]]:
+    """The live view on a terminal of its own, and a sampler of a source that reads files as hwmon does."""
+    if not is_watched:
+        yield {}
+        return
+    from rich.console import Console
+
+    from edge.pulse import Pulse
+    from edge.telemetry.base import Reading
+    from edge.telemetry.sampler import Sampler
+    from edge.ui import Terminal
+    from edge.ui.live import LiveView
+
+    class Source:
+        name, scope = "files", "module_input"
+
+        def read(self) -> Reading:
+            for _ in range(12):
+                Path("/proc/self/stat").read_bytes()
+            return Reading(t_s=time.monotonic(), power_mw=5000.0, temps_c={"cpu": 50.0})
+
+        def close(self) -> None:
+            pass
+
+    with Path(os.devnull).open("w") as sink, Sampler(Source()) as sampler:  # type: ignore[arg-type]
+        terminal = Terminal()
+        terminal.err = Console(file=sink, force_terminal=True, width=100, height=40)
+        pulse = Pulse(total=total, reading=lambda: sampler.latest)
+        view = LiveView(terminal, pulse, headline="benchmark", power="files")
+
+        def hear(heard: loop.Heard) -> None:
+            pulse.hear(heard)
+            view.hear(heard)
+
+        with view.showing():
+            yield {"hear": hear, "telemetry": Telemetry(sampler=sampler, no_power=None)}
+
+
+# memory
+
+
+def memory(*, first: int = 20_000, count: int = 200_000) -> None:
+    """Resident memory after the first frames and after all of them, of one run."""
+    small = profile.Input(height=32, width=32)
+    marks: list[float] = []
+
+    class Marked(Memory):
+        def next(self) -> Frame | None:
+            frame = super().next()
+            if frame is not None and frame.seq in {first, first + count - 1}:
+                gc.collect()
+                marks.append(resident_mib())
+            return frame
+
+    record = loop.run(
+        Marked(first + count, (48, 48)), sessions=[FakeSession(Fake(classes=1000))],
+        preprocessor=Preprocessor(profile.Preprocess(resize=36), small), names=NAMES, subject=SUBJECT,
+        settings=loop.Settings(warmup=1), telemetry=UNMEASURED,
+    )  # fmt: skip
+    say("frames", f"{record.pictures}, {record.rate_per_s:.0f} per second")
+    say(f"memory growth over {count} frames", f"{marks[1] - marks[0]:+.2f} MiB (target: under 2)")
+
+
+def resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+SUBJECT = Subject(
+    profile="benchmark", profile_digest="", model="", model_sha256="", engine_sha256="", table_sha256=None,
+    preprocess_digest="", backend={}, precision="int8", layers={}, device={}, source="benchmark",
+)  # fmt: skip
+
+
+def spread(values: list[float]) -> str:
+    """Median, least and largest."""
+    digits = 1 if statistics.median(values) >= 10 else 2
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def say(name: str, value: str) -> None:
+    print(f"{name:<40}{value}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
