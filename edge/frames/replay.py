@@ -147,13 +147,8 @@ class _Folder:
         self.opened = msgspec.structs.replace(header.source, total=frames)
 
     def due(self) -> Iterator[_Due]:
-        """Everything in the order of its lines."""
-        for saved in self._saved:
-            if saved.frame is not None:
-                yield _Due(saved.frame.t_s, saved.frame)
-            elif saved.outage is not None:
-                began = saved.outage.end_s is None
-                yield _Due(saved.outage.start_s if began else saved.outage.end_s or 0.0, saved.outage)
+        """Everything in the order of its times: several threads loaded the frames, and their lines may be mixed up."""
+        return iter(sorted((_due(saved) for saved in self._saved), key=lambda due: due.t_s))
 
     def frame(self, due: _Due, since_s: float) -> Frame:
         """A frame whose file is read when it is loaded."""
@@ -169,12 +164,22 @@ class _Folder:
             if not line:
                 continue
             try:
-                yield msgspec.json.decode(line, type=Saved)
+                saved = msgspec.json.decode(line, type=Saved)
+                if saved.frame or saved.outage:
+                    yield saved
             except (msgspec.DecodeError, UnicodeDecodeError) as exc:
                 if number == len(self._lines) + 1:
                     # Cut off when the run was killed.
                     return
                 raise DataError(f"the recording is damaged: line {number}: {exc}", where=self._where) from exc
+
+
+def _due(saved: Saved) -> _Due:
+    if saved.frame is not None:
+        return _Due(saved.frame.t_s, saved.frame)
+    outage = saved.outage
+    assert outage is not None  # noqa: S101 - for mypy: empty lines were left out
+    return _Due(outage.start_s if outage.end_s is None else outage.end_s, outage)
 
 
 class _Video:
