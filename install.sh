@@ -21,6 +21,7 @@ venv="$here/.venv"
 shown=.venv
 home=""
 edge_wheel=""
+more=""
 
 usage() {
   cat <<'TEXT'
@@ -99,6 +100,8 @@ find_source() {
   [ -n "$edge_wheel" ] || return 0
   case "$mode" in demo | test) fail "'$mode' needs a copy of the repository, and here are only wheels" 2 ;; esac
   [ -n "$offline" ] || offline="$here"
+  # A device of a fleet may get its bundles from a registry.
+  ! compgen -G "$offline/oras-*.whl" >/dev/null || more=",registry"
   [ -n "$home" ] || [ -n "${HOME:-}" ] || fail "HOME is not set: give --home DIR" 2
   [ -n "$home" ] || home="$HOME/.local/share/edge"
   need_mib=800
@@ -402,7 +405,7 @@ install_host() {
   else
     say "installing edge[$extras] (about 200 MB to download, one to three minutes)"
   fi
-  if [ -n "$edge_wheel" ]; then pip_install "$edge_wheel[$extras]"; else pip_install -e ".[$extras]"; fi
+  if [ -n "$edge_wheel" ]; then pip_install "$edge_wheel[$extras$more]"; else pip_install -e ".[$extras]"; fi
 }
 
 # On a Jetson, NumPy, OpenCV and TensorRT stay those of JetPack: others break or hide them.
@@ -433,13 +436,13 @@ choose_numpy() {
 list_requirements() {
   local cv2
   cv2="$(module_version "$venv/bin/python" cv2)"
-  "$venv/bin/python" - "$extras" "${cv2%%:*}" 2>>"$log" <<'PY'
+  "$venv/bin/python" - "$extras$more" "${cv2%%:*}" 2>>"$log" <<'PY'
 import sys
 from importlib.metadata import requires
 
 from pip._vendor.packaging.requirements import Requirement
 
-extras = {"host", sys.argv[1]}
+extras = {"host", *sys.argv[1].split(",")}
 for line in requires("jetson-edge") or []:
     requirement = Requirement(line)
     wanted = requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in ("", *extras))

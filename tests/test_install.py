@@ -713,6 +713,12 @@ def test_a_failed_installation_leaves_what_was_there(wheels: Wheels) -> None:
     assert wheels.active() != before
 
 
+def test_the_registry_client_is_installed_where_it_lies_there(wheels: Wheels) -> None:
+    (wheels.folder / "oras-0.2.43-py3-none-any.whl").write_bytes(b"wheel")
+    assert wheels.run().returncode == 0
+    assert wheels.bench.calls()[2].endswith("/jetson_edge-0.1.0-py3-none-any.whl[host,registry]")
+
+
 def test_somebody_elses_command_stays(wheels: Wheels) -> None:
     command = wheels.bench.folder / ".local" / "bin" / "edge"
     command.parent.mkdir(parents=True)

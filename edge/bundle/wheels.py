@@ -24,6 +24,7 @@ from typing import Any
 
 import msgspec
 
+from edge.bundle.names import name_problem
 from edge.errors import ArtifactError, GuestError, UsageError, os_error, require
 from edge.events import Listener, Note, silence
 from edge.profile import Family
@@ -37,7 +38,7 @@ _JETPACKS = {"6": ("3.10", 35), "7": ("3.12", 39)}
 _OLDEST_GLIBC = 17
 _SOURCES = frozenset({"pycuda"})
 # Ours, and what a wheel may ask for that the device has: install.sh leaves JetPack's OpenCV and NumPy alone.
-_EXTRAS = ("", "host")
+_EXTRAS = ("", "host", "registry")
 
 
 class Target(msgspec.Struct, frozen=True, order=True):
@@ -97,6 +98,7 @@ def gather(folder: Path, wanted: Sequence[Target], *, listen: Listener = silence
             chosen = [req for req in map(packaging.Requirement, pins) if _applies(req, target)]
             fetch = [f"{req.name}{req.specifier}" for req in chosen if req.name not in _SOURCES]
             _download(folder, target, fetch)
+            _shorten(folder, target)
             for req in chosen:
                 if req.name in _SOURCES and target.machine == "aarch64":
                     _pip(
@@ -184,6 +186,18 @@ def _download(folder: Path, target: Target, requirements: Sequence[str]) -> None
         "download", "--no-deps", "--only-binary", ":all:", *platforms, "--python-version", target.python,
         "--implementation", "cp", "-d", str(folder), *requirements,
     )  # fmt: skip
+
+
+def _shorten(folder: Path, target: Target) -> None:
+    """Give wheels with very long names, of many platform tags, only one of them: a bundle's names have a limit.
+
+    pip goes by the name of the file [packaging.python.org, "Binary distribution format"].
+    """
+    for path in folder.glob("*.whl"):
+        front, _, tags = path.stem.rpartition("-")
+        fitting = [tag for tag in tags.split(".") if tag in target.platforms()]
+        if name_problem(path.name) is not None and fitting:
+            path.rename(path.with_name(f"{front}-{min(fitting, key=len)}.whl"))
 
 
 def _build_edge(root: Path, folder: Path) -> None:

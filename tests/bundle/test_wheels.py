@@ -77,6 +77,17 @@ def test_incomplete(tmp_path: Path, tag: str, version: str) -> None:
         wheels.check_complete(tmp_path, ORIN)
 
 
+def test_names_that_are_too_long_for_a_bundle(tmp_path: Path) -> None:
+    tags = "manylinux2014_aarch64.manylinux_2_17_aarch64.manylinux_2_28_aarch64"
+    wheel(tmp_path, "charset_normalizer_and_more", "3.5.3", f"cp310-cp310-{tags}")
+    wheel(tmp_path, "short", "1.0", f"cp310-cp310-{tags}")
+    wheels._shorten(tmp_path, ORIN)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "charset_normalizer_and_more-3.5.3-cp310-cp310-manylinux2014_aarch64.whl", f"short-1.0-cp310-cp310-{tags}.whl",
+    ]  # fmt: skip
+    wheels.check_complete(tmp_path, ORIN)
+
+
 def test_something_that_is_no_wheel(tmp_path: Path) -> None:
     (tmp_path / "a-1.0-py3-none-any.whl").write_bytes(b"<html>")
     with pytest.raises(ArtifactError, match="not a wheel"):
@@ -124,6 +135,7 @@ def test_installed_for_real_without_a_network(made: Callable[..., Bundle], tmp_p
     assert "int8 built" in built
     assert "signers" in run(edge, "bundle", "verify", "--here", "--json", device)
     assert "up to date" in run("bash", script)
+    run(home / ".local/share/edge/venv/bin/python", "-c", "import oras.provider")  # for edge bundle pull
 
 
 def _can_unshare() -> bool:
