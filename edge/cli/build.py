@@ -17,7 +17,9 @@ from edge.cli import options
 from edge.ui import Terminal
 
 if TYPE_CHECKING:
+    from edge.backends.base import Layers
     from edge.build import Outcome
+    from edge.profile import Precision
 
 
 def command(
@@ -89,8 +91,14 @@ def _show(terminal: Terminal, outcome: Outcome) -> None:
     if timing:
         terminal.say(timing)
     layers = outcome.layers
-    share = f", {layers.weighted_int8} of {layers.weighted} weighted layers in INT8" if layers else ""
+    share = "" if layers is None else _share(outcome.precision, layers)
     terminal.data(f"{outcome.engine}: {outcome.precision} built in {outcome.seconds:.1f} s{share}")
+
+
+def _share(precision: Precision, layers: Layers) -> str:
+    """How much of what was asked for was delivered; FP32 asks for nothing."""
+    count = {"int8": layers.weighted_int8, "fp16": layers.weighted_fp16 + layers.weighted_int8}.get(precision)
+    return "" if count is None else f", {count} of {layers.weighted} weighted layers in {precision.upper()}"
 
 
 def _timing(outcome: Outcome) -> str:
