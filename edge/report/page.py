@@ -153,6 +153,8 @@ def _card(run: Run) -> list[tuple[str, str, str]]:
     if record.rate_per_s is not None:
         live = ", as the camera gives them" if record.source.get("live") else ""
         cards.append((f"{record.rate_per_s:.1f}", "pictures/s", f"{count(record.pictures)} pictures{live}"))
+    if record.bench is not None:
+        cards += _bench_card(record.bench)
     total = record.latency.get("total")
     if total is not None:
         tail = f"p99 {ms(total.p99_ms)} ms" if total.p99_ms is not None else f"max {ms(total.max_ms)} ms"
@@ -175,6 +177,15 @@ def _card(run: Run) -> list[tuple[str, str, str]]:
             value, name = max(known)
             cards.append((f"{value:.0f}", "°C at most", str(name)))
     return cards
+
+
+def _bench_card(bench: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The result of a scenario that is a percentile; one that is a rate has a card already."""
+    share, measured, most = (number(bench, name) for name in ("percentile", "percentile_ms", "estimate_ms"))
+    if share is None or measured is None:
+        return []
+    claim = f"at most {ms(most)} ms with 99 % confidence" if most is not None else "too few queries for a claim"
+    return [(ms(measured), f"ms, {share * 100:g}th percentile", claim)]
 
 
 def _throttles(record: RunRecord) -> dict[str, Any]:

@@ -56,7 +56,16 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def axis(self) -> dict[str, str]:
         """What has to agree before two runs may share an axis."""
-        return {"device": self.device, "backend": self.backend, "power mode": self.power_mode}
+        return {
+            "device": self.device, "backend": self.backend, "power mode": self.power_mode,
+            "measurement": self.measurement,
+        }  # fmt: skip
+
+    @property
+    def measurement(self) -> str:
+        """``run``: the whole way from picture to label; else the scenario of ``edge bench``: the engine alone."""
+        bench = self.record.bench
+        return "run" if bench is None else f"bench, {_word(bench.get('scenario'))}"
 
     @property
     def scope(self) -> str | None:
@@ -101,6 +110,8 @@ def facts(run: Run) -> dict[str, str]:
         "power mode": run.power_mode,
         "power": run.scope or "not measured",
         "source": f"{_word(source.get('kind'))} {_word(source.get('opened_as'), subject.source)}{size}",
+        "measurement": run.measurement,
+        "MLPerf's rules": _rules(record),
         "live": {True: "yes, newest frame first", False: "no, every picture"}.get(bool(source.get("live")), ""),
         "warm-up": _warmup(record),
         "measured": f"{record.measured_s:.1f} s",
@@ -109,6 +120,15 @@ def facts(run: Run) -> dict[str, str]:
         "edge": record.edge_version,
     }
     return {name: value or "–" for name, value in found.items()}
+
+
+def _rules(record: RunRecord) -> str:
+    """Whether a scenario was measured as the rules ask, or why not."""
+    if record.bench is None:
+        return "–"
+    why_not = record.bench.get("why_not")
+    reasons = [_word(reason) for reason in why_not] if isinstance(why_not, list) else []
+    return "followed" if record.bench.get("by_the_rules") is True else f"NOT followed: {'; '.join(reasons)}"
 
 
 def number(content: Mapping[str, Any], name: str) -> float | None:

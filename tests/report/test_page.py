@@ -197,3 +197,37 @@ def test_throttled_stretches_are_joined() -> None:
 )
 def test_milliseconds(value: float | None, text: str) -> None:
     assert page.ms(value) == text
+
+
+BENCH = {
+    "scenario": "single-stream", "percentile": 0.9, "percentile_ms": 7.31, "estimate_ms": 7.52, "by_the_rules": False,
+    "why_not": ["it ran for 60.0 s; the rules ask for 600 s"],
+}  # fmt: skip
+
+
+def test_a_scenario_has_its_result_and_whether_it_was_by_the_rules(shown: Callable[..., str]) -> None:
+    text = Reader(shown(made(bench=BENCH))).text
+    for words in ("7.31", "90th percentile", "at most 7.52 ms with 99 % confidence", "NOT followed: it ran for 60.0 s"):
+        assert words in text
+    assert "followed" in Reader(shown(made(bench={**BENCH, "by_the_rules": True, "why_not": []}))).text
+
+
+def test_scenarios_and_runs_are_not_on_one_axis(shown: Callable[..., str]) -> None:
+    text = Reader(shown(made(), made(bench=BENCH), made(bench={**BENCH, "scenario": "multi-stream"}))).text
+    assert "measurement bench, single-stream against run" in text
+    assert "measurement bench, multi-stream against bench, single-stream" in text
+
+
+@pytest.mark.parametrize(
+    "bench",
+    [
+        {},
+        {"scenario": NASTY, "why_not": [NASTY, 3]},
+        {"percentile": "x", "percentile_ms": None},
+        {"percentile": 0.9, "percentile_ms": True, "why_not": "no list"},
+    ],
+)
+def test_a_scenario_out_of_a_strange_record(bench: dict[str, Any], shown: Callable[..., str]) -> None:
+    page_text = shown(made(bench=bench))
+    assert "<script>alert" not in page_text
+    Reader(page_text)

@@ -25,7 +25,10 @@ def test_runs_have_letters_and_words(keep: Keep) -> None:
     first, second = load([keep("a.json"), keep("b.json")])
     assert (first.letter, second.letter, first.name) == ("A", "B", "a.json")
     assert first.device == "Orin Nano 8GB developer kit, p3767-0005, JetPack 6.2"
-    assert first.axis == {"device": first.device, "backend": "backend tensorrt, tensorrt 10.3.0", "power mode": "25W"}
+    assert first.axis == {
+        "device": first.device, "backend": "backend tensorrt, tensorrt 10.3.0", "power mode": "25W",
+        "measurement": "run",
+    }  # fmt: skip
     assert first.power is not None
     assert (first.scope, first.power.gross_mj, first.power.net_mj) == ("module_input by hwmon", 700.0, 230.0)
     assert first.power.gross_error_mj == pytest.approx(7.0)
