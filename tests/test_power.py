@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -338,8 +341,6 @@ def test_a_mode_that_cannot_be_set_does_not_run_the_block(root: Path) -> None:
 
 @needs_root
 def test_a_signal_while_it_switches_lets_it_finish_first(root: Path) -> None:
-    import signal
-
     (root / "slow").touch()
 
     def stop(_number: int, _frame: object) -> None:
@@ -358,6 +359,35 @@ def test_a_signal_while_it_switches_lets_it_finish_first(root: Path) -> None:
     state = power.show(root)
     assert state.mode == Mode(0, "15W")
     assert state.changed is not None  # so `edge power restore` knows what was before
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from edge import power
+from edge.cli import signals
+signals.install()
+with signals.graceful() as wish, power.during("MAXN_SUPER", Path(sys.argv[1])):
+    print("in", flush=True)
+    while not wish():
+        time.sleep(0.01)
+wish.grant()
+"""
+
+
+@needs_root
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_is_told_to_end_puts_the_mode_back(root: Path, number: signal.Signals) -> None:
+    (root / "slow").touch()
+    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"in\n"
+    assert power.show(root).mode == Mode(2, "MAXN_SUPER")
+    process.send_signal(number)
+    time.sleep(0.3)
+    process.send_signal(number)  # impatient, while the mode goes back
+    process.communicate(timeout=30)
+    assert power.show(root).mode == Mode(1, "25W")
 
 
 # doubts of a run

@@ -100,6 +100,22 @@ def test_replayed_power_is_marked_wherever_it_goes(edge: Edge, built: Place) -> 
     assert json.loads(again.out.splitlines()[-1])["summary"]["replayed"] == "kept.jsonl"
 
 
+@pytest.mark.slow  # ten seconds of idling are the least that a baseline takes
+def test_net_energy_needs_ten_seconds_of_idling(edge: Edge, built: Place) -> None:
+    built()
+    log = tegrastats_log(Path("tegrastats.log"))
+    ended = edge(*BENCH, "--power", f"replay@20:{log}", "--idle", "10s", "--min-duration", "2s", "--record", "b.json")
+    assert ended.code == 0, ended.err
+    power = record.load(Path("b.json")).power
+    assert power is not None
+    assert 10.0 <= power["idle_s"] < 11.0
+    assert 5000 <= power["idle_mw"] <= 5250
+    # The recording grows by 20 mW a second: what comes later is above the baseline.
+    assert 0 < power["net_joules"] < power["joules"] / 10
+    assert power["net_error_joules_per_picture"] > 0
+    assert "above idle: " in ended.out
+
+
 def test_a_recording_that_is_none_is_an_artifact_error(edge: Edge, built: Place) -> None:
     built()
     Path("r.log").write_text("hello\n")
