@@ -21,7 +21,7 @@ from edge.errors import GuestError, require
 
 INSTALL = (
     "on a Jetson: sudo apt install python3-libnvinfer, and a virtual environment with --system-site-packages; "
-    "on an RTX desktop: pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings"
+    "on an RTX desktop: pip install 'jetson-edge[rtx]'"
 )
 # NVIDIA's classes by edge's name of the algorithm.
 CALIBRATORS: dict[Algorithm, str] = {
