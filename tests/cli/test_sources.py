@@ -1,0 +1,229 @@
+"""``edge run`` from videos, recordings and a network camera that a thread of the test plays."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from edge import record
+
+Edge = Callable[..., Any]
+Place = Callable[..., Path]
+Start = Callable[..., "subprocess.Popen[str]"]
+RUN = ("run", "--profile", "tiny", "--json")
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def video(path: Path, count: int = 30) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 30, (64, 48))
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        writer.write(cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), (64, 48)))
+    writer.release()
+    return path
+
+
+class Server:
+    """A network camera: JPEG after JPEG over HTTP. It can stand still, hang up, and come back."""
+
+    def __init__(self) -> None:
+        self.is_sending = threading.Event()
+        self.is_sending.set()
+        self.hang_up = threading.Event()
+        self.refuse = False
+        self.served = 0
+        owner = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                owner.serve(self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://me:secret@127.0.0.1:{self._server.server_port}/video.mjpg"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def serve(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        if self.refuse:
+            handler.send_error(503)
+            return
+        handler.send_response(200)
+        handler.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        handler.end_headers()
+        try:
+            while not self.hang_up.is_set():
+                self.is_sending.wait(30)
+                _, data = cv2.imencode(".jpg", np.full((48, 64, 3), self.served % 250, np.uint8))
+                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
+                handler.wfile.write(head.encode() + data.tobytes() + b"\r\n")
+                self.served += 1
+                time.sleep(0.01)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        self.hang_up.set()
+        self.is_sending.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    playing = Server()
+    yield playing
+    playing.close()
+
+
+def test_every_frame_of_a_video(edge: Edge, built: Place) -> None:
+    folder = built()
+    video(folder / "v.avi")
+    *each, last = lines(edge(*RUN, "--video", "v.avi", "--record", "r.json").out)
+    assert [one["name"] for one in each] == [f"frame {number}" for number in range(30)]
+    source = last["summary"]["source"]
+    assert (source["kind"], source["live"], source["width"], source["total"]) == ("video", False, 64, 30)
+    assert (last["summary"]["dropped"], record.load(folder / "r.json").pictures) == (None, 30)
+
+
+def test_a_replayed_run_says_so(edge: Edge, built: Place) -> None:
+    folder = built()
+    video(folder / "v.avi")
+    for speed, live in (("real", True), ("fast", False)):
+        ended = edge(*RUN, "--replay", "v.avi", "--replay-speed", speed, "--record", f"{speed}.json")
+        assert ended.code == 0
+        kept = record.load(folder / f"{speed}.json")
+        assert (kept.replayed, kept.source["kind"], kept.source["live"]) == ("v.avi", "replay", live)
+        assert kept.pictures + (kept.dropped or 0) == 30
+
+
+def test_the_same_pictures_one_by_one_in_batches_and_by_several_workers(edge: Edge, built: Place) -> None:
+    built(11)
+    found = []
+    for options in ((), ("--batch", "4"), ("--workers", "3"), ("--workers", "2", "--batch", "8")):
+        *each, last = lines(edge(*RUN, "--images", "pictures", *options).out)
+        found.append([(one["seq"], one["name"], one["guesses"][0]["label"]) for one in each])
+        assert last["summary"]["pictures"] == 11
+    assert all(one == found[0] for one in found)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--images", "pictures", "--camera", "0"), "--images and --camera exclude each other"),
+        (("--camera", "nothing"), "is not the name of a camera"),
+        (("--images", "pictures", "--batch", "99"), "the engine takes 8 pictures at most, not 99"),
+        (("--camera", "0", "--batch", "2"), "a live source is classified frame by frame"),
+        (("--images", "pictures", "--every-frame"), "--every-frame needs a record of lines"),
+        (("--images", "pictures", "--record", "r.json", "--every-frame"), "--every-frame needs a record of lines"),
+        (("--images", "pictures", "--duration", "soon"), "--duration 'soon' is no length of time"),
+        (("--images", "pictures", "--record", "r.json", "--flush", "0s"), "too often for any disk"),
+    ],
+)
+def test_what_does_not_go_together(options: tuple[str, ...], words: str, edge: Edge, built: Place) -> None:
+    built()
+    ended = edge("run", "--profile", "tiny", *options)
+    assert (ended.code, ended.out) == (2, "")
+    assert words in ended.err
+
+
+def test_a_camera_that_is_not_there(edge: Edge, built: Place) -> None:
+    built()
+    ended = edge("run", "--profile", "tiny", "--camera", "/dev/video97")
+    assert (ended.code, ended.out) == (8, "")
+    assert "/dev/video97: there is no camera here" in ended.err
+
+
+def test_csi_needs_gstreamer(edge: Edge, built: Place) -> None:
+    if cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
+        pytest.skip("this OpenCV has GStreamer")
+    built()
+    ended = edge("run", "--profile", "tiny", "--camera", "csi://0")
+    assert (ended.code, ended.out) == (4, "")
+    assert "built without GStreamer" in ended.err
+    assert "sudo apt install libopencv-python" in ended.err
+
+
+def test_a_network_camera_for_a_while(edge: Edge, built: Place, server: Server) -> None:
+    folder = built()
+    ended = edge(*RUN, "--camera", server.url, "--duration", "1s", "--record", "r.jsonl", "--every-frame")
+    assert ended.code == 0, ended.err
+    kept = record.load(folder / "r.jsonl")
+    assert (kept.status, kept.source["kind"], kept.source["live"]) == ("complete", "network", True)
+    assert kept.pictures > 3
+    assert kept.dropped is not None
+    assert kept.latency["age"].p50_ms > 0
+    assert kept.measured_s < 5
+    assert "secret" not in (folder / "r.jsonl").read_text() + ended.out + ended.err
+
+
+def test_a_server_that_hangs_up_and_comes_back_is_a_gap(start: Start, built: Place, server: Server) -> None:
+    folder = built(camera={"timeout_s": 2.0, "reconnect": {"first_s": 0.1, "max_s": 0.2}})
+    process = start(*RUN, "--camera", server.url, "--record", "r.jsonl", "--flush", "0.2s")
+    out = process.stdout
+    assert out is not None
+    said = iter(lambda: json.loads(out.readline()), None)
+    next(said)
+    server.refuse = True
+    server.hang_up.set()
+    began = next(one["gap"] for one in said if "gap" in one)
+    assert began["end_s"] is None
+    assert "ffprobe" in began["hint"]
+    server.hang_up.clear()
+    server.refuse = False
+    ended = next(one["gap"] for one in said if "gap" in one)
+    assert ended["end_s"] > began["start_s"]
+    assert ended["attempts"] >= 1
+    next(said)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    kept = record.load(folder / "r.jsonl")
+    assert (kept.status, len(kept.gaps)) == ("interrupted", 1)
+    assert kept.gaps[0].reopened_as == "http://me:***@" + server.url.split("@")[1]
+
+
+def test_killed_the_record_up_to_the_last_flush_is_readable(start: Start, built: Place, server: Server) -> None:
+    folder = built()
+    process = start(*RUN, "--camera", server.url, "--record", "r.jsonl", "--flush", "0.2s", "--every-frame")
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        time.sleep(0.1)
+        if (folder / "r.jsonl").exists() and record.load(folder / "r.jsonl").pictures > 3:
+            break
+    process.kill()
+    process.communicate(timeout=60)
+    kept = record.load(folder / "r.jsonl")
+    assert (kept.status, kept.failure) == ("interrupted", record.KILLED)
+    assert kept.pictures > 3
+    assert len(kept.results) == kept.pictures
+
+
+def test_a_run_whose_backend_fails_has_a_record_too(edge: Edge, place: Place, tiny_model: Callable[..., Path]) -> None:
+    """The model takes a logarithm of its input: NaN from the first dark pixel on."""
+    folder = place(model="nan.onnx")
+    tiny_model(folder / "profiles" / "nan.onnx", nan=True)
+    assert edge("build", "--profile", "tiny", "--precision", "fp32").code == 0
+    ended = edge("run", "--profile", "tiny", "--precision", "fp32", "--images", "pictures", "--record", "r.json")
+    assert ended.code == 8
+    assert "NaN or infinity" in ended.err
+    kept = record.load(folder / "r.json")
+    assert kept.status == "failed"
+    assert kept.failure is not None
+    assert "NaN or infinity" in kept.failure
