@@ -13,6 +13,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -22,7 +23,7 @@ import numpy as np
 from edge import model as models
 from edge import store
 from edge.backends.blocked import Watching, open_blocked
-from edge.calibration import collect, network
+from edge.calibration import collect, kernel, network
 from edge.calibration.statistics import FORMAT, Statistics
 from edge.errors import ArtifactError
 from edge.events import Listener, Progress, silence
@@ -232,7 +233,11 @@ def _opened(task: Task) -> tuple[Watching, Preprocessor, int | None]:
     outputs = network.with_outputs(models.read(path), list(task.watched))
     shape = (model.fixed_batch or 1, 3, task.input.height, task.input.width)
     probe = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    return open_blocked(outputs, probe), Preprocessor(task.preprocess, task.input), model.fixed_batch
+    with ThreadPoolExecutor(1, thread_name_prefix="compile") as beside:
+        # Whether that works out is heard where it is used.
+        beside.submit(kernel.prepare)
+        session = open_blocked(outputs, probe)
+    return session, Preprocessor(task.preprocess, task.input), model.fixed_batch
 
 
 def _use_one_malloc_arena() -> None:

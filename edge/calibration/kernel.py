@@ -62,6 +62,15 @@ def count(values: Values, counts: Counts | None, *, exponent: int, seen: list[fl
     return done
 
 
+def prepare() -> None:
+    """Compile the loop now; ahead of time, beside other work.
+
+    Raises:
+        GuestError: as :func:`count`.
+    """
+    _compiled()
+
+
 @functools.cache
 def _compiled() -> Callable[..., int]:
     llvm = require("llvmlite.binding")
