@@ -128,6 +128,14 @@ def load(path: Path) -> Model:
     _check_input(inputs[0], path)
     _check_output(outputs[0], path)
     opset = max((item.version for item in proto.opset_import if item.domain in {"", "ai.onnx"}), default=0)
+    newest = int(require("onnx").defs.onnx_opset_version())
+    if opset > newest:
+        # A parser may take it all the same, and read an operator in its older meaning.
+        raise ModelError(
+            f"opset {opset}, and the newest that the installed onnx knows is {newest}",
+            where=path,
+            hint="export with opset 17, or install a newer onnx",
+        )
     return Model(
         path=path,
         sha256=fingerprint(path),
@@ -220,7 +228,11 @@ def _check_input(tensor: Tensor, path: Path) -> None:
             f"the input is NHWC: {tensor}", where=path, hint="export it as N×3×H×W (a Transpose in front will do)"
         )
     if len(shape) != 4 or shape[1] != 3:
-        raise ModelError(f"the input must be N×3×H×W, this is {tensor}", where=path)
+        raise ModelError(
+            f"the input must be N×3×H×W, this is {tensor}",
+            where=path,
+            hint="export it as N×3×H×W; only batch, height and width may be dynamic",
+        )
 
 
 def _check_output(tensor: Tensor, path: Path) -> None:
