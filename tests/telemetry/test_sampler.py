@@ -243,17 +243,22 @@ class Steady:
         self.closed = True
 
 
-def test_the_thread_samples_at_the_rate_that_is_asked_for() -> None:
+def test_the_thread_samples_until_its_block_ends() -> None:
     source = Steady()
     started = time.monotonic()
     with Sampler(source, rate_hz=100) as sampler:
-        time.sleep(0.5)
+        while len(sampler.readings) < 20:
+            time.sleep(0.01)
         inside = sampler.energy(Window(started, time.monotonic()))
     ended = time.monotonic()
     result = sampler.energy(Window(started, ended))
     assert inside.joules is not None
     assert result.joules == pytest.approx(2.5 * (ended - started), rel=0.01)
-    assert 12 <= result.samples <= 55  # a busy machine may miss many, and never gives more
+    # A busy machine may miss many, and never gives more than were asked for, and one at each end.
+    assert 20 <= result.samples <= 100 * (ended - started) + 2
+    taken = len(sampler.readings)
+    time.sleep(0.05)
+    assert len(sampler.readings) == taken
     assert not source.closed
 
 
@@ -286,11 +291,3 @@ def test_a_bug_in_a_source_is_not_swallowed() -> None:
 def test_an_error_of_the_block_outranks_the_sampler() -> None:
     with pytest.raises(KeyError, match="mine"), Sampler(Steady(), rate_hz=50):
         raise KeyError("mine")
-
-
-def test_sampling_costs_less_than_one_percent_of_a_core() -> None:
-    before_wall, before_cpu = time.monotonic(), time.process_time()
-    with Sampler(Steady(), rate_hz=10):
-        time.sleep(1.0)
-    share = (time.process_time() - before_cpu) / (time.monotonic() - before_wall)
-    assert share < 0.01
