@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -446,3 +447,29 @@ def test_a_default_written_out_is_the_same_profile(write: Write) -> None:
     spelt = profile.load(write("p", BASE + "input: {height: 224, batch: {min: 1}}\nprecision: int8\n"))
     assert spelt.digest == profile.load(write("q")).digest
     assert spelt == msgspec.structs.replace(profile.load(write("q")), name="p")
+
+
+@pytest.mark.parametrize(
+    ("camera", "words"),
+    [
+        ({"fps": 0}, "camera.fps: expected `float` > 0.0"),
+        ({"fps": ".inf"}, "camera.fps: "),
+        ({"timeout_s": float("inf")}, "camera.timeout_s: must be finite"),
+        ({"format": "h264"}, "camera.format: 'h264' is not one of mjpg, yuyv, any"),
+        ({"reconnect": {"first_s": 9.0, "max_s": 1.0}}, "camera.reconnect: needs first_s <= max_s, got 9.0, 1.0"),
+        ({"pipeline": "v4l2src ! fakesink"}, "camera.pipeline: must end in appsink"),
+        ({"timeout": 3}, "camera.timeout: unknown key (did you mean 'timeout_s'?)"),
+    ],
+)
+def test_what_a_camera_cannot_be(camera: dict[str, Any], words: str, tmp_path: Path, tiny_profile: Any) -> None:
+    with pytest.raises(ProfileError) as caught:
+        profile.load(tiny_profile(tmp_path, camera=camera))
+    assert words in str(caught.value)
+
+
+def test_a_camera_is_no_part_of_the_digest(tmp_path: Path, tiny_profile: Any) -> None:
+    plain, with_camera = (
+        profile.load(tiny_profile(tmp_path / name, camera=camera)) for name, camera in (("a", {}), ("b", {"fps": 60}))
+    )
+    assert with_camera.camera.fps == 60.0
+    assert plain.digest == with_camera.digest

@@ -62,7 +62,8 @@ class LiveView:
         if isinstance(heard, Skip):
             self._terminal.warn(f"skipped {heard.name}: {heard.reason}")
         elif isinstance(heard, Gap):
-            self._terminal.warn(_gap_line(heard))
+            hint = f"\n  try: {heard.hint}" if heard.hint and heard.end_s is None else ""
+            self._terminal.warn(f"{_gap_line(heard)}{hint}")
         elif time.monotonic() - self._said >= _PLAIN_INTERVAL_S:
             self._said = time.monotonic()
             now = self._pulse.now()

@@ -31,6 +31,8 @@ def summary(terminal: Terminal, record: RunRecord) -> None:
         + (f", {record.skipped_count} skipped" if record.skipped_count else "")
         + (f"  ({record.status})" if record.status != "complete" else "")
     )
+    if record.dropped is not None:
+        terminal.show(_live_line(record))
     layers = subject.layers
     terminal.show(
         f"{Path(subject.model).name}, {subject.precision}, {subject.backend.get('backend')} "
@@ -72,6 +74,13 @@ def energy_lines(energy: Mapping[str, Any]) -> list[str]:
     elif energy.get("idle_refusal"):
         lines.append(f"above idle: not known, {energy['idle_refusal']}")
     return lines
+
+
+def _live_line(record: RunRecord) -> str:
+    """What a live source lost: frames that were replaced by newer ones, and times without any."""
+    without_s = sum((gap.end_s if gap.end_s is not None else record.measured_s) - gap.start_s for gap in record.gaps)
+    gaps = f"{len(record.gaps)} gap{'s' if len(record.gaps) > 1 else ''}, {without_s:.1f} s without frames"
+    return f"{record.dropped} frames dropped for newer ones; {gaps if record.gaps else 'no gaps'}"
 
 
 def _summary_row(name: str, values: Summary) -> tuple[str, ...]:
