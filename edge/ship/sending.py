@@ -232,9 +232,12 @@ class _Trip:
         if self._signature is not None:
             entries[SIGNATURE] = sha256_bytes(self._signature)
         lines = [f"{digest} {name}" for name, digest in sorted(entries.items())]
+        # The device's list of files, byte by byte: a disk that was full when it was written must not shorten it.
+        listed = sorted(f"{digest}  ./{name}\n".encode() for name, digest in entries.items())
+        whole = sha256_bytes(b"".join(listed))
         for _ in range(2):
             self._listen(Progress(self._place.name, 0, None, "verifying"))
-            rotten = [frame.text for frame in self._session.ask("tree", self._bundle.digest, *lines, "")]
+            rotten = [frame.text for frame in self._session.ask("tree", self._bundle.digest, whole, *lines, "")]
             if not rotten:
                 return
             self._listen(

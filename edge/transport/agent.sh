@@ -49,7 +49,7 @@ hello() {
   IFS= read -r edge
   IFS= read -r system
   case $root in /*) ;; *) root=${HOME:-/}/$root ;; esac
-  for tool in base64 cmp comm cut dd find flock ln mkdir mv readlink rm sha256sum sort stat sync tail tr; do
+  for tool in base64 cmp cut dd find flock ln mkdir mv readlink rm sha256sum sort stat sync tail tr; do
     command -v "$tool" >/dev/null 2>&1 || fail tools "$tool"
   done
   say root "$root"
@@ -220,7 +220,9 @@ tree() {
   need_lock
   rm -rf -- "$root/incoming/rsync"
   IFS= read -r digest
+  IFS= read -r whole
   need_digest "$digest"
+  need_digest "$whole"
   list=$root/incoming/list.$$
   words=$( (: >"$list") 2>&1) || fail write "$(oneline "$words")"
   while IFS= read -r line && [ -n "$line" ]; do
@@ -229,6 +231,9 @@ tree() {
     printf '%s  ./%s\n' "${line%% *}" "${line#* }"
   done >>"$list"
   try sort -o "$list" -- "$list"
+  # A full disk may have cut the list short: a bundle of half of the files would then fit it.
+  sum=$(sha256sum <"$list" 9>&-)
+  [ "${sum%% *}" = "$whole" ] || fail write "No space left on device (the list of files)"
   if fits "$root/bundles/$digest" "$list"; then
     keep_list
     say done
@@ -449,13 +454,14 @@ gc() {
     [ -f "$folder.sha256" ] || rm -rf -- "$folder"
   done
   find "$root/incoming" -mindepth 1 -maxdepth 1 ! -name "beat.$$" -exec rm -rf -- {} +
-  cat "$root"/bundles/*.sha256 2>/dev/null | cut -c 1-64 | sort -u >"$root/incoming/kept"
-  find "$root/blobs/sha256" -type f -printf '%f\n' | sort | comm -23 - "$root/incoming/kept" |
+  # In memory: this is what one does when the disk is full.
+  kept=$(cat "$root"/bundles/*.sha256 2>/dev/null | cut -c 1-64 | sort -u)
+  find "$root/blobs/sha256" -type f -printf '%f\n' |
     while IFS= read -r sha; do
+      case $kept in *"$sha"*) continue ;; esac
       say freed "$(stat -c %s -- "$root/blobs/sha256/$sha")"
       rm -f -- "$root/blobs/sha256/$sha"
     done
-  rm -f -- "$root/incoming/kept"
   say done
 }
 

@@ -194,6 +194,11 @@ class Session:
         """Write and read until ``is_done``."""
         heard = time.monotonic()
         while not is_done():
+            if self._ended and any(frame.word == "fail" for frame in self._frames):
+                # It said why before it went: that is heard next.
+                self._out.clear()
+                self._is_deaf = True
+                return
             if self._ended or self._is_killed:
                 raise self._gone()
             self._watch_stdin(wanted=bool(self._out))

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 from edge.events import Event, Note, Progress
 from edge.ui import Style, Terminal
+from edge.ui.glyphs import Glyphs
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
 STYLES: dict[str, Style] = {
     "ok": "green", "unchanged": "dim", "would ship": "cyan",
@@ -87,19 +89,20 @@ class FleetView:
         width, height = self._terminal.err.size
         with self._guard:
             running, counts = dict(self._running), dict(self._counts)
+        glyphs = Glyphs(self._terminal.err.encoding)
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True, max_width=max(12, width // 3), overflow="ellipsis")
         table.add_column(no_wrap=True, width=_BAR)
         table.add_column(no_wrap=True, overflow="ellipsis")
         room = max(1, height - 3)
         for name, (event, begun) in list(running.items())[:room]:
-            table.add_row(name, *_row(event, time.monotonic() - begun))
+            table.add_row(name, *_row(event, time.monotonic() - begun, glyphs))
         if len(running) > room:
             table.add_row(f"and {len(running) - room} more", "", "")
         if self._total > 1:
             done = sum(counts.values())
             words = ", ".join(f"{count} {work}" for work, count in counts.items())
-            table.add_row(f"{done} of {self._total} {self._unit}", _bar(done, self._total), words, style="bold")
+            table.add_row(f"{done} of {self._total} {self._unit}", _bar(done, self._total, glyphs), words, style="bold")
         return table
 
     def _say(self, text: str, *, style: Style) -> None:
@@ -116,10 +119,10 @@ class FleetView:
             self._say(f"{name}: {_words(event)}", style="")
 
 
-def _row(event: Progress | None, seconds: float) -> tuple[str, str]:
+def _row(event: Progress | None, seconds: float, glyphs: Glyphs) -> tuple[Text | str, str]:
     if event is None:
         return "", f"connecting  {seconds:.0f} s"
-    bar = "" if event.total is None else _bar(event.done, event.total)
+    bar = "" if event.total is None else _bar(event.done, event.total, glyphs)
     return bar, f"{_words(event)}  {seconds:.0f} s"
 
 
@@ -129,6 +132,8 @@ def _words(event: Progress) -> str:
     return f"{event.done / 1024:.1f} of {event.total / 1024:.1f} MiB"
 
 
-def _bar(done: int, total: int) -> str:
-    full = _BAR if not total else min(_BAR, done * _BAR // total)
-    return "━" * full + " " * (_BAR - full)
+def _bar(done: int, total: int, glyphs: Glyphs) -> Text:
+    from rich.text import Text
+
+    filled, empty = glyphs.bar(done / total if total else 1.0, _BAR)
+    return Text.assemble((filled, "cyan"), (empty, "dim"))

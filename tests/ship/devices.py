@@ -25,11 +25,13 @@ def current(place: Place) -> str | None:
     link = root_of(place) / "current"
     if not link.is_symlink():
         return None
-    found = open_bundle(link)
+    # The folder, not the link: a device that is still at work may switch while this reads.
+    target = link.resolve()
+    found = open_bundle(target)
     for name in found.files:
         found.read(name)
-    assert found.digest == link.readlink().name
-    listed = {path.relative_to(link).as_posix() for path in link.rglob("*") if path.is_file()}
+    assert found.digest == target.name
+    listed = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
     assert listed - {"bundle.json.sig"} == {*found.files, "bundle.json"}
     return found.digest
 
