@@ -113,6 +113,9 @@ GUESTS: dict[str, str] = {
     "oras": "pip install 'jetson-edge[registry]'",
     "requests": "pip install 'jetson-edge[registry]'",
     "jinja2": "pip install 'jetson-edge[report]'",
+    "prometheus_client": "pip install 'jetson-edge[web]'",
+    "starlette": "pip install 'jetson-edge[web]'",
+    "uvicorn": "pip install 'jetson-edge[web]'",
     "matplotlib": "pip install 'jetson-edge[report]'  (on a Jetson also: sudo apt install python3-matplotlib)",
 }
 

@@ -1,31 +1,58 @@
-"""Who follows a run while it goes: the terminal or the JSON lines, and the supervisor."""
+"""Who follows a run while it goes: the terminal or the JSON lines, the supervisor, browsers and Prometheus."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from edge.cli import doors
 from edge.heartbeat import Heartbeat, Notifier, watchdog_s
 from edge.pulse import Pulse
-from edge.record import Gap, Result, Skip
+from edge.record import Gap, Result, RunRecord, Skip, Subject
 from edge.ui.live import LiveView
 
 if TYPE_CHECKING:
     from edge.frames.stream import Stream
     from edge.telemetry.sampler import Sampler
     from edge.ui import Terminal
+    from edge.web.view import View
 
 Heard = Result | Skip | Gap
 
 
+class Audience:
+    """Everybody who follows a run. Call it with what the loop says; ``show`` is None where nobody can see pictures."""
+
+    def __init__(self, listeners: Sequence[Callable[[Heard], None]], view: View | None) -> None:
+        self._listeners = listeners
+        self.show = None if view is None else view.show
+
+    def __call__(self, heard: Heard) -> None:
+        """Pass one event of the loop on to all."""
+        for listen in self._listeners:
+            listen(heard)
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """What is followed: ``headline`` says what runs, ``power`` how it is measured, or why it is not.
+
+    ``kept`` gets the record when the run is over, however it ended.
+    """
+
+    subject: Subject
+    headline: str
+    power: str
+    kept: list[RunRecord]
+
+
 @contextmanager
 def gather(
-    terminal: Terminal, stream: Stream, sampler: Sampler | None, *, headline: str, power: str, as_json: bool
-) -> Iterator[Callable[[Heard], None]]:
+    terminal: Terminal, stream: Stream, sampler: Sampler | None, run: Run, *, seen: doors.Doors, as_json: bool
+) -> Iterator[Audience]:
     """Who follows this run, until the block ends; give what the loop says to what this yields."""
     pulse = Pulse(
         total=stream.opened.total,
@@ -33,21 +60,25 @@ def gather(
         reading=lambda: sampler.latest if sampler is not None else None,
     )
     with contextlib.ExitStack() as stack:
-        view = LiveView(terminal, pulse, headline=headline, power=power)
-        listeners: list[Callable[[Heard], None]] = [pulse.hear, _printer(terminal) if as_json else view.hear]
+        panel = LiveView(terminal, pulse, headline=run.headline, power=run.power)
+        listeners: list[Callable[[Heard], None]] = [pulse.hear, _printer(terminal) if as_json else panel.hear]
         notifier = Notifier.from_environment()
         if notifier is not None:
             beat = Heartbeat(notifier, watchdog_s=watchdog_s(), state=lambda: pulse.now().line)
             listeners.append(stack.enter_context(beat).hear)
+        served = doors.serve(
+            seen, stack, pulse, run.subject, sampler=sampler, headline=run.headline, power=run.power
+        )
+        listeners += served.hear
         # On one and the same terminal, the panel and the JSON lines would run through each other.
         if not (as_json and terminal.out.is_terminal):
-            stack.enter_context(view.showing())
-
-        def hear(heard: Heard) -> None:
-            for listen in listeners:
-                listen(heard)
-
-        yield hear
+            stack.enter_context(panel.showing())
+        try:
+            yield Audience(listeners, served.view)
+        finally:
+            # A browser that still looks is told the end, for which this waits a second or two at most.
+            if served.view is not None and run.kept:
+                served.view.end(run.kept[-1])
 
 
 def _printer(terminal: Terminal) -> Callable[[Heard], None]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from edge.cli import keeping, lanes, options, sources
+from edge.cli import doors, keeping, lanes, options, sources
 from edge.ui import Terminal
 
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ def command(  # noqa: PLR0913 - one argument per option
     flush: keeping.Flush = None,
     record_size: keeping.Size = 64,
     record_files: keeping.Files = 5,
+    web: doors.Web = None,
+    metrics: doors.MetricsAt = None,
+    token_file: doors.TokenFile = None,
     power: options.Power = None,
     idle: options.Idle = None,
     set_power_mode: options.SetPowerMode = False,
@@ -79,28 +82,30 @@ def command(  # noqa: PLR0913 - one argument per option
     names = labels.load_names(Path(chosen.labels))
     kept: list[RunRecord] = []
     with _printed(terminal, kept, as_json=as_json), contextlib.ExitStack() as stack:
+        opened = doors.open_doors(doors.Wishes(web, metrics, token_file), stack, terminal)
         sessions, preprocessor = lanes.open_sessions(backend, found, chosen, width, precision=wanted, stack=stack)
         wish = stack.enter_context(signals.graceful())
         wishes = metering.Wishes(power=power, idle=idle, set_power_mode=set_power_mode, log=telemetry_log)
         telemetry = stack.enter_context(metering.measured(chosen, wishes, terminal=terminal, should_stop=wish))
         stream = open_stream()
         stack.callback(stream.close)
-        headline = f"{chosen.name} · {Path(chosen.model).stem} · {wanted}"
-        with audience.gather(
-            terminal, stream, telemetry.sampler, headline=headline, power=metering.power_line(telemetry),
-            as_json=as_json,
-        ) as hear:  # fmt: skip
+        run = audience.Run(
+            subject=places.subject(chosen, backend, found, wanted, Path(name)), power=metering.power_line(telemetry),
+            headline=f"{chosen.name} · {Path(chosen.model).stem} · {wanted}", kept=kept,
+        )  # fmt: skip
+        with audience.gather(terminal, stream, telemetry.sampler, run, seen=opened, as_json=as_json) as followers:
             loop.run(
                 stream,
                 sessions=sessions,
                 preprocessor=preprocessor,
                 names=names,
-                subject=places.subject(chosen, backend, found, wanted, Path(name)),
+                subject=run.subject,
                 settings=loop.Settings(
                     topk=topk or chosen.run.topk, warmup=chosen.run.warmup, width=width.width, duration_s=duration_s
                 ),
                 telemetry=telemetry,
-                hear=hear,
+                hear=followers,
+                show=followers.show,
                 keep=kept.append,
                 journal=wished.journal(terminal),
                 should_stop=wish,
