@@ -66,9 +66,7 @@ def gather(
         if notifier is not None:
             beat = Heartbeat(notifier, watchdog_s=watchdog_s(), state=lambda: pulse.now().line)
             listeners.append(stack.enter_context(beat).hear)
-        served = doors.serve(
-            seen, stack, pulse, run.subject, sampler=sampler, headline=run.headline, power=run.power
-        )
+        served = doors.serve(seen, stack, pulse, run.subject, sampler=sampler, headline=run.headline, power=run.power)
         listeners += served.hear
         # On one and the same terminal, the panel and the JSON lines would run through each other.
         if not (as_json and terminal.out.is_terminal):
