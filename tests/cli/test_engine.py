@@ -108,7 +108,8 @@ def test_list(edge: Run, built: Place) -> None:
     assert found[0]["why"][0].startswith("profile: ")
 
 
-def test_list_nothing(edge: Run) -> None:
+def test_list_nothing(edge: Run, place: Place) -> None:
+    place(1)  # without a folder of profiles here, edge would look into the checkout that it runs from
     done = edge("engine", "list")
     assert (done.code, done.out) == (0, "")
     assert "edge build makes one" in done.err

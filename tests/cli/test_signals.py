@@ -280,5 +280,7 @@ def test_a_signal_before_the_work_stops_at_once(start: Start, place: Place) -> N
             # It waits for the lock, and has noted the first one.
             process.send_signal(signal.SIGTERM)
         code, out, _ = finish(process)
-    assert (code, out) == (128 + signal.SIGTERM, "")
+    # The second one may find an interpreter that is already ending, and has put its handlers away.
+    assert code in (128 + signal.SIGTERM, -signal.SIGTERM)
+    assert out == ""
     assert visible(folder) == []
