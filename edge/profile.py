@@ -100,7 +100,8 @@ class Run(_Section, frozen=True):
     """How the loop runs. ``threads`` is for the CPU backend; None means all cores.
 
     ``workers`` is how many sessions infer at the same time, and ``prepare`` how many threads read, decode and
-    preprocess; None leaves the choice to the run.
+    preprocess; None leaves the choice to the run. ``preprocess_on``: the GPU where the backend can and its kernel
+    compiles (auto), the GPU or an error (device), or OpenCV (cpu).
     """
 
     warmup: Annotated[int, msgspec.Meta(ge=0)] = 10
@@ -108,6 +109,7 @@ class Run(_Section, frozen=True):
     threads: Positive | None = None
     workers: Positive | None = None
     prepare: Positive | None = None
+    preprocess_on: Literal["auto", "cpu", "device"] = "auto"
 
 
 class Reconnect(_Section, frozen=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,9 +42,9 @@ def choose(
 ) -> Lanes:
     """What suits the backend and the source.
 
-    ONNX Runtime on a CPU: pictures from files go through one session per core, of one thread each, which is a third
-    more per second than one session over all cores (benchmarks/loop.py); a camera's frame goes through one session over
-    all cores, which has its label sooner. Elsewhere one session keeps the device busy, and the other cores prepare.
+    ONNX Runtime on a CPU: pictures from files go through one session per core, of one thread each, which is the faster
+    way for many (benchmarks/loop.py); a camera's frame goes through one session over all cores, which all work on the
+    newest one. Elsewhere one session keeps the device busy, and the other cores prepare.
 
     Raises:
         UsageError: a batch that the engine does not take, or one from a live source.
@@ -82,8 +82,16 @@ def open_sessions(
     *,
     precision: str,
     stack: contextlib.ExitStack,
+    warn: Callable[[str], None],
 ) -> tuple[Sequence[Session] | Sequence[FrameSession], Preprocessor | None]:
-    """Open sessions, closed with ``stack``, and what preprocesses for them: None where they do it on their device."""
+    """Open sessions, closed with ``stack``, and what preprocesses for them: None where they do it on their device.
+
+    Where the profile leaves the choice and the device cannot, ``warn`` hears why, and OpenCV does it.
+
+    Raises:
+        DeviceError: an engine cannot be opened, or the profile asks for the device and it cannot.
+    """
+    from edge.errors import DeviceError
     from edge.preprocess import Preprocessor
 
     sessions: list[Any] = []
@@ -93,8 +101,20 @@ def open_sessions(
         )
         stack.callback(session.close)
         sessions.append(session)
-    if not all(hasattr(session, "preprocess_on_gpu") for session in sessions):
-        return sessions, Preprocessor(profile.preprocess, profile.input)
-    for session in sessions:
-        session.preprocess_on_gpu(profile.preprocess, profile.input)
+    on_cpu = Preprocessor(profile.preprocess, profile.input)
+    wanted = profile.run.preprocess_on
+    if wanted == "device" and not all(hasattr(session, "preprocess_on_gpu") for session in sessions):
+        raise DeviceError(
+            f"run.preprocess_on: device, and {backend.name} does not preprocess", hint="preprocess_on: auto"
+        )
+    if wanted == "cpu" or not all(hasattr(session, "preprocess_on_gpu") for session in sessions):
+        return sessions, on_cpu
+    try:
+        for session in sessions:
+            session.preprocess_on_gpu(profile.preprocess, profile.input)
+    except DeviceError as exc:
+        if wanted == "device":
+            raise
+        warn(f"preprocessing runs on the CPU: {exc.what}")
+        return sessions, on_cpu
     return sessions, None

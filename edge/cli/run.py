@@ -83,7 +83,9 @@ def command(  # noqa: PLR0913 - one argument per option
     kept: list[RunRecord] = []
     with _printed(terminal, kept, as_json=as_json), contextlib.ExitStack() as stack:
         opened = doors.open_doors(doors.Wishes(web, metrics, token_file), stack, terminal)
-        sessions, preprocessor = lanes.open_sessions(backend, found, chosen, width, precision=wanted, stack=stack)
+        sessions, preprocessor = lanes.open_sessions(
+            backend, found, chosen, width, precision=wanted, stack=stack, warn=terminal.warn
+        )
         wish = stack.enter_context(signals.graceful())
         wishes = metering.Wishes(power=power, idle=idle, set_power_mode=set_power_mode, log=telemetry_log)
         telemetry = stack.enter_context(metering.measured(chosen, wishes, terminal=terminal, should_stop=wish))

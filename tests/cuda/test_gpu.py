@@ -323,6 +323,43 @@ def test_a_session_runs_frames(open_on_gpu: Callable[..., TrtSession]) -> None:
     np.testing.assert_allclose(session.infer_frames([slot]).logits, wanted, atol=1.5 / min(spec.std))
 
 
+def test_the_loop_feeds_frames_to_a_session(open_on_gpu: Callable[..., TrtSession], tmp_path: Path) -> None:
+    """Pictures from files, decoded in threads, preprocessed and run on the device, labelled in order."""
+    import cv2
+
+    from edge import loop, preprocess
+    from edge.frames import open_pictures
+    from edge.frames.stream import PictureStream
+    from edge.record import Subject
+    from edge.telemetry import NoSource
+    from edge.telemetry.meter import Telemetry
+
+    rng, spec, target = np.random.default_rng(8), Preprocess(resize=72), Input(height=SIDE, width=SIDE)
+    preprocessor, wanted = Preprocessor(spec, target), []
+    for number in range(12):
+        picture = rng.integers(0, 256, (90 + number % 3, 120, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / f"{number:02}.png"), picture)
+        wanted.append(int(expected(preprocessor(picture)[None])[0].argmax()))
+    session = open_on_gpu()
+    session.preprocess_on_gpu(spec, target)
+    record = loop.run(
+        PictureStream(open_pictures(tmp_path)),
+        sessions=[session],
+        preprocessor=None,
+        names=[f"class {index}" for index in range(CLASSES)],
+        subject=Subject(
+            profile="p", profile_digest="0", model="m", model_sha256="0", engine_sha256="0", table_sha256=None,
+            preprocess_digest=preprocess.digest(spec, target), backend={}, precision="int8", layers={}, device={},
+            source=str(tmp_path),
+        ),
+        settings=loop.Settings(topk=1, warmup=2, width=loop.Width(prepare=3, batch=2)),
+        telemetry=Telemetry(None, NoSource(())),
+    )  # fmt: skip
+    assert [result.seq for result in record.results] == list(range(12))
+    assert sum(result.guesses[0].index == best for result, best in zip(record.results, wanted, strict=True)) >= 10
+    assert record.latency["preprocess"].n == record.latency["infer"].n == 12
+
+
 def test_a_session_works_from_another_thread(open_on_gpu: Callable[..., TrtSession]) -> None:
     session = open_on_gpu()
     given = batch_of(2)
