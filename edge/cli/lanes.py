@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from edge.errors import UsageError
+from edge.errors import DeviceError, GuestError, UsageError
 
 if TYPE_CHECKING:
     from edge import identity
@@ -91,7 +91,6 @@ def open_sessions(
     Raises:
         DeviceError: an engine cannot be opened, or the profile asks for the device and it cannot.
     """
-    from edge.errors import DeviceError
     from edge.preprocess import Preprocessor
 
     sessions: list[Any] = []
@@ -112,7 +111,7 @@ def open_sessions(
     try:
         for session in sessions:
             session.preprocess_on_gpu(profile.preprocess, profile.input)
-    except DeviceError as exc:
+    except (DeviceError, GuestError) as exc:
         if wanted == "device":
             raise
         warn(f"preprocessing runs on the CPU: {exc.what}")
