@@ -258,6 +258,9 @@ def main() -> None:
 
         try:
             line = sys.stdin.buffer.readline()
+            if not line.endswith(b"\n"):
+                # Ctrl-C ended the parent while it was about to give us the job.
+                return
             job = msgspec.json.decode(line, type=Job, dec_hook=lambda kind, value: kind(value))
             tell(_merge(job) if job.merge else _Message(summary=_work(job, tell)))
         except EdgeError as exc:
