@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,13 @@ TINY = ("--profile", "tiny")
 PICTURES = ("--images", "pictures")
 
 
+def forget_doubles() -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] in site_double.NAMES]:
+        del sys.modules[name]
+
+
 @pytest.fixture
-def device(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def device(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
     """``device("10.3.0", profile={...}, **settings)``: a working directory on a device with that TensorRT.
 
     Called again, the device has another TensorRT, or fails in another way.
@@ -42,13 +47,16 @@ def device(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
     monkeypatch.syspath_prepend(folder)
 
     def make(version: str, *, profile: dict[str, Any] | None = None, cuda: Any = None, **settings: Any) -> Path:
-        for name in [name for name in sys.modules if name.split(".")[0] in site_double.NAMES]:
-            monkeypatch.delitem(sys.modules, name)
+        forget_doubles()
         site_double.write(folder, version, cuda=cuda, **settings)
         family = "rtx" if version == "rtx" else "agx-orin"
         return place(8, **{"backend": "tensorrt", "family": family, **(profile or {})})
 
-    return make
+    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] in site_double.NAMES}
+    yield make
+    # What the commands imported must be nobody else's GPU.
+    forget_doubles()
+    sys.modules.update(before)
 
 
 @pytest.fixture
