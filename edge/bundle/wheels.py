@@ -219,7 +219,9 @@ def _pip(*arguments: str, build_with: Path | None = None) -> None:
     quiet = ("--disable-pip-version-check", "--no-input", "--progress-bar", "off")
     command = [sys.executable, "-m", "pip", arguments[0], *quiet, *arguments[1:]]
     # Since 25.3 pip has a setting of its own for what builds; before, this was one for all.
-    pins = {} if build_with is None else dict.fromkeys(("PIP_BUILD_CONSTRAINT", "PIP_CONSTRAINT"), str(build_with))
+    # pip cuts these variables at blanks, which an address has none of.
+    where = "" if build_with is None else build_with.resolve().as_uri()
+    pins = dict.fromkeys(("PIP_BUILD_CONSTRAINT", "PIP_CONSTRAINT"), where) if where else {}
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, errors="replace", env={**os.environ, **pins}
     )

@@ -38,7 +38,7 @@ def test_a_bare_device_gets_edge_and_tries_the_bundle(
     home = tmp_path / "empty home"
     home.mkdir()
     # EDGE_PYTHON: the wheels are for this Python, and the system's may be another.
-    server = serve(SetEnv=f'"HOME={home}" EDGE_PYTHON={sys.executable} PATH=/usr/bin:/bin')
+    server = serve(SetEnv=f'"HOME={home}" "EDGE_PYTHON={sys.executable}" PATH=/usr/bin:/bin')
     place = remote(server, "the device's own")
     outcome = ship(bundle, place, settings=Settings(bootstrap=True))
     assert outcome.work == "ok", outcome
