@@ -87,7 +87,9 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     )  # fmt: skip
     bench.batch_sizes(rules, settings)  # before the engine is loaded
     with contextlib.ExitStack() as stack:
-        session = backend.open(found.path, precision=wanted, threads=threads or chosen.run.threads)
+        session = backend.open(
+            found.path, precision=wanted, threads=threads or chosen.run.threads, built_for=found.manifest.key
+        )
         stack.callback(session.close)
         wish = stack.enter_context(signals.graceful())
         telemetry = stack.enter_context(metering.measured(chosen, wishes, terminal=terminal, should_stop=wish))

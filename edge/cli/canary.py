@@ -50,7 +50,7 @@ def command(
         with terminal.progress() as listen:
             report = canary.canary(
                 found, state or places.device_home(), against=other, gates=gates,
-                tools=canary.Tools(backend=backends.get, power=power, machine=device.identify()), listen=listen,
+                tools=canary.Tools(backend=backends.of, power=power, machine=device.identify()), listen=listen,
             )  # fmt: skip
     finally:
         if not isinstance(power, telemetry.NoSource):

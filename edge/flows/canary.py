@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from edge import __version__, build, device, profile, store
+from edge import __version__, build, device, identity, profile, store
 from edge.backends.base import Backend, Session
 from edge.bundle import Bundle, golden, target
 from edge.bundle.create import TIMING_CACHE
@@ -83,13 +83,13 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tools(msgspec.Struct, frozen=True, kw_only=True):
-    """What the trial uses of its surroundings: backends by name, a power source, the machine.
+    """What the trial uses of its surroundings: backends by profile, a power source, the machine.
 
     Every bundle gets ``turns``; with a power source, one is at least ``turn_s`` seconds long, as sensors are read ten
     times a second.
     """
 
-    backend: Callable[[str], Backend]
+    backend: Callable[[Profile], Backend]
     power: Source | NoSource
     machine: device.Device
     turns: int = 6
@@ -152,14 +152,15 @@ class _Candidate:
     def __init__(self, bundle: Bundle, state: Path, tools: Tools, listen: Listener) -> None:
         self._bundle = bundle
         self._profile: Profile = profile.load(bundle.path / "profile.yaml")
-        backend = tools.backend(self._profile.backend)
+        backend = tools.backend(self._profile)
         listen(Note(f"building {bundle.about.name} ({bundle.digest[:12]})"))
         engines = state / "engines" / bundle.digest
         self._outcome = build.build(self._profile, backend, cache=_cache(bundle, state), engines=engines, listen=listen)
         assert self._outcome.engine is not None  # noqa: S101 - not a dry run
         self._session: Session = backend.open(
-            self._outcome.engine, precision=self._outcome.precision, threads=self._profile.run.threads
-        )
+            self._outcome.engine, precision=self._outcome.precision, threads=self._profile.run.threads,
+            built_for=store.load(self._outcome.manifest, kind=identity.ENGINE).key,
+        )  # fmt: skip
         self._turn_s = tools.turn_s
         self.limits: dict[str, float] = {}
         self.is_finite = True

@@ -92,7 +92,7 @@ class Meter:
 def tools(power: Any = None) -> canary.Tools:
     # As short as a turn can be: an energy needs ten samples.
     return canary.Tools(
-        backend=backends.get, power=power or NoSource(()), machine=device.identify(), turns=2, turn_s=1.1
+        backend=backends.of, power=power or NoSource(()), machine=device.identify(), turns=2, turn_s=1.1
     )
 
 
