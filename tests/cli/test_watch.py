@@ -1,0 +1,221 @@
+"""``edge run`` while somebody looks: a browser, Prometheus, a supervisor that starts it again."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge import record
+
+Edge = Callable[..., Any]
+Place = Callable[..., Path]
+COMMAND = ("run", "--profile", "tiny", "--images", "pictures")
+
+
+def said(process: subprocess.Popen[str], words: str) -> str:
+    """The line of standard error with these words, when it comes."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if words in line:
+            return line
+    raise AssertionError(f"the command ended without saying {words!r}")
+
+
+def get(port: int, path: str, **headers: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request("GET", path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def test_a_run_is_seen_and_measured_while_it_goes(
+    built: Place, start: Callable[..., Any], gate: Callable[..., Any]
+) -> None:
+    folder = built()
+    held = gate(folder / "pictures" / "007.jpg")
+    process = start(*COMMAND, "--web", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--record", "r.json")
+    port = int(re.findall(r"http://127\.0\.0\.1:(\d+)/", said(process, "web: "))[0])
+    writer = held.wait(process)
+    until = time.monotonic() + 60
+    while json.loads(get(port, "/state")[1])["pictures"] < 4 and time.monotonic() < until:
+        time.sleep(0.05)
+    status, page = get(port, "/")
+    assert status == 200
+    assert b"edge run" in page
+    status, text = get(port, "/metrics")
+    assert status == 200
+    assert b'edge_frames_total{outcome="labelled"}' in text
+    held.let_through(writer)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert record.load(folder / "r.json").pictures == 8
+    with pytest.raises(OSError, match="refused"):
+        get(port, "/state")
+
+
+def test_a_port_in_use_is_said_before_anything_runs(edge: Edge, built: Place) -> None:
+    built()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for option in ("--web", "--metrics"):
+            ended = edge(*COMMAND, option, f"127.0.0.1:{port}", "--record", "r.json")
+            assert (ended.code, ended.out) == (8, "")
+            assert "in use" in ended.err
+            assert f"sport = :{port}" in ended.err
+    assert not Path("r.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("--web", "nonsense"), 2, "no HOST:PORT"),
+        (("--metrics", "1:2:3"), 2, "no HOST:PORT"),
+        (("--token-file", "t"), 2, "a token for nothing"),
+        (("--web", "127.0.0.1:0", "--token-file", "absent"), 7, "cannot read the token"),
+    ],
+)
+def test_addresses_and_tokens_that_are_none(
+    options: tuple[str, ...], code: int, words: str, edge: Edge, built: Place
+) -> None:
+    built()
+    ended = edge(*COMMAND, *options)
+    assert ended.code == code
+    assert words in ended.err
+
+
+def test_another_address_prints_a_new_token_once(edge: Edge, built: Place) -> None:
+    built()
+    tokens = []
+    for _ in range(2):
+        ended = edge(*COMMAND, "--web", "0.0.0.0:0", "--json")
+        assert ended.code == 0
+        found = re.findall(r"#token=(\S+)", ended.err)
+        assert len(found) == 1
+        assert found[0] not in ended.out
+        tokens += found
+    assert tokens[0] != tokens[1]
+    Path("token").write_text("0123456789abcdef0123")
+    ended = edge(*COMMAND, "--web", "0.0.0.0:0", "--token-file", "token")
+    assert "0123456789abcdef0123" not in ended.err + ended.out
+
+
+class Supervisor:
+    """As systemd does for ``Type=notify`` with a watchdog: listens, kills who is silent, starts it again."""
+
+    def __init__(self, folder: Path, command: list[str], *, watchdog_s: float) -> None:
+        self._command = command
+        self._watchdog_s = watchdog_s
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(folder / "notify"))
+        self._socket.settimeout(0.1)
+        self._environment = {
+            **os.environ, "NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": str(int(watchdog_s * 1e6)),
+        }  # fmt: skip
+        self.process: subprocess.Popen[bytes] | None = None
+        self.heard: list[dict[str, str]] = []
+
+    def start(self) -> subprocess.Popen[bytes]:
+        self.process = subprocess.Popen(
+            self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        return self.process
+
+    def until(self, key: str, *, seconds: float = 60.0) -> bool:
+        """Listen until a message has ``key``; False when ``seconds`` pass, or the process ends, without one."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                text = self._socket.recv(4096).decode()
+            except TimeoutError:
+                if self.process is not None and self.process.poll() is not None:
+                    return False
+                continue
+            self.heard.append(dict(line.split("=", 1) for line in text.splitlines()))
+            if key in self.heard[-1]:
+                return True
+        return False
+
+    def close(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self._socket.close()
+
+
+@pytest.fixture
+def supervise(tmp_path: Path) -> Iterator[Callable[..., Supervisor]]:
+    made: list[Supervisor] = []
+
+    def make(*arguments: str, watchdog_s: float = 2.0) -> Supervisor:
+        made.append(Supervisor(tmp_path, [sys.executable, "-m", "edge", *arguments], watchdog_s=watchdog_s))
+        return made[-1]
+
+    yield make
+    for supervisor in made:
+        supervisor.close()
+
+
+@pytest.mark.slow
+def test_a_frozen_pipeline_is_killed_and_starts_again(
+    built: Place, supervise: Callable[..., Supervisor], gate: Callable[..., Any]
+) -> None:
+    folder = built()
+    held = gate(folder / "pictures" / "006.jpg")
+    supervisor = supervise(*COMMAND, "--record", "r.jsonl", "--flush", "1s")
+    for _ in range(2):
+        process = supervisor.start()
+        assert supervisor.until("READY")
+        # Nobody gives the seventh picture: the pipeline hangs as in a driver, and the signs of life end.
+        silent = 0
+        while supervisor.until("WATCHDOG", seconds=2.0) and silent < 20:
+            silent += 1
+        assert silent < 20
+        assert process.poll() is None
+        process.send_signal(signal.SIGABRT)
+        assert process.wait(30) == -signal.SIGABRT
+    held.open()
+    process = supervisor.start()
+    assert supervisor.until("READY")
+    assert supervisor.until("STOPPING")
+    assert process.wait(30) == 0
+    assert record.load(folder / "r.jsonl" if (folder / "r.json").exists() is False else folder / "r.json").pictures == 8
+
+
+@pytest.mark.slow
+def test_a_stop_is_said_and_the_record_is_written(
+    built: Place, supervise: Callable[..., Supervisor], gate: Callable[..., Any]
+) -> None:
+    folder = built()
+    held = gate(folder / "pictures" / "006.jpg")
+    supervisor = supervise(*COMMAND, "--record", "r.json", watchdog_s=60.0)
+    process = supervisor.start()
+    assert supervisor.until("READY")
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    held.open()
+    process.send_signal(0)
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        # It is reading the pipe that nobody writes; a second request ends it.
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    assert process.returncode == 128 + signal.SIGTERM
