@@ -154,10 +154,10 @@ def _settings(
     elif user:
         base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
         writable = [base / "edge" / named]
-        given += ["--record", str(writable[0] / "run.json")]
+        given += ["--record", str(writable[0] / "run.jsonl")]
     else:
         state_folder = f"edge/{named}"
-        given += ["--record", f"/var/lib/{state_folder}/run.json"]
+        given += ["--record", f"/var/lib/{state_folder}/run.jsonl"]
     if user and run_as is not None:
         raise UsageError("--as is for services of the system; with --user it is you")
     command = (sys.executable, "-m", "edge", "run", "--profile", str(path.absolute()), *given)
