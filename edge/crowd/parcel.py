@@ -33,7 +33,8 @@ class Parcel(msgspec.Struct, frozen=True):
 
 def pack(statistics: Statistics) -> Parcel:
     """The same statistics, small."""
-    tensors, pieces = {}, [np.zeros(0, np.int64)]
+    tensors: dict[str, Range] = {}
+    pieces: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
     for name, tensor in statistics.tensors.items():
         bins = None
         if tensor.counts is not None:
@@ -42,7 +43,7 @@ def pack(statistics: Statistics) -> Parcel:
             pieces.append(tensor.counts[slice(*bins)])
         tensors[name] = Range(tensor.low, tensor.high, tensor.count, tensor.exponent, bins)
     row = np.concatenate(pieces)
-    narrow = np.uint32 if row.size == 0 or int(row.max()) <= np.iinfo(np.uint32).max else np.uint64
+    narrow = np.uint32 if row.size == 0 or int(np.max(row)) <= np.iinfo(np.uint32).max else np.uint64
     return Parcel(statistics.pictures, tensors, row.astype(narrow))
 
 

@@ -240,7 +240,7 @@ def _with(measure: str, unit: str, values: tuple[float, float], first: Array, se
     first, second = first[:n], second[:n]
     low, high = (float(value) for value in np.percentile(second - first, [2.5, 97.5]))
     ratio = None
-    if a > 0 and float(first.min()) > 0:
+    if a > 0 and float(np.min(first)) > 0:
         lowest, highest = (float(value) for value in np.percentile(second / first, [2.5, 97.5]))
         ratio = Interval(b / a, min(lowest, b / a), max(highest, b / a))
     return Difference(

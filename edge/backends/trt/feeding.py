@@ -110,7 +110,7 @@ class DeviceBatch:
             self._held.append(self._host)
             self._memory = device.memory(nbytes)
             self._held.append(self._memory)
-        self._array = self._host.array[:nbytes].view("float32").reshape(shape)
+        self._array: NDArray[Any] = self._host.array[:nbytes].view("float32").reshape(shape)
 
     def upload(self, batch: NDArray[np.float32]) -> int:
         """Copy a batch; its address, good until the next call.
