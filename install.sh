@@ -54,7 +54,8 @@ fail() {  # message [exit code]
   exit "${2:-1}"
 }
 
-on_exit() { [ -z "$ticker" ] || kill "$ticker" 2>/dev/null || true; }
+# bash itself may have a word to say about a process that is gone already.
+on_exit() { { [ -z "$ticker" ] || kill "$ticker" || true; } 2>/dev/null; }
 trap on_exit EXIT
 trap 'fail "interrupted; run the same command again, a half-made .venv is made anew" 130' INT
 trap 'fail "stopped; run the same command again, a half-made .venv is made anew" 143' TERM HUP
@@ -364,7 +365,7 @@ run_pip() {  # arguments of pip install
     while sleep 20 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
       say "  … $(grep -E '^ *(Collecting|Downloading|Building|Installing)' "$log" | tail -n 1 | cut -c 1-100)"
     done
-  ) 9>&- &
+  ) 9>&- 2>/dev/null &
   ticker=$!
   (cd -- "$here" && "$venv/bin/python" -m pip install "${options[@]}" "$@") >>"$log" 2>&1 || status=$?
   kill "$ticker" 2>/dev/null || true
