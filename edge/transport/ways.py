@@ -114,7 +114,7 @@ _MEANINGS: tuple[tuple[str, str, str], ...] = (
     ),
     (r"Timeout, server .* not responding", "the line was cut: {line}", "the same command again goes on where it was"),
     (
-        r"Connection (closed|reset)|Broken pipe|client_loop",
+        r"Connection (to \S+ )?(closed|reset)|Broken pipe|client_loop",
         "the line was cut: {line}",
         "the same command again goes on where it was",
     ),

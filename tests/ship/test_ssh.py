@@ -300,6 +300,25 @@ def test_rsync_that_is_cut_goes_on(bundle: Make, serve: Serve, remote: At) -> No
     assert current(place) == sent.digest
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Connection to 127.0.0.1 closed by remote host.",
+        "Connection closed by 10.0.0.7 port 22",
+        "Connection reset by 10.0.0.7 port 22",
+        "client_loop: send disconnect: Broken pipe",
+        "kex_exchange_identification: Connection closed by remote host\nConnection closed by 10.0.0.7 port 22",
+        "Timeout, server jetson-3 not responding.",
+    ],
+)
+def test_every_way_a_line_ends(said: str) -> None:
+    """Which of them ssh prints depends on who noticed first."""
+    error = explain_ssh(Place(name="x", host="jetson-3"), 255, f"Warning: a banner\n{said}\n", "")
+    assert isinstance(error, DeviceError)
+    assert f"the line was cut: {said.splitlines()[0]}" in str(error)
+    assert "goes on where it was" in str(error.hint)
+
+
 def test_without_an_ssh_client(tmp_path: Path) -> None:
     error = explain_ssh(Place(name="x", host="x"), None, "ssh: No such file or directory", "")
     assert isinstance(error, GuestError)
