@@ -3,43 +3,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from html_reader import Reader
 
 from edge.backends.inspection import Tensor
 from edge.engines import card, compare, page
 
 Make = Callable[..., Path]
 NASTY = "<script>alert('x')</script> & \"more\" {{ 7 * 7 }}"
-VOID = {"meta", "br", "link", "img", "hr", "input"}
-
-
-class Reader(HTMLParser):
-    """Elements nest; keeps tags, attributes and text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def test_the_card_of_an_int8_engine(make: Make) -> None:

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from typing import Any
 
 import msgspec
 import pytest
+from html_reader import Reader
 
 from edge.errors import DataError
 from edge.flows.sweep import charts, page
@@ -14,38 +14,7 @@ from edge.flows.sweep.charts import Bar, Point
 from edge.flows.sweep.record import Record
 from edge.stats import Interval
 
-VOID = {"meta", "br", "link", "img", "hr", "input"}
 NASTY = "<script>alert('x')</script> & \"more\""
-
-
-class Reader(HTMLParser):
-    """Checks that elements nest, and keeps tags, attributes and text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from html_reader import Reader
 from run_records import ORIN, made
 
 from edge.errors import DataError
@@ -16,37 +16,7 @@ from edge.report import compare, load, page, render
 from edge.report.charts import throttled
 
 Keep = Callable[..., Path]
-VOID = {"meta", "br", "link", "img", "hr", "input"}
 NASTY = "</style></script><script>alert('x')</script><img src=x onerror=alert(1)> $\\frac{1}{$ & \"more\" {{ 7*7 }}"
-
-
-class Reader(HTMLParser):
-    """Checks that elements nest, and keeps tags, attributes and text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_startendtag(tag, attrs)
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 @pytest.fixture
