@@ -6,6 +6,7 @@ Everything is made here from fixed seeds; nothing is downloaded, and nothing out
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +27,13 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 GUESTS = ("numpy", "opencv-python-headless", "onnx", "onnxruntime", "llvmlite", "msgspec", "hypothesis")
 CLASSES = 10
 SIDE = 32
+
+
+def pytest_configure() -> None:
+    """A suite under nohup, or behind a shell's "&", inherits ignored signals: commands that tests stop would, too."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_report_header() -> str:
