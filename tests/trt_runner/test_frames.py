@@ -97,18 +97,6 @@ def test_frames_may_lie_in_memory_as_they_like(ready: Ready) -> None:
         np.testing.assert_allclose(result.logits, on_cpu([np.ascontiguousarray(view)]), atol=STEP)
 
 
-@pytest.mark.parametrize("integrated", [False, True], ids=["discrete", "integrated"])
-def test_a_frame_decoded_into_a_slot(ready: Ready, integrated: bool) -> None:
-    session = ready(integrated=integrated)
-    pictures = frames((40, 50), (40, 50))
-    slots = [session.frame_slot(index, 40, 50) for index in range(2)]
-    for slot, picture in zip(slots, pictures, strict=True):
-        slot[...] = picture
-    np.testing.assert_allclose(session.infer_frames(slots).logits, on_cpu(pictures), atol=STEP)
-    # A slot in another place than its own is a frame like any other.
-    np.testing.assert_allclose(session.infer_frames(slots[1:]).logits, on_cpu(pictures[1:]), atol=STEP)
-
-
 def test_memory_grows_with_the_largest_frame_and_is_kept(ready: Ready) -> None:
     session = ready()
     device = session.on
@@ -181,18 +169,10 @@ def test_too_many_frames_or_none(ready: Ready, count: int) -> None:
         ready().infer_frames(frames(*[(9, 9)] * count))
 
 
-@pytest.mark.parametrize("index", [-1, 4])
-def test_no_such_slot(ready: Ready, index: int) -> None:
-    with pytest.raises(DeviceError, match=f"frame {index} of a batch of 4"):
-        ready().frame_slot(index, 9, 9)
-
-
 def test_frames_need_a_spec_first(open_session: Callable[..., Any]) -> None:
     session = open_session()
     with pytest.raises(DeviceError, match="preprocess_on_gpu first"):
         session.infer_frames(frames((9, 9)))
-    with pytest.raises(DeviceError, match="preprocess_on_gpu first"):
-        session.frame_slot(0, 9, 9)
 
 
 def test_a_profile_of_another_size(open_session: Callable[..., Any]) -> None:

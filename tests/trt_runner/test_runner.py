@@ -69,7 +69,6 @@ def test_a_batch_may_lie_in_memory_as_it_likes(open_session: Open, layout: Calla
 def test_a_float16_engine(open_session: Open) -> None:
     given = batch_of(3)
     session = open_session(**HALF)
-    assert session.input(3).dtype == np.float16
     result = session.infer(given)
     assert result.logits.dtype == np.float32
     np.testing.assert_allclose(result.logits, expected(given.astype(np.float16)), rtol=2e-3, atol=2e-3)
@@ -150,25 +149,6 @@ def test_where_memory_is_shared_nothing_is_uploaded(open_session: Open) -> None:
     assert device.done("memory") == 1  # the output's
 
 
-def test_a_batch_written_to_the_sessions_own_input_is_not_copied(open_session: Open) -> None:
-    session = open_session()
-    own = session.input(2)
-    own[...] = batch_of(2)
-    np.testing.assert_allclose(session.infer(own).logits, expected(batch_of(2)), rtol=1e-5, atol=1e-6)
-    # A part of it that is not its beginning is a batch like any other.
-    full = session.input(4)
-    full[...] = batch_of(4, seed=3)
-    np.testing.assert_allclose(session.infer(full[2:]).logits, expected(batch_of(4, seed=3))[2:], rtol=1e-5, atol=1e-6)
-
-
-def test_the_sessions_input_outlives_it(open_session: Open) -> None:
-    session = open_session()
-    own = session.input(4)
-    session.close()
-    own[...] = 1.0
-    assert own.sum() == own.size
-
-
 # graphs
 
 
@@ -238,12 +218,10 @@ def test_closing_gives_everything_back_in_order_and_once(open_session: Open) -> 
     "use",
     [
         lambda s: s.infer(batch_of(1)),
-        lambda s: s.input(1),
         lambda s: s.infer_frames([np.zeros((9, 9, 3), np.uint8)]),
-        lambda s: s.frame_slot(0, 9, 9),
         lambda s: s.preprocess_on_gpu(Preprocess(), Input()),
     ],
-    ids=["infer", "input", "infer_frames", "frame_slot", "preprocess_on_gpu"],
+    ids=["infer", "infer_frames", "preprocess_on_gpu"],
 )
 def test_a_closed_session_says_so(open_session: Open, use: Callable[[Any], Any]) -> None:
     session = open_session()

@@ -1,7 +1,6 @@
 """Decoded frames to the network's input on the GPU: page-locked staging, upload, and the fused kernel.
 
-Only the part of a frame that the spec's crop reads is copied. A frame that was decoded straight into :meth:`slot` is
-not copied on the host at all; where CPU and GPU share memory it is not copied at all.
+Only the part of a frame that the spec's crop reads is copied: once, where CPU and GPU share memory, else twice.
 """
 
 from __future__ import annotations
@@ -76,15 +75,8 @@ class GpuPreprocessor:
             found = self._plans[height, width] = kernels.plan(height, width, self.spec, self.target)
         return found
 
-    def slot(self, index: int, height: int, width: int) -> NDArray[np.uint8]:
-        """Page-locked memory for frame ``index`` of a batch, uint8 H×W×3: decode into it to save a copy."""
-        if not 0 <= index < self.batch:
-            raise DeviceError(f"frame {index} of a batch of {self.batch}")
-        self._reserve([(height, width)])
-        return self._slot(index, height, width)
-
     def stage(self, frames: Sequence[NDArray[np.uint8]]) -> None:
-        """Copy frames, uint8 H×W×3 BGR with any strides, to page-locked memory; those that lie there already stay.
+        """Copy frames, uint8 H×W×3 BGR with any strides, to page-locked memory.
 
         Raises:
             DataError: a frame is not such an array.
@@ -96,8 +88,6 @@ class GpuPreprocessor:
         self._reserve(sizes)
         for index, (frame, (height, width)) in enumerate(zip(frames, sizes, strict=True)):
             slot = self._slot(index, height, width)
-            if frame is slot or _same(frame, slot):
-                continue
             area = self.plan(height, width).area
             part = (slice(area.top, area.top + area.height), slice(area.left, area.left + area.width))
             self._np.copyto(slot[part], frame[part])
@@ -215,12 +205,6 @@ def _runs(sizes: Sequence[tuple[int, int]]) -> Iterator[_Run]:
         if index == len(sizes) or sizes[index] != sizes[first]:
             yield _Run(first, index - first, *sizes[first])
             first = index
-
-
-def _same(frame: NDArray[np.uint8], slot: NDArray[np.uint8]) -> bool:
-    # An axis of length 1 has no stride of its own.
-    where = frame.__array_interface__["data"][0] == slot.__array_interface__["data"][0]
-    return where and all(a == b or n == 1 for a, b, n in zip(frame.strides, slot.strides, frame.shape, strict=True))
 
 
 def _aligned(nbytes: int) -> int:

@@ -102,7 +102,8 @@ class TrtSession:
         count, device = self._count(batch.shape), self._device
         with device.active():
             self._fit(count)
-            self._stage(batch, count)
+            # What fills up a batch is whatever lies there: a picture's logits do not depend on its neighbours.
+            self._np.copyto(self._staging[:count], batch, casting="same_kind")
             device.record(self._events[0])
             if self._input_memory is not None:
                 device.upload(self._input, self._staging[: self._size])
@@ -117,14 +118,6 @@ class TrtSession:
             infer_ms=infer,
             device_to_host_ms=back,
         )
-
-    def input(self, count: int) -> NDArray[Any]:
-        """The session's own page-locked input, count×3×H×W: a batch written there and given to infer is not copied.
-
-        It holds what was run last, is overwritten by the next ``infer`` of another array, and stays valid after close.
-        """
-        self._count((count, *self.contract.shape))
-        return self._staging[:count]
 
     def preprocess_on_gpu(self, spec: Preprocess, target: Input) -> None:
         """Get ready for :meth:`infer_frames`.
@@ -144,14 +137,6 @@ class TrtSession:
             self._frames = GpuPreprocessor(
                 spec, target, self._device, batch=self.contract.max_batch, half=self.contract.dtype == "float16"
             )
-
-    def frame_slot(self, index: int, height: int, width: int) -> NDArray[np.uint8]:
-        """Page-locked memory for frame ``index`` of a batch, uint8 H×W×3: decode into it to save a copy.
-
-        It is that frame's place until a larger frame comes; then ask again.
-        """
-        with self._device.active():
-            return self._preprocessor().slot(index, height, width)
 
     def infer_frames(self, frames: Sequence[NDArray[np.uint8]]) -> FrameInference:
         """Preprocess uint8 H×W×3 BGR frames on the device and run them.
@@ -308,13 +293,6 @@ class TrtSession:
                 if not self._context.set_input_shape(self.contract.name, (size, *self.contract.shape)):
                     raise self._failure(f"TensorRT refuses a batch of {size}")
         self._size = size
-
-    def _stage(self, batch: NDArray[np.float32], count: int) -> None:
-        # What fills up a batch is whatever lies there: a picture's logits do not depend on its neighbours.
-        target = self._staging[:count]
-        same = batch.__array_interface__["data"][0] == target.__array_interface__["data"][0]
-        if not (same and batch.dtype == target.dtype and batch.strides == target.strides):
-            self._np.copyto(target, batch, casting="same_kind")
 
     def _run(self) -> None:
         """Put the engine's work on the stream."""
