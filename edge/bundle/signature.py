@@ -10,6 +10,7 @@ Needs OpenSSH 8.2; JetPack 6 has 8.9, JetPack 7 has 9.6.
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import subprocess
@@ -30,10 +31,10 @@ _TIMEOUT_S = 60
 _HINT = "get it from whom you trust, or have it signed: edge bundle sign --key KEY BUNDLE"
 
 CHECK_SCRIPT = r"""# Check the signature of a bundle with ssh-keygen alone.
-# $1: folder with bundle.json and bundle.json.sig; $2: edge's folder on this device.
+# $1: folder with bundle.json and bundle.json.sig; $2: edge's folder on this device; $3: its root, where that is not /.
 # Exit code: 0 accepted, or no list of allowed signers is there; 65 refused; 69 ssh-keygen is missing.
 set -u
-for list in "$2/allowed_signers" /etc/edge/allowed_signers; do
+for list in "$2/allowed_signers" "${3:-}/etc/edge/allowed_signers"; do
   [ -e "$list" ] || [ -L "$list" ] || continue
   if ! command -v ssh-keygen >/dev/null 2>&1; then
     echo "$list asks for a signature, and ssh-keygen is missing: apt install openssh-client" >&2
@@ -63,6 +64,11 @@ EOF
 done
 exit 0
 """
+
+
+def check_script() -> str:
+    """``CHECK_SCRIPT`` as one line, for the script on a device."""
+    return base64.b64encode(CHECK_SCRIPT.encode()).decode()
 
 
 class Signer(msgspec.Struct, frozen=True):

@@ -23,6 +23,10 @@ GATES: dict[str, str] = {
 }
 
 
+# The edge there does not know the trial (2), cannot be started (126), or is not there (127): nothing about the bundle.
+_UNTRIED = frozenset({2, 126, 127})
+
+
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What the canary said. ``passed`` is None when the edge there could not try it; ``report`` is its own JSON."""
 
@@ -64,7 +68,7 @@ def run(session: Session, bundle: Bundle, *, gates: dict[str, float], wait_s: in
         report = None
     if code == 0:
         return Verdict(passed=True, report=report)
-    if code == 2:
+    if code in _UNTRIED:
         return Verdict(passed=None, reason=f"the edge on the device cannot try it: {_words(log)}", report=report)
     failed = report.get("failed") if report else None
     reason = "; ".join(failed) if isinstance(failed, list) and failed else _words(log) or f"exit code {code}"

@@ -96,7 +96,8 @@ class _Pull:
     def one(self, path: str) -> list[Piece]:
         """Fetch one file, if it is of a kind that is wanted and not here yet."""
         top, _, _rest = path.partition("/")
-        problem = name_problem(path)
+        # Bytes that are not UTF-8 were replaced, so nobody could ask for the file.
+        problem = "not UTF-8" if "\ufffd" in path else name_problem(path)
         if problem is not None or top not in FOLDERS:
             return [Piece(path[:200], "refused", None, problem or "in no folder that was asked for")]
         try:
@@ -178,15 +179,15 @@ class _Pull:
         """One file, as it was listed.
 
         Raises:
-            ArtifactError: it is too large, or is not what was listed any more.
+            ArtifactError: it is too large, gone, or not what was listed any more.
         """
         if path not in self._entries:
             raise ArtifactError(f"{path} is not on the device")
-        self._session.tell("get", path)
-        size = int(self._session.until("data")[-1].text)
-        data = self._session.data()
-        if size > _LARGEST_BYTES:
-            raise ArtifactError(f"{size} bytes are more than a file of this kind has")
+        self._session.tell("get", path, str(_LARGEST_BYTES))
+        answer = self._session.until("data", "gone")[-1]
+        if answer.word == "gone":
+            raise ArtifactError(answer.text)
+        data = self._session.data(most=_LARGEST_BYTES)
         if store.sha256_bytes(data) != self._entries[path]:
             raise ArtifactError("it changed while it was read: pull again")
         return data

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -69,7 +70,8 @@ def hello(session: Session, place: Place) -> State:
         DeviceError: a tool is missing there; the answer makes no sense.
     """
     before = time.time()
-    frames = session.ask("hello", root_of(place), place.edge or "", place.system_root)
+    own = "" if place.is_folder else "yes"
+    frames = session.ask("hello", root_of(place), place.edge or "", place.system_root, own)
     ours = (before + time.time()) / 2
     said: dict[str, str] = {frame.word: frame.text for frame in frames if frame.word != "file"}
     files = dict(frame.text.partition(" ")[::2] for frame in frames if frame.word == "file")
@@ -77,26 +79,24 @@ def hello(session: Session, place: Place) -> State:
         return State(
             root=said["root"],
             has_root="there" in said,
-            free_bytes=_free(said["free"]),
-            current=_digest(said.get("current")),
-            previous=_digest(said.get("previous")),
-            proved="proved" in said,
             edge=said.get("edge"),
             rsync="rsync" in said,
             skew_s=round(int(said["clock"]) - ours),
             machine=_machine(files),
+            **_situation(said),
         )
     except (KeyError, ValueError) as exc:
         raise DeviceError(f"an answer that makes no sense: {exc}", where=place.name) from exc
 
 
-def begin(session: Session, *, lock_wait_s: int) -> None:
-    """Take the device's lock.
+def begin(session: Session, state: State, *, lock_wait_s: int) -> State:
+    """Take the device's lock; the state as it is then: whoever had the lock may have shipped something else.
 
     Raises:
         StoreError: the folder cannot be written, or another ship holds the lock.
     """
-    session.ask("begin", str(lock_wait_s), f"{_me()} since {_now()}", silence_s=lock_wait_s + 60)
+    frames = session.ask("begin", str(lock_wait_s), f"{_me()} since {_now()}", silence_s=lock_wait_s + 60)
+    return msgspec.structs.replace(state, **_situation({frame.word: frame.text for frame in frames}))
 
 
 def needs(session: Session, digests: Iterable[str]) -> list[Need]:
@@ -141,6 +141,16 @@ def _machine(files: dict[str, str]) -> Device:
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(base64.b64decode(text))
         return device.identify(Path(name))
+
+
+def _situation(said: dict[str, str]) -> dict[str, Any]:
+    """What may change while another ship is at work."""
+    return {
+        "free_bytes": _free(said.get("free", "")),
+        "current": _digest(said.get("current")),
+        "previous": _digest(said.get("previous")),
+        "proved": "proved" in said,
+    }
 
 
 def _free(text: str) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from edge.bundle import MANIFEST, SIGNATURE, Bundle, signature, target
-from edge.errors import ArtifactError, DeviceError
+from edge.errors import ArtifactError, DeviceError, UsageError
 from edge.events import Listener, Note, Progress, silence
 from edge.ship import canary, remote
 from edge.ship.remote import Need, State
@@ -82,8 +81,14 @@ def ship(
     Raises:
         DeviceError: the device cannot be reached, or the bundle is not for it.
         StoreError: its disk refuses, or another ship holds its lock.
+        UsageError: edge is to be installed where that cannot be done.
         ArtifactError: the bundle is damaged, or the device does not accept its signature.
     """
+    if settings.bootstrap and place.system_root:
+        raise UsageError(
+            "edge cannot be installed for another machine whose disk this is", where=place.name,
+            hint="ship over ssh with --bootstrap, when it runs",
+        )  # fmt: skip
     start = time.monotonic()
     with connect(place) as session:
         hold(session)
@@ -128,8 +133,7 @@ class _Trip:
 
     def go(self) -> Outcome:
         """Ship."""
-        state = self._meet()
-        remote.begin(self._session, lock_wait_s=self._settings.lock_wait_s)
+        state = remote.begin(self._session, self._meet(), lock_wait_s=self._settings.lock_wait_s)
         missing = remote.needs(self._session, self._sizes)
         remote.check_room(state, sum(self._sizes[need.sha256] - need.have for need in missing), self._place)
         missing = self._with_rsync(missing, state)
@@ -252,8 +256,7 @@ class _Trip:
         )  # fmt: skip
 
     def _trust(self) -> str | None:
-        script = base64.b64encode(signature.CHECK_SCRIPT.encode()).decode()
-        frames = self._session.ask("trust", self._bundle.digest, script)
+        frames = self._session.ask("trust", self._bundle.digest, signature.check_script())
         return frames[-1].text if frames else None
 
     def _try_out(self, state: State, *, is_new: bool) -> Canary | None:

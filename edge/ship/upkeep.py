@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from edge.bundle import signature
 from edge.device import Device
 from edge.errors import ArtifactError
 from edge.ship import remote
@@ -84,16 +85,16 @@ def rollback(place: Place, *, lock_wait_s: int = 30) -> Step:
 
     Raises:
         UsageError: there is nothing to go back to.
-        ArtifactError: the previous bundle is damaged.
+        ArtifactError: the previous bundle is damaged, or the device does not accept its signature (any more).
         DeviceError, StoreError: the device cannot be reached, or is locked.
     """
     with connect(place) as session:
         state = remote.hello(session, place)
         if state.current is None and state.previous is None:
             raise ArtifactError("there is no bundle on this device", where=place.name, hint="edge ship TARGET")
-        remote.begin(session, lock_wait_s=lock_wait_s)
+        state = remote.begin(session, state, lock_wait_s=lock_wait_s)
         line = remote.history_line("rollback", digest=state.previous, name=None)
-        frames = session.ask("rollback", line, silence_s=600)
+        frames = session.ask("rollback", line, signature.check_script(), silence_s=600)
         return Step(target=place.name, work="rolled back", current=frames[-1].text.removeprefix("bundles/"))
 
 
@@ -107,7 +108,7 @@ def clear(place: Place, *, keep: int = 0, lock_wait_s: int = 30) -> Step:
         state = remote.hello(session, place)
         if not state.has_root:
             return Step(target=place.name, work="cleared", current=None)
-        remote.begin(session, lock_wait_s=lock_wait_s)
+        state = remote.begin(session, state, lock_wait_s=lock_wait_s)
         frames = session.ask("gc", str(keep), silence_s=600)
     return Step(
         target=place.name, work="cleared", current=state.current,

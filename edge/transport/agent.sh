@@ -40,7 +40,13 @@ need_path() {
 }
 need_lock() { [ -n "$locked" ] || fail protocol "not locked"; }
 
-root='' edge='' system='' locked='' beat='' watcher='' older=''
+root='' edge='' system='' own='' locked='' beat='' watcher='' older=''
+
+# The bundle that link $1 leads to, as bundles/<digest>; nothing where it leads anywhere else.
+leads_to() {
+  goal=$(readlink -- "$root/$1") || return 0
+  case $goal in bundles/*) if is_digest "${goal#bundles/}"; then printf '%s' "$goal"; fi ;; esac
+}
 
 # ---- who is there ----------------------------------------------------------------------------------------------------
 
@@ -48,6 +54,7 @@ hello() {
   IFS= read -r root
   IFS= read -r edge
   IFS= read -r system
+  IFS= read -r own
   case $root in /*) ;; *) root=${HOME:-/}/$root ;; esac
   for tool in base64 cmp cut dd find flock ln mkdir mv readlink rm sha256sum sort stat sync tail tr; do
     command -v "$tool" >/dev/null 2>&1 || fail tools "$tool"
@@ -55,14 +62,7 @@ hello() {
   say root "$root"
   if [ -d "$root/bundles" ]; then say there yes; fi
   say clock "$(date +%s)"
-  folder=$root
-  while [ ! -d "$folder" ] && [ -n "${folder%/*}" ]; do folder=${folder%/*}; done
-  say free "$(stat -f -c '%a %S' -- "$folder" 2>/dev/null)"
-  for name in current previous; do
-    if [ -L "$root/$name" ]; then say "$name" "$(readlink -- "$root/$name")"; fi
-  done
-  # What the canary said about the bundle in use.
-  now=$(readlink -- "$root/current") && [ -f "$root/canary/${now##*/}.json" ] && say proved yes
+  situation
   find_edge
   if command -v rsync >/dev/null 2>&1; then say rsync yes; fi
   for file in proc/device-tree/compatible proc/device-tree/model etc/nv_tegra_release proc/sys/kernel/arch; do
@@ -71,10 +71,24 @@ hello() {
   say done
 }
 
-# A shell without a terminal has a short PATH, so the usual places are looked at too.
+# What another ship may change while this one waits for the lock.
+situation() {
+  folder=$root
+  while [ ! -d "$folder" ] && [ -n "${folder%/*}" ]; do folder=${folder%/*}; done
+  say free "$(stat -f -c '%a %S' -- "$folder" 2>/dev/null)"
+  for name in current previous; do
+    now=$(leads_to "$name")
+    [ -z "$now" ] || say "$name" "$now"
+    # What the canary said about the bundle in use.
+    if [ "$name" = current ] && [ -n "$now" ] && [ -f "$root/canary/${now##*/}.json" ]; then say proved yes; fi
+  done
+}
+
+# A shell without a terminal has a short PATH, so the usual places are looked at too. Nothing is run from a folder that
+# was only put into this machine (a stick, a share), and nothing at all for another machine whose disk this is.
 find_edge() {
-  if [ -z "$edge" ]; then
-    for place in "$root/venv/bin/edge" "$(command -v edge 2>/dev/null)" "${HOME:-}/.local/bin/edge" \
+  if [ -z "$edge$system" ]; then
+    for place in "${own:+$root/venv/bin/edge}" "$(command -v edge 2>/dev/null)" "${HOME:-}/.local/bin/edge" \
       "${HOME:-}/edge/.venv/bin/edge"; do
       if [ -n "$place" ] && [ -x "$place" ]; then
         edge=$place
@@ -91,6 +105,7 @@ begin() {
   IFS= read -r patience
   IFS= read -r who
   need_number "$patience"
+  no_links
   try mkdir -p -- "$root/blobs/sha256" "$root/bundles" "$root/incoming" "$root/canary"
   # `exec` with a redirection that fails would end the shell without a word.
   words=$( (: >>"$root/lock") 2>&1) || fail write "$(oneline "$words")"
@@ -98,12 +113,28 @@ begin() {
   # What waits here must not hold the answers' end open when this session is ended.
   flock -w "$patience" 9 >/dev/null 2>&1 3>&- || fail locked "$(oneline "$(cut -c 1-200 <"$root/lock")")"
   locked=yes
+  try find "$root/incoming" ! -type f ! -type d -exec rm -f -- {} +
   (printf '%s (process %s)\n' "$who" $$ >"$root/lock") 2>/dev/null
   beat=$root/incoming/beat.$$
   watch &
   watcher=$!
   trap 'kill "$watcher" 2>/dev/null; rm -f -- "$beat"' EXIT
+  situation
   say done
+}
+
+# Somebody may have prepared a stick or a share: nothing is written or cleared away behind a link in it.
+no_links() {
+  foreign=''
+  [ -n "$own" ] || foreign='cache engines timing venvs'
+  for name in blobs blobs/sha256 bundles canary incoming $foreign; do
+    if [ -L "$root/$name" ]; then fail write "$root/$name is a symbolic link"; fi
+  done
+  for name in history.jsonl install.lock lock; do
+    if [ -L "$root/$name" ] || { [ -e "$root/$name" ] && [ ! -f "$root/$name" ]; }; then
+      fail write "$root/$name is not a regular file"
+    fi
+  done
 }
 
 # A line that was cut without a word would hold the lock until TCP gives up, which is hours. `beat` is written whenever
@@ -273,14 +304,18 @@ keep_list() {
 
 # Files of the list that are not what their names say are thrown out and named.
 rotten() {
+  some=''
   while IFS= read -r line; do
     sha=${line%% *}
     blob=$root/blobs/sha256/$sha
-    sum=$(sha256sum <"$blob" 2>/dev/null 9>&-) || sum=''
+    sum=''
+    if [ -f "$blob" ] && [ ! -L "$blob" ]; then sum=$(sha256sum <"$blob" 2>/dev/null 9>&-); fi
     [ "${sum%% *}" = "$sha" ] && continue
-    rm -f -- "$blob"
+    rm -rf -- "$blob"
+    some=yes
     say rotten "$sha"
   done <"$list"
+  [ -n "$some" ] || fail write "Input/output error (files that are whole do not make a whole bundle)"
   say done
 }
 
@@ -290,13 +325,16 @@ trust() {
   IFS= read -r digest
   IFS= read -r check
   need_digest "$digest"
-  words=$(printf '%s' "$check" | base64 -d | sh -s -- "$root/bundles/$digest" "$root" 2>&1 9>&- 3>&-)
+  check_signature
+  say done
+}
+check_signature() { # of $digest, with the script $check
+  words=$(printf '%s' "$check" | base64 -d | sh -s -- "$root/bundles/$digest" "$root" "$system" 2>&1 9>&- 3>&-)
   case $? in
     0) [ -z "$words" ] || say signed "$(oneline "$words")" ;;
     69) fail tools ssh-keygen ;;
     *) fail signature "$(oneline "$words")" ;;
   esac
-  say done
 }
 
 # Install edge itself, from the wheels in a bundle that was verified.
@@ -308,7 +346,7 @@ bootstrap() {
   bash "$wheels/install.sh" --offline "$wheels" --home "$root" >"$root/incoming/install.log" 2>&1 </dev/null 3>&- 9>&-
   say code $?
   say log "$(tail -c 4000 -- "$root/incoming/install.log" | base64 -w0)"
-  edge=''
+  edge='' own=yes
   find_edge
   say done
 }
@@ -335,10 +373,10 @@ switch() {
   IFS= read -r line
   need_digest "$digest"
   [ -f "$root/bundles/$digest.sha256" ] && [ -d "$root/bundles/$digest" ] || fail protocol "there is no such bundle"
-  old=$(readlink -- "$root/current") || old=''
+  old=$(leads_to current)
   older=''
   if [ "$old" != "bundles/$digest" ]; then
-    older=$(readlink -- "$root/previous") || older=''
+    older=$(leads_to previous)
     [ -z "$old" ] || point previous "$old"
     point current "bundles/$digest"
     note "$line" 2>/dev/null
@@ -349,11 +387,15 @@ switch() {
 rollback() {
   need_lock
   IFS= read -r line
-  back=$(readlink -- "$root/previous") || fail nothing "no previous bundle"
-  old=$(readlink -- "$root/current") || old=''
+  IFS= read -r check
+  back=$(leads_to previous)
+  [ -n "$back" ] || fail nothing "no previous bundle"
+  old=$(leads_to current)
   [ "$back" != "$old" ] || fail nothing "the previous bundle is the current one"
-  need_digest "${back#bundles/}"
   fits "$root/$back" "$root/$back.sha256" || fail damaged "$back"
+  # Who may sign may have changed since it was shipped.
+  digest=${back#bundles/}
+  check_signature
   [ -z "$old" ] || point previous "$old"
   point current "$back"
   note "$line" 2>/dev/null
@@ -371,7 +413,7 @@ canary() {
   while IFS= read -r word && [ -n "$word" ]; do set -- "$@" "$word"; done
   [ -n "$edge" ] || fail protocol "there is no edge"
   trap '' HUP PIPE INT TERM
-  old=$(readlink -- "$root/previous") || old=''
+  old=$(leads_to previous)
   against=''
   if [ -n "$old" ] && [ -d "$root/$old" ] && [ "$old" != "bundles/$digest" ]; then against=$root/$old; fi
   rm -f -- "$root/canary/$digest.json" "$root/canary/$digest.failed.json"
@@ -386,7 +428,7 @@ canary() {
       sync -- "$root/incoming/canary.json"
       mv -f -- "$root/incoming/canary.json" "$root/canary/$digest.json"
       ;;
-    2) ;; # this edge does not know how: it says nothing about the bundle
+    2 | 126 | 127) ;; # this edge does not know how, or does not start: that says nothing about the bundle
     *)
       # Also when there was nothing before: no bundle is better than one that does not work.
       if [ -n "$against" ]; then point current "$old"; else try rm -f -- "$root/current"; fi
@@ -433,7 +475,7 @@ gc() {
   need_lock
   IFS= read -r spare
   need_number "$spare"
-  one=$(readlink -- "$root/current") two=$(readlink -- "$root/previous")
+  one=$(leads_to current) two=$(leads_to previous)
   find "$root/bundles" -maxdepth 1 -name '*.sha256' -printf '%T@ %f\n' | sort -rn | cut -d ' ' -f 2 |
     while IFS= read -r name; do
       digest=${name%.sha256}
@@ -470,20 +512,30 @@ listing() {
   while IFS= read -r folder && [ -n "$folder" ]; do
     need_path "$folder"
     [ -d "$root/$folder" ] || continue
-    (cd -- "$root" && find "$folder" -type f ! -name '*.lock' ! -name '.*' ! -name '*[[:cntrl:]\\]*' \
+    (cd -- "$root" && find "$folder" -type f ! -name '*.lock' ! -name '.*' ! -path '*[[:cntrl:]\\]*' \
       -exec sha256sum {} +) 2>/dev/null |
       while IFS= read -r line; do say entry "$line"; done
   done
   say done
 }
 
+# A device goes on working meanwhile: what was listed may be gone, or get shorter while it is read.
 get() {
   IFS= read -r path
   need_path "$path"
-  [ -f "$root/$path" ] && [ ! -L "$root/$path" ] || fail gone "$path"
-  size=$(stat -c %s -- "$root/$path")
-  say data "$size"
-  head -c "$size" -- "$root/$path" >&3
+  IFS= read -r most
+  need_number "$most"
+  size=''
+  if [ -f "$root/$path" ] && [ ! -L "$root/$path" ]; then size=$(stat -c %s -- "$root/$path" 2>/dev/null); fi
+  if [ -z "$size" ]; then
+    say gone "it went away while others were read"
+  elif [ "$size" -gt "$most" ]; then
+    say gone "$size bytes are more than a file of this kind has"
+  else
+    say data "$size"
+    # As many bytes as were said, whatever happens to the file.
+    cat -- "$root/$path" /dev/zero 2>/dev/null | head -c "$size" >&3
+  fi
 }
 
 # ---- the conversation ------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import selectors
 import subprocess
@@ -132,8 +133,14 @@ class Session:
             self.sent += len(piece)
             hear(len(piece))
 
-    def data(self) -> bytes:
-        """The bytes that the last answer promised (after :meth:`until` ``data``)."""
+    def data(self, *, most: int) -> bytes:
+        """The bytes that the last answer promised (after :meth:`until` ``data``).
+
+        Raises:
+            DeviceError: they are more than ``most``, which the device was told, or it went away.
+        """
+        if self._raw is not None and self._raw > most:
+            raise DeviceError(f"it sends {self._raw} bytes where at most {most} were asked for", where=self.where)
         self._pump(lambda: self._raw is None or len(self._in) >= self._raw, silence_s=self._patience.silence_s)
         size = self._raw or 0
         content = bytes(self._in[:size])
@@ -259,6 +266,8 @@ class Session:
                 continue
             word, _, text = line[start + len(self._nonce) + 1 :].decode(errors="replace").partition(" ")
             if word == "data":
+                if not re.fullmatch(r"[0-9]{1,15}", text):
+                    raise DeviceError(f"an answer that makes no sense: {text[:100]!r}", where=self.where)
                 self._raw = int(text)
             self._frames.append(Frame(word, text))
 
@@ -325,6 +334,8 @@ def _disk(words: str, where: str) -> StoreError:
         hint = "free some space there (edge ship gc TARGET), then the same command again; `current` was not touched"
     elif "read-only" in lower:
         hint = "the file system is read-only: remount it, or ship to another path (user@host:path)"
+    elif "symbolic link" in lower and "not permitted" in lower:
+        hint = "the file system there has no links (FAT, exFAT): give it ext4, or ship to another path"
     elif "permission denied" in lower or "not permitted" in lower:
         hint = "ship to a path that this user may write (user@host:path), or change its owner there"
     else:

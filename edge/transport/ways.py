@@ -106,6 +106,11 @@ _MEANINGS: tuple[tuple[str, str, str], ...] = (
         "{line}",
         "check the name, or give the address; for a name from fleet.yaml, see --fleet",
     ),
+    (
+        r"open failed: administratively prohibited",
+        "the jump host does not let us through: {line}",
+        "its sshd must allow it (AllowTcpForwarding)",
+    ),
     (r"Connection refused", "{line}", "is the device on, and sshd running on that port?"),
     (
         r"Connection timed out|No route to host|Network is unreachable|Operation timed out",

@@ -194,11 +194,13 @@ def test_a_trial_that_was_cut_off_is_made_up_for(made: Made, folder: Place, with
     assert outcome.canary.passed
 
 
-@pytest.mark.parametrize(("code", "passed", "in_use"), [(2, None, True), (4, False, False), (137, False, False)])
+@pytest.mark.parametrize(
+    ("code", "passed", "in_use"), [(2, None, True), (127, None, True), (4, False, False), (137, False, False)]
+)
 def test_an_edge_that_cannot(
     bundle: Callable[..., Bundle], folder: Place, tmp_path: Path, code: int, passed: bool | None, in_use: bool
 ) -> None:
-    """An edge that does not know the trial says nothing about the bundle; one that cannot run it, does."""
+    """An edge that does not know the trial, or does not start, says nothing about the bundle; one that fails does."""
     program = tmp_path / "edge"
     program.write_text(f"#!/bin/sh\necho 'error: what it says' >&2\nexit {code}\n")
     program.chmod(0o755)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,17 @@ def test_links_and_hidden_files_are_left_alone(tmp_path: Path, folder: Place, pu
     (records / "link.json").symlink_to(tmp_path / "secret.json")
     (records / ".hidden.json").write_text("{}")
     (records / "a\nb.json").write_text("{}")
+    (records / "a\nb").mkdir()
+    (records / "a\nb" / "c.json").write_text("{}")
     assert pull().pieces == []
+
+
+def test_a_name_that_is_not_utf8_is_refused_and_the_others_come(folder: Place, pull: Callable[..., Haul]) -> None:
+    records = root_of(folder) / "records"
+    records.mkdir(parents=True)
+    for name in (b"a.json", b"caf\xe9.json", b"z.json"):
+        (records / os.fsdecode(name)).write_text("{}")
+    assert sorted(words(pull()).values()) == ["new", "new", "refused"]
 
 
 def test_over_ssh(

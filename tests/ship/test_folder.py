@@ -16,7 +16,7 @@ from devices import QUICK, current, root_of, tree
 from edge.bundle import Bundle, open_bundle
 from edge.errors import ArtifactError, DeviceError, StoreError, UsageError
 from edge.events import Event, Note
-from edge.ship import ship, upkeep
+from edge.ship import Settings, remote, ship, upkeep
 from edge.store import sha256_bytes
 from edge.transport.session import Frame, refusal
 from edge.transport.target import Place
@@ -81,7 +81,7 @@ def test_the_device_itself_refuses_a_name_that_leaves_the_bundle(folder: Place, 
     """A bundle with such a name is not opened here; the script does not rely on that."""
     digest = "a" * 64
     with connect(folder) as session:
-        session.ask("hello", str(folder.folder), "", "")
+        session.ask("hello", str(folder.folder), "", "", "")
         session.ask("begin", "5", "test")
         with pytest.raises(DeviceError, match="not a name in a bundle"):
             session.ask("tree", digest, digest, f"{digest} {name}", "")
@@ -107,7 +107,7 @@ def test_the_device_itself_refuses_a_name_that_leaves_the_bundle(folder: Place, 
 )
 def test_requests_that_make_no_sense_are_refused(folder: Place, lines: tuple[str, ...]) -> None:
     with connect(folder) as session:
-        session.ask("hello", str(folder.folder), "", "")
+        session.ask("hello", str(folder.folder), "", "", "")
         session.ask("begin", "5", "test")
         for part in "\n".join(lines).split("\n"):
             session.tell(part)
@@ -118,10 +118,76 @@ def test_requests_that_make_no_sense_are_refused(folder: Place, lines: tuple[str
 
 def test_nothing_changes_without_the_lock(folder: Place) -> None:
     with connect(folder) as session:
-        session.ask("hello", str(folder.folder), "", "")
+        session.ask("hello", str(folder.folder), "", "", "")
         with pytest.raises(DeviceError, match="not locked"):
             session.ask("switch", "a" * 64, "{}")
     assert not root_of(folder).exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["incoming", "bundles", "blobs", "blobs/sha256", "canary", "engines", "venvs", "lock", "history.jsonl"]
+)
+def test_a_stick_that_somebody_prepared_leads_nowhere_else(
+    bundle: Make, folder: Place, tmp_path: Path, name: str
+) -> None:
+    home = tmp_path / "home"
+    (home / "incoming").mkdir(parents=True)
+    (home / "file").write_text("precious")
+    (home / "incoming" / "x").write_text("precious")
+    link = root_of(folder) / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(home / "file" if name in {"lock", "history.jsonl"} else home)
+    if name != "bundles":
+        (root_of(folder) / "bundles").mkdir()
+    for work in (lambda: ship(bundle(), folder, settings=QUICK), lambda: upkeep.clear(folder)):
+        with pytest.raises(StoreError, match=f"{name} is (a symbolic link|not a regular file)"):
+            work()
+    assert tree(home) == {"file": b"precious", "incoming/x": b"precious"}
+
+
+def test_links_and_pipes_among_the_parts_are_cleared_away(bundle: Make, folder: Place, tmp_path: Path) -> None:
+    sent = bundle()
+    (tmp_path / "file").write_text("precious")
+    incoming = root_of(folder) / "incoming"
+    incoming.mkdir(parents=True)
+    (incoming / f"{sent.files['model/tiny.onnx'].sha256}.part").symlink_to(tmp_path / "file")
+    os.mkfifo(incoming / f"{sent.files['profile.yaml'].sha256}.part")
+    ship(sent, folder, settings=QUICK)
+    assert current(folder) == sent.digest
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_file_that_is_a_link_is_sent_again(bundle: Make, folder: Place, tmp_path: Path) -> None:
+    sent = bundle()
+    blob = root_of(folder) / "blobs" / "sha256" / sent.files["model/tiny.onnx"].sha256
+    blob.parent.mkdir(parents=True)
+    (tmp_path / "same").write_bytes(b"weights " * 100)
+    blob.symlink_to(tmp_path / "same")
+    ship(sent, folder, settings=QUICK)
+    assert current(folder) == sent.digest
+
+
+def test_nothing_is_run_from_a_folder(bundle: Make, folder: Place, tmp_path: Path) -> None:
+    """A stick is not the machine that it is put into."""
+    program = root_of(folder) / "venv" / "bin" / "edge"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!/bin/sh\ntouch '{tmp_path}/ran'\n")
+    program.chmod(0o755)
+    assert upkeep.status(folder).edge != str(program)
+    ship(bundle(), folder, settings=QUICK)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_link_that_leads_elsewhere_is_no_bundle(bundle: Make, folder: Place, tmp_path: Path) -> None:
+    root_of(folder).mkdir()
+    for name in ("current", "previous"):
+        (root_of(folder) / name).symlink_to(tmp_path)
+    assert upkeep.status(folder, verify=True).current is None
+    with pytest.raises(ArtifactError, match="no bundle on this device"):
+        upkeep.rollback(folder)
+    sent = bundle()
+    ship(sent, folder, settings=QUICK)
+    assert (current(folder), upkeep.status(folder).previous) == (sent.digest, None)
 
 
 def test_what_rotted_on_the_device_is_sent_again(bundle: Make, folder: Place) -> None:
@@ -180,7 +246,7 @@ def test_contents_that_are_swapped_are_refused_there(bundle: Make, folder: Place
     """A client that lies: the right names with each other's content."""
     one, two = "1" * 64, "2" * 64
     with connect(folder) as session:
-        session.ask("hello", str(folder.folder), "", "")
+        session.ask("hello", str(folder.folder), "", "", "")
         session.ask("begin", "5", "test")
         for digest, data in ((one, b"two"), (two, b"one")):
             session.put(digest, 0, [data], hear=lambda _n: None)
@@ -196,7 +262,7 @@ def test_a_list_that_a_full_disk_cut_short_makes_no_bundle(bundle: Make, folder:
     """Half of a bundle fits half of its list: found by benchmarks/ship.py, which fills the disk at random moments."""
     digest = "3" * 64
     with connect(folder) as session:
-        session.ask("hello", str(folder.folder), "", "")
+        session.ask("hello", str(folder.folder), "", "", "")
         session.ask("begin", "5", "test")
         with pytest.raises(StoreError, match="No space left"):
             session.ask("tree", digest, sha256_bytes(b"what was sent"), "")
@@ -319,7 +385,17 @@ def test_a_bundle_for_another_device_is_refused_before_anything_is_sent(bundle: 
     with pytest.raises(DeviceError, match=r"for JetPack 7\.2, .* has 6\.2\.1"):
         ship(bundle(family="orin-nano", jetpack=["7.2"]), place, settings=QUICK)
     assert not (disk / "edge").exists()
-    assert ship(bundle(family="orin-nano", jetpack=["6.2"]), place, settings=QUICK).work == "ok"
+    # That machine's own programs do not run here, and this machine's say nothing about it.
+    program = disk / "edge" / "venv" / "bin" / "edge"
+    program.parent.mkdir(parents=True)
+    program.write_bytes(b"\x7fELF for another processor")
+    program.chmod(0o755)
+    sent = bundle(family="orin-nano", jetpack=["6.2"])
+    with pytest.raises(UsageError, match="another machine whose disk this is"):
+        ship(sent, place, settings=Settings(bootstrap=True))
+    outcome = ship(sent, place)
+    assert (outcome.work, outcome.canary) == ("ok", None)
+    assert (upkeep.status(place).edge, current(place)) == (None, sent.digest)
 
 
 def test_a_folder_may_be_for_any_device(bundle: Make, folder: Place) -> None:
@@ -332,12 +408,50 @@ def test_two_at_once_are_one_after_the_other(bundle: Make, folder: Place) -> Non
     first, second = bundle("a"), bundle("b", {"x": b"1"})
     ship(first, folder, settings=QUICK)
     with connect(folder) as holder:
-        holder.ask("hello", str(folder.folder), "", "")
+        holder.ask("hello", str(folder.folder), "", "", "")
         holder.ask("begin", "5", "ada@laptop")
         with pytest.raises(StoreError, match=r"another ship is at work on this device: ada@laptop \(process \d+\)"):
             ship(second, folder, settings=msgspec.structs.replace(QUICK, lock_wait_s=0))
         assert upkeep.status(folder).current == first.digest
     assert ship(second, folder, settings=QUICK).work == "ok"
+
+
+def test_what_another_ship_did_in_the_meantime_counts(bundle: Make, folder: Place) -> None:
+    """Who waits for the lock has said hello before: what was in use then is old."""
+    first, second = bundle("a"), bundle("b", {"x": b"1"})
+    ship(first, folder, settings=QUICK)
+    with connect(folder) as waiting:
+        state = remote.hello(waiting, folder)
+        assert state.current == first.digest
+        ship(second, folder, settings=QUICK)
+        state = remote.begin(waiting, state, lock_wait_s=30)
+    assert (state.current, state.previous) == (second.digest, first.digest)
+
+
+def test_a_file_that_gets_shorter_while_it_is_read(
+    folder: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `stat` that says more than is there."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "stat").write_text("#!/bin/sh\necho 8\n")
+    (tools / "stat").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
+    root_of(folder).mkdir()
+    (root_of(folder) / "x").write_text("12345")
+    with connect(folder) as session:
+        session.ask("hello", str(folder.folder), "", "", "")
+        session.tell("get", "x", "100")
+        session.until("data")
+        assert session.data(most=100) == b"12345\0\0\0"
+        session.tell("get", "x", "7")
+        assert session.until("gone")[-1].text.startswith("8 bytes are more")
+        session.tell("get", "y", "100")
+        assert session.until("gone")[-1].text.startswith("it went away")
+        session.tell("get", "x", "100")
+        session.until("data")
+        with pytest.raises(DeviceError, match="8 bytes where at most 7"):
+            session.data(most=7)
 
 
 def test_many_at_once_all_end_well(bundle: Make, folder: Place) -> None:
@@ -355,6 +469,7 @@ def test_many_at_once_all_end_well(bundle: Make, folder: Place) -> None:
     [
         ("write mkdir: cannot create directory: Read-only file system", StoreError, "Read-only", "remount"),
         ("write x: Permission denied", StoreError, "Permission denied", "may write"),
+        ("write ln: failed to create symbolic link 'x': Operation not permitted", StoreError, "symbolic", "FAT"),
         ("write dd: No space left on device", StoreError, "No space left", "edge ship gc"),
         ("write ", StoreError, "the file size limit was reached", ""),
         ("locked ada@x", StoreError, "another ship is at work on this device: ada@x", "two minutes"),

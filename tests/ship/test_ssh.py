@@ -319,6 +319,15 @@ def test_every_way_a_line_ends(said: str) -> None:
     assert "goes on where it was" in str(error.hint)
 
 
+def test_a_jump_host_that_does_not_let_through(serve: Serve, remote: At, tmp_path: Path) -> None:
+    device, bastion = serve(), serve(AllowTcpForwarding="no")
+    both = tmp_path / "both.config"
+    both.write_text(device.config.read_text() + bastion.client_config("bastion", bastion.port).read_text())
+    with pytest.raises(DeviceError, match=r"the jump host does not let us through: .*prohibited") as caught:
+        upkeep.status(remote(device, ssh_config=both, jump="bastion"))
+    assert "AllowTcpForwarding" in str(caught.value.hint)
+
+
 def test_without_an_ssh_client(tmp_path: Path) -> None:
     error = explain_ssh(Place(name="x", host="x"), None, "ssh: No such file or directory", "")
     assert isinstance(error, GuestError)
@@ -336,7 +345,7 @@ def test_a_client_that_went_silent_does_not_keep_the_device(
     command = forced(tmp_path, f'PATH="{tools}:$PATH"; export PATH; exec sh -c "$SSH_ORIGINAL_COMMAND"\n')
     place, sent = remote(serve(ForceCommand=command)), bundle()
     with connect(place) as silent:
-        silent.ask("hello", place.path, "", "")
+        silent.ask("hello", place.path, "", "", "yes")
         silent.ask("begin", "5", "somebody on a train")
         assert ship(sent, place, settings=QUICK).work == "ok"
         with pytest.raises(DeviceError):

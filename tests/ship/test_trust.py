@@ -13,7 +13,7 @@ from devices import QUICK, current, root_of
 
 from edge.bundle import Bundle, signature
 from edge.errors import ArtifactError, DeviceError
-from edge.ship import ship
+from edge.ship import ship, upkeep
 from edge.transport.target import Place
 
 Make = Callable[..., Bundle]
@@ -66,6 +66,30 @@ def test_a_stranger_and_a_changed_signature_are_refused(bundle: Make, folder: Pl
     assert ship(other, folder, settings=QUICK).work == "ok"
 
 
+def test_going_back_asks_for_the_signature_again(bundle: Make, folder: Place, key: Path) -> None:
+    """Of a bundle that came before the list, or whose signer has left it."""
+    ship(bundle("a"), folder, settings=QUICK)
+    sent = bundle("b", {"x": b"1"})
+    signature.sign(sent, key)
+    ship(sent, folder, settings=QUICK)
+    allow(folder, key)
+    with pytest.raises(ArtifactError, match=r"refuses the signature: the bundle is not signed"):
+        upkeep.rollback(folder)
+    assert current(folder) == sent.digest
+    (root_of(folder) / "allowed_signers").unlink()
+    upkeep.rollback(folder)
+    allow(folder, key)
+    assert upkeep.rollback(folder).current == sent.digest
+
+
+def test_the_list_of_a_disk_that_is_mounted_here(bundle: Make, tmp_path: Path, key: Path) -> None:
+    disk = Place(name="disk", folder=tmp_path / "disk" / "edge", system_root=str(tmp_path / "disk"))
+    (tmp_path / "disk/etc/edge").mkdir(parents=True)
+    (tmp_path / "disk/etc/edge/allowed_signers").write_text("")
+    with pytest.raises(ArtifactError, match=r"refuses the signature.*disk/etc/edge/allowed_signers asks"):
+        ship(bundle(), disk, settings=QUICK)
+
+
 def test_over_ssh(bundle: Make, key: Path, serve: Callable[..., loopback.Server], remote: Callable[..., Place]) -> None:
     place = remote(serve(), path="it's a device")
     allow(place, key)
@@ -88,8 +112,6 @@ chmod +x "$4/venv/bin/edge"
 def test_edge_is_installed_from_a_verified_bundle(
     bundle: Make, serve: Callable[..., loopback.Server], remote: Callable[..., Place]
 ) -> None:
-    from edge.ship import upkeep
-
     place = remote(serve(), path="it's a bare device")
     sent = bundle(files={"wheels/install.sh": INSTALLER.encode(), "wheels/fine": b"", "wheels/x.whl": b"x"})
     settings = msgspec.structs.replace(QUICK, bootstrap=True)
