@@ -98,7 +98,10 @@ def _show(terminal: Terminal, outcome: Outcome) -> None:
 def _share(precision: Precision, layers: Layers) -> str:
     """How much of what was asked for was delivered; FP32 asks for nothing."""
     count = {"int8": layers.weighted_int8, "fp16": layers.weighted_fp16 + layers.weighted_int8}.get(precision)
-    return "" if count is None else f", {count} of {layers.weighted} weighted layers in {precision.upper()}"
+    if count is None:
+        return ""
+    hidden = f" (of {layers.weighted_unknown} the engine does not tell)" if layers.weighted_unknown else ""
+    return f", {count} of {layers.weighted} weighted layers in {precision.upper()}{hidden}"
 
 
 def _timing(outcome: Outcome) -> str:

@@ -298,9 +298,10 @@ class _Job:
     def _count(self, described: Inspection) -> Layers:
         """Layers by precision: from the engine where it says so, else from the graph where that decides it.
 
-        Layers that the engine hides (fused by TensorRT's second compiler) are not claimed to be INT8, except where
-        the graph or the DLA leaves no choice: in a Q/DQ graph, and for what a DLA takes of an INT8 network.
+        Layers that the engine hides (fused by TensorRT's second compiler) are not claimed to be INT8 or FP16, except
+        where the graph or the DLA leaves no choice: in a typed graph, and for what a DLA takes of the network.
         """
+        precision = self.request.precision
         counts = described.counts()
         unknown = counts.weighted.get("?", 0)
         if described.absent and self.decision.route == "implicit":
@@ -311,33 +312,37 @@ class _Job:
             )
         if not described.absent:
             self.info |= {"opaque_layers": counts.opaque, "reformat_layers": counts.reformats}
-        if described.absent or ((counts.opaque or unknown) and self.decision.route != "implicit"):
+        if described.absent or ((counts.opaque or unknown) and self._is_typed()):
             return self._count_graph()
         weighted = sum(counts.weighted.values())
         hidden = max(self.form.weighted - weighted, 0) if counts.opaque else 0
-        on_dla = min(hidden, self.accelerator.weighted) if self.request.precision == "int8" else 0
+        on_dla = min(hidden, self.accelerator.weighted)
         if hidden > on_dla:
-            self.notes.append(f"{hidden - on_dla} weighted layers are hidden in fused ones and not counted as INT8")
+            text = f"{hidden - on_dla} weighted layers are hidden in fused ones and not counted as {precision.upper()}"
+            self.notes.append(text)
         return Layers(
             weighted=weighted + hidden,
-            weighted_int8=counts.weighted.get("int8", 0) + on_dla,
-            weighted_fp16=counts.weighted.get("fp16", 0),
+            weighted_int8=counts.weighted.get("int8", 0) + (on_dla if precision == "int8" else 0),
+            weighted_fp16=counts.weighted.get("fp16", 0) + (on_dla if precision == "fp16" else 0),
             weighted_unknown=unknown + hidden - on_dla,
             by_type=dict(sorted(Counter(layer.kind for layer in described.layers).items())),
         )
 
     def _count_graph(self) -> Layers:
         """Layers of the graph, whose precision is what it says where networks are typed; else it is unknown."""
-        is_said = self.decision.route == "explicit" or self.form.half or self.request.precision == "fp32"
         if self.request.precision != "fp32":
             self.notes.append("layers were counted in the graph, not in the engine, which does not show them all")
         return Layers(
             weighted=self.form.weighted,
             weighted_int8=self.form.quantized,
             weighted_fp16=self.form.weighted if self.form.half else 0,
-            weighted_unknown=0 if is_said else self.form.weighted,
+            weighted_unknown=0 if self._is_typed() else self.form.weighted,
             by_type=coverage.read(self.network, self.caps).by_kind(),
         )
+
+    def _is_typed(self) -> bool:
+        """Whether the graph itself says the precision of every layer."""
+        return self.decision.route == "explicit" or self.form.half or self.request.precision == "fp32"
 
     def _scaled(self) -> frozenset[str]:
         if not isinstance(self.source, Serving):

@@ -76,7 +76,7 @@ def check_units(builder: Any, request: BuildRequest, caps: Caps) -> None:  # noq
 
 
 class Accelerator(msgspec.Struct, frozen=True, kw_only=True):
-    """What the DLA takes of the network: weighted layers that it can run in INT8, and what to tell the user."""
+    """What the DLA takes of the network: weighted layers that it runs in what was asked for; what to tell the user."""
 
     weighted: int = 0
     notes: list[str] = []
@@ -198,7 +198,9 @@ def _use_dla(setup: Setup) -> Accelerator:
         config.set_flag(binding.BuilderFlag.GPU_FALLBACK)
     layers = [setup.network.get_layer(index) for index in range(setup.network.num_layers)]
     taken = [layer for layer in layers if config.can_run_on_DLA(layer)]
-    weighted = sum(layer.type.name in _WEIGHTED and _is_scaled(layer, setup.scaled) for layer in taken)
+    # It has no FP32: what it takes of a network of FP16 runs in FP16, and of INT8 what has its scales.
+    is_fp16 = setup.request.precision == "fp16"
+    weighted = sum(layer.type.name in _WEIGHTED and (is_fp16 or _is_scaled(layer, setup.scaled)) for layer in taken)
     refused = [layer.name for layer in layers if layer not in taken]
     if not refused:
         return Accelerator(weighted=weighted)
