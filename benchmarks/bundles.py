@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/bundle"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/registry"))
 
 from bundles import FILES, tar_of
-from registries import Counting, free_port, wait_for
+from registries import Counting, reserved, wait_for
 
 from edge.bundle import Bundle, open_bundle, unpack, verify, wheels
 from edge.errors import EdgeError
@@ -152,19 +152,18 @@ def _state(out: Path) -> str:
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[str]:
-    host = f"127.0.0.1:{free_port()}"
-    (folder / "registry.yml").write_text(
-        f"version: 0.1\nlog: {{accesslog: {{disabled: true}}, level: error}}\nhttp: {{addr: '{host}'}}\n"
-        f"storage: {{filesystem: {{rootdirectory: '{folder}/registry'}}}}\n"
-    )
-    with (folder / "registry.log").open("wb") as log:
+    with reserved() as host, (folder / "registry.log").open("wb") as log:
+        (folder / "registry.yml").write_text(
+            f"version: 0.1\nlog: {{accesslog: {{disabled: true}}, level: error}}\nhttp: {{addr: '{host}'}}\n"
+            f"storage: {{filesystem: {{rootdirectory: '{folder}/registry'}}}}\n"
+        )
         process = subprocess.Popen(["docker-registry", "serve", folder / "registry.yml"], stdout=log, stderr=log)
-    try:
-        wait_for(host, process, log=folder / "registry.log")
-        yield host
-    finally:
-        process.kill()
-        process.wait()
+        try:
+            wait_for(host, process, log=folder / "registry.log")
+            yield host
+        finally:
+            process.kill()
+            process.wait()
 
 
 def registry(folder: Path, first: Bundle) -> None:

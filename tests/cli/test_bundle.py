@@ -160,17 +160,15 @@ def test_pushed_and_pulled(place: Path, edge: Edge, registry_host: str, monkeypa
 @pytest.fixture
 def registry_host(tmp_path: Path) -> Any:
     """The address of a registry on this machine."""
-    from registries import free_port, wait_for
+    from registries import reserved, wait_for
 
-    host = f"127.0.0.1:{free_port()}"
-    config = tmp_path / "registry.yml"
-    config.write_text(
-        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: '{tmp_path}/registry'}}}}\nhttp: {{addr: '{host}'}}\n"
-    )
-    log = tmp_path / "registry.log"
-    with log.open("wb") as file:
+    config, log = tmp_path / "registry.yml", tmp_path / "registry.log"
+    with reserved() as host, log.open("wb") as file:
+        config.write_text(
+            f"version: 0.1\nhttp: {{addr: '{host}'}}\nstorage: {{filesystem: {{rootdirectory: '{tmp_path}/images'}}}}\n"
+        )
         process = subprocess.Popen(["docker-registry", "serve", config], stdout=file, stderr=file)
-    wait_for(host, process, log=log)
-    yield host
-    process.kill()
-    process.wait()
+        wait_for(host, process, log=log)
+        yield host
+        process.kill()
+        process.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import signal
 import subprocess
@@ -145,17 +146,14 @@ def test_ctrl_c_ends_the_line_and_says_what_was_done(
     fleet(bundles, 3)
     root = bundles / "devices" / "d1"
     root.mkdir(parents=True)
-    holder = subprocess.Popen(["flock", str(root / "lock"), "sleep", "100"])
-    try:
+    with (root / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         process = start("ship", "all", "--no-canary", "--parallel", "1")
         deadline = time.monotonic() + 60
         while not (root / "bundles").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
-    finally:
-        holder.kill()
-        holder.wait()
     assert process.returncode == 130
     assert "stopped by SIGINT" in err
     assert out.count("stopped by you") == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from registries import Counting, Lying, Running, Start, free_port, wait_for
+from registries import Counting, Lying, Running, Start, reserved, wait_for
 
 PROGRAM = shutil.which("docker-registry")
 
@@ -33,11 +34,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
     if PROGRAM is None:
         pytest.skip("docker-registry is not on this machine")
     running: list[subprocess.Popen[bytes]] = []
+    addresses = contextlib.ExitStack()
 
     def run(
         *, name: str = "registry", http: dict[str, Any] | None = None, auth: dict[str, Any] | None = None
     ) -> Running:
-        storage, host = tmp_path / name, f"127.0.0.1:{free_port()}"
+        storage, host = tmp_path / name, addresses.enter_context(reserved())
         config: dict[str, Any] = {
             "version": 0.1, "log": {"level": "error", "accesslog": {"disabled": True}},
             "storage": {"filesystem": {"rootdirectory": str(storage)}}, "http": {"addr": host, **(http or {})},
@@ -56,6 +58,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for process in running:
         process.kill()
         process.wait()
+    addresses.close()
 
 
 @pytest.fixture

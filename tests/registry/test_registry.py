@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from bundles import FILES, tar_of, tree
-from registries import Counting, Running, Start
+from registries import Counting, Running, Start, reserved
 
 from edge.bundle import Bundle, open_bundle, pack, signature, unpack, verify
 from edge.errors import ArtifactError, DeviceError, UsageError
@@ -129,12 +129,11 @@ def test_a_broken_bundle_is_not_pushed(registry: Running, tmp_path: Path) -> Non
 
 
 def test_nobody_answers(tmp_path: Path) -> None:
-    from registries import free_port
-
-    for host in (f"127.0.0.1:{free_port()}", "registry.invalid"):
-        with pytest.raises(DeviceError, match="cannot be reached") as failed, pull(parse(at(host))):
-            pass
-        assert "object at" not in str(failed.value)
+    with reserved() as address:
+        for host in (address, "registry.invalid"):
+            with pytest.raises(DeviceError, match="cannot be reached") as failed, pull(parse(at(host))):
+                pass
+            assert "object at" not in str(failed.value)
 
 
 @pytest.mark.parametrize(

@@ -27,10 +27,12 @@ def why_not() -> str | None:
     return None
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def reserve() -> tuple[int, socket.socket]:
+    """A port that nobody else is given until the socket is closed; a server that reuses addresses may listen on it."""
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    return int(holder.getsockname()[1]), holder
 
 
 def make_key(path: Path) -> Path:
@@ -47,7 +49,7 @@ class Server:
     def __init__(self, folder: Path, *, keys: Path | None = None, **options: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.port = free_port()
+        self.port, self._reserved = reserve()
         self.options = options
         keys = keys or folder
         keys.mkdir(parents=True, exist_ok=True)
@@ -135,6 +137,7 @@ class Server:
             self._process.kill()
             self._process.wait()
             self._process = None
+        self._reserved.close()
 
     def __enter__(self) -> Server:  # noqa: PYI034
         return self.start()
@@ -144,7 +147,11 @@ class Server:
 
 
 class Wire:
-    """A line to a port on loopback that counts bytes and can be cut; one connection after the other, or several."""
+    """A line to a port on loopback that counts bytes; one connection after the other, or several.
+
+    It can be cut, also by itself when ``cut_after`` bytes went to the device; after ``silent_after`` it brings no more
+    there, sets ``is_silent``, and stays open.
+    """
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -153,6 +160,9 @@ class Wire:
         self.to_device = 0
         self.from_device = 0
         self.cut_after: int | None = None
+        self.silent_after: int | None = None
+        self.is_silent = threading.Event()
+        self._is_cut = threading.Event()
         self._ends: list[socket.socket] = []
         self._closed = False
         threading.Thread(target=self._accept, daemon=True).start()
@@ -175,6 +185,10 @@ class Wire:
                 if self.cut_after is not None and self.to_device >= self.cut_after:
                     self.cut()
                     return
+                if self.silent_after is not None and self.to_device >= self.silent_after:
+                    self.is_silent.set()
+                    self._is_cut.wait()
+                    return
                 sink.sendall(data)
         for end in (source, sink):
             with contextlib.suppress(OSError):
@@ -182,6 +196,7 @@ class Wire:
 
     def cut(self) -> None:
         """Cut every connection that there is."""
+        self._is_cut.set()
         ends, self._ends = self._ends, []
         for end in ends:
             with contextlib.suppress(OSError):

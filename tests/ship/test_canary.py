@@ -90,9 +90,9 @@ class Meter:
 
 
 def tools(power: Any = None) -> canary.Tools:
-    # As short as a turn can be: an energy needs ten samples.
+    # An energy needs ten samples, which are taken ten times a second, or less often where this machine is busy.
     return canary.Tools(
-        backend=backends.of, power=power or NoSource(()), machine=device.identify(), turns=2, turn_s=1.1
+        backend=backends.of, power=power or NoSource(()), machine=device.identify(), turns=2, turn_s=3.0
     )
 
 

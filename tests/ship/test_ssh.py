@@ -6,8 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +15,10 @@ import pytest
 from devices import QUICK, current, root_of
 
 from edge.bundle import Bundle
-from edge.errors import DeviceError, GuestError, StoreError
-from edge.events import Event, Note
+from edge.errors import DeviceError, EdgeError, GuestError, StoreError
+from edge.events import Event, Note, Progress
 from edge.ship import ship, upkeep
+from edge.transport.session import Patience, Session
 from edge.transport.target import Place
 from edge.transport.ways import connect, explain_ssh
 
@@ -95,16 +94,27 @@ def test_a_shell_that_is_none(serve: Serve, remote: At, tmp_path: Path) -> None:
     assert "login shell" in str(caught.value.hint)
 
 
-def test_a_shell_that_asks_something(serve: Serve, remote: At, tmp_path: Path) -> None:
-    from edge.transport.session import Patience
-
-    command = forced(tmp_path, "echo 'You are required to change your password.'; exec sleep 60\n")
-    place = remote(serve(ForceCommand=command))
+def test_a_shell_that_asks_something() -> None:
+    """Without ssh, whose own start takes as long as it takes."""
+    command = ["sh", "-c", "echo 'You are required to change your password.'; exec sleep 60"]
     with (
-        pytest.raises(DeviceError, match=r"no answer for 2 s; it printed 'You are required to change"),
-        connect(place, patience=Patience(start_s=2)),
+        pytest.raises(DeviceError, match=r"no answer for 5 s; it printed 'You are required to change"),
+        Session(command, where="dev", explain=explain, patience=Patience(start_s=5)),
     ):
         pass
+
+
+def test_an_answer_that_makes_no_sense() -> None:
+    script = 'read n; dd bs=1 count=$n >/dev/null 2>&1; read w; echo "$w ready 1"; echo "$w data -5"; cat >/dev/null'
+    with (
+        pytest.raises(DeviceError, match="makes no sense: '-5'"),
+        Session(["sh", "-c", script], where="dev", explain=explain) as session,
+    ):
+        session.until("data")
+
+
+def explain(code: int | None, errors: str, noise: str) -> EdgeError:
+    return DeviceError(f"it ended with {code}: {errors}{noise}")
 
 
 def test_a_host_key_that_changed(serve: Serve, remote: At) -> None:
@@ -226,19 +236,16 @@ def test_a_line_that_is_cut_and_then_goes_on(bundle: Make, serve: Serve, remote:
 def test_a_session_that_is_killed_on_the_device(bundle: Make, serve: Serve, remote: At) -> None:
     server = serve()
     place, sent = remote(server), bundle(files={"model/large": os.urandom(30_000_000)})
+    killed: list[int] = []
 
-    def kill() -> None:
-        part = root_of(place) / "incoming"
-        deadline = time.monotonic() + 30
-        while not list(part.glob("*.part")) and time.monotonic() < deadline:
-            time.sleep(0.005)
-        server.kill_sessions()
+    def kill(event: Event) -> None:
+        """In the thread that sends, after the first piece: the others cannot have gone yet."""
+        if isinstance(event, Progress) and event.done and not killed:
+            killed.append(server.kill_sessions())
 
-    killer = threading.Thread(target=kill)
-    killer.start()
     with pytest.raises(DeviceError, match=r"the line was cut|the connection ended"):
-        ship(sent, place, settings=NO_RSYNC)
-    killer.join()
+        ship(sent, place, settings=NO_RSYNC, listen=kill)
+    assert killed[0] > 0
     assert current(place) is None
     assert ship(sent, place, settings=NO_RSYNC).work == "ok"
 
@@ -246,13 +253,15 @@ def test_a_session_that_is_killed_on_the_device(bundle: Make, serve: Serve, remo
 def test_a_client_that_is_killed(bundle: Make, serve: Serve, remote: At, tmp_path: Path) -> None:
     server = serve()
     place, sent = remote(server), bundle(files={"model/large": os.urandom(30_000_000)})
-    command = [sys.executable, "-m", "edge", "ship", f"dev:{place.path}", "-F", str(server.config), "--no-rsync"]
-    process = subprocess.Popen([*command, "--bundle", str(tmp_path / "a.edge")], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not list(root_of(place).glob("incoming/*.part")) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
+    with loopback.wire(server.port) as line:
+        # So that it is in the middle, however fast it is.
+        line.silent_after = 7_000_000
+        config = server.client_config("line", line.port)
+        command = [sys.executable, "-m", "edge", "ship", f"line:{place.path}", "-F", str(config), "--no-rsync"]
+        process = subprocess.Popen([*command, "--bundle", str(tmp_path / "a.edge")], stderr=subprocess.DEVNULL)
+        assert line.is_silent.wait(timeout=120)
+        process.kill()
+        process.wait()
     assert current(place) is None
     # The device notices by itself, and lets the next one in.
     assert ship(sent, place, settings=NO_RSYNC).work == "ok"
@@ -343,8 +352,9 @@ def test_a_client_that_went_silent_does_not_keep_the_device(
     (tools / "sleep").write_text("#!/bin/sh\nexec /bin/sleep 0.05\n")
     (tools / "sleep").chmod(0o755)
     command = forced(tmp_path, f'PATH="{tools}:$PATH"; export PATH; exec sh -c "$SSH_ORIGINAL_COMMAND"\n')
-    place, sent = remote(serve(ForceCommand=command)), bundle()
-    with connect(place) as silent:
+    # The same device by two ways: whoever ships may be as slow as this machine.
+    hasty, place, sent = remote(serve(ForceCommand=command)), remote(serve()), bundle()
+    with connect(hasty) as silent:
         silent.ask("hello", place.path, "", "", "yes")
         silent.ask("begin", "5", "somebody on a train")
         assert ship(sent, place, settings=QUICK).work == "ok"
