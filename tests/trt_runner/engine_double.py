@@ -59,7 +59,10 @@ def tensorrt(version: str, device: Any) -> types.ModuleType:
 
 
 def write_engine(path: Path, **changes: Any) -> Path:
-    """An engine for N×3×8×8 float32, batch 1 to 4; ``changes`` replace ``inputs``, ``outputs``, ``profile``."""
+    """An engine for N×3×8×8 float32, batch 1 to 4; ``changes`` replace ``inputs``, ``outputs``, ``profile``.
+
+    ``profile`` has the smallest, the best and the largest batch, or whole shapes.
+    """
     content = {
         "inputs": {"images": ["FLOAT", [-1, 3, 8, 8]]},
         "outputs": {"logits": ["FLOAT", [-1, CLASSES]]},
@@ -150,7 +153,8 @@ def _mode(self: Any, name: str) -> Any:
 
 def _profile(self: Any, name: str, index: int) -> list[tuple[int, ...]]:
     assert index == 0
-    return [(size, *self._d.content["inputs"][name][1][1:]) for size in self._d.content["profile"]]
+    rest = self._d.content["inputs"][name][1][1:]
+    return [tuple(item) if isinstance(item, list) else (item, *rest) for item in self._d.content["profile"]]
 
 
 def _context(self: Any, *_: Any) -> Any:
@@ -160,16 +164,16 @@ def _context(self: Any, *_: Any) -> Any:
     first = next(iter(self._d.content["inputs"].values()))[1]
     return create(
         world.module, "IExecutionContext", world=world, engine=self, addresses={}, logger=self._d.logger,
-        shape=tuple(first) if first[0] > 0 else None, alive=_Alive(world, "context"),
+        shape=tuple(first) if min(first) > 0 else None, alive=_Alive(world, "context"),
     )  # fmt: skip
 
 
 def _set_shape(self: Any, name: str, shape: Any) -> bool:
     if self._d.world.failing("shape", self._d.logger):
         return False
-    low, _, high = self._d.engine._d.content["profile"]
-    assert self._d.engine._d.content["inputs"][name][1][0] < 0, "a fixed shape cannot be set"
-    assert low <= shape[0] <= high
+    low, _, high = _profile(self._d.engine, name, 0)
+    assert min(self._d.engine._d.content["inputs"][name][1]) < 0, "a fixed shape cannot be set"
+    assert all(least <= size <= most for least, size, most in zip(low, shape, high, strict=True))
     self._d.shape = tuple(shape)
     return True
 

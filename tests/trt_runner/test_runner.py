@@ -82,6 +82,17 @@ def test_logits_are_the_first_float_output_flattened(open_session: Open) -> None
     np.testing.assert_allclose(result.logits, expected(given), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("smallest", [1, 4])
+def test_height_and_width_that_the_profile_settles(open_session: Open, smallest: int) -> None:
+    batch = -1 if smallest == 1 else 4
+    shapes = [[size, 3, 8, 8] for size in (smallest, 4, 4)]
+    session = open_session(inputs={"images": ["FLOAT", [batch, 3, -1, -1]]}, profile=shapes)
+    for count in (1, 4, 2):
+        given = batch_of(count, seed=count)
+        np.testing.assert_allclose(session.infer(given).logits, expected(given), rtol=1e-5, atol=1e-6)
+    assert set(session.world.executed) == ({1, 2, 4} if smallest == 1 else {4})
+
+
 # batches
 
 
@@ -312,8 +323,11 @@ def test_a_device_that_fails_in_a_run(open_session: Open, at: str) -> None:
     ("engine", "words"),
     [
         ({"inputs": {"a": ["FLOAT", [-1, 3, 8, 8]], "b": ["FLOAT", [-1, 3, 8, 8]]}}, r"2 inputs \(a, b\)"),
-        ({"inputs": {"images": ["INT32", [-1, 3, 8, 8]]}}, "'images' is INT32 N×3×8×8"),
-        ({"inputs": {"images": ["FLOAT", [-1, 3, -1, -1]]}}, "'images' is FLOAT N×3×N×N"),
+        ({"inputs": {"images": ["INT32", [-1, 3, 8, 8]]}}, "'images' is INT32 1-4×3×8×8"),
+        (
+            {"inputs": {"images": ["FLOAT", [-1, 3, -1, -1]]}, "profile": [[1, 3, 8, 8], [1, 3, 8, 8], [4, 3, 8, 16]]},
+            "'images' is FLOAT 1-4×3×8×8-16; edge runs one that takes float N×3×H×W of one size",
+        ),
         ({"inputs": {"images": ["FLOAT", [3, 8, 8]]}}, "'images' is FLOAT 3×8×8"),
         ({"outputs": {"best": ["INT32", [-1]]}}, "no float output"),
         ({"outputs": {"logits": ["FLOAT", [-1, -1]]}}, "'logits' .FLOAT. depends on the data"),

@@ -20,7 +20,7 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine takes and gives.
 
     ``shape`` and ``dtype`` are those of the one input, the batch axis left out of the shape. ``outputs`` are (name,
-    TensorRT's data type); ``logits`` is the first of them that is float. ``dynamic``: the batch size is set per run.
+    TensorRT's data type); ``logits`` is the first of them that is float. ``dynamic``: the shape is set per run.
     """
 
     name: str
@@ -46,24 +46,26 @@ def contract(engine: Any) -> Contract:  # noqa: ANN401
         raise DeviceError(f"the engine has {len(inputs)} inputs ({', '.join(inputs)}); edge runs one with one input")
     name = inputs[0]
     kind = engine.get_tensor_dtype(name).name
-    shape = tuple(int(size) for size in engine.get_tensor_shape(name))
-    if kind not in FLOATS or len(shape) != 4 or any(size < 1 for size in shape[1:]):
-        size = "×".join("N" if size < 0 else str(size) for size in shape)
-        raise DeviceError(f"the engine's input {name!r} is {kind} {size}; edge runs one that takes float N×3×H×W")
+    least = most = tuple(int(size) for size in engine.get_tensor_shape(name))
+    dynamic = any(size < 0 for size in least)
+    if dynamic:
+        # Height and width may be open in the network and settled by the profile that the engine was built with.
+        low, _best, high = engine.get_tensor_profile_shape(name, 0)
+        least, most = tuple(map(int, low)), tuple(map(int, high))
+    if kind not in FLOATS or len(most) != 4 or least[1:] != most[1:]:
+        sizes = (str(a) if a == b else f"{a}-{b}" for a, b in zip(least, most, strict=True))
+        found = f"the engine's input {name!r} is {kind} {'×'.join(sizes)}"
+        raise DeviceError(f"{found}; edge runs one that takes float N×3×H×W of one size")
     logits = next((output for output, dtype in outputs if dtype in FLOATS), None)
     if logits is None:
         raise DeviceError("the engine has no float output")
-    least, most = shape[0], shape[0]
-    if shape[0] < 0:
-        low, _best, high = engine.get_tensor_profile_shape(name, 0)
-        least, most = int(low[0]), int(high[0])
     return Contract(
         name=name,
-        shape=(shape[1], shape[2], shape[3]),
+        shape=(most[1], most[2], most[3]),
         dtype=FLOATS[kind],
-        min_batch=least,
-        max_batch=most,
-        dynamic=shape[0] < 0,
+        min_batch=least[0],
+        max_batch=most[0],
+        dynamic=dynamic,
         outputs=outputs,
         logits=logits,
     )
