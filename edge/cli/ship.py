@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from edge.cli import options, targets
+from edge.errors import UsageError
 from edge.ui import Terminal
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def to(  # noqa: PLR0913 - every option is one parameter: Typer reads the signat
     from edge.ship import Settings
     from edge.ship.canary import parse_gates
 
+    if bundle is not None and profile is not None:
+        raise UsageError("either --bundle or --profile", hint="edge bundle --profile NAME -o FILE makes one to keep")
     chosen = targets.choose(target, fleet_file=fleet, ssh_config=ssh_config)
     gates = dict(chosen.fleet.rollout.gates) if chosen.fleet else {}
     settings = Settings(

@@ -22,9 +22,10 @@ fail() { # kind words…
   exit 0
 }
 oneline() { printf '%s' "$1" | tr '\n\r\t' '   ' | cut -c 1-300; }
+first() { oneline "$(printf '%s\n' "$1" | head -n 1)"; }
 # A command that writes; its own words tell why it did not.
 try() {
-  words=$("$@" 2>&1 >/dev/null 9>&-) || fail write "$(oneline "$words")"
+  words=$("$@" 2>&1 >/dev/null 9>&-) || fail write "$(first "$words")"
 }
 
 is_digest() {
@@ -201,7 +202,7 @@ put() {
     # Whoever fills the disk of a device that works gives the room back at once.
     words=$(dd bs=65536 iflag=fullblock,count_bytes count="$count" 2>&1 >>"$part" 9>&- 3>&-) || {
       rm -f -- "$part"
-      fail write "$(oneline "$words")"
+      fail write "$(first "$words")"
     }
   fi
 }

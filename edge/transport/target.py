@@ -65,7 +65,7 @@ def remote(address: str, *, name: str, path: str = "") -> Place:
     """A device behind ``[user@]host``.
 
     Raises:
-        UsageError: host or user cannot be one.
+        UsageError: host or user cannot be one; the path is that of another user's home.
     """
     user, _, host = address.rpartition("@")
     if host.startswith("[") and host.endswith("]"):
@@ -75,6 +75,8 @@ def remote(address: str, *, name: str, path: str = "") -> Place:
     if user and not _USER.fullmatch(user):
         raise UsageError(f"{user!r} cannot be the name of a user", where=name, hint=_FORMS)
     path = path.removeprefix("~/") if path != "~" else "."
+    if path.startswith("~"):
+        raise UsageError(f"{path!r} is not looked up there", where=name, hint="the whole path, or ~/… of your own home")
     return Place(name=name, user=user or None, host=host, path=path or DEFAULT_PATH)
 
 

@@ -117,6 +117,11 @@ _MEANINGS: tuple[tuple[str, str, str], ...] = (
         "{line}",
         "is the device on, and in this network?",
     ),
+    (
+        r"kex_exchange_identification",
+        "sshd there ended the connection before it began: {line}",
+        "too many at once for it (MaxStartups; --parallel), an address that it blocks, or no sshd on that port",
+    ),
     (r"Timeout, server .* not responding", "the line was cut: {line}", "the same command again goes on where it was"),
     (
         r"Connection (to \S+ )?(closed|reset)|Broken pipe|client_loop",
@@ -124,7 +129,11 @@ _MEANINGS: tuple[tuple[str, str, str], ...] = (
         "the same command again goes on where it was",
     ),
     (r"bad permissions|UNPROTECTED PRIVATE KEY", "{line}", "chmod 600 the key file"),
-    (r"Bad configuration option|terminating, \d+ bad configuration", "{line}", "see your ssh configuration"),
+    (
+        r"Can't open user config file|Bad configuration option|terminating, \d+ bad configuration",
+        "{line}",
+        "see your ssh configuration",
+    ),
 )
 
 

@@ -112,6 +112,8 @@ def test_a_fleet_that_is_wrong_has_a_line(edge: Edge, bundles: Path) -> None:
     [
         (("./device",), 2, "nothing is said to be shipped"),
         (("./device", "--bundle", "none.edge"), None, "none.edge"),
+        (("./device", "--bundle", "a.edge", "--profile", "host"), 2, "either --bundle or --profile"),
+        (("host:~root/x", "--bundle", "a.edge"), 2, "'~root/x' is not looked up there"),
         (("./device", "--bundle", "a.edge", "--gate", "speed=1"), 2, "there is no gate 'speed'"),
         (("-oProxyCommand=x", "--bundle", "a.edge"), 2, ""),
         (("ada@$(x)", "--bundle", "a.edge"), 2, "cannot be the name of a host"),

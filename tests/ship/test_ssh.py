@@ -159,8 +159,10 @@ def test_a_name_that_nobody_has(serve: Serve, remote: At) -> None:
 def test_a_configuration_that_is_wrong(serve: Serve, remote: At, tmp_path: Path) -> None:
     config = tmp_path / "config"
     config.write_text("NoSuchOption yes\n")
-    with pytest.raises(DeviceError, match="Bad configuration option"):
-        upkeep.status(remote(serve(), ssh_config=config))
+    for name, words in (("config", "Bad configuration option"), ("absent", "Can't open user config file")):
+        with pytest.raises(DeviceError, match=words) as caught:
+            upkeep.status(remote(serve(), ssh_config=tmp_path / name))
+        assert "ssh configuration" in str(caught.value.hint)
 
 
 def test_through_a_jump_host(bundle: Make, serve: Serve, remote: At, tmp_path: Path) -> None:
@@ -316,7 +318,6 @@ def test_rsync_that_is_cut_goes_on(bundle: Make, serve: Serve, remote: At) -> No
         "Connection closed by 10.0.0.7 port 22",
         "Connection reset by 10.0.0.7 port 22",
         "client_loop: send disconnect: Broken pipe",
-        "kex_exchange_identification: Connection closed by remote host\nConnection closed by 10.0.0.7 port 22",
         "Timeout, server jetson-3 not responding.",
     ],
 )
@@ -326,6 +327,20 @@ def test_every_way_a_line_ends(said: str) -> None:
     assert isinstance(error, DeviceError)
     assert f"the line was cut: {said.splitlines()[0]}" in str(error)
     assert "goes on where it was" in str(error.hint)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "kex_exchange_identification: Connection closed by remote host\nConnection closed by 10.0.0.7 port 22",
+        "kex_exchange_identification: read: Connection reset by peer\nConnection reset by 10.0.0.7 port 22",
+    ],
+)
+def test_an_sshd_that_does_not_begin(said: str) -> None:
+    """Nothing was under way that could go on."""
+    error = explain_ssh(Place(name="x", host="jetson-3"), 255, f"{said}\n", "")
+    assert f"before it began: {said.splitlines()[0]}" in str(error)
+    assert "--parallel" in str(error.hint)
 
 
 def test_a_jump_host_that_does_not_let_through(serve: Serve, remote: At, tmp_path: Path) -> None:

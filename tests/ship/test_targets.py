@@ -55,6 +55,7 @@ def test_bare_words_are_names(text: str) -> None:
         "`x`@orin",
         "orin\n:x",
         "orin:a\nb",
+        "orin:~root/x",
         "ada@",
         "@orin",
         ":x",
