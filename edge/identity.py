@@ -104,7 +104,7 @@ def find_table(profile: Profile, cache: Path) -> Found:
     if not manifest_path(path).is_file():
         what = "a table without its manifest" if path.is_file() else f"no calibration table for {profile.name}"
         raise ArtifactError(what, where=path, hint=again)
-    manifest = store.load(manifest_path(path), kind=TABLE)
+    manifest = _loaded(manifest_path(path), kind=TABLE, again=again)
     if path.name not in manifest.files:
         raise ArtifactError(f"the manifest beside it is that of {', '.join(manifest.files)}", where=path, hint=again)
     wanted = table_key(profile)
@@ -156,12 +156,20 @@ def find_engine(profile: Profile, backend: Backend, *, precision: Precision, cac
     )
     if not path.is_file():
         raise ArtifactError(f"no {precision} engine for {profile.name} has been built", where=path.parent, hint=again)
-    manifest = store.load(path, kind=ENGINE)
+    manifest = _loaded(path, kind=ENGINE, again=again)
     table = find_table(profile, cache) if precision == "int8" else None
     changed = store.differences(manifest.key, engine_key(profile, backend, precision=precision, table=table))
     if changed:
         raise ArtifactError(f"the engine was built for something else ({_said(changed)})", where=path, hint=again)
     return Found(path.parent / next(iter(manifest.files)), manifest)
+
+
+def _loaded(path: Path, *, kind: str, again: str) -> Manifest:
+    """The manifest at ``path``, its files verified; ``again`` is the command that makes them anew."""
+    try:
+        return store.load(path, kind=kind)
+    except ArtifactError as exc:
+        raise ArtifactError(exc.what, where=exc.where, hint=again) from exc
 
 
 def _said(changed: list[Difference]) -> str:

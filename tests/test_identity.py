@@ -103,7 +103,7 @@ def test_a_damaged_table_is_refused(
     with pytest.raises(ArtifactError) as caught:
         identity.find_table(tiny, tmp_path / "cache")
     assert Path(caught.value.where or "").stem == "entropy2"
-    assert caught.value.hint
+    assert caught.value.hint == "edge calibrate --profile tiny --images DIR"
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_damaged_engine_is_refused(
     damage(engine.with_suffix(suffix))
     with pytest.raises(ArtifactError) as caught:
         find_engine(tiny, tmp_path)
-    assert caught.value.hint
+    assert caught.value.hint == "edge build --profile tiny"
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_an_engine_that_is_not_what_was_built_is_never_opened(damage: str, edge:
     ended = edge(*COMMAND)
     assert (ended.code, ended.out) == (7, "")
     assert str(folder / "engines" / "tiny" / "model-int8.") in ended.err
-    assert "  try: make the artifact again with --force" in ended.err
+    assert "  try: edge build --profile tiny\n" in ended.err
 
 
 @pytest.mark.parametrize(

@@ -437,6 +437,19 @@ def test_options_that_make_no_sense(options: tuple[str, ...], words: str, place:
     assert (ended.code, words in ended.err) == (2, True)
 
 
+def test_a_timing_cache_that_tensorrt_refuses_is_said_once(
+    calibrated: Callable[..., Path], device: Callable[..., Path], edge: Edge
+) -> None:
+    folder = calibrated("10.3.0")
+    assert edge("build", *TINY).code == 0
+    device("10.3.0", refuses_cache=True)
+    ended = edge("build", *TINY, "--force")
+    assert ended.code == 0
+    assert ended.err.count("this build measures every kernel again") == 1
+    assert "timing cache: refused by TensorRT, started anew" in ended.err
+    assert len(list((folder / "calib_cache/timing").glob("*.timing.aside-1"))) == 1
+
+
 @pytest.mark.parametrize("damage", ["truncated", "one bit", "no manifest"])
 def test_a_corrupt_timing_cache(damage: str, calibrated: Callable[..., Path], edge: Edge) -> None:
     folder = calibrated("10.3.0")

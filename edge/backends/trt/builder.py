@@ -177,8 +177,6 @@ class _Job:
             configure.refuse_misses(setup)
         if self._wants_cache() and self.caps.timing_cache:
             self.cache = CacheInUse(self.config, timing_cache, caps=self.caps, watch=self.watch)
-            if self.cache.refused:
-                self.notes.append("TensorRT refuses the timing cache; this build measures every kernel again")
 
     def run(self) -> Any:  # noqa: ANN401
         """Build; the plan, or None when it was stopped.
