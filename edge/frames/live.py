@@ -6,7 +6,8 @@ opened again after a pause that doubles up to a bound: by udev's links also unde
 given to whoever asks for frames, as it begins and as it ends.
 
 A call into a driver that never returns holds its thread, and nothing else. At most a few such threads are kept: then
-nothing is opened until one of them comes back.
+nothing is opened until one of them comes back, and when none does, the stream ends with an error: another process may
+be able to open what this one no longer can, and a supervisor must not take waiting without trying for being alive.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 # Threads that may be stuck in a driver at the same time.
 _MOST_STUCK = 3
+# How long nothing is opened for their sake, in lengths of ``timeout_s``.
+_STUCK_TIMES = 10
 # A wait is never longer than this, so that timeouts are noticed in time.
 _LOOK_S = 0.1
 _RELEASE_S = 2.0
@@ -91,7 +94,7 @@ class LiveStream:
         """The newest frame that was not taken yet; waits for one. None after ``close``.
 
         Raises:
-            DeviceError: no frame for ``reconnect.give_up_s``.
+            DeviceError: no frame for ``reconnect.give_up_s``, or calls into the driver never return.
         """
         with self._changed:
             while not self._closed:
@@ -163,15 +166,25 @@ class LiveStream:
                 hint=outage.hint,
             )
         if self._reader is None:
-            if now >= self._retry_s and self._may_open():
-                self._outage = dataclasses.replace(outage, attempts=outage.attempts + 1)
-                self._reader = self._new_reader()
+            if now >= self._retry_s:
+                self._try_again(outage, now)
         elif self._reader.error is not None:
             words(self._reader.error)
             self._part()
         elif now - max(self._newest_s, self._began_s) > self._camera.timeout_s or self._still_frozen(now):
             self._part()
         return None
+
+    def _try_again(self, outage: Outage, now: float) -> None:
+        if self._may_open():
+            self._outage = dataclasses.replace(outage, attempts=outage.attempts + 1)
+            self._reader = self._new_reader()
+        elif now - self._retry_s > _STUCK_TIMES * self._camera.timeout_s:
+            raise DeviceError(
+                f"{_MOST_STUCK} calls into the driver do not return, and nothing can be opened: {outage.reason}",
+                where=self._place.name,
+                hint=f"start edge again, which gets rid of them; {outage.hint}" if outage.hint else "start edge again",
+            )
 
     def _part(self) -> None:
         """Let the reader go, and plan the next one."""
