@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from edge import store
-from edge.errors import ArtifactError, DeviceError, GuestError, UsageError, os_error
+from edge.errors import ArtifactError, DeviceError, EdgeError, GuestError, UsageError, os_error
 
 Scope = Literal["system", "user"]
 
@@ -27,6 +27,10 @@ _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 _FINAL_CODES = (2, 3, 4, 5, 7)
 # Ended as asked, by SIGHUP, SIGINT or SIGTERM, with the record written.
 _ASKED_CODES = (129, 130, 143)
+# The first engine load after a boot takes minutes on a Jetson.
+_START_S = 300
+# `systemctl restart` waits until the service is ready, or has failed to be.
+_PATIENCE_S = _START_S + 60
 _SHOWN = (
     "LoadState", "ActiveState", "SubState", "Result", "StatusText", "MainPID", "NRestarts", "ExecMainCode",
     "ExecMainStatus", "ActiveEnterTimestamp", "UnitFileState",
@@ -51,7 +55,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     writable: tuple[Path, ...] = ()
     environment: dict[str, str] = {}
     watchdog_s: int = 30
-    start_s: int = 300
+    start_s: int = _START_S
     restarts: int = 10
     restart_window_s: int = 600
 
@@ -175,16 +179,23 @@ def install(settings: Settings, *, folder: Path, systemctl: Systemctl | None, st
     Raises:
         ArtifactError: a file of that name is there that is not ours.
         StoreError: the folder cannot be written.
-        DeviceError: systemctl refused.
+        DeviceError, GuestError: systemctl refused, or is not there; a unit that was not there before is removed again
+            when systemd has not read it.
     """
     path = folder / unit_name(settings.name)
     text = unit(settings)
-    _ours(path)
+    is_new = not _ours(path)
     for writable in settings.writable:
         _make(writable)
     store.write_bytes(path, text.encode())
     if systemctl is not None:
-        systemctl(["daemon-reload"])
+        try:
+            systemctl(["daemon-reload"])
+        except EdgeError:
+            # Nothing has seen the unit, and nothing else would remove it.
+            if is_new:
+                path.unlink(missing_ok=True)
+            raise
         if start:
             systemctl(["enable", path.name])
             systemctl(["restart", path.name])
@@ -249,7 +260,7 @@ def run_systemctl(scope: Scope) -> Systemctl:
         try:
             done = subprocess.run(
                 line, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
-                timeout=120,
+                timeout=_PATIENCE_S,
             )  # fmt: skip
         except FileNotFoundError as exc:
             raise GuestError(
@@ -257,7 +268,7 @@ def run_systemctl(scope: Scope) -> Systemctl:
                 hint="edge service print shows the unit; --unit-dir DIR only writes it",
             ) from exc
         except subprocess.TimeoutExpired as exc:
-            raise DeviceError(f"{' '.join(line)} did not end within 120 s", hint="journalctl -xe") from exc
+            raise DeviceError(f"{' '.join(line)} did not end within {_PATIENCE_S} s", hint="journalctl -xe") from exc
         if done.returncode != 0:
             words = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
             raise DeviceError(f"{' '.join(line)}: {words}", hint=_systemctl_hint(words, scope))

@@ -163,6 +163,22 @@ def test_install_twice_and_uninstall(tmp_path: Path) -> None:
         service.uninstall("door", folder=folder, systemctl=systemctl)
 
 
+def test_a_unit_that_systemd_never_read_does_not_stay(tmp_path: Path) -> None:
+    for refuses, left in (("daemon-reload", False), ("restart", True)):
+        with pytest.raises(DeviceError):
+            service.install(
+                settings(tmp_path), folder=tmp_path / "units", systemctl=Systemctl(refuses=refuses), start=True
+            )
+        assert (tmp_path / "units" / "edge-door.service").exists() is left
+    # One that was there before is as it was wanted now, whatever systemd says.
+    with pytest.raises(DeviceError):
+        service.install(
+            settings(tmp_path, watchdog_s=77), folder=tmp_path / "units", systemctl=Systemctl(refuses="daemon-reload"),
+            start=True,
+        )  # fmt: skip
+    assert "WatchdogSec=77" in (tmp_path / "units" / "edge-door.service").read_text()
+
+
 def test_somebody_else_s_unit_is_never_touched(tmp_path: Path) -> None:
     path = tmp_path / "edge-door.service"
     path.write_text("[Service]\nExecStart=/bin/true\n")

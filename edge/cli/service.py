@@ -147,15 +147,12 @@ def _settings(
     named = name or chosen.name
     service.unit_name(named)
     folder = places.home().absolute()
-    record = _value(given, "--record")
-    writable, state_folder = [], None
-    if record is not None:
-        writable = [(folder / record).parent]
-    elif user:
+    writable, state_folder = _written(given, folder), None
+    if _value(given, "--record") is None and user:
         base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-        writable = [base / "edge" / named]
-        given += ["--record", str(writable[0] / "run.jsonl")]
-    else:
+        writable.append(base / "edge" / named)
+        given += ["--record", str(writable[-1] / "run.jsonl")]
+    elif _value(given, "--record") is None:
         state_folder = f"edge/{named}"
         given += ["--record", f"/var/lib/{state_folder}/run.jsonl"]
     if user and run_as is not None:
@@ -191,10 +188,19 @@ def _check(given: list[str]) -> None:
     for word in given:
         if word in {"--profile", "-p"} or word.startswith("--profile="):
             raise UsageError("the profile goes in front of --", hint="edge service install --profile NAME -- …")
+        if word.partition("=")[0] == "--save-frames":
+            hint = "edge run --save-frames DIR, for as long as you need"
+            raise UsageError("frames of weeks fill any disk, and a second start needs a new folder", hint=hint)
     command = typer.main.get_command(make_app(["run"]))
     run = command.get_command(typer.Context(command), "run")  # type: ignore[attr-defined]
     # Errors of the command line are raised as they are by `edge run`, and leave by the same door.
     run.make_context("edge run", list(given))
+
+
+def _written(given: list[str], folder: Path) -> list[Path]:
+    """The folders that these options write to; everything else is read-only for the service."""
+    files = [_value(given, option) for option in ("--record", "--telemetry-log")]
+    return list(dict.fromkeys((folder / file).parent for file in files if file is not None))
 
 
 def _value(given: list[str], option: str) -> str | None:
