@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from network_camera import Server
 
 from edge import backends, build, calibrate, profile
 from edge.cli import main
@@ -201,6 +202,13 @@ class Gate:
         link = self._link.with_name(f".{self._link.name}.link")
         link.symlink_to(self._pipe.name)
         link.replace(self._link)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    playing = Server()
+    yield playing
+    playing.close()
 
 
 @pytest.fixture

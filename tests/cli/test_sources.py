@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from network_camera import Server
 
 from edge import record
 
@@ -35,61 +34,6 @@ def video(path: Path, count: int = 30) -> Path:
         writer.write(cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), (64, 48)))
     writer.release()
     return path
-
-
-class Server:
-    """A network camera: JPEG after JPEG over HTTP. It can stand still, hang up, and come back."""
-
-    def __init__(self) -> None:
-        self.is_sending = threading.Event()
-        self.is_sending.set()
-        self.hang_up = threading.Event()
-        self.refuse = False
-        self.served = 0
-        owner = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                owner.serve(self)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://me:secret@127.0.0.1:{self._server.server_port}/video.mjpg"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def serve(self, handler: http.server.BaseHTTPRequestHandler) -> None:
-        if self.refuse:
-            handler.send_error(503)
-            return
-        handler.send_response(200)
-        handler.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-        handler.end_headers()
-        try:
-            while not self.hang_up.is_set():
-                self.is_sending.wait(30)
-                _, data = cv2.imencode(".jpg", np.full((48, 64, 3), self.served % 250, np.uint8))
-                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
-                handler.wfile.write(head.encode() + data.tobytes() + b"\r\n")
-                self.served += 1
-                time.sleep(0.01)
-        except OSError:
-            pass
-
-    def close(self) -> None:
-        self.hang_up.set()
-        self.is_sending.set()
-        self._server.shutdown()
-        self._server.server_close()
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    playing = Server()
-    yield playing
-    playing.close()
 
 
 def test_every_frame_of_a_video(edge: Edge, built: Place) -> None:

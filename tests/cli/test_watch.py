@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from network_camera import Server
 
 from edge import record
 
@@ -197,6 +198,42 @@ def test_a_frozen_pipeline_is_killed_and_starts_again(
     assert supervisor.until("STOPPING")
     assert process.wait(30) == 0
     assert record.load(folder / "r.jsonl").pictures == 8
+
+
+@pytest.mark.slow
+def test_a_camera_that_is_away_for_long_is_waited_for_and_a_frozen_run_is_not(
+    built: Place, supervise: Callable[..., Supervisor], server: Server
+) -> None:
+    folder = built(camera={"timeout_s": 2.0, "reconnect": {"first_s": 0.1, "max_s": 0.2}})
+    camera = ("run", "--profile", "tiny", "--camera", server.url, "--record", "r.jsonl", "--flush", "0.2s")
+    supervisor = supervise(*camera, watchdog_s=1.0)
+    process = supervisor.start()
+    assert supervisor.until("READY")
+    server.refuse = True
+    server.hang_up.set()
+    while "no frames" not in supervisor.heard[-1].get("STATUS", ""):
+        assert supervisor.until("STATUS")
+    # Four signs of life make one watchdog's time; all of them come without one picture.
+    for _ in range(16):
+        assert supervisor.until("WATCHDOG")
+        assert "no frames" in supervisor.heard[-1]["STATUS"]
+    server.hang_up.clear()
+    server.refuse = False
+    while "no frames" in supervisor.heard[-1]["STATUS"]:
+        assert supervisor.until("WATCHDOG")
+    until = time.monotonic() + 60
+    while record.load(folder / "r.jsonl").gaps[-1].end_s is None and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGSTOP)
+    # What was said before may still be on its way.
+    while supervisor.until("WATCHDOG", seconds=2.0):
+        assert len(supervisor.heard) < 1000
+    process.send_signal(signal.SIGABRT)
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(30) == -signal.SIGABRT
+    kept = record.load(folder / "r.jsonl")
+    assert kept.failure == record.KILLED
+    assert kept.gaps[-1].end_s is not None
 
 
 @pytest.mark.slow
