@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from edge.bundle import Bundle
+from edge.bundle.names import printable
 from edge.errors import DeviceError, UsageError
 from edge.events import Listener, Note
 from edge.ship import remote
@@ -71,7 +72,8 @@ def run(session: Session, bundle: Bundle, *, gates: dict[str, float], wait_s: in
     if code in _UNTRIED:
         return Verdict(passed=None, reason=f"the edge on the device cannot try it: {_words(log)}", report=report)
     failed = report.get("failed") if report else None
-    reason = "; ".join(failed) if isinstance(failed, list) and failed else _words(log) or f"exit code {code}"
+    said_why = "; ".join(map(str, failed)) if isinstance(failed, list) else ""
+    reason = printable(said_why) or _words(log) or f"exit code {code}"
     return Verdict(passed=False, reason=reason, report=report)
 
 

@@ -96,8 +96,8 @@ class _Pull:
     def one(self, path: str) -> list[Piece]:
         """Fetch one file, if it is of a kind that is wanted and not here yet."""
         top, _, _rest = path.partition("/")
-        # Bytes that are not UTF-8 were replaced, so nobody could ask for the file.
-        problem = "not UTF-8" if "\ufffd" in path else name_problem(path)
+        # What is not UTF-8, or cannot be printed, was replaced: nobody could ask for the file.
+        problem = "a name that cannot be printed" if "\ufffd" in path else name_problem(path)
         if problem is not None or top not in FOLDERS:
             return [Piece(path[:200], "refused", None, problem or "in no folder that was asked for")]
         try:

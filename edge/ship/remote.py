@@ -19,7 +19,7 @@ import msgspec
 from edge import device
 from edge.device import Device
 from edge.errors import DeviceError, StoreError
-from edge.transport.session import Session
+from edge.transport.session import Session, clean
 from edge.transport.target import Place
 from edge.transport.ways import root_of
 
@@ -124,9 +124,9 @@ def history_line(action: str, *, digest: str | None, name: str | None) -> str:
 
 
 def decoded(text: str) -> str:
-    """Text that the device sent in base64; empty when it cannot be read."""
+    """Text that the device sent in base64, as it may be shown; empty when it cannot be read."""
     try:
-        return base64.b64decode(text, validate=True).decode(errors="replace")
+        return clean(base64.b64decode(text, validate=True))
     except (binascii.Error, ValueError):
         return ""
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from edge.bundle import signature
+from edge.bundle.names import printable
 from edge.device import Device
 from edge.errors import ArtifactError
 from edge.ship import remote
@@ -125,9 +126,8 @@ def _kept(frame: Frame) -> Kept:
         about = {}
     about = about if isinstance(about, dict) else {}
     arrived = datetime.fromtimestamp(int(seconds), timezone.utc).isoformat(timespec="seconds")
-    return Kept(
-        digest=digest, name=about.get("name"), profile=about.get("profile"), arrived_utc=arrived, trial=_TRIALS[trial]
-    )
+    name, profile = (printable(str(about[key])) if about.get(key) else None for key in ("name", "profile"))
+    return Kept(digest=digest, name=name, profile=profile, arrived_utc=arrived, trial=_TRIALS[trial])
 
 
 def _history(text: str) -> list[dict[str, Any]]:
@@ -139,5 +139,5 @@ def _history(text: str) -> list[dict[str, Any]]:
         except ValueError:
             continue
         if isinstance(entry, dict):
-            lines.append(entry)
+            lines.append({key: printable(value) if isinstance(value, str) else value for key, value in entry.items()})
     return lines

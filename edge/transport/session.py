@@ -264,7 +264,7 @@ class Session:
             if start < 0:
                 self._noise = (self._noise + line.decode(errors="replace") + "\n")[-_KEPT_NOISE:]
                 continue
-            word, _, text = line[start + len(self._nonce) + 1 :].decode(errors="replace").partition(" ")
+            word, _, text = clean(line[start + len(self._nonce) + 1 :]).partition(" ")
             if word == "data":
                 if not re.fullmatch(r"[0-9]{1,15}", text):
                     raise DeviceError(f"an answer that makes no sense: {text[:100]!r}", where=self.where)
@@ -288,7 +288,7 @@ class Session:
             self._process.kill()
             code = None
         noise = self._noise + self._in.decode(errors="replace")
-        return self._explain(code, self._errors.decode(errors="replace"), noise)
+        return self._explain(code, clean(self._errors), noise)
 
     def _close_stdin(self) -> None:
         if self._writes:
@@ -296,6 +296,11 @@ class Session:
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
+
+
+def clean(data: bytes | bytearray) -> str:
+    """A stranger's text without what a terminal obeys: only what can be printed, and line ends."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else "\ufffd" for sign in data.decode(errors="replace"))
 
 
 def refusal(text: str, where: str) -> EdgeError:

@@ -321,6 +321,19 @@ def test_a_torn_line_of_history_stays_alone(bundle: Make, folder: Place) -> None
     assert [entry["name"] for entry in upkeep.status(folder).history] == ["a", "b"]
 
 
+def test_nothing_that_a_terminal_obeys_is_passed_on(bundle: Make, folder: Place) -> None:
+    ship(bundle("a"), folder, settings=QUICK)
+    root = root_of(folder)
+    (root / "history.jsonl").write_text('{"by": "\\u001b[31mred", "action": "\x1b[32mgreen"}\n{"by": "ada\\nbob"}\n')
+    about = root / "current" / "bundle.json"
+    about.unlink()
+    about.write_text('{"name": "\\u001b]0;title\\u0007", "profile": ["\\u001b"]}')
+    found = upkeep.status(folder)
+    assert all(entry["by"].isprintable() for entry in found.history)
+    assert [(str(kept.name).isprintable(), str(kept.profile).isprintable()) for kept in found.bundles] == [(True, True)]
+    assert "\x1b" not in str(found)
+
+
 def test_a_dry_run_writes_nothing(bundle: Make, folder: Place) -> None:
     first, second = bundle("a"), bundle("b", {"x": b"12345"})
     plan = msgspec.structs.replace(QUICK, dry_run=True)
