@@ -16,6 +16,8 @@ from typing import Literal
 import msgspec
 
 from edge import profile as profiles_
+from edge.bundle import deployed
+from edge.bundle.deployed import Deployed
 from edge.device import Device, identify
 from edge.errors import GUESTS, ProfileError
 from edge.interpreter import DISTRIBUTIONS, Guest, Process, this_process
@@ -58,10 +60,13 @@ class Report(msgspec.Struct, frozen=True):
     findings: tuple[Finding, ...]
 
 
-def examine(root: Path, profiles: list[Path], *, process: Process | None = None) -> Report:
+def examine(
+    root: Path, profiles: list[Path], *, shipped: Deployed | None = None, process: Process | None = None
+) -> Report:
     """Look at the machine under ``root`` and at the profiles in the folders ``profiles``.
 
-    ``process`` is the Python that runs unless another one is given. Problems are findings: this does not raise.
+    ``shipped`` is the bundle in use on this device. ``process`` is the Python that runs unless another one is given.
+    Problems are findings: this does not raise.
     """
     process = process or this_process()
     device = identify(root)
@@ -71,7 +76,7 @@ def examine(root: Path, profiles: list[Path], *, process: Process | None = None)
         *_guests(device, process),
         *_cameras(root, device, process),
         *_power(root, device),
-        *_profiles(profiles, device, process),
+        *_profiles(profiles, shipped, device, process),
     ]
     return Report(device, tuple(findings))
 
@@ -253,22 +258,25 @@ def _power(root: Path, device: Device) -> Iterator[Finding]:
         yield _finding("power", "none", "power will be reported as not measured", level=level)
 
 
-def _profiles(folders: list[Path], device: Device, process: Process) -> Iterator[Finding]:
-    paths = profiles_.available(folders)
+def _profiles(folders: list[Path], shipped: Deployed | None, device: Device, process: Process) -> Iterator[Finding]:
+    paths = {path.stem: path for path in profiles_.available(folders)}
+    if shipped is not None:
+        paths[deployed.CURRENT] = shipped.profile
     if not paths:
-        where = ", ".join(str(folder) for folder in folders) or "no folder"
-        yield _finding("profiles", "none", f"no profile in {where}", level="warning", step="edge profile list")
-    for path in paths:
+        where = ", ".join(str(folder) for folder in folders) or "no folder profiles/"
+        step = "edge in its checkout, or in a folder with profiles/NAME.yaml"
+        yield _finding("profiles", "none", f"no profile: {where}", level="warning", step=step)
+    for name, path in paths.items():
         try:
             profile = profiles_.load(path)
         except ProfileError as exc:
             text = f"{exc.where}: {exc.what}"
-            yield _finding("profiles", path.stem, text, level="problem", value=str(path), step=exc.hint)
+            yield _finding("profiles", name, text, level="problem", value=str(path), step=exc.hint)
             continue
-        yield _profile(path, profile, device, process)
+        yield _profile(name, path, profile, device, process)
 
 
-def _profile(path: Path, profile: profiles_.Profile, device: Device, process: Process) -> Finding:
+def _profile(name: str, path: Path, profile: profiles_.Profile, device: Device, process: Process) -> Finding:
     fits = profile.family in {"host", device.family}
     missing, steps = [], []
     for what, file in (("model", profile.model), ("labels", profile.labels)):
@@ -282,10 +290,10 @@ def _profile(path: Path, profile: profiles_.Profile, device: Device, process: Pr
     where = "" if fits else f"for {profile.family}, this is {device.family or 'another device'}"
     if not missing:
         text = where or f"ready: {profile.backend}, {profile.precision}"
-        return _finding("profiles", path.stem, text, value=str(path))
+        return _finding("profiles", name, text, value=str(path))
     text = f"{where + '; ' if where else ''}missing: {', '.join(missing)}"
     level: Level = "problem" if fits else "warning"
-    return _finding("profiles", path.stem, text, level=level, value=str(path), step="; ".join(steps))
+    return _finding("profiles", name, text, level=level, value=str(path), step="; ".join(steps))
 
 
 def _finding(

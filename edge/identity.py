@@ -144,14 +144,18 @@ def engine_key(profile: Profile, backend: Backend, *, precision: Precision, tabl
     }
 
 
-def find_engine(profile: Profile, backend: Backend, *, precision: Precision, cache: Path, engines: Path) -> Found:
+def find_engine(
+    profile: Profile, backend: Backend, *, precision: Precision, cache: Path, engines: Path, called: str | None = None
+) -> Found:
     """The engine that belongs to ``profile`` on this machine, verified before anything reads it.
+
+    ``called``: what its user calls the profile, where that is not its own name.
 
     Raises:
         ArtifactError: there is none, it is corrupt, or it was built from or for something else (which field is said).
     """
     path = engine_manifest_path(profile, engines, precision)
-    again = f"edge build --profile {profile.name}" + (
+    again = f"edge build --profile {called or profile.name}" + (
         "" if precision == profile.precision else f" --precision {precision}"
     )
     if not path.is_file():

@@ -215,7 +215,7 @@ def find(name: str, folders: list[Path]) -> Path:
     raise ProfileError(
         f"there is no profile {name!r}{did_you_mean(name, known)}",
         where=", ".join(str(folder) for folder in folders) or None,
-        hint="edge profile list",
+        hint="edge profile list" if known else "edge in its checkout, or in a folder with profiles/; or --profile FILE",
     )
 
 

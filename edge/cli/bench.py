@@ -78,7 +78,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     if duration_s is not None and duration_s < rules.min_duration_s:
         terminal.warn(f"{duration_s:g} s is NOT BY THE RULES, which ask for {rules.min_duration_s:g} s")
     backend, wanted, found = places.find_engine(
-        chosen, precision=options.precision(precision), cache_dir=cache_dir, engine_dir=engine_dir
+        chosen, path, precision=options.precision(precision), cache_dir=cache_dir, engine_dir=engine_dir
     )
     settings = bench.Settings(
         min_duration_s=duration_s, min_samples=min_samples, min_batch=chosen.input.batch.min,

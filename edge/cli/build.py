@@ -59,8 +59,8 @@ def command(
         outcome = build.build(
             chosen,
             backends.of(chosen),
-            cache=places.cache_folder(cache_dir),
-            engines=places.engine_folder(engine_dir),
+            cache=places.build_cache_folder(cache_dir, path),
+            engines=places.engine_folder(engine_dir, path),
             precision=options.precision(precision),
             force=force,
             dry_run=dry_run,

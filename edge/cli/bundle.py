@@ -82,7 +82,7 @@ def create(
     terminal.say(f"profile {chosen.name} ({path})", style="dim")
     with terminal.progress() as listen:
         made = making.create(
-            chosen, cache=places.cache_folder(cache_dir), out=output,
+            chosen, cache=places.cache_folder(cache_dir, path), out=output,
             golden=[] if no_golden else _golden(golden),
             reference=open_bundle(reference) if reference else None,
             name=name, jetpack=jetpack or [], with_wheels=with_wheels, force=force, listen=listen,

@@ -72,6 +72,7 @@ def command(
     if workers is not None and dask is not None:
         raise UsageError("--workers and --dask exclude each other", hint="leave one of them out")
     chosen, path = places.load_profile(profile)
+    cache = places.own_cache_folder(cache_dir, path)
     terminal = Terminal()
     terminal.say(f"profile {chosen.name} ({path})", style="dim")
     source = images or (Path(chosen.calibration.images) if chosen.calibration.images else None)
@@ -94,13 +95,13 @@ def command(
     if settings.engine == "tensorrt":
         if workers is not None or dask is not None:
             raise UsageError("--engine tensorrt calibrates on this device alone", hint="leave --workers and --dask out")
-        _show(terminal, _on_device(chosen, pictures, cache_dir, terminal, force=force), as_json=as_json)
+        _show(terminal, _on_device(chosen, pictures, cache, terminal, force=force), as_json=as_json)
         return
     with signals.graceful() as wish, terminal.progress() as listen, _crew(workers, dask, listen) as crew:
         outcome = calibrate.calibrate(
             chosen,
             pictures,
-            cache=places.cache_folder(cache_dir),
+            cache=cache,
             force=force,
             threads=threads,
             crew=crew,
@@ -114,13 +115,10 @@ def command(
     _show(terminal, outcome, as_json=as_json)
 
 
-def _on_device(
-    chosen: Profile, pictures: Pictures, cache_dir: Path | None, terminal: Terminal, *, force: bool
-) -> Outcome:
+def _on_device(chosen: Profile, pictures: Pictures, cache: Path, terminal: Terminal, *, force: bool) -> Outcome:
     """Calibrate with TensorRT itself. A signal ends it at once: there is nothing that could be gone on with."""
     from edge import backends, calibrate
     from edge.backends.trt import TensorRT
-    from edge.cli import places
 
     backend = backends.of(chosen)
     if not isinstance(backend, TensorRT):
@@ -129,9 +127,7 @@ def _on_device(
             hint="--profile orin, or another of a device with TensorRT",
         )
     with terminal.progress() as listen:
-        return calibrate.calibrate_on_device(
-            chosen, pictures, backend, cache=places.cache_folder(cache_dir), force=force, listen=listen
-        )
+        return calibrate.calibrate_on_device(chosen, pictures, backend, cache=cache, force=force, listen=listen)
 
 
 def _show(terminal: Terminal, outcome: Outcome, *, as_json: bool) -> None:

@@ -29,12 +29,13 @@ def command(json: Json = False) -> None:  # noqa: FBT002 - typer's way of a flag
     """
     import msgspec
 
-    from edge.cli.places import profile_folders
+    from edge.bundle import deployed
+    from edge.cli import places
     from edge.doctor import examine
     from edge.ui import Terminal
 
     terminal = Terminal()
-    report = examine(Path("/"), profile_folders())
+    report = examine(Path("/"), places.profile_folders(), shipped=deployed.current(places.device_home()))
     if json:
         terminal.data(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
         return

@@ -181,8 +181,8 @@ def _of_profile(profile: str | None, precision: str | None, engine_dir: Path | N
     from edge.cli import places
 
     wanted = options.precision(precision)
-    chosen, _ = places.load_profile(profile)
-    return identity.engine_manifest_path(chosen, places.engine_folder(engine_dir), wanted or chosen.precision)
+    chosen, path = places.load_profile(profile)
+    return identity.engine_manifest_path(chosen, places.engine_folder(engine_dir, path), wanted or chosen.precision)
 
 
 def _look(cache_dir: Path | None, *, verify: bool) -> Look:

@@ -49,7 +49,7 @@ def command(
     if not as_json:
         terminal.say(f"profile {chosen.name} ({path})", style="dim")
     backend, wanted, found = places.find_engine(
-        chosen, precision=options.precision(precision), cache_dir=cache_dir, engine_dir=engine_dir
+        chosen, path, precision=options.precision(precision), cache_dir=cache_dir, engine_dir=engine_dir
     )
     pictures = open_pictures(images, labels=labels)
     chosen_pictures = list(pictures.take(limit) if limit else pictures)

@@ -11,7 +11,10 @@ from edge.errors import UsageError
 from edge.profile import Precision
 
 ProfileName = Annotated[
-    str | None, typer.Option("--profile", "-p", help="Profile name or file.", show_default="this machine's")
+    str | None,
+    typer.Option(
+        "--profile", "-p", help="Name or file; current: what was shipped here.", show_default="this machine's"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 CacheDir = Annotated[

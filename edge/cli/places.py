@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge import device, profile
-from edge.errors import ProfileError
+from edge.bundle import deployed
+from edge.errors import ProfileError, UsageError
 from edge.profile import Precision, Profile
 
 if TYPE_CHECKING:
@@ -33,9 +34,17 @@ def home() -> Path:
     return here
 
 
-def device_home() -> Path:
-    """Where a device keeps bundles, what ``edge ship`` brought, and its list of allowed signers."""
-    return Path.home() / ".local" / "share" / "edge"
+def device_home(user: str | None = None) -> Path:
+    """Where a device keeps bundles, what ``edge ship`` brought, and its list of allowed signers: in a user's home.
+
+    Raises:
+        UsageError: there is no such user.
+    """
+    try:
+        home_folder = Path.home() if user is None else Path(f"~{user}").expanduser()
+    except RuntimeError as exc:
+        raise UsageError(f"there is no user {user} here") from exc
+    return home_folder / ".local" / "share" / "edge"
 
 
 def profile_folders() -> list[Path]:
@@ -44,39 +53,86 @@ def profile_folders() -> list[Path]:
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
-def load_profile(name: str | None) -> tuple[Profile, Path]:
+def profiles() -> dict[str, Path]:
+    """Every profile that has a name here, with its file; ``current`` is that of the bundle shipped to this device."""
+    found = {path.stem: path for path in profile.available(profile_folders())}
+    shipped = deployed.current(device_home())
+    return found if shipped is None else {**found, deployed.CURRENT: shipped.profile}
+
+
+def load_profile(name: str | None, *, user: str | None = None) -> tuple[Profile, Path]:
     """The profile called ``name``, or without a name the one that fits this machine; and the file it came from.
+
+    ``current`` is the one of the bundle that was shipped to this device, and so is a missing name where no folder of
+    profiles is. It lies in the home of the ``user``, or of who runs this.
 
     Raises:
         ProfileError: there is none, it is wrong, or no profile fits this machine.
     """
+    folders = profile_folders()
+    shipped = deployed.current(device_home(user))
+    if name is None and not folders and shipped is not None:
+        name = deployed.CURRENT
     if name is None:
         machine = device.identify()
         name = device.default_profile(machine)
         if name is None:
             why = f": {machine.unsupported}" if machine.unsupported else ""
             raise ProfileError(f"no profile fits this machine{why}", hint="name one with --profile; edge profile list")
-    path = profile.find(name, profile_folders())
+    path = shipped.profile if name == deployed.CURRENT and shipped is not None else profile.find(name, folders)
     return profile.load(path), path
 
 
-def cache_folder(option: Path | None) -> Path:
-    """The calibration cache: ``--cache-dir``, ``EDGE_CACHE_DIR``, or ``calib_cache`` at :func:`home`."""
+def cache_folder(option: Path | None, of: Path | None = None) -> Path:
+    """The calibration cache: ``--cache-dir``, ``EDGE_CACHE_DIR``, or ``calib_cache`` at :func:`home`.
+
+    For a profile file ``of`` a shipped bundle, it is the tables in that bundle, and not to be written to.
+    """
     if option is not None:
         return option
     named = os.environ.get("EDGE_CACHE_DIR")
-    return Path(named) if named else home() / "calib_cache"
+    if named:
+        return Path(named)
+    shipped = _shipped(of)
+    return shipped.tables if shipped is not None else home() / "calib_cache"
 
 
-def engine_folder(option: Path | None) -> Path:
-    """Folder of the engines: ``--engine-dir`` or ``engines`` at :func:`home`."""
-    return option if option is not None else home() / "engines"
+def build_cache_folder(option: Path | None, of: Path) -> Path:
+    """As :func:`cache_folder`, for builds: they write timing caches, in a shipped bundle's case to this device's."""
+    shipped = _shipped(of) if option is None and not os.environ.get("EDGE_CACHE_DIR") else None
+    return shipped.build_cache() if shipped is not None else cache_folder(option)
+
+
+def own_cache_folder(option: Path | None, of: Path) -> Path:
+    """As :func:`cache_folder`, for those who make tables.
+
+    Raises:
+        UsageError: the profile is a shipped bundle's, which is never written to.
+    """
+    if option is None and _shipped(of) is not None:
+        raise UsageError(
+            "a shipped bundle comes with its table, and is never written to", where=of,
+            hint="calibrate where the bundle is made; or --cache-dir DIR",
+        )  # fmt: skip
+    return cache_folder(option)
+
+
+def engine_folder(option: Path | None, of: Path | None = None) -> Path:
+    """Folder of the engines: ``--engine-dir``, beside the bundle that ``of`` is in, or ``engines`` at :func:`home`."""
+    if option is not None:
+        return option
+    shipped = _shipped(of)
+    return shipped.engines if shipped is not None else home() / "engines"
+
+
+def _shipped(of: Path | None) -> deployed.Deployed | None:
+    return None if of is None else deployed.holding(of, device_home())
 
 
 def find_engine(
-    chosen: Profile, *, precision: Precision | None, cache_dir: Path | None, engine_dir: Path | None
+    chosen: Profile, path: Path, *, precision: Precision | None, cache_dir: Path | None, engine_dir: Path | None
 ) -> tuple[Backend, Precision, Found]:
-    """The backend, the precision and the verified engine of a profile on this machine.
+    """The backend, the precision and the verified engine on this machine of a profile, which was read from ``path``.
 
     Raises:
         ArtifactError: there is no such engine, or it was built for something else.
@@ -85,8 +141,13 @@ def find_engine(
 
     backend = backends.of(chosen)
     wanted = precision or chosen.precision
-    cache, engines = cache_folder(cache_dir), engine_folder(engine_dir)
-    return backend, wanted, identity.find_engine(chosen, backend, precision=wanted, cache=cache, engines=engines)
+    cache, engines = cache_folder(cache_dir, path), engine_folder(engine_dir, path)
+    in_use = deployed.current(device_home())
+    found = identity.find_engine(
+        chosen, backend, precision=wanted, cache=cache, engines=engines,
+        called=deployed.CURRENT if in_use is not None and in_use.profile == path else None,
+    )  # fmt: skip
+    return backend, wanted, found
 
 
 def subject(profile: Profile, backend: Backend, found: Found, precision: str, source: Path | str) -> Subject:

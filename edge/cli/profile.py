@@ -21,12 +21,14 @@ Name = Annotated[str | None, typer.Argument(help="Profile name or file.", show_d
 def list_(*, as_json: options.Json = False) -> None:
     """List the profiles, and mark the one that this machine picks by itself."""
     from edge import device, profile
+    from edge.bundle import deployed
     from edge.cli import places
 
-    own = device.default_profile(device.identify())
+    found_here = places.profiles()
+    own = deployed.CURRENT if found_here.keys() == {deployed.CURRENT} else device.default_profile(device.identify())
     rows = []
-    for path in profile.available(places.profile_folders()):
-        entry: dict[str, object] = {"name": path.stem, "path": str(path), "default": path.stem == own}
+    for name, path in found_here.items():
+        entry: dict[str, object] = {"name": name, "path": str(path), "default": name == own}
         try:
             found = profile.load(path)
             entry |= {"family": found.family, "backend": found.backend, "precision": found.precision}
@@ -36,6 +38,11 @@ def list_(*, as_json: options.Json = False) -> None:
     terminal = Terminal()
     if as_json:
         terminal.data(msgspec.json.encode(rows).decode())
+        return
+    if not rows:
+        terminal.say(
+            "no profiles: this folder has no profiles/, edge does not run from a checkout, and nothing was shipped here"
+        )
         return
     terminal.table(
         ("profile", "family", "backend", "precision", ""),

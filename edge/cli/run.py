@@ -76,7 +76,7 @@ def command(  # noqa: PLR0913 - one argument per option
         terminal.say(f"profile {chosen.name} ({path})", style="dim")
     width = lanes.choose(chosen, live=source.is_live, workers=workers, threads=threads, batch=batch)
     backend, wanted, found = places.find_engine(
-        chosen, precision=options.precision(precision), cache_dir=cache_dir, engine_dir=engine_dir
+        chosen, path, precision=options.precision(precision), cache_dir=cache_dir, engine_dir=engine_dir
     )
     open_stream = source.plan(chosen)
     names = labels.load_names(Path(chosen.labels))

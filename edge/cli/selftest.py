@@ -81,7 +81,7 @@ def command(
             profile=chosen,
             backend=backends.of,
             pictures=pictures,
-            cache=places.cache_folder(cache_dir),
+            cache=places.cache_folder(cache_dir, path),
             work=work,
             kept_reference=folder if folder.is_dir() else None,
             camera=camera,

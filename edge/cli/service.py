@@ -93,7 +93,7 @@ def uninstall(
     from edge import service
 
     path = service.uninstall(
-        _name(name, profile), folder=_folder(unit_dir, user=user), systemctl=_systemctl(unit_dir, user=user)
+        _name(name, profile, user=user), folder=_folder(unit_dir, user=user), systemctl=_systemctl(unit_dir, user=user)
     )
     Terminal().say(f"removed {path}")
 
@@ -107,7 +107,7 @@ def status(
 
     terminal = Terminal()
     systemctl = service.run_systemctl("user" if user else "system")
-    found = service.state(_name(name, profile), folder=_folder(None, user=user), systemctl=systemctl)
+    found = service.state(_name(name, profile, user=user), folder=_folder(None, user=user), systemctl=systemctl)
     if as_json:
         terminal.data(msgspec.json.encode(found).decode())
     else:
@@ -139,14 +139,22 @@ def _settings(
     restarts: int,
 ) -> Settings:
     from edge import service
+    from edge.bundle import deployed
     from edge.cli import places
 
     given = list(words or [])
     _check(given)
-    chosen, path = places.load_profile(profile)
+    owner = None if user else run_as or os.environ.get("SUDO_USER")
+    chosen, path = places.load_profile(profile, user=owner)
     named = name or chosen.name
     service.unit_name(named)
-    folder = places.home().absolute()
+    state = places.device_home(owner)
+    shipped = deployed.holding(path, state)
+    if shipped is not None and shipped == deployed.current(state):
+        # By its name: when the service starts again it takes up what was shipped meanwhile.
+        called, folder = deployed.CURRENT, state
+    else:
+        called, folder = str(path.absolute()), places.home().absolute()
     writable, state_folder = _written(given, folder), None
     if _value(given, "--record") is None and user:
         base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
@@ -157,14 +165,14 @@ def _settings(
         given += ["--record", f"/var/lib/{state_folder}/run.jsonl"]
     if user and run_as is not None:
         raise UsageError("--as is for services of the system; with --user it is you")
-    command = (sys.executable, "-m", "edge", "run", "--profile", str(path.absolute()), *given)
+    command = (sys.executable, "-m", "edge", "run", "--profile", called, *given)
     return service.Settings(
         name=named,
         profile=chosen.name,
         command=command,
         folder=folder,
         scope="user" if user else "system",
-        user=None if user else run_as or os.environ.get("SUDO_USER"),
+        user=owner,
         state_folder=state_folder,
         writable=tuple(writable),
         environment=_environment(),
@@ -212,10 +220,11 @@ def _value(given: list[str], option: str) -> str | None:
     return None
 
 
-def _name(name: str | None, profile: str | None) -> str:
+def _name(name: str | None, profile: str | None, *, user: bool) -> str:
     from edge.cli import places
 
-    return name or places.load_profile(profile)[0].name
+    owner = None if user else os.environ.get("SUDO_USER")
+    return name or places.load_profile(profile, user=owner)[0].name
 
 
 def _folder(unit_dir: Path | None, *, user: bool) -> Path:

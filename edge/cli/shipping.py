@@ -170,7 +170,7 @@ def _made(name: str, folder: Path, load: Load, terminal: Terminal) -> Bundle:
     out = Path(tempfile.mkdtemp(dir=folder)) / f"{chosen.name}.edge"
     with terminal.progress() as listen:
         return create.create(
-            chosen, cache=places.cache_folder(load.cache_dir), out=out,
+            chosen, cache=places.cache_folder(load.cache_dir, path), out=out,
             golden=list(open_pictures(samples)) if samples.is_dir() else [], listen=listen,
         )  # fmt: skip
 

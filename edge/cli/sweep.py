@@ -93,7 +93,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
             calibration,
             _spread(labelled, limit),
             settings,
-            cache=places.cache_folder(cache_dir),
+            cache=places.own_cache_folder(cache_dir, path),
             output=output,
             force=force,
             listen=listen,

@@ -9,7 +9,6 @@ absent with the reason, and its limit does not count.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,8 +20,8 @@ import numpy as np
 from edge import __version__, build, device, identity, profile, store
 from edge.backends.base import Backend, Session
 from edge.bundle import Bundle, golden, target
-from edge.bundle.create import TIMING_CACHE
-from edge.errors import EdgeError, os_error
+from edge.bundle.deployed import Deployed
+from edge.errors import EdgeError
 from edge.events import Listener, Note, Progress, silence
 from edge.frames import decode
 from edge.preprocess import Preprocessor
@@ -151,11 +150,13 @@ class _Candidate:
 
     def __init__(self, bundle: Bundle, state: Path, tools: Tools, listen: Listener) -> None:
         self._bundle = bundle
-        self._profile: Profile = profile.load(bundle.path / "profile.yaml")
+        place = Deployed(folder=bundle.path, digest=bundle.digest, state=state)
+        self._profile: Profile = profile.load(place.profile)
         backend = tools.backend(self._profile)
         listen(Note(f"building {bundle.about.name} ({bundle.digest[:12]})"))
-        engines = state / "engines" / bundle.digest
-        self._outcome = build.build(self._profile, backend, cache=_cache(bundle, state), engines=engines, listen=listen)
+        self._outcome = build.build(
+            self._profile, backend, cache=place.build_cache(), engines=place.engines, listen=listen
+        )  # fmt: skip
         assert self._outcome.engine is not None  # noqa: S101 - not a dry run
         self._session: Session = backend.open(
             self._outcome.engine, precision=self._outcome.precision, threads=self._profile.run.threads,
@@ -273,39 +274,3 @@ def _judge(mine: Measured, theirs: Measured | None, limits: Mapping[str, float])
 def _as_share(decibels: float) -> float:
     """Noise as a share of the signal's amplitude."""
     return float(10 ** (-decibels / 20))
-
-
-def _cache(bundle: Bundle, state: Path) -> Path:
-    """A cache folder for building: the tables of this bundle, and the timing caches of this device.
-
-    A bundle is never written to: its files are shared with other bundles.
-    """
-    folder = state / "cache" / bundle.digest
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (state / "timing").mkdir(exist_ok=True)
-        _seed(bundle.path / "timing", state / "timing")
-        tables = bundle.path / "tables"
-        links = {"timing": state / "timing"}
-        if tables.is_dir():
-            links |= {path.name: path for path in tables.iterdir()}
-        for name, goal in links.items():
-            link = folder / name
-            if not link.is_symlink() or link.readlink() != goal.absolute():
-                new = folder / f".{name}.{os.getpid()}"
-                new.symlink_to(goal.absolute())
-                new.replace(link)
-    except OSError as exc:
-        raise os_error(exc, folder) from exc
-    return folder
-
-
-def _seed(source: Path, goal: Path) -> None:
-    """Timing caches that came with the bundle join those of this device; one that it has of that key stays."""
-    for manifest in sorted(source.glob("*.json")):
-        found = store.load(manifest, kind=TIMING_CACHE)
-        with store.lock(goal / manifest.with_suffix(".timing").name):
-            if not (goal / manifest.name).exists():
-                for name in found.files:
-                    store.write_bytes(goal / name, (source / name).read_bytes())
-                store.write_bytes(goal / manifest.name, manifest.read_bytes())

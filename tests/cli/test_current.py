@@ -1,0 +1,158 @@
+"""``--profile current``: the device runs what was shipped to it, and never writes to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pwd
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.cli import places
+
+Edge = Callable[..., Any]
+
+
+@pytest.fixture
+def shipped(
+    edge: Edge, place: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The state folder of a device that the tiny profile was shipped to; ``pictures/`` lies where we stand."""
+    home = tmp_path_factory.mktemp("home of ada")
+    monkeypatch.setenv("HOME", str(home))
+    place(n=6)
+    state = home / ".local" / "share" / "edge"
+    for arguments in (
+        ("calibrate", "--profile", "tiny", "--images", "pictures"),
+        ("bundle", "--profile", "tiny", "--golden", "pictures", "-o", "a.edge"),
+        ("ship", state, "--bundle", "a.edge", "--no-canary"),
+    ):
+        ended = edge(*arguments)
+        assert ended.code == 0, ended.err
+    for left in ("profiles", "calib_cache"):
+        Path(left).rename(f"not {left}")
+    return state
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_build_and_run_what_was_shipped(edge: Edge, shipped: Path) -> None:
+    before = digests(shipped / "bundles")
+    early = edge("run", "--profile", "current", "--images", "pictures")
+    assert (early.code, "try: edge build --profile current" in early.err) == (7, True)
+    built = edge("build", "--profile", "current")
+    assert built.code == 0, built.err
+    digest = (shipped / "current").readlink().name
+    assert str(shipped / "engines" / digest) in built.out.replace("\n", "")
+    ran = edge("run", "--profile", "current", "--images", "pictures", "--json", "--record", "r.json")
+    assert (ran.code, len(json.loads(Path("r.json").read_bytes())["results"])) == (0, 6)
+    assert edge("engine", "show", "--profile", "current").code == 0
+    assert edge("eval", "--profile", "current", "--images", "pictures", "--labels", "pictures/labels.csv").code == 0
+    assert edge("build", "--profile", "current").out.count("unchanged") == 1
+    assert digests(shipped / "bundles") == before
+    # By its file it is the same.
+    again = edge("build", "--profile", shipped / "current" / "profile.yaml")
+    assert again.out.count("unchanged") == 1
+
+
+def test_without_any_folder_of_profiles_it_is_the_one(
+    edge: Edge, shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "_BESIDE_PACKAGE", Path("nowhere"))
+    listed = json.loads(edge("profile", "list", "--json").out)
+    assert [(row["name"], row["default"], row["family"]) for row in listed] == [("current", True, "host")]
+    assert edge("build").code == 0
+    found = json.loads(edge("doctor", "--json").out)["findings"]
+    assert [row["name"] for row in found if row["group"] == "profiles"] == ["current"]
+
+
+def test_with_profiles_here_it_is_not_the_default(edge: Edge, shipped: Path) -> None:
+    Path("profiles").mkdir()
+    ended = edge("profile", "show")
+    assert "current" not in ended.err
+
+
+def test_a_profile_of_that_name_gives_way_to_what_was_shipped(edge: Edge, shipped: Path) -> None:
+    """One word has one meaning on a device; the file is still reached by its path."""
+    Path("not profiles").rename("profiles")
+    Path("profiles/tiny.yaml").rename("profiles/current.yaml")
+    assert str(shipped) in edge("profile", "show", "current").err.replace("\n", "")
+    assert "profiles/current.yaml" in edge("profile", "show", "profiles/current.yaml").err
+
+
+def test_it_is_never_calibrated_into(edge: Edge, shipped: Path) -> None:
+    before = digests(shipped)
+    ended = edge("calibrate", "--profile", "current", "--images", "pictures", "--algorithm", "minmax")
+    assert (ended.code, "never written to" in ended.err) == (2, True)
+    swept = edge("sweep", "--profile", "current", "--images", "pictures", "--eval", "pictures", "--labels",
+                 "pictures/labels.csv")  # fmt: skip
+    assert (swept.code, "never written to" in swept.err) == (2, True)
+    assert digests(shipped) == before
+    elsewhere = edge("calibrate", "--profile", "current", "--images", "pictures", "--cache-dir", "mine")
+    assert elsewhere.code == 0
+    assert digests(shipped) == before
+
+
+@pytest.mark.parametrize("damage", ["nothing", "dangling", "a folder", "strange"])
+def test_where_nothing_was_shipped(
+    damage: str, edge: Edge, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    state = home / ".local" / "share" / "edge"
+    (state / "bundles").mkdir(parents=True)
+    if damage == "a folder":
+        (state / "current").mkdir()
+    elif damage == "dangling":
+        (state / "current").symlink_to("bundles/" + "0" * 64)
+    elif damage == "strange":
+        (state / "bundles" / "mine").mkdir()
+        (state / "current").symlink_to("bundles/mine")
+    ended = edge("run", "--profile", "current", "--images", ".")
+    assert (ended.code, "there is no profile 'current'" in ended.err) == (3, True)
+
+
+def test_no_profile_anywhere_is_said_with_a_way_out(
+    edge: Edge, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.setattr(places, "_BESIDE_PACKAGE", Path("nowhere"))
+    ended = edge("run", "--images", ".")
+    assert (ended.code, "in a folder with profiles/" in ended.err) == (3, True)
+    listed = edge("profile", "list")
+    assert (listed.code, listed.out, "no profiles" in listed.err) == (0, "", True)
+
+
+def test_a_service_follows_what_is_shipped(edge: Edge, shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = edge("service", "print", "--user", "--profile", "current", "--", "--camera", "0")
+    command = next(line for line in printed.out.splitlines() if line.startswith("ExecStart="))
+    assert "--profile current --camera 0" in command
+    # Unit files escape blanks.
+    assert any(line.startswith("WorkingDirectory=") and "edge" in line for line in printed.out.splitlines())
+    by_file = edge(
+        "service", "print", "--user", "--profile", shipped / "current" / "profile.yaml", "--", "--camera", "0"
+    )
+    assert "--profile current" in by_file.out
+
+
+def test_a_service_for_somebody_looks_into_that_home(
+    edge: Edge, shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under sudo, HOME is root's: what was shipped lies in the home of who called it."""
+    monkeypatch.setenv("SUDO_USER", "nobody-of-that-name")
+    ended = edge("service", "print", "--profile", "current", "--", "--camera", "0")
+    assert (ended.code, "there is no user nobody-of-that-name" in ended.err) == (2, True)
+    home = pwd.struct_passwd(("ada", "x", 1000, 1000, "", str(shipped.parents[2]), "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwnam", lambda _name: home)
+    monkeypatch.setenv("SUDO_USER", "ada")
+    monkeypatch.setenv("HOME", "/nonexistent")
+    printed = edge("service", "print", "--profile", "current", "--", "--camera", "0")
+    assert printed.code == 0, printed.err
+    assert "--profile current --camera 0" in printed.out
+    assert "User=ada" in printed.out.splitlines()
