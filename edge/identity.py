@@ -15,6 +15,7 @@ from edge import preprocess, store
 from edge.backends.base import Backend
 from edge.calibration import algorithms
 from edge.calibration import table as tables
+from edge.calibration.check import Finding
 from edge.calibration.qdq import DEFINITION
 from edge.calibration.statistics import FORMAT
 from edge.errors import ArtifactError, ProfileError
@@ -25,6 +26,16 @@ from edge.store import Difference, Key, Manifest
 _LEGACY = {"quantile": 0.99999, "cutoff": 1.0}
 TABLE = "calibration table"
 ENGINE = "engine"
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """What the manifest beside a table says; nothing where there is none, as with most tables from elsewhere.
+
+    ``zero_tensors`` were zero for every picture: their scale of 0 is meant.
+    """
+
+    finding: Finding | None = None
+    zero_tensors: tuple[str, ...] = ()
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -116,6 +127,29 @@ def find_table(profile: Profile, cache: Path) -> Found:
             f"the table was made for something else ({_said(changed)})", where=path, hint=f"{again} (or --force)"
         )
     return Found(path, manifest)
+
+
+def origin(path: Path, profile: Profile) -> Origin:
+    """What the manifest beside a table says of the model and the preprocessing that it was made for."""
+    try:
+        manifest = store.load(manifest_path(path), kind=TABLE, check_files=False)
+    except ArtifactError:
+        return Origin()
+    if path.name not in manifest.files:
+        return Origin()
+    again = f"edge calibrate --profile {profile.name} --images DIR"
+    if store.sha256_file(path) != manifest.files[path.name].sha256:
+        text = "the table is not the one that its manifest was written for"
+        return Origin(Finding("error", "changed", text, hint=again))
+    wanted = {name: value for name, value in table_key(profile).items() if name in {"model", "preprocess"}}
+    changed = store.differences({name: manifest.key.get(name) for name in wanted}, wanted)
+    if changed:
+        text = f"its manifest says it was made for another {_said(changed)}"
+        return Origin(Finding("error", "origin", text, hint=again))
+    return Origin(
+        Finding("ok", "origin", "its manifest says it was made for this model and preprocessing"),
+        tuple(manifest.info["zero_tensors"]),
+    )
 
 
 def read_table(found: Found) -> tables.Table:

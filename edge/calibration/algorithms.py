@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.calibration.statistics import Histogram, Statistics, TensorStatistics
-from edge.errors import ProfileError
+from edge.errors import ProfileError, UsageError
 
 Parameters = Mapping[str, float]
 Rule = Callable[[TensorStatistics, Parameters], float]
@@ -95,6 +95,35 @@ def find(name: str, parameters: Parameters) -> tuple[Algorithm, dict[str, float]
                 f"calibration.parameters.{key}: must be {bounds.low:g} to {bounds.high:g}, got {parameters[key]:g}"
             )
     return found, {key: float(parameters.get(key, bounds.default)) for key, bounds in found.parameters.items()}
+
+
+def read(word: str) -> tuple[str, dict[str, float]]:
+    """The name and the given parameters in ``NAME``, ``NAME:VALUE`` or ``NAME:KEY=VALUE:KEY=VALUE``.
+
+    ``VALUE`` alone is that of an algorithm with one parameter.
+
+    Raises:
+        UsageError: no such algorithm or parameter, or not a number.
+    """
+    name, *given = word.strip().split(":")
+    known = REGISTRY.get(name)
+    parameters: dict[str, float] = {}
+    for text in given:
+        key, _, value = text.rpartition("=")
+        if not key and known is not None and len(known.parameters) == 1:
+            key = next(iter(known.parameters))
+        if not key:
+            raise UsageError(f"{word!r}: which parameter is {text!r}?", hint=f"{name}:KEY=VALUE")
+        try:
+            parameters[key] = float(value)
+        except ValueError as exc:
+            raise UsageError(f"{word!r}: {value!r} is not a number", hint="percentile:99.99") from exc
+    try:
+        find(name, parameters)
+    except ProfileError as exc:
+        what = exc.what.removeprefix("calibration.").removeprefix("algorithm: ")
+        raise UsageError(what, where="--algorithm") from exc
+    return name, parameters
 
 
 def ranges(statistics: Statistics, chosen: Algorithm, parameters: Parameters) -> dict[str, float]:

@@ -85,6 +85,7 @@ def check(
     dla: bool,
     trt_version: TrtVersion | None,
     ignorable: Collection[str] = (),
+    origin: Finding | None = None,
 ) -> list[Finding]:
     """Findings about ``table``, worst first.
 
@@ -95,8 +96,14 @@ def check(
         dla: the engine is for a DLA core.
         trt_version: the TensorRT that will read the table; None leaves the version out.
         ignorable: tensors that may be missing or without a usable scale, because nothing quantizes them.
+        origin: what is known of where the table comes from.
     """
-    findings = [*_values(table, expected, ignorable), *_outliers(table), *_byte_order(table)]
+    findings = [
+        *([origin] if origin else []),
+        *_values(table, expected, ignorable),
+        *_outliers(table),
+        *_byte_order(table),
+    ]
     if expected is not None:
         findings += _coverage(table, expected, ignorable)
     findings += [

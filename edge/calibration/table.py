@@ -122,7 +122,7 @@ class Header(msgspec.Struct, frozen=True):
         raise ArtifactError(
             f"not the header of a calibration table: {_short(text)}{_header_guess(text)}",
             where=where,
-            hint="the first line should read like TRT-100300-EntropyCalibration2",
+            hint=_MEND if text.endswith("\r") else "the first line should read like TRT-100300-EntropyCalibration2",
         )
 
     @classmethod
@@ -254,7 +254,7 @@ def parse(data: bytes, *, where: Where = "table") -> Table:
         at = f"{where}:{number}"
         name, separator, value = line.rpartition(": ")
         if not separator or not _HEX8.fullmatch(value):
-            _refuse_line(line, at)
+            _refuse_line(line, at, is_last=not "".join(lines[number:]).strip())
         _check_name(name, where=at)
         if name in bits:
             raise ArtifactError(f"{name}: stands here again, first in line {line_of[name]}", where=at)
@@ -338,18 +338,20 @@ def _refuse_foreign(text: str, where: Where) -> None:
         )
 
 
-def _refuse_line(line: str, at: str) -> NoReturn:
-    """Raise for a line that is not ``name: 8 digits``, saying what it looks like."""
+def _refuse_line(line: str, at: str, *, is_last: bool) -> NoReturn:
+    """Raise for a line that is not ``name: 8 digits``, saying what it looks like; behind the last are blanks only."""
     name, separator, value = line.rpartition(": ")
     digits = _bare_digits(value)
     hint: str | None = _MEND
     if not line.strip():
-        what = "the line is empty"
+        what, hint = "the line is empty", _MEND if is_last else None
     elif line.endswith("\r"):
         what = "the line ends in CRLF"
     elif not separator or not re.fullmatch(r"[0-9a-f]*", digits):
         decimal = "; the scale looks decimal" if _is_decimal(line.rpartition(":")[2]) else ""
         what, hint = f"expected `name: scale` with 8 hexadecimal digits, got {_short(line)}{decimal}", None
+    elif not digits:
+        what, hint = f"{name}: 0 digits instead of 8: the line is cut off", None
     elif len(digits) < 8:
         what = (
             f"{name}: {len(digits)} digits instead of 8: the line is cut off, "

@@ -46,7 +46,13 @@ def command(
     *,
     images: options.Images = None,
     profile: options.ProfileName = None,
-    algorithm: Annotated[str | None, typer.Option(help="Calibration algorithm.", show_default="the profile's")] = None,
+    algorithm: Annotated[
+        str | None,
+        typer.Option(
+            help="Calibration algorithm: NAME, NAME:VALUE or NAME:KEY=VALUE, such as percentile:99.9.",
+            show_default="the profile's",
+        ),
+    ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Calibration batch.", show_default="the profile's")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use N pictures, spread evenly over the set.")] = None,
     cache_dir: options.CacheDir = None,
@@ -66,6 +72,7 @@ def command(
 ) -> None:
     """Run the verb."""
     from edge import calibrate
+    from edge.calibration import algorithms
     from edge.cli import places, signals
     from edge.frames import Pictures, open_pictures
 
@@ -78,14 +85,16 @@ def command(
     source = images or (Path(chosen.calibration.images) if chosen.calibration.images else None)
     if source is None:
         raise UsageError("no pictures to calibrate with", hint="--images DIR, or calibration.images in the profile")
+    asked = chosen.calibration
+    name, parameters = algorithms.read(algorithm) if algorithm else (asked.algorithm, asked.parameters)
     settings = msgspec.structs.replace(
-        chosen.calibration,
-        algorithm=algorithm or chosen.calibration.algorithm,
-        parameters={} if algorithm else chosen.calibration.parameters,
-        batch=batch or chosen.calibration.batch,
-        engine=engine.value if engine else chosen.calibration.engine,
+        asked,
+        algorithm=name,
+        parameters=parameters,
+        batch=batch or asked.batch,
+        engine=engine.value if engine else asked.engine,
     )
-    chosen = msgspec.structs.replace(chosen, calibration=settings)
+    built, chosen = chosen, msgspec.structs.replace(chosen, calibration=settings)
     # A Dask worker stands in another folder, where a relative path leads elsewhere.
     pictures = open_pictures(source.absolute() if dask else source)
     if limit is not None and limit < len(pictures):
@@ -96,6 +105,7 @@ def command(
         if workers is not None or dask is not None:
             raise UsageError("--engine tensorrt calibrates on this device alone", hint="leave --workers and --dask out")
         _show(terminal, _on_device(chosen, pictures, cache, terminal, force=force), as_json=as_json)
+        _say_what_build_takes(terminal, built, chosen, cache)
         return
     with signals.graceful() as wish, terminal.progress() as listen, _crew(workers, dask, listen) as crew:
         outcome = calibrate.calibrate(
@@ -113,6 +123,7 @@ def command(
         wish.grant()
         return
     _show(terminal, outcome, as_json=as_json)
+    _say_what_build_takes(terminal, built, chosen, cache)
 
 
 def _on_device(chosen: Profile, pictures: Pictures, cache: Path, terminal: Terminal, *, force: bool) -> Outcome:
@@ -141,6 +152,30 @@ def _show(terminal: Terminal, outcome: Outcome, *, as_json: bool) -> None:
     terminal.data(f"{outcome.table}: {outcome.tensors} tensors from {outcome.pictures} pictures, {how}")
     if outcome.zero_tensors:
         terminal.warn(f"always zero, so without a range: {', '.join(outcome.zero_tensors)}")
+
+
+def _say_what_build_takes(terminal: Terminal, built: Profile, chosen: Profile, cache: Path) -> None:
+    """Each algorithm has a table of its own, and a build goes by the profile: an option here does not reach it."""
+    from edge import identity
+
+    own, other = (identity.table_path(profile, cache) for profile in (built, chosen))
+    if own != other:
+        terminal.say(
+            f"edge build takes {own.name}, as the profile {built.name} says; to take this one, let it say calibration: "
+            + _flow(chosen, built)
+        )
+
+
+def _flow(chosen: Profile, built: Profile) -> str:
+    """What names the table of ``chosen``, as one line of YAML."""
+    calibration = chosen.calibration
+    items = [f"algorithm: {calibration.algorithm}"]
+    if calibration.parameters:
+        inner = ", ".join(f"{name}: {value:.12g}" for name, value in sorted(calibration.parameters.items()))
+        items.append(f"parameters: {{{inner}}}")
+    if calibration.engine != built.calibration.engine:
+        items.append(f"engine: {calibration.engine}")
+    return "{" + ", ".join(items) + "}"
 
 
 @contextmanager

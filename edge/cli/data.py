@@ -97,7 +97,8 @@ def extract(
             hint = f"get the shard again; or take the {len(pictures)} records before it: --limit {len(pictures)}"
             raise DataError(damage.what, where=damage.where, hint=hint if pictures else damage.hint) from damage
         done = extracts.extract(pictures, output, label_offset=label_offset, force=force, listen=listen)
-    warning = extracts.counts_from_one(done)
+    # With an offset the user has answered that already.
+    warning = None if label_offset else extracts.counts_from_one(done)
     if warning is not None:
         terminal.warn(warning.text)
     place = shown(str(output))

@@ -43,7 +43,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
         str | None, typer.Option(help="Numbers of pictures, or all.", show_default="50,100,200,400,all")
     ] = None,
     batch: Annotated[str, typer.Option(help="Calibration batches to compare.")] = "1,8",
-    seeds: Annotated[int, typer.Option(help="Random subsets of each number.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Random subsets of each number.")] = 3,
     limit: Annotated[int | None, typer.Option(min=1, help="Score with N pictures only, spread over all.")] = None,
     cache_dir: options.CacheDir = None,
     threads: options.Threads = None,
@@ -163,8 +163,7 @@ def _show(terminal: Terminal, record: Record) -> None:
     if counted is not None and scored is not None:
         tables = len({row.configuration.table for row in found.rows})
         terminal.say(
-            f"{record.subject['calibration_pictures']} pictures counted in {counted:.0f} s, "
-            f"{tables} different tables scored in {scored:.0f} s",
+            f"counting the pictures took {counted:.0f} s, scoring {tables} different tables {scored:.0f} s",
             style="dim",
         )
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from edge.cli import options
-from edge.errors import ArtifactError, EdgeError, QualityError, StoreError, UsageError
+from edge.cli import formats, options
+from edge.cli.formats import Format, Target
+from edge.errors import ArtifactError, EdgeError, QualityError, UsageError
 from edge.ui import Terminal
 
 if TYPE_CHECKING:
@@ -22,15 +23,6 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 
 
-class Format(str, Enum):
-    """Formats of a calibration table."""
-
-    trt = "trt"
-    ort_json = "ort-json"
-    ort_flatbuffers = "ort-flatbuffers"
-    qdq = "qdq"
-
-
 class Calibrator(str, Enum):
     """Calibrators that a header with a version can name."""
 
@@ -38,15 +30,6 @@ class Calibrator(str, Enum):
     minmax = "minmax"
     entropy = "entropy"
 
-
-class Target(str, Enum):
-    """Who will run a Q/DQ model: they want the nodes in different places."""
-
-    tensorrt = "tensorrt"
-    onnxruntime = "onnxruntime"
-
-
-_SUFFIXES = {".json": Format.ort_json, ".flatbuffers": Format.ort_flatbuffers, ".onnx": Format.qdq}
 
 TablePath = Annotated[Path, typer.Argument(metavar="TABLE", help="A calibration table in TensorRT's text form.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
@@ -112,17 +95,23 @@ def check_(
     expected: list[str] | None = None
     route: Route = "implicit"
     dla = False
+    origin: Finding | None = None
+    ignorable: tuple[str, ...] = ()
     if profile is None:
         terminal.say("without --profile the names of the tensors are not checked")
     else:
-        from edge import model
+        from edge import identity, model
         from edge.cli import places
 
         loaded, _ = places.load_profile(profile)
         expected = model.load(Path(loaded.model)).activations
         dla = loaded.build.dla_core is not None
         route = _route(loaded, version)
-    findings = checks.check(content, expected, route=route, dla=dla, trt_version=version)
+        made = identity.origin(table, loaded)
+        origin, ignorable = made.finding, made.zero_tensors
+    findings = checks.check(
+        content, expected, route=route, dla=dla, trt_version=version, ignorable=ignorable, origin=origin
+    )
     if as_json:
         result = {"table": str(table), "profile": profile, "route": route, "dla": dla, "findings": findings}
         terminal.data(_json(result))
@@ -193,14 +182,16 @@ def convert(
 
     terminal = Terminal()
     _refuse_overwriting(output, force=force)
-    reads, writes = from_ or _format_of(source), to or _format_of(output)
+    reads, writes = from_ or formats.format_of(source), to or formats.format_of(output)
     if reads is Format.trt:
+        table = _load(source, lenient=lenient, terminal=terminal)
         if trt or algorithm:
             raise UsageError("a table has its own header", where=source, hint="edge table retarget changes it")
-        table = _load(source, lenient=lenient, terminal=terminal)
     else:
-        table = _import(source, reads, _version(trt), algorithm, terminal)
-    data = _export(table, writes, model=model, target=target, where=source, terminal=terminal)
+        table = formats.import_table(
+            source, reads, version=_version(trt), algorithm=algorithm.value if algorithm else None, terminal=terminal
+        )
+    data = formats.export_table(table, writes, model=model, target=target, where=source, terminal=terminal)
     store.write_bytes(output, data)
     result = {"output": str(output), "format": writes.value, **_header(table), "entries": len(table.bits)}
     terminal.data(_json(result) if as_json else f"{output}: {writes.value}, {len(table.bits)} tensors")
@@ -246,70 +237,13 @@ def retarget(
 def _load(path: Path, *, lenient: bool, terminal: Terminal) -> Table:
     from edge.calibration import table as tables
 
-    data = _read(path)
+    data = formats.read(path)
     if not lenient:
         return tables.parse(data, where=path)
     content, notes = tables.parse_lenient(data, where=path)
     for note in notes:
         terminal.warn(f"{path}: {note}")
     return content
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as exc:
-        raise UsageError("there is no such file", where=path) from exc
-    except OSError as exc:
-        raise StoreError(f"cannot read: {exc.strerror or exc}", where=path) from exc
-
-
-def _import(
-    source: Path, reads: Format, version: TrtVersion | None, calibrator: Calibrator | None, terminal: Terminal
-) -> Table:
-    from edge.calibration import convert as conversions
-
-    algorithm: Algorithm | None = calibrator.value if calibrator else None
-    if reads is Format.qdq:
-        from edge import model
-
-        return conversions.from_qdq(model.read(source), version=version, algorithm=algorithm, where=source)
-    data = _read(source)
-    if reads is Format.ort_json:
-        return conversions.from_ort_json(data, version=version, algorithm=algorithm, where=source)
-    terminal.warn(
-        "onnxruntime leaves negative values out of this file unless it calibrated symmetrically: "
-        "prefer the calibration.json beside it"
-    )
-    return conversions.from_ort_flatbuffers(data, version=version, algorithm=algorithm, where=source)
-
-
-def _export(
-    table: Table, writes: Format, *, model: Path | None, target: Target, where: Path, terminal: Terminal
-) -> bytes:
-    from edge.calibration import convert as conversions
-    from edge.calibration import table as tables
-
-    if writes is Format.trt:
-        return tables.write(table)
-    try:
-        if writes is Format.ort_json:
-            return conversions.to_ort_json(table)
-        if writes is Format.ort_flatbuffers:
-            terminal.say("this format has no place for the header: --trt and --as give it back")
-            return conversions.to_ort_flatbuffers(table)
-        if model is None:
-            raise UsageError("a Q/DQ model is made from a table and a model", hint="add --model model.onnx")
-        from edge import model as models
-
-        with terminal.progress() as listen:
-            return conversions.to_qdq(table, models.read(model), target=target.value, listen=listen)
-    except ArtifactError as exc:
-        raise ArtifactError(exc.what, where=exc.where or where, hint=exc.hint) from exc
-
-
-def _format_of(path: Path) -> Format:
-    return _SUFFIXES.get(path.suffix.lower(), Format.trt)
 
 
 def _refuse_overwriting(path: Path, *, force: bool) -> None:

@@ -180,6 +180,19 @@ def test_bad_input_is_refused_with_its_line(data: bytes, line: int | None, words
     assert caught.value.where == ("some.table" if line is None else f"some.table:{line}")
 
 
+@pytest.mark.parametrize(("data", "line", "words"), BAD.values(), ids=BAD.keys())
+def test_the_lenient_reader_is_named_only_where_it_mends(data: bytes, line: int | None, words: str) -> None:
+    with pytest.raises(ArtifactError) as caught:
+        parse(data)
+    try:
+        parse_lenient(data)
+    except ArtifactError:
+        # At a cut-off end only the lenient reader can tell that there is nothing to mend.
+        assert "--lenient" not in (caught.value.hint or "") or "cut off" in words, (line, words)
+    else:
+        assert "--lenient" in (caught.value.hint or ""), (line, words)
+
+
 MENDED = {
     "byte-order-mark": (b"\xef\xbb\xbf" + HEAD.encode() + b"a: 3c123456\n", ["byte order mark removed"]),
     "crlf": ((HEAD + "a: 3c123456\n").replace("\n", "\r\n").encode(), ["CRLF line ends changed to LF"]),

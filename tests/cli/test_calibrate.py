@@ -64,6 +64,42 @@ def test_what_changed_is_named(more: tuple[str, ...], field: str, edge: Edge, pl
     assert "unchanged" not in ended.out
 
 
+def test_an_algorithm_comes_with_its_parameter_as_a_sweep_writes_it(edge: Edge, place: Place) -> None:
+    """The table is the one of a profile that says so, and that this profile's build takes another is said."""
+    folder = place()
+    ended = edge(*COMMAND, "--algorithm", "percentile:99.9")
+    table = folder / "calib_cache" / "model" / "percentile-99.9.table"
+    assert (ended.code, table.is_file()) == (0, True)
+    said = "calibration: {algorithm: percentile, parameters: {percentile: 99.9}}"
+    assert (
+        f"edge build takes entropy2.table, as the profile tiny says; to take this one, let it say {said}" in ended.err
+    )
+    place(calibration={"algorithm": "percentile", "parameters": {"percentile": 99.9}})
+    again = edge(*COMMAND)
+    assert (again.code, again.out) == (0, f"{table}: unchanged, nothing to do (8 pictures)\n")
+    assert "edge build takes" not in again.err
+
+
+@pytest.mark.parametrize(
+    ("word", "what"),
+    [
+        ("nope", "there is no 'nope'; there are entropy, entropy2, legacy, minmax, mse, percentile"),
+        ("percentile:x", "'x' is not a number"),
+        ("percentile:nan", "must be 1 to 100"),
+        ("percentile:101", "must be 1 to 100"),
+        ("legacy:0.5", "which parameter is '0.5'?"),
+        ("minmax:1", "which parameter is '1'?"),
+        ("percentile:99.9:", "'' is not a number"),
+    ],
+)
+def test_an_algorithm_that_does_not_exist_is_wrong_usage(word: str, what: str, edge: Edge, place: Place) -> None:
+    folder = place()
+    ended = edge(*COMMAND, "--algorithm", word)
+    assert (ended.code, ended.out) == (2, "")
+    assert what in ended.err.replace("\n", " ")
+    assert not (folder / "calib_cache").exists()
+
+
 def test_force_counts_again(edge: Edge, place: Place) -> None:
     place()
     edge(*COMMAND)
@@ -164,7 +200,7 @@ def test_a_picture_that_cannot_be_decoded_is_an_error(
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (("--algorithm", "entrpy2"), 3, "did you mean 'entropy2'?"),
+        (("--algorithm", "entrpy2"), 2, "did you mean 'entropy2'?"),
         (("--batch", "0"), 2, "--batch"),
         (("--limit", "0"), 2, "--limit"),
         (("--threads", "0"), 2, "--threads"),

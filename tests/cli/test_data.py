@@ -148,6 +148,9 @@ def test_extract_writes_the_original_bytes(data: Runner, shard: Path, tmp_path: 
     assert [(out / f"n{n}.JPEG").read_bytes() for n in range(3)] == [_jpeg(n) for n in range(3)]
     assert (out / "labels.csv").read_text() == "file,class_index\nn0.JPEG,1\nn1.JPEG,500\nn2.JPEG,1000\n"
     assert "--label-offset -1" in data.err
+    # Who has given an offset is not told to give one, though class 0 is still not among these few.
+    data("extract", shard, "-o", tmp_path / "shifted", "--label-offset", 5)
+    assert "--label-offset" not in data.err
 
 
 def test_extract_with_offset_and_limit(data: Runner, shard: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_a_sweep_prints_a_table_and_what_it_says(edge: Run, sets: tuple) -> None
     assert rows[0].startswith(" *")
     for question in ("Which algorithm?", "Which batch?", "How many pictures?"):
         assert any(line.startswith(question) for line in lines)
-    assert "6 pictures counted in" in done.err
+    assert "counting the pictures took" in done.err
 
 
 def test_a_narrow_terminal_gets_what_fits(edge: Run, sets: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,8 +137,8 @@ def test_ctrl_c_while_hashing_leaves_no_file(start: Run, sets: tuple, gate: Any)
         (("-a", "minmax,minmax"), 2, "twice"),
         (("--pictures", "7"), 2, "7 pictures are asked for, and there are 6"),
         (("--pictures", "some"), 2, "'some' is not a number of pictures"),
-        (("--seeds", "0"), 2, "0 seeds"),
-        (("--seeds", "-2"), 2, "-2 seeds"),
+        (("--seeds", "0"), 2, "--seeds"),
+        (("--seeds", "-2"), 2, "--seeds"),
         (("--batch", "0"), 2, "not a list of batches"),
         (("--batch", ","), 2, "not a list of batches"),
         (("--batch", "two"), 2, "not a list of batches"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner, Result
 
+from edge import identity, store
+from edge import profile as profiles
 from edge.calibration.table import TrtVersion, from_ranges, parse, write
 from edge.cli.table import app
 from edge.errors import ArtifactError, EdgeError, ModelError, ProfileError, QualityError, StoreError, UsageError
@@ -188,6 +191,52 @@ def test_check_a_table_for_another_model(table: Path, profile: Path) -> None:
     assert missing["tensors"] == ["r1", "pool", "flat", "out"]
 
 
+def made_by_edge(table: Path, profile: Path, **other: str) -> None:
+    """A manifest as ``edge calibrate`` writes it, for this profile but for ``other``."""
+    loaded = profiles.load(profile)
+    store.save(
+        identity.manifest_path(table),
+        kind=identity.TABLE,
+        files={table.name: table.read_bytes()},
+        key={**identity.table_key(loaded), "images": "0" * 64, **other},
+        info={"zero_tensors": ["pool"]},
+    )
+
+
+@pytest.mark.parametrize("field", ["model", "preprocess"])
+def test_check_a_table_that_was_made_for_another_model_or_preprocessing(
+    field: str, tmp_path: Path, profile: Path
+) -> None:
+    path = network_table(tmp_path)
+    made_by_edge(path, profile)
+    assert run("check", path, "--profile", profile).exit_code == 0
+    made_by_edge(path, profile, **{field: "0" * 64})
+    result = run("check", path, "--profile", profile, "--json")
+    assert codes(result, "error") == {"origin"}
+    assert f"another {field}" in result.stdout
+
+
+def test_check_a_table_that_changed_since_its_manifest(tmp_path: Path, profile: Path) -> None:
+    path = network_table(tmp_path)
+    made_by_edge(path, profile)
+    path.write_bytes(path.read_bytes().replace(b"TRT-1003", b"TRT-1004"))
+    assert codes(run("check", path, "--profile", profile, "--json"), "error") == {"changed"}
+
+
+def test_a_manifest_of_something_else_says_nothing(tmp_path: Path, profile: Path) -> None:
+    path = network_table(tmp_path)
+    identity.manifest_path(path).write_text('{"x": {"lowest": 1}}')
+    assert "origin" not in codes(run("check", path, "--profile", profile, "--json"), "ok")
+
+
+def test_a_tensor_that_was_always_zero_is_as_good_for_check_as_it_is_for_build(tmp_path: Path, profile: Path) -> None:
+    path = network_table(tmp_path)
+    path.write_bytes(re.sub(rb"pool: \w+", b"pool: 00000000", path.read_bytes()))
+    assert codes(run("check", path, "--profile", profile, "--json"), "error") == {"zero"}
+    made_by_edge(path, profile)
+    assert run("check", path, "--profile", profile).exit_code == 0
+
+
 def test_check_as_text(table: Path, profile: Path) -> None:
     result = run("check", table, "--profile", profile)
     assert result.exit_code == 1
@@ -299,6 +348,21 @@ def test_convert_that_makes_no_sense(table: Path, tmp_path: Path, arguments: lis
     out = tmp_path / "out"
     assert words in (error_of(run("convert", table, "-o", out, *arguments), UsageError).hint or "")
     assert not out.exists()
+
+
+def test_convert_says_what_a_foreign_file_is_before_it_speaks_of_options(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.cache"
+    path.write_bytes(b"input 2.64\n/conv/Conv_output_0 17.3\n")
+    error = error_of(run("convert", path, "-o", tmp_path / "out", "--trt", "10.3.0", "--as", "minmax"), ArtifactError)
+    assert "--from ort-json" in (error.hint or "")
+
+
+@pytest.mark.parametrize("which", ["source", "model"])
+def test_convert_with_a_model_that_is_not_there(which: str, table: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "gone.onnx"
+    given = (gone, "-o", tmp_path / "t") if which == "source" else (table, "-o", tmp_path / "o.onnx", "--model", gone)
+    error = error_of(run("convert", *given), UsageError)
+    assert (error.where, error.hint) == (str(gone), None)
 
 
 def test_convert_refuses_scales_that_are_no_ranges(tmp_path: Path) -> None:

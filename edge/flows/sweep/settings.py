@@ -8,7 +8,7 @@ import msgspec
 
 from edge.calibration import algorithms
 from edge.calibration.algorithms import Algorithm
-from edge.errors import ProfileError, UsageError
+from edge.errors import UsageError
 
 SIZES = (50, 100, 200, 400)
 
@@ -32,30 +32,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def candidates(words: Sequence[str]) -> list[Candidate]:
-    """Read ``NAME``, ``NAME:VALUE`` (one parameter) and ``NAME:KEY=VALUE:KEY=VALUE``; no word means every algorithm.
+    """Read words as :func:`edge.calibration.algorithms.read` does; no word means every algorithm.
 
     Raises:
         UsageError: no such algorithm or parameter, not a number, or the same one twice.
     """
     found: dict[tuple[str, tuple[tuple[str, float], ...]], Candidate] = {}
     for word in words or list(algorithms.REGISTRY):
-        name, *given = word.strip().split(":")
-        known = algorithms.REGISTRY.get(name)
-        parameters: dict[str, float] = {}
-        for text in given:
-            key, _, value = text.rpartition("=")
-            if not key and known is not None and len(known.parameters) == 1:
-                key = next(iter(known.parameters))
-            if not key:
-                raise UsageError(f"{word!r}: which parameter is {text!r}?", hint=f"{name}:KEY=VALUE")
-            try:
-                parameters[key] = float(value)
-            except ValueError as exc:
-                raise UsageError(f"{word!r}: {value!r} is not a number", hint="percentile:99.99") from exc
-        try:
-            chosen, complete = algorithms.find(name, parameters)
-        except ProfileError as exc:
-            raise UsageError(exc.what.removeprefix("calibration."), where="--algorithm") from exc
+        name, parameters = algorithms.read(word)
+        chosen, complete = algorithms.find(name, parameters)
         same = (name, tuple(sorted(complete.items())))
         if same in found:
             raise UsageError(f"{word!r} is there twice", where="--algorithm")

@@ -1,0 +1,112 @@
+"""Formats of a calibration table: read and written for ``edge table convert``."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge.errors import ArtifactError, StoreError, UsageError
+from edge.ui import Terminal
+
+if TYPE_CHECKING:
+    from edge.calibration.table import Algorithm, Table, TrtVersion
+
+
+class Format(str, Enum):
+    """Formats of a calibration table."""
+
+    trt = "trt"
+    ort_json = "ort-json"
+    ort_flatbuffers = "ort-flatbuffers"
+    qdq = "qdq"
+
+
+class Target(str, Enum):
+    """Who will run a Q/DQ model: they want the nodes in different places."""
+
+    tensorrt = "tensorrt"
+    onnxruntime = "onnxruntime"
+
+
+_SUFFIXES = {".json": Format.ort_json, ".flatbuffers": Format.ort_flatbuffers, ".onnx": Format.qdq}
+
+
+def format_of(path: Path) -> Format:
+    """The format that the file's suffix stands for; a table is called anything."""
+    return _SUFFIXES.get(path.suffix.lower(), Format.trt)
+
+
+def read(path: Path) -> bytes:
+    """All bytes of a file that the command line names.
+
+    Raises:
+        UsageError: there is no such file.
+        StoreError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as exc:
+        raise UsageError("there is no such file", where=path) from exc
+    except OSError as exc:
+        raise StoreError(f"cannot read: {exc.strerror or exc}", where=path) from exc
+
+
+def import_table(
+    source: Path, reads: Format, *, version: TrtVersion | None, algorithm: Algorithm | None, terminal: Terminal
+) -> Table:
+    """The table in a file of a foreign format; ``version`` and ``algorithm`` are for its header.
+
+    Raises:
+        ArtifactError, ModelError, StoreError, UsageError: as the words say.
+    """
+    from edge.calibration import convert as conversions
+
+    if reads is Format.qdq:
+        from edge import model as models
+
+        return conversions.from_qdq(models.read(_model(source)), version=version, algorithm=algorithm, where=source)
+    data = read(source)
+    if reads is Format.ort_json:
+        return conversions.from_ort_json(data, version=version, algorithm=algorithm, where=source)
+    terminal.warn(
+        "onnxruntime leaves negative values out of this file unless it calibrated symmetrically: "
+        "prefer the calibration.json beside it"
+    )
+    return conversions.from_ort_flatbuffers(data, version=version, algorithm=algorithm, where=source)
+
+
+def export_table(
+    table: Table, writes: Format, *, model: Path | None, target: Target, where: Path, terminal: Terminal
+) -> bytes:
+    """The table in the format ``writes``; ``model`` is for Q/DQ, and ``where`` is the place of the table in messages.
+
+    Raises:
+        ArtifactError, ModelError, UsageError: as the words say.
+    """
+    from edge.calibration import convert as conversions
+    from edge.calibration import table as tables
+
+    if writes is Format.trt:
+        return tables.write(table)
+    try:
+        if writes is Format.ort_json:
+            return conversions.to_ort_json(table)
+        if writes is Format.ort_flatbuffers:
+            terminal.say("this format has no place for the header: --trt and --as give it back")
+            return conversions.to_ort_flatbuffers(table)
+        if model is None:
+            raise UsageError("a Q/DQ model is made from a table and a model", hint="add --model model.onnx")
+        from edge import model as models
+
+        with terminal.progress() as listen:
+            return conversions.to_qdq(table, models.read(_model(model)), target=target.value, listen=listen)
+    except ArtifactError as exc:
+        raise ArtifactError(exc.what, where=exc.where or where, hint=exc.hint) from exc
+
+
+def _model(path: Path) -> Path:
+    """``path``, which the command line names: the error of a missing model speaks of the profile."""
+    if not path.is_file():
+        raise UsageError("there is no such model", where=path)
+    return path
