@@ -37,8 +37,9 @@ def pull(
     chosen = targets.choose(target, fleet_file=fleet, ssh_config=ssh_config)
     cache = places.cache_folder(cache_dir)
     ended = shipping.each(
-        chosen, lambda place: fetching.fetch(place, cache=cache, output=output), parallel=parallel, as_json=as_json
-    )
+        chosen, lambda place, hold: fetching.fetch(place, cache=cache, output=output, hold=hold),
+        parallel=parallel, as_json=as_json,
+    )  # fmt: skip
     hauls = [one.result for one in ended if one.result is not None]
     if not as_json:
         _show(hauls)

@@ -19,9 +19,11 @@ from edge.ui import Terminal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edge.cli.shipping import Hold
     from edge.cli.targets import Chosen
     from edge.flows.rollout import Ended
     from edge.ship.upkeep import Status, Step
+    from edge.transport.target import Place
 
 _COMMANDS = ("to", "status", "rollback", "gc")
 
@@ -105,7 +107,12 @@ def status(
     from edge.ship import upkeep
 
     chosen = targets.choose(target, fleet_file=fleet, ssh_config=ssh_config)
-    ended = shipping.each(chosen, lambda place: upkeep.status(place, verify=verify), parallel=parallel, as_json=as_json)
+    ended = shipping.each(
+        chosen,
+        lambda place, hold: upkeep.status(place, verify=verify, hold=hold),
+        parallel=parallel,
+        as_json=as_json,
+    )
     if not as_json:
         _show_status(ended)
     shipping.finish(ended)
@@ -125,7 +132,11 @@ def rollback(
 
     chosen = targets.choose(target, fleet_file=fleet, ssh_config=ssh_config)
     _steps(
-        chosen, upkeep.rollback, parallel=parallel, as_json=as_json, say=lambda step: f"back to {_short(step.current)}"
+        chosen,
+        lambda place, hold: upkeep.rollback(place, hold=hold),
+        parallel=parallel,
+        as_json=as_json,
+        say=lambda step: f"back to {_short(step.current)}",
     )
 
 
@@ -144,13 +155,18 @@ def gc(
 
     chosen = targets.choose(target, fleet_file=fleet, ssh_config=ssh_config)
     _steps(
-        chosen, lambda place: upkeep.clear(place, keep=keep), parallel=parallel, as_json=as_json,
+        chosen, lambda place, hold: upkeep.clear(place, keep=keep, hold=hold), parallel=parallel, as_json=as_json,
         say=lambda step: f"{len(step.removed)} bundles removed, {step.freed_bytes / 1e6:.1f} MB freed",
     )  # fmt: skip
 
 
 def _steps(
-    chosen: Chosen, work: Callable[..., Step], *, parallel: int | None, as_json: bool, say: Callable[[Step], str]
+    chosen: Chosen,
+    work: Callable[[Place, Hold], Step],
+    *,
+    parallel: int | None,
+    as_json: bool,
+    say: Callable[[Step], str],
 ) -> None:
     from edge.cli import shipping
 

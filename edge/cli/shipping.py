@@ -17,13 +17,15 @@ from edge.errors import DeviceError, EdgeError, QualityError, UsageError
 from edge.events import Event
 from edge.fleet import Host
 from edge.flows import rollout
-from edge.flows.rollout import Ended, Plan, Task
+from edge.flows.rollout import Ended, Line, Plan, Task
 from edge.ship import Outcome, Settings, ship
 from edge.transport.target import Place
 from edge.ui import Terminal
 from edge.ui.fleet import FleetView
 
 T = TypeVar("T")
+# Is given the conversation with a device, which the user may end.
+Hold = Callable[[Line], None]
 _PARALLEL = 8
 
 
@@ -73,10 +75,14 @@ def ship_all(
     finish(ended)
 
 
-def each(chosen: Chosen, work: Callable[[Place], T], *, parallel: int | None, as_json: bool) -> list[Ended[T]]:
+def each(chosen: Chosen, work: Callable[[Place, Hold], T], *, parallel: int | None, as_json: bool) -> list[Ended[T]]:
     """Do ``work`` with every device; with ``as_json`` the results are printed."""
     terminal = Terminal()
-    tasks = [Task(host.place.name, lambda _listen, _hold, place=host.place: work(place)) for host in chosen.hosts]  # type: ignore[misc]
+
+    def task(place: Place) -> Task[T]:
+        return Task(place.name, lambda _listen, hold: work(place, hold))
+
+    tasks = [task(host.place) for host in chosen.hosts]
     wanted = parallel or (chosen.fleet.rollout.parallel if chosen.fleet else _PARALLEL)
     with signals.graceful() as wish:
         ended = _run(terminal, tasks, Plan(parallel=wanted), wish, line=lambda one: _failure(one) or "ok")

@@ -23,7 +23,7 @@ from edge.errors import ArtifactError, DeviceError, EdgeError, StoreError
 from edge.events import Listener, Progress, silence
 from edge.ship import remote
 from edge.store import FileEntry, Manifest
-from edge.transport.session import Session
+from edge.transport.session import Session, unheld
 from edge.transport.target import Place
 from edge.transport.ways import connect
 
@@ -62,9 +62,11 @@ def fetch(
     cache: Path,
     output: Path,
     listen: Listener = silence,
-    hold: Callable[[Session], None] = lambda _session: None,
+    hold: Callable[[Session], None] = unheld,
 ) -> Haul:
     """Fetch what is new. Timing caches go to ``cache/timing``, the rest to a folder of the device in ``output``.
+
+    ``hold`` gets the conversation, so that it can be ended from outside.
 
     Raises:
         DeviceError: the device cannot be reached.

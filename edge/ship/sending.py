@@ -15,7 +15,7 @@ from edge.ship import canary, remote
 from edge.ship.remote import Need, State
 from edge.store import sha256_bytes
 from edge.transport import rsync
-from edge.transport.session import Session
+from edge.transport.session import Session, unheld
 from edge.transport.target import Place
 from edge.transport.ways import connect
 
@@ -72,7 +72,7 @@ def ship(
     *,
     settings: Settings = _DEFAULTS,
     listen: Listener = silence,
-    hold: Callable[[Session], None] = lambda _session: None,
+    hold: Callable[[Session], None] = unheld,
 ) -> Outcome:
     """Send what is missing, verify, switch, try, and go back when the trial fails.
 

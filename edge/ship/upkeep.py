@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from edge.bundle.names import printable
 from edge.device import Device
 from edge.errors import ArtifactError
 from edge.ship import remote
-from edge.transport.session import Frame
+from edge.transport.session import Frame, Session, unheld
 from edge.transport.target import Place
 from edge.transport.ways import connect
 
@@ -58,13 +59,16 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     freed_bytes: int = 0
 
 
-def status(place: Place, *, verify: bool = False) -> Status:
+def status(place: Place, *, verify: bool = False, hold: Callable[[Session], None] = unheld) -> Status:
     """What is on a device; with ``verify``, the bundle in use is read and compared with its digests.
+
+    ``hold`` gets the conversation, so that it can be ended from outside; likewise below.
 
     Raises:
         DeviceError: it cannot be reached.
     """
     with connect(place) as session:
+        hold(session)
         state = remote.hello(session, place)
         frames = session.ask("status")
         is_whole = None
@@ -81,7 +85,7 @@ def status(place: Place, *, verify: bool = False) -> Status:
     )  # fmt: skip
 
 
-def rollback(place: Place, *, lock_wait_s: int = 30) -> Step:
+def rollback(place: Place, *, lock_wait_s: int = 30, hold: Callable[[Session], None] = unheld) -> Step:
     """Make the previous bundle the current one, after reading all of it; what was current becomes the previous one.
 
     Raises:
@@ -90,6 +94,7 @@ def rollback(place: Place, *, lock_wait_s: int = 30) -> Step:
         DeviceError, StoreError: the device cannot be reached, or is locked.
     """
     with connect(place) as session:
+        hold(session)
         state = remote.hello(session, place)
         if state.current is None and state.previous is None:
             raise ArtifactError("there is no bundle on this device", where=place.name, hint="edge ship TARGET")
@@ -99,13 +104,14 @@ def rollback(place: Place, *, lock_wait_s: int = 30) -> Step:
         return Step(target=place.name, work="rolled back", current=frames[-1].text.removeprefix("bundles/"))
 
 
-def clear(place: Place, *, keep: int = 0, lock_wait_s: int = 30) -> Step:
+def clear(place: Place, *, keep: int = 0, lock_wait_s: int = 30, hold: Callable[[Session], None] = unheld) -> Step:
     """Remove bundles other than current, previous and the ``keep`` newest, and every file that none of them holds.
 
     Raises:
         DeviceError, StoreError: the device cannot be reached, or is locked.
     """
     with connect(place) as session:
+        hold(session)
         state = remote.hello(session, place)
         if not state.has_root:
             return Step(target=place.name, work="cleared", current=None)

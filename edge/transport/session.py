@@ -51,6 +51,10 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True):
 PATIENCE = Patience()
 
 
+def unheld(_session: Session) -> None:
+    """Nobody wants to end the conversation from outside."""
+
+
 class Session:
     """A running script on a device; use it in a ``with`` block."""
 

@@ -132,6 +132,9 @@ def test_signed(place: Path, edge: Edge, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_pushed_and_pulled(place: Path, edge: Edge, registry_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("oras")
     monkeypatch.setenv("HOME", str(place / "nobody"))
+    monkeypatch.delenv("DOCKER_CONFIG", raising=False)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "*")
     edge("bundle", "-p", "tiny", "-o", "tiny.edge", "--no-golden")
     pushed = edge("bundle", "push", "tiny.edge", f"oci://{registry_host}/team/tiny:1")
     assert pushed.code == 0, pushed.err

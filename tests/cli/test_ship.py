@@ -162,6 +162,26 @@ def test_ctrl_c_ends_the_line_and_says_what_was_done(
     assert out.count(" ok ") == 1
 
 
+@pytest.mark.parametrize("verb", ["rollback", "gc"])
+def test_a_supervisor_that_stops_it_does_not_wait_for_a_device(
+    start: Callable[..., subprocess.Popen[str]], edge: Edge, bundles: Path, verb: str
+) -> None:
+    """Nobody else ends the conversation then: a terminal would."""
+    assert edge("ship", "./device", "--bundle", "a.edge", "--no-canary").code == 0
+    root = bundles / "device"
+    with (root / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (root / "canary").rmdir()
+        process = start("ship", verb, "./device")
+        deadline = time.monotonic() + 60
+        while not (root / "canary").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.terminate()
+        _out, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "another ship is at work" not in err
+
+
 @pytest.mark.slow
 def test_many_folders_in_one_run(edge_process: Edge, bundles: Path) -> None:
     """benchmarks/ship.py does this with 500."""
