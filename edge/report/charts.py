@@ -76,7 +76,7 @@ def shares(curves: Sequence[Curve], *, title: str) -> str:
         return plot.svg(figure, title)
 
 
-def stages(means: Sequence[tuple[str, dict[str, float]]], *, title: str) -> str:
+def stages(means: Sequence[tuple[str, dict[str, float]]], *, title: str, unit: str) -> str:
     """Where the mean time of a picture goes, one bar per run; colours are those of the stages."""
     with plot.style(title):
         figure, [axes] = plot.figure(_NARROW, 0.75 + 0.34 * len(means))
@@ -89,7 +89,7 @@ def stages(means: Sequence[tuple[str, dict[str, float]]], *, title: str) -> str:
         axes.set_yticks(range(len(means)), [letter for letter, _each in means])
         axes.set_ylim(len(means) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("mean ms per picture")
+        axes.set_xlabel(f"mean ms per {unit}")
         axes.set_xlim(left=0.0)
         axes.grid(axis="x", color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)

@@ -28,6 +28,11 @@ STAGE_NAMES = {
     "total": "total",
     "age": "age",
 }
+# What a latency is the latency of.
+_SPANS = {
+    "picture": "From the start of decoding a picture to its label, waiting between stages left out.",
+    "query": "From the issue of a query to its last answer; its pictures were decoded and preprocessed before.",
+}
 
 
 class Section(msgspec.Struct, frozen=True):
@@ -35,6 +40,8 @@ class Section(msgspec.Struct, frozen=True):
 
     group: Group
     runs: list[Run]
+    unit: str
+    span: str
     distribution: str | None
     stages: str | None
     times: list[tuple[Run, str]]
@@ -81,11 +88,14 @@ def _title(runs: Sequence[Run]) -> str:
 def _section(group: Group, runs: list[Run]) -> Section:
     curves = [curve for run in runs for curve in [_curve(run)] if curve is not None]
     names = ", ".join(run.letter for run in runs)
+    units = dict.fromkeys(run.unit for run in runs)
+    unit = " or ".join(units)
     distribution = None
     if len(curves) == 1:
-        distribution = charts.shape(curves[0], title=f"{curves[0].letter}: how long a picture takes, in milliseconds")
+        distribution = charts.shape(curves[0], title=f"{curves[0].letter}: how long a {unit} takes, in milliseconds")
     elif curves:
-        distribution = charts.shares(curves, title=f"{names}: share of pictures that took at most so many milliseconds")
+        title = f"{names}: share that took at most so many milliseconds"
+        distribution = charts.shares(curves, title=title)
     means = [
         (run.letter, {stage: run.record.latency[stage].mean_ms for stage in STAGES if stage in run.record.latency})
         for run in runs
@@ -94,8 +104,10 @@ def _section(group: Group, runs: list[Run]) -> Section:
     return Section(
         group=group,
         runs=runs,
+        unit=unit,
+        span=" ".join(_SPANS[each] for each in units),
         distribution=distribution,
-        stages=charts.stages(means, title=f"{names}: mean time of each stage") if means else None,
+        stages=charts.stages(means, title=f"{names}: mean time of each stage", unit=unit) if means else None,
         times=_times(runs),
         power=_powers(runs),
     )
@@ -158,7 +170,8 @@ def _card(run: Run) -> list[tuple[str, str, str]]:
     total = record.latency.get("total")
     if total is not None:
         tail = f"p99 {ms(total.p99_ms)} ms" if total.p99_ms is not None else f"max {ms(total.max_ms)} ms"
-        cards.append((ms(total.p50_ms), "ms median", f"{tail}, n = {count(total.n)}"))
+        of = f" queries of {count(run.query)}" if run.query else ""
+        cards.append((ms(total.p50_ms), "ms median", f"{tail}, n = {count(total.n)}{of}"))
     age = record.latency.get("age")
     if age is not None and record.source.get("live"):
         cards.append((ms(age.p50_ms), "ms old", "from capture to label, median"))

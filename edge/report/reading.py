@@ -68,6 +68,26 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         return "run" if bench is None else f"bench, {_word(bench.get('scenario'))}"
 
     @property
+    def unit(self) -> str:
+        """What a latency is the latency of: a ``picture``, or a ``query`` of a scenario."""
+        return "picture" if self.record.bench is None else "query"
+
+    @property
+    def query(self) -> int:
+        """Pictures in a query of a scenario; 0 where there are no queries."""
+        queries = self.record.latency.get("total")
+        return 0 if self.record.bench is None or queries is None else round(self.record.pictures / (queries.n or 1))
+
+    @property
+    def not_by_the_rules(self) -> str | None:
+        """Why a scenario was not measured as MLPerf asks, where it was not."""
+        bench = self.record.bench
+        if bench is None or bench.get("by_the_rules") is True:
+            return None
+        why_not = bench.get("why_not")
+        return "; ".join(_word(reason) for reason in why_not) if isinstance(why_not, list) else "no reason given"
+
+    @property
     def scope(self) -> str | None:
         """What the power covers, and by which source; None where it was not measured."""
         return None if self.power is None else f"{self.power.scope} by {self.power.source}"
@@ -111,7 +131,7 @@ def facts(run: Run) -> dict[str, str]:
         "power": run.scope or "not measured",
         "source": f"{_word(source.get('kind'))} {_word(source.get('opened_as'), subject.source)}{size}",
         "measurement": run.measurement,
-        "MLPerf's rules": _rules(record),
+        "MLPerf's rules": _rules(run),
         "live": {True: "yes, newest frame first", False: "no, every picture"}.get(bool(source.get("live")), ""),
         "warm-up": _warmup(record),
         "measured": f"{record.measured_s:.1f} s",
@@ -122,13 +142,11 @@ def facts(run: Run) -> dict[str, str]:
     return {name: value or "–" for name, value in found.items()}
 
 
-def _rules(record: RunRecord) -> str:
+def _rules(run: Run) -> str:
     """Whether a scenario was measured as the rules ask, or why not."""
-    if record.bench is None:
+    if run.record.bench is None:
         return "–"
-    why_not = record.bench.get("why_not")
-    reasons = [_word(reason) for reason in why_not] if isinstance(why_not, list) else []
-    return "followed" if record.bench.get("by_the_rules") is True else f"NOT followed: {'; '.join(reasons)}"
+    return "followed" if run.not_by_the_rules is None else f"NOT followed: {run.not_by_the_rules}"
 
 
 def number(content: Mapping[str, Any], name: str) -> float | None:

@@ -179,7 +179,23 @@ def test_a_scenario_has_its_result_and_whether_it_was_by_the_rules(shown: Callab
     text = Reader(shown(made(bench=BENCH))).text
     for words in ("7.31", "90th percentile", "at most 7.52 ms with 99 % confidence", "NOT followed: it ran for 60.0 s"):
         assert words in text
-    assert "followed" in Reader(shown(made(bench={**BENCH, "by_the_rules": True, "why_not": []}))).text
+    assert "Not by the rules of MLPerf: it ran for 60.0 s" in " ".join(text.split())
+    text = Reader(shown(made(bench={**BENCH, "by_the_rules": True, "why_not": []}))).text
+    assert "followed" in text
+    assert "Not by the rules" not in text
+
+
+def test_a_scenario_times_queries_and_a_run_pictures(shown: Callable[..., str]) -> None:
+    run, bench = made(), made(bench=BENCH)
+    alone, other = Reader(shown(run)).text, Reader(shown(bench)).text
+    assert "From the start of decoding a picture" in alone
+    assert "query" not in alone
+    assert "From the start of decoding a picture" not in other
+    assert "From the issue of a query" in other
+    assert f"n = {page.count(bench.latency['total'].n)} queries of 1" in other
+    both = Reader(shown(run, bench)).text
+    assert "From the start of decoding a picture" in both
+    assert "From the issue of a query" in both
 
 
 def test_scenarios_and_runs_are_not_on_one_axis(shown: Callable[..., str]) -> None:
