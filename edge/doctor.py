@@ -76,6 +76,7 @@ def examine(
         *_guests(device, process),
         *_cameras(root, device, process),
         *_power(root, device),
+        *_named_power(root, process),
         *_profiles(profiles, shipped, device, process),
     ]
     return Report(device, tuple(findings))
@@ -256,6 +257,23 @@ def _power(root: Path, device: Device) -> Iterator[Finding]:
         # A Jetson has the sensors: that none can be used is not in order. A host often has none.
         level = "warning" if device.is_jetson else "ok"
         yield _finding("power", "none", "power will be reported as not measured", level=level)
+
+
+def _named_power(root: Path, process: Process) -> Iterator[Finding]:
+    """Sources that are used only when somebody asks for them."""
+    # Not opened: the first client of jtop's service sets its interval for everybody.
+    state = "installed" if "jtop" in process.guests else "not installed"
+    yield _finding("power", "jtop", f"only when asked for (--power jtop); {state}")
+    if root != Path("/"):
+        # NVML asks the driver, and knows no other root.
+        return
+    source = open_source("nvml", root)
+    if isinstance(source, Unavailable):
+        yield _finding("power", "nvml", f"only when asked for (--power nvml); not here: {source.reason}")
+        return
+    text = f"only when asked for (--power nvml); works, scope {source.scope}"
+    yield _finding("power", "nvml", text, value=source.scope)
+    source.close()
 
 
 def _profiles(folders: list[Path], shipped: Deployed | None, device: Device, process: Process) -> Iterator[Finding]:

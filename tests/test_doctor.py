@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from edge.cli.doctor import render
 from edge.doctor import Finding, Report, examine
 from edge.interpreter import Guest, Process, find_guest, this_process
+from edge.telemetry import SOURCES
 
 Grow = Callable[[Mapping[str, object]], Path]
 
@@ -114,6 +115,7 @@ def test_a_jetson_that_is_in_order(grow: Grow, profiles: Path) -> None:
     assert look(report, "machine", "power mode").next_step == "sudo jetson_clocks  (for measurements)"
     assert look(report, "power", "hwmon").text == "works, scope module_input; this one is used"
     assert "tegrastats is not there" in look(report, "power", "tegrastats").text
+    assert look(report, "power", "jtop").text == "only when asked for (--power jtop); not installed"
     assert look(report, "profiles", "orin-nano").text == "ready: tensorrt, int8"
     assert look(report, "guests", "jtop").text == "not installed; optional"
     assert "jetson-stats" in (look(report, "guests", "jtop").next_step or "")
@@ -387,7 +389,9 @@ def test_the_command_runs_here(option: list[str]) -> None:
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
     if option:
-        assert {finding["group"] for finding in json.loads(done.stdout)["findings"]} >= {"machine", "guests", "power"}
+        findings = json.loads(done.stdout)["findings"]
+        assert {finding["group"] for finding in findings} >= {"machine", "guests", "power"}
+        assert {finding["name"] for finding in findings if finding["group"] == "power"} >= {*SOURCES} - {"none"}
     else:
         assert done.stdout.startswith("machine\n")
 

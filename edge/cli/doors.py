@@ -156,4 +156,7 @@ def _metrics(pulse: Pulse, subject: Subject, sampler: Sampler | None) -> Metrics
     def joules() -> float | None:
         return sampler.energy(Window(started_s, time.monotonic())).joules
 
-    return Metrics(pulse, subject, power=(sampler.source.scope, sampler.source.name), joules=joules)
+    source = sampler.source
+    # A replay is called so wherever its figures go.
+    name = f"replay of {source.name}" if getattr(source, "replayed", None) else source.name
+    return Metrics(pulse, subject, power=(source.scope, name), joules=joules)

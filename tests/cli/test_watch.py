@@ -49,7 +49,13 @@ def test_a_run_is_seen_and_measured_while_it_goes(
 ) -> None:
     folder = built()
     held = gate(folder / "pictures" / "007.jpg")
-    process = start(*COMMAND, "--web", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--record", "r.json")
+    head = {"edge_telemetry": 1, "source": "hwmon", "scope": "module_input", "started_utc": "2026-01-01T00:00:00+00:00"}
+    readings = [{"t_s": float(n), "power_mw": 5000.0} for n in range(3000)]
+    (folder / "power.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [head, *readings]))
+    process = start(
+        *COMMAND, "--web", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--record", "r.json", "--power",
+        "replay:power.jsonl",
+    )  # fmt: skip
     port = int(re.findall(r"http://127\.0\.0\.1:(\d+)/", said(process, "web: "))[0])
     writer = held.wait(process)
     until = time.monotonic() + 60
@@ -61,6 +67,7 @@ def test_a_run_is_seen_and_measured_while_it_goes(
     status, text = get(port, "/metrics")
     assert status == 200
     assert b'edge_frames_total{outcome="labelled"}' in text
+    assert b'edge_power_watts{scope="module_input",source="replay of hwmon"} 5.0' in text
     held.let_through(writer)
     process.communicate(timeout=60)
     assert process.returncode == 0
