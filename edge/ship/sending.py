@@ -177,7 +177,10 @@ class _Trip:
             for need in missing
             if need.sha256 in self._names and not need.have and self._sizes[need.sha256] >= rsync.WORTH_BYTES
         }
-        if not (large and self._settings.rsync and state.rsync and rsync.usable(self._place)):
+        # They are there twice for a moment.
+        twice = 2 * sum(self._sizes[digest] for digest in large)
+        has_room = state.free_bytes is None or state.free_bytes > twice + (16 << 20)
+        if not (large and has_room and self._settings.rsync and state.rsync and rsync.usable(self._place)):
             return missing
         self._listen(Note(f"{self._place.name}: {len(large)} large files with rsync"))
         result = rsync.send(

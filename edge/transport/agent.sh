@@ -57,7 +57,7 @@ hello() {
   IFS= read -r system
   IFS= read -r own
   case $root in /*) ;; *) root=${HOME:-/}/$root ;; esac
-  for tool in base64 cmp cut dd find flock ln mkdir mv readlink rm sha256sum sort stat sync tail tr; do
+  for tool in base64 cmp cp cut dd find flock ln mkdir mv readlink rm sha256sum sort stat sync tail tr; do
     command -v "$tool" >/dev/null 2>&1 || fail tools "$tool"
   done
   say root "$root"
@@ -225,7 +225,8 @@ seal() {
   fi
 }
 
-# What rsync brought, all of it or some, becomes the part of a file.
+# What rsync brought, all of it or some, becomes the part of a file. A copy: an rsync that outlived its client may still
+# have the file open, and would go on writing into what was verified.
 adopt() {
   need_lock
   IFS= read -r sha
@@ -233,7 +234,13 @@ adopt() {
   need_digest "$sha"
   need_path "$path"
   if [ -f "$root/incoming/rsync/$path" ] && [ ! -L "$root/incoming/rsync/$path" ]; then
-    try mv -f -- "$root/incoming/rsync/$path" "$root/incoming/$sha.part"
+    part=$root/incoming/$sha.part
+    rm -f -- "$part"
+    words=$(cp --reflink=auto -- "$root/incoming/rsync/$path" "$part" 2>&1 9>&- 3>&-) || {
+      rm -rf -- "$part" "$root/incoming/rsync"
+      fail write "$(first "$words")"
+    }
+    rm -f -- "$root/incoming/rsync/$path"
   fi
   say done
 }

@@ -242,6 +242,23 @@ def test_a_bundle_that_is_damaged_here_changes_nothing_there(bundle: Make, folde
     assert current(folder) == first.digest
 
 
+def test_an_rsync_that_outlived_its_client_does_not_change_what_was_verified(folder: Place) -> None:
+    """It is not killed with its client, and has the file open that the next ship takes over."""
+    digest = sha256_bytes(b"content")
+    with connect(folder) as session:
+        session.ask("hello", str(folder.folder), "", "", "")
+        session.ask("begin", "5", "test")
+        path = root_of(folder) / "incoming" / "rsync" / "model" / "large"
+        path.parent.mkdir(parents=True)
+        with path.open("wb", buffering=0) as rsync:
+            rsync.write(b"content")
+            session.ask("adopt", digest, "model/large")
+            session.tell("seal", digest)
+            assert session.until("sealed", "bad")[-1] == Frame("sealed", digest)
+            rsync.write(b" and more")
+    assert tree(root_of(folder) / "blobs") == {f"sha256/{digest}": b"content"}
+
+
 def test_contents_that_are_swapped_are_refused_there(bundle: Make, folder: Place) -> None:
     """A client that lies: the right names with each other's content."""
     one, two = "1" * 64, "2" * 64

@@ -210,7 +210,7 @@ def test_a_disk_that_refuses(bundle: Make, serve: Serve, remote: At, tmp_path: P
 def test_a_device_without_a_tool(serve: Serve, remote: At, tmp_path: Path) -> None:
     tools = tmp_path / "tools"
     tools.mkdir()
-    for name in ("sh", "dd", "base64", "cmp", "comm", "cut", "find"):
+    for name in ("sh", "dd", "base64", "cmp", "comm", "cp", "cut", "find"):
         (tools / name).symlink_to(str(shutil.which(name)))
     command = forced(tmp_path, f'PATH="{tools}"; export PATH; exec sh -c "$SSH_ORIGINAL_COMMAND"\n')
     with pytest.raises(DeviceError, match="flock is not on the device"):
