@@ -94,7 +94,8 @@ def command(
             # Also when a signal ends it: what was found until then is what a report needs.
             failures = _finish(terminal, run, output, as_json=as_json)
     if failures:
-        raise QualityError(f"{failures} steps failed", where=output, hint="attach this file to a bug report")
+        what = f"{failures} step{'s' if failures > 1 else ''} failed"
+        raise QualityError(what, where=output, hint="attach this file to a bug report")
 
 
 def _pictures(folder: Path) -> Pictures:

@@ -25,6 +25,7 @@ UPLOAD_MS, KERNEL_MS, RUN_MS, DOWNLOAD_MS = 1.0, 2.0, 4.0, 8.0
 class HostDevice:
     """``limit``: bytes that may be allocated. ``integrated``: as a Jetson. ``captures``: whether graphs work.
 
+    ``library``: the preprocessing kernel; without it there is no compiler here.
     ``diary`` says what was done, in order; ``live`` is what was allocated and not freed.
     """
 
@@ -115,7 +116,8 @@ class HostDevice:
     def kernels(self, source: str, *, options: tuple[str, ...] = ()) -> Kernels:
         assert "edge_bilinear" in source
         assert options
-        assert self.library is not None, "this device was made without kernels"
+        if self.library is None:
+            raise DeviceError("the preprocessing kernel cannot be compiled: there is no nvcc")
         self.diary.append("compile")
         return Kernels(self, ctypes.CDLL(str(self.library)))
 

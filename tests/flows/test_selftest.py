@@ -67,8 +67,9 @@ def test_on_a_host(bench: Callable[..., Bench]) -> None:
     assert statuses(steps) == {
         "machine": "ok", "pictures": "ok", "reference": "ok", "table": "ok",
         "build fp32": "ok", "answers fp32": "ok", "build fp16": "skipped", "answers fp16": "skipped",
-        "build int8 explicit": "ok", "answers int8 explicit": "ok", "unchanged": "ok", "timing cache": "skipped",
-        "foreign engine": "ok", "foreign table": "ok", "power": "skipped", "camera": "skipped",
+        "build int8 explicit": "ok", "answers int8 explicit": "ok", "GPU preprocessing": "skipped",
+        "unchanged": "ok", "timing cache": "skipped", "foreign engine": "ok", "foreign table": "ok",
+        "power": "skipped", "camera": "skipped",
     }  # fmt: skip
     assert "not fp16" in steps["build fp16"].text
     assert steps["answers fp16"].text == "not built"

@@ -16,6 +16,7 @@ sys.path.append(str(Path(__file__).parents[1] / "cuda"))
 
 from conftest import table_for, world
 from host_device import HostDevice
+from plain_cpp import build
 
 from edge import identity, preprocess, store
 from edge import model as models
@@ -34,13 +35,18 @@ ORIN = Device(is_jetson=True, family="agx-orin", module="p3701-0005", sm="8.7", 
 
 
 class OnHost(TensorRT):
-    """TensorRT whose sessions run in host memory. The double computes when it is asked, so no graph can hold that."""
+    """TensorRT whose sessions run in host memory. The double computes when it is asked, so no graph can hold that.
 
-    def __init__(self) -> None:
+    ``kernel``: the preprocessing kernel as a library; None is a machine without nvcc.
+    """
+
+    def __init__(self, kernel: Path | None = None) -> None:
         super().__init__(rtx=capabilities.load().rtx, machine=ORIN, isolate=False)
+        self._kernel = kernel
 
     def open(self, engine: Path, *, precision: str, **_: Any) -> Session:
-        return TrtSession(engine, capabilities.load(), precision=precision, device=HostDevice(captures=False))
+        device = HostDevice(library=self._kernel, integrated=True, captures=False)
+        return TrtSession(engine, capabilities.load(), precision=precision, device=device)
 
 
 @pytest.fixture
@@ -105,6 +111,8 @@ def test_every_route_of_every_version(version: str, binding: Callable[..., Caps]
     assert steps["build fp16"].figures["fp16"] == 4
     assert steps["build int8 explicit"].figures["int8"] == 4
     assert steps["answers fp32"].figures["same_top1"] == 4
+    assert steps["GPU preprocessing"].status == "skipped"
+    assert "edge run preprocesses on the CPU" in steps["GPU preprocessing"].text
     timing = steps["timing cache"]
     assert timing.status == ("skipped" if caps.rtx else "ok"), timing
     assert caps.rtx or "hits" in timing.text or timing.figures["timing_cache"] == "used"
@@ -118,6 +126,45 @@ def test_a_dla_is_tried_where_there_is_one(binding: Callable[..., Caps], bench: 
     steps = steps_of(bench)
     assert steps["build int8 DLA 0"].status == "ok", steps["build int8 DLA 0"]
     assert steps["answers int8 DLA 0"].status == "ok"
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("kernel") / "kernel_on_cpu.so", "-O2", "-shared", "-fPIC")
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "11.4.0.106"])
+def test_the_gpus_preprocessing_is_compared(
+    version: str, kernel: Path, binding: Callable[..., Caps], bench: Bench
+) -> None:
+    binding(version)
+    bench.backend = lambda _profile: OnHost(kernel)
+    step = steps_of(bench)["GPU preprocessing"]
+    assert step.status == "ok", step
+    assert step.figures["same_top1"] == step.figures["n"] == 4
+    assert step.figures["preprocess_ms_p50"] > 0
+
+
+def test_wrong_preprocessing_is_found(kernel: Path, binding: Callable[..., Caps], bench: Bench) -> None:
+    class SwappedColours(OnHost):
+        def open(self, engine: Path, **options: Any) -> Session:
+            session = super().open(engine, **options)
+            infer = session.infer_frames  # type: ignore[attr-defined]
+            session.infer_frames = lambda frames: infer([frame[..., ::-1] for frame in frames])  # type: ignore[attr-defined]
+            return session
+
+    binding("10.3.0")
+    bench.backend = lambda _profile: SwappedColours(kernel)
+    steps = steps_of(bench)
+    assert (steps["answers fp32"].status, steps["GPU preprocessing"].status) == ("ok", "failed")
+
+
+def test_preprocessing_that_the_profile_wants_and_the_gpu_cannot(binding: Callable[..., Caps], bench: Bench) -> None:
+    binding("10.3.0")
+    run = msgspec.structs.replace(bench.profile.run, preprocess_on="device")
+    bench.profile = msgspec.structs.replace(bench.profile, run=run)
+    step = steps_of(bench)["GPU preprocessing"]
+    assert (step.status, "there is no nvcc" in step.text) == ("failed", True)
 
 
 def test_layers_that_fall_out_of_int8_fail_the_step_and_no_other(

@@ -6,16 +6,18 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edge import build as verb
 from edge import distance, evaluate, identity, preprocess
 from edge.backends.base import Inference, Session
 from edge.errors import EdgeError, ProfileError
 from edge.flows.selftest.bench import Bench, Variant
 from edge.flows.selftest.record import Told, failed, ok, skipped
+from edge.frames.decoding import decode
 from edge.stats import percentile
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 # What an engine's logits may be away from FP32's before something is broken: (SQNR in dB, share with the same top-1).
@@ -91,6 +93,32 @@ def answers(bench: Bench, variant: Variant) -> Told:
     return _judged(found, bench.reference, variant, session.times)
 
 
+def gpu_preprocessing(bench: Bench) -> Told:
+    """The pictures once more as ``edge run`` takes them there: by the kernel that preprocesses on the GPU."""
+    variant = next((bench.built[name] for name in ("fp32", "fp16") if name in bench.built), None)
+    if bench.profile.backend != "tensorrt":
+        return skipped(f"{bench.profile.backend} preprocesses on the CPU")
+    if variant is None or bench.reference is None or bench.pictures is None:
+        return skipped("no engine or no reference answers")
+    if not bench.has_gpu:
+        return skipped("no NVIDIA GPU on this machine to run it on")
+    session: Any = _open(bench, variant)
+    try:
+        try:
+            session.preprocess_on_gpu(variant.profile.preprocess, variant.profile.input)
+        except EdgeError as exc:
+            # Not an error to edge run either, unless the profile says so.
+            wanted = variant.profile.run.preprocess_on == "device"
+            return (failed if wanted else skipped)(f"edge run preprocesses on the CPU: {exc.what}", hint=exc.hint)
+        frames = [decode(picture.read_checked(), name=picture.where) for picture in bench.pictures]
+        session.infer_frames(frames[:1])
+        found = [session.infer_frames([frame]) for frame in frames]
+    finally:
+        session.close()
+    logits = np.concatenate([item.logits for item in found])
+    return _judged(logits, bench.reference, variant, [item.preprocess_ms for item in found], stage="preprocess")
+
+
 def unchanged(bench: Bench) -> Told:
     """Nothing is built a second time."""
     if not bench.built:
@@ -159,7 +187,14 @@ def _info(bench: Bench, variant: Variant) -> dict[str, Any]:
     return found.manifest.info
 
 
-def _judged(own: NDArray[np.float32], reference: NDArray[np.float32], variant: Variant, times_ms: list[float]) -> Told:
+def _judged(
+    own: NDArray[np.float32],
+    reference: NDArray[np.float32],
+    variant: Variant,
+    times_ms: list[float],
+    *,
+    stage: str = "infer",
+) -> Told:
     n = len(reference)
     if own.shape != reference.shape:
         return failed(f"answers of shape {own.shape}, the reference has {reference.shape}")
@@ -169,7 +204,7 @@ def _judged(own: NDArray[np.float32], reference: NDArray[np.float32], variant: V
     median = percentile(sorted(times_ms), 0.5)
     words = "equal to the bit" if away is None else f"SQNR {away:.1f} dB"
     text = f"same top-1 for {same} of {n}, {words}, {median:.2f} ms"
-    figures = {"pictures": n, "same_top1": same, "sqnr_db": away, "infer_ms_p50": median, "n": len(times_ms)}
+    figures = {"pictures": n, "same_top1": same, "sqnr_db": away, f"{stage}_ms_p50": median, "n": len(times_ms)}
     if same < limit_share * n or (away is not None and not away >= limit_db):
         hint = f"at least {limit_share:.0%} and {limit_db:g} dB are expected of {variant.precision}"
         return failed(text, hint=hint, **figures)

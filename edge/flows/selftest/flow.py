@@ -78,6 +78,7 @@ class Run:
         for variant in variants:
             yield f"build {variant.name}", functools.partial(builds.build, variant=variant)
             yield f"answers {variant.name}", functools.partial(builds.answers, variant=variant)
+        yield "GPU preprocessing", builds.gpu_preprocessing
         yield "unchanged", builds.unchanged
         yield "timing cache", builds.warm
         yield "foreign engine", refusals.engine
