@@ -139,7 +139,8 @@ no_links() {
 }
 
 # A line that was cut without a word would hold the lock until TCP gives up, which is hours. `beat` is written whenever
-# this session begins to wait for its client, and says so; while the device itself is at work, it says that.
+# this session begins to wait for its client, and says so; while the device itself is at work, it says that. Over a slow
+# line one piece may take minutes, and the part that it belongs to grows meanwhile.
 watch() {
   exec </dev/null >/dev/null 2>&1 3>&- 9>&-
   nap=''
@@ -152,7 +153,7 @@ watch() {
     kill -0 $$ || exit
     state=''
     read -r state <"$beat"
-    seen=$(stat -c %y -- "$beat") || seen=''
+    seen=$(stat -c '%y %s' -- "$beat" "$root"/incoming/*.part)
     if [ "$state" = waits ] && [ "$seen" = "$last" ]; then quiet=$((quiet + 1)); else quiet=0; fi
     last=$seen
     [ "$quiet" -lt 8 ] || kill $$

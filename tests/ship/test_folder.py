@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
 import msgspec
@@ -432,6 +435,38 @@ def test_a_folder_may_be_for_any_device(bundle: Make, folder: Place) -> None:
     sent = bundle(family="thor")
     assert ship(sent, folder).canary is None
     assert current(folder) == sent.digest
+
+
+def test_a_slow_line_is_not_a_silent_client(folder: Place, tmp_path: Path) -> None:
+    """One piece that takes longer than a client may be silent; the naps of the watch end when the test says so."""
+    tools, naps = tmp_path / "tools", tmp_path / "naps"
+    tools.mkdir()
+    os.mkfifo(naps)
+    (tools / "sleep").write_text(f"#!/bin/sh\nread nap <'{naps}'\n")
+    (tools / "sleep").chmod(0o755)
+    script = resources.files("edge.transport").joinpath("agent.sh")
+    digest, block = sha256_bytes(b"x" * 65536 * 31), b"x" * 65536
+    part = root_of(folder) / "incoming" / f"{digest}.part"
+    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+    with subprocess.Popen(
+        ["sh", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0
+    ) as device:
+        assert device.stdin is not None
+        assert device.stdout is not None
+        device.stdin.write(f"word\nhello\n{folder.folder}\n\n\n\nbegin\n5\ntest\n".encode())
+        device.stdin.write(f"put\n{digest} 0 {31 * len(block)}\n".encode())
+        for index in range(31):
+            device.stdin.write(block)
+            deadline = time.monotonic() + 60
+            while not part.is_file() or part.stat().st_size != (index + 1) * len(block):
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            if index < 30:
+                with contextlib.suppress(BrokenPipeError):
+                    naps.write_text("over\n")
+        device.stdin.write(f"seal\n{digest}\n".encode())
+        device.stdin.close()
+        assert f"word sealed {digest}" in device.stdout.read().decode().splitlines()
 
 
 def test_two_at_once_are_one_after_the_other(bundle: Make, folder: Place) -> None:
