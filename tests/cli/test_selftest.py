@@ -52,7 +52,7 @@ def test_a_failed_step_is_exit_code_1(edge: Run, ready: Place) -> None:
     assert done.code == 1
     assert "FAILED   table" in done.out
     assert "try: edge calibrate" in done.out
-    assert "1 steps failed" in done.err
+    assert "1 step failed" in done.err
     assert json.loads((folder / "edge-selftest.json").read_text())["status"] == "complete"
 
 
