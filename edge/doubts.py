@@ -47,7 +47,7 @@ def unsteady(conditions: dict[str, Any]) -> list[str]:
         found.append(f"the power mode changed during the run: {', '.join(modes)}")
     if len(conditions.get("clocks_locked", ())) > 1:
         found.append("the GPU's clock was locked or unlocked during the run")
-    return found
+    return [*found, *(f"power: {warning}" for warning in conditions.get("warnings", ()))]
 
 
 def _events(conditions: dict[str, Any]) -> dict[str, int]:

@@ -30,14 +30,15 @@ class Total(msgspec.Struct, frozen=True):
         return sum(rails_mw[rail] for rail in self.rails)
 
     def doubts(self, rails_mw: Mapping[str, float]) -> tuple[str, ...]:
-        """Warnings where one rail takes more than the input that feeds it: labels or their order are then not sure."""
+        """Warnings where one rail takes more than the input that feeds it: labels or their order are then not sure.
+
+        Without the values, so that a rail has one warning and not another one at each reading.
+        """
         if self.scope not in {"system_input", "module_input"} or self.rails[0] not in rails_mw:
             return ()
         name, total = self.rails[0], rails_mw[self.rails[0]]
         return tuple(
-            f"rail {rail} ({mw:g} mW) is above {name} ({total:g} mW), which should contain it"
-            for rail, mw in rails_mw.items()
-            if mw > total
+            f"rail {rail} is above {name}, which should contain it" for rail, mw in rails_mw.items() if mw > total
         )
 
 

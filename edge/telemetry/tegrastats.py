@@ -39,6 +39,8 @@ _RAIL = re.compile(
 
 _MAX_LINE = 16_384
 _MAX_DEATHS = 5
+# A child that prints nothing for so long hangs: it is ended, and so started again.
+_HUNG_S = 10.0
 _NO_RAILS = "its lines have no power rails"
 
 
@@ -105,7 +107,7 @@ class Tegrastats:
     """Runs ``tegrastats`` and keeps its newest line. Made by :meth:`open`; :meth:`close` ends our child, no other.
 
     A reader thread holds one reading, not a queue. A child that dies is started again, with growing pauses, up to five
-    times in a row. Not tried on a Jetson: the tests run a script in its place.
+    times in a row; one that hangs is ended. Not tried on a Jetson: the tests run a script in its place.
     """
 
     name = "tegrastats"
@@ -121,6 +123,7 @@ class Tegrastats:
         self._news = threading.Condition()
         self._closing = threading.Event()
         self._child: subprocess.Popen[bytes] | None = None
+        self._started_s = clock()
         self._reader = threading.Thread(target=self._keep_reading, name="tegrastats", daemon=True)
 
     @classmethod
@@ -162,11 +165,16 @@ class Tegrastats:
     def read(self) -> Reading:
         """The newest line; the same reading again when there is no newer one, and no power when the last one is old."""
         with self._news:
-            latest, problem = self._latest, self._problem
+            latest, problem, child, started_s = self._latest, self._problem, self._child, self._started_s
         now = self._clock()
-        if latest is not None and now - latest.t_s <= self._stale_s:
+        since_s = started_s if latest is None else latest.t_s
+        if latest is not None and now - since_s <= self._stale_s:
             return latest
-        silence = f"tegrastats has printed nothing for {now - latest.t_s:.1f} s" if latest else "tegrastats is silent"
+        if child is not None and now - max(since_s, started_s) > _HUNG_S:
+            # The reader thread sees its end, and starts another one.
+            child.kill()
+        # Always the same words: each other warning is kept.
+        silence = f"tegrastats printed nothing for more than {self._stale_s:g} s"
         return Reading(t_s=now, warnings=(f"{silence}: {problem}" if problem else silence,))
 
     def close(self) -> None:
@@ -221,6 +229,7 @@ class Tegrastats:
             if self._closing.is_set():
                 return None
             try:
+                self._started_s = self._clock()
                 self._child = subprocess.Popen(
                     self._command,
                     stdin=subprocess.DEVNULL,

@@ -116,7 +116,7 @@ def test_a_rail_above_the_input_is_a_warning() -> None:
     reading = parse("RAM 1/2MB (lfb 1x1MB) POM_5V_GPU 8949/8000 POM_5V_IN 3227/3000")
     assert reading is not None
     assert reading.power_mw == 3227
-    assert "POM_5V_GPU (8949 mW) is above POM_5V_IN" in reading.warnings[0]
+    assert "POM_5V_GPU is above POM_5V_IN" in reading.warnings[0]
 
 
 def test_lines_without_rails_have_no_power_and_no_zero() -> None:
@@ -201,7 +201,7 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def wait_until(condition: object, timeout_s: float = 5.0) -> None:
+def wait_until(condition: object, timeout_s: float = 60.0) -> None:
     end = time.monotonic() + timeout_s
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end, "waited too long"
@@ -244,7 +244,11 @@ def test_a_child_that_hangs_is_not_taken_for_a_measurement(tmp_path: Path) -> No
         stale = source.read()
         assert stale.power_mw is None
         assert stale.t_s == 30.0
-        assert "printed nothing for 30.0 s" in stale.warnings[0]
+        assert stale.warnings == ("tegrastats printed nothing for more than 2 s",)
+        # It is ended, and the one that comes after it measures again.
+        wait_until(lambda: source.read().power_mw == 9000)
+        assert len(pids(root)) == 2
+        assert not is_alive(pids(root)[0])
     finally:
         source.close()
 
