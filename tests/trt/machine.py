@@ -349,7 +349,7 @@ def _parser_init(self: Any, network: Any, logger: Any) -> None:
 def _parsed(self: Any, proto: Any) -> bool:
     world, network = self._d.world, self._d.network
     network._d.proto = proto.SerializeToString()
-    reader = _Reader(world, network, proto.graph)
+    reader = _Reader(world, network, proto)
     for number, node in enumerate(proto.graph.node):
         if node.op_type in _KINDS or node.op_type in {"Gemm", "Constant", "MatMul"}:
             reader.node(node)
@@ -363,11 +363,12 @@ def _parsed(self: Any, proto: Any) -> bool:
 class _Reader:
     """Builds the network node by node, as the parser of this version would."""
 
-    def __init__(self, world: World, network: Any, graph: Any) -> None:
+    def __init__(self, world: World, network: Any, proto: Any) -> None:
         self.world, self.network = world, network
+        graph = proto.graph
         self.constants = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
         self.tensors: dict[str, Any] = {}
-        self.types = _types(graph)
+        self.types = _types(proto)
         for value in graph.input:
             if value.name not in self.constants:
                 dims = value.type.tensor_type.shape.dim
@@ -423,9 +424,9 @@ class _Reader:
         return found
 
 
-def _types(graph: Any) -> dict[str, str]:
+def _types(proto: Any) -> dict[str, str]:
     words = {1: "FLOAT", 10: "HALF", 3: "INT8", 7: "INT64", 6: "INT32", 2: "UINT8"}
-    inferred = onnx.shape_inference.infer_shapes(onnx.helper.make_model(graph)).graph
+    inferred = onnx.shape_inference.infer_shapes(proto).graph
     values = (*inferred.value_info, *inferred.input, *inferred.output)
     return {value.name: words.get(value.type.tensor_type.elem_type, "FLOAT") for value in values}
 

@@ -550,13 +550,17 @@ def test_the_build_fails(line: str, words: str, version: str, binding: Bind, ask
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "10.3.0", "11.4.0.106"])
-def test_an_unknown_operator(version: str, binding: Bind, asked: Ask) -> None:
+@pytest.mark.parametrize(("operator", "domain"), [("Elu", ""), ("Wobble", "com.example")])
+def test_an_unknown_operator(operator: str, domain: str, version: str, binding: Bind, asked: Ask) -> None:
     request = asked("fp32")
     model = onnx.load(request.model)
-    model.graph.node[1].op_type = "Elu"
-    del model.graph.node[1].input[1:]
+    node = model.graph.node[1]
+    node.op_type, node.domain = operator, domain
+    del node.input[1:]
+    if domain:
+        model.opset_import.append(onnx.helper.make_opsetid(domain, 1))
     onnx.save(model, request.model)
-    with pytest.raises(ModelError, match=r"Elu \(clip_1\): TensorRT has no such operator"):
+    with pytest.raises(ModelError, match=rf"{operator} \(clip_1\): TensorRT has no such operator"):
         builder.build(request, binding(version))
 
 

@@ -95,5 +95,19 @@ def test_all_of_them_are_listed_up_to_a_limit() -> None:
     assert "and 8 more" in found.what
 
 
+def test_what_helps_all_is_said_once_and_what_helps_one_beside_it() -> None:
+    det, weights = (
+        {"desc": "false", "name": "d", "op": "Det"},
+        {"desc": "convertOnnxWeights(x)", "name": "c", "op": "Conv"},
+    )
+    same = parse_errors.as_error(parse_errors.problems(parser(det, det), CAPS, list), where="m.onnx")
+    assert "try:" not in same.what
+    assert "replace it in the exporter" in str(same.hint)
+    mixed = parse_errors.as_error(parse_errors.problems(parser(det, weights), CAPS, list), where="m.onnx")
+    assert "Det (d): TensorRT has no such operator; try: replace it" in mixed.what
+    assert "try: copy the model's weight files beside it" in mixed.what
+    assert mixed.hint is None
+
+
 def test_no_reason() -> None:
     assert "does not say why" in parse_errors.as_error([], where="m.onnx").what

@@ -38,7 +38,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         at = "" if self.operator is None else f"{self.operator}{f' ({self.node})' if self.node else ''}: "
-        return f"{at}{self.reason}; try: {self.attempt}"
+        return f"{at}{self.reason}"
 
 
 def problems(parser: Any, caps: Caps, nodes: Callable[[], Sequence[tuple[str, str]]]) -> list[Problem]:  # noqa: ANN401
@@ -67,14 +67,15 @@ def problems(parser: Any, caps: Caps, nodes: Callable[[], Sequence[tuple[str, st
 
 
 def as_error(found: Sequence[Problem], *, where: str) -> ModelError:
-    """One error that lists the problems."""
+    """One error that lists the problems: each with what to try, or all with the one thing that helps them all."""
     if not found:
         return ModelError("TensorRT cannot parse the model and does not say why", where=where, hint="export it again")
-    lines = [str(problem) for problem in found[:_MOST]]
+    together = len({problem.attempt for problem in found}) == 1
+    lines = [f"{problem}" if together else f"{problem}; try: {problem.attempt}" for problem in found[:_MOST]]
     if len(found) > _MOST:
         lines.append(f"and {len(found) - _MOST} more")
     what = "TensorRT cannot take this model:" + "".join(f"\n  {line}" for line in lines)
-    return ModelError(what, where=where, hint=found[0].attempt)
+    return ModelError(what, where=where, hint=found[0].attempt if together else None)
 
 
 def _problem(description: str, code: str, node: str | None, operator: str | None) -> Problem:
