@@ -30,9 +30,11 @@ def test_a_line_for_every_step_and_a_file(edge: Run, ready: Place) -> None:
     done = edge("selftest", "-p", "tiny", "-i", "pictures")
     assert done.code == 0, done.out + done.err
     lines = done.out.splitlines()
-    words = ["ok"] * 6 + ["skipped"] * 2 + ["ok"] * 2 + ["skipped", "ok", "skipped"] + ["ok"] * 2 + ["skipped"] * 2
-    assert [line.split()[0] for line in lines] == words
-    assert "11 ok, 0 failed, 6 skipped; edge-selftest.json" in done.err
+    words = [line.split()[0] for line in lines]
+    assert words[:-2] == ["ok"] * 6 + ["skipped"] * 2 + ["ok"] * 2 + ["skipped", "ok", "skipped"] + ["ok"] * 2
+    # Power and camera: this machine may have either.
+    assert set(words[-2:]) <= {"ok", "skipped"}
+    assert f"{words.count('ok')} ok, 0 failed, {words.count('skipped')} skipped; edge-selftest.json" in done.err
     found = json.loads((folder / "edge-selftest.json").read_text())
     assert (found["status"], len(found["steps"])) == ("complete", len(lines))
     assert "\x1b" not in done.out
