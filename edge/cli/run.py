@@ -30,6 +30,7 @@ def command(  # noqa: PLR0913 - one argument per option
     *,
     images: options.Images = None,
     camera: sources.Camera = None,
+    wait_for_camera: sources.WaitForCamera = False,
     video: sources.Video = None,
     replay: sources.Replay = None,
     replay_speed: sources.ReplaySpeed = "real",
@@ -64,7 +65,7 @@ def command(  # noqa: PLR0913 - one argument per option
 
     source = sources.Source(
         images=images, camera=camera, video=video, replay=replay, fast=replay_speed == "fast", limit=limit,
-        save=save_frames,
+        save=save_frames, wait=wait_for_camera,
     )  # fmt: skip
     name = source.name
     wished = keeping.Wishes(path=record, every_frame=every_frame, flush=flush, size_mib=record_size, files=record_files)

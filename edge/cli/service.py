@@ -1,7 +1,7 @@
 """Keep edge run going as a systemd service.
 
 What follows -- is given to edge run. systemd starts it at boot, starts it again when it fails, and ends it when no
-picture comes through for the watchdog's time; a camera that is being reopened is waited for.
+picture comes through for the watchdog's time; a camera that is not there, or not any more, is waited for.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import getpass
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -143,7 +143,10 @@ def _settings(
     from edge.cli import places
 
     given = list(words or [])
-    _check(given)
+    options = _check(given)
+    if options["camera"] is not None and not options["wait_for_camera"]:
+        # After a boot without one, restarts would be used up before somebody plugs it in.
+        given += ["--wait-for-camera"]
     owner = None if user else run_as or os.environ.get("SUDO_USER")
     chosen, path = places.load_profile(profile, user=owner)
     named = name or chosen.name
@@ -155,12 +158,13 @@ def _settings(
         called, folder = deployed.CURRENT, state
     else:
         called, folder = str(path.absolute()), places.home().absolute()
-    writable, state_folder = _written(given, folder), None
-    if _value(given, "--record") is None and user:
+    files = [options[name] for name in ("record", "telemetry_log") if options[name] is not None]
+    writable, state_folder = list(dict.fromkeys((folder / str(file)).parent for file in files)), None
+    if options["record"] is None and user:
         base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
         writable.append(base / "edge" / named)
         given += ["--record", str(writable[-1] / "run.jsonl")]
-    elif _value(given, "--record") is None:
+    elif options["record"] is None:
         state_folder = f"edge/{named}"
         given += ["--record", f"/var/lib/{state_folder}/run.jsonl"]
     if user and run_as is not None:
@@ -189,35 +193,20 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _check(given: list[str]) -> None:
-    """Whether ``edge run`` takes these options: a service that does not start is found out here, not in its log."""
+def _check(given: list[str]) -> dict[str, Any]:
+    """What ``edge run`` makes of these options: a service that does not start is found out here, not in its log."""
     from edge.cli.app import make_app
 
-    for word in given:
-        if word in {"--profile", "-p"} or word.startswith("--profile="):
-            raise UsageError("the profile goes in front of --", hint="edge service install --profile NAME -- …")
-        if word.partition("=")[0] == "--save-frames":
-            hint = "edge run --save-frames DIR, for as long as you need"
-            raise UsageError("frames of weeks fill any disk, and a second start needs a new folder", hint=hint)
     command = typer.main.get_command(make_app(["run"]))
     run = command.get_command(typer.Context(command), "run")  # type: ignore[attr-defined]
     # Errors of the command line are raised as they are by `edge run`, and leave by the same door.
-    run.make_context("edge run", list(given))
-
-
-def _written(given: list[str], folder: Path) -> list[Path]:
-    """The folders that these options write to; everything else is read-only for the service."""
-    files = [_value(given, option) for option in ("--record", "--telemetry-log")]
-    return list(dict.fromkeys((folder / file).parent for file in files if file is not None))
-
-
-def _value(given: list[str], option: str) -> str | None:
-    for index, word in enumerate(given):
-        if word == option and index + 1 < len(given):
-            return given[index + 1]
-        if word.startswith(f"{option}="):
-            return word.split("=", 1)[1]
-    return None
+    options: dict[str, Any] = run.make_context("edge run", list(given)).params
+    if options["profile"] is not None:
+        raise UsageError("the profile goes in front of --", hint="edge service install --profile NAME -- …")
+    if options["save_frames"] is not None:
+        hint = "edge run --save-frames DIR, for as long as you need"
+        raise UsageError("frames of weeks fill any disk, and a second start needs a new folder", hint=hint)
+    return options
 
 
 def _name(name: str | None, profile: str | None, *, user: bool) -> str:

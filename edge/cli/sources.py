@@ -22,6 +22,7 @@ Camera = Annotated[
         "--camera", "-c", metavar="CAMERA", help="0, /dev/video0, /dev/v4l/by-id/…, csi://0, rtsp://… or http://….",
     ),
 ]  # fmt: skip
+WaitForCamera = Annotated[bool, typer.Option("--wait-for-camera", help="Begin without a camera that is not there yet.")]
 Video = Annotated[Path | None, typer.Option("--video", metavar="FILE", help="Every frame of a video file.")]
 Replay = Annotated[
     Path | None,
@@ -48,6 +49,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     fast: bool
     limit: int | None
     save: Path | None
+    wait: bool = False
 
     @property
     def name(self) -> str:
@@ -66,6 +68,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError("nothing to classify", hint="--images DIR, --camera 0, --video FILE or --replay DIR")
         if len(said) > 1:
             raise UsageError(f"{' and '.join(said)} exclude each other")
+        if self.wait and self.camera is None:
+            raise UsageError("--wait-for-camera is for --camera")
         return masked(str(next(iter(said.values()))))
 
     @property
@@ -110,7 +114,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
             from edge.frames.live import LiveStream
 
             place = cameras.place(self.camera, profile.camera)
-            return lambda: LiveStream(place, profile.camera)
+            return lambda: LiveStream(place, profile.camera, wait=self.wait)
         if self.video is not None:
             from edge.frames.video import VideoStream
 

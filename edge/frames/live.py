@@ -53,8 +53,11 @@ class _Grabbed(NamedTuple):
 class LiveStream:
     """Frames of ``place``, newest first and no other.
 
+    A source that is not there when this begins is an outage with ``wait``, which ends when it comes; its size is not
+    known then.
+
     Raises:
-        DeviceError: the first frame did not come in time, and why.
+        DeviceError: without ``wait``, the first frame did not come in time, and why.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class LiveStream:
         place: Place,
         camera: Camera,
         *,
+        wait: bool = False,
         open_capture: OpenCapture = open_with_opencv,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -78,12 +82,13 @@ class LiveStream:
         self._newest_s = self._moved_s = 0.0
         self._size: tuple[int, int] | None = None
         self._outage: Outage | None = None
+        self._untold: Outage | None = None
         self._frozen = False
         self._retry_s = self._pause_s = self._began_s = 0.0
         self._stuck: list[Reader] = []
         self._closed = False
         self._reader: Reader | None = self._new_reader()
-        self.opened = self._wait_for_first()
+        self.opened = self._wait_for_first(or_begin_without=wait)
 
     @property
     def dropped(self) -> int:
@@ -98,6 +103,9 @@ class LiveStream:
         """
         with self._changed:
             while not self._closed:
+                if self._untold is not None:
+                    outage, self._untold = self._untold, None
+                    return outage
                 given = self._in_outage() if self._outage is not None else self._running()
                 if given is not None:
                     return given
@@ -210,7 +218,7 @@ class LiveStream:
         reader.start()
         return reader
 
-    def _wait_for_first(self) -> Opened:
+    def _wait_for_first(self, *, or_begin_without: bool) -> Opened:
         deadline = self._clock() + self._camera.timeout_s
         with self._changed:
             reader = self._reader
@@ -223,11 +231,13 @@ class LiveStream:
                     kind=self._place.kind, opened_as=reader.opened_as or self._place.name, live=True, width=width,
                     height=height, fps=reader.fps,
                 )  # fmt: skip
+            opening = "it did not open" if reader.opened_as is None else "no frame came"
+            error = reader.error or self._place.complaint(f"{opening} within {self._camera.timeout_s:g} s")
+            if or_begin_without and isinstance(error, DeviceError):
+                self._untold = self._lost(self._began_s, error.what, error.hint)
+                return Opened(kind=self._place.kind, opened_as=self._place.name, live=True)
         self.close()
-        if reader.error is not None:
-            raise reader.error
-        opening = "it did not open" if reader.opened_as is None else "no frame came"
-        raise self._place.complaint(f"{opening} within {self._camera.timeout_s:g} s")
+        raise error
 
     # in the reader's thread
 

@@ -22,7 +22,7 @@ def test_the_unit_is_shown_and_installed(edge: Edge, place: Place) -> None:
     assert shown.code == 0
     [command] = lines(shown.out, "ExecStart")
     assert f"-m edge run --profile {folder}" in command
-    assert command.endswith("--camera 0 --record /var/lib/edge/tiny/run.jsonl")
+    assert command.endswith("--camera 0 --wait-for-camera --record /var/lib/edge/tiny/run.jsonl")
     assert lines(shown.out, "StateDirectory") == ["edge/tiny"]
     assert lines(shown.out, "ReadWritePaths") == []
     done = edge("service", "install", "--profile", "tiny", "--unit-dir", "units", "--", "--camera", "0")
@@ -46,11 +46,20 @@ def test_the_service_may_write_what_its_options_write(edge: Edge, place: Place) 
     assert (folder / "runs").is_dir()
 
 
+def test_only_a_camera_is_waited_for(edge: Edge, place: Place) -> None:
+    place()
+    for options, times in ((("-c0",), 1), (("-c0", "--wait-for-camera"), 1), (("--images", "pictures"), 0)):
+        shown = edge("service", "print", "--profile", "tiny", "--", *options)
+        [command] = lines(shown.out, "ExecStart")
+        assert command.count("--wait-for-camera") == times
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (("--camra", "0"), "No such option"),
         (("--camera", "0", "--profile", "other"), "in front of --"),
+        (("--camera", "0", "-pother"), "in front of --"),
         (("--camera", "0", "--save-frames", "rec"), "a new folder"),
         (("--camera", "0", "--save-frames=rec"), "a new folder"),
     ],

@@ -212,10 +212,16 @@ def test_a_camera_that_is_away_for_long_is_waited_for_and_a_frozen_run_is_not(
     built: Place, supervise: Callable[..., Supervisor], server: Server
 ) -> None:
     folder = built(camera={"timeout_s": 2.0, "reconnect": {"first_s": 0.1, "max_s": 0.2}})
-    camera = ("run", "--profile", "tiny", "--camera", server.url, "--record", "r.jsonl", "--flush", "0.2s")
-    supervisor = supervise(*camera, watchdog_s=1.0)
+    camera = ("run", "--profile", "tiny", "--camera", server.url, "--wait-for-camera")
+    supervisor = supervise(*camera, "--record", "r.jsonl", "--flush", "0.2s", watchdog_s=1.0)
+    server.refuse = True
     process = supervisor.start()
+    # Not there at the start, either.
     assert supervisor.until("READY")
+    assert "no frames" in supervisor.heard[-1]["STATUS"]
+    server.refuse = False
+    while "no frames" in supervisor.heard[-1].get("STATUS", ""):
+        assert supervisor.until("STATUS")
     server.refuse = True
     server.hang_up.set()
     while "no frames" not in supervisor.heard[-1].get("STATUS", ""):

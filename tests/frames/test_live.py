@@ -26,9 +26,9 @@ def opened() -> Iterator[Callable[..., LiveStream]]:
     """``opened(root, bench, name="0", camera=CAMERA)``; whatever hangs is let go at the end."""
     streams: list[tuple[LiveStream, Bench]] = []
 
-    def make(root: Path, bench: Bench, name: str = "0", camera: Camera = CAMERA) -> LiveStream:
+    def make(root: Path, bench: Bench, name: str = "0", camera: Camera = CAMERA, *, wait: bool = False) -> LiveStream:
         place = cameras.place(name, camera, root=root, backend=lambda _api: True)
-        stream = LiveStream(place, camera, open_capture=bench)
+        stream = LiveStream(place, camera, wait=wait, open_capture=bench)
         streams.append((stream, bench))
         return stream
 
@@ -98,6 +98,29 @@ def test_no_camera_at_all(tmp_path: Path, opened: Any) -> None:
     with pytest.raises(DeviceError, match="there is no camera here") as caught:
         opened(machine(tmp_path / "empty"), Bench())
     assert "v4l2-ctl --list-devices" in str(caught.value.hint)
+
+
+def test_a_camera_that_comes_later_is_waited_for_where_that_is_asked_for(tmp_path: Path, opened: Any) -> None:
+    root = machine(tmp_path / "root")
+    stream = opened(root, Bench(frames(first=70)), wait=True)
+    assert (stream.opened.live, stream.opened.kind, stream.opened.width) == (True, "v4l2", None)
+    first = stream.next()
+    assert began(first)
+    assert first.reason == "there is no camera here"
+    assert "v4l2-ctl" in str(first.hint)
+    plug(root, "video0", "HD Webcam")
+    again = until(stream, ended)[-1]
+    assert (again.start_s, again.reopened_as) == (first.start_s, "/dev/video0")
+    assert value(stream.next()) >= 70
+
+
+def test_waiting_for_a_camera_hides_no_bug(root: Path, opened: Any) -> None:
+    def broken(_capture: FakeCapture) -> Iterator[Any]:
+        raise ZeroDivisionError
+        yield
+
+    with pytest.raises(ZeroDivisionError):
+        opened(root, Bench(broken), wait=True)
 
 
 def test_a_busy_camera_names_who_holds_it(root: Path, opened: Any) -> None:
