@@ -138,8 +138,7 @@ class _Trip:
         remote.check_room(state, sum(self._sizes[need.sha256] - need.have for need in missing), self._place)
         missing = self._with_rsync(missing, state)
         self._send(missing)
-        self._assemble()
-        signer = self._trust()
+        signer = self._assemble()
         if self._settings.bootstrap:
             state = canary.bootstrap(self._session, self._place, state, self._bundle, self._listen)
         is_new = state.current != self._bundle.digest
@@ -233,8 +232,11 @@ class _Trip:
             yield piece[skip:]
             skip = 0
 
-    def _assemble(self) -> None:
-        """Have the device put the bundle together and read all of it back; what has rotted there is sent again."""
+    def _assemble(self) -> str | None:
+        """Have the device put the bundle together and read all of it back; what has rotted there is sent again.
+
+        Who signed it comes back, where the device asks for that.
+        """
         entries = {name: entry.sha256 for name, entry in self._bundle.files.items()} | {MANIFEST: self._bundle.digest}
         if self._signature is not None:
             entries[SIGNATURE] = sha256_bytes(self._signature)
@@ -244,9 +246,10 @@ class _Trip:
         whole = sha256_bytes(b"".join(listed))
         for _ in range(2):
             self._listen(Progress(self._place.name, 0, None, "verifying"))
-            rotten = [frame.text for frame in self._session.ask("tree", self._bundle.digest, whole, *lines, "")]
+            frames = self._session.ask("tree", self._bundle.digest, whole, signature.check_script(), *lines, "")
+            rotten = [frame.text for frame in frames if frame.word == "rotten"]
             if not rotten:
-                return
+                return next((frame.text for frame in frames if frame.word == "signed"), None)
             self._listen(
                 Note(
                     f"{self._place.name}: {len(rotten)} files had changed on the device: sending them again", "warning"
@@ -257,10 +260,6 @@ class _Trip:
             "files change on the device as soon as they are written", where=self._place.name,
             hint="its memory or disk is failing; see dmesg. `current` was not touched",
         )  # fmt: skip
-
-    def _trust(self) -> str | None:
-        frames = self._session.ask("trust", self._bundle.digest, signature.check_script())
-        return frames[-1].text if frames else None
 
     def _try_out(self, state: State, *, is_new: bool) -> Canary | None:
         if not self._settings.canary or state.edge is None or (state.proved and not is_new):

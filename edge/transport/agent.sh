@@ -261,13 +261,16 @@ tree() {
   rm -rf -- "$root/incoming/rsync"
   IFS= read -r digest
   IFS= read -r whole
+  IFS= read -r check
   need_digest "$digest"
   need_digest "$whole"
+  sig=''
   list=$root/incoming/list.$$
   words=$( (: >"$list") 2>&1) || fail write "$(oneline "$words")"
   while IFS= read -r line && [ -n "$line" ]; do
     need_digest "${line%% *}"
     need_path "${line#* }"
+    [ "${line#* }" != bundle.json.sig ] || sig=${line%% *}
     printf '%s  ./%s\n' "${line%% *}" "${line#* }"
   done >>"$list"
   try sort -o "$list" -- "$list"
@@ -275,6 +278,7 @@ tree() {
   sum=$(sha256sum <"$list" 9>&-)
   [ "${sum%% *}" = "$whole" ] || fail write "No space left on device (the list of files)"
   if fits "$root/bundles/$digest" "$list"; then
+    check_signature "$root/bundles/$digest"
     keep_list
     say done
     return
@@ -294,15 +298,34 @@ tree() {
     rotten
     return
   fi
+  check_signature "$new"
   try find "$new" -type d -exec sync -- {} +
   try sync -- "$root/blobs/sha256"
-  # Something stands there that is not this bundle: somebody changed it, or the disk did.
-  [ ! -e "$root/bundles/$digest" ] || try mv -- "$root/bundles/$digest" "$root/incoming/damaged.$$"
-  try mv -T -- "$new" "$root/bundles/$digest"
+  if differs_in_signature "$root/bundles/$digest"; then
+    # It may be in use, so it stays where it is.
+    if [ -n "$sig" ]; then try mv -f -- "$new/bundle.json.sig" "$root/bundles/$digest/bundle.json.sig"
+    else try rm -f -- "$root/bundles/$digest/bundle.json.sig"; fi
+    try sync -- "$root/bundles/$digest"
+    rm -rf -- "$new"
+  else
+    # Something stands there that is not this bundle: somebody changed it, or the disk did.
+    [ ! -e "$root/bundles/$digest" ] || try mv -- "$root/bundles/$digest" "$root/incoming/damaged.$$"
+    try mv -T -- "$new" "$root/bundles/$digest"
+  fi
   keep_list
   try sync -- "$root/bundles"
   rm -rf -- "$root/incoming/damaged.$$"
   say done
+}
+
+# Whether folder $1 would fit $list with the signature $sig, or without one: it was signed later, or by somebody else.
+differs_in_signature() {
+  [ -d "$1" ] && [ ! -L "$1" ] || return 1
+  [ -z "$(find "$1" ! -type f ! -type d -print -quit 2>&1)" ] || return 1
+  {
+    (cd -- "$1" && find . -type f ! -path ./bundle.json.sig -exec sha256sum {} +) 2>/dev/null
+    [ -z "$sig" ] || printf '%s  ./bundle.json.sig\n' "$sig"
+  } 9>&- | sort | cmp -s - "$list"
 }
 
 # The list stays beside the bundle, for `sha256sum -c` and for going back.
@@ -329,16 +352,8 @@ rotten() {
 }
 
 # Where this device keeps a list of allowed signers, only bundles that one of them signed are taken.
-trust() {
-  need_lock
-  IFS= read -r digest
-  IFS= read -r check
-  need_digest "$digest"
-  check_signature
-  say done
-}
-check_signature() { # of $digest, with the script $check
-  words=$(printf '%s' "$check" | base64 -d | sh -s -- "$root/bundles/$digest" "$root" "$system" 2>&1 9>&- 3>&-)
+check_signature() { # folder, with the script $check
+  words=$(printf '%s' "$check" | base64 -d | sh -s -- "$1" "$root" "$system" 2>&1 9>&- 3>&-)
   case $? in
     0) [ -z "$words" ] || say signed "$(oneline "$words")" ;;
     69) fail tools ssh-keygen ;;
@@ -403,8 +418,7 @@ rollback() {
   [ "$back" != "$old" ] || fail nothing "the previous bundle is the current one"
   fits "$root/$back" "$root/$back.sha256" || fail damaged "$back"
   # Who may sign may have changed since it was shipped.
-  digest=${back#bundles/}
-  check_signature
+  check_signature "$root/$back"
   [ -z "$old" ] || point previous "$old"
   point current "$back"
   note "$line" 2>/dev/null
@@ -557,7 +571,7 @@ while
 do
   tell_beat works
   case $verb in
-    hello | begin | want | seal | adopt | tree | trust | switch | rollback | bootstrap | canary | status | verify | gc | listing | get) "$verb" ;;
+    hello | begin | want | seal | adopt | tree | switch | rollback | bootstrap | canary | status | verify | gc | listing | get) "$verb" ;;
     put)
       tell_beat waits
       put

@@ -87,7 +87,7 @@ def test_the_device_itself_refuses_a_name_that_leaves_the_bundle(folder: Place, 
         session.ask("hello", str(folder.folder), "", "", "")
         session.ask("begin", "5", "test")
         with pytest.raises(DeviceError, match="not a name in a bundle"):
-            session.ask("tree", digest, digest, f"{digest} {name}", "")
+            session.ask("tree", digest, digest, "", f"{digest} {name}", "")
     assert {path.name for path in tmp_path.iterdir()} == {"device"}
     assert not (root_of(folder) / "bundles" / digest).exists()
 
@@ -273,7 +273,7 @@ def test_contents_that_are_swapped_are_refused_there(bundle: Make, folder: Place
             session.tell("seal", digest)
             assert session.until("sealed", "bad")[-1] == Frame("bad", digest)
         listed = sha256_bytes(f"{one}  ./a\n{two}  ./b\n".encode())
-        answer = session.ask("tree", "3" * 64, listed, f"{one} a", f"{two} b", "")
+        answer = session.ask("tree", "3" * 64, listed, "", f"{one} a", f"{two} b", "")
         assert answer == [Frame("rotten", one), Frame("rotten", two)]
     assert tree(root_of(folder) / "blobs") == tree(root_of(folder) / "bundles") == {}
 
@@ -285,7 +285,7 @@ def test_a_list_that_a_full_disk_cut_short_makes_no_bundle(bundle: Make, folder:
         session.ask("hello", str(folder.folder), "", "", "")
         session.ask("begin", "5", "test")
         with pytest.raises(StoreError, match="No space left"):
-            session.ask("tree", digest, sha256_bytes(b"what was sent"), "")
+            session.ask("tree", digest, sha256_bytes(b"what was sent"), "", "")
     assert not (root_of(folder) / "bundles" / digest).exists()
 
 

@@ -66,6 +66,31 @@ def test_a_stranger_and_a_changed_signature_are_refused(bundle: Make, folder: Pl
     assert ship(other, folder, settings=QUICK).work == "ok"
 
 
+def test_a_bundle_in_use_is_signed_later(bundle: Make, folder: Place, key: Path, tmp_path: Path) -> None:
+    """It stays where it is, only the signature is exchanged, and one that is refused takes the place of none."""
+    sent, root = bundle(), root_of(folder)
+    ship(sent, folder, settings=QUICK)
+    before = (root / "current").resolve().stat().st_ino
+    allow(folder, key)
+    signature.sign(sent, key)
+    assert ship(sent, folder, settings=QUICK).signed_by is not None
+    good = (root / "current" / "bundle.json.sig").read_bytes()
+    sent.signature_path.unlink()
+    for _ in range(2):
+        with pytest.raises(ArtifactError, match="refuses the signature"):
+            ship(sent, folder, settings=QUICK)
+        assert (root / "current" / "bundle.json.sig").read_bytes() == good
+        signature.sign(sent, loopback.make_key(tmp_path / "stranger"))
+    assert current(folder) == sent.digest
+    assert upkeep.status(folder, verify=True).is_whole is True
+    (root / "allowed_signers").unlink()
+    sent.signature_path.unlink()
+    ship(sent, folder, settings=QUICK)
+    assert upkeep.status(folder, verify=True).is_whole is True
+    assert not (root / "current" / "bundle.json.sig").exists()
+    assert (root / "current").resolve().stat().st_ino == before
+
+
 def test_going_back_asks_for_the_signature_again(bundle: Make, folder: Place, key: Path) -> None:
     """Of a bundle that came before the list, or whose signer has left it."""
     ship(bundle("a"), folder, settings=QUICK)
