@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,19 @@ def test_saving_again_replaces_everything(artifact: Path) -> None:
     store.save(artifact, kind=KIND, files={"a.table": b"new"}, key={"n": 4}, info={})
     assert store.load(artifact, kind=KIND).key == {"n": 4}
     assert (artifact.parent / "a.table").read_bytes() == b"new"
+
+
+def test_threads_that_write_leave_the_umask_alone() -> None:
+    """A fleet's devices are pulled from at once."""
+    before, interval = os.umask(0o027), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            seen = set(pool.map(lambda _: store._umask(), range(4000)))
+        assert (seen, os.umask(0o027)) == ({0o027}, 0o027)
+    finally:
+        sys.setswitchinterval(interval)
+        os.umask(before)
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o007], ids=oct)
