@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from edge.cli import options, targets
-from edge.errors import UsageError
+from edge.errors import ProfileError, UsageError
 from edge.ui import Terminal
 
 if TYPE_CHECKING:
@@ -81,10 +81,15 @@ def to(  # noqa: PLR0913 - every option is one parameter: Typer reads the signat
     if bundle is not None and profile is not None:
         raise UsageError("either --bundle or --profile", hint="edge bundle --profile NAME -o FILE makes one to keep")
     chosen = targets.choose(target, fleet_file=fleet, ssh_config=ssh_config)
-    gates = dict(chosen.fleet.rollout.gates) if chosen.fleet else {}
+    gates = parse_gates(gate or [])
+    if chosen.fleet is not None:
+        try:
+            gates = parse_gates([f"{name}={value}" for name, value in chosen.fleet.rollout.gates.items()]) | gates
+        except UsageError as exc:
+            raise ProfileError(f"rollout.gates: {exc.what}", where=chosen.fleet.path, hint=exc.hint) from exc
     settings = Settings(
         dry_run=dry_run, canary=not no_canary, bootstrap=bootstrap, rsync=not no_rsync, lock_wait_s=lock_wait,
-        gates=parse_gates([*(f"{name}={value}" for name, value in gates.items()), *(gate or [])]),
+        gates=gates,
     )  # fmt: skip
     shipping.ship_all(
         chosen, settings, shipping.Load(bundle=bundle, profile=profile, cache_dir=cache_dir),

@@ -83,7 +83,7 @@ def remote(address: str, *, name: str, path: str = "") -> Place:
 def check_jump(jump: str) -> str | None:
     """Why ``jump`` is not a list of ``[user@]host[:port]``; None when it is one."""
     for hop in jump.split(","):
-        address, _, port = hop.strip().rpartition(":") if re.search(r":\d+$", hop.strip()) else (hop.strip(), "", "")
+        address, _, port = hop.rpartition(":") if re.search(r":\d+$", hop) else (hop, "", "")
         user, _, host = address.rpartition("@")
         host = host.removeprefix("[").removesuffix("]")
         if not _HOST.fullmatch(host) or (user and not _USER.fullmatch(user)) or (port and not 0 < int(port) < 65536):

@@ -107,6 +107,13 @@ def test_a_fleet_that_is_wrong_has_a_line(edge: Edge, bundles: Path) -> None:
     assert (ended.code, "fleet.yaml:3: hosts.d0.prot: unknown key" in ended.err) == (3, True)
 
 
+def test_a_gate_of_a_fleet_that_is_none(edge: Edge, bundles: Path) -> None:
+    fleet(bundles, 1, gates={"speed": 2})
+    ended = edge("ship", "d0")
+    assert (ended.code, "fleet.yaml: rollout.gates: there is no gate 'speed'" in ended.err) == (3, True)
+    assert not (bundles / "devices").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -80,6 +80,6 @@ def test_jump_hosts(jump: str) -> None:
     assert target.check_jump(jump) is None
 
 
-@pytest.mark.parametrize("jump", ["", "-x", "a,,b", "a;b", "a:0", "a:99999", "$(x)@a", "a b"])
+@pytest.mark.parametrize("jump", ["", "-x", "a,,b", "a;b", "a:0", "a:99999", "$(x)@a", "a b", "a, b"])
 def test_what_is_no_jump_host(jump: str) -> None:
     assert "is not [user@]host[:port]" in str(target.check_jump(jump))
