@@ -72,7 +72,7 @@ def ship_all(
     else:
         _show(terminal, outcomes)
     wish.grant()
-    finish(ended)
+    finish(ended, hint="the same command again goes on where it was; devices that have it are left as they are")
 
 
 def each(chosen: Chosen, work: Callable[[Place, Hold], T], *, parallel: int | None, as_json: bool) -> list[Ended[T]]:
@@ -100,8 +100,8 @@ def each(chosen: Chosen, work: Callable[[Place, Hold], T], *, parallel: int | No
     return ended
 
 
-def finish(ended: list[Ended[Any]]) -> None:
-    """End well, or with the error that there was; several become one.
+def finish(ended: list[Ended[Any]], *, hint: str | None = None) -> None:
+    """End well, or with the error that there was; several become one, with ``hint``.
 
     Raises:
         EdgeError: of the only target; else DeviceError with the number that failed, or QualityError when every device
@@ -111,15 +111,14 @@ def finish(ended: list[Ended[Any]]) -> None:
         raise ended[0].error
     failed = [one for one in ended if one.result is None]
     back = [one.result for one in ended if isinstance(one.result, Outcome) and one.result.work == "rolled back"]
-    if failed:
+    broken = sum(one.error is not None for one in failed)
+    left = f", {len(failed) - broken} not begun" if len(failed) > broken else ""
+    if broken or (failed and not back):
         words = f", {len(back)} went back" if back else ""
-        raise DeviceError(
-            f"{len(failed)} of {len(ended)} devices failed{words}",
-            hint="the same command again goes on where it was; devices that have it are left as they are",
-        )
+        raise DeviceError(f"{broken} of {len(ended)} devices failed{words}{left}", hint=hint)
     if back:
         raise QualityError(
-            f"{len(back)} of {len(ended)} devices went back to the bundle before: the trial failed"
+            f"{len(back)} of {len(ended)} devices went back to the bundle before: the trial failed{left}"
             if len(ended) > 1 else f"the trial failed, the device went back: {back[0].reason}",
             hint="edge ship status TARGET; --gate sets the limits",
         )  # fmt: skip

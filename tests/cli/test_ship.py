@@ -98,7 +98,19 @@ def test_canary_hosts_and_the_stop_threshold(edge: Edge, bundles: Path) -> None:
     ended = edge("ship", "all", "--no-canary")
     assert ended.code == 8
     assert ended.out.count("not begun: a canary host failed") == 5
+    assert "1 of 6 devices failed, 5 not begun" in ended.err
     assert not (bundles / "devices" / "d0").exists()
+
+
+def test_a_canary_host_that_went_back_is_all_that_is_wrong(edge: Edge, bundles: Path) -> None:
+    program = bundles / "edge"
+    program.write_text("#!/bin/sh\nexit 4\n")
+    program.chmod(0o755)
+    fleet(bundles, 3, canary=["d0"])
+    text = (bundles / "fleet.yaml").read_text()
+    (bundles / "fleet.yaml").write_text(text.replace("devices/d0", f"devices/d0, edge: {program}"))
+    ended = edge("ship", "all")
+    assert (ended.code, "1 of 3 devices went back" in ended.err, "2 not begun" in ended.err) == (1, True, True)
 
 
 def test_a_fleet_that_is_wrong_has_a_line(edge: Edge, bundles: Path) -> None:
