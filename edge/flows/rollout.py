@@ -146,7 +146,8 @@ class _Runner(Generic[T]):
             ended = Ended(name=task.name, result=result)
         except EdgeError as exc:
             bad = True
-            stopped = self._why == _BY_USER
+            # Ctrl-C at a terminal ends ssh as well, so this may be known here before the loop has looked.
+            stopped = self._why == _BY_USER or self._should_stop()
             ended = Ended(name=task.name, error=None if stopped else exc, reason=_BY_USER if stopped else None)
         with self._guard:
             self._lines.difference_update(held)

@@ -103,6 +103,18 @@ def test_stopped_by_the_user_conversations_are_ended() -> None:
     assert {one.name for one in seen} == {"a", "b"}
 
 
+def test_a_line_that_the_users_signal_ended_first_is_no_failure() -> None:
+    """A terminal gives Ctrl-C to ssh as well, which may be gone before anybody here has looked."""
+    asked: list[bool] = []
+
+    def work(_listen: Callable[..., None], _hold: Callable[..., None]) -> str:
+        asked.append(True)
+        raise DeviceError("the connection ended")
+
+    (ended,) = roll_out([Task("a", work)], Plan(), should_stop=lambda: bool(asked))
+    assert (ended.error, ended.reason) == (None, "stopped by you")
+
+
 def test_a_bug_is_not_a_failed_device() -> None:
     def work(_listen: Callable[..., None], _hold: Callable[..., None]) -> str:
         raise KeyError("bug")
