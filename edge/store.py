@@ -261,8 +261,10 @@ def load(manifest_path: Path, *, kind: str, check_files: bool = True) -> Manifes
 
 
 @contextlib.contextmanager
-def lock(path: Path, *, timeout_s: float = 60.0) -> Iterator[None]:
+def lock(path: Path, *, timeout_s: float = 60.0, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Hold the lock ``<path>.lock``: one writer per artifact on this machine.
+
+    ``waiting`` is called when another process holds it, before the wait.
 
     Raises:
         StoreError: the folder is not writable, or another process held the lock for ``timeout_s`` seconds.
@@ -272,7 +274,11 @@ def lock(path: Path, *, timeout_s: float = 60.0) -> Iterator[None]:
     guard = filelock.FileLock(f"{path}.lock", timeout=timeout_s)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        guard.acquire()
+        try:
+            guard.acquire(timeout=0)
+        except filelock.Timeout:
+            waiting()
+            guard.acquire()
     except filelock.Timeout as exc:
         raise StoreError(
             f"another process has been writing this for {timeout_s:g} s", where=path, hint="wait for it, or end it"

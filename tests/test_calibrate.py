@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -516,6 +517,21 @@ def test_memory_does_not_grow_with_the_number_of_pictures(
         line = [sys.executable, "-c", _PEAK, f"{count}.txt", f"cache{count}"]
         peaks_kib.append(int(subprocess.run(line, capture_output=True, check=True, cwd=tmp_path).stdout))
     assert peaks_kib[1] - peaks_kib[0] < 24 * 1024, peaks_kib
+
+
+def test_who_waits_for_another_calibration_is_told(run: Calibrate, tmp_path: Path) -> None:
+    other = contextlib.ExitStack()
+    other.enter_context(store.lock(tmp_path / "cache" / "model" / "entropy2.table"))
+    said: list[str] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Note):
+            said.append(event.text)
+            # The other one is through.
+            other.close()
+
+    assert run(listen=listen).work == "collected"
+    assert said == ["another process is writing entropy2.table: waiting for it"]
 
 
 def test_statistics_do_not_depend_on_the_profiles_batch(run: Calibrate, tiny: Profile, tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_a_dask_worker_that_is_killed_is_survived(run: Callable[..., Any], tmp_p
     with cluster.connect(dask.scheduler_address) as crew:
         run(cache="two", crew=crew, listen=heard)
     assert len(killed) == 1
-    assert not psutil.pid_exists(killed[0])
+    wait_until(lambda: not psutil.pid_exists(killed[0]))
     assert files(tmp_path / "two") == files(tmp_path / "alone")
     assert heard.counted[-1] == N
     assert_idle(dask)
@@ -170,10 +170,7 @@ def test_a_dask_worker_that_is_killed_is_survived(run: Callable[..., Any], tmp_p
 
 def assert_idle(dask: Any) -> None:
     """The scheduler holds no task of ours any more."""
-    until = time.monotonic() + 10
-    while dask.scheduler.tasks and time.monotonic() < until:
-        time.sleep(0.05)
-    assert dask.scheduler.tasks == {}
+    wait_until(lambda: dask.scheduler.tasks == {})
 
 
 class Dask:
@@ -218,7 +215,8 @@ def own_dask(tmp_path: Path) -> Iterator[Dask]:
     dask.end()
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
+    """Much longer than it takes: it ends a test that hangs, on the busiest machine."""
     until = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < until
@@ -344,7 +342,7 @@ def test_dask_workers_that_die_again_and_again(run: Callable[..., Any], tmp_path
         over.set()
         killer.join()
     assert str(tmp_path / "p") in (caught.value.where or "")
-    with cluster.connect(dask.scheduler_address, timeout_s=20.0) as crew:
+    with cluster.connect(dask.scheduler_address) as crew:
         assert run(crew=crew).pictures == N
 
 
@@ -491,9 +489,8 @@ def test_ctrl_c_reaches_the_whole_group_and_nothing_is_lost(
     run(cache="undisturbed", threads=1)
     command, gate = stuck("--workers", "2")
     assert len(group(command.pid)) >= 2
-    time.sleep(1.0)  # the other worker takes what is left
     os.killpg(command.pid, signal.SIGINT)
-    out, err = command.communicate(timeout=20)
+    out, err = command.communicate(timeout=120)
     assert (command.returncode, out) == (130, ""), err
     assert "what was counted is kept" in err
     assert "Traceback" not in err
@@ -531,7 +528,7 @@ def test_dask_from_the_command_line(
     address, _process = own_dask.scheduler(PYTHONPATH="")
     command = edge("--dask", address)
     own_dask.worker(address)
-    out, err = command.communicate(timeout=60)
+    out, err = command.communicate(timeout=120)
     assert command.returncode == 0, err
     assert f"{N} pictures" in out
     assert "Traceback" not in err
@@ -547,13 +544,11 @@ def test_a_scheduler_that_cannot_be_reached(kind: str) -> None:
         if kind == "nobody listens":
             silent.close()
         host = "no-such-host.invalid" if kind == "no such host" else "127.0.0.1"
-        start = time.monotonic()
         with (
             pytest.raises(DeviceError, match="no Dask scheduler answers") as caught,
             cluster.connect(f"tcp://{host}:{port}", timeout_s=1.0),
         ):
             pass
-    assert time.monotonic() - start < 4
     assert caught.value.where == f"tcp://{host}:{port}"
     assert "dask scheduler" in (caught.value.hint or "")
 
@@ -579,23 +574,19 @@ def test_dask_that_is_not_installed() -> None:
 def test_a_scheduler_without_workers(own_dask: Dask) -> None:
     address, _process = own_dask.scheduler()
     expected = pytest.raises(DeviceError, match="has had no worker for 1 s")
-    with expected as caught, cluster.connect(address, timeout_s=1.0):
+    heard = Heard()
+    with expected as caught, cluster.connect(address, listen=heard, worker_timeout_s=1.0):
         pass
+    assert "no worker yet: waiting up to 1 s" in str(heard)
     assert f"dask worker {address}" in (caught.value.hint or "")
-
-
-def connected(address: str) -> contextlib.AbstractContextManager[cluster.Cluster]:
-    return cluster.connect(address, timeout_s=2.0)
 
 
 def test_a_scheduler_that_dies_midway(run: Callable[..., Any], own_dask: Dask, tmp_path: Path) -> None:
     address, process = own_dask.scheduler()
     own_dask.worker(address)
     heard = Heard(at=32, then=process.kill)
-    start = time.monotonic()
-    with pytest.raises(DeviceError, match="the Dask scheduler went away"), connected(address) as crew:
+    with pytest.raises(DeviceError, match="the Dask scheduler went away"), cluster.connect(address) as crew:
         run(crew=crew, listen=heard)
-    assert time.monotonic() - start < 10
     again = Heard()
     assert run(crew=Processes(2), listen=again).pictures == N
     assert again.counted[0] >= 32

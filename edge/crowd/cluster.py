@@ -33,8 +33,8 @@ from edge.observe import Chunks, Part, Task, count
 
 _POLL_S = 0.2
 _LOOK_S = 2.0
-# How long a cluster may be without any worker: one that was restarted needs some seconds to come back.
-_NO_WORKER_S = 20.0
+# How long a cluster may be without any worker: one that is started needs some seconds to come, on a busy machine more.
+_NO_WORKER_S = 30.0
 _ANSWER_S = 30.0
 _GATHER_S = 60.0
 _ADDRESS = "--dask tcp://HOST:8786"
@@ -193,13 +193,15 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def connect(address: str, *, listen: Listener = silence, timeout_s: float = 5.0) -> Iterator[Cluster]:
+def connect(
+    address: str, *, listen: Listener = silence, timeout_s: float = 5.0, worker_timeout_s: float = _NO_WORKER_S
+) -> Iterator[Cluster]:
     """The crew of all workers of the Dask scheduler at ``address`` (``tcp://HOST:PORT``).
 
     Raises:
         GuestError: ``distributed`` is not installed.
         UsageError: ``address`` is not one.
-        DeviceError: no scheduler answers there within ``timeout_s``, or none of its workers.
+        DeviceError: no scheduler answers there within ``timeout_s``, or no worker comes within ``worker_timeout_s``.
     """
     distributed = require("distributed")
     if "://" not in address:
@@ -224,9 +226,11 @@ def connect(address: str, *, listen: Listener = silence, timeout_s: float = 5.0)
         for warning in caught:
             listen(Note(f"Dask: {warning.message}", "warning"))
         try:
-            client.wait_for_workers(1, timeout=timeout_s)
+            if not client.ncores():
+                listen(Note(f"the Dask scheduler has no worker yet: waiting up to {worker_timeout_s:g} s for one"))
+            client.wait_for_workers(1, timeout=worker_timeout_s)
         except distributed.TimeoutError as exc:
-            raise _no_workers(address, timeout_s) from exc
+            raise _no_workers(address, worker_timeout_s) from exc
         yield Cluster(client, address)
     finally:
         # One that cannot be told does not matter, and must not hide why this ends.

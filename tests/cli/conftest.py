@@ -172,7 +172,7 @@ class Gate:
 
     def wait(self, process: subprocess.Popen[str]) -> int:
         """Wait until ``process`` is there; the handle to let it through by."""
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while time.monotonic() < until:
             try:
                 return os.open(self._pipe, os.O_WRONLY | os.O_NONBLOCK)

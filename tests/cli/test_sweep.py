@@ -104,7 +104,7 @@ def test_ctrl_c_keeps_what_is_scored(start: Run, edge: Run, sets: tuple, gate: A
     process.send_signal(signal.SIGINT)
     held.let_through(writer)
     held.open()
-    _out, err = process.communicate(timeout=60)
+    _out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGINT, err
     assert "Traceback" not in err
     assert "the same command goes on from there" in err
@@ -121,7 +121,7 @@ def test_ctrl_c_while_hashing_leaves_no_file(start: Run, sets: tuple, gate: Any)
     process.send_signal(signal.SIGTERM)
     held.let_through(writer)
     held.open()
-    _out, err = process.communicate(timeout=60)
+    _out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, err
     assert "Traceback" not in err
     assert not Path("sweep.json").exists()
