@@ -114,7 +114,9 @@ begin() {
   # What waits here must not hold the answers' end open when this session is ended.
   flock -w "$patience" 9 >/dev/null 2>&1 3>&- || fail locked "$(oneline "$(cut -c 1-200 <"$root/lock")")"
   locked=yes
-  try find "$root/incoming" ! -type f ! -type d -exec rm -f -- {} +
+  for name in incoming $foreign; do
+    [ ! -d "$root/$name" ] || try find "$root/$name" ! -type f ! -type d -exec rm -f -- {} +
+  done
   (printf '%s (process %s)\n' "$who" $$ >"$root/lock") 2>/dev/null
   beat=$root/incoming/beat.$$
   watch &
@@ -127,8 +129,8 @@ begin() {
 # Somebody may have prepared a stick or a share: nothing is written or cleared away behind a link in it.
 no_links() {
   foreign=''
-  [ -n "$own" ] || foreign='cache engines timing venvs'
-  for name in blobs blobs/sha256 bundles canary incoming $foreign; do
+  [ -n "$own" ] || foreign='canary cache engines timing'
+  for name in blobs blobs/sha256 bundles canary incoming ${foreign:+venvs} $foreign; do
     if [ -L "$root/$name" ]; then fail write "$root/$name is a symbolic link"; fi
   done
   for name in history.jsonl install.lock lock; do

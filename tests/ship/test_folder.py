@@ -155,8 +155,12 @@ def test_links_and_pipes_among_the_parts_are_cleared_away(bundle: Make, folder: 
     incoming.mkdir(parents=True)
     (incoming / f"{sent.files['model/tiny.onnx'].sha256}.part").symlink_to(tmp_path / "file")
     os.mkfifo(incoming / f"{sent.files['profile.yaml'].sha256}.part")
+    timing = root_of(folder) / "timing"
+    timing.mkdir()
+    (timing / "x.timing.lock").symlink_to(tmp_path / "file")
     ship(sent, folder, settings=QUICK)
     assert current(folder) == sent.digest
+    assert list(timing.iterdir()) == []
     assert (tmp_path / "file").read_text() == "precious"
 
 
