@@ -198,6 +198,7 @@ def test_a_stage_that_raises_ends_the_run_with_its_error_and_a_failed_record(sta
             raise error
 
     kept: list[RunRecord] = []
+    threads = threading.active_count()
     source = Source(range(40), load=at_seven if stage == "load" else lambda _n: None)
     session = Reads(before=at_seven) if stage == "infer" else Reads()
     more: dict[str, Any] = {}
@@ -211,7 +212,7 @@ def test_a_stage_that_raises_ends_the_run_with_its_error_and_a_failed_record(sta
     assert kept[0].failure in {"told to fail", "ZeroDivisionError: a bug"}
     # Everything before it was delivered.
     assert [result.seq for result in kept[0].results][:7] == list(range(7))
-    assert threading.active_count() < 20
+    assert threading.active_count() <= threads
 
 
 def test_a_source_that_raises_comes_after_what_it_gave_before() -> None:
@@ -250,7 +251,7 @@ def test_a_duration_ends_a_source_that_has_no_end() -> None:
 
     finished = go(Endless([], live=True), Reads(), settings={"duration_s": 0.3})
     assert finished.status == "complete"
-    assert 0.3 <= finished.measured_s < 5.0
+    assert 0.3 <= finished.measured_s < 60.0
     assert finished.pictures > 0
 
 

@@ -113,7 +113,7 @@ def test_a_network_camera_for_a_while(edge: Edge, built: Place, server: Server) 
     assert kept.pictures > 3
     assert kept.dropped is not None
     assert kept.latency["age"].p50_ms > 0
-    assert kept.measured_s < 5
+    assert 1.0 <= kept.measured_s < 60.0
     assert "secret" not in (folder / "r.jsonl").read_text() + ended.out + ended.err
 
 

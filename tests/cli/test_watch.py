@@ -261,7 +261,7 @@ def test_a_stop_is_said_and_the_record_is_written(
     writer = held.wait(process)
     process.send_signal(signal.SIGTERM)
     # The picture in hand is finished, so the stop must come before it does.
-    time.sleep(0.5)
+    time.sleep(1.5)
     held.let_through(writer)
     assert supervisor.until("STOPPING")
     assert process.wait(30) == 128 + signal.SIGTERM

@@ -31,12 +31,10 @@ class FakeCapture:
         self.released = threading.Event()
         self.never = threading.Event()
         self._frames = script(self)
-        self.grabbed = 0
         self._pixels: Pixels | None = None
 
     def grab(self) -> bool:
         self._pixels = next(self._frames, None)
-        self.grabbed += 1
         return self._pixels is not None
 
     def captured_s(self) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import re
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -48,7 +48,7 @@ class Browser:
         """Run JavaScript in the page; ``return`` gives its value."""
         return self._do("POST", "/execute/sync", {"script": script, "args": []})
 
-    def wait(self, script: str, *, seconds: float = 20.0) -> Any:
+    def wait(self, script: str, *, seconds: float = 60.0) -> Any:
         """Run JavaScript until its value is true."""
         until = time.monotonic() + seconds
         while not (value := self.run(script)):
@@ -103,15 +103,13 @@ class Browser:
 @contextlib.contextmanager
 def browser(*, size: tuple[int, int] = (1280, 900), flags: Sequence[str] = ()) -> Iterator[Browser]:
     """A browser of its own, with a profile that is thrown away."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as folder:
         driver = subprocess.Popen(
-            ["chromedriver", f"--port={port}"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            ["chromedriver", "--port=0"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            text=True,
         )  # fmt: skip
         try:
+            port = _port(driver)
             window = _connected(f"http://127.0.0.1:{port}", size, [f"--user-data-dir={folder}", *flags], driver)
             try:
                 yield window
@@ -119,10 +117,20 @@ def browser(*, size: tuple[int, int] = (1280, 900), flags: Sequence[str] = ()) -
                 window.close()
         finally:
             driver.terminate()
-            driver.wait()
+            driver.communicate()
 
 
-def _connected(base: str, size: tuple[int, int], flags: list[str], driver: subprocess.Popen[bytes]) -> Browser:
+def _port(driver: subprocess.Popen[str]) -> int:
+    """The port that the driver has found free and listens on."""
+    assert driver.stdout is not None
+    for line in driver.stdout:
+        found = re.search(r"started successfully on port (\d+)", line)
+        if found is not None:
+            return int(found[1])
+    raise RuntimeError("chromedriver ended before it listened")
+
+
+def _connected(base: str, size: tuple[int, int], flags: list[str], driver: subprocess.Popen[str]) -> Browser:
     until = time.monotonic() + 30
     while True:
         try:
