@@ -87,7 +87,7 @@ def merge(
     TensorRT itself merges, and refuses what is of another version or device; so this runs on the device.
     """
     from edge import backends
-    from edge.backends.trt import TensorRT, timing, timing_format
+    from edge.backends.trt import TensorRT, timing
     from edge.cli import places
 
     chosen, _path = places.load_profile(profile)
@@ -98,8 +98,8 @@ def merge(
         )
     contents = [_read(path) for path in files]
     for path, content in zip(files, contents, strict=True):
-        if not timing_format.is_timing_cache(content):
-            raise ArtifactError("this does not begin as a timing cache of TensorRT does", where=path)
+        if not content:
+            raise ArtifactError("the file is empty", where=path)
     terminal = Terminal()
     with terminal.progress() as listen:
         kept = backend.timing_store(timing.folder_of(places.cache_folder(cache_dir)), listen=listen)

@@ -437,6 +437,16 @@ def test_options_that_make_no_sense(options: tuple[str, ...], words: str, place:
     assert (ended.code, words in ended.err) == (2, True)
 
 
+def test_an_engine_is_not_lost_with_its_timing_cache(calibrated: Callable[..., Path], edge: Edge) -> None:
+    folder = calibrated("10.3.0")
+    (folder / "calib_cache/timing").write_text("a file where a folder is needed")
+    ended = edge("build", *TINY)
+    assert ended.code == 0, ended.err
+    assert f"warning: the timing cache of this build is not kept: {folder}/calib_cache/timing/" in ended.err
+    assert any("is not kept" in text for text in manifest(folder).info["warnings"])
+    assert edge("build", *TINY).out.rstrip().endswith("unchanged, nothing to do")
+
+
 def test_a_timing_cache_that_tensorrt_refuses_is_said_once(
     calibrated: Callable[..., Path], device: Callable[..., Path], edge: Edge
 ) -> None:
@@ -488,9 +498,11 @@ def test_merging(calibrated: Callable[..., Path], edge: Edge) -> None:
     before = path.read_bytes()
     (folder / "foreign.cache").write_bytes(content("another device", ["x"]))
     (folder / "nonsense.cache").write_bytes(b"nonsense")
+    (folder / "empty.cache").write_bytes(b"")
     for name, code, words in (
         ("foreign.cache", 7, "refuses the timing cache number 2 of 2"),
-        ("nonsense.cache", 7, "does not begin as a timing cache"),
+        ("nonsense.cache", 7, "refuses the timing cache number 2 of 2"),
+        ("empty.cache", 7, "the file is empty"),
         ("nowhere.cache", 2, "there is no such file"),
     ):
         ended = edge("cache", "merge", name, *TINY)

@@ -66,7 +66,6 @@ def test_a_header_that_is_cut_off_says_what_it_can(length: int) -> None:
 def test_another_layout_says_nothing() -> None:
     assert timing_format.header(b"ptrt" + b"\x2b\0\0\0" + bytes(range(200))) == timing_format.Header()
     assert timing_format.header(A) == timing_format.Header()
-    assert not timing_format.is_timing_cache(b"not one")
 
 
 def test_the_header_of_a_real_timing_cache(repository: Path) -> None:
@@ -210,10 +209,6 @@ def renamed_from_another_device(kept: TimingStore) -> None:
     )
 
 
-def something_else(kept: TimingStore) -> None:
-    store.save(kept.manifest, kind=timing.KIND, files={kept.path.name: b"engine"}, key=KEY, info={})
-
-
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -224,7 +219,6 @@ def something_else(kept: TimingStore) -> None:
         (torn_manifest, "not a manifest"),
         (of_another_device, "changed after it was written"),
         (renamed_from_another_device, "belongs elsewhere (module: p3767-0000 -> p3701-0005)"),
-        (something_else, "does not begin as a timing cache"),
     ],
 )
 def test_a_damaged_or_foreign_cache_is_set_aside(
@@ -246,11 +240,23 @@ def test_a_damaged_or_foreign_cache_is_set_aside(
     assert list(kept.path.parent.glob("*.aside-2"))
 
 
-def test_what_tensorrt_gives_must_be_a_timing_cache(kept: TimingStore) -> None:
+def test_what_tensorrt_gives_is_kept_however_it_begins(kept: TimingStore) -> None:
+    """Nobody has seen the first bytes of a cache of TensorRT 10 or 11."""
+    write(kept, b"another magic")
+    assert kept.read() == b"another magic"
+    (entry,) = timing.listing(kept.path.parent)
+    assert (entry.state, entry.gpu_uuid) == ("ok", None)
+
+
+def test_a_folder_that_can_only_be_read(kept: TimingStore, heard: Heard) -> None:
     write(kept, A)
-    with pytest.raises(ArtifactError, match="does not begin as one"):
-        write(kept, b"nonsense", before=A)
+    lock = kept.path.with_name(f"{kept.path.name}.lock")
+    lock.unlink(missing_ok=True)
+    lock.mkdir()
     assert kept.read() == A
+    assert "can at best be read" in heard.warnings[0]
+    bit_flipped(kept)
+    assert kept.read() is None
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

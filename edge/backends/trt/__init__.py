@@ -14,7 +14,7 @@ import msgspec
 from edge.backends.base import BuildRequest, BuiltEngine, Int8Plan, Session
 from edge.backends.trt.surroundings import Surroundings, gpu_name, look
 from edge.device import Device
-from edge.errors import ArtifactError, DeviceError
+from edge.errors import ArtifactError, DeviceError, StoreError
 from edge.events import Listener, silence
 from edge.profile import Profile
 from edge.store import Key, Scalar
@@ -216,23 +216,30 @@ class TensorRT:
     def _note_times(
         self, built: Built, request: BuildRequest, kept: TimingStore | None, before: bytes | None, *, seconds: float
     ) -> Built:
-        """Keep the timing cache, and note how long the same build takes with it and without."""
+        """Keep the timing cache, and note how long the same build takes with it and without.
+
+        What was built is worth more than what was measured on the way: where that cannot be kept, a note says so.
+        """
         mode = "with_cache_s" if built.timing.use == "used" else "without_cache_s"
         times: dict[str, Any] = {mode: round(seconds, 3)}
+        notes = built.notes
         if kept is not None:
-            if built.timing.use == "refused":
-                kept.refused("TensorRT refuses it")
-                before = None
             name = f"{Path(request.model).stem}-{request.precision}"
             times = {**kept.builds().get(name, {}), **times}
-            if built.timing_cache:
-                kept.write(
-                    built.timing_cache,
-                    before=before,
-                    merge=self.merge_timing_caches,
-                    info={"entries": built.timing.entries_after, "builds": {name: times}},
-                )
-        return msgspec.structs.replace(built, info={**built.info, "build_times": times})
+            try:
+                if built.timing.use == "refused":
+                    kept.refused("TensorRT refuses it")
+                    before = None
+                if built.timing_cache:
+                    kept.write(
+                        built.timing_cache,
+                        before=before,
+                        merge=self.merge_timing_caches,
+                        info={"entries": built.timing.entries_after, "builds": {name: times}},
+                    )
+            except (ArtifactError, DeviceError, StoreError) as exc:
+                notes = [*notes, f"the timing cache of this build is not kept: {exc.where or kept.path}: {exc.what}"]
+        return msgspec.structs.replace(built, info={**built.info, "build_times": times}, notes=notes)
 
     def _store(self, folder: Path, found: Caps, listen: Listener) -> TimingStore:
         from edge.backends.trt.timing import TimingStore

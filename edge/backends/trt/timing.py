@@ -21,7 +21,7 @@ import msgspec
 
 from edge import store
 from edge.backends.trt import timing_format
-from edge.errors import ArtifactError, EdgeError, os_error
+from edge.errors import ArtifactError, EdgeError, StoreError, os_error
 from edge.events import Listener, Note, silence
 from edge.store import Key
 
@@ -59,21 +59,28 @@ class TimingStore:
         self._listen = listen
 
     def read(self) -> bytes | None:
-        """The verified cache; None where there is none, or where the one that was there had to be set aside."""
+        """The verified cache; None where there is none, or where the one that was there had to be set aside.
+
+        Where the folder cannot be written, what is there and fits is read all the same, and a warning says so.
+        """
         if not self.manifest.is_file() and not self.path.is_file():
             return None
-        with store.lock(self.path):
-            return self._current()
+        try:
+            with store.lock(self.path):
+                return self._current()
+        except StoreError as exc:
+            self._listen(Note(f"the timing cache {self.path.name} can at best be read: {exc.what}", "warning"))
+            with contextlib.suppress(ArtifactError, OSError):
+                return self._verified()
+            return None
 
     def write(self, content: bytes, *, before: bytes | None, merge: Merge, info: Mapping[str, Any]) -> store.Manifest:
         """Keep ``content``, merged with what others have written since ``before`` was read.
 
         Raises:
-            ArtifactError: ``content`` is no timing cache.
             StoreError: the folder cannot be written; what was there is untouched.
+            Whatever else ``merge`` raises than that they do not fit together.
         """
-        if not timing_format.is_timing_cache(content):
-            raise ArtifactError("TensorRT gave a timing cache that does not begin as one", where=self.path)
         with store.lock(self.path):
             current = self._current()
             if current is not None and current not in {before, content}:
@@ -131,10 +138,7 @@ class TimingStore:
         if changed:
             said = "; ".join(str(item) for item in changed)
             raise ArtifactError(f"it belongs elsewhere ({said})", where=self.path)
-        content = self.path.read_bytes()
-        if not timing_format.is_timing_cache(content):
-            raise ArtifactError("it does not begin as a timing cache of TensorRT does", where=self.path)
-        return content
+        return self.path.read_bytes()
 
     def _set_aside(self, why: str) -> None:
         number = 1 + max(

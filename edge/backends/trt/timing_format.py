@@ -2,8 +2,8 @@
 
 NVIDIA documents none of it. What is read here was seen in a real cache of TensorRT 8.6.1: the magic ``ptrt``, a number
 of the format, the length of the rest, then the UUID of the GPU, the commit of TensorRT, and the number of entries, each
-behind a mark of its own. Another version may lay it out differently: what does not fit is None, never a guess. Only the
-magic decides whether this is a timing cache at all.
+behind a mark of its own. Another version may lay it out differently: what does not fit is None, never a guess. Whether
+something is a timing cache at all, only TensorRT decides.
 """
 
 from __future__ import annotations
@@ -36,14 +36,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     entries: int | None = None
 
 
-def is_timing_cache(content: bytes) -> bool:
-    """Whether ``content`` begins as every known timing cache does."""
-    return content.startswith(MAGIC)
-
-
 def header(content: bytes) -> Header:
     """Read the first bytes of a timing cache."""
-    if not is_timing_cache(content) or len(content) < _PROLOGUE:
+    if not content.startswith(MAGIC) or len(content) < _PROLOGUE:
         return Header()
     version, length = struct.unpack_from("<QQ", content, 8)
     first = _sequence(content, _PROLOGUE)
