@@ -150,7 +150,8 @@ class Pulse:
         last = list(self._history)[-10:]
         if len(last) >= 3:
             return sum(tick.frames for tick in last) / len(last)
-        return self._pictures / elapsed_s if elapsed_s > 0 and self._pictures else None
+        # The clock starts with the first event: after a moment, any number of pictures is an enormous rate.
+        return self._pictures / elapsed_s if elapsed_s >= 1.0 and self._pictures else None
 
     def _add_gap(self, gap: Gap) -> None:
         if self._gaps and self._gaps[-1].start_s == gap.start_s:

@@ -57,6 +57,15 @@ def test_seconds_are_binned(clock: Clock) -> None:
     assert now.line == "4 pictures, 1.3 pictures/s, p50 6.0, p90 9.0 ms, 7.00 W, 2 dropped"
 
 
+def test_there_is_no_rate_before_the_first_second_is_over(clock: Clock) -> None:
+    pulse = Pulse(clock=clock)
+    pulse.hear(result())
+    clock.t_s += 0.0001
+    assert (pulse.now().rate_per_s, "pictures/s" in pulse.now().line) == (None, False)
+    clock.t_s += 1.0
+    assert pulse.now().rate_per_s == pytest.approx(1.0, rel=0.01)
+
+
 def test_memory_does_not_grow(clock: Clock) -> None:
     pulse = Pulse(clock=clock)
 
