@@ -217,6 +217,18 @@ def test_auto_with_a_dla_is_implicit(version: str, calibrated: Callable[..., Pat
     assert (manifest(folder).info["int8_route"], manifest(folder).key["dla_core"]) == ("implicit", 0)
 
 
+@pytest.mark.parametrize("version", ["8.6.1", "10.3.0", "11.4.0.106"])
+def test_an_engine_runs_on_the_dla_core_that_it_was_built_for(
+    version: str, calibrated: Callable[..., Path], edge: Edge
+) -> None:
+    """Two engines on two cores must not share the first one; the double asserts which core it is loaded for."""
+    calibrated(version, profile={"build": {"dla_core": 1}, "input": {"batch": {"max": 1}}}, dla_cores=2)
+    ended = edge("build", *TINY)
+    assert ended.code == 0, ended.err
+    ran = edge("run", *TINY, *PICTURES)
+    assert ran.code == 0, ran.err
+
+
 def test_a_dla_where_there_is_none(calibrated: Callable[..., Path], edge: Edge) -> None:
     folder = calibrated("10.3.0", profile={"build": {"dla_core": 0}, "input": {"batch": {"max": 1}}})
     ended = edge("build", *TINY)

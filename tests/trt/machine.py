@@ -175,7 +175,11 @@ class _Build:
             self.world.log(self.logger, "ERROR", f"IBuilder::buildSerializedNetwork: Error Code 10: {text}")
             return None
         shapes = [profile._d.shapes[self.network._d.inputs[0].name] for profile in self.config._d.profiles]
-        head = {"version": self.world.version, "layers": self._layers(), "profiles": shapes}
+        own_runtime = "VERSION_COMPATIBLE" in self.flags
+        head = {
+            "version": self.world.version, "layers": self._layers(), "profiles": shapes, "own_runtime": own_runtime,
+            "dla_core": self.config.DLA_core,
+        }  # fmt: skip
         content = MAGIC + json.dumps(head).encode() + b"\n" + self.network._d.proto
         return _Buffer(self.world, content).made
 
@@ -483,6 +487,11 @@ def _deserialize(self: Any, *arguments: Any) -> Any:
     if head["version"] != world.version:
         text = f"The engine plan file is not compatible with this version of TensorRT, expecting {world.version}"
         world.log(self._d.logger, "ERROR", f"IRuntime::deserializeCudaEngine: Error Code 6: {text}")
+        return None
+    assert head["dla_core"] in {-1, self.DLA_core}, "the engine would run on another DLA core"
+    if head["own_runtime"] and not self.engine_host_code_allowed:
+        text = "Cannot deserialize an engine that contains host code: IRuntime::setEngineHostCodeAllowed is not set"
+        world.log(self._d.logger, "ERROR", f"IRuntime::deserializeCudaEngine: Error Code 3: {text}")
         return None
     graph = onnx.load_model_from_string(proto).graph
     constants = {item.name for item in graph.initializer}

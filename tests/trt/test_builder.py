@@ -407,6 +407,14 @@ def test_compatibility(binding: Bind, asked: Ask) -> None:
     assert last_build(caps).config.hardware_compatibility_level.name == "AMPERE_PLUS"
 
 
+@pytest.mark.parametrize("version", ["8.6.1", "10.3.0", "11.4.0.106"])
+def test_a_version_compatible_engine_is_looked_into(version: str, binding: Bind, asked: Ask) -> None:
+    built = builder.build(asked("int8", build={"version_compatible": True}), binding(version))
+    assert built is not None
+    assert built.described.absent is None
+    assert (built.layers.weighted, built.layers.weighted_int8) == (4, 4)
+
+
 @pytest.mark.parametrize(
     ("build", "words"),
     [

@@ -44,9 +44,10 @@ class OnHost(TensorRT):
         super().__init__(rtx=capabilities.load().rtx, machine=ORIN, isolate=False)
         self._kernel = kernel
 
-    def open(self, engine: Path, *, precision: str, **_: Any) -> Session:
+    def open(self, engine: Path, *, precision: str, built_for: Any = None, **_: Any) -> Session:
         device = HostDevice(library=self._kernel, integrated=True, captures=False)
-        return TrtSession(engine, capabilities.load(), precision=precision, device=device)
+        core = (built_for or {}).get("dla_core")
+        return TrtSession(engine, capabilities.load(), precision=precision, device=device, dla_core=core)
 
 
 @pytest.fixture

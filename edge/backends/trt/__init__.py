@@ -181,6 +181,7 @@ class TensorRT:
             precision=precision,
             gpus=str(key["gpus"]) if key.get("gpus") else None,
             host_code="version compatible" in str(key.get("tensorrt", "")),
+            dla_core=core if isinstance(core := key.get("dla_core"), int) else None,
         )
 
     def _build(self, request: BuildRequest, found: Caps, *, feed: Feed | None, listen: Listener) -> Built:

@@ -270,8 +270,12 @@ class _Job:
         said = len(self.watch.errors)
         try:
             runtime = self.binding.Runtime(logger)
-            if self.request.profile.build.dla_core is not None:
-                runtime.DLA_core = self.request.profile.build.dla_core
+            build = self.request.profile.build
+            if build.dla_core is not None:
+                runtime.DLA_core = build.dla_core
+            if build.version_compatible:
+                # Such an engine brings its own runtime, which is not run unasked.
+                runtime.engine_host_code_allowed = True
             engine = runtime.deserialize_cuda_engine(plan)
         except (TypeError, RuntimeError):
             engine = None

@@ -52,7 +52,8 @@ class TrtSession:
         DeviceError: no GPU, no memory, an engine of another TensorRT or GPU, or one that edge cannot run.
         GuestError: PyCUDA is not installed.
 
-    ``host_code`` lets an engine bring its own runtime, as a version-compatible one does.
+    ``host_code`` lets an engine bring its own runtime, as a version-compatible one does. ``dla_core`` is the one that
+    the engine was built for, if any.
     """
 
     def __init__(
@@ -65,11 +66,13 @@ class TrtSession:
         graphs: bool = True,
         gpus: str | None = None,
         host_code: bool = False,
+        dla_core: int | None = None,
     ) -> None:
         self.precision = precision
         self._caps = caps
         self._gpus = gpus
         self._host_code = host_code
+        self._dla_core = dla_core
         self.graph_note: str | None = None if graphs else "CUDA graphs were not asked for"
         self._np = require("numpy")
         self._where = engine
@@ -196,6 +199,9 @@ class TrtSession:
             except (TypeError, RuntimeError) as exc:
                 # The binding's word for a null pointer: CUDA cannot start.
                 raise self._failure("TensorRT cannot start") from exc
+            if self._dla_core is not None:
+                # The engine does not say it itself: it would run on core 0.
+                self._runtime.DLA_core = self._dla_core
             if self._host_code:
                 # A version-compatible engine brings its own runtime; its bytes were verified against the manifest.
                 self._runtime.engine_host_code_allowed = True
