@@ -28,6 +28,7 @@ STAGE_NAMES = {
     "total": "total",
     "age": "age",
 }
+_MANY = {"picture": "pictures", "query": "queries"}
 # What a latency is the latency of.
 _SPANS = {
     "picture": "From the start of decoding a picture to its label, waiting between stages left out.",
@@ -40,7 +41,7 @@ class Section(msgspec.Struct, frozen=True):
 
     group: Group
     runs: list[Run]
-    unit: str
+    many: str
     span: str
     distribution: str | None
     stages: str | None
@@ -89,12 +90,12 @@ def _section(group: Group, runs: list[Run]) -> Section:
     curves = [curve for run in runs for curve in [_curve(run)] if curve is not None]
     names = ", ".join(run.letter for run in runs)
     units = dict.fromkeys(run.unit for run in runs)
-    unit = " or ".join(units)
+    unit, many = " or ".join(units), " and ".join(_MANY[each] for each in units)
     distribution = None
     if len(curves) == 1:
         distribution = charts.shape(curves[0], title=f"{curves[0].letter}: how long a {unit} takes, in milliseconds")
     elif curves:
-        title = f"{names}: share that took at most so many milliseconds"
+        title = f"{names}: share of {many} that took at most so many milliseconds"
         distribution = charts.shares(curves, title=title)
     means = [
         (run.letter, {stage: run.record.latency[stage].mean_ms for stage in STAGES if stage in run.record.latency})
@@ -104,7 +105,7 @@ def _section(group: Group, runs: list[Run]) -> Section:
     return Section(
         group=group,
         runs=runs,
-        unit=unit,
+        many=many,
         span=" ".join(_SPANS[each] for each in units),
         distribution=distribution,
         stages=charts.stages(means, title=f"{names}: mean time of each stage", unit=unit) if means else None,
