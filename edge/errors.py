@@ -18,8 +18,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -127,7 +132,8 @@ def require(name: str) -> ModuleType:
         GuestError: it is missing, or it is there and fails to import (the cause is kept).
     """
     try:
-        return importlib.import_module(name)
+        with contextlib.nullcontext() if name in sys.modules else _signals_wait():
+            return importlib.import_module(name)
     except ModuleNotFoundError as exc:
         missing = exc.name or name
         what = f"{name} is not installed" if missing == name else f"{name} needs {missing}, which is not installed"
@@ -138,6 +144,32 @@ def require(name: str) -> ModuleType:
             f"{name} is installed but does not import: {exc}",
             hint=f"edge doctor; or reinstall it: {GUESTS.get(name, f'pip install --force-reinstall {name}')}",
         ) from exc
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Signals that come in here are handled at the end.
+
+    A handler that raises in the middle of a guest's initialization is taken for its failure: onnxruntime makes an
+    ImportError of it, and onnx ends the process (nanobind, std::terminate). Blocking them would leave them to the
+    guests' other threads.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        # Handlers run in the main thread.
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    ours = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in ours:
+        signal.signal(number, lambda which, _frame: came.append(which))
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+        for which in came:
+            signal.raise_signal(which)
 
 
 def absent_guest(exc: ModuleNotFoundError) -> GuestError | None:

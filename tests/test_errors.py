@@ -6,8 +6,10 @@ import copy
 import errno
 import os
 import pickle
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -213,3 +215,26 @@ def test_a_bug_keeps_its_traceback() -> None:
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "ZeroDivisionError: a bug" in done.stderr
+
+
+def test_a_signal_waits_until_the_guest_is_there(module: Callable[[str, str], str]) -> None:
+    """In the middle of its initialization, a guest in C would say that it does not import, or end the process."""
+
+    class Stop(BaseException):
+        pass
+
+    def stop(_number: int, _frame: object) -> None:
+        raise Stop
+
+    source = (
+        "import signal\ntry:\n    signal.raise_signal(signal.SIGTERM)\nexcept BaseException as exc:\n"
+        "    raise ImportError('initialization failed') from exc\nfinished = True\n"
+    )
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(Stop):
+            require(module("slow_guest", source))
+        assert sys.modules["slow_guest"].finished
+        assert signal.getsignal(signal.SIGTERM) is stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
