@@ -175,11 +175,16 @@ class Gate:
         until = time.monotonic() + 120
         while time.monotonic() < until:
             try:
-                return os.open(self._pipe, os.O_WRONLY | os.O_NONBLOCK)
+                writer = os.open(self._pipe, os.O_WRONLY | os.O_NONBLOCK)
             except OSError:
                 # Nobody reads yet.
                 assert process.poll() is None, process.communicate()
                 time.sleep(0.02)
+            else:
+                # It is on its way from open to read. A signal between Python's last look for signals and the system
+                # call would be noticed only when read returns, which is never.
+                time.sleep(0.2)
+                return writer
         pytest.fail("nobody came to read the picture")
 
     def let_through(self, writer: int) -> None:
