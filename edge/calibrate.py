@@ -93,7 +93,7 @@ def calibrate(
 
     graph = models.read(model.path).graph
     plan = network.plan(graph, model.activations)
-    with store.lock(path, waiting=lambda: listen(Note(f"another process is writing {path.name}: waiting for it"))):
+    with _locked(path, listen):
         observed = observe.observe(
             profile, model, plan, pictures,
             needs=chosen.needs, cache=path.parent, key=key, force=force, threads=threads, crew=crew,
@@ -171,10 +171,15 @@ def calibrate_on_device(
     for difference in changed:
         listen(Note(f"the table that is there differs in {difference}"))
     feed = _feed(profile, pictures, batch=batch, parameters=parameters, listen=listen)
-    with store.lock(path, waiting=lambda: listen(Note(f"another process is writing {path.name}: waiting for it"))):
+    with _locked(path, listen):
         built = backend.calibrate(_calibrating(profile, model, cache), feed, listen=_only_notes(listen))
         manifest = _save_device_table(path, built, key=key, parameters=parameters, pictures=len(pictures), title=title)
     return _outcome(path, manifest, "collected", changed, start)
+
+
+def _locked(path: Path, listen: Listener) -> contextlib.AbstractContextManager[None]:
+    """The lock of the table at ``path``; that another process holds it is said before the wait."""
+    return store.lock(path, waiting=lambda: listen(Note(f"another process is writing {path.name}: waiting for it")))
 
 
 def _feed(profile: Profile, pictures: Pictures, *, batch: int, parameters: dict[str, float], listen: Listener) -> Feed:

@@ -21,6 +21,7 @@ from edge.backends.trt import timing
 from edge.bundle import archive, wheels
 from edge.bundle import golden as goldens
 from edge.bundle.manifest import FORMAT, MANIFEST, MAX_WORD, BundleManifest, check_entries, encode
+from edge.bundle.names import PROFILE, TABLES
 from edge.bundle.reading import Bundle, Meter, open_bundle
 from edge.errors import ArtifactError, DataError, ProfileError, UsageError
 from edge.events import Listener, Progress, silence
@@ -30,11 +31,6 @@ from edge.profile import Family, Profile
 from edge.store import FileEntry
 
 SUFFIX = ".edge"
-# Where the files of a cache lie in a bundle: as in calib_cache, so that the folder `tables` is one.
-TABLES = "tables"
-TIMING = timing.FOLDER
-TIMING_CACHE = timing.KIND
-PROFILE = "profile.yaml"
 MAX_GOLDEN = 256
 Content = Path | bytes
 
@@ -165,12 +161,12 @@ def timing_caches(family: Family, cache: Path) -> dict[str, Content]:
     found: dict[str, Content] = {}
     for path in sorted(timing.folder_of(cache).glob("*.json")):
         try:
-            manifest = store.load(path, kind=TIMING_CACHE)
+            manifest = store.load(path, kind=timing.KIND)
         except ArtifactError:
             continue
         if _family_of(manifest.key) == family:
             for name in (path.name, *manifest.files):
-                found[f"{TIMING}/{name}"] = path.parent / name
+                found[f"{timing.FOLDER}/{name}"] = path.parent / name
     return found
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from edge import store
+from edge.bundle.names import PROFILE, TABLES
 from edge.errors import os_error
 
 CURRENT = "current"
@@ -30,12 +31,12 @@ class Deployed(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def profile(self) -> Path:
         """The profile, with everything that it extends merged in."""
-        return self.folder / "profile.yaml"
+        return self.folder / PROFILE
 
     @property
     def tables(self) -> Path:
         """The cache folder for those who only read: calibration tables and their manifests."""
-        return self.folder / "tables"
+        return self.folder / TABLES
 
     @property
     def engines(self) -> Path:

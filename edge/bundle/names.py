@@ -11,6 +11,9 @@ MAX_FILES = 10_000
 # A ustar header has 155 bytes for folders and 100 for the rest.
 _MAX_TAIL = 100
 _MAX_HEAD = 155
+# Where what every bundle holds lies in it: its profile, and the tables, as in a cache folder.
+PROFILE = "profile.yaml"
+TABLES = "tables"
 RESERVED = frozenset({"bundle.json", "bundle.json.sig"})
 
 

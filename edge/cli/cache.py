@@ -13,7 +13,7 @@ import msgspec
 import typer
 
 from edge.cli import options, pulling
-from edge.errors import ArtifactError, QualityError, StoreError, UsageError
+from edge.errors import ArtifactError, QualityError, UsageError
 from edge.ui import Terminal
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def merge(
         raise UsageError(
             f"the profile {chosen.name} has no timing caches", hint="--profile orin, or another of TensorRT"
         )
-    contents = [_read(path) for path in files]
+    contents = [options.read(path) for path in files]
     for path, content in zip(files, contents, strict=True):
         if not content:
             raise ArtifactError("the file is empty", where=path)
@@ -149,15 +149,6 @@ def _listing(cache_dir: Path | None) -> tuple[Path, list[Entry]]:
 
     folder = timing.folder_of(places.cache_folder(cache_dir))
     return folder, timing.listing(folder)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as exc:
-        raise UsageError("there is no such file", where=path) from exc
-    except OSError as exc:
-        raise StoreError(f"cannot read: {exc.strerror or exc}", where=path) from exc
 
 
 def _plain(entry: Entry) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.errors import ArtifactError, StoreError, UsageError
+from edge.cli import options
+from edge.errors import ArtifactError, UsageError
 from edge.ui import Terminal
 
 if TYPE_CHECKING:
@@ -37,21 +38,6 @@ def format_of(path: Path) -> Format:
     return _SUFFIXES.get(path.suffix.lower(), Format.trt)
 
 
-def read(path: Path) -> bytes:
-    """All bytes of a file that the command line names.
-
-    Raises:
-        UsageError: there is no such file.
-        StoreError: it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as exc:
-        raise UsageError("there is no such file", where=path) from exc
-    except OSError as exc:
-        raise StoreError(f"cannot read: {exc.strerror or exc}", where=path) from exc
-
-
 def import_table(
     source: Path, reads: Format, *, version: TrtVersion | None, algorithm: Algorithm | None, terminal: Terminal
 ) -> Table:
@@ -66,7 +52,7 @@ def import_table(
         from edge import model as models
 
         return conversions.from_qdq(models.read(_model(source)), version=version, algorithm=algorithm, where=source)
-    data = read(source)
+    data = options.read(source)
     if reads is Format.ort_json:
         return conversions.from_ort_json(data, version=version, algorithm=algorithm, where=source)
     terminal.warn(

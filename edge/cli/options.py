@@ -7,7 +7,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from edge.errors import UsageError
+from edge.errors import StoreError, UsageError
 from edge.profile import Precision
 
 ProfileName = Annotated[
@@ -70,3 +70,18 @@ def precision(name: str | None) -> Precision | None:
     if name is None:
         return None
     raise UsageError(f"there is no precision {name!r}", hint=f"one of {', '.join(get_args(Precision))}")
+
+
+def read(path: Path) -> bytes:
+    """All bytes of a file that the command line names.
+
+    Raises:
+        UsageError: there is no such file.
+        StoreError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as exc:
+        raise UsageError("there is no such file", where=path) from exc
+    except OSError as exc:
+        raise StoreError(f"cannot read: {exc.strerror or exc}", where=path) from exc

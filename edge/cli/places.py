@@ -60,26 +60,39 @@ def profiles() -> dict[str, Path]:
     return found if shipped is None else {**found, deployed.CURRENT: shipped.profile}
 
 
+def default_profile(machine: device.Device, *, user: str | None = None) -> str | None:
+    """The name that a missing one stands for: where no folder of profiles is, what was shipped to this device.
+
+    That lies in the home of the ``user``, or of who runs this. None where no profile fits the machine.
+    """
+    if not profile_folders() and deployed.current(device_home(user)) is not None:
+        return deployed.CURRENT
+    return device.default_profile(machine)
+
+
+def is_current(path: Path, *, user: str | None = None) -> bool:
+    """Whether ``path`` is the profile of the bundle in use, also by another name for that file."""
+    state = device_home(user)
+    shipped = deployed.holding(path, state)
+    return shipped is not None and shipped == deployed.current(state)
+
+
 def load_profile(name: str | None, *, user: str | None = None) -> tuple[Profile, Path]:
     """The profile called ``name``, or without a name the one that fits this machine; and the file it came from.
 
-    ``current`` is the one of the bundle that was shipped to this device, and so is a missing name where no folder of
-    profiles is. It lies in the home of the ``user``, or of who runs this.
+    ``current`` is the one of the bundle shipped to this device, in the home of the ``user`` or of who runs this.
 
     Raises:
         ProfileError: there is none, it is wrong, or no profile fits this machine.
     """
-    folders = profile_folders()
-    shipped = deployed.current(device_home(user))
-    if name is None and not folders and shipped is not None:
-        name = deployed.CURRENT
     if name is None:
         machine = device.identify()
-        name = device.default_profile(machine)
+        name = default_profile(machine, user=user)
         if name is None:
             why = f": {machine.unsupported}" if machine.unsupported else ""
             raise ProfileError(f"no profile fits this machine{why}", hint="name one with --profile; edge profile list")
-    path = shipped.profile if name == deployed.CURRENT and shipped is not None else profile.find(name, folders)
+    shipped = deployed.current(device_home(user)) if name == deployed.CURRENT else None
+    path = shipped.profile if shipped is not None else profile.find(name, profile_folders())
     return profile.load(path), path
 
 
@@ -142,10 +155,9 @@ def find_engine(
     backend = backends.of(chosen)
     wanted = precision or chosen.precision
     cache, engines = cache_folder(cache_dir, path), engine_folder(engine_dir, path)
-    in_use = deployed.current(device_home())
     found = identity.find_engine(
         chosen, backend, precision=wanted, cache=cache, engines=engines,
-        called=deployed.CURRENT if in_use is not None and in_use.profile == path else None,
+        called=deployed.CURRENT if is_current(path) else None,
     )  # fmt: skip
     return backend, wanted, found
 

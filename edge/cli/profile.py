@@ -21,11 +21,10 @@ Name = Annotated[str | None, typer.Argument(help="Profile name or file.", show_d
 def list_(*, as_json: options.Json = False) -> None:
     """List the profiles, and mark the one that this machine picks by itself."""
     from edge import device, profile
-    from edge.bundle import deployed
     from edge.cli import places
 
     found_here = places.profiles()
-    own = deployed.CURRENT if found_here.keys() == {deployed.CURRENT} else device.default_profile(device.identify())
+    own = places.default_profile(device.identify())
     rows = []
     for name, path in found_here.items():
         entry: dict[str, object] = {"name": name, "path": str(path), "default": name == own}

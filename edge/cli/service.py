@@ -151,11 +151,9 @@ def _settings(
     chosen, path = places.load_profile(profile, user=owner)
     named = name or chosen.name
     service.unit_name(named)
-    state = places.device_home(owner)
-    shipped = deployed.holding(path, state)
-    if shipped is not None and shipped == deployed.current(state):
+    if places.is_current(path, user=owner):
         # By its name: when the service starts again it takes up what was shipped meanwhile.
-        called, folder = deployed.CURRENT, state
+        called, folder = deployed.CURRENT, places.device_home(owner)
     else:
         called, folder = str(path.absolute()), places.home().absolute()
     files = [options[name] for name in ("record", "telemetry_log") if options[name] is not None]

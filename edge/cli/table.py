@@ -237,7 +237,7 @@ def retarget(
 def _load(path: Path, *, lenient: bool, terminal: Terminal) -> Table:
     from edge.calibration import table as tables
 
-    data = formats.read(path)
+    data = options.read(path)
     if not lenient:
         return tables.parse(data, where=path)
     content, notes = tables.parse_lenient(data, where=path)

@@ -78,6 +78,20 @@ def test_with_profiles_here_it_is_not_the_default(edge: Edge, shipped: Path) -> 
     assert "current" not in ended.err
 
 
+def test_the_list_marks_what_a_missing_name_takes(edge: Edge, shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a folder of profiles that is empty: it is a place for profiles, so nothing shipped is taken unasked."""
+    monkeypatch.setattr(places, "_BESIDE_PACKAGE", Path("nowhere"))
+    Path("profiles").mkdir()
+    listed = json.loads(edge("profile", "list", "--json").out)
+    assert [(row["name"], row["default"]) for row in listed] == [("current", False)]
+    assert edge("profile", "show").code == 3
+
+
+def test_the_way_out_is_the_same_by_its_file(edge: Edge, shipped: Path) -> None:
+    ended = edge("run", "--profile", shipped / "current" / "profile.yaml", "--images", "pictures")
+    assert (ended.code, "try: edge build --profile current" in ended.err) == (7, True)
+
+
 def test_a_profile_of_that_name_gives_way_to_what_was_shipped(edge: Edge, shipped: Path) -> None:
     """One word has one meaning on a device; the file is still reached by its path."""
     Path("not profiles").rename("profiles")
