@@ -32,9 +32,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/registry"))
 from bundles import FILES, tar_of
 from registries import Counting, reserved, wait_for
 
-from edge.bundle import Bundle, open_bundle, unpack, verify, wheels
+from edge.deploy.bundle import wheels
+from edge.deploy.bundle.reader import Bundle, open_bundle, verify_bundle
+from edge.deploy.bundle.unpacking import unpack_bundle
+from edge.deploy.registry.pulling import pull
+from edge.deploy.registry.pushing import push
+from edge.deploy.registry.reference import parse_reference
 from edge.errors import EdgeError
-from edge.registry import parse, pull, push
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_BYTES, TABLE_BYTES = 100_000_000, 10_000
@@ -81,11 +85,11 @@ def _seconds(action: Callable[[], object]) -> float:
 def files(folder: Path) -> Bundle:
     bundle = made(folder / "a.edge", table=b"a")
     timed("open a bundle of 100 MB (all but the contents)", lambda: open_bundle(bundle.path))
-    timed("verify it", lambda: verify(bundle))
+    timed("verify it", lambda: verify_bundle(bundle))
 
     def unpack_anew() -> None:
         shutil.rmtree(folder / "out", ignore_errors=True)
-        unpack(bundle, folder / "out")
+        unpack_bundle(bundle, folder / "out")
 
     timed("unpack it, verified and synced", unpack_anew)
     shutil.rmtree(folder / "out")
@@ -110,7 +114,7 @@ def damage(folder: Path) -> None:
         tried += 1
         path.write_bytes(bad)
         with contextlib.suppress(EdgeError):
-            verify(open_bundle(path))
+            verify_bundle(open_bundle(path))
             accepted += 1
     print(f"damaged bundles accepted: {accepted} of {tried}")
 
@@ -136,7 +140,7 @@ def kills(what: str, folder: Path, command: list[str], options: tuple[str, ...] 
         if state == "whole":
             shutil.rmtree(out)
     subprocess.run(line, check=True, capture_output=True, env=environment)
-    verify(open_bundle(out))
+    verify_bundle(open_bundle(out))
     shutil.rmtree(out)
     print(f"{what} killed {KILLS} times, left behind: {states}; the next one succeeded")
 
@@ -146,7 +150,7 @@ def _state(out: Path) -> str:
         return "nothing"
     if not (out / "bundle.json").exists():
         return "no bundle"
-    verify(open_bundle(out))  # half a bundle would end the benchmark here
+    verify_bundle(open_bundle(out))  # half a bundle would end the benchmark here
     return "whole"
 
 
@@ -176,16 +180,16 @@ def registry(folder: Path, first: Bundle) -> None:
             print(f"{what:<52}{seconds:>9.2f} s   {proxy.up:>11,} bytes up  {proxy.down:>11,} down")
 
         def pulled(tag: str, out: Path, reuse: Bundle | None = None) -> None:
-            with pull(parse(f"oci://{proxy.host}/m:{tag}"), reuse=reuse) as remote:
-                unpack(remote, out)
+            with pull(parse_reference(f"oci://{proxy.host}/m:{tag}"), reuse=reuse) as remote:
+                unpack_bundle(remote, out)
 
-        moved("push 100 MB", lambda: push(first, parse(f"oci://{proxy.host}/m:1")))
-        moved("push the same again", lambda: push(first, parse(f"oci://{proxy.host}/m:2")))
-        moved("push with another table of 10 kB", lambda: push(changed, parse(f"oci://{proxy.host}/m:3")))
+        moved("push 100 MB", lambda: push(first, parse_reference(f"oci://{proxy.host}/m:1")))
+        moved("push the same again", lambda: push(first, parse_reference(f"oci://{proxy.host}/m:2")))
+        moved("push with another table of 10 kB", lambda: push(changed, parse_reference(f"oci://{proxy.host}/m:3")))
         moved("pull 100 MB into a folder", lambda: pulled("1", folder / "pulled"))
         moved("pull with another table, with --reuse", lambda: pulled("3", folder / "reused", first))
         for name in ("pulled", "reused"):
-            verify(open_bundle(folder / name))
+            verify_bundle(open_bundle(folder / name))
         kills("pull", folder, ["pull", f"oci://{host}/m:1"])
 
 

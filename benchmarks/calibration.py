@@ -172,21 +172,22 @@ def work(job: str, output: Path, calib: Path, model: Path) -> None:
 def edge_job(method: str, output: Path, calib: Path, model: Path) -> tuple[float, int]:
     import msgspec
 
-    from edge import calibrate, profile
-    from edge import model as models
-    from edge.calibration import qdq, table
-    from edge.frames import open_pictures
+    from edge.calibration import workflow
+    from edge.config import profiles
+    from edge.media.picture_sources import open_pictures
+    from edge.model import onnx_model
+    from edge.quantization import calibration_table, qdq
 
-    chosen = profile.load(ROOT / "profiles/host.yaml")
+    chosen = profiles.read_profile(ROOT / "profiles/host.yaml")
     settings = msgspec.structs.replace(chosen.calibration, algorithm=method)
     chosen = msgspec.structs.replace(chosen, calibration=settings, model=str(model))
-    outcome = calibrate.calibrate(chosen, open_pictures(calib), cache=output.parent / output.stem, threads=2)
+    outcome = workflow.calibrate(chosen, open_pictures(calib), cache=output.parent / output.stem, threads=2)
     if outcome is None:
         raise SystemExit("stopped")
     start, peak = time.perf_counter(), peak_kib()
-    content = table.parse(outcome.table.read_bytes())
+    content = calibration_table.parse(outcome.table.read_bytes())
     for path, balance in ((output, True), (output.with_suffix(".nearest.onnx"), False)):
-        made = qdq.insert(models.read(model), content, target="onnxruntime", balance=balance).model
+        made = qdq.insert(onnx_model.read(model), content, target="onnxruntime", balance=balance).model
         path.write_bytes(made.SerializeToString())
     return time.perf_counter() - start, peak
 
@@ -256,12 +257,12 @@ def load(path: Path) -> np.ndarray:
 
 
 def _preprocess() -> Callable[[Path], np.ndarray]:
-    from edge import profile
-    from edge.frames import decode
-    from edge.preprocess import Preprocessor
+    from edge.config import profiles
+    from edge.media.decoding import decode
+    from edge.model.preprocessing import Preprocessor
 
     if not _KEPT:
-        chosen = profile.load(ROOT / "profiles/host.yaml")
+        chosen = profiles.read_profile(ROOT / "profiles/host.yaml")
         _KEPT.append(Preprocessor(chosen.preprocess, chosen.input))
     return lambda path: _KEPT[0](decode(path.read_bytes(), name=path.name))[None]
 

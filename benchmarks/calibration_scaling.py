@@ -23,17 +23,18 @@ from pathlib import Path
 
 import psutil
 
-from edge import calibrate, profile
-from edge.crowd import cluster
-from edge.crowd.processes import Processes
+from edge.calibration import dask_workers, workflow
+from edge.calibration.collection import Executor
+from edge.calibration.worker_processes import Processes
+from edge.config import profiles
 from edge.events import Event, Progress
-from edge.frames import Pictures, open_pictures
-from edge.observe import Crew
+from edge.media.picture_sources import open_pictures
+from edge.media.pictures import Pictures
 
 # How often a run is repeated that others disturbed.
 ATTEMPTS = 10
 ROOT = Path(__file__).resolve().parents[1]
-Hire = Callable[[int], AbstractContextManager[Crew]]
+Hire = Callable[[int], AbstractContextManager[Executor]]
 
 
 def main() -> None:
@@ -72,24 +73,24 @@ def compare(engine: str, crew: Hire, pictures: Pictures, *, rounds: int, others:
 
 
 @contextmanager
-def processes(workers: int) -> Iterator[Crew]:
+def processes(workers: int) -> Iterator[Executor]:
     yield Processes(workers)
 
 
 @contextmanager
-def dask(workers: int) -> Iterator[Crew]:
+def dask(workers: int) -> Iterator[Executor]:
     import distributed
 
     with (
         distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as local,
-        cluster.connect(local.scheduler_address) as crew,
+        dask_workers.connect(local.scheduler_address) as crew,
     ):
         yield crew
 
 
-def rate(crew: Crew, pictures: Pictures, workers: int) -> tuple[float, float, float]:
+def rate(crew: Executor, pictures: Pictures, workers: int) -> tuple[float, float, float]:
     """Pictures per second in the steady state, cores used by other programs, CPU seconds per picture."""
-    chosen = profile.load(ROOT / "profiles/host.yaml")
+    chosen = profiles.read_profile(ROOT / "profiles/host.yaml")
     seen: list[tuple[float, int, float, float]] = []
 
     def listen(event: Event) -> None:
@@ -97,7 +98,7 @@ def rate(crew: Crew, pictures: Pictures, workers: int) -> tuple[float, float, fl
             seen.append((time.perf_counter(), event.done, *cpu_seconds()))
 
     with tempfile.TemporaryDirectory(prefix="edge-benchmark-") as cache:
-        calibrate.calibrate(chosen, pictures, cache=Path(cache), crew=crew, listen=listen)
+        workflow.calibrate(chosen, pictures, cache=Path(cache), crew=crew, listen=listen)
     seconds, done, everybody, own = (end - start for start, end in zip(seen[2 * workers - 1], seen[-1], strict=True))
     return done / seconds, (everybody - own) / seconds, own / done
 

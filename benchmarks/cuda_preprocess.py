@@ -24,15 +24,15 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from edge.backends.cuda import kernels
-from edge.backends.cuda.base import Device
 from edge.backends.cuda.driver import open_device
-from edge.backends.cuda.frames import GpuPreprocessor
+from edge.backends.cuda.gpu_preprocessor import GpuPreprocessor
 from edge.backends.cuda.kernels import Frames, Tile
-from edge.preprocess import Preprocessor
-from edge.profile import Input, Preprocess
+from edge.backends.cuda.protocols import GpuDevice
+from edge.config.profiles import InputConfig, PreprocessConfig
+from edge.model.preprocessing import Preprocessor
 
 HEIGHT, WIDTH, BATCH, SETS, REPEATS = 720, 1280, 32, 8, 30
-TARGET = Input()
+TARGET = InputConfig()
 COPY = """
 struct Job { const float4* from; float4* to; long long count; };
 extern "C" __global__ void edge_copy(const Job job) {
@@ -67,7 +67,7 @@ def main() -> None:
     device.close()
 
 
-def copy_rate(device: Device) -> float:
+def copy_rate(device: GpuDevice) -> float:
     """GB/s of a plain copy of 1 GiB, bytes read and bytes written counted; the best of a few grids."""
     size = 1 << 30
     source, target = device.memory(size), device.memory(size)
@@ -82,29 +82,29 @@ def copy_rate(device: Device) -> float:
     return best
 
 
-def batches(device: Device, ceiling: float) -> None:
+def batches(device: GpuDevice, ceiling: float) -> None:
     """A batch of camera frames, for each interpolation and both output types."""
     print(f"\n{BATCH} frames {WIDTH}×{HEIGHT} -> {TARGET.width}, whole frames in device memory")
     print(f"{'kernel':<24}{'MB':>8}{'µs':>9}{'GB/s':>8}{'of copy':>9}{'frames/s':>12}")
     for interpolation in ("bilinear", "bicubic", "nearest"):
         for half in (False, True):
-            row(device, ceiling, Preprocess(interpolation=interpolation), half=half)  # type: ignore[arg-type]
-    row(device, ceiling, Preprocess(fit="squash"), half=False, note=" squash")
-    row(device, ceiling, Preprocess(fit="letterbox"), half=False, note=" letterbox")
+            row(device, ceiling, PreprocessConfig(interpolation=interpolation), half=half)  # type: ignore[arg-type]
+    row(device, ceiling, PreprocessConfig(fit="squash"), half=False, note=" squash")
+    row(device, ceiling, PreprocessConfig(fit="letterbox"), half=False, note=" letterbox")
 
 
-def sweep(device: Device, ceiling: float) -> None:
+def sweep(device: GpuDevice, ceiling: float) -> None:
     """The first case with other tiles."""
     print(f"\n{'tile, threads':<24}{'MB':>8}{'µs':>9}{'GB/s':>8}{'of copy':>9}{'frames/s':>12}")
     for tile in TILES:
         note = f"{tile.width}×{tile.height}, {tile.threads}"
-        row(device, ceiling, Preprocess(), half=False, tile=tile, title=note)
+        row(device, ceiling, PreprocessConfig(), half=False, tile=tile, title=note)
 
 
 def row(
-    device: Device,
+    device: GpuDevice,
     ceiling: float,
-    spec: Preprocess,
+    spec: PreprocessConfig,
     *,
     half: bool,
     tile: Tile = kernels.TILE,
@@ -120,7 +120,7 @@ def row(
     print(f"{name:<24}{figures}", flush=True)
 
 
-def batch_ms(device: Device, spec: Preprocess, *, half: bool, tile: Tile) -> float:
+def batch_ms(device: GpuDevice, spec: PreprocessConfig, *, half: bool, tile: Tile) -> float:
     """Milliseconds of one launch, as one of eight that a graph puts on the stream one after the other."""
     module = device.kernels(kernels.source(), options=tile.options)
     plan = kernels.plan(HEIGHT, WIDTH, spec, TARGET, tile=tile)
@@ -150,7 +150,7 @@ def batch_ms(device: Device, spec: Preprocess, *, half: bool, tile: Tile) -> flo
     return took
 
 
-def launches_ms(device: Device, launch: Callable[[], None], repeats: int) -> float:
+def launches_ms(device: GpuDevice, launch: Callable[[], None], repeats: int) -> float:
     """Median milliseconds of a launch on the device, over five rounds, warmed up."""
     start, end = device.event(), device.event()
     rounds = []
@@ -165,14 +165,14 @@ def launches_ms(device: Device, launch: Callable[[], None], repeats: int) -> flo
     return statistics.median(rounds)
 
 
-def one_frame(device: Device) -> None:
+def one_frame(device: GpuDevice) -> None:
     """One frame from host memory to the network's input, waited for; beside OpenCV on the CPU."""
     import cv2
 
     print(f"\none frame {WIDTH}×{HEIGHT} -> {TARGET.width}, bilinear, from host memory to the finished input")
     rng = np.random.default_rng(1)
     frames = [rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8) for _ in range(8)]
-    spec = Preprocess()
+    spec = PreprocessConfig()
     on_cpu = Preprocessor(spec, TARGET)
     out = np.empty((3, TARGET.height, TARGET.width), np.float32)
     threads = cv2.getNumThreads()

@@ -21,13 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import msgspec
 
-from edge import backends, build, identity
-from edge import profile as profiles
-from edge.backends import inspection
-from edge.backends.base import BuildRequest
-from edge.backends.ort import OrtSession
-from edge.calibration import qdq
-from edge.engines import card, catalog, page
+from edge.backends import registry
+from edge.backends.interface import BuildRequest
+from edge.backends.onnxruntime import OrtSession
+from edge.calibration import cache_keys
+from edge.config import profiles
+from edge.engines import building, engine_page, engine_report, inventory
+from edge.model import inspection
+from edge.quantization import qdq
 
 ROOT = Path(__file__).resolve().parents[1]
 REPEATS = 5
@@ -45,9 +46,9 @@ def median_ms(work: Callable[..., Any], *arguments: object) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=ROOT / "models/efficientnet_lite0.onnx")
-    chosen = profiles.load(ROOT / "profiles/host.yaml")
+    chosen = profiles.read_profile(ROOT / "profiles/host.yaml")
     chosen = msgspec.structs.replace(chosen, model=str(parser.parse_args().model.resolve()))
-    backend = backends.get("onnxruntime")
+    backend = registry.get("onnxruntime")
     cache = ROOT / "calib_cache"
     print(f"model {Path(chosen.model).name}, median of {REPEATS}\n")
     columns = ("", "build", "bare build", "layers file", "card", "page", "nodes found")
@@ -55,33 +56,33 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         engines = Path(name)
         for precision in ("fp32", "int8"):
-            table = identity.read_table(identity.find_table(chosen, cache)) if precision == "int8" else None
+            table = cache_keys.read_table(cache_keys.find_table(chosen, cache)) if precision == "int8" else None
             request = BuildRequest(profile=chosen, model=Path(chosen.model), precision=precision, table=table)
             looked = backend.build(request).inspection
             assert looked is not None
             made = {name for layer in looked.layers for name in layer.nodes}
             found = sum(node.name in made for node in looked.nodes)
-            outcome = build.build(chosen, backend, cache=cache, engines=engines, precision=precision)
-            shown = card.load(outcome.manifest)
+            outcome = building.build(chosen, backend, cache=cache, engines=engines, precision=precision)
+            shown = engine_report.load(outcome.manifest)
             print(
                 f"{precision:<6}{median_ms(backend.build, request):>9.0f} ms"
                 f"{median_ms(bare, request):>11.0f} ms"
-                f"{len(inspection.encode(looked)) / 1024:>10.0f} KiB"
-                f"{median_ms(card.load, outcome.manifest):>7.0f} ms"
-                f"{median_ms(page.render, shown):>9.0f} ms"
+                f"{len(inspection.encode_inspection(looked)) / 1024:>10.0f} KiB"
+                f"{median_ms(engine_report.load, outcome.manifest):>7.0f} ms"
+                f"{median_ms(engine_page.render, shown):>9.0f} ms"
                 f"{found:>9} of {len(looked.nodes)}"
             )
-        look = catalog.Look(resolve=lambda _name: chosen, backend=backends.get, cache=cache)
-        print(f"\nlist of two engines: {median_ms(catalog.scan, engines, look):.0f} ms with digests, ", end="")
+        look = inventory.InventoryScan(resolve=lambda _name: chosen, backend=registry.get, cache=cache)
+        print(f"\nlist of two engines: {median_ms(inventory.scan, engines, look):.0f} ms with digests, ", end="")
         fast = msgspec.structs.replace(look, verify=False)
-        print(f"{median_ms(catalog.scan, engines, fast):.0f} ms without")
+        print(f"{median_ms(inventory.scan, engines, fast):.0f} ms without")
 
 
 def bare(request: BuildRequest) -> None:
     """What a build has to do at least: the Q/DQ form, and one session that shows that the engine opens."""
-    from edge import model as models
+    from edge.model import onnx_model
 
-    proto = models.read(request.model)
+    proto = onnx_model.read(request.model)
     if request.table is not None:
         proto = qdq.insert(proto, request.table, target="onnxruntime").model
     OrtSession(proto.SerializeToString(), precision=request.precision, threads=1).close()

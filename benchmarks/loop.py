@@ -28,16 +28,21 @@ from typing import Any
 
 import numpy as np
 
-from edge import build, labels, loop, profile
-from edge.backends import get
+from edge.artifacts.run_record import RunRecord, Subject
 from edge.backends.fake import Fake, FakeSession
-from edge.cli import lanes
-from edge.frames import Pictures, decode, open_pictures
-from edge.frames.stream import Frame, Opened, PictureStream
-from edge.preprocess import Preprocessor
-from edge.record import RunRecord, Subject
-from edge.telemetry import NoSource
+from edge.backends.registry import get
+from edge.cli import concurrency
+from edge.config import profiles
+from edge.engines import building
+from edge.media import labels
+from edge.media.decoding import decode
+from edge.media.picture_sources import open_pictures
+from edge.media.pictures import Pictures
+from edge.media.streams import Frame, OpenedSource, PictureStream
+from edge.model.preprocessing import Preprocessor
+from edge.runtime import pipeline, run_loop
 from edge.telemetry.meter import Telemetry
+from edge.telemetry.source import NoSource
 
 ROOT = Path(__file__).resolve().parents[1]
 UNMEASURED = Telemetry(sampler=None, no_power=NoSource(()))
@@ -73,7 +78,7 @@ class Memory:
     """``count`` frames that are in memory already."""
 
     def __init__(self, count: int, size: tuple[int, int] = (224, 224)) -> None:
-        self.opened = Opened(kind="memory", opened_as="memory", live=False, height=size[0], width=size[1])
+        self.opened = OpenedSource(kind="memory", opened_as="memory", live=False, height=size[0], width=size[1])
         self.dropped = None
         self.notes: list[str] = []
         self._left = iter(range(count))
@@ -106,7 +111,7 @@ def exactly(seconds: float) -> None:
 
 def engine(rounds: int, *, count: int = 3000) -> None:
     """The loop around an engine of 1 ms, against the engine called in a row."""
-    spec = profile.load(ROOT / "profiles/host.yaml")
+    spec = profiles.read_profile(ROOT / "profiles/host.yaml")
     rates, adds, works, bare = [], [], [], []
     for _ in range(rounds):
         session = FakeSession(Fake(infer_ms=1.0, classes=1000), wait=exactly)
@@ -115,9 +120,9 @@ def engine(rounds: int, *, count: int = 3000) -> None:
         for _ in range(500):
             session.infer(batch)
         bare.append(500 / (time.perf_counter() - start))
-        record = loop.run(
+        record = run_loop.run(
             Memory(count), sessions=[session], preprocessor=Preprocessor(spec.preprocess, spec.input), names=NAMES,
-            subject=SUBJECT, settings=loop.Settings(width=loop.Width(prepare=1)), telemetry=UNMEASURED,
+            subject=SUBJECT, settings=run_loop.RunSettings(width=pipeline.Width(prepare=1)), telemetry=UNMEASURED,
         )  # fmt: skip
         latency = record.latency
         rates.append(record.rate_per_s or 0.0)
@@ -144,9 +149,9 @@ class Host:
     """The INT8 engine of the profile ``host`` and pictures of ImageNet."""
 
     def __init__(self, images: Path, folder: Path) -> None:
-        self.profile = profile.load(ROOT / "profiles/host.yaml")
+        self.profile = profiles.read_profile(ROOT / "profiles/host.yaml")
         self.backend = get("onnxruntime")
-        build.build(self.profile, self.backend, cache=ROOT / "calib_cache", engines=folder, precision="int8")
+        building.build(self.profile, self.backend, cache=ROOT / "calib_cache", engines=folder, precision="int8")
         self.engine = next(folder.rglob("*.onnx"))
         self.pictures: Pictures = open_pictures(images).take(300)
         self.preprocessor = Preprocessor(self.profile.preprocess, self.profile.input)
@@ -185,9 +190,9 @@ class Host:
                 began = began or time.process_time()
                 return super().next()
 
-        record = loop.run(
+        record = run_loop.run(
             Timed(self.pictures), sessions=sessions, preprocessor=self.preprocessor, names=self.names,
-            subject=SUBJECT, settings=loop.Settings(warmup=3, width=loop.Width(prepare=prepare)),
+            subject=SUBJECT, settings=run_loop.RunSettings(warmup=3, width=pipeline.Width(prepare=prepare)),
             **{"telemetry": UNMEASURED, **more},
         )  # fmt: skip
         return record, (time.process_time() - began) / record.pictures
@@ -195,7 +200,7 @@ class Host:
     def throughput(self, rounds: int) -> None:
         """The default of the loop against the sequential loop at its best, in turns."""
         cores = len(os.sched_getaffinity(0))
-        best = lanes.choose(self.profile, live=False, workers=None, threads=None, batch=1)
+        best = concurrency.choose(self.profile, live=False, workers=None, threads=None, batch=1)
         plain: dict[int, list[float]] = {threads: [] for threads in sorted({1, cores})}
         settings = {
             "the default": (best.workers, best.threads or 1, best.width.prepare),
@@ -242,11 +247,11 @@ def watchers(*, is_watched: bool, total: int) -> Iterator[dict[str, Any]]:
         return
     from rich.console import Console
 
-    from edge.pulse import Pulse
-    from edge.telemetry.base import Reading
+    from edge.runtime.run_monitor import RunMonitor
     from edge.telemetry.sampler import Sampler
-    from edge.ui import Terminal
-    from edge.ui.live import LiveView
+    from edge.telemetry.source import Reading
+    from edge.ui.terminal.live_view import LiveView
+    from edge.ui.terminal.terminal import Terminal
 
     class Source:
         name, scope = "files", "module_input"
@@ -262,10 +267,10 @@ def watchers(*, is_watched: bool, total: int) -> Iterator[dict[str, Any]]:
     with Path(os.devnull).open("w") as sink, Sampler(Source()) as sampler:  # type: ignore[arg-type]
         terminal = Terminal()
         terminal.err = Console(file=sink, force_terminal=True, width=100, height=40)
-        pulse = Pulse(total=total, reading=lambda: sampler.latest)
+        pulse = RunMonitor(total=total, reading=lambda: sampler.latest)
         view = LiveView(terminal, pulse, headline="benchmark", power="files")
 
-        def hear(heard: loop.Heard) -> None:
+        def hear(heard: run_loop.Heard) -> None:
             pulse.hear(heard)
             view.hear(heard)
 
@@ -278,7 +283,7 @@ def watchers(*, is_watched: bool, total: int) -> Iterator[dict[str, Any]]:
 
 def memory(*, first: int = 20_000, count: int = 200_000) -> None:
     """Resident memory after the first frames and after all of them, of one run."""
-    small = profile.Input(height=32, width=32)
+    small = profiles.InputConfig(height=32, width=32)
     marks: list[float] = []
 
     class Marked(Memory):
@@ -289,10 +294,10 @@ def memory(*, first: int = 20_000, count: int = 200_000) -> None:
                 marks.append(resident_mib())
             return frame
 
-    record = loop.run(
+    record = run_loop.run(
         Marked(first + count, (48, 48)), sessions=[FakeSession(Fake(classes=1000))],
-        preprocessor=Preprocessor(profile.Preprocess(resize=36), small), names=NAMES, subject=SUBJECT,
-        settings=loop.Settings(warmup=1), telemetry=UNMEASURED,
+        preprocessor=Preprocessor(profiles.PreprocessConfig(resize=36), small), names=NAMES, subject=SUBJECT,
+        settings=run_loop.RunSettings(warmup=1), telemetry=UNMEASURED,
     )  # fmt: skip
     say("frames", f"{record.pictures}, {record.rate_per_s:.0f} per second")
     say(f"memory growth over {count} frames", f"{marks[1] - marks[0]:+.2f} MiB (target: under 2)")

@@ -69,11 +69,12 @@ def parity(images: Path) -> None:
     import numpy as np
     from PIL import Image
 
-    from edge import profile
-    from edge.frames import decode, open_pictures
-    from edge.preprocess import Preprocessor, region
+    from edge.config import profiles
+    from edge.media.decoding import decode
+    from edge.media.picture_sources import open_pictures
+    from edge.model.preprocessing import Preprocessor, region
 
-    chosen = profile.load(ROOT / "profiles/host.yaml")
+    chosen = profiles.read_profile(ROOT / "profiles/host.yaml")
     preprocessor = Preprocessor(chosen.preprocess, chosen.input)
     differences = []
     for picture in open_pictures(images):

@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/trt_runner")
 from engine_double import addresses, tensorrt, write_engine
 from host_device import HostDevice
 
-from edge.backends.cuda.base import Device
 from edge.backends.cuda.driver import open_device
-from edge.backends.trt import caps as capabilities
-from edge.backends.trt.runner import TrtSession
+from edge.backends.cuda.protocols import GpuDevice
+from edge.backends.tensorrt import caps
+from edge.backends.tensorrt.runner import TrtSession
 from edge.errors import EdgeError
 
 SIDE, CLASSES, RUNS, WARMUP = 224, 1000, 2000, 200
@@ -78,7 +78,7 @@ def overheads_us(*, on_gpu: bool, graphs: bool) -> list[float]:
     return times[WARMUP:]
 
 
-def opened(device: Device, *, graphs: bool) -> TrtSession:
+def opened(device: GpuDevice, *, graphs: bool) -> TrtSession:
     """A session with an engine for one picture."""
     with tempfile.TemporaryDirectory(prefix="edge-benchmark-") as folder:
         path = write_engine(
@@ -86,10 +86,10 @@ def opened(device: Device, *, graphs: bool) -> TrtSession:
             inputs={"images": ["FLOAT", [1, 3, SIDE, SIDE]]},
             outputs={"logits": ["FLOAT", [1, CLASSES]]},
         )
-        return TrtSession(path, capabilities.load(), precision="fp32", device=device, graphs=graphs)
+        return TrtSession(path, caps.load(), precision="fp32", device=device, graphs=graphs)
 
 
-def trivial(device: Device) -> Callable[..., None]:
+def trivial(device: GpuDevice) -> Callable[..., None]:
     """What stands in TensorRT's place: the kernel above, on the session's stream."""
     with device.active():
         module = device.kernels(KERNEL)

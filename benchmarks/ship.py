@@ -32,9 +32,9 @@ import interrupts  # noqa: E402
 import loopback  # noqa: E402
 from devices import QUICK, current, tar_of  # noqa: E402
 
-from edge.bundle import Bundle, open_bundle  # noqa: E402
-from edge.ship import ship  # noqa: E402
-from edge.transport.target import Place  # noqa: E402
+from edge.deploy.bundle.reader import Bundle, open_bundle  # noqa: E402
+from edge.deploy.push import ship  # noqa: E402
+from edge.deploy.transport.address import DeviceAddress  # noqa: E402
 
 EDGE = [sys.executable, "-m", "edge"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
@@ -153,7 +153,8 @@ def hosts(folder: Path, count: int) -> None:
             found, seconds = fleet(folder, "-F", "all.config", "--parallel", "8")
             say(f"{count} devices over ssh, 8 at a time, {attempt} ship", f"{found} in {seconds:.1f} s")
         whole = sum(
-            current(Place(name="d", folder=folder / f"device{index}")) == bundle.digest for index in range(count)
+            current(DeviceAddress(name="d", folder=folder / f"device{index}")) == bundle.digest
+            for index in range(count)
         )
         say("devices that hold the whole bundle", f"{whole} of {count}")
     finally:
@@ -168,7 +169,7 @@ def simulated(folder: Path, count: int) -> None:
     for attempt in ("first", "second"):
         found, seconds = fleet(folder, "--parallel", "16")
         say(f"{count} folders, 16 at a time, {attempt} ship", f"{found} in {seconds:.1f} s")
-    whole = sum(current(Place(name="d", folder=folder / f"devices/{i}")) == bundle.digest for i in range(count))
+    whole = sum(current(DeviceAddress(name="d", folder=folder / f"devices/{i}")) == bundle.digest for i in range(count))
     say("folders that hold the whole bundle", f"{whole} of {count}")
 
 
@@ -184,10 +185,10 @@ def fleet(folder: Path, *options: str) -> tuple[dict[str, int], float]:
 
 
 @contextmanager
-def device(folder: Path) -> Iterator[tuple[Place, loopback.Wire, Path]]:
+def device(folder: Path) -> Iterator[tuple[DeviceAddress, loopback.Wire, Path]]:
     with loopback.Server(folder / "server") as server, loopback.wire(server.port) as line:
         config = server.client_config("dev", line.port)
-        yield Place(name="dev", host="dev", path=str(folder / "device"), ssh_config=config), line, config
+        yield DeviceAddress(name="dev", host="dev", path=str(folder / "device"), ssh_config=config), line, config
 
 
 def make(path: Path, files: dict[str, bytes]) -> Bundle:

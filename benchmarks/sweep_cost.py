@@ -20,12 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from edge import calibrate, profile
-from edge import model as models
-from edge.backends.ort import OrtSession
-from edge.calibration import qdq, table
-from edge.flows import sweep
-from edge.frames import open_pictures
+from edge.backends.onnxruntime import OrtSession
+from edge.calibration import workflow
+from edge.config import profiles
+from edge.media.picture_sources import open_pictures
+from edge.model import onnx_model
+from edge.quantization import calibration_table, qdq
+from edge.tuning import sweep_run, sweep_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="keep the sweep's record here (edge sweep --from shows it)")
     options = parser.parse_args()
-    chosen = profile.load(ROOT / "profiles/host.yaml")
+    chosen = profiles.read_profile(ROOT / "profiles/host.yaml")
     pictures, labelled = (
         open_pictures(options.images),
         list(open_pictures(options.eval, labels=options.eval / "labels.csv")),
@@ -46,16 +47,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="edge-benchmark-") as name:
         cache = Path(name)
         start = time.perf_counter()
-        outcome = calibrate.calibrate(chosen, pictures, cache=cache)
+        outcome = workflow.calibrate(chosen, pictures, cache=cache)
         if outcome is None:
             raise SystemExit("stopped")
         one = time.perf_counter() - start
         pass_s = int8_pass_s(chosen, outcome.table, len(labelled))
-        settings = sweep.Settings(
-            candidates=sweep.candidates([]), sizes=sweep.sizes([], len(pictures)), seeds=options.seeds
+        settings = sweep_settings.SweepSettings(
+            candidates=sweep_settings.candidates([]), sizes=sweep_settings.sizes([], len(pictures)), seeds=options.seeds
         )
         start = time.perf_counter()
-        record = sweep.sweep(
+        record = sweep_run.sweep(
             chosen, pictures, labelled, settings, cache=cache / "sweep", output=options.output, force=True
         )
         whole = time.perf_counter() - start
@@ -74,10 +75,10 @@ def main() -> None:
     )
 
 
-def int8_pass_s(chosen: profile.Profile, where: Path, pictures: int) -> float:
+def int8_pass_s(chosen: profiles.Profile, where: Path, pictures: int) -> float:
     """Seconds of one INT8 pass over as many pictures, with every core on pictures of its own: the best of three."""
-    proto = models.read(Path(chosen.model))
-    network = qdq.insert(proto, table.parse(where.read_bytes()), target="onnxruntime").model
+    proto = onnx_model.read(Path(chosen.model))
+    network = qdq.insert(proto, calibration_table.parse(where.read_bytes()), target="onnxruntime").model
     session = OrtSession(network.SerializeToString(), precision="int8", threads=1)
     size = (1, 3, chosen.input.height, chosen.input.width)
     batch = np.random.default_rng(0).standard_normal(size).astype(np.float32)

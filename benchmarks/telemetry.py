@@ -22,11 +22,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from edge.stats import Sketch, percentile
-from edge.telemetry.base import Unavailable
+from edge.stats import QuantileSketch, percentile
 from edge.telemetry.energy import Trace, Window
 from edge.telemetry.hwmon import Hwmon
 from edge.telemetry.sampler import Sampler
+from edge.telemetry.source import Unavailable
 from edge.telemetry.tegrastats import Tegrastats
 
 SECONDS = 20.0
@@ -133,7 +133,7 @@ def quantiles() -> None:
     chance = random.Random(0)
     values = [chance.lognormvariate(2, 0.7) for _ in range(100_000)]
     tracemalloc.start()
-    sketch, trace = Sketch(), Trace()
+    sketch, trace = QuantileSketch(), Trace()
     for i in range(1_000_000):
         sketch.add(values[i % len(values)])
     before = tracemalloc.get_traced_memory()[0]

@@ -15,10 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from edge.telemetry.base import Unavailable
 from edge.telemetry.energy import Window
 from edge.telemetry.nvml import Nvml
 from edge.telemetry.sampler import Sampler
+from edge.telemetry.source import Unavailable
 
 SECONDS = 20.0
 

@@ -35,9 +35,9 @@ sys.path.insert(0, str(ROOT / "tests/report"))
 
 from run_records import made  # noqa: E402 - found by the line above
 
-from edge.pulse import Pulse  # noqa: E402
-from edge.web.metrics import Metrics  # noqa: E402
-from edge.web.view import View  # noqa: E402
+from edge.runtime.run_monitor import RunMonitor  # noqa: E402
+from edge.ui.web.metrics import Metrics  # noqa: E402
+from edge.ui.web.view import RunView  # noqa: E402
 
 STRETCH_S = 1.5
 
@@ -65,8 +65,8 @@ def main() -> None:
 def nobody(n: int = 20_000) -> None:
     """Microseconds per frame of the listeners, with nobody there."""
     record = made(100)
-    pulse = Pulse()
-    view, metrics = View(pulse, record.subject, headline="", power=""), Metrics(pulse, record.subject)
+    pulse = RunMonitor()
+    view, metrics = RunView(pulse, record.subject, headline="", power=""), Metrics(pulse, record.subject)
     pixels = np.zeros((480, 640, 3), np.uint8)
     for name, calls in (
         ("pulse", [pulse.hear]), ("--web", [view.hear, lambda result: view.show(pixels, result)]),

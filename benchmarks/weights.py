@@ -3,7 +3,7 @@
     python benchmarks/weights.py [--model FILE] [--images DIR,DIR]
 
 Weights of every layer go to their per-channel symmetric INT8 levels: to the nearest one, as onnxruntime's and NVIDIA's
-quantizers do it, or so that the sum of each filter stays (:mod:`edge.calibration.weights`). Prints the SQNR of the
+quantizers do it, or so that the sum of each filter stays (:mod:`edge.quantization.rounding`). Prints the SQNR of the
 logits against FP32 and the agreement of top-1, for each folder of pictures.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from edge.calibration import qdq, weights
+from edge.quantization import qdq, rounding
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,11 +49,11 @@ def rounded(model: onnx.ModelProto, *, balance: bool) -> onnx.ModelProto:
     constant = {item.name: item for item in copy.graph.initializer}
     nodes = [node for node in copy.graph.node if node.op_type in qdq.WEIGHTED and node.input[1] in constant]
     if balance:
-        weights.balance(copy, nodes)
+        rounding.balance(copy, nodes)
         return copy
     for node in nodes:
         item = constant[node.input[1]]
-        axis = weights.channel_axis(node)
+        axis = rounding.channel_axis(node)
         if axis is None:
             continue
         rows = np.moveaxis(numpy_helper.to_array(item), axis, 0)

@@ -66,7 +66,7 @@ class ProfileError(EdgeError):
     exit_code = 3
 
 
-class GuestError(EdgeError):
+class MissingDependencyError(EdgeError):
     """A guest library is missing, too old or broken."""
 
     exit_code = 4
@@ -137,10 +137,12 @@ def require(name: str) -> ModuleType:
     except ModuleNotFoundError as exc:
         missing = exc.name or name
         what = f"{name} is not installed" if missing == name else f"{name} needs {missing}, which is not installed"
-        raise GuestError(what, hint=GUESTS.get(missing, GUESTS.get(name, f"pip install {missing}"))) from exc
+        raise MissingDependencyError(
+            what, hint=GUESTS.get(missing, GUESTS.get(name, f"pip install {missing}"))
+        ) from exc
     except (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError) as exc:
         # A guest built for another NumPy, protobuf or CUDA fails in its own way: keep its words.
-        raise GuestError(
+        raise MissingDependencyError(
             f"{name} is installed but does not import: {exc}",
             hint=f"edge doctor; or reinstall it: {GUESTS.get(name, f'pip install --force-reinstall {name}')}",
         ) from exc
@@ -172,10 +174,10 @@ def _signals_wait() -> Iterator[None]:
             signal.raise_signal(which)
 
 
-def absent_guest(exc: ModuleNotFoundError) -> GuestError | None:
+def missing_dependency(exc: ModuleNotFoundError) -> MissingDependencyError | None:
     """The error for a guest that an import statement did not find; None when it is no guest, so a bug."""
     name = (exc.name or "").partition(".")[0]
-    return GuestError(f"{name} is not installed", hint=GUESTS[name]) if name in GUESTS else None
+    return MissingDependencyError(f"{name} is not installed", hint=GUESTS[name]) if name in GUESTS else None
 
 
 def os_error(exc: OSError, path: str | os.PathLike[str]) -> StoreError:

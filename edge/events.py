@@ -1,4 +1,4 @@
-"""What the verbs say while they work. A verb takes ``listen`` and calls it with these; only :mod:`edge.ui` draws."""
+"""Progress events: a long operation takes ``listen`` and calls it with these; only :mod:`edge.ui.terminal` draws."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ Event = Progress | Note
 Listener = Callable[[Event], None]
 
 
-def silence(_event: Event) -> None:
+def ignore_events(_event: Event) -> None:
     """Listener that hears nothing: the default of every verb."""

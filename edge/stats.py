@@ -1,11 +1,33 @@
-"""Percentiles, spread and intervals, as pure functions on plain numbers."""
+"""How far the answers of two networks are apart."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def sqnr_db(own: NDArray[np.float32], reference: NDArray[np.float32]) -> float | None:
+    """Signal to quantization noise of the logits, 10·log10(Σ reference² / Σ (own - reference)²); None when equal."""
+    import numpy as np
+
+    signal = float(np.square(reference, dtype=np.float64).sum())
+    noise = float(np.square(own.astype(np.float64) - reference).sum())
+    return 10.0 * math.log10(signal / noise) if noise > 0 and signal > 0 else None
+
+
+def top(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Indexes of the ``count`` largest of every row, n×count, largest first; ties go to the lower index."""
+    import numpy as np
+
+    return np.argsort(-logits, axis=1, kind="stable")[:, :count]
+
 
 # Two-sided 95 % quantile of the standard normal distribution.
 _Z95 = 1.959963984540054
@@ -100,7 +122,7 @@ _FINEST_MS, _COARSEST_MS = 1e-6, 1e10
 _FIRST, _LAST = (math.ceil(math.log(edge_ms) / _LOG_GROWTH) for edge_ms in (_FINEST_MS, _COARSEST_MS))
 
 
-class Sketch:
+class QuantileSketch:
     """Quantiles of any number of durations in bounded memory, each within 1 % of the exact nearest-rank value.
 
     The logarithmic bins of DDSketch (Masson, Rim and Lee, VLDB 2019) over a range that is wide enough for durations, so
@@ -140,7 +162,7 @@ class Sketch:
         index = min(index, _LAST)
         self._bins[index] = self._bins.get(index, 0) + 1
 
-    def merge(self, other: Sketch) -> None:
+    def merge(self, other: QuantileSketch) -> None:
         """Count everything that ``other`` has counted, as if it had been added here."""
         if not other.n:
             return

@@ -12,11 +12,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edge import model as models
-from edge.backends import blocked
-from edge.backends.ort import OrtSession
-from edge.calibration import network
+from edge.backends.onnxruntime import OrtSession
+from edge.calibration import blocked, watch_plan
 from edge.errors import ModelError
+from edge.model import onnx_model
 
 Node = Any
 
@@ -53,7 +52,7 @@ def chain(*layers: tuple[str, int] | str, size: int = 12) -> bytes:
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)], weights,
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    return network.with_outputs(model, names)
+    return watch_plan.with_outputs(model, names)
 
 
 def batch(size: int = 12, *, pictures: int = 1, seed: int = 0) -> np.ndarray:
@@ -93,9 +92,9 @@ def test_all_values_are_there_to_the_bit(layers: list[Any], pictures: int) -> No
 
 
 def test_the_sample_model_is_in_blocks_where_onnxruntime_has_them(repository: Path) -> None:
-    model = models.read(repository / "models/efficientnet_lite0.onnx")
-    names = models.load(repository / "models/efficientnet_lite0.onnx").activations
-    outputs = network.with_outputs(model, network.plan(model.graph, names).watched)
+    model = onnx_model.read(repository / "models/efficientnet_lite0.onnx")
+    names = onnx_model.load(repository / "models/efficientnet_lite0.onnx").activations
+    outputs = watch_plan.with_outputs(model, watch_plan.plan(model.graph, names).watched)
     session = same_values(outputs, batch(224))
     with tempfile.TemporaryDirectory() as folder:
         OrtSession(outputs, precision="fp32", threads=1, optimized=Path(folder) / "o.onnx")

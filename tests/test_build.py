@@ -13,25 +13,29 @@ import numpy as np
 import onnx
 import pytest
 
-from edge import backends, build, calibrate, identity, profile, store
-from edge.backends.base import BuildRequest, BuiltEngine, Layers
+from edge.artifacts import store
+from edge.backends import registry
 from edge.backends.fake import Fake
-from edge.calibration import table as tables
+from edge.backends.interface import BuildRequest, BuiltEngine, Layers
+from edge.calibration import cache_keys, workflow
+from edge.config import profiles
+from edge.config.profiles import Profile
+from edge.engines import building
 from edge.errors import (
     ArtifactError,
     DeviceError,
     EdgeError,
-    GuestError,
+    MissingDependencyError,
     ModelError,
     ProfileError,
     QualityError,
     StoreError,
 )
-from edge.events import Event, Listener, Note, silence
-from edge.frames import open_pictures
-from edge.profile import Profile
+from edge.events import Event, Listener, Note, ignore_events
+from edge.media.picture_sources import open_pictures
+from edge.quantization import calibration_table
 
-ORT = backends.get("onnxruntime")
+ORT = registry.get("onnxruntime")
 
 
 class Watched(Fake):
@@ -47,7 +51,7 @@ class Watched(Fake):
     def identity(self) -> Mapping[str, store.Scalar]:
         return {**super().identity(), "version": self.version}
 
-    def build(self, request: BuildRequest, *, listen: Listener = silence) -> BuiltEngine:
+    def build(self, request: BuildRequest, *, listen: Listener = ignore_events) -> BuiltEngine:
         self.requests.append(request)
         if self._error is not None:
             raise self._error
@@ -58,23 +62,25 @@ class Watched(Fake):
 
 @pytest.fixture
 def tiny(tiny_profile: Callable[..., Path], tmp_path: Path) -> Profile:
-    return profile.load(tiny_profile(tmp_path))
+    return profiles.read_profile(tiny_profile(tmp_path))
 
 
 @pytest.fixture
 def calibrated(tiny: Profile, tmp_path: Path, pictures: Callable[..., list[Path]]) -> Path:
     pictures(tmp_path / "p", 4)
-    outcome = calibrate.calibrate(tiny, open_pictures(tmp_path / "p"), cache=tmp_path / "cache", threads=1)
+    outcome = workflow.calibrate(tiny, open_pictures(tmp_path / "p"), cache=tmp_path / "cache", threads=1)
     assert outcome is not None
     return outcome.table
 
 
 @pytest.fixture
-def run(tmp_path: Path, tiny: Profile, calibrated: Path) -> Callable[..., build.Outcome]:
+def run(tmp_path: Path, tiny: Profile, calibrated: Path) -> Callable[..., building.BuildOutcome]:
     """Build the tiny profile, or a changed one, with the table that is there."""
 
-    def call(chosen: Profile = tiny, backend: Any = ORT, *, engines: str = "engines", **options: Any) -> build.Outcome:
-        return build.build(chosen, backend, cache=tmp_path / "cache", engines=tmp_path / engines, **options)
+    def call(
+        chosen: Profile = tiny, backend: Any = ORT, *, engines: str = "engines", **options: Any
+    ) -> building.BuildOutcome:
+        return building.build(chosen, backend, cache=tmp_path / "cache", engines=tmp_path / engines, **options)
 
     return call
 
@@ -92,7 +98,7 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
-def test_int8_is_built_from_the_table_and_says_so(run: Callable[..., build.Outcome], calibrated: Path) -> None:
+def test_int8_is_built_from_the_table_and_says_so(run: Callable[..., building.BuildOutcome], calibrated: Path) -> None:
     outcome = run()
     assert (outcome.work, outcome.precision, outcome.table) == ("built", "int8", calibrated)
     assert outcome.why == ["there is no engine yet"]
@@ -105,11 +111,11 @@ def test_int8_is_built_from_the_table_and_says_so(run: Callable[..., build.Outco
 
 
 def test_the_manifest_says_what_the_engine_was_made_of(
-    run: Callable[..., build.Outcome], tiny: Profile, calibrated: Path, tmp_path: Path
+    run: Callable[..., building.BuildOutcome], tiny: Profile, calibrated: Path, tmp_path: Path
 ) -> None:
     outcome = run()
     assert outcome.engine is not None
-    manifest = store.load(outcome.manifest, kind=identity.ENGINE)
+    manifest = store.load(outcome.manifest, kind=cache_keys.ENGINE)
     assert manifest.files[outcome.engine.name].sha256 == hashlib.sha256(outcome.engine.read_bytes()).hexdigest()
     assert manifest.key["model"] == store.sha256_file(tmp_path / "model.onnx")
     assert manifest.key["table"] == store.sha256_file(calibrated)
@@ -123,7 +129,7 @@ def test_the_manifest_says_what_the_engine_was_made_of(
 def test_fp32_is_the_model_itself_and_needs_no_table(
     tiny: Profile, tmp_path: Path, pictures: Callable[..., list[Path]]
 ) -> None:
-    outcome = build.build(tiny, ORT, cache=tmp_path / "none", engines=tmp_path / "engines", precision="fp32")
+    outcome = building.build(tiny, ORT, cache=tmp_path / "none", engines=tmp_path / "engines", precision="fp32")
     assert (outcome.precision, outcome.table) == ("fp32", None)
     assert outcome.layers is not None
     assert (outcome.layers.weighted, outcome.layers.weighted_int8) == (4, 0)
@@ -131,7 +137,7 @@ def test_fp32_is_the_model_itself_and_needs_no_table(
     assert onnx.load(outcome.engine) == onnx.load(tmp_path / "model.onnx")
 
 
-def test_a_second_build_does_no_work(run: Callable[..., build.Outcome], tmp_path: Path) -> None:
+def test_a_second_build_does_no_work(run: Callable[..., building.BuildOutcome], tmp_path: Path) -> None:
     backend = Watched()
     first = run(backend=backend)
     before = files(tmp_path / "engines")
@@ -142,13 +148,13 @@ def test_a_second_build_does_no_work(run: Callable[..., build.Outcome], tmp_path
     assert files(tmp_path / "engines") == before
 
 
-def test_both_precisions_are_kept_side_by_side(run: Callable[..., build.Outcome]) -> None:
+def test_both_precisions_are_kept_side_by_side(run: Callable[..., building.BuildOutcome]) -> None:
     assert run().work == "built"
     assert run(precision="fp32").work == "built"
     assert [run().work, run(precision="fp32").work] == ["unchanged", "unchanged"]
 
 
-def test_force_builds_again(run: Callable[..., build.Outcome]) -> None:
+def test_force_builds_again(run: Callable[..., building.BuildOutcome]) -> None:
     backend = Watched()
     run(backend=backend)
     assert run(backend=backend, force=True).why == ["--force"]
@@ -160,13 +166,13 @@ def other_profile(tmp_path: Path, chosen: Profile, pictures: Callable[..., list[
 
 
 def other_batch(tmp_path: Path, chosen: Profile, pictures: Callable[..., list[Path]]) -> Profile:
-    batch = profile.Batch(min=1, opt=2, max=4)
+    batch = profiles.BatchRange(min=1, opt=2, max=4)
     return msgspec.structs.replace(chosen, input=msgspec.structs.replace(chosen.input, batch=batch))
 
 
 def other_table(tmp_path: Path, chosen: Profile, pictures: Callable[..., list[Path]]) -> Profile:
     pictures(tmp_path / "others", 5, seed=4)
-    assert calibrate.calibrate(chosen, open_pictures(tmp_path / "others"), cache=tmp_path / "cache", threads=1)
+    assert workflow.calibrate(chosen, open_pictures(tmp_path / "others"), cache=tmp_path / "cache", threads=1)
     return chosen
 
 
@@ -181,7 +187,7 @@ def other_table(tmp_path: Path, chosen: Profile, pictures: Callable[..., list[Pa
 def test_a_change_builds_again_and_is_named(
     change: Callable[..., Profile],
     fields: list[str],
-    run: Callable[..., build.Outcome],
+    run: Callable[..., building.BuildOutcome],
     tiny: Profile,
     tmp_path: Path,
     pictures: Callable[..., list[Path]],
@@ -195,7 +201,7 @@ def test_a_change_builds_again_and_is_named(
 
 
 def test_another_model_with_its_table_builds_again(
-    run: Callable[..., build.Outcome],
+    run: Callable[..., building.BuildOutcome],
     tiny: Profile,
     tmp_path: Path,
     pictures: Callable[..., list[Path]],
@@ -209,7 +215,7 @@ def test_another_model_with_its_table_builds_again(
     assert [reason.split(":")[0] for reason in outcome.why] == ["model", "table"]
 
 
-def test_another_version_of_the_backend_builds_again(run: Callable[..., build.Outcome]) -> None:
+def test_another_version_of_the_backend_builds_again(run: Callable[..., building.BuildOutcome]) -> None:
     backend = Watched()
     run(backend=backend)
     backend.version = 2
@@ -217,7 +223,7 @@ def test_another_version_of_the_backend_builds_again(run: Callable[..., build.Ou
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".json"])
-def test_a_damaged_engine_is_built_again(suffix: str, run: Callable[..., build.Outcome]) -> None:
+def test_a_damaged_engine_is_built_again(suffix: str, run: Callable[..., building.BuildOutcome]) -> None:
     first = run()
     assert first.engine is not None
     path = first.engine.with_suffix(suffix)
@@ -229,7 +235,7 @@ def test_a_damaged_engine_is_built_again(suffix: str, run: Callable[..., build.O
 
 
 def test_a_dry_run_says_why_and_writes_nothing(
-    run: Callable[..., build.Outcome], tiny: Profile, tmp_path: Path
+    run: Callable[..., building.BuildOutcome], tiny: Profile, tmp_path: Path
 ) -> None:
     backend = Watched()
     before = files(tmp_path)
@@ -252,12 +258,12 @@ def test_a_dry_run_says_why_and_writes_nothing(
 def test_int8_without_a_table(dry_run: bool, tiny: Profile, tmp_path: Path) -> None:
     backend = Watched()
     with pytest.raises(ArtifactError, match="no calibration table for tiny") as caught:
-        build.build(tiny, backend, cache=tmp_path / "none", engines=tmp_path / "engines", dry_run=dry_run)
+        building.build(tiny, backend, cache=tmp_path / "none", engines=tmp_path / "engines", dry_run=dry_run)
     assert caught.value.hint == "edge calibrate --profile tiny --images DIR"
     assert backend.requests == []
 
 
-def test_a_corrupt_table_never_reaches_the_backend(run: Callable[..., build.Outcome], calibrated: Path) -> None:
+def test_a_corrupt_table_never_reaches_the_backend(run: Callable[..., building.BuildOutcome], calibrated: Path) -> None:
     backend = Watched()
     calibrated.write_bytes(calibrated.read_bytes().replace(b"c1: ", b"c1: 0", 1))
     with pytest.raises(ArtifactError) as caught:
@@ -267,18 +273,18 @@ def test_a_corrupt_table_never_reaches_the_backend(run: Callable[..., build.Outc
 
 
 def test_a_table_that_lacks_tensors_never_reaches_the_backend(
-    run: Callable[..., build.Outcome], tiny: Profile, calibrated: Path, tmp_path: Path
+    run: Callable[..., building.BuildOutcome], tiny: Profile, calibrated: Path, tmp_path: Path
 ) -> None:
     """Whole and sealed, and still not a table of this network."""
-    found = identity.find_table(tiny, tmp_path / "cache")
-    content = identity.read_table(found)
+    found = cache_keys.find_table(tiny, tmp_path / "cache")
+    content = cache_keys.read_table(found)
     left = {name: content.range(name) for name in content.bits if name not in {"c2", "sum"}}
     version = content.header.version
     assert version is not None
-    short = tables.write(tables.from_ranges(left, algorithm="entropy2", trt_version=version))
+    short = calibration_table.write(calibration_table.from_ranges(left, algorithm="entropy2", trt_version=version))
     store.save(
-        identity.manifest_path(calibrated),
-        kind=identity.TABLE,
+        cache_keys.manifest_path(calibrated),
+        kind=cache_keys.TABLE,
         files={calibrated.name: short},
         key=found.manifest.key,
         info=found.manifest.info,
@@ -292,7 +298,7 @@ def test_a_table_that_lacks_tensors_never_reaches_the_backend(
 
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "not strict"])
 def test_int8_and_nothing_quantized_is_an_error(
-    strict: bool, run: Callable[..., build.Outcome], tiny: Profile, tmp_path: Path
+    strict: bool, run: Callable[..., building.BuildOutcome], tiny: Profile, tmp_path: Path
 ) -> None:
     with pytest.raises(QualityError, match="INT8 was asked for, and 0 of 4 weighted layers run in it"):
         run(with_build(tiny, strict=strict, min_int8_share=0.0), Watched(quantized=0))
@@ -300,7 +306,7 @@ def test_int8_and_nothing_quantized_is_an_error(
 
 
 def test_too_little_int8_is_an_error_where_the_profile_is_strict(
-    run: Callable[..., build.Outcome], tiny: Profile, tmp_path: Path
+    run: Callable[..., building.BuildOutcome], tiny: Profile, tmp_path: Path
 ) -> None:
     with pytest.raises(QualityError, match=r"2 of 4 .*min_int8_share: 0\.75") as caught:
         run(with_build(tiny, strict=True, min_int8_share=0.75), Watched(quantized=2))
@@ -309,7 +315,9 @@ def test_too_little_int8_is_an_error_where_the_profile_is_strict(
     assert not (tmp_path / "engines").exists()
 
 
-def test_too_little_int8_is_a_loud_warning_where_it_is_not(run: Callable[..., build.Outcome], tiny: Profile) -> None:
+def test_too_little_int8_is_a_loud_warning_where_it_is_not(
+    run: Callable[..., building.BuildOutcome], tiny: Profile
+) -> None:
     heard: list[Event] = []
     lenient = with_build(tiny, strict=False, min_int8_share=0.75)
     outcome = run(lenient, Watched(quantized=2), listen=heard.append)
@@ -317,12 +325,12 @@ def test_too_little_int8_is_a_loud_warning_where_it_is_not(run: Callable[..., bu
     assert [warning for warning in outcome.warnings if "2 of 4 weighted layers" in warning]
     assert [event for event in heard if isinstance(event, Note) and event.level == "warning"]
     # It is kept: whoever finds the engine later sees it as well.
-    assert store.load(outcome.manifest, kind=identity.ENGINE).info["warnings"] == outcome.warnings
+    assert store.load(outcome.manifest, kind=cache_keys.ENGINE).info["warnings"] == outcome.warnings
     assert run(lenient, Watched(quantized=2)).warnings == outcome.warnings
 
 
 @pytest.mark.parametrize("quantized", [3, 4])
-def test_enough_int8_is_enough(quantized: int, run: Callable[..., build.Outcome], tiny: Profile) -> None:
+def test_enough_int8_is_enough(quantized: int, run: Callable[..., building.BuildOutcome], tiny: Profile) -> None:
     outcome = run(with_build(tiny, min_int8_share=0.75), Watched(quantized=quantized))
     assert (outcome.work, outcome.warnings) == ("built", [])
 
@@ -334,11 +342,11 @@ def test_a_layer_whose_input_was_always_zero_stays_in_float_and_counts(
     """With onnxruntime for real: three of four weighted layers in INT8 are not nine of ten."""
     (tmp_path / "grey").mkdir()
     cv2.imwrite(str(tmp_path / "grey" / "a.png"), np.full((40, 40, 3), 127, np.uint8))
-    assert calibrate.calibrate(tiny, open_pictures(tmp_path / "grey"), cache=tmp_path / "cache", threads=1)
+    assert workflow.calibrate(tiny, open_pictures(tmp_path / "grey"), cache=tmp_path / "cache", threads=1)
 
-    def attempt() -> build.Outcome:
+    def attempt() -> building.BuildOutcome:
         chosen = with_build(tiny, strict=strict)
-        return build.build(chosen, ORT, cache=tmp_path / "cache", engines=tmp_path / "engines")
+        return building.build(chosen, ORT, cache=tmp_path / "cache", engines=tmp_path / "engines")
 
     if strict:
         with pytest.raises(QualityError, match="3 of 4 weighted layers"):
@@ -350,18 +358,18 @@ def test_a_layer_whose_input_was_always_zero_stays_in_float_and_counts(
         assert any("input" in warning for warning in outcome.warnings)
 
 
-def test_fp16_on_a_cpu_is_refused(run: Callable[..., build.Outcome]) -> None:
+def test_fp16_on_a_cpu_is_refused(run: Callable[..., building.BuildOutcome]) -> None:
     with pytest.raises(ProfileError, match="fp32 or int8, not fp16"):
         run(precision="fp16")
 
 
 @pytest.mark.parametrize(
     "error",
-    [DeviceError("told to fail"), GuestError("not there"), ModelError("refused")],
+    [DeviceError("told to fail"), MissingDependencyError("not there"), ModelError("refused")],
     ids=["device", "guest", "model"],
 )
 def test_a_build_that_fails_leaves_the_old_engine(
-    error: EdgeError, run: Callable[..., build.Outcome], tiny: Profile, tmp_path: Path
+    error: EdgeError, run: Callable[..., building.BuildOutcome], tiny: Profile, tmp_path: Path
 ) -> None:
     run(backend=Watched())
     before = files(tmp_path / "engines")
@@ -386,7 +394,7 @@ def test_a_model_that_does_not_fit_never_reaches_the_backend(
     tiny_model("model.onnx", **variant)
     backend = Watched()
     with pytest.raises(ModelError, match=words) as caught:
-        build.build(tiny, backend, cache=tmp_path / "c", engines=tmp_path / "engines", precision="fp32")
+        building.build(tiny, backend, cache=tmp_path / "c", engines=tmp_path / "engines", precision="fp32")
     assert caught.value.hint
     assert backend.requests == []
 
@@ -398,10 +406,10 @@ def test_a_fixed_batch_of_1_works_where_the_profile_says_so(
     pictures: Callable[..., list[Path]],
 ) -> None:
     tiny_model("model.onnx", batch=1)
-    chosen = profile.load(tiny_profile(tmp_path, input={"batch": {"min": 1, "opt": 1, "max": 1}}))
+    chosen = profiles.read_profile(tiny_profile(tmp_path, input={"batch": {"min": 1, "opt": 1, "max": 1}}))
     pictures(tmp_path / "p", 3)
-    assert calibrate.calibrate(chosen, open_pictures(tmp_path / "p"), cache=tmp_path / "cache", threads=1)
-    outcome = build.build(chosen, ORT, cache=tmp_path / "cache", engines=tmp_path / "engines")
+    assert workflow.calibrate(chosen, open_pictures(tmp_path / "p"), cache=tmp_path / "cache", threads=1)
+    outcome = building.build(chosen, ORT, cache=tmp_path / "cache", engines=tmp_path / "engines")
     assert outcome.layers is not None
     assert outcome.layers.int8_share == 1.0
     assert outcome.engine is not None
@@ -409,7 +417,7 @@ def test_a_fixed_batch_of_1_works_where_the_profile_says_so(
     assert session.infer(np.zeros((1, 3, 32, 32), np.float32)).logits.shape == (1, 10)
 
 
-def test_an_engine_folder_that_cannot_be_made(run: Callable[..., build.Outcome], tmp_path: Path) -> None:
+def test_an_engine_folder_that_cannot_be_made(run: Callable[..., building.BuildOutcome], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot write") as caught:
         run(engines="file/engines")

@@ -17,12 +17,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge import calibrate, identity, profile, store
-from edge.calibration import table as tables
+from edge.artifacts import store
+from edge.calibration import cache_keys, workflow
+from edge.config import profiles
+from edge.config.profiles import Profile
 from edge.errors import ArtifactError, DataError, ModelError, StoreError
 from edge.events import Event, Note, Progress
-from edge.frames import open_pictures
-from edge.profile import Profile
+from edge.media.picture_sources import open_pictures
+from edge.quantization import calibration_table
 
 TENSORS = ["input", "c1", "r1", "c2", "r2", "c3", "sum", "pool", "gap", "flat", "logits"]
 BROKEN = ("a truncated JPEG", "an empty file", "a text file")
@@ -52,7 +54,7 @@ class Heard(list[Event]):
 
 @pytest.fixture
 def tiny(tiny_profile: Callable[..., Path], tmp_path: Path) -> Profile:
-    return profile.load(tiny_profile(tmp_path))
+    return profiles.read_profile(tiny_profile(tmp_path))
 
 
 @pytest.fixture
@@ -61,7 +63,7 @@ def run(tmp_path: Path, tiny: Profile, pictures: Callable[..., list[Path]]) -> C
     pictures(tmp_path / "p", 6)
 
     def call(chosen: Profile = tiny, source: str | Path = "p", *, cache: str = "cache", **options: Any) -> Any:
-        return calibrate.calibrate(
+        return workflow.calibrate(
             chosen, open_pictures(tmp_path / source), cache=tmp_path / cache, **{"threads": 2, **options}
         )
 
@@ -94,35 +96,35 @@ def test_the_table_is_tensorrts_text_and_holds_every_activation(run: Calibrate, 
 
 def test_the_manifest_names_everything_that_the_table_depends_on(run: Calibrate, tiny: Profile, tmp_path: Path) -> None:
     outcome = run()
-    manifest = store.load(outcome.table.with_suffix(".json"), kind=identity.TABLE)
+    manifest = store.load(outcome.table.with_suffix(".json"), kind=cache_keys.TABLE)
     assert manifest.key["model"] == store.sha256_file(tmp_path / "model.onnx")
     assert manifest.key["images"] == open_pictures(tmp_path / "p").digest()
     assert (manifest.key["algorithm"], manifest.key["batch"]) == ("entropy2", 8)
     assert {"preprocess", "statistics_format"} <= manifest.key.keys()
     assert manifest.info["pictures"] == 6
     assert (outcome.table.parent / manifest.info["statistics"]).is_file()
-    assert identity.find_table(tiny, tmp_path / "cache").sha256 == outcome.sha256
+    assert cache_keys.find_table(tiny, tmp_path / "cache").sha256 == outcome.sha256
 
 
 def test_minmax_is_the_largest_value_of_each_tensor(run: Calibrate, tiny: Profile, tmp_path: Path) -> None:
     """Ranges from the network run outside of edge, through onnxruntime with all tensors as outputs."""
     import onnxruntime as ort
 
-    from edge import model, preprocess
-    from edge.calibration import network
-    from edge.frames import decode
+    from edge.calibration import watch_plan
+    from edge.media.decoding import decode
+    from edge.model import onnx_model, preprocessing
 
     outcome = run(with_calibration(tiny, algorithm="minmax"))
-    session = ort.InferenceSession(network.with_outputs(model.read(tmp_path / "model.onnx"), TENSORS))
+    session = ort.InferenceSession(watch_plan.with_outputs(onnx_model.read(tmp_path / "model.onnx"), TENSORS))
     largest = dict.fromkeys(TENSORS, 0.0)
     for path in sorted((tmp_path / "p").glob("*.jpg")):
-        one = preprocess.Preprocessor(tiny.preprocess, tiny.input)(decode(path.read_bytes(), name=path.name))[None]
+        one = preprocessing.Preprocessor(tiny.preprocess, tiny.input)(decode(path.read_bytes(), name=path.name))[None]
         for name, value in zip(TENSORS, [one, *session.run(None, {"input": one})], strict=True):
             largest[name] = max(largest[name], float(np.abs(value).max()))
     # MaxPool and Flatten keep values: their inputs get the range of their outputs, so that no scale changes in between.
     largest["sum"] = largest["pool"]
     largest["gap"] = largest["flat"]
-    table = tables.parse(outcome.table.read_bytes())
+    table = calibration_table.parse(outcome.table.read_bytes())
     assert {name: table.range(name) for name in TENSORS} == pytest.approx(largest, rel=1e-5)
 
 
@@ -211,12 +213,12 @@ def test_a_model_with_a_fixed_batch_gives_the_same_ranges(
 ) -> None:
     """Six pictures through batches of four: the last batch is padded, and the padding is not counted."""
     tiny_model("fixed/model.onnx", batch=4)
-    fixed = profile.load(tiny_profile(tmp_path / "fixed", input={"batch": {"min": 4, "opt": 4, "max": 4}}))
+    fixed = profiles.read_profile(tiny_profile(tmp_path / "fixed", input={"batch": {"min": 4, "opt": 4, "max": 4}}))
     minmax = [
         run(with_calibration(chosen, algorithm="minmax"), cache=f"cache{index}")
         for index, chosen in enumerate((tiny, fixed))
     ]
-    ours, theirs = (tables.parse(outcome.table.read_bytes()) for outcome in minmax)
+    ours, theirs = (calibration_table.parse(outcome.table.read_bytes()) for outcome in minmax)
     assert {n: ours.range(n) for n in TENSORS} == pytest.approx({n: theirs.range(n) for n in TENSORS}, rel=1e-6)
     assert [outcome.pictures for outcome in minmax] == [6, 6]
 
@@ -239,7 +241,7 @@ def test_tensors_that_are_always_zero_are_named(run: Calibrate, tiny: Profile, t
     cv2.imwrite(str(tmp_path / "grey" / "a.png"), np.full((40, 40, 3), 127, np.uint8))
     outcome = run(source="grey")
     assert outcome.zero_tensors == ["input"]
-    table = tables.parse(outcome.table.read_bytes())
+    table = calibration_table.parse(outcome.table.read_bytes())
     assert table.range("input") == 0.0
     assert table.range("c1") > 0.0
 
@@ -360,7 +362,7 @@ def test_a_damaged_table_is_made_again_from_the_statistics(
     damage(first.table.with_suffix(suffix))
     again = run(listen=heard)
     assert (again.work, again.sha256) == ("from statistics", first.sha256)
-    assert identity.find_table(tiny, tmp_path / "cache").sha256 == first.sha256
+    assert cache_keys.find_table(tiny, tmp_path / "cache").sha256 == first.sha256
     if not (suffix == ".json" and damage is Path.unlink):
         assert any("cannot be used and is made again" in text for text in heard.warnings)
 
@@ -381,7 +383,7 @@ def test_a_table_copied_under_another_name_is_not_taken_for_it(run: Calibrate, t
     shutil.copy(first.table, first.table.with_name("minmax.table"))
     chosen = with_calibration(tiny, algorithm="minmax")
     with pytest.raises(ArtifactError, match=r"entropy2\.table"):
-        identity.find_table(chosen, tmp_path / "cache")
+        cache_keys.find_table(chosen, tmp_path / "cache")
     heard = Heard()
     assert run(chosen, listen=heard).table.read_bytes() != first.table.read_bytes()
     assert any(r"entropy2.table" in text for text in heard.warnings)
@@ -431,7 +433,7 @@ def test_what_was_counted_before_a_stop_is_used_and_the_table_is_the_same(
     folder = tmp_path / "cache" / "model"
     assert [path.name for path in folder.glob("*.npz") if ".partial." not in path.name] == []
     assert list(folder.glob("*.table")) == []
-    assert not identity.manifest_path(folder / f"{algorithm}.table").exists()
+    assert not cache_keys.manifest_path(folder / f"{algorithm}.table").exists()
 
     heard = Heard()
     outcome = run(chosen, listen=heard)
@@ -490,14 +492,14 @@ def test_two_calibrations_at_once_do_not_mix(run: Calibrate, tiny: Profile, tmp_
     with ThreadPoolExecutor(2) as pool:
         outcomes = [future.result() for future in [pool.submit(run, threads=1) for _ in range(2)]]
     assert len({outcome.sha256 for outcome in outcomes}) == 1
-    assert identity.find_table(tiny, tmp_path / "cache").sha256 == outcomes[0].sha256
+    assert cache_keys.find_table(tiny, tmp_path / "cache").sha256 == outcomes[0].sha256
 
 
 _PEAK = r"""
 import re, sys
 from pathlib import Path
 from edge import calibrate, profile
-from edge.frames import open_pictures
+from edge.media import open_pictures
 chosen = profile.load(Path("tiny.yaml"))
 calibrate.calibrate(chosen, open_pictures(Path(sys.argv[1])), cache=Path(sys.argv[2]), threads=2)
 # Not getrusage: its peak may be that of the process that started this one.

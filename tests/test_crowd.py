@@ -23,16 +23,16 @@ import numpy as np
 import psutil
 import pytest
 
-from edge import calibrate, observe, profile
-from edge.calibration.statistics import BINS, Statistics
-from edge.crowd import cluster
-from edge.crowd.parcel import pack, unpack
-from edge.crowd.processes import Processes
-from edge.crowd.shares import Shares
-from edge.errors import DataError, DeviceError, EdgeError, GuestError, ModelError, UsageError
+from edge.calibration import collection, dask_workers, workflow
+from edge.calibration.packed_statistics import pack, unpack
+from edge.calibration.work_queue import WorkQueue
+from edge.calibration.worker_processes import Processes
+from edge.config import profiles
+from edge.config.profiles import Profile
+from edge.errors import DataError, DeviceError, EdgeError, MissingDependencyError, ModelError, UsageError
 from edge.events import Event, Note, Progress
-from edge.frames import open_pictures
-from edge.profile import Profile
+from edge.media.picture_sources import open_pictures
+from edge.quantization.statistics import BINS, Statistics
 
 N = 150
 
@@ -62,7 +62,7 @@ class Heard(list[Event]):
 
 @pytest.fixture
 def tiny(tiny_profile: Callable[..., Path], tmp_path: Path) -> Profile:
-    return profile.load(tiny_profile(tmp_path))
+    return profiles.read_profile(tiny_profile(tmp_path))
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def run(tmp_path: Path, tiny: Profile, pictures: Callable[..., list[Path]]) -> C
     pictures(tmp_path / "p", N, (300, 400))
 
     def call(*, cache: str = "cache", **options: Any) -> Any:
-        return calibrate.calibrate(tiny, open_pictures(tmp_path / "p"), cache=tmp_path / cache, **options)
+        return workflow.calibrate(tiny, open_pictures(tmp_path / "p"), cache=tmp_path / cache, **options)
 
     return call
 
@@ -89,7 +89,7 @@ def dask() -> Iterator[Any]:
 def local_cluster(distributed: Any) -> Iterator[Any]:
     before = os.environ.get("PYTHONPATH")
     # The workers must find edge where it is not installed; the fixture that sees to it is for one test only.
-    os.environ["PYTHONPATH"] = str(Path(calibrate.__file__).parents[1])
+    os.environ["PYTHONPATH"] = str(Path(workflow.__file__).parents[1])
     try:
         with distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", protocol="tcp"
@@ -141,7 +141,7 @@ def test_a_process_that_is_killed_is_replaced(run: Callable[..., Any], tmp_path:
 def test_dask_workers_give_the_same_bytes(run: Callable[..., Any], tmp_path: Path, dask: Any) -> None:
     run(cache="alone", threads=1)
     heard = Heard()
-    with cluster.connect(dask.scheduler_address) as crew:
+    with dask_workers.connect(dask.scheduler_address) as crew:
         assert run(cache="two", crew=crew, listen=heard).pictures == N
     assert files(tmp_path / "two") == files(tmp_path / "alone")
     assert (heard.counted[0], heard.counted[-1]) == (0, N)
@@ -159,7 +159,7 @@ def test_a_dask_worker_that_is_killed_is_survived(run: Callable[..., Any], tmp_p
         os.kill(killed[0], signal.SIGKILL)
 
     heard = Heard(at=16, then=kill)
-    with cluster.connect(dask.scheduler_address) as crew:
+    with dask_workers.connect(dask.scheduler_address) as crew:
         run(cache="two", crew=crew, listen=heard)
     assert len(killed) == 1
     wait_until(lambda: not psutil.pid_exists(killed[0]))
@@ -227,13 +227,13 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
 
 
 @contextmanager
-def crew_of_processes(_dask: object) -> Iterator[observe.Crew]:
+def crew_of_processes(_dask: object) -> Iterator[collection.Executor]:
     yield Processes(2)
 
 
 @contextmanager
-def crew_of_dask(dask: Any) -> Iterator[observe.Crew]:
-    with cluster.connect(dask.scheduler_address) as crew:
+def crew_of_dask(dask: Any) -> Iterator[collection.Executor]:
+    with dask_workers.connect(dask.scheduler_address) as crew:
         yield crew
 
 
@@ -291,9 +291,9 @@ def test_a_network_that_overflows(
 ) -> None:  # fmt: skip
     tiny_model(nan=True)
     pictures(tmp_path / "p", 20)
-    chosen = profile.load(tiny_profile(tmp_path))
+    chosen = profiles.read_profile(tiny_profile(tmp_path))
     with pytest.raises(ModelError, match="NaN or infinity") as caught, hire(dask) as crew:
-        calibrate.calibrate(chosen, open_pictures(tmp_path / "p"), cache=tmp_path / "cache", crew=crew)
+        workflow.calibrate(chosen, open_pictures(tmp_path / "p"), cache=tmp_path / "cache", crew=crew)
     assert caught.value.hint
 
 
@@ -335,14 +335,14 @@ def test_dask_workers_that_die_again_and_again(run: Callable[..., Any], tmp_path
     try:
         with (
             pytest.raises(DeviceError, match="several Dask workers died while they counted the same") as caught,
-            cluster.connect(dask.scheduler_address) as crew,
+            dask_workers.connect(dask.scheduler_address) as crew,
         ):
             run(crew=crew)
     finally:
         over.set()
         killer.join()
     assert str(tmp_path / "p") in (caught.value.where or "")
-    with cluster.connect(dask.scheduler_address) as crew:
+    with dask_workers.connect(dask.scheduler_address) as crew:
         assert run(crew=crew).pictures == N
 
 
@@ -546,7 +546,7 @@ def test_a_scheduler_that_cannot_be_reached(kind: str) -> None:
         host = "no-such-host.invalid" if kind == "no such host" else "127.0.0.1"
         with (
             pytest.raises(DeviceError, match="no Dask scheduler answers") as caught,
-            cluster.connect(f"tcp://{host}:{port}", timeout_s=1.0),
+            dask_workers.connect(f"tcp://{host}:{port}", timeout_s=1.0),
         ):
             pass
     assert caught.value.where == f"tcp://{host}:{port}"
@@ -556,14 +556,17 @@ def test_a_scheduler_that_cannot_be_reached(kind: str) -> None:
 @pytest.mark.parametrize("address", ["localhost:8786", "", "post://127.0.0.1:8786"])
 def test_what_is_no_address(address: str) -> None:
     pytest.importorskip("distributed")
-    with pytest.raises(UsageError, match="not the address of a Dask scheduler") as caught, cluster.connect(address):
+    with (
+        pytest.raises(UsageError, match="not the address of a Dask scheduler") as caught,
+        dask_workers.connect(address),
+    ):
         pass
     assert "tcp://" in (caught.value.hint or "")
 
 
 def test_dask_that_is_not_installed() -> None:
     code = (
-        "import sys\nsys.modules['distributed'] = None\nfrom edge.crowd import cluster\n"
+        "import sys\nsys.modules['distributed'] = None\nfrom edge.calibration import cluster\n"
         "from edge.errors import GuestError\n"
         "try:\n    cluster.connect('tcp://127.0.0.1:1').__enter__()\nexcept GuestError as exc:\n    print(exc)"
     )
@@ -575,7 +578,7 @@ def test_a_scheduler_without_workers(own_dask: Dask) -> None:
     address, _process = own_dask.scheduler()
     expected = pytest.raises(DeviceError, match="has had no worker for 1 s")
     heard = Heard()
-    with expected as caught, cluster.connect(address, listen=heard, worker_timeout_s=1.0):
+    with expected as caught, dask_workers.connect(address, listen=heard, worker_timeout_s=1.0):
         pass
     assert "no worker yet: waiting up to 1 s" in str(heard)
     assert f"dask worker {address}" in (caught.value.hint or "")
@@ -585,7 +588,7 @@ def test_a_scheduler_that_dies_midway(run: Callable[..., Any], own_dask: Dask, t
     address, process = own_dask.scheduler()
     own_dask.worker(address)
     heard = Heard(at=32, then=process.kill)
-    with pytest.raises(DeviceError, match="the Dask scheduler went away"), cluster.connect(address) as crew:
+    with pytest.raises(DeviceError, match="the Dask scheduler went away"), dask_workers.connect(address) as crew:
         run(crew=crew, listen=heard)
     again = Heard()
     assert run(crew=Processes(2), listen=again).pictures == N
@@ -601,22 +604,22 @@ def test_a_worker_without_edge(run: Callable[..., Any], own_dask: Dask, tmp_path
     (tmp_path / "hidden" / "edge" / "__init__.py").write_text("")
     own_dask.worker(address, PYTHONPATH=str(tmp_path / "hidden"))
     with (
-        pytest.raises(GuestError, match="cannot import what it needs: No module named 'edge") as caught,
-        cluster.connect(address) as crew,
+        pytest.raises(MissingDependencyError, match="cannot import what it needs: No module named 'edge") as caught,
+        dask_workers.connect(address) as crew,
     ):
         run(crew=crew)
     assert "pip install 'jetson-edge[host,dask]'" in (caught.value.hint or "")
 
 
 def test_a_worker_with_another_edge(run: Callable[..., Any], own_dask: Dask, tmp_path: Path) -> None:
-    package = Path(calibrate.__file__).parent
+    package = Path(workflow.__file__).parent
     shutil.copytree(package, tmp_path / "old" / "edge", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "old" / "edge" / "__init__.py").write_text('__version__ = "0.0.1"\n')
     address, _process = own_dask.scheduler()
     own_dask.worker(address, PYTHONPATH=str(tmp_path / "old"))
     with (
         pytest.raises(DeviceError, match=r"this Dask worker has edge 0\.0\.1, not") as caught,
-        cluster.connect(address) as crew,
+        dask_workers.connect(address) as crew,
     ):
         run(crew=crew)
     assert caught.value.hint == "install the same edge"
@@ -630,10 +633,10 @@ def test_a_worker_with_other_versions(run: Callable[..., Any], own_dask: Dask, t
         (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.0.1\n")
     address, _process = own_dask.scheduler()
     own_dask.worker(address, PYTHONPATH=os.pathsep.join([str(tmp_path / "first"), os.environ["PYTHONPATH"]]))
-    with cluster.connect(address):
+    with dask_workers.connect(address):
         pass  # the worker is there
     heard = Heard()
-    with cluster.connect(address, listen=heard) as crew:
+    with dask_workers.connect(address, listen=heard) as crew:
         assert run(crew=crew, listen=heard).pictures == N
     of_dask, ours = heard.warnings
     assert of_dask.startswith("Dask: Mismatched versions found")
@@ -645,8 +648,8 @@ def test_a_worker_that_lacks_the_files(run: Callable[..., Any], own_dask: Dask, 
     address, _process = own_dask.scheduler()
     own_dask.worker(address)
     source = open_pictures(Path("p"))  # relative: the worker stands elsewhere
-    with pytest.raises(DataError, match="cannot read the picture") as caught, cluster.connect(address) as crew:
-        calibrate.calibrate(tiny, source, cache=tmp_path / "cache", crew=crew)
+    with pytest.raises(DataError, match="cannot read the picture") as caught, dask_workers.connect(address) as crew:
+        workflow.calibrate(tiny, source, cache=tmp_path / "cache", crew=crew)
     assert "same paths as here" in (caught.value.hint or "")
 
 
@@ -682,7 +685,7 @@ def test_a_parcel_is_small() -> None:
 
 @pytest.mark.parametrize(("count", "workers"), [(1, 1), (1, 8), (25, 2), (3125, 2), (3125, 40)])
 def test_shares_hold_each_chunk_once_and_get_smaller(count: int, workers: int) -> None:
-    shares = Shares({number: [] for number in range(count)})
+    shares = WorkQueue({number: [] for number in range(count)})
     sizes, seen = [], []
     while (share := shares.take(workers)) is not None:
         sizes.append(len(share.chunks))
@@ -694,7 +697,7 @@ def test_shares_hold_each_chunk_once_and_get_smaller(count: int, workers: int) -
 
 
 def test_a_share_that_comes_back_is_the_next_one_to_go() -> None:
-    shares = Shares({number: [] for number in range(40)})
+    shares = WorkQueue({number: [] for number in range(40)})
     first, _second = shares.take(1), shares.take(1)
     assert first is not None
     shares.give_back(first)

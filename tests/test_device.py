@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.device import Device, default_profile, identify
+from edge.system.device import Device, default_profile, identify
 
 Grow = Callable[[Mapping[str, object]], Path]
 

@@ -15,18 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.cli.doctor import render
-from edge.doctor import Finding, Report, examine
-from edge.interpreter import Guest, Process, find_guest, this_process
-from edge.telemetry import SOURCES
+from edge.diagnostics.doctor import DoctorFinding, DoctorReport, examine
+from edge.system.python_env import OptionalDependency, Process, find_dependency, this_process
+from edge.telemetry.sources import SOURCES
 
 Grow = Callable[[Mapping[str, object]], Path]
 
 GUESTS = {
-    "numpy": Guest(version="1.26.4", distributions=("numpy",)),
-    "cv2": Guest(version="4.8.0", gstreamer=True),
-    "tensorrt": Guest(version="10.3.0"),
-    "pycuda": Guest(version="2024.1"),
-    "onnxruntime": Guest(version="1.20.0"),
+    "numpy": OptionalDependency(version="1.26.4", distributions=("numpy",)),
+    "cv2": OptionalDependency(version="4.8.0", gstreamer=True),
+    "tensorrt": OptionalDependency(version="10.3.0"),
+    "pycuda": OptionalDependency(version="2024.1"),
+    "onnxruntime": OptionalDependency(version="1.20.0"),
 }
 PROCESS = Process(
     version="3.10.12",
@@ -92,7 +92,7 @@ def profiles(tmp_path: Path) -> Path:
     return folder
 
 
-def look(report: Report, group: str, name: str) -> Finding:
+def look(report: DoctorReport, group: str, name: str) -> DoctorFinding:
     found = [f for f in report.findings if (f.group, f.name) == (group, name)]
     assert len(found) == 1, (group, name, report.findings)
     return found[0]
@@ -102,7 +102,7 @@ def changed(**fields: object) -> Process:
     return msgspec.structs.replace(PROCESS, **fields)
 
 
-def with_guest(name: str, guest: Guest | None) -> Process:
+def with_guest(name: str, guest: OptionalDependency | None) -> Process:
     guests = {key: value for key, value in GUESTS.items() if key != name}
     return changed(guests=guests if guest is None else guests | {name: guest})
 
@@ -150,7 +150,7 @@ def test_an_old_jetson_is_out_of_scope(grow: Grow) -> None:
     [
         pytest.param(
             {},
-            with_guest("numpy", Guest(version="2.2.1", distributions=("numpy",))),
+            with_guest("numpy", OptionalDependency(version="2.2.1", distributions=("numpy",))),
             ("guests", "numpy"),
             "problem",
             "built for NumPy 1",
@@ -159,7 +159,7 @@ def test_an_old_jetson_is_out_of_scope(grow: Grow) -> None:
         ),
         pytest.param(
             {},
-            with_guest("cv2", Guest(version="4.12.0", distributions=("opencv-python",), gstreamer=False)),
+            with_guest("cv2", OptionalDependency(version="4.12.0", distributions=("opencv-python",), gstreamer=False)),
             ("guests", "cv2"),
             "warning",
             "without GStreamer: no CSI camera",
@@ -168,7 +168,9 @@ def test_an_old_jetson_is_out_of_scope(grow: Grow) -> None:
         ),
         pytest.param(
             {},
-            with_guest("cv2", Guest(version="4.10", distributions=("opencv-python", "opencv-python-headless"))),
+            with_guest(
+                "cv2", OptionalDependency(version="4.10", distributions=("opencv-python", "opencv-python-headless"))
+            ),
             ("guests", "cv2"),
             "warning",
             "several packages",
@@ -177,7 +179,7 @@ def test_an_old_jetson_is_out_of_scope(grow: Grow) -> None:
         ),
         pytest.param(
             {},
-            with_guest("cv2", Guest(problem="cv2 is installed but does not import: libGL")),
+            with_guest("cv2", OptionalDependency(problem="cv2 is installed but does not import: libGL")),
             ("guests", "cv2"),
             "problem",
             "does not import: libGL",
@@ -281,7 +283,7 @@ def test_traps(
     ],
 )
 def test_numpy_2_is_right_elsewhere(grow: Grow, files: dict[str, object]) -> None:
-    report = examine(grow(files), [], process=with_guest("numpy", Guest(version="2.2.1")))
+    report = examine(grow(files), [], process=with_guest("numpy", OptionalDependency(version="2.2.1")))
     assert look(report, "guests", "numpy").level == "ok"
 
 
@@ -336,7 +338,7 @@ def test_profiles_with_something_missing(grow: Grow, profiles: Path, tmp_path: P
 
 def test_a_report_can_be_written_as_json(grow: Grow, profiles: Path) -> None:
     report = examine(grow(JETSON), [profiles], process=PROCESS)
-    again = msgspec.json.decode(msgspec.json.encode(report), type=Report)
+    again = msgspec.json.decode(msgspec.json.encode(report), type=DoctorReport)
     assert again == report
 
 
@@ -361,10 +363,10 @@ def test_a_guest_that_does_not_import_says_why(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "pycuda.py").write_text("raise ImportError('libcuda.so.1: cannot open shared object file')\n")
     (tmp_path / "jtop.py").write_text("__version__ = '7.9.9'\n")
     monkeypatch.syspath_prepend(tmp_path)
-    guest = find_guest("pycuda")
+    guest = find_dependency("pycuda")
     assert guest is not None
     assert "libcuda.so.1" in (guest.problem or "")
-    versioned = find_guest("jtop")
+    versioned = find_dependency("jtop")
     assert versioned is not None
     assert versioned.version == "7.9.9"
     sys.modules.pop("jtop", None)
@@ -398,7 +400,7 @@ def test_the_command_runs_here(option: list[str]) -> None:
 
 def test_the_module_of_the_command_imports_no_guest() -> None:
     code = (
-        "import sys, edge.cli.doctor, edge.doctor, edge.device, edge.telemetry.sampler;"
+        "import sys, edge.cli.doctor, edge.diagnostics.doctor, edge.system.device, edge.telemetry.sampler;"
         "print([m for m in ('numpy', 'cv2', 'onnx', 'onnxruntime', 'llvmlite') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

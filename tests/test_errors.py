@@ -20,7 +20,7 @@ from edge.errors import (
     DataError,
     DeviceError,
     EdgeError,
-    GuestError,
+    MissingDependencyError,
     ModelError,
     ProfileError,
     QualityError,
@@ -34,7 +34,7 @@ CODES = {
     QualityError: 1,
     UsageError: 2,
     ProfileError: 3,
-    GuestError: 4,
+    MissingDependencyError: 4,
     ModelError: 5,
     DataError: 6,
     ArtifactError: 7,
@@ -114,7 +114,7 @@ def test_every_guest_has_an_install_line(guest: str) -> None:
 
 
 def test_a_guest_that_is_not_there() -> None:
-    with pytest.raises(GuestError) as caught:
+    with pytest.raises(MissingDependencyError) as caught:
         require("no_such_guest_of_ours")
     assert caught.value.what == "no_such_guest_of_ours is not installed"
     assert caught.value.hint == "pip install no_such_guest_of_ours"
@@ -122,7 +122,7 @@ def test_a_guest_that_is_not_there() -> None:
 
 
 def test_a_guest_that_lacks_a_library_of_its_own(module) -> None:
-    with pytest.raises(GuestError) as caught:
+    with pytest.raises(MissingDependencyError) as caught:
         require(module("half_there", "import the_other_half_of_it"))
     assert caught.value.what == "half_there needs the_other_half_of_it, which is not installed"
     assert caught.value.hint == "pip install the_other_half_of_it"
@@ -142,7 +142,7 @@ def test_a_guest_that_lacks_a_library_of_its_own(module) -> None:
     ids=lambda source: source.split("(")[0].split()[1],
 )
 def test_a_guest_that_is_broken_keeps_its_own_words(module, source: str) -> None:
-    with pytest.raises(GuestError) as caught:
+    with pytest.raises(MissingDependencyError) as caught:
         require(module("broken_guest", source))
     assert caught.value.what.startswith("broken_guest is installed but does not import: ")
     assert "libnvinfer.so.10" in caught.value.what

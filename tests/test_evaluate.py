@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge import evaluate
-from edge.backends.base import Inference
+from edge.backends.interface import Inference
+from edge.config.profiles import InputConfig, PreprocessConfig
 from edge.errors import DataError, DeviceError
 from edge.events import Event, Progress
-from edge.frames import Picture, open_pictures
-from edge.preprocess import Preprocessor
-from edge.profile import Input, Preprocess
+from edge.media.picture_sources import open_pictures
+from edge.media.pictures import Picture
+from edge.model.preprocessing import Preprocessor
+from edge.runtime import evaluation
 
 CLASSES = 50
 Logits = Any
@@ -37,8 +38,8 @@ def truth_of(count: int) -> list[int]:
     return [7 + index % 40 for index in range(count)]
 
 
-def score(own: Logits, truth: list[int], **options: Any) -> evaluate.Scores:
-    return evaluate.score(own, truth, precision="int8", **options)
+def score(own: Logits, truth: list[int], **options: Any) -> evaluation.Scores:
+    return evaluation.score(own, truth, precision="int8", **options)
 
 
 def test_top1_and_top5_are_counted_by_rank() -> None:
@@ -188,7 +189,9 @@ def seven(tmp_path: Path, pictures: Callable[..., list[Path]]) -> list[Picture]:
 
 
 def logits(chosen: list[Picture], session: Told, **options: Any) -> Logits:
-    return evaluate.logits(chosen, session, Preprocessor(Preprocess(resize=36), Input(height=32, width=32)), **options)
+    return evaluation.logits(
+        chosen, session, Preprocessor(PreprocessConfig(resize=36), InputConfig(height=32, width=32)), **options
+    )
 
 
 def test_every_picture_has_its_row_whatever_the_batch(seven: list[Picture]) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from edge.artifacts.run_record import Gap, Skip
 from edge.errors import DeviceError
-from edge.heartbeat import Heartbeat, Notifier, watchdog_s
-from edge.record import Gap, Skip
+from edge.runtime.watchdog import Heartbeat, Notifier, watchdog_s
 
 OPEN = Gap(start_s=1.0, end_s=None, reason="no frame for 5 s")
 CLOSED = Gap(start_s=1.0, end_s=4.0, reason="no frame for 5 s", reopened_as="/dev/video1")

@@ -11,25 +11,29 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge import backends, build, calibrate, identity, profile, store
-from edge.backends.ort import OnnxRuntime
-from edge.errors import ArtifactError, GuestError, ModelError
-from edge.frames import open_pictures
-from edge.profile import Profile
+from edge.artifacts import store
+from edge.backends import registry
+from edge.backends.onnxruntime import OnnxRuntime
+from edge.calibration import cache_keys, workflow
+from edge.config import profiles
+from edge.config.profiles import Profile
+from edge.engines import building
+from edge.errors import ArtifactError, MissingDependencyError, ModelError
+from edge.media.picture_sources import open_pictures
 
-BACKEND = backends.get("onnxruntime")
+BACKEND = registry.get("onnxruntime")
 
 
 @pytest.fixture
 def tiny(tiny_profile: Callable[..., Path], tmp_path: Path) -> Profile:
-    return profile.load(tiny_profile(tmp_path))
+    return profiles.read_profile(tiny_profile(tmp_path))
 
 
 @pytest.fixture
 def calibrated(tiny: Profile, tmp_path: Path, pictures: Callable[..., list[Path]]) -> Path:
     """The table of the tiny profile, in ``tmp_path / "cache"``."""
     pictures(tmp_path / "p", 4)
-    outcome = calibrate.calibrate(tiny, open_pictures(tmp_path / "p"), cache=tmp_path / "cache", threads=1)
+    outcome = workflow.calibrate(tiny, open_pictures(tmp_path / "p"), cache=tmp_path / "cache", threads=1)
     assert outcome is not None
     return outcome.table
 
@@ -37,13 +41,13 @@ def calibrated(tiny: Profile, tmp_path: Path, pictures: Callable[..., list[Path]
 @pytest.fixture
 def engine(tiny: Profile, tmp_path: Path, calibrated: Path) -> Path:
     """The INT8 engine of the tiny profile, in ``tmp_path / "engines"``."""
-    outcome = build.build(tiny, BACKEND, cache=tmp_path / "cache", engines=tmp_path / "engines")
+    outcome = building.build(tiny, BACKEND, cache=tmp_path / "cache", engines=tmp_path / "engines")
     assert outcome.engine is not None
     return outcome.engine
 
 
-def find_engine(chosen: Profile, tmp_path: Path, *, precision: Any = "int8") -> identity.Found:
-    return identity.find_engine(
+def find_engine(chosen: Profile, tmp_path: Path, *, precision: Any = "int8") -> cache_keys.FoundArtifact:
+    return cache_keys.find_engine(
         chosen, BACKEND, precision=precision, cache=tmp_path / "cache", engines=tmp_path / "engines"
     )
 
@@ -75,23 +79,23 @@ DAMAGE = [
 
 
 def test_the_table_is_found_and_its_digest_is_that_of_the_file(tiny: Profile, tmp_path: Path, calibrated: Path) -> None:
-    found = identity.find_table(tiny, tmp_path / "cache")
+    found = cache_keys.find_table(tiny, tmp_path / "cache")
     assert found.path == calibrated
     assert found.sha256 == hashlib.sha256(calibrated.read_bytes()).hexdigest()
-    assert len(identity.read_table(found).bits) == 11
+    assert len(cache_keys.read_table(found).bits) == 11
 
 
 def test_no_table_says_how_to_make_one(tiny: Profile, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no calibration table for tiny") as caught:
-        identity.find_table(tiny, tmp_path / "cache")
+        cache_keys.find_table(tiny, tmp_path / "cache")
     assert caught.value.hint == "edge calibrate --profile tiny --images DIR"
     assert caught.value.where == str(tmp_path / "cache" / "model" / "entropy2.table")
 
 
 def test_a_table_alone_is_not_enough(tiny: Profile, tmp_path: Path, calibrated: Path) -> None:
-    identity.manifest_path(calibrated).unlink()
+    cache_keys.manifest_path(calibrated).unlink()
     with pytest.raises(ArtifactError, match="without its manifest"):
-        identity.find_table(tiny, tmp_path / "cache")
+        cache_keys.find_table(tiny, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -101,7 +105,7 @@ def test_a_damaged_table_is_refused(
 ) -> None:
     damage(calibrated.with_suffix(suffix))
     with pytest.raises(ArtifactError) as caught:
-        identity.find_table(tiny, tmp_path / "cache")
+        cache_keys.find_table(tiny, tmp_path / "cache")
     assert Path(caught.value.where or "").stem == "entropy2"
     assert caught.value.hint == "edge calibrate --profile tiny --images DIR"
 
@@ -119,9 +123,9 @@ def test_a_damaged_table_is_refused(
 def test_a_table_for_something_else_is_refused_by_field(
     field: str, value: Any, tiny: Profile, tmp_path: Path, calibrated: Path
 ) -> None:
-    rewrite(identity.manifest_path(calibrated), kind=identity.TABLE, changes={field: value})
+    rewrite(cache_keys.manifest_path(calibrated), kind=cache_keys.TABLE, changes={field: value})
     with pytest.raises(ArtifactError, match=rf"made for something else \({field}: ") as caught:
-        identity.find_table(tiny, tmp_path / "cache")
+        cache_keys.find_table(tiny, tmp_path / "cache")
     assert caught.value.hint is not None
     assert "edge calibrate --profile tiny" in caught.value.hint
 
@@ -130,8 +134,8 @@ def test_the_pictures_and_batch_of_a_table_are_its_own_business(
     tiny: Profile, tmp_path: Path, calibrated: Path
 ) -> None:
     """Whoever only has the table, a device, cannot know them: they are in the manifest and are not asked for."""
-    rewrite(identity.manifest_path(calibrated), kind=identity.TABLE, changes={"images": "0" * 64, "batch": 4})
-    assert identity.find_table(tiny, tmp_path / "cache").manifest.key["batch"] == 4
+    rewrite(cache_keys.manifest_path(calibrated), kind=cache_keys.TABLE, changes={"images": "0" * 64, "batch": 4})
+    assert cache_keys.find_table(tiny, tmp_path / "cache").manifest.key["batch"] == 4
 
 
 def test_a_table_does_not_fit_a_changed_model(
@@ -139,28 +143,28 @@ def test_a_table_does_not_fit_a_changed_model(
 ) -> None:
     tiny_model("model.onnx", seed=3)
     with pytest.raises(ArtifactError, match=r"\(model: \w{12}… -> \w{12}…\)"):
-        identity.find_table(tiny, tmp_path / "cache")
+        cache_keys.find_table(tiny, tmp_path / "cache")
 
 
 def test_a_missing_model_is_a_model_error(tiny: Profile, tmp_path: Path, calibrated: Path) -> None:
     (tmp_path / "model.onnx").unlink()
     with pytest.raises(ModelError, match="no such model") as caught:
-        identity.find_table(tiny, tmp_path / "cache")
+        cache_keys.find_table(tiny, tmp_path / "cache")
     assert "model:" in (caught.value.hint or "")
 
 
 def test_a_table_of_other_parameters_lies_elsewhere(tiny: Profile, tmp_path: Path) -> None:
     calibration = msgspec.structs.replace(tiny.calibration, algorithm="percentile", parameters={"percentile": 99.5})
     other = msgspec.structs.replace(tiny, calibration=calibration)
-    assert identity.table_path(other, tmp_path).name == "percentile-99.5.table"
-    assert identity.table_key(other)["algorithm.percentile"] == 99.5
+    assert cache_keys.table_path(other, tmp_path).name == "percentile-99.5.table"
+    assert cache_keys.table_key(other)["algorithm.percentile"] == 99.5
 
 
 def test_the_engine_is_found_with_its_digest(tiny: Profile, tmp_path: Path, engine: Path) -> None:
     found = find_engine(tiny, tmp_path)
     assert found.path == engine
     assert found.sha256 == hashlib.sha256(engine.read_bytes()).hexdigest()
-    assert found.manifest.key["table"] == identity.find_table(tiny, tmp_path / "cache").sha256
+    assert found.manifest.key["table"] == cache_keys.find_table(tiny, tmp_path / "cache").sha256
     assert found.manifest.key["onnxruntime"] == BACKEND.identity()["onnxruntime"]
 
 
@@ -205,14 +209,14 @@ def test_a_damaged_engine_is_refused(
 def test_an_engine_for_something_else_is_refused_by_field(
     field: str, value: Any, tiny: Profile, tmp_path: Path, engine: Path
 ) -> None:
-    rewrite(engine.with_suffix(".json"), kind=identity.ENGINE, changes={field: value})
+    rewrite(engine.with_suffix(".json"), kind=cache_keys.ENGINE, changes={field: value})
     with pytest.raises(ArtifactError, match=rf"built for something else \({field}: ") as caught:
         find_engine(tiny, tmp_path)
     assert caught.value.hint == "edge build --profile tiny"
 
 
 def test_a_field_that_nobody_knows_is_refused_too(tiny: Profile, tmp_path: Path, engine: Path) -> None:
-    rewrite(engine.with_suffix(".json"), kind=identity.ENGINE, changes={"gpu": "sm_87"})
+    rewrite(engine.with_suffix(".json"), kind=cache_keys.ENGINE, changes={"gpu": "sm_87"})
     with pytest.raises(ArtifactError, match=r"gpu: sm_87 -> \(none\)"):
         find_engine(tiny, tmp_path)
 
@@ -221,7 +225,7 @@ def test_an_engine_of_another_profile_is_refused(
     tiny: Profile, tmp_path: Path, engine: Path, tiny_profile: Callable[..., Path]
 ) -> None:
     """Same model and same table; the other profile asks for another batch range."""
-    other = profile.load(tiny_profile(tmp_path, "other", input={"batch": {"max": 2}}))
+    other = profiles.read_profile(tiny_profile(tmp_path, "other", input={"batch": {"max": 2}}))
     shutil.copytree(tmp_path / "engines" / "tiny", tmp_path / "engines" / "other")
     with pytest.raises(ArtifactError, match=r"profile: .*; batch: 1-1-8 -> 1-1-2"):
         find_engine(other, tmp_path)
@@ -231,7 +235,7 @@ def test_an_engine_from_another_table_is_refused(
     tiny: Profile, tmp_path: Path, engine: Path, pictures: Callable[..., list[Path]]
 ) -> None:
     pictures(tmp_path / "others", 5, seed=7)
-    assert calibrate.calibrate(tiny, open_pictures(tmp_path / "others"), cache=tmp_path / "cache", threads=1)
+    assert workflow.calibrate(tiny, open_pictures(tmp_path / "others"), cache=tmp_path / "cache", threads=1)
     with pytest.raises(ArtifactError, match=r"something else \(table: "):
         find_engine(tiny, tmp_path)
 
@@ -244,12 +248,12 @@ def test_an_engine_without_its_table_is_refused(tiny: Profile, tmp_path: Path, e
 
 def test_an_fp32_engine_asks_for_no_table(tiny: Profile, tmp_path: Path) -> None:
     tiny32 = msgspec.structs.replace(tiny, precision="fp32")
-    build.build(tiny32, BACKEND, cache=tmp_path / "cache", engines=tmp_path / "engines")
+    building.build(tiny32, BACKEND, cache=tmp_path / "cache", engines=tmp_path / "engines")
     assert find_engine(tiny32, tmp_path, precision="fp32").manifest.key["table"] is None
 
 
 def test_another_kind_of_artifact_is_no_engine(tiny: Profile, tmp_path: Path, engine: Path, calibrated: Path) -> None:
-    shutil.copy(identity.manifest_path(calibrated), engine.with_suffix(".json"))
+    shutil.copy(cache_keys.manifest_path(calibrated), engine.with_suffix(".json"))
     with pytest.raises(ArtifactError, match="this is the manifest of calibration table, not of"):
         find_engine(tiny, tmp_path)
 
@@ -264,5 +268,5 @@ def test_a_runtime_that_is_not_installed_is_a_guest_error(
 ) -> None:
     """An empty search path is a machine without onnxruntime, as far as its version can be asked for."""
     monkeypatch.setattr("sys.path", [])
-    with pytest.raises(GuestError, match="onnxruntime is not installed"):
+    with pytest.raises(MissingDependencyError, match="onnxruntime is not installed"):
         OnnxRuntime().identity()

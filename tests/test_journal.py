@@ -12,16 +12,18 @@ import msgspec
 import pytest
 from run_records import made
 
-from edge import record, store
+from edge.artifacts import run_record, store
+from edge.artifacts.run_record import FrameResult, Gap, Guess, RunRecord, Skip, Stages, Tick
 from edge.errors import ArtifactError, StoreError
-from edge.loop.journal import Journal, Rotation
-from edge.record import Gap, Guess, Result, RunRecord, Skip, Stages, Tick
+from edge.runtime.journal import Journal, Rotation
 
 STAGES = Stages(decode_ms=1.0, preprocess_ms=0.5, infer_ms=4.0, postprocess_ms=0.1, total_ms=5.6, age_ms=7.0)
 
 
-def result(number: int) -> Result:
-    return Result(seq=number, name=f"frame {number}", guesses=[Guess(1, "newt", 0.5)], stages=STAGES, t_s=number / 10)
+def result(number: int) -> FrameResult:
+    return FrameResult(
+        seq=number, name=f"frame {number}", guesses=[Guess(1, "newt", 0.5)], stages=STAGES, t_s=number / 10
+    )
 
 
 def tick(t_s: float) -> Tick:
@@ -58,8 +60,8 @@ def test_killed_it_is_what_was_flushed(tmp_path: Path, state: RunRecord) -> None
     journal = written(path, state, every_frame=True)
     journal.heard(result(4))
     settled(journal)
-    found = record.load(path)
-    assert (found.status, found.failure, found.pictures) == ("interrupted", record.KILLED, 3)
+    found = run_record.load(path)
+    assert (found.status, found.failure, found.pictures) == ("interrupted", run_record.KILLED, 3)
     assert [one.seq for one in found.results] == [0, 1, 2]
     assert found.results_kept == "all"
     assert found.timeline == [tick(1.0)]
@@ -72,10 +74,10 @@ def test_cut_off_anywhere_it_is_what_was_before(tmp_path: Path, state: RunRecord
     head = data.index(b"\n") + 1
     for size in range(head, len(data), 7):
         path.write_bytes(data[:size] + b"\0" * 100)
-        assert record.load(path).status == "interrupted"
+        assert run_record.load(path).status == "interrupted"
     path.write_bytes(data[: head // 2])
     with pytest.raises(ArtifactError, match="the first line is cut off"):
-        record.load(path)
+        run_record.load(path)
 
 
 def test_damage_in_the_middle_is_refused_by_line(tmp_path: Path, state: RunRecord) -> None:
@@ -85,7 +87,7 @@ def test_damage_in_the_middle_is_refused_by_line(tmp_path: Path, state: RunRecor
     lines[2] = lines[2][:20]
     path.write_bytes(b"\n".join(lines))
     with pytest.raises(ArtifactError, match="not a run record: line 3: "):
-        record.load(path)
+        run_record.load(path)
 
 
 def test_another_format_is_refused(tmp_path: Path, state: RunRecord) -> None:
@@ -93,7 +95,7 @@ def test_another_format_is_refused(tmp_path: Path, state: RunRecord) -> None:
     settled(written(path, state))
     path.write_bytes(path.read_bytes().replace(b'"format":2', b'"format":9', 1))
     with pytest.raises(ArtifactError, match="a record with format 9; this edge reads 2"):
-        record.load(path)
+        run_record.load(path)
 
 
 @pytest.mark.parametrize("name", ["r.json", "r.jsonl"])
@@ -106,7 +108,7 @@ def test_finished_it_is_the_record(name: str, every_frame: bool, tmp_path: Path,
         timeline=[tick(1.0), tick(2.0)], results_kept="all",
     )  # fmt: skip
     journal.end(finished)
-    assert record.load(path) == finished
+    assert run_record.load(path) == finished
 
 
 def test_every_frame_is_a_line_only_where_asked_for(tmp_path: Path, state: RunRecord) -> None:
@@ -121,8 +123,8 @@ def test_every_frame_is_a_line_only_where_asked_for(tmp_path: Path, state: RunRe
 
 def test_json_is_readable_at_any_moment(tmp_path: Path, state: RunRecord) -> None:
     settled(written(tmp_path / "r.json", state))
-    found = record.load(tmp_path / "r.json")
-    assert (found.status, found.failure, found.pictures, found.results) == ("interrupted", record.KILLED, 3, [])
+    found = run_record.load(tmp_path / "r.json")
+    assert (found.status, found.failure, found.pictures, found.results) == ("interrupted", run_record.KILLED, 3, [])
     assert found.timeline == [tick(1.0)]
 
 
@@ -140,7 +142,7 @@ def test_rotated_by_size_each_file_can_be_read_alone_and_their_number_is_bounded
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["r.1.jsonl", "r.2.jsonl", "r.jsonl"]
     assert all((tmp_path / name).stat().st_size <= 20_000 for name in names)
-    newest, older = record.load(path), record.load(tmp_path / "r.1.jsonl")
+    newest, older = run_record.load(path), run_record.load(tmp_path / "r.1.jsonl")
     assert (newest.status, newest.pictures, newest.results_kept) == ("complete", 400, "newest")
     # The files follow one another without a hole.
     assert older.results[-1].seq + 1 == newest.results[0].seq
@@ -153,7 +155,7 @@ def test_a_record_that_is_there_is_moved_on_not_lost(tmp_path: Path, state: RunR
         journal = Journal(path)
         journal.begin(state)
         journal.end(msgspec.structs.replace(state, pictures=pictures))
-    assert (record.load(path).pictures, record.load(tmp_path / "r.1.jsonl").pictures) == (2, 1)
+    assert (run_record.load(path).pictures, run_record.load(tmp_path / "r.1.jsonl").pictures) == (2, 1)
 
 
 class Full:
@@ -185,7 +187,7 @@ def test_a_disk_that_refuses_is_said_once_and_tried_again(name: str, tmp_path: P
         "the record is not being written", "the record is being written again",
     ]  # fmt: skip
     journal.end(msgspec.structs.replace(state, status="complete"))
-    found = record.load(tmp_path / "runs" / name)
+    found = run_record.load(tmp_path / "runs" / name)
     assert found.status == "complete"
     assert any("the disk refused" in warning for warning in found.warnings)
 

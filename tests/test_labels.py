@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge import labels
 from edge.errors import DataError
+from edge.media import labels
 
 
 class Named(NamedTuple):

@@ -81,10 +81,11 @@ def test_the_blocker_blocks(guest: str, without_guests: Run, tmp_path: Path) -> 
     [
         "import edge",
         "import edge.cli",
-        "import edge.errors, edge.events, edge.profile, edge.record, edge.stats, edge.store, edge.ui",
-        "import edge.model, edge.preprocess, edge.labels, edge.device, edge.backends",
-        "import edge.backends.ort, edge.backends.fake, edge.frames, edge.telemetry.sampler",
-        "import edge.calibration.table, edge.calibration.check",
+        "import edge.errors, edge.events, edge.config.profiles, edge.artifacts.run_record, edge.stats",
+        "import edge.artifacts.store, edge.ui.terminal",
+        "import edge.model.onnx_model, edge.model.preprocessing, edge.media.labels, edge.system.device, edge.backends",
+        "import edge.backends.onnxruntime, edge.backends.fake, edge.media, edge.telemetry.sampler",
+        "import edge.quantization.calibration_table, edge.quantization.table_check",
     ],
 )
 def test_importing_needs_no_guest(code: str, without_guests: Run, tmp_path: Path) -> None:

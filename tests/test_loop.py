@@ -12,19 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge import loop, record
-from edge.backends.base import Inference, Session
+from edge.artifacts import run_record
+from edge.artifacts.run_record import FrameResult, RunRecord, Skip, Subject
 from edge.backends.fake import Fake, FakeSession
+from edge.backends.interface import Inference, Session
+from edge.config.profiles import InputConfig, PreprocessConfig
 from edge.errors import DataError, DeviceError
-from edge.frames import Pictures, open_pictures
-from edge.frames.stream import PictureStream
-from edge.preprocess import Preprocessor
-from edge.profile import Input, Preprocess
-from edge.record import Result, RunRecord, Skip, Subject
-from edge.telemetry import NoSource
-from edge.telemetry.base import Reading, Scope, Unavailable
+from edge.media.picture_sources import open_pictures
+from edge.media.pictures import Pictures
+from edge.media.streams import PictureStream
+from edge.model.preprocessing import Preprocessor
+from edge.runtime import pipeline, run_loop
 from edge.telemetry.meter import Telemetry
 from edge.telemetry.sampler import Sampler
+from edge.telemetry.source import NoSource, Reading, Scope, Unavailable
 
 NO_POWER = NoSource((Unavailable("hwmon", "no sensor"),))
 NAMES = ["cat", "dog", "newt"]
@@ -101,13 +102,13 @@ def run(tmp_path: Path, pictures: Callable[..., list[Path]]) -> Callable[..., Ru
         further = {name: options.pop(name) for name in ("hear", "should_stop", "keep", "show") if name in options}
         with contextlib.ExitStack() as stack:
             sampler = None if power is None else stack.enter_context(Sampler(power))
-            return loop.run(
+            return run_loop.run(
                 PictureStream(source or open_pictures(folder)),
                 sessions=[session],
-                preprocessor=Preprocessor(Preprocess(resize=36), Input(height=32, width=32)),
+                preprocessor=Preprocessor(PreprocessConfig(resize=36), InputConfig(height=32, width=32)),
                 names=names,
                 subject=SUBJECT,
-                settings=loop.Settings(**{"warmup": 2, "topk": 5, "width": loop.Width(**width), **options}),
+                settings=run_loop.RunSettings(**{"warmup": 2, "topk": 5, "width": pipeline.Width(**width), **options}),
                 telemetry=Telemetry(sampler, None if sampler else NO_POWER),
                 **further,
             )
@@ -116,7 +117,7 @@ def run(tmp_path: Path, pictures: Callable[..., list[Path]]) -> Callable[..., Ru
 
 
 def test_every_picture_is_classified_in_order(run: Callable[..., RunRecord]) -> None:
-    heard: list[Result | Skip] = []
+    heard: list[FrameResult | Skip] = []
     finished = run(Told(), hear=heard.append)
     assert (finished.status, finished.pictures, finished.skipped) == ("complete", 5, [])
     assert [(result.seq, result.name) for result in finished.results] == [(i, f"{i:03d}.jpg") for i in range(5)]
@@ -210,7 +211,7 @@ def test_what_cannot_be_decoded_is_skipped_counted_and_named(run: Callable[..., 
     (tmp_path / "p" / "003.jpg").write_bytes(b"no picture\n")
     source = open_pictures(tmp_path / "p")
     (tmp_path / "p" / "004.jpg").unlink()
-    heard: list[Result | Skip] = []
+    heard: list[FrameResult | Skip] = []
     finished = run(Told(), source=source, hear=heard.append)
     assert [(skip.seq, skip.name) for skip in finished.skipped] == [
         (0, "000.jpg"), (2, "002.jpg"), (3, "003.jpg"), (4, "004.jpg"),
@@ -235,7 +236,7 @@ def test_a_wish_to_stop_ends_it_after_the_pictures_in_hand(
     run: Callable[..., RunRecord], tmp_path: Path, pictures: Callable[..., list[Path]]
 ) -> None:
     pictures(tmp_path / "p", 40, (16, 16))
-    heard: list[Result | Skip] = []
+    heard: list[FrameResult | Skip] = []
     finished = run(Told(), hear=heard.append, should_stop=lambda: len(heard) >= 3)
     # One session and one thread that prepares have three pictures between them at most.
     assert (finished.status, 3 <= finished.pictures <= 6) == ("interrupted", True)
@@ -249,8 +250,8 @@ def test_stopped_before_the_first_picture_there_is_still_a_record(
     finished = run(Told(), should_stop=lambda: True)
     assert (finished.status, finished.pictures, finished.results) == ("interrupted", 0, [])
     assert (finished.latency, finished.stages_absent, finished.rate_per_s) == ({}, {}, None)
-    record.save(tmp_path / "r.json", finished)
-    assert record.load(tmp_path / "r.json") == finished
+    run_record.save(tmp_path / "r.json", finished)
+    assert run_record.load(tmp_path / "r.json") == finished
 
 
 def test_a_backend_that_fails_says_so(run: Callable[..., RunRecord]) -> None:
@@ -260,8 +261,8 @@ def test_a_backend_that_fails_says_so(run: Callable[..., RunRecord]) -> None:
 
 def test_the_record_comes_back_as_it_was(run: Callable[..., RunRecord], tmp_path: Path) -> None:
     finished = run(WithTransfers())
-    record.save(tmp_path / "runs" / "r.json", finished)
-    assert record.load(tmp_path / "runs" / "r.json") == finished
+    run_record.save(tmp_path / "runs" / "r.json", finished)
+    assert run_record.load(tmp_path / "runs" / "r.json") == finished
 
 
 def test_without_a_sensor_power_is_absent_with_the_reason(run: Callable[..., RunRecord]) -> None:

@@ -12,8 +12,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edge import model, profile
+from edge.config import profiles
 from edge.errors import ModelError
+from edge.model import onnx_model
 
 TENSORS = ["input", "c1", "r1", "c2", "r2", "c3", "sum", "pool", "gap", "flat", "logits"]
 
@@ -22,7 +23,7 @@ Make = Callable[..., Path]
 
 def refused(path: Path) -> ModelError:
     with pytest.raises(ModelError) as caught:
-        model.load(path)
+        onnx_model.load(path)
     assert caught.value.where == str(path)
     assert caught.value.hint or "needed" in caught.value.what or "must be" in caught.value.what
     return caught.value
@@ -50,12 +51,12 @@ def edited(path: Path, change: Callable[[Any], Any]) -> Path:
 
 def test_a_classifier(tiny_model: Make) -> None:
     path = tiny_model()
-    found = model.load(path)
+    found = onnx_model.load(path)
     assert (found.path, found.opset, found.classes, found.fixed_batch) == (path, 17, 10, None)
     assert str(found.input) == "input float32 [n, 3, 32, 32]"
     assert str(found.output) == "logits float32 [n, 10]"
     assert found.activations == TENSORS
-    assert found.sha256 == model.fingerprint(path)
+    assert found.sha256 == onnx_model.fingerprint(path)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_a_classifier(tiny_model: Make) -> None:
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_variants_that_are_taken(tiny_model: Make, variant: dict[str, Any], tensors: list[str]) -> None:
-    found = model.load(tiny_model(**variant))
+    found = onnx_model.load(tiny_model(**variant))
     assert found.activations == tensors
     assert found.opset == variant.get("opset", 17)
     assert found.fixed_batch == variant.get("batch")
@@ -81,7 +82,7 @@ def test_variants_that_are_taken(tiny_model: Make, variant: dict[str, Any], tens
 def test_constants_that_are_listed_as_inputs_are_no_inputs(tiny_model: Make) -> None:
     """Exporters before IR version 4 list every initializer among the inputs."""
     path = edited(tiny_model(), lambda proto: proto.graph.input.append(floats("b1", 8)))
-    assert model.load(path).input.name == "input"
+    assert onnx_model.load(path).input.name == "input"
 
 
 def test_height_and_width_may_be_open(tiny_model: Make) -> None:
@@ -89,12 +90,12 @@ def test_height_and_width_may_be_open(tiny_model: Make) -> None:
         for axis in proto.graph.input[0].type.tensor_type.shape.dim[2:]:
             axis.Clear()
 
-    assert model.load(edited(tiny_model(), change)).input.shape == ("n", 3, None, None)
+    assert onnx_model.load(edited(tiny_model(), change)).input.shape == ("n", 3, None, None)
 
 
 def test_the_opset_of_another_domain_does_not_count(tiny_model: Make) -> None:
     path = edited(tiny_model(), lambda proto: proto.opset_import.insert(0, helper.make_opsetid("ai.onnx.ml", 3)))
-    assert model.load(path).opset == 17
+    assert onnx_model.load(path).opset == 17
 
 
 @pytest.mark.parametrize("opset", [11, 12, 13, 17])
@@ -123,7 +124,7 @@ def test_activations_are_the_floats_that_depend_on_the_input(tmp_path: Path, ops
         tmp_path / "m.onnx", nodes, [floats("x", "n", 3, 8, 8)], [floats("out", "n", 4)],
         *(numpy_helper.from_array(value, name) for name, value in constants.items() if name in used), opset=opset,
     )  # fmt: skip
-    assert model.load(path).activations == ["x", "c", "p", "f", "out"]
+    assert onnx_model.load(path).activations == ["x", "c", "p", "f", "out"]
 
 
 # what is refused
@@ -214,7 +215,9 @@ def test_an_empty_file(tmp_path: Path) -> None:
     assert refused(tmp_path / "m.onnx").what == "the file is empty"
 
 
-@pytest.mark.parametrize("act", [model.load, model.read, model.fingerprint], ids=lambda act: act.__name__)
+@pytest.mark.parametrize(
+    "act", [onnx_model.load, onnx_model.read, onnx_model.fingerprint], ids=lambda act: act.__name__
+)
 @pytest.mark.parametrize("kind", ["missing", "folder", "dangling-link"])
 def test_no_such_file(tmp_path: Path, kind: str, act: Callable[[Path], Any]) -> None:
     path = tmp_path / "m.onnx"
@@ -246,7 +249,7 @@ def test_a_flipped_bit_never_gives_a_traceback(tiny_model: Make) -> None:
         flipped[chosen.randrange(len(data))] ^= 1 << chosen.randrange(8)
         path.write_bytes(flipped)
         try:
-            model.load(path)
+            onnx_model.load(path)
         except ModelError:
             refusals += 1
     assert 10 < refusals < 290
@@ -278,25 +281,25 @@ def test_the_fingerprint_is_the_digest_of_the_file(tiny_model: Make, tmp_path: P
     import hashlib
 
     path = tiny_model()
-    assert model.fingerprint(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert onnx_model.fingerprint(path) == hashlib.sha256(path.read_bytes()).hexdigest()
     (tmp_path / "sub").mkdir()
     copied = tmp_path / "sub" / "other-name.onnx"
     copied.write_bytes(path.read_bytes())
-    assert model.fingerprint(copied) == model.fingerprint(path)
-    assert model.fingerprint(tiny_model("b.onnx", seed=1)) != model.fingerprint(path)
+    assert onnx_model.fingerprint(copied) == onnx_model.fingerprint(path)
+    assert onnx_model.fingerprint(tiny_model("b.onnx", seed=1)) != onnx_model.fingerprint(path)
 
 
 def test_the_fingerprint_covers_external_weights(tiny_model: Make, tmp_path: Path) -> None:
     path = tiny_model(external=True)
     weights = tmp_path / "model.onnx.weights"
-    before = model.fingerprint(path)
+    before = onnx_model.fingerprint(path)
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
-    assert model.fingerprint(path) != before
+    assert onnx_model.fingerprint(path) != before
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
-    assert model.fingerprint(path) == before
+    assert onnx_model.fingerprint(path) == before
 
 
 def test_the_fingerprint_covers_external_weights_in_attributes(tiny_model: Make, tmp_path: Path) -> None:
@@ -314,19 +317,19 @@ def test_the_fingerprint_covers_external_weights_in_attributes(tiny_model: Make,
     )  # fmt: skip
     del onnx.load(path, load_external_data=False).graph.initializer[:]
     only_attributes = onnx.load(path, load_external_data=False)
-    before = model.fingerprint(path)
+    before = onnx_model.fingerprint(path)
     assert any(item.external_data for node in only_attributes.graph.node for item in [a.t for a in node.attribute])
     data = bytearray((tmp_path / "a.weights").read_bytes())
     data[-1] ^= 1
     (tmp_path / "a.weights").write_bytes(data)
-    assert model.fingerprint(path) != before
+    assert onnx_model.fingerprint(path) != before
 
 
 def test_weights_that_are_missing_are_named(tiny_model: Make, tmp_path: Path) -> None:
     path = tiny_model(external=True)
     (tmp_path / "model.onnx.weights").unlink()
     with pytest.raises(ModelError) as caught:
-        model.fingerprint(path)
+        onnx_model.fingerprint(path)
     assert caught.value.what == "its weight file model.onnx.weights is missing"
     refused(path)
 
@@ -350,23 +353,23 @@ def test_external_weights_are_noticed_wherever_the_word_stands(tiny_model: Make,
     data = proto.SerializeToString()
     path.write_bytes(data)
     assert abs(data.index(b"location") - piece) < 20
-    before = model.fingerprint(path)
+    before = onnx_model.fingerprint(path)
     (tmp_path / "model.onnx.weights").write_bytes(b"other")
-    assert model.fingerprint(path) != before
+    assert onnx_model.fingerprint(path) != before
 
 
 def test_a_name_that_sounds_like_external_weights_is_none(tiny_model: Make) -> None:
     def change(proto: Any) -> None:
         proto.graph.node[0].name = "location"
 
-    assert model.load(edited(tiny_model(), change)).classes == 10
+    assert onnx_model.load(edited(tiny_model(), change)).classes == 10
 
 
 def test_a_file_that_changed_is_read_again(tiny_model: Make) -> None:
     path = tiny_model()
-    first = model.load(path)
+    first = onnx_model.load(path)
     tiny_model(seed=1, concat=True)
-    second = model.load(path)
+    second = onnx_model.load(path)
     assert first.sha256 != second.sha256
     assert "cat" in second.activations
 
@@ -393,13 +396,13 @@ def test_check_fits(
     tiny_model: Make, tiny_profile: Make, tmp_path: Path, variant: dict[str, Any], override: dict[str, Any],
     what: str | None,
 ) -> None:  # fmt: skip
-    found = model.load(tiny_model(**variant))
-    settings = profile.load(tiny_profile(tmp_path, input=override))
+    found = onnx_model.load(tiny_model(**variant))
+    settings = profiles.read_profile(tiny_profile(tmp_path, input=override))
     if what is None:
-        model.check_fits(found, settings)
+        onnx_model.check_fits(found, settings)
         return
     with pytest.raises(ModelError) as caught:
-        model.check_fits(found, settings)
+        onnx_model.check_fits(found, settings)
     assert caught.value.what == what
     assert caught.value.hint is not None
     assert "input." in caught.value.hint
@@ -410,5 +413,5 @@ def test_open_height_and_width_fit_any_profile(tiny_model: Make, tiny_profile: M
         for axis in proto.graph.input[0].type.tensor_type.shape.dim[2:]:
             axis.Clear()
 
-    found = model.load(edited(tiny_model(), change))
-    model.check_fits(found, profile.load(tiny_profile(tmp_path, input={"height": 36, "width": 20})))
+    found = onnx_model.load(edited(tiny_model(), change))
+    onnx_model.check_fits(found, profiles.read_profile(tiny_profile(tmp_path, input={"height": 36, "width": 20})))

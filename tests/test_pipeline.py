@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge import loop
-from edge.backends.base import Inference
+from edge.artifacts.run_record import FrameResult, Gap, RunRecord, Skip, Subject
+from edge.backends.interface import Inference
+from edge.config.profiles import InputConfig, PreprocessConfig
 from edge.errors import DataError, DeviceError
-from edge.frames.stream import Frame, Opened, Outage
-from edge.preprocess import Preprocessor
-from edge.profile import Input, Preprocess
-from edge.record import Gap, Result, RunRecord, Skip, Subject
-from edge.telemetry import NoSource
+from edge.media.streams import Frame, OpenedSource, Outage
+from edge.model.preprocessing import Preprocessor
+from edge.runtime import pipeline, run_loop
 from edge.telemetry.meter import Telemetry
+from edge.telemetry.source import NoSource
 
 SUBJECT = Subject(
     profile="t", profile_digest="", model="m.onnx", model_sha256="", engine_sha256="", table_sha256=None,
@@ -33,7 +33,7 @@ class Source:
     def __init__(
         self, items: Sequence[int | Outage], *, load: Callable[[int], None] = lambda _n: None, live: bool = False
     ) -> None:
-        self.opened = Opened(kind="test", opened_as="test", live=live, width=32, height=32)
+        self.opened = OpenedSource(kind="test", opened_as="test", live=live, width=32, height=32)
         self.dropped = 0 if live else None
         self.notes: list[str] = []
         self.taken = 0
@@ -90,21 +90,23 @@ class ReadsFrames(Reads):
 def go(
     source: Source, *sessions: Any, on_device: bool = False, width: dict[str, int] | None = None, **more: Any
 ) -> RunRecord:
-    identity = Preprocess(fit="squash", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    return loop.run(
+    identity = PreprocessConfig(fit="squash", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return run_loop.run(
         source,
         sessions=sessions,
-        preprocessor=None if on_device else Preprocessor(identity, Input(height=32, width=32)),
+        preprocessor=None if on_device else Preprocessor(identity, InputConfig(height=32, width=32)),
         names=[str(number) for number in range(256)],
         subject=SUBJECT,
-        settings=loop.Settings(topk=1, warmup=0, width=loop.Width(**(width or {})), **more.pop("settings", {})),
+        settings=run_loop.RunSettings(
+            topk=1, warmup=0, width=pipeline.Width(**(width or {})), **more.pop("settings", {})
+        ),
         telemetry=Telemetry(sampler=None, no_power=NoSource(())),
         **more,
     )
 
 
 def seen(heard: Sequence[Any]) -> list[tuple[int, int]]:
-    return [(one.seq, one.guesses[0].index) for one in heard if isinstance(one, Result)]
+    return [(one.seq, one.guesses[0].index) for one in heard if isinstance(one, FrameResult)]
 
 
 @pytest.mark.parametrize("width", [{}, {"prepare": 4}, {"batch": 3}, {"prepare": 3, "batch": 4, "min_batch": 4}])
@@ -235,10 +237,11 @@ def test_warming_up_that_fails_has_a_record_too() -> None:
 
     kept: list[RunRecord] = []
     with pytest.raises(DeviceError, match="no memory"):
-        loop.run(
+        run_loop.run(
             Source(range(5)), sessions=[Reads(before=refuse)],
-            preprocessor=Preprocessor(Preprocess(fit="squash"), Input(height=32, width=32)), names=[], subject=SUBJECT,
-            settings=loop.Settings(warmup=1), telemetry=Telemetry(sampler=None, no_power=None), keep=kept.append,
+            preprocessor=Preprocessor(PreprocessConfig(fit="squash"), InputConfig(height=32, width=32)),
+            names=[], subject=SUBJECT,
+            settings=run_loop.RunSettings(warmup=1), telemetry=Telemetry(sampler=None, no_power=None), keep=kept.append,
         )  # fmt: skip
     assert (kept[0].status, kept[0].pictures) == ("failed", 0)
 

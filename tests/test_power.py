@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from boards import nvpmodel as nvpmodel_files
 
-from edge import nvpmodel, power
 from edge.errors import ArtifactError, DeviceError, UsageError
-from edge.nvpmodel import Mode
+from edge.system import nvpmodel, power_modes
+from edge.system.nvpmodel import Mode
 
 # Sets what it is told, like nvpmodel; asks on its standard input before mode 3, as NVIDIA's does when cores change.
 NVPMODEL = """#!/bin/sh
@@ -153,7 +153,7 @@ def test_files_say_it_where_nothing_can_be_run(root: Path) -> None:
 
 
 def test_show(root: Path) -> None:
-    state = power.show(root)
+    state = power_modes.show(root)
     assert state.mode == Mode(1, "25W")
     assert [mode.name for mode in state.modes] == ["15W", "25W", "MAXN_SUPER", "7W"]
     assert state.default == Mode(1, "25W")
@@ -164,31 +164,31 @@ def test_show(root: Path) -> None:
 
 def test_show_without_a_configuration_asks_nvpmodel(root: Path) -> None:
     (root / "etc/nvpmodel.conf").unlink()
-    assert [mode.name for mode in power.show(root).modes] == ["15W", "25W"]
+    assert [mode.name for mode in power_modes.show(root).modes] == ["15W", "25W"]
 
 
 def test_show_without_the_program_reads_its_files(root: Path) -> None:
     (root / "usr/sbin/nvpmodel").unlink()
-    assert power.show(root).mode == Mode(1, "25W")
+    assert power_modes.show(root).mode == Mode(1, "25W")
 
 
 def test_a_machine_without_power_modes_says_so(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="there is no nvpmodel"):
-        power.show(tmp_path)
+        power_modes.show(tmp_path)
 
 
 def test_an_nvpmodel_that_says_nothing_useful_is_quoted(root: Path) -> None:
     (root / "var/lib/nvpmodel/status").unlink()
     install(root, "usr/sbin/nvpmodel", "#!/bin/sh\necho 'NVPM ERROR: No such file: /etc/nvpmodel.conf'; exit 1\n")
     with pytest.raises(DeviceError, match="cannot be read") as caught:
-        power.show(root)
+        power_modes.show(root)
     assert "NVPM ERROR: No such file" in str(caught.value.hint)
 
 
 def test_an_nvpmodel_that_cannot_be_started(root: Path) -> None:
     (root / "usr/sbin/nvpmodel").write_text("\x7fELF of another machine")
     with pytest.raises(DeviceError, match="cannot be started"):
-        power.show(root)
+        power_modes.show(root)
 
 
 # set
@@ -196,23 +196,23 @@ def test_an_nvpmodel_that_cannot_be_started(root: Path) -> None:
 
 @needs_root
 def test_set_and_restore(root: Path) -> None:
-    state = power.set_mode("maxn_super", root)
+    state = power_modes.set_mode("maxn_super", root)
     assert state.mode == Mode(2, "MAXN_SUPER")
     assert state.changed is not None
     assert state.changed.before == Mode(1, "25W")
-    assert power.set_mode("0", root).mode == Mode(0, "15W")
-    back = power.restore(root)
+    assert power_modes.set_mode("0", root).mode == Mode(0, "15W")
+    back = power_modes.restore(root)
     assert (back.mode, back.changed) == (Mode(1, "25W"), None)
     assert calls(root) == ["nvpmodel -m 2", "nvpmodel -m 0", "nvpmodel -m 1"]
     with pytest.raises(UsageError, match="changed nothing"):
-        power.restore(root)
+        power_modes.restore(root)
 
 
 @needs_root
 def test_locking_the_clocks_stores_them_first_and_gives_them_back(root: Path) -> None:
-    power.set_mode("0", root, lock_clocks=True)
-    power.set_mode("0", root, lock_clocks=True)  # again: the first stored state is the one that counts
-    power.restore(root)
+    power_modes.set_mode("0", root, lock_clocks=True)
+    power_modes.set_mode("0", root, lock_clocks=True)  # again: the first stored state is the one that counts
+    power_modes.restore(root)
     stored = "/var/lib/edge/jetson_clocks.conf"
     assert calls(root) == [
         f"jetson_clocks --store {stored}",
@@ -226,16 +226,16 @@ def test_locking_the_clocks_stores_them_first_and_gives_them_back(root: Path) ->
 
 
 def test_the_mode_that_is_set_already_needs_nothing(root: Path, user: None) -> None:
-    assert power.set_mode("25W", root).mode == Mode(1, "25W")
+    assert power_modes.set_mode("25W", root).mode == Mode(1, "25W")
 
 
 @needs_root
 def test_a_mode_that_needs_a_reboot_is_refused_with_the_command_and_nothing_changes(root: Path) -> None:
     with pytest.raises(DeviceError, match="7W needs a reboot, which edge does not do; it is still 25W") as caught:
-        power.set_mode("7W", root)
+        power_modes.set_mode("7W", root)
     assert "sudo nvpmodel -m 3" in str(caught.value.hint)
     assert "reboot" not in calls(root)
-    assert power.show(root).changed is None
+    assert power_modes.show(root).changed is None
 
 
 @needs_root
@@ -243,33 +243,33 @@ def test_a_prompt_that_does_not_end_is_ended(root: Path) -> None:
     hangs = "#!/bin/sh\nif [ $1 = -m ]; then exec sleep 60; fi\necho 'NV Power Mode: 25W'; echo 1\n"
     install(root, "usr/sbin/nvpmodel", hangs)
     with pytest.raises(DeviceError, match=r"did not end within 0\.3 s"):
-        power.set_mode("0", root, timeout_s=0.3)
+        power_modes.set_mode("0", root, timeout_s=0.3)
 
 
 @needs_root
 def test_an_nvpmodel_that_fails_is_quoted(root: Path) -> None:
     (root / "broken").touch()
     with pytest.raises(DeviceError, match="did not switch to 15W; it is 25W: NVPM ERROR: failed to write CORE_3"):
-        power.set_mode("15W", root)
-    assert power.show(root).changed is None
+        power_modes.set_mode("15W", root)
+    assert power_modes.show(root).changed is None
 
 
 @needs_root
 def test_an_nvpmodel_that_lies_is_found_out(root: Path) -> None:
     install(root, "usr/sbin/nvpmodel", "#!/bin/sh\necho 'NV Power Mode: 25W'; echo 1\n")
     with pytest.raises(DeviceError, match="did not switch to 15W; it is 25W"):
-        power.set_mode("15W", root)
+        power_modes.set_mode("15W", root)
 
 
 def test_an_unknown_mode_lists_those_that_there_are(root: Path) -> None:
     with pytest.raises(UsageError, match="no power mode '40W'") as caught:
-        power.set_mode("40W", root)
+        power_modes.set_mode("40W", root)
     assert caught.value.hint == "one of 15W (0), 25W (1), MAXN_SUPER (2), 7W (3)"
 
 
 def test_without_root_the_exact_command_is_said(root: Path, user: None) -> None:
     with pytest.raises(DeviceError, match="needs root") as caught:
-        power.set_mode("15W", root, again="/opt/.venv/bin/edge power set 15W")
+        power_modes.set_mode("15W", root, again="/opt/.venv/bin/edge power set 15W")
     assert caught.value.hint == "sudo /opt/.venv/bin/edge power set 15W"
     assert calls(root) == []
 
@@ -278,11 +278,11 @@ def test_without_root_the_exact_command_is_said(root: Path, user: None) -> None:
 def test_clocks_that_cannot_be_locked_leave_a_way_back(root: Path) -> None:
     (root / "no-clocks").touch()
     with pytest.raises(DeviceError, match="jetson_clocks failed with status 2: Error: unsupported"):
-        power.set_mode("0", root, lock_clocks=True)
-    assert power.show(root).mode == Mode(1, "25W")
+        power_modes.set_mode("0", root, lock_clocks=True)
+    assert power_modes.show(root).mode == Mode(1, "25W")
     (root / "usr/bin/jetson_clocks").unlink()
     with pytest.raises(DeviceError, match="no jetson_clocks"):
-        power.set_mode("0", root, lock_clocks=True)
+        power_modes.set_mode("0", root, lock_clocks=True)
 
 
 def test_a_damaged_note_is_refused_and_never_guessed(root: Path) -> None:
@@ -290,10 +290,10 @@ def test_a_damaged_note_is_refused_and_never_guessed(root: Path) -> None:
     note.parent.mkdir(parents=True)
     note.write_text('{"format": 1, "before"')
     with pytest.raises(ArtifactError, match="damaged"):
-        power.show(root)
+        power_modes.show(root)
     note.write_text('{"format": 2, "changed_utc": "", "before": {"number": 1, "name": "x"}, "clocks_stored": false}')
     with pytest.raises(ArtifactError, match="format 2"):
-        power.show(root)
+        power_modes.show(root)
 
 
 # during
@@ -303,8 +303,8 @@ def test_a_damaged_note_is_refused_and_never_guessed(root: Path) -> None:
 @pytest.mark.parametrize("end", [None, ValueError("mine"), KeyboardInterrupt()], ids=["well", "error", "ctrl-c"])
 def test_the_mode_before_comes_back_however_the_block_ends(root: Path, end: BaseException | None) -> None:
     def block() -> None:
-        with power.during("MAXN_SUPER", root) as state:
-            assert state.mode == power.show(root).mode == Mode(2, "MAXN_SUPER")
+        with power_modes.during("MAXN_SUPER", root) as state:
+            assert state.mode == power_modes.show(root).mode == Mode(2, "MAXN_SUPER")
             if end is not None:
                 raise end
 
@@ -313,30 +313,30 @@ def test_the_mode_before_comes_back_however_the_block_ends(root: Path, end: Base
     else:
         with pytest.raises(type(end)):
             block()
-    assert (power.show(root).mode, power.show(root).changed) == (Mode(1, "25W"), None)
+    assert (power_modes.show(root).mode, power_modes.show(root).changed) == (Mode(1, "25W"), None)
 
 
 @needs_root
 def test_what_an_earlier_command_set_stays_set(root: Path) -> None:
-    power.set_mode("0", root)
-    with power.during("MAXN_SUPER", root):
+    power_modes.set_mode("0", root)
+    with power_modes.during("MAXN_SUPER", root):
         pass
-    state = power.show(root)
+    state = power_modes.show(root)
     assert state.mode == Mode(0, "15W")
     assert state.changed is not None
-    assert power.restore(root).mode == Mode(1, "25W")
+    assert power_modes.restore(root).mode == Mode(1, "25W")
 
 
 @needs_root
 def test_nothing_is_put_back_when_nothing_was_changed(root: Path) -> None:
-    with power.during("25W", root):
+    with power_modes.during("25W", root):
         pass
     assert calls(root) == []
 
 
 @needs_root
 def test_a_mode_that_cannot_be_set_does_not_run_the_block(root: Path) -> None:
-    with pytest.raises(DeviceError, match="reboot"), power.during("7W", root):
+    with pytest.raises(DeviceError, match="reboot"), power_modes.during("7W", root):
         pytest.fail("the block ran")
 
 
@@ -357,11 +357,11 @@ def test_a_signal_while_it_switches_lets_it_finish_first(root: Path) -> None:
     sender.start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            power.set_mode("0", root)
+            power_modes.set_mode("0", root)
     finally:
         sender.join()
         signal.signal(signal.SIGALRM, before)
-    state = power.show(root)
+    state = power_modes.show(root)
     assert state.mode == Mode(0, "15W")
     assert state.changed is not None  # so `edge power restore` knows what was before
 
@@ -387,12 +387,12 @@ def test_a_process_that_is_told_to_end_puts_the_mode_back(root: Path, number: si
     process = subprocess.Popen([sys.executable, "-c", HOLDS, str(root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"in\n"
-    assert power.show(root).mode == Mode(2, "MAXN_SUPER")
+    assert power_modes.show(root).mode == Mode(2, "MAXN_SUPER")
     process.send_signal(number)
     time.sleep(0.3)
     process.send_signal(number)  # impatient, while the mode goes back
     process.communicate(timeout=30)
-    assert power.show(root).mode == Mode(1, "25W")
+    assert power_modes.show(root).mode == Mode(1, "25W")
 
 
 # doubts of a run
@@ -411,11 +411,11 @@ def test_a_process_that_is_told_to_end_puts_the_mode_back(root: Path, number: si
     ],
 )
 def test_a_device_in_another_mode_than_the_profile_asks_for(root: Path, wanted: str | None, words: str | None) -> None:
-    doubt = power.doubt(wanted, root)
+    doubt = power_modes.doubt(wanted, root)
     assert (doubt is None) == (words is None)
     assert words is None or words in str(doubt)
 
 
 def test_a_machine_that_does_not_tell_its_mode(tmp_path: Path) -> None:
-    assert power.doubt(None, tmp_path) is None
-    assert "does not tell its own" in str(power.doubt("15W", tmp_path))
+    assert power_modes.doubt(None, tmp_path) is None
+    assert "does not tell its own" in str(power_modes.doubt("15W", tmp_path))

@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from edge import preprocess, profile
-from edge.preprocess import Box, Preprocessor, placed, region
-from edge.profile import Input, Preprocess
+from edge.config import profiles
+from edge.config.profiles import InputConfig, PreprocessConfig
+from edge.model import preprocessing
+from edge.model.preprocessing import Box, Preprocessor, placed, region
 
 Picture = np.ndarray
 SIZES = [
@@ -54,7 +55,7 @@ def mean_difference(a: Picture, b: Picture) -> float:
 @pytest.mark.parametrize("size", SIZES, **name_of)
 def test_parity_with_pillow(picture: Callable[..., Picture], size: tuple[int, int], kind: Any, fit: Any) -> None:
     source = picture(size, seed=sum(size))
-    spec, target = Preprocess(fit=fit, interpolation=kind), Input()
+    spec, target = PreprocessConfig(fit=fit, interpolation=kind), InputConfig()
     found = Preprocessor(spec, target).pixels(source)
     assert mean_difference(found, pillow(source, region(*size, spec, target), 224, 224, kind)) <= 2.0
 
@@ -62,7 +63,7 @@ def test_parity_with_pillow(picture: Callable[..., Picture], size: tuple[int, in
 @pytest.mark.parametrize(("kind", "most"), [("bilinear", 2.0), ("bicubic", 3.0)])
 def test_parity_with_pillow_on_photographs(shared_data: Path, kind: Any, most: float) -> None:
     """Pillow's cubic kernel is the softer one (a = -0.5, OpenCV's is -0.75): on fine texture they part by more."""
-    spec, target = Preprocess(interpolation=kind), Input()
+    spec, target = PreprocessConfig(interpolation=kind), InputConfig()
     differences = []
     for path in sorted((shared_data / "eval").glob("*.jpg"))[:30]:
         source = cv2.imread(str(path))
@@ -126,7 +127,7 @@ def test_the_resize_is_the_documented_one(
     picture: Callable[..., Picture], size: tuple[int, int], wanted: tuple[int, int], kind: Any
 ) -> None:
     source = picture(size, seed=7)
-    spec, target = Preprocess(fit="squash", interpolation=kind), Input(height=wanted[0], width=wanted[1])
+    spec, target = PreprocessConfig(fit="squash", interpolation=kind), InputConfig(height=wanted[0], width=wanted[1])
     found = Preprocessor(spec, target).pixels(source).astype(np.float64)
     expected = np.clip(slow_resize(source, *wanted, kind), 0, 255)
     # One level each for OpenCV's fixed-point weights and for a mean that lies between two levels.
@@ -138,7 +139,7 @@ def test_the_resize_is_the_documented_one(
 @settings(max_examples=60)
 def test_nearest_takes_the_pixel_under_the_centre(rows: int, columns: int, height: int, width: int) -> None:
     source = np.arange(rows * columns * 3, dtype=np.uint32).astype(np.uint8).reshape(rows, columns, 3)
-    spec, target = Preprocess(fit="squash", interpolation="nearest"), Input(height=height, width=width)
+    spec, target = PreprocessConfig(fit="squash", interpolation="nearest"), InputConfig(height=height, width=width)
     row = [int((Fraction(i) + Fraction(1, 2)) * rows / height) for i in range(height)]
     column = [int((Fraction(i) + Fraction(1, 2)) * columns / width) for i in range(width)]
     assert np.array_equal(Preprocessor(spec, target).pixels(source), source[np.ix_(row, column)])
@@ -148,7 +149,9 @@ def test_nearest_takes_the_pixel_under_the_centre(rows: int, columns: int, heigh
 def test_nearest_is_that_of_pillow(picture: Callable[..., Picture], size: tuple[int, int]) -> None:
     """For sizes where no centre lies exactly between two pixels."""
     source = picture(size)
-    found = Preprocessor(Preprocess(fit="squash", interpolation="nearest"), Input(height=64, width=48)).pixels(source)
+    found = Preprocessor(
+        PreprocessConfig(fit="squash", interpolation="nearest"), InputConfig(height=64, width=48)
+    ).pixels(source)
     assert np.array_equal(found, pillow(source, Box(0, 0, *size), 64, 48, "nearest"))
 
 
@@ -156,7 +159,7 @@ def test_no_pixel_is_skipped_when_a_picture_shrinks() -> None:
     """Plain bilinear interpolation of a 10-fold reduction reads two pixels of each hundred: fine lines vanish."""
     source = np.zeros((640, 640, 3), np.uint8)
     source[::10] = 255
-    found = Preprocessor(Preprocess(fit="squash"), Input(height=64, width=64)).pixels(source)
+    found = Preprocessor(PreprocessConfig(fit="squash"), InputConfig(height=64, width=64)).pixels(source)
     assert found.min() >= 24
     assert found.max() <= 27
 
@@ -180,7 +183,7 @@ def test_no_pixel_is_skipped_when_a_picture_shrinks() -> None:
     **name_of,
 )
 def test_crop_regions(size: Any, resize: int, target: Any, box: tuple[int, int, int, int]) -> None:
-    assert region(*size, Preprocess(resize=resize), Input(height=target[0], width=target[1])) == Box(*box)
+    assert region(*size, PreprocessConfig(resize=resize), InputConfig(height=target[0], width=target[1])) == Box(*box)
 
 
 sides = st.integers(1, 5000)
@@ -188,7 +191,7 @@ sides = st.integers(1, 5000)
 
 @given(sides, sides, st.integers(1, 300), st.integers(1, 300), st.integers(0, 200))
 def test_a_crop_lies_in_the_middle_and_has_its_size(h: int, w: int, height: int, width: int, more: int) -> None:
-    spec, target = Preprocess(resize=max(height, width) + more), Input(height=height, width=width)
+    spec, target = PreprocessConfig(resize=max(height, width) + more), InputConfig(height=height, width=width)
     box = region(h, w, spec, target)
     scale = Fraction(min(h, w), spec.resize)
     for size, start, length, wanted in ((h, box.top, box.height, height), (w, box.left, box.width, width)):
@@ -213,13 +216,13 @@ def test_a_crop_lies_in_the_middle_and_has_its_size(h: int, w: int, height: int,
     **name_of,
 )
 def test_letterbox_places(size: Any, target: Any, place: tuple[int, int, int, int]) -> None:
-    spec = Preprocess(fit="letterbox")
-    assert placed(Box(0, 0, *size), spec, Input(height=target[0], width=target[1])) == Box(*place)
+    spec = PreprocessConfig(fit="letterbox")
+    assert placed(Box(0, 0, *size), spec, InputConfig(height=target[0], width=target[1])) == Box(*place)
 
 
 @given(sides, sides, st.integers(1, 300), st.integers(1, 300))
 def test_a_letterbox_keeps_the_shape_touches_two_sides_and_is_centred(h: int, w: int, height: int, width: int) -> None:
-    place = placed(Box(0, 0, h, w), Preprocess(fit="letterbox"), Input(height=height, width=width))
+    place = placed(Box(0, 0, h, w), PreprocessConfig(fit="letterbox"), InputConfig(height=height, width=width))
     assert place.height == height or place.width == width
     scale = min(Fraction(height, h), Fraction(width, w))
     assert abs(place.height - h * scale) <= Fraction(1, 2) or place.height == 1
@@ -232,11 +235,13 @@ def test_a_letterbox_keeps_the_shape_touches_two_sides_and_is_centred(h: int, w:
 @pytest.mark.parametrize("size", [(100, 200), (200, 100), (99, 100), (20, 20), (3, 500)], **name_of)
 def test_a_letterbox_is_the_whole_picture_on_padding(picture: Callable[..., Picture], size: Any, pad: int) -> None:
     source = picture(size)
-    spec, target = Preprocess(fit="letterbox", pad=pad), Input(height=64, width=80)
+    spec, target = PreprocessConfig(fit="letterbox", pad=pad), InputConfig(height=64, width=80)
     found = Preprocessor(spec, target).pixels(source)
     place = placed(Box(0, 0, *size), spec, target)
     inside = found[place.top : place.top + place.height, place.left : place.left + place.width]
-    alone = Preprocessor(Preprocess(fit="squash"), Input(height=place.height, width=place.width)).pixels(source)
+    alone = Preprocessor(PreprocessConfig(fit="squash"), InputConfig(height=place.height, width=place.width)).pixels(
+        source
+    )
     assert np.array_equal(inside, alone)
     outside = np.ones((64, 80), bool)
     outside[place.top : place.top + place.height, place.left : place.left + place.width] = False
@@ -244,10 +249,10 @@ def test_a_letterbox_is_the_whole_picture_on_padding(picture: Callable[..., Pict
 
 
 def test_squash_takes_everything(picture: Callable[..., Picture]) -> None:
-    assert region(37, 91, Preprocess(fit="squash"), Input()) == Box(0, 0, 37, 91)
+    assert region(37, 91, PreprocessConfig(fit="squash"), InputConfig()) == Box(0, 0, 37, 91)
     source = picture((64, 80))
-    target = Input(height=64, width=80)
-    assert np.array_equal(Preprocessor(Preprocess(fit="squash"), target).pixels(source), source)
+    target = InputConfig(height=64, width=80)
+    assert np.array_equal(Preprocessor(PreprocessConfig(fit="squash"), target).pixels(source), source)
 
 
 # values
@@ -258,8 +263,8 @@ def test_squash_takes_everything(picture: Callable[..., Picture]) -> None:
 def test_channel_order_and_normalization(color: Any, fit: Any) -> None:
     """One colour, B=10 G=20 R=30; mean and std belong to the channels in output order."""
     source = np.full((40, 40, 3), (10, 20, 30), np.uint8)
-    spec = Preprocess(fit=fit, resize=40, color=color, mean=(1, 2, 3), std=(2, 4, 8))
-    found = Preprocessor(spec, Input(height=32, width=32))(source)
+    spec = PreprocessConfig(fit=fit, resize=40, color=color, mean=(1, 2, 3), std=(2, 4, 8))
+    found = Preprocessor(spec, InputConfig(height=32, width=32))(source)
     order = (30, 20, 10) if color == "rgb" else (10, 20, 30)
     for channel, (value, mean, std) in enumerate(zip(order, (1, 2, 3), (2, 4, 8), strict=True)):
         assert (found[channel] == (value - mean) / std).all()
@@ -277,8 +282,8 @@ def test_channel_order_and_normalization(color: Any, fit: Any) -> None:
 )
 def test_normalization_is_float32_arithmetic_to_the_bit(mean: Any, std: Any) -> None:
     source = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)
-    spec = Preprocess(fit="squash", mean=mean, std=std)
-    found = Preprocessor(spec, Input(height=16, width=16))(source)
+    spec = PreprocessConfig(fit="squash", mean=mean, std=std)
+    found = Preprocessor(spec, InputConfig(height=16, width=16))(source)
     assert (found.dtype, found.shape, found.flags.c_contiguous) == (np.float32, (3, 16, 16), True)
     for channel in range(3):
         for value in range(256):
@@ -296,7 +301,10 @@ def test_one_colour_stays_that_colour(
 ) -> None:
     """Weights that do not sum to one, or a pixel read from beside the picture, would show here."""
     source = np.full((h, w, 3), colour, np.uint8)
-    spec, target = Preprocess(fit=fit, resize=24, interpolation=kind, pad=7), Input(height=height, width=width)
+    spec, target = (
+        PreprocessConfig(fit=fit, resize=24, interpolation=kind, pad=7),
+        InputConfig(height=height, width=width),
+    )
     found = Preprocessor(spec, target).pixels(source)
     assert found.shape == (height, width, 3)
     place = placed(region(h, w, spec, target), spec, target)
@@ -327,7 +335,7 @@ def test_the_arrangement_in_memory_does_not_matter(
     source = picture((75, 113))
     arranged = ARRANGEMENTS[arrange](source)
     assert np.array_equal(arranged, source)
-    process = Preprocessor(Preprocess(fit=fit, resize=36, interpolation=kind), Input(height=32, width=30))
+    process = Preprocessor(PreprocessConfig(fit=fit, resize=36, interpolation=kind), InputConfig(height=32, width=30))
     before = arranged.copy()
     assert np.array_equal(process(arranged), process(source))
     assert np.array_equal(arranged, before)
@@ -350,7 +358,7 @@ OUTS: dict[str, Callable[[], np.ndarray]] = {
 @pytest.mark.parametrize("kind", OUTS)
 def test_out_is_what_gets_the_result(picture: Callable[..., Picture], kind: str, fit: Any) -> None:
     source = picture((75, 113))
-    process = Preprocessor(Preprocess(fit=fit, resize=36), Input(height=32, width=30))
+    process = Preprocessor(PreprocessConfig(fit=fit, resize=36), InputConfig(height=32, width=30))
     out = OUTS[kind]()
     out[:] = np.nan
     assert process(source, out=out) is out
@@ -359,7 +367,7 @@ def test_out_is_what_gets_the_result(picture: Callable[..., Picture], kind: str,
 
 def test_out_touches_nothing_else(picture: Callable[..., Picture]) -> None:
     batch = np.full((3, 3, 32, 32), np.inf, np.float32)
-    Preprocessor(Preprocess(resize=36), Input(height=32, width=32))(picture((50, 50)), out=batch[1])
+    Preprocessor(PreprocessConfig(resize=36), InputConfig(height=32, width=32))(picture((50, 50)), out=batch[1])
     assert np.isinf(batch[[0, 2]]).all()
     assert np.isfinite(batch[1]).all()
 
@@ -373,11 +381,11 @@ def test_out_touches_nothing_else(picture: Callable[..., Picture]) -> None:
 def test_an_out_that_does_not_fit_is_an_error(picture: Callable[..., Picture], out: np.ndarray) -> None:
     """Silently left as it was, it would hand the network whatever had been in memory."""
     with pytest.raises(ValueError, match=r"not float32 \(3, 32, 32\)"):
-        Preprocessor(Preprocess(resize=36), Input(height=32, width=32))(picture((50, 50)), out=out)
+        Preprocessor(PreprocessConfig(resize=36), InputConfig(height=32, width=32))(picture((50, 50)), out=out)
 
 
 def test_results_do_not_share_memory(picture: Callable[..., Picture]) -> None:
-    process = Preprocessor(Preprocess(fit="squash"), Input(height=32, width=32))
+    process = Preprocessor(PreprocessConfig(fit="squash"), InputConfig(height=32, width=32))
     source = picture((32, 32))
     first = process(source)
     kept = first.copy()
@@ -387,7 +395,9 @@ def test_results_do_not_share_memory(picture: Callable[..., Picture]) -> None:
 
 
 def test_several_threads_may_share_one(picture: Callable[..., Picture]) -> None:
-    process = Preprocessor(Preprocess(fit="letterbox", resize=36, interpolation="bicubic"), Input(height=32, width=32))
+    process = Preprocessor(
+        PreprocessConfig(fit="letterbox", resize=36, interpolation="bicubic"), InputConfig(height=32, width=32)
+    )
     sources = [picture((40 + i, 90 - i), seed=i) for i in range(40)]
     alone = [process(source) for source in sources]
     with ThreadPoolExecutor(4) as pool:
@@ -400,7 +410,7 @@ def test_several_threads_may_share_one(picture: Callable[..., Picture]) -> None:
 def test_very_long_pictures(picture: Callable[..., Picture], size: tuple[int, int], fit: Any) -> None:
     """OpenCV counts some coordinates in 16 bits."""
     source = np.full((*size, 3), 77, np.uint8)
-    found = Preprocessor(Preprocess(fit=fit, resize=36, pad=77), Input(height=32, width=32)).pixels(source)
+    found = Preprocessor(PreprocessConfig(fit=fit, resize=36, pad=77), InputConfig(height=32, width=32)).pixels(source)
     assert (found == 77).all()
 
 
@@ -415,36 +425,40 @@ CHANGES: dict[str, Any] = {
 
 @pytest.mark.parametrize("field", CHANGES)
 def test_the_digest_covers_every_setting(field: str) -> None:
-    changed = msgspec.structs.replace(Preprocess(), **{field: CHANGES[field]})
-    assert preprocess.digest(changed, Input()) != preprocess.digest(Preprocess(), Input())
+    changed = msgspec.structs.replace(PreprocessConfig(), **{field: CHANGES[field]})
+    assert preprocessing.digest(changed, InputConfig()) != preprocessing.digest(PreprocessConfig(), InputConfig())
 
 
 def test_there_is_no_setting_that_the_digest_test_forgets() -> None:
-    assert set(CHANGES) == set(Preprocess.__struct_fields__)
+    assert set(CHANGES) == set(PreprocessConfig.__struct_fields__)
 
 
-@pytest.mark.parametrize("target", [Input(height=225), Input(width=225), Input(height=225, width=225)])
-def test_the_digest_covers_the_size(target: Input) -> None:
-    assert preprocess.digest(Preprocess(), target) != preprocess.digest(Preprocess(), Input())
+@pytest.mark.parametrize(
+    "target", [InputConfig(height=225), InputConfig(width=225), InputConfig(height=225, width=225)]
+)
+def test_the_digest_covers_the_size(target: InputConfig) -> None:
+    assert preprocessing.digest(PreprocessConfig(), target) != preprocessing.digest(PreprocessConfig(), InputConfig())
 
 
 def test_the_digest_of_two_sizes_that_read_alike_differs() -> None:
-    assert preprocess.digest(Preprocess(), Input(height=2, width=24)) != preprocess.digest(
-        Preprocess(), Input(height=22, width=4)
+    assert preprocessing.digest(PreprocessConfig(), InputConfig(height=2, width=24)) != preprocessing.digest(
+        PreprocessConfig(), InputConfig(height=22, width=4)
     )
 
 
 def test_the_digest_leaves_the_batch_out() -> None:
     """A table made with one batch size is good for every other."""
-    batch = profile.Batch(min=2, opt=4, max=8)
-    assert preprocess.digest(Preprocess(), Input(batch=batch)) == preprocess.digest(Preprocess(), Input())
+    batch = profiles.BatchRange(min=2, opt=4, max=8)
+    assert preprocessing.digest(PreprocessConfig(), InputConfig(batch=batch)) == preprocessing.digest(
+        PreprocessConfig(), InputConfig()
+    )
 
 
 def test_the_digest_is_the_one_in_the_tables_that_come_with_edge(repository: Path) -> None:
     """Who changes the definition has to make these tables again, and raise DEFINITION so that nobody else's is used."""
-    settings_ = profile.load(repository / "profiles" / "host.yaml")
+    settings_ = profiles.read_profile(repository / "profiles" / "host.yaml")
     manifests = sorted((repository / "calib_cache").glob("*/*.json"))
     keys = [json.loads(path.read_bytes()) for path in manifests]
     tables = [content["key"]["preprocess"] for content in keys if content["kind"] == "calibration table"]
     assert tables
-    assert set(tables) == {preprocess.digest(settings_.preprocess, settings_.input)}
+    assert set(tables) == {preprocessing.digest(settings_.preprocess, settings_.input)}

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge import profile
+from edge.config import profiles
+from edge.config.profiles import Profile
 from edge.errors import ProfileError
-from edge.profile import Profile
 
 BASE = "family: host\nbackend: onnxruntime\nmodel: m.onnx\nlabels: l.txt\n"
 PROFILES = Path(__file__).resolve().parents[1] / "profiles"
@@ -34,7 +34,7 @@ def write(tmp_path: Path) -> Write:
 
 def refused(path: Path) -> ProfileError:
     with pytest.raises(ProfileError) as caught:
-        profile.load(path)
+        profiles.read_profile(path)
     return caught.value
 
 
@@ -47,33 +47,33 @@ def said(path: Path) -> str:
 
 
 def test_the_smallest_profile_has_every_default(write: Write, tmp_path: Path) -> None:
-    loaded = profile.load(write())
+    loaded = profiles.read_profile(write())
     assert (loaded.name, loaded.family, loaded.backend, loaded.precision) == ("p", "host", "onnxruntime", "int8")
     assert loaded.model == str(tmp_path / "m.onnx")
     assert loaded.labels == str(tmp_path / "l.txt")
-    assert (loaded.input, loaded.build) == (profile.Input(), profile.Build())
+    assert (loaded.input, loaded.build) == (profiles.InputConfig(), profiles.BuildConfig())
     assert (loaded.preprocess, loaded.calibration, loaded.run) == (
-        profile.Preprocess(), profile.Calibration(), profile.Run(),
+        profiles.PreprocessConfig(), profiles.CalibrationConfig(), profiles.RunConfig(),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted(PROFILES.glob("*.yaml"))])
 def test_every_profile_that_comes_with_edge_loads(name: str) -> None:
-    loaded = profile.load(PROFILES / f"{name}.yaml")
+    loaded = profiles.read_profile(PROFILES / f"{name}.yaml")
     assert loaded.name == name
     assert Path(loaded.model).is_file()
     assert Path(loaded.labels).is_file()
-    assert loaded.preprocess == profile.load(PROFILES / "host.yaml").preprocess
+    assert loaded.preprocess == profiles.read_profile(PROFILES / "host.yaml").preprocess
 
 
 def test_the_profiles_that_come_with_edge_cover_every_family() -> None:
-    families = [profile.load(path).family for path in sorted(PROFILES.glob("*.yaml"))]
+    families = [profiles.read_profile(path).family for path in sorted(PROFILES.glob("*.yaml"))]
     assert sorted(families) == ["agx-orin", "host", "orin-nano", "orin-nx", "rtx", "thor"]
 
 
 def test_a_profile_is_frozen(write: Write) -> None:
     with pytest.raises(AttributeError):
-        profile.load(write()).name = "other"  # type: ignore[misc]
+        profiles.read_profile(write()).name = "other"  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -82,11 +82,11 @@ def test_a_profile_is_frozen(write: Write) -> None:
     ids=["crlf", "bom", "no-final-newline", "document-marks", "comment"],
 )
 def test_forms_of_one_file(write: Write, text: str) -> None:
-    assert profile.load(write("p", text)) == profile.load(write("p", BASE))
+    assert profiles.read_profile(write("p", text)) == profiles.read_profile(write("p", BASE))
 
 
 def test_numbers_may_be_integers_where_floats_are_meant(write: Write) -> None:
-    loaded = profile.load(write("p", BASE + "preprocess: {mean: [1, 2, 3.5], std: [1, 1, 1]}\n"))
+    loaded = profiles.read_profile(write("p", BASE + "preprocess: {mean: [1, 2, 3.5], std: [1, 1, 1]}\n"))
     assert loaded.preprocess.mean == (1.0, 2.0, 3.5)
 
 
@@ -250,43 +250,45 @@ def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
 
 def test_a_profile_changes_what_it_says_and_keeps_the_rest(write: Write) -> None:
     write("host", BASE + "input: {height: 32, width: 48, batch: {max: 8}}\nrun: {warmup: 3}\npower_mode: MAXN\n")
-    loaded = profile.load(write("p", "extends: host\ninput:\n  batch: {opt: 2}\npower_mode: null\nprecision: fp32\n"))
+    loaded = profiles.read_profile(
+        write("p", "extends: host\ninput:\n  batch: {opt: 2}\npower_mode: null\nprecision: fp32\n")
+    )
     assert loaded.name == "p"
-    assert loaded.input == profile.Input(height=32, width=48, batch=profile.Batch(min=1, opt=2, max=8))
+    assert loaded.input == profiles.InputConfig(height=32, width=48, batch=profiles.BatchRange(min=1, opt=2, max=8))
     assert (loaded.run.warmup, loaded.power_mode, loaded.precision) == (3, None, "fp32")
 
 
 def test_a_list_is_replaced_and_not_merged(write: Write) -> None:
     write("host", BASE + "preprocess: {mean: [1, 2, 3], std: [4, 5, 6]}\n")
-    loaded = profile.load(write("p", "extends: host\npreprocess: {mean: [7, 8, 9]}\n"))
+    loaded = profiles.read_profile(write("p", "extends: host\npreprocess: {mean: [7, 8, 9]}\n"))
     assert (loaded.preprocess.mean, loaded.preprocess.std) == ((7, 8, 9), (4, 5, 6))
 
 
 def test_the_name_is_not_inherited_from_the_file_that_is_extended(write: Write) -> None:
     write("host")
-    assert profile.load(write("p", "extends: host\n")).name == "p"
-    assert profile.load(write("q", "extends: host\nname: other\n")).name == "other"
+    assert profiles.read_profile(write("p", "extends: host\n")).name == "p"
+    assert profiles.read_profile(write("q", "extends: host\nname: other\n")).name == "other"
 
 
 def test_a_chain(write: Write) -> None:
     write("a", BASE + "run: {warmup: 1, topk: 1, threads: 1}\n")
     write("b", "extends: a\nrun: {warmup: 2, topk: 2}\n")
-    loaded = profile.load(write("c", "extends: b\nrun: {warmup: 3}\n"))
-    assert loaded.run == profile.Run(warmup=3, topk=2, threads=1)
+    loaded = profiles.read_profile(write("c", "extends: b\nrun: {warmup: 3}\n"))
+    assert loaded.run == profiles.RunConfig(warmup=3, topk=2, threads=1)
 
 
 @pytest.mark.parametrize("name", ["host", "host.yaml", "../profiles/host", "sub/../host.yaml"])
 def test_ways_to_name_the_other_file(write: Write, tmp_path: Path, name: str) -> None:
     (tmp_path / "profiles" / "sub").mkdir(parents=True)
     write("profiles/host")
-    assert profile.load(write("profiles/p", f"extends: {name}\n")).family == "host"
+    assert profiles.read_profile(write("profiles/p", f"extends: {name}\n")).family == "host"
 
 
 def test_paths_are_relative_to_the_file_that_names_them(write: Write, tmp_path: Path, monkeypatch) -> None:
     write("one/base", BASE.replace("m.onnx", "../models/m.onnx") + "calibration: {images: pictures}\n")
     path = write("two/p", "extends: ../one/base\nlabels: own.txt\n")
     monkeypatch.chdir("/")
-    loaded = profile.load(path)
+    loaded = profiles.read_profile(path)
     assert loaded.model == str(tmp_path / "models" / "m.onnx")
     assert loaded.calibration.images == str(tmp_path / "one" / "pictures")
     assert loaded.labels == str(tmp_path / "two" / "own.txt")
@@ -294,12 +296,14 @@ def test_paths_are_relative_to_the_file_that_names_them(write: Write, tmp_path: 
 
 def test_relative_profile_paths_give_absolute_paths_too(write: Write, tmp_path: Path) -> None:
     write("sub/p")
-    assert profile.load(Path("sub/p.yaml")).model == str(tmp_path / "sub" / "m.onnx")
+    assert profiles.read_profile(Path("sub/p.yaml")).model == str(tmp_path / "sub" / "m.onnx")
 
 
 def test_the_home_folder_is_known(write: Write, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert profile.load(write("p", BASE.replace("m.onnx", "~/m.onnx"))).model == str(tmp_path / "home" / "m.onnx")
+    assert profiles.read_profile(write("p", BASE.replace("m.onnx", "~/m.onnx"))).model == str(
+        tmp_path / "home" / "m.onnx"
+    )
 
 
 @pytest.mark.parametrize("path", ["~nobody-of-this-name/m.onnx", '"a\\0b"'], ids=["home", "nul"])
@@ -350,7 +354,7 @@ def test_a_chain_may_be_eight_deep(write: Write) -> None:
     write("deep0")
     for depth in range(1, 8):
         write(f"deep{depth}", f"extends: deep{depth - 1}\n")
-    assert profile.load(write("p", "extends: deep7\n")).family == "host"
+    assert profiles.read_profile(write("p", "extends: deep7\n")).family == "host"
 
 
 def test_one_base_may_be_reached_through_a_link(write: Write, tmp_path: Path) -> None:
@@ -367,18 +371,18 @@ def test_find_and_available(write: Write, tmp_path: Path) -> None:
     for name in ("one/a", "one/b", "two/b", "two/c"):
         write(name)
     folders = [tmp_path / "one", tmp_path / "two"]
-    assert [path.stem for path in profile.available(folders)] == ["a", "b", "c"]
-    assert profile.find("b", folders) == tmp_path / "one" / "b.yaml"
-    assert profile.find("c", folders) == tmp_path / "two" / "c.yaml"
-    assert profile.find("sub/x.yaml", folders) == Path("sub/x.yaml")
-    assert profile.find("x.yml", folders) == Path("x.yml")
-    assert profile.available([tmp_path / "none"]) == []
+    assert [path.stem for path in profiles.available_profiles(folders)] == ["a", "b", "c"]
+    assert profiles.find_profile("b", folders) == tmp_path / "one" / "b.yaml"
+    assert profiles.find_profile("c", folders) == tmp_path / "two" / "c.yaml"
+    assert profiles.find_profile("sub/x.yaml", folders) == Path("sub/x.yaml")
+    assert profiles.find_profile("x.yml", folders) == Path("x.yml")
+    assert profiles.available_profiles([tmp_path / "none"]) == []
 
 
 def test_find_suggests_the_nearest(write: Write, tmp_path: Path) -> None:
     write("orin-nano")
     with pytest.raises(ProfileError) as caught:
-        profile.find("orinnano", [tmp_path])
+        profiles.find_profile("orinnano", [tmp_path])
     assert caught.value.what == "there is no profile 'orinnano' (did you mean 'orin-nano'?)"
     assert (caught.value.where, caught.value.hint) == (str(tmp_path), "edge profile list")
 
@@ -397,11 +401,14 @@ def test_find_suggests_the_nearest(write: Write, tmp_path: Path) -> None:
     ids=lambda more: more.split(":")[0],
 )
 def test_the_digest_leaves_out_what_no_engine_depends_on(write: Write, more: str) -> None:
-    assert profile.load(write("p", BASE + more)).digest == profile.load(write("q")).digest
+    assert profiles.read_profile(write("p", BASE + more)).digest == profiles.read_profile(write("q")).digest
 
 
 def test_the_digest_does_not_depend_on_where_things_are(write: Write) -> None:
-    assert profile.load(write("elsewhere/p", BASE.replace("m.onnx", "x/m.onnx"))).digest == profile.load(write()).digest
+    assert (
+        profiles.read_profile(write("elsewhere/p", BASE.replace("m.onnx", "x/m.onnx"))).digest
+        == profiles.read_profile(write()).digest
+    )
 
 
 @pytest.mark.parametrize(
@@ -426,27 +433,29 @@ def test_the_digest_does_not_depend_on_where_things_are(write: Write) -> None:
     ],
 )
 def test_the_digest_covers_what_an_engine_depends_on(write: Write, more: str) -> None:
-    assert profile.load(write("p", BASE + more)).digest != profile.load(write("q")).digest
+    assert profiles.read_profile(write("p", BASE + more)).digest != profiles.read_profile(write("q")).digest
 
 
 def test_the_digest_covers_the_dla_core(write: Write) -> None:
     orin = BASE.replace("host", "agx-orin").replace("onnxruntime", "tensorrt")
-    digests = [profile.load(write("p", orin + f"build: {{dla_core: {core}}}\n")).digest for core in ("null", 0, 1)]
+    digests = [
+        profiles.read_profile(write("p", orin + f"build: {{dla_core: {core}}}\n")).digest for core in ("null", 0, 1)
+    ]
     assert len(set(digests)) == 3
 
 
 @pytest.mark.parametrize("key", ["family", "backend"])
 def test_the_digest_covers_the_device(write: Write, key: str) -> None:
-    loaded = profile.load(write())
+    loaded = profiles.read_profile(write())
     other = msgspec.structs.replace(loaded, **{key: {"family": "thor", "backend": "tensorrt"}[key]})
     assert isinstance(other, Profile)
     assert other.digest != loaded.digest
 
 
 def test_a_default_written_out_is_the_same_profile(write: Write) -> None:
-    spelt = profile.load(write("p", BASE + "input: {height: 224, batch: {min: 1}}\nprecision: int8\n"))
-    assert spelt.digest == profile.load(write("q")).digest
-    assert spelt == msgspec.structs.replace(profile.load(write("q")), name="p")
+    spelt = profiles.read_profile(write("p", BASE + "input: {height: 224, batch: {min: 1}}\nprecision: int8\n"))
+    assert spelt.digest == profiles.read_profile(write("q")).digest
+    assert spelt == msgspec.structs.replace(profiles.read_profile(write("q")), name="p")
 
 
 @pytest.mark.parametrize(
@@ -463,13 +472,14 @@ def test_a_default_written_out_is_the_same_profile(write: Write) -> None:
 )
 def test_what_a_camera_cannot_be(camera: dict[str, Any], words: str, tmp_path: Path, tiny_profile: Any) -> None:
     with pytest.raises(ProfileError) as caught:
-        profile.load(tiny_profile(tmp_path, camera=camera))
+        profiles.read_profile(tiny_profile(tmp_path, camera=camera))
     assert words in str(caught.value)
 
 
 def test_a_camera_is_no_part_of_the_digest(tmp_path: Path, tiny_profile: Any) -> None:
     plain, with_camera = (
-        profile.load(tiny_profile(tmp_path / name, camera=camera)) for name, camera in (("a", {}), ("b", {"fps": 60}))
+        profiles.read_profile(tiny_profile(tmp_path / name, camera=camera))
+        for name, camera in (("a", {}), ("b", {"fps": 60}))
     )
     assert with_camera.camera.fps == 60.0
     assert plain.digest == with_camera.digest

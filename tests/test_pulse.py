@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from edge.pulse import HISTORY_S, RECENT, Pulse
-from edge.record import Gap, Guess, Result, Skip, Stages
-from edge.telemetry import Reading
+from edge.artifacts.run_record import FrameResult, Gap, Guess, Skip, Stages
+from edge.runtime.run_monitor import HISTORY_S, RECENT, RunMonitor
+from edge.telemetry.source import Reading
 
 
 class Clock:
@@ -18,11 +18,11 @@ class Clock:
         return self.t_s
 
 
-def result(seq: int = 0, total_ms: float = 5.0, age_ms: float | None = None) -> Result:
+def result(seq: int = 0, total_ms: float = 5.0, age_ms: float | None = None) -> FrameResult:
     stages = Stages(
         decode_ms=1.0, preprocess_ms=1.0, infer_ms=total_ms - 3.0, postprocess_ms=1.0, total_ms=total_ms, age_ms=age_ms
     )
-    return Result(seq=seq, name=f"{seq}.jpg", guesses=[Guess(1, "hen", 0.9)], stages=stages, t_s=0.0)
+    return FrameResult(seq=seq, name=f"{seq}.jpg", guesses=[Guess(1, "hen", 0.9)], stages=stages, t_s=0.0)
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def clock() -> Clock:
 
 
 def test_nothing_yet(clock: Clock) -> None:
-    now = Pulse(total=5, clock=clock).now()
+    now = RunMonitor(total=5, clock=clock).now()
     assert (now.pictures, now.result, now.rate_per_s, now.gap, now.reading, now.t_s) == (0, None, None, None, None, 0.0)
     assert now.line == "0 of 5 pictures"
 
@@ -39,7 +39,7 @@ def test_nothing_yet(clock: Clock) -> None:
 def test_seconds_are_binned(clock: Clock) -> None:
     dropped = 0
     reading = Reading(t_s=0.0, power_mw=7000.0, temps_c={"gpu": 50.0}, throttling=("gpu",))
-    pulse = Pulse(dropped=lambda: dropped, reading=lambda: reading, clock=clock)
+    pulse = RunMonitor(dropped=lambda: dropped, reading=lambda: reading, clock=clock)
     for value in (4.0, 6.0, 8.0):
         pulse.hear(result(total_ms=value, age_ms=value * 2))
     dropped = 2
@@ -58,7 +58,7 @@ def test_seconds_are_binned(clock: Clock) -> None:
 
 
 def test_there_is_no_rate_before_the_first_second_is_over(clock: Clock) -> None:
-    pulse = Pulse(clock=clock)
+    pulse = RunMonitor(clock=clock)
     pulse.hear(result())
     clock.t_s += 0.0001
     assert (pulse.now().rate_per_s, "pictures/s" in pulse.now().line) == (None, False)
@@ -67,7 +67,7 @@ def test_there_is_no_rate_before_the_first_second_is_over(clock: Clock) -> None:
 
 
 def test_memory_does_not_grow(clock: Clock) -> None:
-    pulse = Pulse(clock=clock)
+    pulse = RunMonitor(clock=clock)
 
     def some(n: int) -> int:
         for index in range(n):
@@ -85,7 +85,7 @@ def test_memory_does_not_grow(clock: Clock) -> None:
 
 
 def test_a_gap_opens_changes_and_closes(clock: Clock) -> None:
-    pulse = Pulse(clock=clock)
+    pulse = RunMonitor(clock=clock)
     pulse.hear(Gap(start_s=1.0, end_s=None, reason="no frame for 5 s"))
     pulse.hear(Gap(start_s=1.0, end_s=None, reason="no frame for 5 s", attempts=3))
     now = pulse.now()
@@ -98,7 +98,7 @@ def test_a_gap_opens_changes_and_closes(clock: Clock) -> None:
 
 
 def test_a_night_of_sleep_and_a_clock_that_stands_still(clock: Clock) -> None:
-    pulse = Pulse(clock=clock)
+    pulse = RunMonitor(clock=clock)
     pulse.hear(result())
     clock.t_s += 1e6
     pulse.hear(result())
@@ -109,7 +109,7 @@ def test_a_night_of_sleep_and_a_clock_that_stands_still(clock: Clock) -> None:
 
 
 def test_many_threads(clock: Clock) -> None:
-    pulse = Pulse(clock=clock)
+    pulse = RunMonitor(clock=clock)
     writers = [threading.Thread(target=lambda: [pulse.hear(result()) for _ in range(500)]) for _ in range(4)]
     for thread in writers:
         thread.start()

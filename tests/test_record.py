@@ -10,9 +10,20 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge import record
+from edge.artifacts import run_record
+from edge.artifacts.run_record import (
+    FrameResult,
+    Gap,
+    Guess,
+    LabelCount,
+    RunRecord,
+    Skip,
+    Stages,
+    Subject,
+    Tick,
+    Warmup,
+)
 from edge.errors import ArtifactError, StoreError
-from edge.record import Gap, Guess, LabelCount, Result, RunRecord, Skip, Stages, Subject, Tick, Warmup
 from edge.stats import Bin, summarize
 
 
@@ -26,7 +37,7 @@ def made(**changes: Any) -> RunRecord:
     latency = summarize([5.9, 6.1])
     assert latency is not None
     content = RunRecord(
-        format=record.FORMAT,
+        format=run_record.FORMAT,
         edge_version="0.1.0",
         started_utc="2026-01-02T03:04:05+00:00",
         status="complete",
@@ -78,8 +89,10 @@ def made(**changes: Any) -> RunRecord:
         top_labels=[LabelCount(3, "a,b\n", 1)],
         warnings=["few pictures"],
         results=[
-            Result(seq=0, name="a.jpg", guesses=[Guess(3, "a,b\n", 0.75), Guess(1, "", 0.25)], stages=stages, t_s=0.1),
-            Result(seq=2, name="c.jpg", guesses=[], stages=on_device, t_s=0.2),
+            FrameResult(
+                seq=0, name="a.jpg", guesses=[Guess(3, "a,b\n", 0.75), Guess(1, "", 0.25)], stages=stages, t_s=0.1
+            ),
+            FrameResult(seq=2, name="c.jpg", guesses=[], stages=on_device, t_s=0.2),
         ],
         results_kept="all",
     )
@@ -98,12 +111,12 @@ def made(**changes: Any) -> RunRecord:
 )
 def test_a_record_comes_back(tmp_path: Path, changes: dict[str, Any]) -> None:
     path = tmp_path / "new" / "r.json"
-    record.save(path, made(**changes))
-    assert record.load(path) == made(**changes)
+    run_record.save(path, made(**changes))
+    assert run_record.load(path) == made(**changes)
 
 
 def test_a_record_is_json_that_people_can_read(tmp_path: Path) -> None:
-    record.save(tmp_path / "r.json", made())
+    run_record.save(tmp_path / "r.json", made())
     text = (tmp_path / "r.json").read_text(encoding="utf-8")
     assert text.endswith("}\n")
     assert '\n  "status": "complete",\n' in text
@@ -112,7 +125,7 @@ def test_a_record_is_json_that_people_can_read(tmp_path: Path) -> None:
 
 
 def test_a_stage_that_does_not_exist_is_absent_and_not_zero(tmp_path: Path) -> None:
-    record.save(tmp_path / "r.json", made())
+    run_record.save(tmp_path / "r.json", made())
     without, with_ = (result["stages"] for result in json.loads((tmp_path / "r.json").read_bytes())["results"])
     assert "host_to_device_ms" not in without
     assert with_["host_to_device_ms"] == 0.1
@@ -125,7 +138,7 @@ def test_a_record_is_frozen() -> None:
 
 def refused(path: Path) -> ArtifactError:
     with pytest.raises(ArtifactError) as caught:
-        record.load(path)
+        run_record.load(path)
     assert caught.value.where == str(path)
     return caught.value
 
@@ -169,7 +182,7 @@ def test_what_is_no_record_is_refused(tmp_path: Path, data: bytes) -> None:
 
 def test_a_record_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
-    record.save(path, made())
+    run_record.save(path, made())
     data = path.read_bytes().rstrip()
     for size in range(len(data)):
         path.write_bytes(data[:size])
@@ -204,7 +217,7 @@ def _set(content: dict[str, Any], *at: Any, value: object) -> None:
 )  # fmt: skip
 def test_a_damaged_record_is_refused(tmp_path: Path, damage: Callable[[dict[str, Any]], Any]) -> None:
     path = tmp_path / "r.json"
-    record.save(path, made())
+    run_record.save(path, made())
     content = json.loads(path.read_bytes())
     damage(content)
     path.write_text(json.dumps(content))
@@ -222,12 +235,12 @@ def test_no_file(tmp_path: Path, kind: str) -> None:
 def test_a_disk_that_refuses(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="cannot write"):
-        record.save(tmp_path / "file" / "r.json", made())
+        run_record.save(tmp_path / "file" / "r.json", made())
 
 
 def test_saving_over_an_old_record_is_atomic(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
-    record.save(path, made())
-    record.save(path, made(pictures=7))
-    assert record.load(path).pictures == 7
+    run_record.save(path, made())
+    run_record.save(path, made(pictures=7))
+    assert run_record.load(path).pictures == 7
     assert [item.name for item in tmp_path.iterdir()] == ["r.json"]

@@ -10,14 +10,21 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge import backends, build, evaluate, identity, labels, loop, model, preprocess, profile
-from edge.calibration import check
-from edge.frames import open_pictures
-from edge.frames.stream import PictureStream
-from edge.profile import Precision, Profile
-from edge.record import Result, Subject
-from edge.telemetry import NoSource
+from edge.artifacts.run_record import FrameResult, Subject
+from edge.backends import registry
+from edge.calibration import cache_keys
+from edge.config import profiles
+from edge.config.profiles import Precision, Profile
+from edge.engines import building
+from edge.media import labels
+from edge.media.picture_sources import open_pictures
+from edge.media.streams import PictureStream
+from edge.model import onnx_model, preprocessing
+from edge.quantization import table_check
+from edge.runtime import run_loop
+from edge.runtime.evaluation import logits, score
 from edge.telemetry.meter import Telemetry
+from edge.telemetry.source import NoSource
 
 # Who looks at these pictures says one of these; the network is as unsure of the cat as a person is.
 SAMPLES = {
@@ -38,7 +45,7 @@ SAMPLES = {
 
 @pytest.fixture
 def host(repository: Path) -> Profile:
-    return profile.load(repository / "profiles" / "host.yaml")
+    return profiles.read_profile(repository / "profiles" / "host.yaml")
 
 
 @pytest.fixture
@@ -46,8 +53,8 @@ def engine(repository: Path, host: Profile, tmp_path: Path) -> Callable[[Precisi
     """The engine in one precision, built from what is in the repository."""
 
     def make(precision: Precision) -> Path:
-        outcome = build.build(
-            host, backends.get("onnxruntime"), cache=repository / "calib_cache", engines=tmp_path, precision=precision
+        outcome = building.build(
+            host, registry.get("onnxruntime"), cache=repository / "calib_cache", engines=tmp_path, precision=precision
         )
         assert outcome.engine is not None
         assert outcome.layers is not None
@@ -61,7 +68,9 @@ def engine(repository: Path, host: Profile, tmp_path: Path) -> Callable[[Precisi
 @pytest.mark.parametrize("name", ["host", "orin", "orin-nx", "orin-nano", "thor", "rtx"])
 def test_the_committed_table_belongs_to_every_profile(name: str, repository: Path) -> None:
     """All devices share one model, one preprocessing and one algorithm, and so one table."""
-    found = identity.find_table(profile.load(repository / "profiles" / f"{name}.yaml"), repository / "calib_cache")
+    found = cache_keys.find_table(
+        profiles.read_profile(repository / "profiles" / f"{name}.yaml"), repository / "calib_cache"
+    )
     assert found.path == repository / "calib_cache" / "efficientnet_lite0" / "entropy2.table"
     assert found.manifest.info["pictures"] == 400
 
@@ -71,10 +80,12 @@ def test_the_committed_table_belongs_to_every_profile(name: str, repository: Pat
     [("explicit", False), ("implicit", False), ("implicit", True)],
     ids=["Q/DQ", "calibrator", "calibrator on a DLA"],
 )
-def test_the_committed_table_has_no_errors(route: check.Route, dla: bool, repository: Path, host: Profile) -> None:
-    table = identity.read_table(identity.find_table(host, repository / "calib_cache"))
-    activations = model.load(Path(host.model)).activations
-    findings = check.check(table, activations, route=route, dla=dla, trt_version=table.header.version)
+def test_the_committed_table_has_no_errors(
+    route: table_check.Route, dla: bool, repository: Path, host: Profile
+) -> None:
+    table = cache_keys.read_table(cache_keys.find_table(host, repository / "calib_cache"))
+    activations = onnx_model.load(Path(host.model)).activations
+    findings = table_check.check(table, activations, route=route, dla=dla, trt_version=table.header.version)
     assert [finding for finding in findings if finding.level != "ok"] == []
     assert list(table.bits) == activations
 
@@ -82,7 +93,7 @@ def test_the_committed_table_has_no_errors(route: check.Route, dla: bool, reposi
 def test_the_names_are_those_of_the_models_classes(host: Profile) -> None:
     names = labels.load_names(Path(host.labels))
     # ImageNet has two cranes and two maillots.
-    assert len(names) == model.load(Path(host.model)).classes == len(set(names)) + 2
+    assert len(names) == onnx_model.load(Path(host.model)).classes == len(set(names)) + 2
     assert (names[0], names[207], names[999]) == ("tench", "golden_retriever", "toilet_tissue")
 
 
@@ -96,17 +107,17 @@ def test_the_sample_pictures_are_what_they_show(
         profile="host", profile_digest="", model=host.model, model_sha256="", engine_sha256="", table_sha256=None,
         preprocess_digest="", backend={}, precision=precision, layers={}, device={}, source="samples",
     )  # fmt: skip
-    finished = loop.run(
+    finished = run_loop.run(
         PictureStream(samples),
-        sessions=[backends.get("onnxruntime").open(engine(precision), precision=precision)],
-        preprocessor=preprocess.Preprocessor(host.preprocess, host.input),
+        sessions=[registry.get("onnxruntime").open(engine(precision), precision=precision)],
+        preprocessor=preprocessing.Preprocessor(host.preprocess, host.input),
         names=labels.load_names(Path(host.labels)),
         subject=subject,
-        settings=loop.Settings(topk=5, warmup=0),
+        settings=run_loop.RunSettings(topk=5, warmup=0),
         telemetry=Telemetry(None, NoSource(())),
     )
     assert finished.skipped == []
-    seen: dict[str, Result] = {result.name: result for result in finished.results}
+    seen: dict[str, FrameResult] = {result.name: result for result in finished.results}
     assert {name for name, wanted in SAMPLES.items() if seen[name].guesses[0].label not in wanted} == set()
     for name, result in seen.items():
         shares = [guess.confidence for guess in result.guesses]
@@ -116,7 +127,7 @@ def test_the_sample_pictures_are_what_they_show(
 
 
 def test_the_table_is_of_the_400_calibration_pictures(shared_data: Path, repository: Path, host: Profile) -> None:
-    found = identity.find_table(host, repository / "calib_cache")
+    found = cache_keys.find_table(host, repository / "calib_cache")
     assert found.manifest.key["images"] == open_pictures(shared_data / "calib").digest()
 
 
@@ -137,16 +148,16 @@ def test_accuracy_and_agreement_on_the_300_evaluation_pictures(
     assert len(pictures) == 300
     assert all(picture.label == known[picture.name] for picture in pictures)
 
-    preprocessor = preprocess.Preprocessor(host.preprocess, host.input)
+    preprocessor = preprocessing.Preprocessor(host.preprocess, host.input)
     found: dict[Precision, np.ndarray] = {}
     for precision in ("fp32", "int8"):
-        session = backends.get("onnxruntime").open(engine(precision), precision=precision)
-        rows = evaluate.logits(pictures, session, preprocessor, stage=precision)
+        session = registry.get("onnxruntime").open(engine(precision), precision=precision)
+        rows = logits(pictures, session, preprocessor, stage=precision)
         assert rows is not None
         found[precision] = rows
     truth = [picture.label for picture in pictures if picture.label is not None]
-    exact = evaluate.score(found["fp32"], truth, precision="fp32")
-    scores = evaluate.score(found["int8"], truth, precision="int8", reference=found["fp32"], against="fp32")
+    exact = score(found["fp32"], truth, precision="fp32")
+    scores = score(found["int8"], truth, precision="int8", reference=found["fp32"], against="fp32")
 
     assert exact.top1 >= 86.0
     assert exact.top5 >= 95.5

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge import service
+from edge.deploy import service
 from edge.errors import ArtifactError, DeviceError, StoreError, UsageError
 
 AWKWARD = [
@@ -20,12 +20,12 @@ AWKWARD = [
 ]  # fmt: skip
 
 
-def settings(tmp_path: Path, **changes: Any) -> service.Settings:
+def settings(tmp_path: Path, **changes: Any) -> service.ServiceSettings:
     content: dict[str, Any] = {
         "name": "door", "profile": "tiny", "folder": tmp_path,
         "command": (sys.executable, "-m", "edge", "run", "--camera", "0"),
     }  # fmt: skip
-    return service.Settings(**(content | changes))
+    return service.ServiceSettings(**(content | changes))
 
 
 def words_of(line: str) -> list[str]:

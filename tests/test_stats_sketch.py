@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.stats import Bin, Sketch, percentile, summarize
+from edge.stats import Bin, QuantileSketch, percentile, summarize
 
 SHARES = (0.001, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0)
 # From below a nanosecond to eleven days, spread over the scales as durations are, with zeros and ties.
@@ -19,8 +19,8 @@ durations = st.one_of(st.just(0.0), st.just(3.0), st.floats(1e-7, 1e9), st.float
 samples = st.lists(durations, min_size=1, max_size=200)
 
 
-def filled(values: list[float]) -> Sketch:
-    sketch = Sketch()
+def filled(values: list[float]) -> QuantileSketch:
+    sketch = QuantileSketch()
     for value in values:
         sketch.add(value)
     return sketch
@@ -71,9 +71,9 @@ def test_merging_is_the_same_as_adding_everything(left: list[float], right: list
 
 def test_merging_with_nothing_changes_nothing() -> None:
     sketch = filled([1.0, 2.0])
-    sketch.merge(Sketch())
+    sketch.merge(QuantileSketch())
     assert sketch.n == 2
-    empty = Sketch()
+    empty = QuantileSketch()
     empty.merge(sketch)
     assert empty.summary() == sketch.summary()
 
@@ -87,10 +87,10 @@ def test_a_tail_is_given_for_the_same_n_as_by_the_exact_summary(n: int) -> None:
 
 
 def test_nothing_counted_is_no_summary() -> None:
-    assert Sketch().summary() is None
-    assert Sketch().bins() == []
+    assert QuantileSketch().summary() is None
+    assert QuantileSketch().bins() == []
     with pytest.raises(ValueError, match="nothing"):
-        Sketch().quantile(0.5)
+        QuantileSketch().quantile(0.5)
 
 
 @pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf, -math.inf])

@@ -25,9 +25,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge import store
+from edge.artifacts import store
+from edge.artifacts.store import FileEntry, Manifest, atomic_write, lock, write_bytes
 from edge.errors import ArtifactError, StoreError
-from edge.store import FileEntry, Manifest, atomic_write, lock, write_bytes
 
 KIND = "calibration table"
 CONTENT = {"a.table": b"TRT-100300-EntropyCalibration2\nx: 3c010204\n", "a.extra": bytes(range(256)) * 20}
@@ -389,15 +389,15 @@ def test_differences_say_field_old_and_new(old: store.Key, new: store.Key, said:
 
 
 def test_the_digest_does_not_depend_on_the_order_of_keys() -> None:
-    assert store.digest({"a": 1, "b": [1, 2]}) == store.digest({"b": [1, 2], "a": 1})
-    assert store.digest({"b": [2, 1]}) != store.digest({"b": [1, 2]})
-    assert store.digest({"a": "é"}) == hashlib.sha256('{"a":"é"}'.encode()).hexdigest()
+    assert store.canonical_digest({"a": 1, "b": [1, 2]}) == store.canonical_digest({"b": [1, 2], "a": 1})
+    assert store.canonical_digest({"b": [2, 1]}) != store.canonical_digest({"b": [1, 2]})
+    assert store.canonical_digest({"a": "é"}) == hashlib.sha256('{"a":"é"}'.encode()).hexdigest()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_digest_of_what_json_cannot_hold_is_a_mistake(value: float) -> None:
     with pytest.raises(ValueError):
-        store.digest({"a": value})
+        store.canonical_digest({"a": value})
 
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge import store
-from edge.calibration.statistics import BINS, Statistics, TensorStatistics
+from edge.artifacts import store
+from edge.calibration.checkpoint import CHUNK, PARTIAL, Checkpoint
 from edge.errors import StoreError
 from edge.events import Event, Note
-from edge.frames import Picture, open_pictures
-from edge.tally import CHUNK, PARTIAL, Tally
+from edge.media.picture_sources import open_pictures
+from edge.media.pictures import Picture
+from edge.quantization.statistics import BINS, Statistics, TensorStatistics
 
 KEY = {"model": "m", "images": "i"}
 N = 3 * CHUNK - 5
@@ -36,25 +37,27 @@ def listed(pictures: Callable[..., list[Path]], tmp_path: Path) -> list[Picture]
 
 
 @pytest.fixture
-def fresh(listed: list[Picture], tmp_path: Path) -> Callable[..., Tally]:
-    def make(key: Mapping[str, store.Scalar] = KEY) -> Tally:
+def fresh(listed: list[Picture], tmp_path: Path) -> Callable[..., Checkpoint]:
+    def make(key: Mapping[str, store.Scalar] = KEY) -> Checkpoint:
         empty = Statistics.empty(["a", "b"], with_histogram=True)
-        return Tally(empty, listed, manifest=tmp_path / "cache" / "0123.partial.json", key=key)
+        return Checkpoint(empty, listed, manifest=tmp_path / "cache" / "0123.partial.json", key=key)
 
     return make
 
 
-def left(tally: Tally) -> dict[int, int]:
+def left(tally: Checkpoint) -> dict[int, int]:
     return {number: len(pictures) for number, pictures in tally.left.items()}
 
 
-def heard(tally: Tally) -> list[str]:
+def heard(tally: Checkpoint) -> list[str]:
     notes: list[Event] = []
     tally.resume(notes.append)
     return [note.text for note in notes if isinstance(note, Note)]
 
 
-def test_chunks_come_in_any_order_and_a_checkpoint_knows_which(fresh: Callable[..., Tally], tmp_path: Path) -> None:
+def test_chunks_come_in_any_order_and_a_checkpoint_knows_which(
+    fresh: Callable[..., Checkpoint], tmp_path: Path
+) -> None:
     first = fresh()
     assert left(first) == {0: CHUNK, 1: CHUNK, 2: CHUNK - 5}
     first.add([2], part(CHUNK - 5, seed=2))
@@ -71,7 +74,7 @@ def test_chunks_come_in_any_order_and_a_checkpoint_knows_which(fresh: Callable[.
 
 
 def test_a_crash_between_file_and_manifest_leaves_the_checkpoint_before_it(
-    fresh: Callable[..., Tally], tmp_path: Path
+    fresh: Callable[..., Checkpoint], tmp_path: Path
 ) -> None:
     tally = fresh()
     tally.add([0], part(CHUNK, seed=0))
@@ -102,7 +105,7 @@ class _Interrupted(dict[str, Any]):
         raise KeyboardInterrupt
 
 
-def test_half_a_sum_is_not_saved(fresh: Callable[..., Tally]) -> None:
+def test_half_a_sum_is_not_saved(fresh: Callable[..., Checkpoint]) -> None:
     tally = fresh()
     tally.add([0], part(CHUNK, seed=0))
     whole = part(CHUNK, seed=1)
@@ -112,7 +115,7 @@ def test_half_a_sum_is_not_saved(fresh: Callable[..., Tally]) -> None:
     assert heard(fresh()) == []
 
 
-def test_a_disk_that_refuses_leaves_the_checkpoint_before_it(fresh: Callable[..., Tally], tmp_path: Path) -> None:
+def test_a_disk_that_refuses_leaves_the_checkpoint_before_it(fresh: Callable[..., Checkpoint], tmp_path: Path) -> None:
     tally = fresh()
     tally.add([0], part(CHUNK, seed=0))
     tally.save()
@@ -141,7 +144,7 @@ def test_a_disk_that_refuses_leaves_the_checkpoint_before_it(fresh: Callable[...
     ],
 )
 def test_what_does_not_say_which_pictures_it_holds(
-    info: dict[str, object], fresh: Callable[..., Tally], tmp_path: Path
+    info: dict[str, object], fresh: Callable[..., Checkpoint], tmp_path: Path
 ) -> None:
     store.save(
         tmp_path / "cache" / "0123.partial.json",
@@ -157,7 +160,7 @@ def test_what_does_not_say_which_pictures_it_holds(
     assert tally.total.pictures == 0
 
 
-def test_a_checkpoint_of_something_else(fresh: Callable[..., Tally]) -> None:
+def test_a_checkpoint_of_something_else(fresh: Callable[..., Checkpoint]) -> None:
     tally = fresh()
     tally.add([0], part(CHUNK, seed=0))
     tally.save()

@@ -1,42 +1,56 @@
-"""Inference backends behind one interface: :mod:`edge.backends.base`."""
+"""Inference backends behind one interface (:mod:`edge.backends.interface`)."""
 
 from __future__ import annotations
 
-from edge.backends.base import Backend
-from edge.errors import DeviceError
-from edge.profile import Profile
+from typing import TYPE_CHECKING
 
+from edge import lazy_exports
 
-def get(name: str, profile: Profile | None = None) -> Backend:
-    """The backend called ``name``; its guest library is imported when it is first used.
-
-    ``profile`` tells it what the engines are for: with TensorRT, an engine may belong to this very GPU or to many.
-
-    Raises:
-        DeviceError: there is no such backend in this version.
-    """
-    if name == "onnxruntime":
-        from edge.backends.ort import OnnxRuntime
-
-        return OnnxRuntime()
-    if name == "tensorrt":
-        from edge.backends.trt import TensorRT
-
-        return TensorRT(profile=profile)
-    if name == "fake":
-        from edge.backends.fake import Fake
-
-        return Fake()
-    raise DeviceError(
-        f"backend {name!r} is not in this version of edge",
-        hint="use --profile host, or a profile with `backend: onnxruntime`",
+if TYPE_CHECKING:
+    from edge.backends.interface import (
+        Backend,
+        BuildRequest,
+        BuiltEngine,
+        FrameSession,
+        Inference,
+        Int8Plan,
+        Layers,
+        Session,
+        TimingUse,
+    )
+    from edge.backends.onnxruntime import OnnxRuntime, OrtSession
+    from edge.backends.registry import of
+else:
+    __getattr__ = lazy_exports(
+        __name__,
+        {
+            "interface": [
+                "Backend",
+                "BuildRequest",
+                "BuiltEngine",
+                "FrameSession",
+                "Inference",
+                "Int8Plan",
+                "Layers",
+                "Session",
+                "TimingUse",
+            ],
+            "onnxruntime": ["OnnxRuntime", "OrtSession"],
+            "registry": ["of"],
+        },
     )
 
-
-def of(profile: Profile) -> Backend:
-    """The backend of ``profile``.
-
-    Raises:
-        DeviceError: there is no such backend in this version.
-    """
-    return get(profile.backend, profile)
+__all__ = [
+    "Backend",
+    "BuildRequest",
+    "BuiltEngine",
+    "FrameSession",
+    "Inference",
+    "Int8Plan",
+    "Layers",
+    "OnnxRuntime",
+    "OrtSession",
+    "Session",
+    "TimingUse",
+    "of",
+]

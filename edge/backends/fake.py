@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.backends.base import BuildRequest, BuiltEngine, Inference, Int8Plan, Layers
+from edge.artifacts import Key, Scalar
+from edge.backends.interface import BuildRequest, BuiltEngine, Inference, Int8Plan, Layers
+from edge.config import Profile
 from edge.errors import DeviceError, require
-from edge.events import Listener, silence
-from edge.profile import Profile
-from edge.store import Key, Scalar
+from edge.events import Listener, ignore_events
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +41,7 @@ class Fake:
         del profile
         return Int8Plan(route="explicit", why="a double reads no table")
 
-    def build(self, request: BuildRequest, *, listen: Listener = silence) -> BuiltEngine:
+    def build(self, request: BuildRequest, *, listen: Listener = ignore_events) -> BuiltEngine:
         """An engine that says what was asked for."""
         del listen
         int8 = 1 if request.precision == "int8" else 0

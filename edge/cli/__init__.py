@@ -12,7 +12,9 @@ import sys
 from typing import NoReturn
 
 from edge.cli import signals
-from edge.errors import EdgeError, absent_guest
+from edge.errors import EdgeError, missing_dependency
+
+__all__ = ["COMMANDS", "main"]
 
 COMMANDS: dict[str, str] = {
     "doctor": "Show what this machine is and what is missing.",
@@ -52,7 +54,7 @@ def main() -> NoReturn:
         code = exc.exit_code
     except ModuleNotFoundError as exc:
         # Most modules import NumPy at their top; here is the one place where its absence becomes words.
-        guest = absent_guest(exc)
+        guest = missing_dependency(exc)
         if guest is None:
             raise
         _report(guest)
@@ -85,6 +87,6 @@ def _reader_is_gone() -> int:
 
 
 def _report(exc: EdgeError) -> None:
-    from edge.ui import Terminal
+    from edge.ui.terminal import Terminal
 
     Terminal().error(exc)

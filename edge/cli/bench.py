@@ -16,10 +16,10 @@ import typer
 
 from edge.cli import options
 from edge.errors import UsageError
-from edge.ui import Terminal
+from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
-    from edge.record import RunRecord
+    from edge.artifacts import RunRecord
 
 _SAMPLES = 64
 
@@ -60,45 +60,45 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     as_json: options.Json = False,
 ) -> None:
     """Run the verb."""
-    from edge import bench
-    from edge import record as records
-    from edge.cli import metering, places, signals
+    from edge.artifacts import run_record
+    from edge.cli import paths, power_options, signals
+    from edge.runtime import bench_samples, benchmark, mlperf
 
-    if scenario not in bench.SCENARIOS:
-        raise UsageError(f"there is no scenario {scenario!r}", hint=f"one of {', '.join(bench.SCENARIOS)}")
-    rules = bench.SCENARIOS[scenario]
-    duration_s = None if min_duration is None else metering.seconds(min_duration, option="--min-duration")
-    warmup_s = metering.seconds(warm_up, option="--warm-up")
-    chosen, path = places.load_profile(profile)
-    wishes = metering.Wishes(power=power, idle=idle, set_power_mode=set_power_mode, log=telemetry_log)
+    if scenario not in mlperf.SCENARIOS:
+        raise UsageError(f"there is no scenario {scenario!r}", hint=f"one of {', '.join(mlperf.SCENARIOS)}")
+    rules = mlperf.SCENARIOS[scenario]
+    duration_s = None if min_duration is None else power_options.seconds(min_duration, option="--min-duration")
+    warmup_s = power_options.seconds(warm_up, option="--warm-up")
+    chosen, path = paths.load_profile(profile)
+    wishes = power_options.PowerOptions(power=power, idle=idle, set_power_mode=set_power_mode, log=telemetry_log)
     wishes.check(chosen)
     terminal = Terminal()
     if not as_json:
         terminal.say(f"profile {chosen.name} ({path}); {rules.words}", style="dim")
     if duration_s is not None and duration_s < rules.min_duration_s:
         terminal.warn(f"{duration_s:g} s is NOT BY THE RULES, which ask for {rules.min_duration_s:g} s")
-    backend, wanted, found = places.find_engine(
+    backend, wanted, found = paths.find_engine(
         chosen, path, precision=options.precision(precision), cache_dir=cache_dir, engine_dir=engine_dir
     )
-    settings = bench.Settings(
+    settings = benchmark.BenchSettings(
         min_duration_s=duration_s, min_samples=min_samples, min_batch=chosen.input.batch.min,
         max_batch=chosen.input.batch.max, warmup=chosen.run.warmup, warmup_s=warmup_s,
         samples={"samples": "pictures" if images else "noise", "in_memory": samples},
     )  # fmt: skip
-    bench.batch_sizes(rules, settings)  # before the engine is loaded
+    benchmark.batch_sizes(rules, settings)  # before the engine is loaded
     with contextlib.ExitStack() as stack:
         session = backend.open(
             found.path, precision=wanted, threads=threads or chosen.run.threads, built_for=found.manifest.key
         )
         stack.callback(session.close)
         wish = stack.enter_context(signals.graceful())
-        telemetry = stack.enter_context(metering.measured(chosen, wishes, terminal=terminal, should_stop=wish))
+        telemetry = stack.enter_context(power_options.measured(chosen, wishes, terminal=terminal, should_stop=wish))
         with terminal.progress() as listen:
-            finished = bench.bench(
-                bench.Samples(chosen, images, count=samples).batches,
+            finished = benchmark.bench(
+                bench_samples.Samples(chosen, images, count=samples).batches,
                 rules=rules,
                 session=session,
-                subject=places.subject(chosen, backend, found, wanted, images or "noise"),
+                subject=paths.subject(chosen, backend, found, wanted, images or "noise"),
                 settings=settings,
                 telemetry=telemetry,
                 listen=listen,
@@ -106,7 +106,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
             )
     try:
         if record is not None:
-            records.save(record, finished)
+            run_record.save(record, finished)
     finally:
         # Also when the disk refused the record: what was found is not lost.
         _print_end(terminal, finished, as_json=as_json)
@@ -116,12 +116,12 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
 
 
 def _print_end(terminal: Terminal, finished: RunRecord, *, as_json: bool) -> None:
-    from edge.ui.summary import summary
+    from edge.ui.terminal import render_summary
 
     if as_json:
         terminal.data(msgspec.json.encode(finished).decode())
         return
-    summary(terminal, finished)
+    render_summary(terminal, finished)
     result = finished.bench or {}
     terminal.show("")
     for line in result_lines(result):

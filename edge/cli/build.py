@@ -14,12 +14,12 @@ import msgspec
 import typer
 
 from edge.cli import options
-from edge.ui import Terminal
+from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
-    from edge.backends.base import Layers
-    from edge.build import Outcome
-    from edge.profile import Precision
+    from edge.backends import Layers
+    from edge.config import Precision
+    from edge.engines import BuildOutcome
 
 
 def command(
@@ -44,23 +44,24 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Run the verb."""
-    from edge import backends, build
-    from edge.cli import places
+    from edge import backends
+    from edge.cli import paths
+    from edge.engines import building
     from edge.errors import UsageError
 
     if no_timing_cache and error_on_miss:
         raise UsageError("--no-timing-cache and --error-on-miss exclude each other", hint="leave one of them out")
-    chosen, path = places.load_profile(profile)
+    chosen, path = paths.load_profile(profile)
     if error_on_miss and chosen.backend != "tensorrt":
         raise UsageError(f"--error-on-miss: {chosen.backend} has no timing caches", hint="leave it out")
     terminal = Terminal()
     terminal.say(f"profile {chosen.name} ({path})", style="dim")
     with terminal.progress() as listen:
-        outcome = build.build(
+        outcome = building.build(
             chosen,
             backends.of(chosen),
-            cache=places.build_cache_folder(cache_dir, path),
-            engines=places.engine_folder(engine_dir, path),
+            cache=paths.build_cache_folder(cache_dir, path),
+            engines=paths.engine_folder(engine_dir, path),
             precision=options.precision(precision),
             force=force,
             dry_run=dry_run,
@@ -75,7 +76,7 @@ def command(
     _show(terminal, outcome)
 
 
-def _show(terminal: Terminal, outcome: Outcome) -> None:
+def _show(terminal: Terminal, outcome: BuildOutcome) -> None:
     if outcome.work == "unchanged":
         terminal.data(f"{outcome.engine}: unchanged, nothing to do")
         return
@@ -104,7 +105,7 @@ def _share(precision: Precision, layers: Layers) -> str:
     return f", {count} of {layers.weighted} weighted layers in {precision.upper()}{hidden}"
 
 
-def _timing(outcome: Outcome) -> str:
+def _timing(outcome: BuildOutcome) -> str:
     """What the timing cache did for this build, as far as TensorRT tells; empty where there is nothing to say."""
     timing = outcome.timing
     if timing is None or timing["use"] == "no effect":

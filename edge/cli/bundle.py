@@ -16,14 +16,14 @@ from typer.core import TyperGroup
 
 from edge.cli import options
 from edge.errors import UsageError
-from edge.ui import Terminal
+from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
-    from edge.bundle import Bundle
-    from edge.frames import Picture
+    from edge.deploy.bundle import Bundle
+    from edge.media import Picture
 
 
-class _ShortForm(TyperGroup):
+class _BundleShortForm(TyperGroup):
     """`edge bundle -p NAME -o FILE` means `edge bundle create -p NAME -o FILE`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - click's context
@@ -33,7 +33,7 @@ class _ShortForm(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(no_args_is_help=True, cls=_ShortForm)
+app = typer.Typer(no_args_is_help=True, cls=_BundleShortForm)
 
 Source = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A .edge file, or the folder that it was unpacked to.")]
 Key = Annotated[Path | None, typer.Option(help="Sign it with this SSH key, or the agent's for this public key.")]
@@ -73,16 +73,15 @@ def create(
     as_json: options.Json = False,
 ) -> None:
     """Make the bundle of a profile."""
-    from edge.bundle import create as making
-    from edge.bundle import open_bundle, signature
-    from edge.cli import places
+    from edge.cli import paths
+    from edge.deploy.bundle import creation, open_bundle, signature
 
-    chosen, path = places.load_profile(profile)
+    chosen, path = paths.load_profile(profile)
     terminal = Terminal()
     terminal.say(f"profile {chosen.name} ({path})", style="dim")
     with terminal.progress() as listen:
-        made = making.create(
-            chosen, cache=places.cache_folder(cache_dir, path), out=output,
+        made = creation.create(
+            chosen, cache=paths.cache_folder(cache_dir, path), out=output,
             golden=[] if no_golden else _golden(golden),
             reference=open_bundle(reference) if reference else None,
             name=name, jetpack=jetpack or [], with_wheels=with_wheels, force=force, listen=listen,
@@ -97,11 +96,11 @@ def create(
 
 
 def _golden(source: Path | None) -> list[Picture]:
-    from edge.cli import places
-    from edge.frames import open_pictures
+    from edge.cli import paths
+    from edge.media import open_pictures
 
     if source is None:
-        source = places.home() / "samples"
+        source = paths.home() / "samples"
         if not source.is_dir():
             raise UsageError("there are no golden pictures", where=source, hint="--golden DIR, or --no-golden")
     return list(open_pictures(source))
@@ -110,7 +109,7 @@ def _golden(source: Path | None) -> list[Picture]:
 @app.command()
 def show(bundle: Source, *, as_json: options.Json = False) -> None:
     """Show what is in a bundle."""
-    from edge.bundle import open_bundle
+    from edge.deploy.bundle import open_bundle
 
     found = open_bundle(bundle)
     terminal = Terminal()
@@ -135,21 +134,20 @@ def verify(
     as_json: options.Json = False,
 ) -> None:
     """Compare every file of a bundle with the manifest, and check its signature where one is asked for."""
-    from edge import device
-    from edge.bundle import open_bundle, signature, target
-    from edge.bundle import verify as check
-    from edge.cli import places
+    from edge.cli import paths
+    from edge.deploy.bundle import open_bundle, signature, target, verify_bundle
+    from edge.system import device
 
     found = open_bundle(bundle)
     terminal = Terminal()
     if allowed_signers is not None:
         signers = [signature.check(found, allowed_signers)]
     else:
-        signers = signature.check_policy(found, signature.lists(places.device_home()))
+        signers = signature.check_policy(found, signature.lists(paths.device_home()))
     if here:
         target.check(found.about, device.identify())
     with terminal.progress() as listen:
-        check(found, listen=listen)
+        verify_bundle(found, listen=listen)
     if as_json:
         result = {
             "bundle": str(bundle), "digest": found.digest, "files": len(found.files),
@@ -169,13 +167,12 @@ def sign(
     bundle: Source, *, key: Annotated[Path, typer.Option(help="SSH key, private or, with an agent, public.")]
 ) -> None:
     """Sign a bundle with an SSH key; the signature is a file beside it."""
-    from edge.bundle import open_bundle, signature
-    from edge.bundle import verify as check
+    from edge.deploy.bundle import open_bundle, signature, verify_bundle
 
     found = open_bundle(bundle)
     terminal = Terminal()
     with terminal.progress() as listen:
-        check(found, listen=listen)
+        verify_bundle(found, listen=listen)
     terminal.data(f"{signature.sign(found, key)}: signs sha256:{found.digest}")
 
 
@@ -187,13 +184,12 @@ def unpack(
     as_json: options.Json = False,
 ) -> None:
     """Unpack a bundle into a folder, verified."""
-    from edge.bundle import open_bundle
-    from edge.bundle import unpack as write
+    from edge.deploy.bundle import open_bundle, unpack_bundle
 
     found = open_bundle(bundle)
     terminal = Terminal()
     with terminal.progress() as listen:
-        write(found, folder, listen=listen)
+        unpack_bundle(found, folder, listen=listen)
     text = f"{folder}: {len(found.files)} files, {_size(found.about.total_bytes)}, sha256:{found.digest}"
     terminal.data(_json(found) if as_json else text)
 
@@ -211,14 +207,14 @@ def push(
 
     Credentials come from `docker login` or `podman login`, or from EDGE_REGISTRY_USER and EDGE_REGISTRY_PASSWORD.
     """
-    from edge import registry
-    from edge.bundle import open_bundle
+    from edge.deploy.bundle import open_bundle
+    from edge.deploy.registry import parse_reference, pushing
 
-    reference = registry.parse(artifact)
+    reference = parse_reference(artifact)
     found = open_bundle(bundle)
     terminal = Terminal()
     with terminal.progress() as listen:
-        done = registry.push(
+        done = pushing.push(
             found, reference, plain_http=plain_http, ca_file=None if ca_file is None else str(ca_file), listen=listen
         )
     if as_json:
@@ -247,17 +243,15 @@ def pull(
 
     A pull into a folder that was interrupted goes on where it was.
     """
-    from edge import registry
-    from edge.bundle import create as making
-    from edge.bundle import open_bundle, pack, signature
-    from edge.bundle import unpack as write
-    from edge.cli import places
+    from edge.cli import paths
+    from edge.deploy.bundle import creation, open_bundle, pack_bundle, signature, unpack_bundle
+    from edge.deploy.registry import parse_reference, pulling
 
-    reference = registry.parse(artifact)
-    if making.is_tar(output):
-        making.check_out(output, force=force)
+    reference = parse_reference(artifact)
+    if creation.is_tar(output):
+        creation.check_out(output, force=force)
     terminal = Terminal()
-    opened = registry.pull(
+    opened = pulling.pull(
         reference, plain_http=plain_http, ca_file=None if ca_file is None else str(ca_file),
         reuse=None if reuse is None else open_bundle(reuse),
     )  # fmt: skip
@@ -265,8 +259,8 @@ def pull(
         if allowed_signers is not None:
             signers = [signature.check(remote, allowed_signers)]
         else:
-            signers = signature.check_policy(remote, signature.lists(places.device_home()))
-        (pack if making.is_tar(output) else write)(remote, output, listen=listen)
+            signers = signature.check_policy(remote, signature.lists(paths.device_home()))
+        (pack_bundle if creation.is_tar(output) else unpack_bundle)(remote, output, listen=listen)
     if as_json:
         result = {
             "reference": str(remote.reference), "bundle": remote.digest, "output": str(output),
@@ -283,7 +277,7 @@ def pull(
 
 def _summary(bundle: Bundle) -> list[tuple[str, str]]:
     """What the manifest says, in lines. Whoever made it may have written anything into ``info``."""
-    from edge.bundle.names import printable
+    from edge.deploy.bundle import printable_name
 
     about, info = bundle.about, bundle.about.info
     files = sorted(bundle.files)
@@ -307,7 +301,7 @@ def _summary(bundle: Bundle) -> list[tuple[str, str]]:
         ("signature", "there; edge bundle verify checks it" if bundle.signature() is not None else "none"),
         ("size", f"{_size(about.total_bytes)} in {len(files)} files, made with {about.created_with}"),
     ]
-    return [(label, printable(text)) for label, text in rows]
+    return [(label, printable_name(text)) for label, text in rows]
 
 
 def _json(bundle: Bundle) -> str:

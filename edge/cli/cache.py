@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from edge.cli import options, pulling
+from edge.cli import cache_pull, options
 from edge.errors import ArtifactError, QualityError, UsageError
-from edge.ui import Terminal
+from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
-    from edge.backends.trt.timing import Entry
+    from edge.backends.tensorrt import TimingCacheEntry
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
-app.command("pull")(pulling.pull)
+app.command("pull")(cache_pull.pull)
 
 
 @app.command("list")
@@ -87,10 +87,10 @@ def merge(
     TensorRT itself merges, and refuses what is of another version or device; so this runs on the device.
     """
     from edge import backends
-    from edge.backends.trt import TensorRT, timing
-    from edge.cli import places
+    from edge.backends.tensorrt import TensorRT, timing_cache
+    from edge.cli import paths
 
-    chosen, _path = places.load_profile(profile)
+    chosen, _path = paths.load_profile(profile)
     backend = backends.of(chosen)
     if not isinstance(backend, TensorRT):
         raise UsageError(
@@ -102,7 +102,7 @@ def merge(
             raise ArtifactError("the file is empty", where=path)
     terminal = Terminal()
     with terminal.progress() as listen:
-        kept = backend.timing_store(timing.folder_of(places.cache_folder(cache_dir)), listen=listen)
+        kept = backend.timing_store(timing_cache.folder_of(paths.cache_folder(cache_dir)), listen=listen)
         before = kept.read()
         try:
             merged = backend.merge_timing_caches([*([] if before is None else [before]), *contents])
@@ -125,16 +125,16 @@ def gc(
     as_json: options.Json = False,
 ) -> None:
     """Remove what was set aside, is damaged or has no manifest."""
-    from edge.backends.trt import timing
-    from edge.cli import places
+    from edge.backends.tensorrt import timing_cache
+    from edge.cli import paths
 
-    folder = timing.folder_of(places.cache_folder(cache_dir))
+    folder = timing_cache.folder_of(paths.cache_folder(cache_dir))
     terminal = Terminal()
-    going = list(dict.fromkeys(timing.removable(folder, older_than_days=older_than)))
+    going = list(dict.fromkeys(timing_cache.removable(folder, older_than_days=older_than)))
     size = sum(path.stat().st_size for path in going)
     if not dry_run:
         for path in going:
-            timing.remove(path)
+            timing_cache.remove(path)
     if as_json:
         terminal.data(_json({"removed": [str(path) for path in going], "bytes": size, "dry_run": dry_run}))
         return
@@ -143,15 +143,15 @@ def gc(
     terminal.say(f"{len(going)} files, {_size(size)}")
 
 
-def _listing(cache_dir: Path | None) -> tuple[Path, list[Entry]]:
-    from edge.backends.trt import timing
-    from edge.cli import places
+def _listing(cache_dir: Path | None) -> tuple[Path, list[TimingCacheEntry]]:
+    from edge.backends.tensorrt import timing_cache
+    from edge.cli import paths
 
-    folder = timing.folder_of(places.cache_folder(cache_dir))
-    return folder, timing.listing(folder)
+    folder = timing_cache.folder_of(paths.cache_folder(cache_dir))
+    return folder, timing_cache.listing(folder)
 
 
-def _plain(entry: Entry) -> dict[str, Any]:
+def _plain(entry: TimingCacheEntry) -> dict[str, Any]:
     content: dict[str, Any] = msgspec.to_builtins(entry, enc_hook=str)
     return content
 

@@ -25,14 +25,13 @@ import typer
 
 from edge.cli import options
 from edge.errors import UsageError
-from edge.ui import Terminal
+from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
-    from edge.calibrate import Outcome
+    from edge.calibration import CalibrationOutcome, Executor
+    from edge.config import Profile
     from edge.events import Listener
-    from edge.frames import Pictures
-    from edge.observe import Crew
-    from edge.profile import Profile
+    from edge.media import Pictures
 
 
 class Engine(enum.Enum):
@@ -71,15 +70,15 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Run the verb."""
-    from edge import calibrate
-    from edge.calibration import algorithms
-    from edge.cli import places, signals
-    from edge.frames import Pictures, open_pictures
+    from edge.calibration import workflow
+    from edge.cli import paths, signals
+    from edge.media import Pictures, open_pictures
+    from edge.quantization import algorithms
 
     if workers is not None and dask is not None:
         raise UsageError("--workers and --dask exclude each other", hint="leave one of them out")
-    chosen, path = places.load_profile(profile)
-    cache = places.own_cache_folder(cache_dir, path)
+    chosen, path = paths.load_profile(profile)
+    cache = paths.own_cache_folder(cache_dir, path)
     terminal = Terminal()
     terminal.say(f"profile {chosen.name} ({path})", style="dim")
     source = images or (Path(chosen.calibration.images) if chosen.calibration.images else None)
@@ -108,7 +107,7 @@ def command(
         _say_what_build_takes(terminal, built, chosen, cache)
         return
     with signals.graceful() as wish, terminal.progress() as listen, _crew(workers, dask, listen) as crew:
-        outcome = calibrate.calibrate(
+        outcome = workflow.calibrate(
             chosen,
             pictures,
             cache=cache,
@@ -126,10 +125,13 @@ def command(
     _say_what_build_takes(terminal, built, chosen, cache)
 
 
-def _on_device(chosen: Profile, pictures: Pictures, cache: Path, terminal: Terminal, *, force: bool) -> Outcome:
+def _on_device(
+    chosen: Profile, pictures: Pictures, cache: Path, terminal: Terminal, *, force: bool
+) -> CalibrationOutcome:
     """Calibrate with TensorRT itself. A signal ends it at once: there is nothing that could be gone on with."""
-    from edge import backends, calibrate
-    from edge.backends.trt import TensorRT
+    from edge import backends
+    from edge.backends.tensorrt import TensorRT
+    from edge.calibration import workflow
 
     backend = backends.of(chosen)
     if not isinstance(backend, TensorRT):
@@ -138,10 +140,10 @@ def _on_device(chosen: Profile, pictures: Pictures, cache: Path, terminal: Termi
             hint="--profile orin, or another of a device with TensorRT",
         )
     with terminal.progress() as listen:
-        return calibrate.calibrate_on_device(chosen, pictures, backend, cache=cache, force=force, listen=listen)
+        return workflow.calibrate_on_device(chosen, pictures, backend, cache=cache, force=force, listen=listen)
 
 
-def _show(terminal: Terminal, outcome: Outcome, *, as_json: bool) -> None:
+def _show(terminal: Terminal, outcome: CalibrationOutcome, *, as_json: bool) -> None:
     if as_json:
         terminal.data(msgspec.json.encode(outcome, enc_hook=str).decode())
         return
@@ -156,9 +158,9 @@ def _show(terminal: Terminal, outcome: Outcome, *, as_json: bool) -> None:
 
 def _say_what_build_takes(terminal: Terminal, built: Profile, chosen: Profile, cache: Path) -> None:
     """Each algorithm has a table of its own, and a build goes by the profile: an option here does not reach it."""
-    from edge import identity
+    from edge.calibration import cache_keys
 
-    own, other = (identity.table_path(profile, cache) for profile in (built, chosen))
+    own, other = (cache_keys.table_path(profile, cache) for profile in (built, chosen))
     if own != other:
         terminal.say(
             f"edge build takes {own.name}, as the profile {built.name} says; to take this one, let it say calibration: "
@@ -179,15 +181,15 @@ def _flow(chosen: Profile, built: Profile) -> str:
 
 
 @contextmanager
-def _crew(workers: int | None, dask: str | None, listen: Listener) -> Iterator[Crew | None]:
+def _crew(workers: int | None, dask: str | None, listen: Listener) -> Iterator[Executor | None]:
     """Who counts, where it is not this process alone."""
     if dask is not None:
-        from edge.crowd import cluster
+        from edge.calibration import dask_workers
 
-        with cluster.connect(dask, listen=listen) as crew:
+        with dask_workers.connect(dask, listen=listen) as crew:
             yield crew
     elif workers is not None:
-        from edge.crowd.processes import Processes
+        from edge.calibration import Processes
 
         yield Processes(workers)
     else:

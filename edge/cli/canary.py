@@ -16,10 +16,10 @@ import typer
 
 from edge.cli import options
 from edge.errors import QualityError
-from edge.ui import Terminal
+from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
-    from edge.flows.canary import Measured, Report
+    from edge.deploy import Measured, TrialReport
 
 
 def command(
@@ -35,11 +35,11 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Run the flow."""
-    from edge import backends, device, telemetry
-    from edge.bundle import open_bundle
-    from edge.cli import places
-    from edge.flows import canary
-    from edge.ship.canary import parse_gates
+    from edge import backends, telemetry
+    from edge.cli import paths
+    from edge.deploy import canary, parse_gates
+    from edge.deploy.bundle import open_bundle
+    from edge.system import device
 
     terminal = Terminal()
     gates = parse_gates(gate or [])
@@ -49,7 +49,7 @@ def command(
     try:
         with terminal.progress() as listen:
             report = canary.canary(
-                found, state or places.device_home(), against=other, gates=gates,
+                found, state or paths.device_home(), against=other, gates=gates,
                 tools=canary.Tools(backend=backends.of, power=power, machine=device.identify()), listen=listen,
             )  # fmt: skip
     finally:
@@ -63,7 +63,7 @@ def command(
         raise QualityError("the trial failed: " + "; ".join(report.failed), where=bundle)
 
 
-def _show(terminal: Terminal, report: Report) -> None:
+def _show(terminal: Terminal, report: TrialReport) -> None:
     columns = [report.own] if report.before is None else [report.own, report.before]
     heads = ["", "this bundle", "before"][: len(columns) + 1]
     rows = [[name, *(value(column) for column in columns)] for name, value in _ROWS]

@@ -11,11 +11,11 @@ import typer
 
 from edge.cli import options
 from edge.errors import DataError, QualityError, UsageError
-from edge.labels import shown
-from edge.ui import Terminal
+from edge.media import shown
+from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
-    from edge.frames import Picture
+    from edge.media import Picture
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -40,14 +40,15 @@ def list_(
 
     Paths are relative to the folder of the list, with '/' between folders; the class index follows where it is known.
     """
-    from edge import frames, store
+    from edge.artifacts import store
+    from edge.media import image_lists, picture_sources
 
     if output.exists() and not force:
         raise UsageError("the list is there already", where=output, hint="--force overwrites it")
-    pictures: Iterable[Picture] = frames.open_pictures(source, labels=labels)
+    pictures: Iterable[Picture] = picture_sources.open_pictures(source, labels=labels)
     if natural:
-        pictures = sorted(pictures, key=frames.natural)
-    rendered = frames.render_list(pictures, folder=output.parent)
+        pictures = sorted(pictures, key=image_lists.natural)
+    rendered = image_lists.render_list(pictures, folder=output.parent)
     store.write_bytes(output, rendered.data)
     terminal = Terminal()
     if rendered.outside:
@@ -82,29 +83,29 @@ def extract(
     The files hold the original bytes, unchanged; a labels.csv holds the class indices. Run again after an interruption
     it goes on where it was; pictures of another shard can be added to the same folder.
     """
-    from edge import frames
-    from edge.frames import check as checks
-    from edge.frames import extract as extracts
+    from edge.media import picture_sets, picture_sources
 
-    if not frames.shards_of(source):
+    if not picture_sources.shards_of(source):
         raise DataError(
             "this is no TFRecord shard", where=source, hint="their names are like train-00000-of-01024 or name.tfrecord"
         )
     terminal = Terminal()
     with terminal.progress() as listen:
-        pictures, damage = checks.list_all(source, limit=limit, listen=listen)
+        pictures, damage = picture_sets.list_all(source, limit=limit, listen=listen)
         if damage is not None:
             hint = f"get the shard again; or take the {len(pictures)} records before it: --limit {len(pictures)}"
             raise DataError(damage.what, where=damage.where, hint=hint if pictures else damage.hint) from damage
-        done = extracts.extract(pictures, output, label_offset=label_offset, force=force, listen=listen)
+        done = picture_sets.extract(pictures, output, label_offset=label_offset, force=force, listen=listen)
     # With an offset the user has answered that already.
-    warning = None if label_offset else extracts.counts_from_one(done)
+    warning = None if label_offset else picture_sets.counts_from_one(done)
     if warning is not None:
         terminal.warn(warning.text)
     place = shown(str(output))
     result = {"folder": place, "label_offset": label_offset, **msgspec.to_builtins(done)}
     kept = f" ({done.kept} of them were there already)" if done.kept else ""
-    text = f"{place}: {done.pictures} pictures{kept}, {done.labelled} of them with a class index in {extracts.TRUTH}"
+    text = (
+        f"{place}: {done.pictures} pictures{kept}, {done.labelled} of them with a class index in {picture_sets.TRUTH}"
+    )
     terminal.data(_json(result) if as_json else text)
 
 
@@ -114,11 +115,11 @@ def check(source: Source, *, labels: Labels = None, as_json: options.Json = Fals
 
     Exits with 1 when a picture is bad, or with --labels has no class index.
     """
-    from edge.frames import check as checks
+    from edge.media import picture_sets
 
     terminal = Terminal()
     with terminal.progress() as listen:
-        found = checks.check(source, labels=labels, listen=listen)
+        found = picture_sets.check(source, labels=labels, listen=listen)
     if as_json:
         terminal.data(_json({"source": shown(str(source)), **msgspec.to_builtins(found)}))
     elif found.bad:

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from edge.doctor import Finding, Level, Report
+    from edge.diagnostics import DoctorFinding, DoctorReport, Level
 
 _SYMBOLS: dict[Level, tuple[str, str, str]] = {
     "ok": ("✓", "ok", "green"),
@@ -29,13 +29,13 @@ def command(json: Json = False) -> None:  # noqa: FBT002 - typer's way of a flag
     """
     import msgspec
 
-    from edge.bundle import deployed
-    from edge.cli import places
-    from edge.doctor import examine
-    from edge.ui import Terminal
+    from edge.cli import paths
+    from edge.deploy.bundle import deployed
+    from edge.diagnostics import examine
+    from edge.ui.terminal import Terminal
 
     terminal = Terminal()
-    report = examine(Path("/"), places.profile_folders(), shipped=deployed.current(places.device_home()))
+    report = examine(Path("/"), paths.profile_folders(), shipped=deployed.current(paths.device_home()))
     if json:
         terminal.data(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
         return
@@ -43,7 +43,7 @@ def command(json: Json = False) -> None:  # noqa: FBT002 - typer's way of a flag
     terminal.show(render(report, plain=not encodes_symbols))
 
 
-def render(report: Report, *, plain: bool) -> Text:
+def render(report: DoctorReport, *, plain: bool) -> Text:
     """The report as lines in groups; ``plain`` keeps to ASCII symbols."""
     from rich.text import Text
 
@@ -59,7 +59,7 @@ def render(report: Report, *, plain: bool) -> Text:
     return text
 
 
-def _append(text: Text, finding: Finding, *, width: int, plain: bool) -> None:
+def _append(text: Text, finding: DoctorFinding, *, width: int, plain: bool) -> None:
     symbol, ascii_symbol, colour = _SYMBOLS[finding.level]
     text.append(f"  {ascii_symbol:<3}" if plain else f"  {symbol} ", colour)
     text.append(f"{finding.name:<{width}}  {finding.text}\n")

@@ -10,16 +10,13 @@ import msgspec
 import typer
 
 from edge.cli import options
+from edge.config import Precision
 from edge.errors import StoreError
-from edge.profile import Precision
-from edge.ui import Terminal
+from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
-    from edge.backends.inspection import Layer
-    from edge.engines.card import Card
-    from edge.engines.catalog import Entry, Look
-    from edge.engines.compare import Comparison
-    from edge.engines.times import Times
+    from edge.engines import EngineComparison, EngineReport, InventoryEntry, InventoryScan, LayerTimes
+    from edge.model import Layer
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -45,16 +42,14 @@ def show(
     as_json: options.Json = False,
 ) -> None:
     """Show what an engine is really made of: precisions, fusions, reformats, and what it was built from."""
-    from edge.engines import card as cards
-    from edge.engines import page
-    from edge.engines import times as timing
+    from edge.engines import engine_page, engine_report, layer_times
 
     terminal = Terminal()
     _check_page(html)
     path = engine if engine is not None else _of_profile(profile, precision, engine_dir)
-    card = cards.load(path)
-    timed = None if times is None else timing.read(times, card)
-    drawn = None if html is None else page.render(card, timed)
+    card = engine_report.load(path)
+    timed = None if times is None else layer_times.read(times, card)
+    drawn = None if html is None else engine_page.render(card, timed)
     if as_json:
         content = {**msgspec.to_builtins(card, enc_hook=str), "times": timed}
         terminal.data(msgspec.json.encode(content).decode())
@@ -76,17 +71,16 @@ def diff(
     as_json: options.Json = False,
 ) -> None:
     """Compare two engines: what they were built from, which ONNX nodes changed precision, what is fused in one only."""
-    from edge.engines import card as cards
-    from edge.engines import compare, page
+    from edge.engines import engine_comparison, engine_page, engine_report
 
     terminal = Terminal()
     _check_page(html)
     known = get_args(Precision)
     first, second = (
-        cards.load(_of_profile(profile, word, engine_dir) if word in known else Path(word)) for word in (a, b)
+        engine_report.load(_of_profile(profile, word, engine_dir) if word in known else Path(word)) for word in (a, b)
     )
-    found = compare.compare(first, second)
-    drawn = None if html is None else page.render_difference(first, second, found)
+    found = engine_comparison.compare(first, second)
+    drawn = None if html is None else engine_page.render_difference(first, second, found)
     if as_json:
         terminal.data(msgspec.json.encode(found, enc_hook=str).decode())
     else:
@@ -103,12 +97,12 @@ def list_(
     as_json: options.Json = False,
 ) -> None:
     """List all engines, and whether each is the one that its profile asks for on this machine."""
-    from edge.cli import places
-    from edge.engines import catalog, page
+    from edge.cli import paths
+    from edge.engines import engine_page, inventory
 
     terminal = Terminal()
-    folder = places.engine_folder(engine_dir)
-    entries = catalog.scan(folder, _look(cache_dir, verify=not fast))
+    folder = paths.engine_folder(engine_dir)
+    entries = inventory.scan(folder, _look(cache_dir, verify=not fast))
     if as_json:
         terminal.data(msgspec.json.encode(entries, enc_hook=str).decode())
         return
@@ -117,7 +111,7 @@ def list_(
         return
     rows = [
         (
-            entry.profile, entry.manifest.stem, entry.runtime or "?", page.size(entry.size_bytes),
+            entry.profile, entry.manifest.stem, entry.runtime or "?", engine_page.size(entry.size_bytes),
             (entry.created_utc or "")[:10], _state(entry),
         )
         for entry in entries
@@ -137,15 +131,15 @@ def gc(
     as_json: options.Json = False,
 ) -> None:
     """Remove engines that are stale or damaged; never one that is current, or that cannot be judged here."""
-    from edge.cli import places
-    from edge.engines import catalog, page
+    from edge.cli import paths
+    from edge.engines import engine_page, inventory
 
     terminal = Terminal()
     look = _look(cache_dir, verify=True)
-    entries = catalog.scan(places.engine_folder(engine_dir), look)
+    entries = inventory.scan(paths.engine_folder(engine_dir), look)
     gone = []
-    for entry in catalog.useless(entries, elsewhere=elsewhere):
-        if dry_run or catalog.remove(entry, look):
+    for entry in inventory.useless(entries, elsewhere=elsewhere):
+        if dry_run or inventory.remove(entry, look):
             gone.append(entry)
         else:
             terminal.warn(f"{entry.manifest}: changed meanwhile, kept")
@@ -156,10 +150,12 @@ def gc(
         return
     word = "would remove" if dry_run else "removed"
     for entry in gone:
-        terminal.data(f"{word} {entry.manifest.with_suffix('')} ({page.size(entry.size_bytes)}): {_state(entry)}")
+        terminal.data(
+            f"{word} {entry.manifest.with_suffix('')} ({engine_page.size(entry.size_bytes)}): {_state(entry)}"
+        )
     kept = Counter(entry.state for entry in entries if entry not in gone)
     rest = ", ".join(f"{count} {state}" for state, count in sorted(kept.items())) or "none"
-    terminal.say(f"{len(gone)} engines, {page.size(total)}; kept: {rest}")
+    terminal.say(f"{len(gone)} engines, {engine_page.size(total)}; kept: {rest}")
 
 
 def _check_page(html: Path | None) -> None:
@@ -168,7 +164,7 @@ def _check_page(html: Path | None) -> None:
 
 
 def _write(terminal: Terminal, html: Path | None, drawn: str | None) -> None:
-    from edge import store
+    from edge.artifacts import store
 
     if html is not None and drawn is not None:
         store.write_bytes(html, drawn.encode())
@@ -177,32 +173,32 @@ def _write(terminal: Terminal, html: Path | None, drawn: str | None) -> None:
 
 def _of_profile(profile: str | None, precision: str | None, engine_dir: Path | None) -> Path:
     """Where the engine of a profile lies."""
-    from edge import identity
-    from edge.cli import places
+    from edge.calibration import cache_keys
+    from edge.cli import paths
 
     wanted = options.precision(precision)
-    chosen, path = places.load_profile(profile)
-    return identity.engine_manifest_path(chosen, places.engine_folder(engine_dir, path), wanted or chosen.precision)
+    chosen, path = paths.load_profile(profile)
+    return cache_keys.engine_manifest_path(chosen, paths.engine_folder(engine_dir, path), wanted or chosen.precision)
 
 
-def _look(cache_dir: Path | None, *, verify: bool) -> Look:
+def _look(cache_dir: Path | None, *, verify: bool) -> InventoryScan:
     from edge import backends
-    from edge.cli import places
-    from edge.engines.catalog import Look
+    from edge.cli import paths
+    from edge.engines import InventoryScan
 
-    return Look(
-        resolve=lambda name: places.load_profile(name)[0],
+    return InventoryScan(
+        resolve=lambda name: paths.load_profile(name)[0],
         backend=backends.of,
-        cache=places.cache_folder(cache_dir),
+        cache=paths.cache_folder(cache_dir),
         verify=verify,
     )
 
 
-def _state(entry: Entry) -> str:
+def _state(entry: InventoryEntry) -> str:
     return f"{entry.state}: {'; '.join(entry.why)}" if entry.why else entry.state
 
 
-def _show(terminal: Terminal, card: Card, *, layers: bool) -> None:
+def _show(terminal: Terminal, card: EngineReport, *, layers: bool) -> None:
     width = max(len(name) for name, _ in _facts(card))
     terminal.show(card.title, style="bold")
     for name, text in _facts(card):
@@ -227,7 +223,7 @@ def _show(terminal: Terminal, card: Card, *, layers: bool) -> None:
         terminal.say("--layers lists every layer, --html FILE draws the card", style="dim")
 
 
-def _show_times(terminal: Terminal, times: Times) -> None:
+def _show_times(terminal: Terminal, times: LayerTimes) -> None:
     runs = f" of {times.runs} runs" if times.runs else ""
     shares = ", ".join(f"{role} {ms / (times.total_ms or 1):.0%}" for role, ms in times.by_role.items())
     rows = [
@@ -247,20 +243,20 @@ def _first(count: int) -> str:
     return f" (the first {_SHOWN} of {count})" if count > _SHOWN else ""
 
 
-def _facts(card: Card) -> list[tuple[str, str]]:
+def _facts(card: EngineReport) -> list[tuple[str, str]]:
     """The card's head, line by line."""
-    from edge.engines import catalog, page
+    from edge.engines import engine_page, inventory
 
     facts = []
     info: dict[str, Any] = card.manifest.info if card.manifest else {}
     if card.manifest is not None and card.engine is not None:
         key = card.manifest.key
         place = key.get("module") or key.get("machine") or "?"
-        facts.append(("built with", f"{catalog.runtime(key)} on {place}, {card.manifest.created_utc}"))
+        facts.append(("built with", f"{inventory.runtime(key)} on {place}, {card.manifest.created_utc}"))
         seconds = info.get("build_seconds")
-        cache = f", timing cache {page.words(info['timing_cache'])}" if info.get("timing_cache") else ""
+        cache = f", timing cache {engine_page.words(info['timing_cache'])}" if info.get("timing_cache") else ""
         took = f", in {seconds:.1f} s{cache}" if isinstance(seconds, int | float) else ""
-        facts.append(("file", f"{next(iter(card.manifest.files))}, {page.size(card.engine.size)}{took}"))
+        facts.append(("file", f"{next(iter(card.manifest.files))}, {engine_page.size(card.engine.size)}{took}"))
     if card.layers is not None:
         route = f" ({info['int8_route']} route)" if info.get("int8_route") else ""
         has = card.layers
@@ -278,7 +274,7 @@ def _facts(card: Card) -> list[tuple[str, str]]:
         opaque = f", {counts.opaque} hide others" if counts.opaque else ""
         text = f"{counts.layers}{of_nodes}; {counts.fused} fused of several, {counts.reformats} reformats{opaque}"
         facts.append(("layers", text))
-        facts.append(("weights", page.size(counts.weights_bytes)))
+        facts.append(("weights", engine_page.size(counts.weights_bytes)))
         for item in card.islands:
             around = f", with {item.reformats} reformats around them" if item.reformats else ""
             text = f"{item.layers} {item.kind} in {item.precision.upper()}{around}"
@@ -294,26 +290,27 @@ def _facts(card: Card) -> list[tuple[str, str]]:
 
 
 def _row(number: int, layer: Layer) -> tuple[str, ...]:
-    from edge.engines import page
+    from edge.engines import engine_page
 
     return (
         str(number), layer.name, layer.kind, layer.precision or layer.role,
-        "\n".join(page.tensor(item) for item in layer.inputs), "\n".join(page.tensor(item) for item in layer.outputs),
-        "\n".join(layer.nodes), "" if layer.weights_bytes is None else page.size(layer.weights_bytes),
+        "\n".join(engine_page.tensor(item) for item in layer.inputs),
+            "\n".join(engine_page.tensor(item) for item in layer.outputs),
+        "\n".join(layer.nodes), "" if layer.weights_bytes is None else engine_page.size(layer.weights_bytes),
     )  # fmt: skip
 
 
-def _show_difference(terminal: Terminal, found: Comparison) -> None:
-    from edge.engines import page
+def _show_difference(terminal: Terminal, found: EngineComparison) -> None:
+    from edge.engines import engine_page
 
     terminal.show(f"A  {found.a}")
     terminal.show(f"B  {found.b}")
     for note in found.notes:
         terminal.warn(note)
     if found.built_from:
-        rows = [(item.field, page.short(item.old), page.short(item.new)) for item in found.built_from]
+        rows = [(item.field, engine_page.short(item.old), engine_page.short(item.new)) for item in found.built_from]
         terminal.table(("built from", "A", "B"), rows)
-    figures = page.figures(found)
+    figures = engine_page.figures(found)
     if figures:
         terminal.table(("", "A", "B", "B / A"), figures, right=(1, 2, 3))
     for title, counted in (("weighted nodes", found.weighted), ("other nodes", found.others)):

@@ -15,10 +15,10 @@ import typer
 
 from edge.cli import options
 from edge.errors import UsageError
-from edge.ui import Terminal
+from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
-    from edge.evaluate import Scores
+    from edge.runtime import Scores
 
 
 def command(
@@ -35,20 +35,21 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Run the verb."""
-    from edge import evaluate, model, preprocess
-    from edge.backends.ort import OnnxRuntime
-    from edge.cli import places, signals
-    from edge.frames import open_pictures
+    from edge.backends import OnnxRuntime
+    from edge.cli import paths, signals
+    from edge.media import open_pictures
+    from edge.model import onnx_model, preprocessing
+    from edge.runtime import evaluation
 
     if against not in {None, "fp32"}:
         raise UsageError(f"cannot compare with {against!r}", hint="--against fp32")
-    chosen, path = places.load_profile(profile)
+    chosen, path = paths.load_profile(profile)
     if images is None:
         raise UsageError("nothing to evaluate", hint="--images DIR --labels labels.csv")
     terminal = Terminal()
     if not as_json:
         terminal.say(f"profile {chosen.name} ({path})", style="dim")
-    backend, wanted, found = places.find_engine(
+    backend, wanted, found = paths.find_engine(
         chosen, path, precision=options.precision(precision), cache_dir=cache_dir, engine_dir=engine_dir
     )
     pictures = open_pictures(images, labels=labels)
@@ -57,26 +58,26 @@ def command(
     if len(truth) != len(chosen_pictures):
         missing = len(chosen_pictures) - len(truth)
         raise UsageError(f"{missing} of {len(chosen_pictures)} pictures have no label", hint="--labels labels.csv")
-    preprocessor = preprocess.Preprocessor(chosen.preprocess, chosen.input)
+    preprocessor = preprocessing.Preprocessor(chosen.preprocess, chosen.input)
     batch, cpu_threads = chosen.input.batch.min, threads or chosen.run.threads
     with signals.graceful() as wish, terminal.progress() as listen, contextlib.ExitStack() as stack:
         session = backend.open(found.path, precision=wanted, threads=cpu_threads, built_for=found.manifest.key)
         stack.callback(session.close)
-        own = evaluate.logits(
+        own = evaluation.logits(
             chosen_pictures, session, preprocessor, batch=batch, stage=wanted, listen=listen, should_stop=wish
         )
         reference = None
         if against is not None:
-            model.load(Path(chosen.model))
+            onnx_model.load(Path(chosen.model))
             exact = OnnxRuntime().open(Path(chosen.model), precision="fp32", threads=cpu_threads)
             stack.callback(exact.close)
-            reference = evaluate.logits(
+            reference = evaluation.logits(
                 chosen_pictures, exact, preprocessor, batch=batch, stage="fp32", listen=listen, should_stop=wish
             )
     wish.grant()
     if own is None:
         return
-    scores = evaluate.score(own, truth, precision=wanted, reference=reference, against=against)
+    scores = evaluation.score(own, truth, precision=wanted, reference=reference, against=against)
     if as_json:
         terminal.data(msgspec.json.encode(scores).decode())
     else:

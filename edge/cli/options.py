@@ -7,8 +7,8 @@ from typing import Annotated, get_args
 
 import typer
 
+from edge.config import Precision
 from edge.errors import StoreError, UsageError
-from edge.profile import Precision
 
 ProfileName = Annotated[
     str | None,

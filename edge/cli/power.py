@@ -11,10 +11,10 @@ import msgspec
 import typer
 
 from edge.cli import options
-from edge.ui import Terminal
+from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
-    from edge.power import State
+    from edge.system import PowerModeState
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -24,9 +24,9 @@ _LOCKED = {True: "locked", False: "not locked", None: "unknown"}
 @app.command()
 def show(*, as_json: options.Json = False) -> None:
     """Show the power mode, the modes that there are, and whether the clocks are locked."""
-    from edge import power
+    from edge.system import power_modes
 
-    _print(power.show(), as_json=as_json)
+    _print(power_modes.show(), as_json=as_json)
 
 
 @app.command("set")
@@ -39,17 +39,17 @@ def set_(
     as_json: options.Json = False,
 ) -> None:
     """Switch to a power mode; what was set before is noted. Never reboots."""
-    from edge import power
+    from edge.system import power_modes
 
-    _print(power.set_mode(mode, lock_clocks=lock_clocks, again=this_command()), as_json=as_json)
+    _print(power_modes.set_mode(mode, lock_clocks=lock_clocks, again=this_command()), as_json=as_json)
 
 
 @app.command()
 def restore(*, as_json: options.Json = False) -> None:
     """Go back to the mode and the clocks from before edge changed them."""
-    from edge import power
+    from edge.system import power_modes
 
-    _print(power.restore(again=this_command()), as_json=as_json)
+    _print(power_modes.restore(again=this_command()), as_json=as_json)
 
 
 def this_command() -> str:
@@ -57,7 +57,7 @@ def this_command() -> str:
     return shlex.join([str(Path(sys.argv[0]).absolute()), *sys.argv[1:]])
 
 
-def _print(state: State, *, as_json: bool) -> None:
+def _print(state: PowerModeState, *, as_json: bool) -> None:
     terminal = Terminal()
     if as_json:
         terminal.data(msgspec.json.encode(state).decode())

@@ -10,7 +10,7 @@ import typer
 
 from edge.cli import options
 from edge.errors import ProfileError
-from edge.ui import Terminal
+from edge.ui.terminal import Terminal
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -20,16 +20,17 @@ Name = Annotated[str | None, typer.Argument(help="Profile name or file.", show_d
 @app.command("list")
 def list_(*, as_json: options.Json = False) -> None:
     """List the profiles, and mark the one that this machine picks by itself."""
-    from edge import device, profile
-    from edge.cli import places
+    from edge.cli import paths
+    from edge.config import profiles
+    from edge.system import device
 
-    found_here = places.profiles()
-    own = places.default_profile(device.identify())
+    found_here = paths.profiles()
+    own = paths.default_profile(device.identify())
     rows = []
     for name, path in found_here.items():
         entry: dict[str, object] = {"name": name, "path": str(path), "default": name == own}
         try:
-            found = profile.load(path)
+            found = profiles.read_profile(path)
             entry |= {"family": found.family, "backend": found.backend, "precision": found.precision}
         except ProfileError as exc:
             entry["error"] = str(exc)
@@ -60,9 +61,9 @@ def show(name: Name = None, *, as_json: options.Json = False) -> None:
     """Show a profile with everything that it extends merged in, and its defaults filled in."""
     import yaml
 
-    from edge.cli import places
+    from edge.cli import paths
 
-    chosen, path = places.load_profile(name)
+    chosen, path = paths.load_profile(name)
     terminal = Terminal()
     content = msgspec.to_builtins(chosen)
     if as_json:
@@ -75,14 +76,15 @@ def show(name: Name = None, *, as_json: options.Json = False) -> None:
 @app.command()
 def check(name: Name = None, *, as_json: options.Json = False) -> None:
     """Check a profile, and that its model and labels are there and fit it."""
-    from edge import labels, model
-    from edge.calibration import algorithms
-    from edge.cli import places
+    from edge.cli import paths
+    from edge.media import labels
+    from edge.model import onnx_model
+    from edge.quantization import algorithms
 
-    chosen, path = places.load_profile(name)
+    chosen, path = paths.load_profile(name)
     algorithms.find(chosen.calibration.algorithm, chosen.calibration.parameters)
-    found = model.load(Path(chosen.model))
-    model.check_fits(found, chosen)
+    found = onnx_model.load(Path(chosen.model))
+    onnx_model.check_fits(found, chosen)
     classes = len(labels.load_names(Path(chosen.labels)))
     if classes != found.classes:
         raise ProfileError(

@@ -15,12 +15,12 @@ import typer
 
 from edge.cli import options
 from edge.errors import StoreError, UsageError
-from edge.ui import Terminal
+from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edge.report import Comparison, Run
+    from edge.reports import LoadedRun, RunComparison
 
 
 def command(
@@ -31,17 +31,18 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Run the verb."""
-    from edge import report, store
+    from edge.artifacts import store
+    from edge.reports import loaded_runs, run_comparison, run_page
 
     terminal = Terminal()
     if output is None and not as_json:
         raise UsageError("nowhere to write the page", hint="edge report run.json -o report.html, or --json")
     if output is not None:
         _check_page(output, records or [])
-    runs = report.load(records or [])
-    comparison = report.compare(runs, across=across)
+    runs = loaded_runs.load_runs(records or [])
+    comparison = run_comparison.compare(runs, across=across)
     if output is not None:
-        store.write_bytes(output, report.render(runs, comparison).encode())
+        store.write_bytes(output, run_page.render(runs, comparison).encode())
     if as_json:
         terminal.data(msgspec.json.encode(_data(runs, comparison)).decode())
         return
@@ -52,9 +53,9 @@ def command(
     terminal.say(f"page: {output}")
 
 
-def _show(terminal: Terminal, runs: Sequence[Run], comparison: Comparison, letter: str) -> None:
+def _show(terminal: Terminal, runs: Sequence[LoadedRun], comparison: RunComparison, letter: str) -> None:
     """The differences of one run against the first of its group."""
-    from edge.report.page import difference, ms, ratio
+    from edge.reports import difference, ms, ratio
 
     pair = next(pair for pair in comparison.pairs if pair.b == letter)
     names = {run.letter: run.name for run in runs}
@@ -72,15 +73,15 @@ def _verdict(differs: bool | None) -> str:  # noqa: FBT001 - a value, not a swit
     return {True: "differs", False: "cannot be told apart", None: "no interval"}[differs]
 
 
-def _data(runs: Sequence[Run], comparison: Comparison) -> dict[str, object]:
+def _data(runs: Sequence[LoadedRun], comparison: RunComparison) -> dict[str, object]:
     """Everything but the single results, which are in the records."""
-    from edge.report.reading import facts
+    from edge.reports import run_facts
 
     return {
         "runs": [
             {
                 "letter": run.letter,
-                "facts": facts(run),
+                "facts": run_facts(run),
                 "record": {k: v for k, v in msgspec.to_builtins(run.record).items() if k != "results"},
             }
             for run in runs
@@ -91,9 +92,9 @@ def _data(runs: Sequence[Run], comparison: Comparison) -> dict[str, object]:
 
 def _check_page(path: Path, records: Sequence[Path]) -> None:
     """Everything that writing the page needs, known before the work and not after it."""
-    from edge.pages import document
+    from edge.reports import html
 
-    document.check()
+    html.check()
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise StoreError("the page cannot be written", where=path, hint="choose another file")

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from edge.cli import doors, keeping, lanes, options, sources
-from edge.ui import Terminal
+from edge.cli import concurrency, http_options, options, record_options, source_options
+from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edge.record import RunRecord
+    from edge.artifacts import RunRecord
 
 # Pictures listed at the end of a run; all of them are in the record.
 _SHOWN = 20
@@ -29,25 +29,25 @@ _SHOWN = 20
 def command(  # noqa: PLR0913 - one argument per option
     *,
     images: options.Images = None,
-    camera: sources.Camera = None,
-    wait_for_camera: sources.WaitForCamera = False,
-    video: sources.Video = None,
-    replay: sources.Replay = None,
-    replay_speed: sources.ReplaySpeed = "real",
-    save_frames: sources.SaveFrames = None,
+    camera: source_options.Camera = None,
+    wait_for_camera: source_options.WaitForCamera = False,
+    video: source_options.Video = None,
+    replay: source_options.Replay = None,
+    replay_speed: source_options.ReplaySpeed = "real",
+    save_frames: source_options.SaveFrames = None,
     profile: options.ProfileName = None,
     precision: options.PrecisionName = None,
     topk: Annotated[int | None, typer.Option(min=1, help="Guesses per picture.", show_default="the profile's")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after N pictures.")] = None,
     duration: options.Duration = None,
-    record: keeping.Record = None,
-    every_frame: keeping.EveryFrame = False,
-    flush: keeping.Flush = None,
-    record_size: keeping.Size = 64,
-    record_files: keeping.Files = 5,
-    web: doors.Web = None,
-    metrics: doors.MetricsAt = None,
-    token_file: doors.TokenFile = None,
+    record: record_options.Record = None,
+    every_frame: record_options.EveryFrame = False,
+    flush: record_options.Flush = None,
+    record_size: record_options.Size = 64,
+    record_files: record_options.Files = 5,
+    web: http_options.Web = None,
+    metrics: http_options.MetricsAt = None,
+    token_file: http_options.TokenFile = None,
     power: options.Power = None,
     idle: options.Idle = None,
     set_power_mode: options.SetPowerMode = False,
@@ -55,55 +55,59 @@ def command(  # noqa: PLR0913 - one argument per option
     cache_dir: options.CacheDir = None,
     engine_dir: options.EngineDir = None,
     threads: options.Threads = None,
-    workers: lanes.Workers = None,
-    batch: lanes.Batch = 1,
+    workers: concurrency.Workers = None,
+    batch: concurrency.Batch = 1,
     as_json: options.Json = False,
 ) -> None:
     """Run the verb."""
-    from edge import labels, loop
-    from edge.cli import audience, metering, places, signals
+    from edge.cli import observers, paths, power_options, signals
+    from edge.media import labels
+    from edge.runtime import run_loop
 
-    source = sources.Source(
+    source = source_options.FrameSource(
         images=images, camera=camera, video=video, replay=replay, fast=replay_speed == "fast", limit=limit,
         save=save_frames, wait=wait_for_camera,
     )  # fmt: skip
     name = source.name
-    wished = keeping.Wishes(path=record, every_frame=every_frame, flush=flush, size_mib=record_size, files=record_files)
+    wished = record_options.RecordOptions(
+        path=record, every_frame=every_frame, flush=flush, size_mib=record_size, files=record_files
+    )
     wished.check()
-    duration_s = None if duration is None else metering.seconds(duration, option="--duration")
-    chosen, path = places.load_profile(profile)
+    duration_s = None if duration is None else power_options.seconds(duration, option="--duration")
+    chosen, path = paths.load_profile(profile)
     terminal = Terminal()
     if not as_json:
         terminal.say(f"profile {chosen.name} ({path})", style="dim")
-    width = lanes.choose(chosen, live=source.is_live, workers=workers, threads=threads, batch=batch)
-    backend, wanted, found = places.find_engine(
+    width = concurrency.choose(chosen, live=source.is_live, workers=workers, threads=threads, batch=batch)
+    backend, wanted, found = paths.find_engine(
         chosen, path, precision=options.precision(precision), cache_dir=cache_dir, engine_dir=engine_dir
     )
     open_stream = source.plan(chosen)
     names = labels.load_names(Path(chosen.labels))
     kept: list[RunRecord] = []
     with _printed(terminal, kept, as_json=as_json), contextlib.ExitStack() as stack:
-        opened = doors.open_doors(doors.Wishes(web, metrics, token_file), stack, terminal)
-        sessions, preprocessor = lanes.open_sessions(
+        opened = http_options.open_ports(http_options.HttpOptions(web, metrics, token_file), stack, terminal)
+        sessions, preprocessor = concurrency.open_sessions(
             backend, found, chosen, width, precision=wanted, stack=stack, warn=terminal.warn
         )
         wish = stack.enter_context(signals.graceful())
-        wishes = metering.Wishes(power=power, idle=idle, set_power_mode=set_power_mode, log=telemetry_log)
-        telemetry = stack.enter_context(metering.measured(chosen, wishes, terminal=terminal, should_stop=wish))
+        wishes = power_options.PowerOptions(power=power, idle=idle, set_power_mode=set_power_mode, log=telemetry_log)
+        telemetry = stack.enter_context(power_options.measured(chosen, wishes, terminal=terminal, should_stop=wish))
         stream = open_stream()
         stack.callback(stream.close)
-        run = audience.Run(
-            subject=places.subject(chosen, backend, found, wanted, Path(name)), power=metering.power_line(telemetry),
+        run = observers.ObservedRun(
+            subject=paths.subject(chosen, backend, found, wanted, Path(name)),
+                power=power_options.power_line(telemetry),
             headline=f"{chosen.name} · {Path(chosen.model).stem} · {wanted}", kept=kept,
         )  # fmt: skip
-        with audience.gather(terminal, stream, telemetry.sampler, run, seen=opened, as_json=as_json) as followers:
-            loop.run(
+        with observers.gather(terminal, stream, telemetry.sampler, run, seen=opened, as_json=as_json) as followers:
+            run_loop.run(
                 stream,
                 sessions=sessions,
                 preprocessor=preprocessor,
                 names=names,
                 subject=run.subject,
-                settings=loop.Settings(
+                settings=run_loop.RunSettings(
                     topk=topk or chosen.run.topk, warmup=chosen.run.warmup, width=width.width, duration_s=duration_s
                 ),
                 telemetry=telemetry,
@@ -129,7 +133,7 @@ def _printed(terminal: Terminal, kept: list[RunRecord], *, as_json: bool) -> Ite
 
 
 def _print_end(terminal: Terminal, finished: RunRecord, *, as_json: bool) -> None:
-    from edge.ui.summary import summary
+    from edge.ui.terminal import render_summary
 
     if as_json:
         content = msgspec.to_builtins(finished)
@@ -137,7 +141,7 @@ def _print_end(terminal: Terminal, finished: RunRecord, *, as_json: bool) -> Non
         terminal.data(msgspec.json.encode({"summary": content}).decode())
     elif finished.pictures or finished.status != "failed":
         _print_labels(terminal, finished)
-        summary(terminal, finished)
+        render_summary(terminal, finished)
 
 
 def _print_labels(terminal: Terminal, finished: RunRecord) -> None:

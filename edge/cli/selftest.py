@@ -18,12 +18,12 @@ import typer
 
 from edge.cli import options
 from edge.errors import QualityError, UsageError
-from edge.ui import Terminal
+from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
-    from edge.flows.selftest import Run, Step
-    from edge.frames import Pictures
-    from edge.ui import Style
+    from edge.diagnostics import SelfTestRun, SelfTestStep
+    from edge.media import Pictures
+    from edge.ui.terminal import Style
 
 _MARKS: dict[str, tuple[str, Style]] = {
     "ok": ("ok", "green"),
@@ -59,35 +59,35 @@ def command(
 ) -> None:
     """Run the flow."""
     from edge import backends
-    from edge.cli import places
-    from edge.flows import selftest
+    from edge.cli import paths
+    from edge.diagnostics import selftest_context, selftest_run
 
-    chosen, path = places.load_profile(profile)
+    chosen, path = paths.load_profile(profile)
     terminal = Terminal()
     terminal.say(f"profile {chosen.name} ({path})", style="dim")
-    folder = images if images is not None else places.home() / "samples"
+    folder = images if images is not None else paths.home() / "samples"
     pictures = _pictures(folder) if images is not None or folder.is_dir() else None
     if write_reference:
-        from edge.flows.selftest import reference
+        from edge.diagnostics import selftest_reference
 
         if pictures is None or not folder.is_dir():
             raise UsageError("the answers are kept beside the pictures: these are in no folder", hint="--images DIR")
-        answers = reference.compute(chosen, pictures, threads=threads)
-        terminal.data(str(reference.save(folder, chosen, pictures, answers)))
+        answers = selftest_reference.compute(chosen, pictures, threads=threads)
+        terminal.data(str(selftest_reference.save(folder, chosen, pictures, answers)))
         return
     with ExitStack() as stack:
         work = _work_folder(keep, stack)
-        bench = selftest.Bench(
+        bench = selftest_context.SelfTestContext(
             profile=chosen,
             backend=backends.of,
             pictures=pictures,
-            cache=places.cache_folder(cache_dir, path),
+            cache=paths.cache_folder(cache_dir, path),
             work=work,
             kept_reference=folder if folder.is_dir() else None,
             camera=camera,
             threads=threads or chosen.run.threads,
         )
-        run = selftest.Run(bench, progress=terminal.progress)
+        run = selftest_run.SelfTestRun(bench, progress=terminal.progress)
         try:
             run.go(lambda step: _show(terminal, step, as_json=as_json))
         finally:
@@ -99,7 +99,7 @@ def command(
 
 
 def _pictures(folder: Path) -> Pictures:
-    from edge.frames import open_pictures
+    from edge.media import open_pictures
 
     return open_pictures(folder)
 
@@ -113,7 +113,7 @@ def _work_folder(keep: Path | None, stack: ExitStack) -> Path:
     return keep
 
 
-def _show(terminal: Terminal, step: Step, *, as_json: bool) -> None:
+def _show(terminal: Terminal, step: SelfTestStep, *, as_json: bool) -> None:
     mark, style = _MARKS[step.status]
     lines = _wrapped(terminal, step.text, as_json=as_json)
     if step.hint and step.status == "failed":
@@ -132,10 +132,10 @@ def _wrapped(terminal: Terminal, text: str, *, as_json: bool) -> list[str]:
     return textwrap.wrap(text, max(console.width - _INDENT, 30), break_on_hyphens=False) or [""]
 
 
-def _finish(terminal: Terminal, run: Run, output: Path, *, as_json: bool) -> int:
+def _finish(terminal: Terminal, run: SelfTestRun, output: Path, *, as_json: bool) -> int:
     """Write the file, say the sum; how many steps failed."""
-    from edge import store
-    from edge.flows.selftest.record import encode
+    from edge.artifacts import store
+    from edge.diagnostics import encode
 
     record = run.record()
     data = encode(record)

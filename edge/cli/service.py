@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from edge.cli import options
+from edge.cli.options import Json, ProfileName
 from edge.errors import QualityError, UsageError
-from edge.ui import Terminal
+from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
-    from edge.service import Settings, Systemctl
+    from edge.deploy import ServiceSettings, Systemctl
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -37,7 +37,7 @@ _UnitDir = Annotated[Path | None, typer.Option("--unit-dir", help="Folder of the
 def show(
     *,
     words: _Words = None,
-    profile: options.ProfileName = None,
+    profile: ProfileName = None,
     name: _Name = None,
     user: _User = False,
     run_as: _As = None,
@@ -45,7 +45,7 @@ def show(
     restarts: _Restarts = 10,
 ) -> None:
     """Print the unit; nothing is written."""
-    from edge import service
+    from edge.deploy import service
 
     settings = _settings(
         words, profile=profile, name=name, user=user, run_as=run_as, watchdog=watchdog, restarts=restarts
@@ -57,7 +57,7 @@ def show(
 def install(
     *,
     words: _Words = None,
-    profile: options.ProfileName = None,
+    profile: ProfileName = None,
     name: _Name = None,
     user: _User = False,
     run_as: _As = None,
@@ -67,7 +67,7 @@ def install(
     unit_dir: _UnitDir = None,
 ) -> None:
     """Write the unit and start it, now and at every boot."""
-    from edge import service
+    from edge.deploy import service
 
     terminal = Terminal()
     settings = _settings(
@@ -87,10 +87,10 @@ def install(
 
 @app.command("uninstall")
 def uninstall(
-    *, profile: options.ProfileName = None, name: _Name = None, user: _User = False, unit_dir: _UnitDir = None
+    *, profile: ProfileName = None, name: _Name = None, user: _User = False, unit_dir: _UnitDir = None
 ) -> None:
     """Stop the service and remove its unit; records stay."""
-    from edge import service
+    from edge.deploy import service
 
     path = service.uninstall(
         _name(name, profile, user=user), folder=_folder(unit_dir, user=user), systemctl=_systemctl(unit_dir, user=user)
@@ -99,11 +99,9 @@ def uninstall(
 
 
 @app.command("status")
-def status(
-    *, profile: options.ProfileName = None, name: _Name = None, user: _User = False, as_json: options.Json = False
-) -> None:
+def status(*, profile: ProfileName = None, name: _Name = None, user: _User = False, as_json: Json = False) -> None:
     """Show whether the service runs, and what it does; exit code 1 when it does not run."""
-    from edge import service
+    from edge.deploy import service
 
     terminal = Terminal()
     systemctl = service.run_systemctl("user" if user else "system")
@@ -137,10 +135,10 @@ def _settings(
     run_as: str | None,
     watchdog: int,
     restarts: int,
-) -> Settings:
-    from edge import service
-    from edge.bundle import deployed
-    from edge.cli import places
+) -> ServiceSettings:
+    from edge.cli import paths
+    from edge.deploy import service
+    from edge.deploy.bundle import deployed
 
     given = list(words or [])
     options = _check(given)
@@ -148,14 +146,14 @@ def _settings(
         # After a boot without one, restarts would be used up before somebody plugs it in.
         given += ["--wait-for-camera"]
     owner = None if user else run_as or os.environ.get("SUDO_USER")
-    chosen, path = places.load_profile(profile, user=owner)
+    chosen, path = paths.load_profile(profile, user=owner)
     named = name or chosen.name
     service.unit_name(named)
-    if places.is_current(path, user=owner):
+    if paths.is_current(path, user=owner):
         # By its name: when the service starts again it takes up what was shipped meanwhile.
-        called, folder = deployed.CURRENT, places.device_home(owner)
+        called, folder = deployed.CURRENT, paths.device_home(owner)
     else:
-        called, folder = str(path.absolute()), places.home().absolute()
+        called, folder = str(path.absolute()), paths.home().absolute()
     files = [options[name] for name in ("record", "telemetry_log") if options[name] is not None]
     writable, state_folder = list(dict.fromkeys((folder / str(file)).parent for file in files)), None
     if options["record"] is None and user:
@@ -168,7 +166,7 @@ def _settings(
     if user and run_as is not None:
         raise UsageError("--as is for services of the system; with --user it is you")
     command = (sys.executable, "-m", "edge", "run", "--profile", called, *given)
-    return service.Settings(
+    return service.ServiceSettings(
         name=named,
         profile=chosen.name,
         command=command,
@@ -208,10 +206,10 @@ def _check(given: list[str]) -> dict[str, Any]:
 
 
 def _name(name: str | None, profile: str | None, *, user: bool) -> str:
-    from edge.cli import places
+    from edge.cli import paths
 
     owner = None if user else os.environ.get("SUDO_USER")
-    return name or places.load_profile(profile, user=owner)[0].name
+    return name or paths.load_profile(profile, user=owner)[0].name
 
 
 def _folder(unit_dir: Path | None, *, user: bool) -> Path:
@@ -223,6 +221,6 @@ def _folder(unit_dir: Path | None, *, user: bool) -> Path:
 
 
 def _systemctl(unit_dir: Path | None, *, user: bool) -> Systemctl | None:
-    from edge import service
+    from edge.deploy import service
 
     return None if unit_dir is not None else service.run_systemctl("user" if user else "system")

@@ -12,23 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from edge.cli import options, targets
+from edge.cli import options, target_options
 from edge.errors import ProfileError, UsageError
-from edge.ui import Terminal
+from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edge.cli.shipping import Hold
-    from edge.cli.targets import Chosen
-    from edge.flows.rollout import Ended
-    from edge.ship.upkeep import Status, Step
-    from edge.transport.target import Place
+    from edge.cli.fleet_jobs import Hold
+    from edge.cli.target_options import ChosenTargets
+    from edge.deploy import DeviceOutcome, ManageStep, Status
+    from edge.deploy.transport import DeviceAddress
 
 _COMMANDS = ("to", "status", "rollback", "gc")
 
 
-class _ShortForm(TyperGroup):
+class _ShipShortForm(TyperGroup):
     """`edge ship orin-1` means `edge ship to orin-1`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - click's context
@@ -38,7 +37,7 @@ class _ShortForm(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(no_args_is_help=True, cls=_ShortForm)
+app = typer.Typer(no_args_is_help=True, cls=_ShipShortForm)
 
 Everything = Annotated[bool, typer.Option("--verify", help="Read the bundle in use and compare its digests.")]
 
@@ -46,7 +45,7 @@ Everything = Annotated[bool, typer.Option("--verify", help="Read the bundle in u
 @app.command()
 def to(  # noqa: PLR0913 - every option is one parameter: Typer reads the signature
     *,
-    target: targets.Targets,
+    target: target_options.Targets,
     bundle: Annotated[
         Path | None, typer.Option("--bundle", "-b", help="Bundle to ship.", show_default="the fleet's")
     ] = None,
@@ -63,82 +62,81 @@ def to(  # noqa: PLR0913 - every option is one parameter: Typer reads the signat
     bootstrap: Annotated[
         bool, typer.Option("--bootstrap", help="Install edge on the device from the bundle's wheels.")
     ] = False,
-    parallel: targets.Parallel = None,
+    parallel: target_options.Parallel = None,
     stop_after: Annotated[
         int | None, typer.Option(min=1, help="Begin no more devices after N failed.", show_default="the fleet's")
     ] = None,
     no_rsync: Annotated[bool, typer.Option("--no-rsync", help="Send files whole, not by rsync.")] = False,
     lock_wait: Annotated[int, typer.Option(min=0, help="Seconds to wait for another ship to a device.")] = 30,
-    fleet: targets.FleetFile = None,
-    ssh_config: targets.SshConfig = None,
+    fleet: target_options.FleetFile = None,
+    ssh_config: target_options.SshConfig = None,
     as_json: options.Json = False,
 ) -> None:
     """Ship a bundle to devices."""
-    from edge.cli import shipping
-    from edge.ship import Settings
-    from edge.ship.canary import parse_gates
+    from edge.cli import fleet_jobs
+    from edge.deploy import ShipSettings, parse_gates
 
     if bundle is not None and profile is not None:
         raise UsageError("either --bundle or --profile", hint="edge bundle --profile NAME -o FILE makes one to keep")
-    chosen = targets.choose(target, fleet_file=fleet, ssh_config=ssh_config)
+    chosen = target_options.choose(target, fleet_file=fleet, ssh_config=ssh_config)
     gates = parse_gates(gate or [])
     if chosen.fleet is not None:
         try:
             gates = parse_gates([f"{name}={value}" for name, value in chosen.fleet.rollout.gates.items()]) | gates
         except UsageError as exc:
             raise ProfileError(f"rollout.gates: {exc.what}", where=chosen.fleet.path, hint=exc.hint) from exc
-    settings = Settings(
+    settings = ShipSettings(
         dry_run=dry_run, canary=not no_canary, bootstrap=bootstrap, rsync=not no_rsync, lock_wait_s=lock_wait,
         gates=gates,
     )  # fmt: skip
-    shipping.ship_all(
-        chosen, settings, shipping.Load(bundle=bundle, profile=profile, cache_dir=cache_dir),
+    fleet_jobs.ship_all(
+        chosen, settings, fleet_jobs.Load(bundle=bundle, profile=profile, cache_dir=cache_dir),
         parallel=parallel, stop_after=stop_after, as_json=as_json,
     )  # fmt: skip
 
 
 @app.command()
 def status(
-    target: targets.Targets,
+    target: target_options.Targets,
     *,
     verify: Everything = False,
-    parallel: targets.Parallel = None,
-    fleet: targets.FleetFile = None,
-    ssh_config: targets.SshConfig = None,
+    parallel: target_options.Parallel = None,
+    fleet: target_options.FleetFile = None,
+    ssh_config: target_options.SshConfig = None,
     as_json: options.Json = False,
 ) -> None:
     """Show what is on devices."""
-    from edge.cli import shipping
-    from edge.ship import upkeep
+    from edge.cli import fleet_jobs
+    from edge.deploy import manage
 
-    chosen = targets.choose(target, fleet_file=fleet, ssh_config=ssh_config)
-    ended = shipping.each(
+    chosen = target_options.choose(target, fleet_file=fleet, ssh_config=ssh_config)
+    ended = fleet_jobs.each(
         chosen,
-        lambda place, hold: upkeep.status(place, verify=verify, hold=hold),
+        lambda place, hold: manage.status(place, verify=verify, hold=hold),
         parallel=parallel,
         as_json=as_json,
     )
     if not as_json:
         _show_status(ended)
-    shipping.finish(ended)
+    fleet_jobs.finish(ended)
 
 
 @app.command()
 def rollback(
-    target: targets.Targets,
+    target: target_options.Targets,
     *,
-    parallel: targets.Parallel = None,
-    fleet: targets.FleetFile = None,
-    ssh_config: targets.SshConfig = None,
+    parallel: target_options.Parallel = None,
+    fleet: target_options.FleetFile = None,
+    ssh_config: target_options.SshConfig = None,
     as_json: options.Json = False,
 ) -> None:
     """Go back to the previous bundle, which is read and verified first."""
-    from edge.ship import upkeep
+    from edge.deploy import manage
 
-    chosen = targets.choose(target, fleet_file=fleet, ssh_config=ssh_config)
+    chosen = target_options.choose(target, fleet_file=fleet, ssh_config=ssh_config)
     _steps(
         chosen,
-        lambda place, hold: upkeep.rollback(place, hold=hold),
+        lambda place, hold: manage.rollback(place, hold=hold),
         parallel=parallel,
         as_json=as_json,
         say=lambda step: f"back to {_short(step.current)}",
@@ -147,44 +145,44 @@ def rollback(
 
 @app.command()
 def gc(
-    target: targets.Targets,
+    target: target_options.Targets,
     *,
     keep: Annotated[int, typer.Option(min=0, help="Bundles to keep besides current and previous.")] = 0,
-    parallel: targets.Parallel = None,
-    fleet: targets.FleetFile = None,
-    ssh_config: targets.SshConfig = None,
+    parallel: target_options.Parallel = None,
+    fleet: target_options.FleetFile = None,
+    ssh_config: target_options.SshConfig = None,
     as_json: options.Json = False,
 ) -> None:
     """Remove old bundles and left-over files from devices."""
-    from edge.ship import upkeep
+    from edge.deploy import manage
 
-    chosen = targets.choose(target, fleet_file=fleet, ssh_config=ssh_config)
+    chosen = target_options.choose(target, fleet_file=fleet, ssh_config=ssh_config)
     _steps(
-        chosen, lambda place, hold: upkeep.clear(place, keep=keep, hold=hold), parallel=parallel, as_json=as_json,
+        chosen, lambda place, hold: manage.clear(place, keep=keep, hold=hold), parallel=parallel, as_json=as_json,
         say=lambda step: f"{len(step.removed)} bundles removed, {step.freed_bytes / 1e6:.1f} MB freed",
     )  # fmt: skip
 
 
 def _steps(
-    chosen: Chosen,
-    work: Callable[[Place, Hold], Step],
+    chosen: ChosenTargets,
+    work: Callable[[DeviceAddress, Hold], ManageStep],
     *,
     parallel: int | None,
     as_json: bool,
-    say: Callable[[Step], str],
+    say: Callable[[ManageStep], str],
 ) -> None:
-    from edge.cli import shipping
+    from edge.cli import fleet_jobs
 
-    ended = shipping.each(chosen, work, parallel=parallel, as_json=as_json)
+    ended = fleet_jobs.each(chosen, work, parallel=parallel, as_json=as_json)
     if not as_json:
         terminal = Terminal()
         for one in ended:
             if one.result is not None:
                 terminal.data(f"{one.name}: {say(one.result)}")
-    shipping.finish(ended)
+    fleet_jobs.finish(ended)
 
 
-def _show_status(ended: list[Ended[Status]]) -> None:
+def _show_status(ended: list[DeviceOutcome[Status]]) -> None:
     terminal = Terminal()
     if len(ended) == 1 and ended[0].result is not None:
         _show_one(terminal, ended[0].result)

@@ -19,7 +19,7 @@ class Stopped(BaseException):
         self.number = number
 
 
-class Wish:
+class StopRequest:
     """Whether a signal has asked to end; call it to know."""
 
     def __init__(self) -> None:
@@ -44,9 +44,9 @@ def install() -> None:
 
 
 @contextmanager
-def graceful() -> Iterator[Wish]:
+def graceful() -> Iterator[StopRequest]:
     """Inside the block the first signal is only noted; the second one raises Stopped."""
-    wish = Wish()
+    wish = StopRequest()
 
     def note(number: int, _frame: FrameType | None) -> None:
         if wish.number is not None:

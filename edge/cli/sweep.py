@@ -15,13 +15,12 @@ import typer
 
 from edge.cli import options
 from edge.errors import StoreError, UsageError
-from edge.ui import Terminal
+from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
-    from edge.flows.sweep.compare import Row
-    from edge.flows.sweep.record import Record
-    from edge.frames import Picture, Pictures
+    from edge.media import Picture, Pictures
     from edge.stats import Interval
+    from edge.tuning import ConfigurationRow, Record
 
 # Columns of a terminal from which both ends of every interval fit.
 _WIDE = 146
@@ -56,10 +55,9 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     as_json: options.Json = False,
 ) -> None:
     """Run the flow."""
-    from edge.cli import places, signals
-    from edge.flows import sweep
-    from edge.flows.sweep import record as records
-    from edge.frames import open_pictures
+    from edge.cli import paths, signals
+    from edge.media import open_pictures
+    from edge.tuning import sweep_record, sweep_run, sweep_settings
 
     terminal = Terminal()
     if html is not None:
@@ -67,9 +65,9 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     if earlier is not None:
         if images is not None or evaluate is not None or labels is not None or output is not None:
             raise UsageError("--from shows what was measured: no pictures, labels or --output with it")
-        _finish(terminal, records.load(earlier), html=html, as_json=as_json)
+        _finish(terminal, sweep_record.load(earlier), html=html, as_json=as_json)
         return
-    chosen, path = places.load_profile(profile)
+    chosen, path = paths.load_profile(profile)
     source = images or (Path(chosen.calibration.images) if chosen.calibration.images else None)
     scored = evaluate or labels
     if source is None:
@@ -80,20 +78,20 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
         terminal.say(f"profile {chosen.name} ({path})", style="dim")
     calibration = open_pictures(source)
     labelled = open_pictures(scored, labels=labels if evaluate is not None else None)
-    settings = sweep.Settings(
-        candidates=sweep.candidates(_words(algorithm)),
-        sizes=sweep.sizes(_words(pictures), len(calibration)),
+    settings = sweep_settings.SweepSettings(
+        candidates=sweep_settings.candidates(_words(algorithm)),
+        sizes=sweep_settings.sizes(_words(pictures), len(calibration)),
         seeds=seeds,
         batches=_batches(batch),
         threads=threads,
     )
     with signals.graceful() as wish, terminal.progress() as listen:
-        found = sweep.sweep(
+        found = sweep_run.sweep(
             chosen,
             calibration,
             _spread(labelled, limit),
             settings,
-            cache=places.own_cache_folder(cache_dir, path),
+            cache=paths.own_cache_folder(cache_dir, path),
             output=output,
             force=force,
             listen=listen,
@@ -115,12 +113,11 @@ def _spread(pictures: Pictures, limit: int | None) -> list[Picture]:
 
 def _finish(terminal: Terminal, record: Record, *, html: Path | None, as_json: bool) -> None:
     """Show the record, and write the page."""
-    from edge import store
-    from edge.flows.sweep import page
-    from edge.flows.sweep.record import summary
+    from edge.artifacts import store
+    from edge.tuning import sweep_page, sweep_summary
 
     if as_json:
-        terminal.data(msgspec.json.encode(summary(record)).decode())
+        terminal.data(msgspec.json.encode(sweep_summary(record)).decode())
     elif record.findings is not None:
         _show(terminal, record)
     for warning in record.warnings:
@@ -128,12 +125,12 @@ def _finish(terminal: Terminal, record: Record, *, html: Path | None, as_json: b
     if record.status != "complete":
         terminal.warn("stopped before the end: this is about what was scored until then")
     if html is not None and record.findings is not None:
-        store.write_bytes(html, page.render(record).encode())
+        store.write_bytes(html, sweep_page.render(record).encode())
         terminal.say(f"page: {html}")
 
 
 def _show(terminal: Terminal, record: Record) -> None:
-    from edge.flows.sweep import reading
+    from edge.tuning import conclusions
 
     found = record.findings
     if found is None:
@@ -143,7 +140,7 @@ def _show(terminal: Terminal, record: Record) -> None:
     columns += ["p", "top-1, %", "top-5, %"] if wide else []
     terminal.table(
         columns,
-        [[reading.MARKS[row.mark], *_row(row, found.batch, wide=wide)] for row in found.rows],
+        [[conclusions.MARKS[row.mark], *_row(row, found.batch, wide=wide)] for row in found.rows],
         right=range(2, len(columns)),
     )
     terminal.show(
@@ -154,7 +151,7 @@ def _show(terminal: Terminal, record: Record) -> None:
         "[]: 95 % interval; p: McNemar's exact test" if wide else "±: half the 95 % interval; --html or --json has all"
     )
     terminal.show(how)
-    for answer in reading.answers(record):
+    for answer in conclusions.conclusions(record):
         terminal.show("")
         terminal.show(f"{answer.question} {answer.short}.")
         for line in answer.detail:
@@ -168,7 +165,7 @@ def _show(terminal: Terminal, record: Record) -> None:
         )
 
 
-def _row(row: Row, batch: int, *, wide: bool) -> list[str]:
+def _row(row: ConfigurationRow, batch: int, *, wide: bool) -> list[str]:
     item = row.configuration
     name = item.algorithm if item.batch == batch else f"{item.algorithm}, batch {item.batch}"
     cells = [name, str(item.pictures), "all" if item.seed is None else str(item.seed)]
@@ -201,9 +198,9 @@ def _batches(text: str) -> tuple[int, ...]:
 
 def _check_page(path: Path) -> None:
     """Everything that writing the page needs, known before the work and not after it."""
-    from edge.pages import document
+    from edge.reports import check
 
-    document.check()
+    check()
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise StoreError("the page cannot be written", where=path, hint="choose another file")

@@ -10,20 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from edge.cli import formats, options
-from edge.cli.formats import Format, Target
+from edge.cli import options, table_formats_io
+from edge.cli.table_formats_io import ConversionTarget, Format
 from edge.errors import ArtifactError, EdgeError, QualityError, UsageError
-from edge.ui import Terminal
+from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
-    from edge.calibration.check import Comparison, Finding, Route
-    from edge.calibration.table import Algorithm, Table, TrtVersion
-    from edge.profile import Profile
+    from edge.config import Profile
+    from edge.quantization import AlgorithmName, Route, Table, TableComparison, TableFinding, TrtVersion
 
 app = typer.Typer(no_args_is_help=True)
 
 
-class Calibrator(str, Enum):
+class CalibratorChoice(str, Enum):
     """Calibrators that a header with a version can name."""
 
     entropy2 = "entropy2"
@@ -45,7 +44,7 @@ def show(table: TablePath, *, lenient: Lenient = False, as_json: options.Json = 
 
     In the JSON a scale or range that is infinite or no number is null; ``bits`` always tells.
     """
-    from edge.calibration import check as checks
+    from edge.quantization import table_check
 
     terminal = Terminal()
     content = _load(table, lenient=lenient, terminal=terminal)
@@ -67,9 +66,9 @@ def show(table: TablePath, *, lenient: Lenient = False, as_json: options.Json = 
             for name, bits in content.bits.items()
         ]
         terminal.table(("tensor", "bits", "scale", "range"), rows, right=(2, 3))
-    for finding in checks.check(content, None, route="explicit", dla=False, trt_version=None):
+    for finding in table_check.check(content, None, route="explicit", dla=False, trt_version=None):
         if finding.level != "ok":
-            terminal.warn(f"{finding.code}: {checks.describe(finding)}")
+            terminal.warn(f"{finding.code}: {table_check.describe(finding)}")
 
 
 @app.command("check")
@@ -87,7 +86,7 @@ def check_(
 
     Outliers are scales at least 1024 times, and six standard deviations of the table's own spread, from the median.
     """
-    from edge.calibration import check as checks
+    from edge.quantization import table_check
 
     terminal = Terminal()
     content = _load(table, lenient=lenient, terminal=terminal)
@@ -95,21 +94,22 @@ def check_(
     expected: list[str] | None = None
     route: Route = "implicit"
     dla = False
-    origin: Finding | None = None
+    origin: TableFinding | None = None
     ignorable: tuple[str, ...] = ()
     if profile is None:
         terminal.say("without --profile the names of the tensors are not checked")
     else:
-        from edge import identity, model
-        from edge.cli import places
+        from edge.calibration import cache_keys
+        from edge.cli import paths
+        from edge.model import onnx_model
 
-        loaded, _ = places.load_profile(profile)
-        expected = model.load(Path(loaded.model)).activations
+        loaded, _ = paths.load_profile(profile)
+        expected = onnx_model.load(Path(loaded.model)).activations
         dla = loaded.build.dla_core is not None
         route = _route(loaded, version)
-        made = identity.origin(table, loaded)
+        made = cache_keys.origin(table, loaded)
         origin, ignorable = made.finding, made.zero_tensors
-    findings = checks.check(
+    findings = table_check.check(
         content, expected, route=route, dla=dla, trt_version=version, ignorable=ignorable, origin=origin
     )
     if as_json:
@@ -136,11 +136,11 @@ def diff(
 
     The order of the lines has no meaning to TensorRT and does not count.
     """
-    from edge.calibration import check as checks
+    from edge.quantization import table_check
 
     terminal = Terminal()
     first, second = (_load(path, lenient=lenient, terminal=terminal) for path in (a, b))
-    result = checks.compare(first, second)
+    result = table_check.compare(first, second)
     if as_json:
         terminal.data(_json({"a": str(a), "b": str(b), "same": result.is_same, "difference": result}))
     else:
@@ -163,12 +163,14 @@ def convert(
         Format | None, typer.Option("--to", help="Format to write; by default from the output's suffix.")
     ] = None,
     model: Annotated[Path | None, typer.Option(help="For --to qdq: the ONNX model that gets the Q/DQ nodes.")] = None,
-    target: Annotated[Target, typer.Option(help="For --to qdq: who will run the model.")] = Target.tensorrt,
+    target: Annotated[
+        ConversionTarget, typer.Option(help="For --to qdq: who will run the model.")
+    ] = ConversionTarget.tensorrt,
     trt: Annotated[
         str | None, typer.Option(metavar="VERSION", help="TensorRT version for the header, where SOURCE names none.")
     ] = None,
     algorithm: Annotated[
-        Calibrator | None, typer.Option("--as", help="Calibrator for the header, where SOURCE names none.")
+        CalibratorChoice | None, typer.Option("--as", help="Calibrator for the header, where SOURCE names none.")
     ] = None,
     lenient: Lenient = False,
     force: Force = False,
@@ -178,20 +180,20 @@ def convert(
 
     With --lenient, a table that TensorRT would refuse is written in its proper form.
     """
-    from edge import store
+    from edge.artifacts import store
 
     terminal = Terminal()
     _refuse_overwriting(output, force=force)
-    reads, writes = from_ or formats.format_of(source), to or formats.format_of(output)
+    reads, writes = from_ or table_formats_io.format_of(source), to or table_formats_io.format_of(output)
     if reads is Format.trt:
         table = _load(source, lenient=lenient, terminal=terminal)
         if trt or algorithm:
             raise UsageError("a table has its own header", where=source, hint="edge table retarget changes it")
     else:
-        table = formats.import_table(
+        table = table_formats_io.import_table(
             source, reads, version=_version(trt), algorithm=algorithm.value if algorithm else None, terminal=terminal
         )
-    data = formats.export_table(table, writes, model=model, target=target, where=source, terminal=terminal)
+    data = table_formats_io.export_table(table, writes, model=model, target=target, where=source, terminal=terminal)
     store.write_bytes(output, data)
     result = {"output": str(output), "format": writes.value, **_header(table), "entries": len(table.bits)}
     terminal.data(_json(result) if as_json else f"{output}: {writes.value}, {len(table.bits)} tensors")
@@ -206,27 +208,27 @@ def retarget(
     ],
     output: Output,
     algorithm: Annotated[
-        Calibrator | None, typer.Option("--as", help="Also name another calibrator: DLA accepts only entropy2.")
+        CalibratorChoice | None, typer.Option("--as", help="Also name another calibrator: DLA accepts only entropy2.")
     ] = None,
     lenient: Lenient = False,
     force: Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Write the same scales under the header of another TensorRT version."""
-    from edge import store
-    from edge.calibration import table as tables
+    from edge.artifacts import store
+    from edge.quantization import calibration_table
 
     terminal = Terminal()
     _refuse_overwriting(output, force=force)
     old = _load(table, lenient=lenient, terminal=terminal)
-    name: Algorithm | None = algorithm.value if algorithm else None
+    name: AlgorithmName | None = algorithm.value if algorithm else None
     try:
-        new = tables.retarget(old, _required_version(trt), algorithm=name)
+        new = calibration_table.retarget(old, _required_version(trt), algorithm=name)
     except ArtifactError as exc:
         raise UsageError(exc.what, where=table, hint=exc.hint) from exc
     if new.header.algorithm != old.header.algorithm:
         terminal.warn(f"the header says {new.header.algorithm}; the scales are still those of {old.header.algorithm}")
-    store.write_bytes(output, tables.write(new))
+    store.write_bytes(output, calibration_table.write(new))
     if as_json:
         terminal.data(_json({"output": str(output), "old_header": old.header.text, **_header(new)}))
     else:
@@ -235,12 +237,12 @@ def retarget(
 
 
 def _load(path: Path, *, lenient: bool, terminal: Terminal) -> Table:
-    from edge.calibration import table as tables
+    from edge.quantization import calibration_table
 
     data = options.read(path)
     if not lenient:
-        return tables.parse(data, where=path)
-    content, notes = tables.parse_lenient(data, where=path)
+        return calibration_table.parse(data, where=path)
+    content, notes = calibration_table.parse_lenient(data, where=path)
     for note in notes:
         terminal.warn(f"{path}: {note}")
     return content
@@ -256,7 +258,7 @@ def _version(text: str | None) -> TrtVersion | None:
 
 
 def _required_version(text: str) -> TrtVersion:
-    from edge.calibration.table import TrtVersion
+    from edge.quantization import TrtVersion
 
     try:
         return TrtVersion.parse(text)
@@ -292,15 +294,15 @@ def _summary(table: Table) -> str:
     return f"{header.text}: {header.algorithm}{asked}, {made_for}, {len(table.bits)} tensors"
 
 
-def _show_findings(findings: list[Finding], terminal: Terminal) -> None:
-    from edge.calibration import check as checks
+def _show_findings(findings: list[TableFinding], terminal: Terminal) -> None:
+    from edge.quantization import table_check
 
     terminal.table(
-        ("", "check", "finding"), [(item.level, item.code, checks.describe(item, most=5)) for item in findings]
+        ("", "check", "finding"), [(item.level, item.code, table_check.describe(item, most=5)) for item in findings]
     )
 
 
-def _show_comparison(result: Comparison, terminal: Terminal) -> None:
+def _show_comparison(result: TableComparison, terminal: Terminal) -> None:
     if result.header_a != result.header_b:
         terminal.data(f"header: {result.header_a} -> {result.header_b}")
     for title, names in (("only in A", result.only_a), ("only in B", result.only_b)):

@@ -1,93 +1,48 @@
-"""Power, temperatures, loads, clocks and throttling, from whatever this machine offers.
-
-Tried by themselves, in this order: ``hwmon`` (current sensors of a Jetson), ``tegrastats`` (its child process),
-``rapl`` (CPU packages of a host). Used only when they are named: ``jtop`` (jetson-stats, which is AGPL and the user's
-choice), ``nvml`` (a graphics card, which says nothing about a network that runs on the CPU), ``replay:FILE`` (a
-recording), and ``none``.
-"""
+"""Power, temperatures, loads, clocks and energy, from whatever this machine offers."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edge.errors import UsageError
-from edge.telemetry import replay
-from edge.telemetry.base import Clock, NoSource, Reading, Scope, Source, Unavailable
-from edge.telemetry.hwmon import Hwmon
-from edge.telemetry.jtop import Jtop
-from edge.telemetry.nvml import Nvml
-from edge.telemetry.rapl import Rapl
-from edge.telemetry.replay import Replay
-from edge.telemetry.tegrastats import Tegrastats
+from edge import lazy_exports
+
+if TYPE_CHECKING:
+    from edge.telemetry.board import Board
+    from edge.telemetry.energy import MIN_IDLE_S, Energy, Window
+    from edge.telemetry.meter import Telemetry, idle_baseline
+    from edge.telemetry.sampler import Sampler
+    from edge.telemetry.source import NoSource, Reading, TelemetrySource, Unavailable
+    from edge.telemetry.sources import PROBED, check_name, open_source, probe
+    from edge.telemetry.telemetry_log import Log
+else:
+    __getattr__ = lazy_exports(
+        __name__,
+        {
+            "board": ["Board"],
+            "energy": ["Energy", "MIN_IDLE_S", "Window"],
+            "meter": ["Telemetry", "idle_baseline"],
+            "sampler": ["Sampler"],
+            "source": ["NoSource", "Reading", "TelemetrySource", "Unavailable"],
+            "sources": ["PROBED", "check_name", "open_source", "probe"],
+            "telemetry_log": ["Log"],
+        },
+    )
 
 __all__ = [
+    "MIN_IDLE_S",
     "PROBED",
-    "SOURCES",
-    "Clock",
+    "Board",
+    "Energy",
+    "Log",
     "NoSource",
     "Reading",
-    "Scope",
-    "Source",
+    "Sampler",
+    "Telemetry",
+    "TelemetrySource",
     "Unavailable",
+    "Window",
     "check_name",
+    "idle_baseline",
     "open_source",
     "probe",
 ]
-
-SOURCES: dict[str, Callable[[Path, Clock], Source | Unavailable]] = {
-    "hwmon": lambda root, clock: Hwmon.open(root, clock=clock),
-    "tegrastats": lambda root, clock: Tegrastats.open(root, clock=clock),
-    "rapl": lambda root, clock: Rapl.open(root, clock=clock),
-    "jtop": lambda root, clock: Jtop.open(root, clock=clock),
-    "nvml": lambda _root, clock: Nvml.open(clock=clock),
-    "none": lambda _root, _clock: Unavailable("none", "not asked for"),
-}
-PROBED = ("hwmon", "tegrastats", "rapl")
-
-
-def check_name(name: str) -> None:
-    """Whether ``name`` is auto, a source, or a recording.
-
-    Raises:
-        UsageError: it is none of these; the hint lists them.
-    """
-    if name.startswith("replay"):
-        replay.parse_spec(name)
-    elif name != "auto" and name not in SOURCES:
-        raise UsageError(
-            f"there is no power source {name!r}", hint=f"one of auto, {', '.join(SOURCES)}, or replay:FILE"
-        )
-
-
-def open_source(name: str, root: Path = Path("/"), *, clock: Clock = time.monotonic) -> Source | Unavailable:
-    """The source called ``name``, or why it cannot be used.
-
-    Raises:
-        UsageError: there is no such source.
-        ArtifactError: a recording that cannot be read.
-    """
-    check_name(name)
-    if name.startswith("replay"):
-        path, speed = replay.parse_spec(name)
-        return Replay(replay.load(path), path=path, speed=speed, clock=clock)
-    return SOURCES[name](root, clock)
-
-
-def probe(root: Path = Path("/"), prefer: str | None = None, *, clock: Clock = time.monotonic) -> Source | NoSource:
-    """The first source that works, or the reasons why none does. With ``prefer`` that one is tried and no other.
-
-    The caller closes the source.
-
-    Raises:
-        UsageError: ``prefer`` is not the name of a source.
-        ArtifactError: a recording that cannot be read.
-    """
-    reasons = []
-    for name in PROBED if prefer in {None, "auto"} else (str(prefer),):
-        source = open_source(name, root, clock=clock)
-        if not isinstance(source, Unavailable):
-            return source
-        reasons.append(source)
-    return NoSource(tuple(reasons))

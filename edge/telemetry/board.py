@@ -12,9 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from edge import nvpmodel
-from edge.telemetry import nvml, sysfs
-from edge.telemetry.base import Clock
+from edge.system import nvpmodel, sysfs
+from edge.telemetry import nvml
+from edge.telemetry.source import Clock
 
 # Clocks of the CPU are read per frequency domain; a server has one per core, and nobody reads two hundred of them.
 _MAX_DOMAINS = 16
@@ -24,8 +24,8 @@ _MICRO = 1e-6
 _NO_EMC = "only tegrastats gives it, and only to root (--power tegrastats)"
 
 
-class State(msgspec.Struct, frozen=True):
-    """See :class:`edge.telemetry.base.Reading`, whose fields these are."""
+class BoardState(msgspec.Struct, frozen=True):
+    """See :class:`edge.telemetry.source.Reading`, whose fields these are."""
 
     temps_c: dict[str, float] = {}
     loads_percent: dict[str, float] = {}
@@ -54,7 +54,7 @@ class Board:
         self._clock = clock
         self._refresh_s = refresh_s
         self._read_at: float | None = None
-        self._state = State()
+        self._state = BoardState()
         self._root = root
         self._stat = str(root / "proc/stat")
         self._cpu_times: tuple[int, int] | None = None
@@ -85,12 +85,12 @@ class Board:
             else:
                 self._gpu_load = found
 
-    def read(self) -> State:
+    def read(self) -> BoardState:
         """The state now, or the one of up to ``refresh_s`` ago."""
         now = self._clock()
         if self._read_at is None or now - self._read_at >= self._refresh_s:
             self._read_at = now
-            self._state = State(
+            self._state = BoardState(
                 temps_c=self._read_temperatures(),
                 loads_percent=self._read_loads(),
                 clocks_mhz=_scaled(self._clocks),
@@ -128,7 +128,7 @@ class Board:
         return self._mode
 
     def _clocks_locked(self) -> bool | None:
-        """As :func:`edge.nvpmodel.clocks_locked`, without looking for the folder each time."""
+        """As :func:`edge.system.nvpmodel.clocks_locked`, without looking for the folder each time."""
         if self._gpu is None:
             return None
         low, high = (sysfs.read_int(path) for path in self._gpu)

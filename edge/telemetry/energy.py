@@ -12,7 +12,7 @@ import math
 
 import msgspec
 
-from edge.telemetry.base import Scope
+from edge.telemetry.source import Scope
 
 MIN_SAMPLES = 10
 MIN_IDLE_S = 10.0

@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edge.errors import GuestError, require
-from edge.telemetry.base import Clock, Reading, Scope, Unavailable
+from edge.errors import MissingDependencyError, require
 from edge.telemetry.board import Board, is_temperature
 from edge.telemetry.rails import Total, is_connected, total_of
+from edge.telemetry.source import Clock, Reading, Scope, Unavailable
 
 # The first client's interval holds for all of them; shorter ones cost its service much CPU.
 _INTERVAL_S = 0.5
@@ -54,7 +54,7 @@ class Jtop:
         """Connect to the service, or say why it cannot be used. ``library`` stands in for the module ``jtop``."""
         try:
             module = library or require("jtop")
-        except GuestError as exc:
+        except MissingDependencyError as exc:
             return Unavailable(cls.name, exc.what, exc.hint)
         client = module.jtop(interval=_INTERVAL_S)
         try:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge.telemetry.base import NoSource
 from edge.telemetry.energy import Energy, Window
+from edge.telemetry.source import NoSource
 
 if TYPE_CHECKING:
     from edge.telemetry.sampler import Sampler

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from edge.errors import GuestError, require
-from edge.telemetry.base import Clock, Reading, Scope, Unavailable
+from edge.errors import MissingDependencyError, require
+from edge.telemetry.source import Clock, Reading, Scope, Unavailable
 
 # Slowed down for one of these reasons: power cap, hardware slowdown, temperature (by software, by hardware), power
 # brake. The others (idle, application clocks, sync boost) are no throttling. [nvml.h, nvmlClocksEventReason*]
@@ -52,7 +52,7 @@ class Nvml:
         """The card, or why its power cannot be read. ``library`` stands in for pynvml."""
         try:
             nvml = library or require("pynvml")
-        except GuestError as exc:
+        except MissingDependencyError as exc:
             return Unavailable(cls.name, exc.what, exc.hint)
         try:
             nvml.nvmlInit()
@@ -121,7 +121,7 @@ def gpu_load(library: Any = None) -> Callable[[], float | None] | str:  # noqa: 
     """
     try:
         nvml = library or require("pynvml")
-    except GuestError as exc:
+    except MissingDependencyError as exc:
         return f"{exc.what}: {exc.hint}"
     try:
         nvml.nvmlInit()

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from edge.telemetry.base import Scope
+from edge.telemetry.source import Scope
 
 _NOT_CONNECTED = re.compile(r"NC(?:\d|[ _-].*)?")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from edge.telemetry import sysfs
-from edge.telemetry.base import Clock, Reading, Scope, Unavailable
+from edge.system import sysfs
 from edge.telemetry.board import Board
+from edge.telemetry.source import Clock, Reading, Scope, Unavailable
 
 _CLASS = "sys/class/powercap"
 

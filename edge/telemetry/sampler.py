@@ -10,8 +10,8 @@ from typing import final
 
 import msgspec
 
-from edge.telemetry.base import Clock, Reading, Source
 from edge.telemetry.energy import Energy, Trace, Window
+from edge.telemetry.source import Clock, Reading, TelemetrySource
 
 # Kept in full for the record; beyond this, every other one is dropped. Power sums do not depend on them.
 _MAX_READINGS = 2048
@@ -55,7 +55,7 @@ class Sampler:
 
     def __init__(
         self,
-        source: Source,
+        source: TelemetrySource,
         *,
         rate_hz: float = 10.0,
         clock: Clock = time.monotonic,
@@ -91,7 +91,7 @@ class Sampler:
             raise self._bug
 
     @property
-    def source(self) -> Source:
+    def source(self) -> TelemetrySource:
         """What is sampled."""
         return self._source
 

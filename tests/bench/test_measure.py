@@ -11,15 +11,15 @@ import pytest
 from boards import ManualClock
 from run_records import made
 
-from edge import record as records
-from edge.backends.base import Inference
-from edge.bench import SCENARIOS, Settings, batch_sizes, bench
+from edge.artifacts import run_record
+from edge.artifacts.run_record import RunRecord
+from edge.backends.interface import Inference
 from edge.errors import DeviceError, UsageError
-from edge.record import RunRecord
-from edge.telemetry import NoSource, Unavailable
-from edge.telemetry.base import Reading, Scope
+from edge.runtime.benchmark import BenchSettings, batch_sizes, bench
+from edge.runtime.mlperf import SCENARIOS
 from edge.telemetry.meter import Telemetry
 from edge.telemetry.sampler import Sampler
+from edge.telemetry.source import NoSource, Reading, Scope, Unavailable
 
 NOTHING = Telemetry(None, NoSource((Unavailable("hwmon", "no sensor"),)))
 
@@ -68,7 +68,7 @@ def measured(
         rules=SCENARIOS[scenario],
         session=engine or Engine(clock, ms),
         subject=made().subject,
-        settings=Settings(**settings),
+        settings=BenchSettings(**settings),
         telemetry=telemetry,
         should_stop=should_stop,
         clock=clock,
@@ -94,7 +94,7 @@ def test_a_run_by_the_rules() -> None:
     assert "device_to_host" not in record.latency
     assert sum(b.count for b in record.histogram["total"]) == result["queries"]
     assert sum(tick.frames for tick in record.timeline) == result["queries"]
-    assert len(record.timeline) <= records.MOST_TICKS
+    assert len(record.timeline) <= run_record.MOST_TICKS
 
 
 def test_the_percentile_is_that_of_the_scenario() -> None:
@@ -202,13 +202,13 @@ def test_what_is_not_steady_is_a_warning(ms: Callable[[int], float], words: str)
 def test_queries_are_cut_into_batches_that_the_engine_takes(
     scenario: str, low: int, high: int, sizes: list[int]
 ) -> None:
-    assert batch_sizes(SCENARIOS[scenario], Settings(min_batch=low, max_batch=high)) == sizes
+    assert batch_sizes(SCENARIOS[scenario], BenchSettings(min_batch=low, max_batch=high)) == sizes
 
 
 @pytest.mark.parametrize(("scenario", "low", "high"), [("single-stream", 4, 8), ("multi-stream", 5, 6)])
 def test_an_engine_that_does_not_take_them_is_refused(scenario: str, low: int, high: int) -> None:
     with pytest.raises(UsageError, match=f"batches of {low} to {high}"):
-        batch_sizes(SCENARIOS[scenario], Settings(min_batch=low, max_batch=high))
+        batch_sizes(SCENARIOS[scenario], BenchSettings(min_batch=low, max_batch=high))
 
 
 def test_a_backend_that_fails_is_not_a_result() -> None:

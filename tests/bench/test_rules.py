@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.bench import SCENARIOS, bound, fewest_queries
-from edge.bench.rules import binomial_at_most, most_over
+from edge.runtime.mlperf import SCENARIOS, binomial_at_most, bound, fewest_queries, most_over
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edge.bundle import MANIFEST, BundleManifest, archive
-from edge.bundle.manifest import encode
-from edge.store import FileEntry, sha256_bytes
+from edge.artifacts.store import FileEntry, sha256_bytes
+from edge.deploy.bundle import archive
+from edge.deploy.bundle.manifest import MANIFEST, BundleManifest, encode_manifest
 
 FILES = {"profile.yaml": b"name: tiny\n", "model/tiny.onnx": b"weights " * 100, "labels/empty.txt": b""}
 
@@ -34,7 +34,7 @@ def tar_of(files: Mapping[str, bytes], **fields: Any) -> bytes:
     manifest = manifest_of(files, **fields)
     file = io.BytesIO()
     entries = {name: FileEntry(sha256_bytes(data), len(data)) for name, data in files.items()}
-    archive.write(file, encode(manifest), entries, lambda name, out: out.write(files[name]) and None)
+    archive.write(file, encode_manifest(manifest), entries, lambda name, out: out.write(files[name]) and None)
     return file.getvalue()
 
 
@@ -43,7 +43,7 @@ def folder_of(folder: Path, files: Mapping[str, bytes], **fields: Any) -> Path:
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
-    (folder / MANIFEST).write_bytes(encode(manifest_of(files, **fields)))
+    (folder / MANIFEST).write_bytes(encode_manifest(manifest_of(files, **fields)))
     return folder
 
 

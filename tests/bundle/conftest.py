@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from bundles import FILES, tar_of
 
-from edge import calibrate, profile
-from edge.bundle import Bundle, create
-from edge.frames import open_pictures
+from edge.calibration import workflow
+from edge.config import profiles
+from edge.deploy.bundle import creation
+from edge.deploy.bundle.reader import Bundle
+from edge.media.picture_sources import open_pictures
 
 
 @pytest.fixture
@@ -30,14 +32,14 @@ def made(
 
     def make(out: str = "tiny.edge", *, overrides: Mapping[str, Any] | None = None, **options: Any) -> Bundle:
         path = tiny_profile(tmp_path / "profiles", **(overrides or {}))
-        chosen = profile.load(path)
+        chosen = profiles.read_profile(path)
         if not (tmp_path / "pictures").is_dir():
             pictures(tmp_path / "pictures", 6)
         cache = tmp_path / "calib_cache"
         source = open_pictures(tmp_path / "pictures")
         if chosen.precision == "int8":
-            calibrate.calibrate(chosen, source, cache=cache, threads=1)
+            workflow.calibrate(chosen, source, cache=cache, threads=1)
         options = {"golden": list(source.take(2)), **options}
-        return create.create(chosen, cache=cache, out=tmp_path / out, **options)
+        return creation.create(chosen, cache=cache, out=tmp_path / out, **options)
 
     return make

@@ -11,17 +11,20 @@ from pathlib import Path
 import pytest
 from bundles import FILES, folder_of, tar_of, tree
 
-from edge import identity, profile
-from edge.bundle import MANIFEST, Bundle, open_bundle, unpack, verify
+from edge.artifacts.store import sha256_bytes
+from edge.calibration import cache_keys
+from edge.config import profiles
+from edge.deploy.bundle.manifest import MANIFEST
+from edge.deploy.bundle.reader import Bundle, open_bundle, verify_bundle
+from edge.deploy.bundle.unpacking import unpack_bundle
 from edge.errors import ArtifactError
-from edge.store import sha256_bytes
 
 Made = Callable[..., Bundle]
 
 
 def test_a_tar_holds_what_went_in(small: Path) -> None:
     bundle = open_bundle(small)
-    verify(bundle)
+    verify_bundle(bundle)
     assert {name: bundle.read(name) for name in bundle.files} == FILES
     assert bundle.digest == sha256_bytes(bundle.manifest)
     with bundle.open("model/tiny.onnx") as file:
@@ -45,11 +48,11 @@ def test_other_tools_read_the_tar(small: Path) -> None:
 
 def test_unpacked_it_is_the_same_bundle(small: Path, tmp_path: Path) -> None:
     bundle = open_bundle(small)
-    unpacked = unpack(bundle, tmp_path / "out")
+    unpacked = unpack_bundle(bundle, tmp_path / "out")
     assert tree(tmp_path / "out") == {**FILES, MANIFEST: bundle.manifest}
     assert (unpacked.digest, unpacked.is_folder) == (bundle.digest, True)
-    verify(unpacked)
-    again = unpack(unpacked, tmp_path / "again")
+    verify_bundle(unpacked)
+    again = unpack_bundle(unpacked, tmp_path / "again")
     assert again.manifest == bundle.manifest
 
 
@@ -59,12 +62,12 @@ def test_the_bundle_of_a_profile(made: Made, tmp_path: Path) -> None:
         "golden/000.jpg", "golden/001.jpg", "golden/expected.json", "labels/labels.txt", "model/model.onnx",
         "profile.yaml", "tables/model/entropy2.json", "tables/model/entropy2.table",
     ]  # fmt: skip
-    unpacked = unpack(bundle, tmp_path / "device")
-    chosen = profile.load(unpacked.path / "profile.yaml")
-    source = profile.load(tmp_path / "profiles" / "tiny.yaml")
+    unpacked = unpack_bundle(bundle, tmp_path / "device")
+    chosen = profiles.read_profile(unpacked.path / "profile.yaml")
+    source = profiles.read_profile(tmp_path / "profiles" / "tiny.yaml")
     assert (chosen.name, chosen.digest) == ("tiny", source.digest)
     assert Path(chosen.model) == unpacked.path / "model" / "model.onnx"
-    assert identity.find_table(chosen, unpacked.path / "tables").path.is_file()
+    assert cache_keys.find_table(chosen, unpacked.path / "tables").path.is_file()
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o077])
@@ -96,4 +99,4 @@ def test_a_changed_bit_is_found(tmp_path: Path) -> None:
     for at in range(0, len(good), 23):
         path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
         with pytest.raises(ArtifactError):
-            verify(open_bundle(path))
+            verify_bundle(open_bundle(path))

@@ -14,10 +14,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge import device, identity, profile, store
-from edge.bundle import Bundle, create, golden, open_bundle, target, unpack, verify
+from edge.artifacts import store
+from edge.calibration import cache_keys
+from edge.config import profiles
+from edge.deploy.bundle import creation, golden, target
+from edge.deploy.bundle.reader import Bundle, open_bundle, verify_bundle
+from edge.deploy.bundle.unpacking import unpack_bundle
 from edge.errors import ArtifactError, DataError, DeviceError, EdgeError, ModelError, ProfileError, UsageError
-from edge.frames import open_pictures
+from edge.media.picture_sources import open_pictures
+from edge.system import device
 
 Made = Callable[..., Bundle]
 
@@ -28,8 +33,8 @@ MAKE = """
 import os, sys
 from pathlib import Path
 from edge import profile
-from edge.bundle import create
-from edge.frames import open_pictures
+from edge.deploy.bundle import create
+from edge.media import open_pictures
 root, umask = Path(sys.argv[1]), int(sys.argv[2], 8)
 os.umask(umask)
 chosen = profile.load(root / "profiles" / "tiny.yaml")
@@ -62,7 +67,7 @@ def test_a_folder_and_a_file_are_the_same_bundle(made: Made) -> None:
     tar, folder = made("tiny.edge"), made("tiny")
     assert (tar.is_folder, folder.is_folder) == (False, True)
     assert tar.digest == folder.digest
-    verify(folder)
+    verify_bundle(folder)
 
 
 def test_answers_of_another_machine_are_taken_over(made: Made, tmp_path: Path) -> None:
@@ -94,9 +99,9 @@ def test_it_depends_on_nothing_of_the_day(made: Made, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["host", "orin", "orin-nx", "orin-nano", "thor", "rtx"])
 def test_every_profile_is_the_same_resolved(repository: Path, tmp_path: Path, name: str) -> None:
     """Whatever a profile may say, also what is added to profiles later, survives being resolved."""
-    source = profile.load(repository / "profiles" / f"{name}.yaml")
-    (tmp_path / "profile.yaml").write_bytes(create.resolved(source))
-    found = profile.load(tmp_path / "profile.yaml")
+    source = profiles.read_profile(repository / "profiles" / f"{name}.yaml")
+    (tmp_path / "profile.yaml").write_bytes(creation.resolved(source))
+    found = profiles.read_profile(tmp_path / "profile.yaml")
     assert found.digest == source.digest
     replaced = {"model": found.model, "labels": found.labels}
     assert found == msgspec.structs.replace(source, **replaced)
@@ -114,9 +119,9 @@ def test_weights_outside_of_the_model(made: Made, tmp_path: Path, tiny_model: Ca
     tiny_model("profiles/model.onnx", external=True)
     bundle = made(golden=list(_pictures(tmp_path, made)))
     assert {"model/model.onnx", "model/model.onnx.weights"} <= bundle.files.keys()
-    unpacked = unpack(bundle, tmp_path / "device").path
-    chosen = profile.load(unpacked / "profile.yaml")
-    assert identity.find_table(chosen, unpacked / "tables")
+    unpacked = unpack_bundle(bundle, tmp_path / "device").path
+    chosen = profiles.read_profile(unpacked / "profile.yaml")
+    assert cache_keys.find_table(chosen, unpacked / "tables")
 
 
 def _pictures(tmp_path: Path, made: Made) -> Any:
@@ -153,15 +158,15 @@ def test_a_table_that_does_not_fit_the_model(
     made: Made, tmp_path: Path, tiny_model: Callable[..., Path], tiny_profile: Callable[..., Path]
 ) -> None:
     made()
-    chosen = profile.load(tiny_profile(tmp_path / "profiles"))
+    chosen = profiles.read_profile(tiny_profile(tmp_path / "profiles"))
     cache = tmp_path / "calib_cache"
 
     def refused(match: str) -> None:
         with pytest.raises(ArtifactError, match=match):
-            create.create(chosen, cache=cache, out=tmp_path / "new.edge")
+            creation.create(chosen, cache=cache, out=tmp_path / "new.edge")
         assert not (tmp_path / "new.edge").exists()
 
-    table = identity.table_path(chosen, cache)
+    table = cache_keys.table_path(chosen, cache)
     good = table.read_bytes()
     table.write_bytes(good + b"x")
     refused("the manifest says")
@@ -216,9 +221,9 @@ def test_timing_caches_of_the_family_go_along(made: Made, tmp_path: Path) -> Non
             key={"module": module, "sm": "8.7"}, info={},
         )  # fmt: skip
     (folder / "agx-damaged.json").write_text("{")
-    found = create.timing_caches("agx-orin", tmp_path / "calib_cache")
+    found = creation.timing_caches("agx-orin", tmp_path / "calib_cache")
     assert sorted(found) == ["timing/agx.json", "timing/agx.timing"]
-    assert create.timing_caches("host", tmp_path / "calib_cache") == {}
+    assert creation.timing_caches("host", tmp_path / "calib_cache") == {}
     made("tiny.edge")
     assert not [name for name in open_bundle(tmp_path / "tiny.edge").files if name.startswith("timing/")]
 
@@ -255,12 +260,12 @@ def test_what_is_there_is_not_overwritten(made: Made, tmp_path: Path) -> None:
 @pytest.mark.parametrize("release", ["", "six", "6.", "6.2.1.1", "6 ", "-6", "6.2\n"])
 def test_what_is_no_jetpack(made: Made, tmp_path: Path, release: str) -> None:
     made("first.edge")
-    jetson = msgspec.structs.replace(profile.load(tmp_path / "profiles" / "tiny.yaml"), family="agx-orin")
+    jetson = msgspec.structs.replace(profiles.read_profile(tmp_path / "profiles" / "tiny.yaml"), family="agx-orin")
     with pytest.raises(UsageError, match="no release of JetPack"):
-        create.create(jetson, cache=tmp_path / "calib_cache", out=tmp_path / "x.edge", jetpack=[release])
+        creation.create(jetson, cache=tmp_path / "calib_cache", out=tmp_path / "x.edge", jetpack=[release])
     with pytest.raises(UsageError, match="has no JetPack"):
         made("x.edge", jetpack=["6.2"])
-    about = create.create(
+    about = creation.create(
         jetson, cache=tmp_path / "calib_cache", out=tmp_path / "x", jetpack=["7.1", "6.2", "7.1"]
     ).about
     assert about.jetpack == ["6.2", "7.1"]

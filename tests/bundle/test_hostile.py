@@ -16,11 +16,13 @@ from bundles import FILES, folder_of, manifest_of, tar_of, tree
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from edge.bundle import MANIFEST, Bundle, archive, open_bundle, pack, unpack, verify
-from edge.bundle.manifest import BundleManifest, decode, encode
-from edge.bundle.names import check_names, name_problem
+from edge.artifacts.store import FileEntry, sha256_bytes
+from edge.deploy.bundle import archive
+from edge.deploy.bundle.manifest import MANIFEST, BundleManifest, decode_manifest, encode_manifest
+from edge.deploy.bundle.names import check_names, name_problem
+from edge.deploy.bundle.reader import Bundle, open_bundle, verify_bundle
+from edge.deploy.bundle.unpacking import pack_bundle, unpack_bundle
 from edge.errors import ArtifactError, EdgeError
-from edge.store import FileEntry, sha256_bytes
 
 BAD_NAMES = [
     "../evil", "a/../../evil", "..", "a/..", "/etc/evil", "//evil", "/", "", ".", "./a", "a/./b", "a//b", "a/", "a\\b",
@@ -46,9 +48,9 @@ def entries(names: list[str]) -> dict[str, FileEntry]:
 @pytest.mark.parametrize("name", BAD_NAMES, ids=ascii)
 def test_names_that_are_refused(name: str, tmp_path: Path) -> None:
     assert name_problem(name)
-    manifest = encode(manifest_of({name: b""}))
+    manifest = encode_manifest(manifest_of({name: b""}))
     with pytest.raises(ArtifactError, match="file name"):
-        decode(manifest, where="here")
+        decode_manifest(manifest, where="here")
     # As a folder, too: the manifest alone is enough.
     (tmp_path / MANIFEST).write_bytes(manifest)
     with pytest.raises(ArtifactError, match="file name"):
@@ -59,7 +61,7 @@ def test_names_that_are_refused(name: str, tmp_path: Path) -> None:
 def test_names_that_are_taken(name: str, tmp_path: Path) -> None:
     path = tmp_path / "a.edge"
     path.write_bytes(tar_of({name: b"content"}))
-    unpacked = unpack(open_bundle(path), tmp_path / "out")
+    unpacked = unpack_bundle(open_bundle(path), tmp_path / "out")
     assert tree(tmp_path / "out") == {name: b"content", MANIFEST: unpacked.manifest}
     with tarfile.open(path) as tar:
         assert tar.getnames() == [MANIFEST, name]
@@ -81,8 +83,8 @@ def test_twins(names: list[str]) -> None:
 
 def test_too_many(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="at most 10000"):
-        decode(encode(_with(files=entries([f"n{index}" for index in range(10_001)]))), where="here")
-    (tmp_path / MANIFEST).write_bytes(encode(manifest_of({})))
+        decode_manifest(encode_manifest(_with(files=entries([f"n{index}" for index in range(10_001)]))), where="here")
+    (tmp_path / MANIFEST).write_bytes(encode_manifest(manifest_of({})))
     for index in range(100):
         (tmp_path / str(index)).touch()
     with pytest.raises(ArtifactError, match="and 97 more"):
@@ -100,7 +102,7 @@ def _with(**fields: object) -> BundleManifest:
 @pytest.mark.parametrize("size", [-1, 8**11, 1 << 63, 1 << 70])
 def test_sizes_that_cannot_be(size: int) -> None:
     with pytest.raises(ArtifactError):
-        decode(encode(_with(files={"a": FileEntry(sha256_bytes(b""), size)})), where="here")
+        decode_manifest(encode_manifest(_with(files={"a": FileEntry(sha256_bytes(b""), size)})), where="here")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,7 @@ def test_sizes_that_cannot_be(size: int) -> None:
 )
 def test_digests_that_are_none(digest: str) -> None:
     with pytest.raises(ArtifactError, match="not a sha256"):
-        decode(encode(_with(files={"a": FileEntry(digest, 0)})), where="here")
+        decode_manifest(encode_manifest(_with(files={"a": FileEntry(digest, 0)})), where="here")
 
 
 @pytest.mark.parametrize(
@@ -123,25 +125,25 @@ def test_digests_that_are_none(digest: str) -> None:
 )  # fmt: skip
 def test_what_is_no_manifest(data: bytes) -> None:
     with pytest.raises(ArtifactError):
-        decode(data, where="here")
+        decode_manifest(data, where="here")
 
 
 def test_a_manifest_says_everything_once() -> None:
     """A second entry of one name, which half of the parsers would take and half would not."""
-    good = encode(manifest_of(FILES)).decode()
+    good = encode_manifest(manifest_of(FILES)).decode()
     line = next(text for text in good.splitlines() if '"name"' in text)
     for bad in (good.replace(line, f'{line}\n  "name": "other",'), good.replace("\n", "\n\n"), good + " ", good[:-1]):
         with pytest.raises(ArtifactError, match=r"not in the one form|not the manifest"):
-            decode(bad.encode(), where="here")
+            decode_manifest(bad.encode(), where="here")
 
 
 def test_a_manifest_is_sealed() -> None:
-    content = json.loads(encode(manifest_of(FILES)))
+    content = json.loads(encode_manifest(manifest_of(FILES)))
     for name in content:
         changed = {**content, name: {"x": 1} if isinstance(content[name], dict) else "other"}
         data = (json.dumps(changed, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
         with pytest.raises(ArtifactError):
-            decode(data, where="here")
+            decode_manifest(data, where="here")
 
 
 # the tar
@@ -187,7 +189,7 @@ def test_entries_that_are_refused(edits: tuple[tuple[int, bytes], ...], tmp_path
 def test_tars_of_other_tools_are_refused(form: int, tmp_path: Path) -> None:
     """A tar that holds the right files, a link that leads out, and one through it."""
     path = tmp_path / "evil.edge"
-    manifest = encode(manifest_of(FILES))
+    manifest = encode_manifest(manifest_of(FILES))
     with tarfile.open(path, mode="w", format=form) as tar:
         link = tarfile.TarInfo("model")
         link.type, link.linkname = tarfile.SYMTYPE, "/tmp"
@@ -205,7 +207,7 @@ def test_sizes_around_a_block(sizes: list[int], tmp_path: Path) -> None:
     files = {f"n{index}": b"x" * size for index, size in enumerate(sizes)}
     path = tmp_path / "a.edge"
     path.write_bytes(tar_of(files))
-    verify(open_bundle(path))
+    verify_bundle(open_bundle(path))
     with tarfile.open(path) as tar:
         assert [item.size for item in tar][1:] == sizes
 
@@ -234,15 +236,15 @@ def test_swapped_contents_are_found(tmp_path: Path) -> None:
         data[plan.offsets[name] : plan.offsets[name] + 600] = files[other]
     path.write_bytes(data)
     with pytest.raises(ArtifactError, match="does not fit the sha256"):
-        verify(open_bundle(path))
+        verify_bundle(open_bundle(path))
     folder = folder_of(tmp_path / "folder", files)
     (folder / "a").write_bytes(files["b"])
     with pytest.raises(ArtifactError, match="does not fit the sha256"):
-        verify(open_bundle(folder))
+        verify_bundle(open_bundle(folder))
 
 
 def test_a_claim_of_gigabytes_costs_nothing(tmp_path: Path) -> None:
-    manifest = encode(_with(files={f"n{i}": FileEntry(sha256_bytes(b""), 8**11 - 1) for i in range(1000)}))
+    manifest = encode_manifest(_with(files={f"n{i}": FileEntry(sha256_bytes(b""), 8**11 - 1) for i in range(1000)}))
     path = tmp_path / "a.edge"
     path.write_bytes(archive.header(MANIFEST, len(manifest)) + manifest + bytes(20_000))
     with pytest.raises(ArtifactError, match="cut short"):
@@ -272,7 +274,7 @@ def test_any_damage_is_found_or_is_none(tmp_path: Path, at: int, length: int, to
     path.write_bytes(damaged)
     try:
         bundle = open_bundle(path)
-        unpack(bundle, place / "out")
+        unpack_bundle(bundle, place / "out")
     except ArtifactError:
         assert damaged != good
         # What was written before the damage was met is right, and it is no bundle.
@@ -303,20 +305,20 @@ JSON = st.recursive(
 
 @given(field=st.sampled_from(BundleManifest.__struct_fields__), value=JSON, sealed=st.booleans())
 def test_any_manifest_is_refused_in_words(field: str, value: object, sealed: bool) -> None:
-    from edge.bundle import manifest as module
+    from edge.deploy.bundle.manifest import _seal, _write
 
-    content = {**json.loads(encode(manifest_of(FILES))), field: value}
+    content = {**json.loads(encode_manifest(manifest_of(FILES))), field: value}
     try:
         if sealed:
-            content["self_sha256"] = module._seal(content)
-        data = module._write(content)
+            content["self_sha256"] = _seal(content)
+        data = _write(content)
     except (ValueError, TypeError):  # NaN
         assume(False)
     try:
-        about = decode(data, where="here")
+        about = decode_manifest(data, where="here")
     except ArtifactError:
         return
-    assert encode(about) == data
+    assert encode_manifest(about) == data
 
 
 @given(st.lists(st.text(max_size=30) | st.sampled_from(BAD_NAMES + GOOD_NAMES), max_size=5))
@@ -421,7 +423,7 @@ def test_links_in_the_way_are_not_followed(small: Path, tmp_path: Path, name: st
     (elsewhere / "file").write_bytes(b"precious")
     (out / name).symlink_to(elsewhere if name in {"model", "labels"} else elsewhere / "file")
     with pytest.raises(ArtifactError, match="not of this bundle"):
-        unpack(open_bundle(small), out)
+        unpack_bundle(open_bundle(small), out)
     assert tree(elsewhere) == {"file": b"precious"}
     assert os.listdir(out) == [name]  # noqa: PTH208
 
@@ -435,11 +437,11 @@ def test_other_things_in_the_folder_stay(small: Path, tmp_path: Path) -> None:
         path.mkdir() if name.endswith("/") else path.write_bytes(b"mine")
         before = tree(out)
         with pytest.raises(ArtifactError, match="not of this bundle"):
-            unpack(bundle, out)
+            unpack_bundle(bundle, out)
         assert tree(out) == before
     other = folder_of(tmp_path / "other", {**FILES, "profile.yaml": b"other"})
     with pytest.raises(ArtifactError, match="another bundle"):
-        unpack(bundle, other)
+        unpack_bundle(bundle, other)
     assert (other / "profile.yaml").read_bytes() == b"other"
 
 
@@ -463,7 +465,7 @@ class Failing:
 def test_interrupted_it_goes_on_where_it_was(small: Path, tmp_path: Path) -> None:
     bundle, out = open_bundle(small), tmp_path / "out"
     with pytest.raises(ArtifactError, match="went away"):
-        unpack(Failing(bundle), out)  # type: ignore[arg-type]
+        unpack_bundle(Failing(bundle), out)  # type: ignore[arg-type]
     assert len(tree(out)) == 2
     with pytest.raises(ArtifactError, match=r"there is no bundle\.json"):
         open_bundle(out)
@@ -471,11 +473,11 @@ def test_interrupted_it_goes_on_where_it_was(small: Path, tmp_path: Path) -> Non
     (out / "model").mkdir(exist_ok=True)
     (out / "model" / ".tiny.onnx.abc123.tmp").write_bytes(b"half")
     (out / "profile.yaml").write_bytes(b"half")
-    unpacked = unpack(bundle, out)
-    verify(unpacked)
+    unpacked = unpack_bundle(bundle, out)
+    verify_bundle(unpacked)
     assert tree(out) == {**FILES, MANIFEST: bundle.manifest}
     with pytest.raises(ArtifactError, match="went away"):
-        pack(Failing(bundle), tmp_path / "new.edge")  # type: ignore[arg-type]
+        pack_bundle(Failing(bundle), tmp_path / "new.edge")  # type: ignore[arg-type]
     assert not list(tmp_path.glob("*new.edge*"))
 
 

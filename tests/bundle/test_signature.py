@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 from bundles import FILES, tar_of
 
-from edge.bundle import MANIFEST, SIGNATURE, open_bundle, signature, unpack
-from edge.errors import ArtifactError, GuestError, UsageError
+from edge.deploy.bundle import reader, signature
+from edge.deploy.bundle.manifest import MANIFEST, SIGNATURE
+from edge.deploy.bundle.reader import open_bundle
+from edge.deploy.bundle.unpacking import unpack_bundle
+from edge.errors import ArtifactError, MissingDependencyError, UsageError
 
 pytestmark = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh-keygen is not on this machine")
 
@@ -58,7 +61,7 @@ def test_signed_by_somebody_on_the_list(small: Path, key: Key, tmp_path: Path) -
     assert signer.name == "alice@lab"
     assert signer.key.startswith("ED25519 SHA256:")
     # It travels: unpacked, and beside a copy.
-    assert signature.check(unpack(bundle, tmp_path / "out"), listed).name == "alice@lab"
+    assert signature.check(unpack_bundle(bundle, tmp_path / "out"), listed).name == "alice@lab"
 
 
 def test_signed_by_somebody_else(small: Path, key: Key, tmp_path: Path) -> None:
@@ -164,7 +167,7 @@ def test_the_script_for_devices_without_edge(small: Path, key: Key, tmp_path: Pa
     """With names that a careless script would trip over."""
     alice, mallory = key("alice"), key("mallory")
     folder, home = tmp_path / "a 'b' $(touch x); \"c\"", tmp_path / "home of `id`"
-    unpack(open_bundle(small), folder)
+    unpack_bundle(open_bundle(small), folder)
     assert in_sh(folder, home) == (0, "")
     allow(home / "allowed_signers", ("bob@lab,alice@lab", alice))
     code, said = in_sh(folder, home)
@@ -192,7 +195,7 @@ def test_the_script_without_ssh_keygen(small: Path, key: Key, tmp_path: Path) ->
         (tools / name).symlink_to(shutil.which(name) or "")
     home = tmp_path / "home"
     allow(home / "allowed_signers", ("alice", key()))
-    code, said = in_sh(unpack(open_bundle(small), tmp_path / "out").path, home, PATH=str(tools))
+    code, said = in_sh(unpack_bundle(open_bundle(small), tmp_path / "out").path, home, PATH=str(tools))
     assert code == 69
     assert "apt install openssh-client" in said
 
@@ -200,11 +203,11 @@ def test_the_script_without_ssh_keygen(small: Path, key: Key, tmp_path: Path) ->
 def test_without_ssh_keygen(small: Path, key: Key, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     owner = key()
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(GuestError, match="ssh-keygen is not installed"):
+    with pytest.raises(MissingDependencyError, match="ssh-keygen is not installed"):
         signature.sign(open_bundle(small), owner)
 
 
-def _signed(path: Path, owner: Path) -> signature.Bundle:
+def _signed(path: Path, owner: Path) -> reader.Bundle:
     bundle = open_bundle(path)
     signature.sign(bundle, owner)
     return bundle

@@ -13,17 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from edge.bundle import Bundle, unpack, wheels
-from edge.errors import ArtifactError, GuestError, UsageError
+from edge.deploy.bundle import wheels
+from edge.deploy.bundle.reader import Bundle
+from edge.deploy.bundle.unpacking import unpack_bundle
+from edge.errors import ArtifactError, MissingDependencyError, UsageError
 
 pytest.importorskip("packaging")
 
-ORIN = wheels.Target("3.10", "aarch64", 35)
+ORIN = wheels.WheelTarget("3.10", "aarch64", 35)
 
 
 def test_each_jetpack_has_its_python() -> None:
     assert wheels.targets("agx-orin", ["6.2"]) == [ORIN]
-    assert wheels.targets("thor", ["7.1", "7.2.2"]) == [wheels.Target("3.12", "aarch64", 39)]
+    assert wheels.targets("thor", ["7.1", "7.2.2"]) == [wheels.WheelTarget("3.12", "aarch64", 39)]
     assert [item.python for item in wheels.targets("orin-nx", ["7.2", "6.1"])] == ["3.10", "3.12"]
     (here,) = wheels.targets("host", [])
     assert (here.python, here.machine) == (f"3.{sys.version_info.minor}", platform.machine())
@@ -57,7 +59,7 @@ def test_complete(tmp_path: Path) -> None:
     wheel(tmp_path, "jetson_edge", "0.1", needs=("a; extra == 'host'", "pytest; extra == 'dev'"))
     wheels.check_complete(tmp_path, ORIN)
     with pytest.raises(ArtifactError, match="a needs nowhere"):
-        wheels.check_complete(tmp_path, wheels.Target("3.12", "aarch64", 39))
+        wheels.check_complete(tmp_path, wheels.WheelTarget("3.12", "aarch64", 39))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ def test_no_index_can_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:1/simple")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_RETRIES", "0")
-    with pytest.raises(GuestError, match="pip download failed"):
+    with pytest.raises(MissingDependencyError, match="pip download failed"):
         wheels.gather(tmp_path, wheels.targets("host", []))
 
 
@@ -110,9 +112,9 @@ def test_installed_for_real_without_a_network(made: Callable[..., Bundle], tmp_p
     pytest.importorskip("pip")
     try:
         bundle = made(with_wheels=True)
-    except GuestError as exc:
+    except MissingDependencyError as exc:
         pytest.skip(f"the wheels cannot be fetched here: {exc.what}")
-    device = unpack(bundle, tmp_path / "the device").path
+    device = unpack_bundle(bundle, tmp_path / "the device").path
     home = tmp_path / "home"
     home.mkdir()
     cut_off = ["unshare", "-rn"] if _can_unshare() else []

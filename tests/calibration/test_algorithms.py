@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.calibration import algorithms
-from edge.calibration.algorithms import LEVELS, REGISTRY, SEARCH_BINS, TableName, find, ranges
-from edge.calibration.collect import Counter
-from edge.calibration.statistics import BINS, Statistics, TensorStatistics
+from edge.calibration.counting import Counter
 from edge.errors import ArtifactError, ProfileError
+from edge.quantization import algorithms
+from edge.quantization.algorithms import LEVELS, REGISTRY, SEARCH_BINS, TableName, find, ranges
+from edge.quantization.statistics import BINS, Statistics, TensorStatistics
 
 BY_HISTOGRAM = [name for name, item in REGISTRY.items() if item.needs == "histogram"]
 KL = ["entropy2", "entropy"]

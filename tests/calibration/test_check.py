@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.calibration.check import Finding, check, compare, describe, raise_for, value_code
-from edge.calibration.table import Header, Table, TrtVersion, from_ranges, parse, to_bits
 from edge.errors import ArtifactError
+from edge.quantization.calibration_table import Table, TableHeader, TrtVersion, from_ranges, parse, to_bits
+from edge.quantization.table_check import TableFinding, check, compare, describe, raise_for, value_code
 
 V10 = TrtVersion(10, 3, 0)
 NETWORK = ["input", *(f"/layer{index}/Conv_output_0" for index in range(20))]
@@ -15,10 +15,10 @@ NETWORK = ["input", *(f"/layer{index}/Conv_output_0" for index in range(20))]
 def make(header: str = "TRT-100300-EntropyCalibration2", **bits: int) -> Table:
     """Table of NETWORK with believable scales; ``bits`` replaces or adds some."""
     usual = {name: to_bits((1 + index / 7) / 127) for index, name in enumerate(NETWORK)}
-    return Table(Header.parse(header), {**usual, **bits})
+    return Table(TableHeader.parse(header), {**usual, **bits})
 
 
-def findings_of(table: Table, code: str, **options: object) -> list[Finding]:
+def findings_of(table: Table, code: str, **options: object) -> list[TableFinding]:
     usual: dict[str, object] = {"expected": NETWORK, "route": "implicit", "dla": False, "trt_version": V10}
     return [item for item in check(table, **{**usual, **options}) if item.code == code]  # type: ignore[arg-type]
 
@@ -79,7 +79,7 @@ def test_outliers(factor: float, is_outlier: bool) -> None:
 
 def test_the_outlier_limit_widens_with_the_tables_own_spread() -> None:
     wide = {f"t{index}": to_bits(2.0 ** (index - 20)) for index in range(40)}
-    assert not findings_of(Table(Header.parse("1"), wide), "outlier", expected=None)
+    assert not findings_of(Table(TableHeader.parse("1"), wide), "outlier", expected=None)
 
 
 def test_a_few_scales_have_no_outliers() -> None:
@@ -193,7 +193,7 @@ def test_raise_for_lists_all_errors_and_the_first_hint() -> None:
 
 
 def test_many_tensors_are_counted_not_listed() -> None:
-    text = describe(Finding("error", "missing", "missing", tuple(NETWORK)), most=2)
+    text = describe(TableFinding("error", "missing", "missing", tuple(NETWORK)), most=2)
     assert text == "missing: input, /layer0/Conv_output_0 and 19 more"
 
 
@@ -231,7 +231,7 @@ patterns = st.dictionaries(st.sampled_from([*NETWORK, "more", "names"]), st.inte
 @settings(deadline=None)
 @given(patterns, patterns, st.booleans())
 def test_any_bits_can_be_checked_and_compared(a: dict[str, int], b: dict[str, int], dla: bool) -> None:
-    first, second = (Table(Header.parse("TRT-8602-MinMaxCalibration"), bits) for bits in (a, b))
+    first, second = (Table(TableHeader.parse("TRT-8602-MinMaxCalibration"), bits) for bits in (a, b))
     for expected in (None, NETWORK):
         found = check(first, expected, route="implicit", dla=dla, trt_version=V10)
         assert all(describe(item) for item in found)

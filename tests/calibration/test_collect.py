@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.calibration.collect import Counter, collect
-from edge.calibration.statistics import Statistics
+from edge.calibration.counting import Counter, collect
 from edge.errors import DataError, ModelError
+from edge.quantization.statistics import Statistics
 
 NAMES = ["input", "double", "shifted", "few"]
 PICTURES = [f"{i:02d}.jpg" for i in range(11)]

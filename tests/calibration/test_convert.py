@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from edge.calibration import convert, flat_table
-from edge.calibration.table import Header, Table, TrtVersion, from_ranges, parse, to_bits, write
 from edge.errors import ArtifactError
 from edge.events import Note
+from edge.quantization import flat_table, table_formats
+from edge.quantization.calibration_table import Table, TableHeader, TrtVersion, from_ranges, parse, to_bits, write
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "reference" / "calibration_tables"
 REAL_TABLES = sorted(REAL.glob("*.cache"))
@@ -28,26 +28,26 @@ TABLE = parse(
 
 
 def test_json_and_back_is_the_same_table() -> None:
-    assert convert.from_ort_json(convert.to_ort_json(TABLE)) == TABLE
+    assert table_formats.from_ort_json(table_formats.to_ort_json(TABLE)) == TABLE
 
 
 def test_flatbuffers_and_back_is_the_same_table_when_told_the_header() -> None:
-    data = convert.to_ort_flatbuffers(TABLE)
-    assert write(convert.from_ort_flatbuffers(data, version=V10, algorithm="minmax")) == write(TABLE)
+    data = table_formats.to_ort_flatbuffers(TABLE)
+    assert write(table_formats.from_ort_flatbuffers(data, version=V10, algorithm="minmax")) == write(TABLE)
 
 
 @pytest.mark.skipif(not REAL_TABLES, reason="the real tables are not beside this repository")
 @pytest.mark.parametrize("path", REAL_TABLES, ids=lambda path: path.stem)
 def test_real_tables_through_both_formats(path: Path) -> None:
     table = parse(path.read_bytes())
-    assert write(convert.from_ort_json(convert.to_ort_json(table))) == write(table)
-    assert convert.from_ort_flatbuffers(convert.to_ort_flatbuffers(table), version=V10).bits == table.bits
+    assert write(table_formats.from_ort_json(table_formats.to_ort_json(table))) == write(table)
+    assert table_formats.from_ort_flatbuffers(table_formats.to_ort_flatbuffers(table), version=V10).bits == table.bits
 
 
 def test_onnxruntime_loads_our_json(tmp_path: Path) -> None:
     calibrate = pytest.importorskip("onnxruntime.quantization.calibrate")
     path = tmp_path / "calibration.json"
-    path.write_bytes(convert.to_ort_json(TABLE))
+    path.write_bytes(table_formats.to_ort_json(TABLE))
     loaded = calibrate.load_tensors_data(path)
     assert loaded.calibration_method is calibrate.CalibrationMethod.MinMax
     assert list(loaded.keys()) == TABLE.names
@@ -75,12 +75,12 @@ def ort_files(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["calibration.json", "saved.json"])
 def test_onnxruntimes_own_json_gives_the_largest_magnitudes(ort_files: Path, name: str) -> None:
-    table = convert.from_ort_json((ort_files / name).read_bytes(), version=V10)
+    table = table_formats.from_ort_json((ort_files / name).read_bytes(), version=V10)
     assert table == from_ranges({"b/relu": 6.0, "a:0": 2.5, "c d": 0.5}, algorithm="entropy2", trt_version=V10)
 
 
 def test_onnxruntimes_own_flatbuffers_hold_its_maxima(ort_files: Path) -> None:
-    table = convert.from_ort_flatbuffers((ort_files / "calibration.flatbuffers").read_bytes(), version=V10)
+    table = table_formats.from_ort_flatbuffers((ort_files / "calibration.flatbuffers").read_bytes(), version=V10)
     assert {name: table.range(name) for name in table.names} == pytest.approx({"b/relu": 6.0, "a:0": 2.0, "c d": 0.25})
 
 
@@ -91,14 +91,14 @@ def test_onnxruntimes_own_cache_is_refused_with_the_reason(ort_files: Path) -> N
 
 def test_onnxruntime_reads_our_flatbuffers() -> None:
     module = pytest.importorskip("onnxruntime.quantization.CalTableFlatBuffers.TrtTable")
-    read = module.TrtTable.GetRootAs(convert.to_ort_flatbuffers(TABLE), 0)
+    read = module.TrtTable.GetRootAs(table_formats.to_ort_flatbuffers(TABLE), 0)
     pairs = [(read.Dict(index).Key().decode(), float(read.Dict(index).Value())) for index in range(read.DictLength())]
     assert pairs == [(name, TABLE.range(name)) for name in TABLE.names]
 
 
 def test_the_older_json_of_pairs() -> None:
     data = json.dumps({"x": [-1.0, 0.5], "y": [-0.5, 3.0, [1, 2], 2]}).encode()
-    table = convert.from_ort_json(data, version=V10, algorithm="minmax")
+    table = table_formats.from_ort_json(data, version=V10, algorithm="minmax")
     assert table == from_ranges({"x": 1.0, "y": 3.0}, algorithm="minmax", trt_version=V10)
 
 
@@ -112,18 +112,18 @@ def test_the_older_json_of_pairs() -> None:
 )
 def test_the_header_in_our_json(version: str | None, algorithm: str | None, header: str) -> None:
     wanted = TrtVersion.parse(version) if version else None
-    table = convert.from_ort_json(convert.to_ort_json(TABLE), version=wanted, algorithm=algorithm)  # type: ignore[arg-type]
-    assert table.header == Header.parse(header)
+    table = table_formats.from_ort_json(table_formats.to_ort_json(TABLE), version=wanted, algorithm=algorithm)  # type: ignore[arg-type]
+    assert table.header == TableHeader.parse(header)
 
 
 def test_a_file_without_header_needs_a_version() -> None:
     with pytest.raises(ArtifactError, match="which TensorRT") as caught:
-        convert.from_ort_flatbuffers(convert.to_ort_flatbuffers(TABLE), version=None)
+        table_formats.from_ort_flatbuffers(table_formats.to_ort_flatbuffers(TABLE), version=None)
     assert "--trt" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("bits", [0x7F800000, 0x7FC00000, 0xBC010204, 0x80000000])
-@pytest.mark.parametrize("to", [convert.to_ort_json, convert.to_ort_flatbuffers])
+@pytest.mark.parametrize("to", [table_formats.to_ort_json, table_formats.to_ort_flatbuffers])
 def test_a_scale_that_is_no_range_stays_where_it_is(bits: int, to: object) -> None:
     with pytest.raises(ArtifactError, match="mask"):
         to(Table(TABLE.header, {"a": 0x3C010204, "mask": bits}))  # type: ignore[operator]
@@ -155,7 +155,7 @@ BAD_JSON = {
 @pytest.mark.parametrize(("data", "words"), BAD_JSON.values(), ids=BAD_JSON.keys())
 def test_bad_json(data: bytes, words: str) -> None:
     with pytest.raises(ArtifactError) as caught:
-        convert.from_ort_json(data, version=None if words == "not the header" else V10, where="c.json")
+        table_formats.from_ort_json(data, version=None if words == "not the header" else V10, where="c.json")
     assert words in caught.value.what
     assert str(caught.value.where).startswith("c.json")
 
@@ -173,11 +173,11 @@ BAD_PAIRS = {
 @pytest.mark.parametrize(("pairs", "words"), BAD_PAIRS.values(), ids=BAD_PAIRS.keys())
 def test_bad_flatbuffers_content(pairs: list[tuple[str, str]], words: str) -> None:
     with pytest.raises(ArtifactError, match=words):
-        convert.from_ort_flatbuffers(flat_table.build(pairs), version=V10, where="c.flatbuffers")
+        table_formats.from_ort_flatbuffers(flat_table.build(pairs), version=V10, where="c.flatbuffers")
 
 
 def test_every_truncation_of_flatbuffers_is_refused() -> None:
-    data = convert.to_ort_flatbuffers(TABLE)
+    data = table_formats.to_ort_flatbuffers(TABLE)
     # Up to three bytes of padding end the file; all others count.
     for size in range(len(data) - 3):
         with pytest.raises(ArtifactError, match="truncated"):
@@ -187,12 +187,12 @@ def test_every_truncation_of_flatbuffers_is_refused() -> None:
 @settings(deadline=None)
 @given(st.binary(max_size=64), st.integers(0, 10_000))
 def test_damaged_flatbuffers_are_an_error_or_another_table(noise: bytes, place: int) -> None:
-    data = bytearray(convert.to_ort_flatbuffers(TABLE))
+    data = bytearray(table_formats.to_ort_flatbuffers(TABLE))
     place %= len(data)
     data[place : place + len(noise)] = noise
     for damaged in (bytes(data), noise):
         try:
-            convert.from_ort_flatbuffers(damaged, version=V10)
+            table_formats.from_ort_flatbuffers(damaged, version=V10)
         except ArtifactError:
             continue
 
@@ -209,7 +209,7 @@ def test_damaged_flatbuffers_are_an_error_or_another_table(noise: bytes, place: 
 def test_any_json_is_a_table_or_an_error(content: object) -> None:
     for value in (content, {"x": content}, {"CLS": "TensorsData", "data": content, "calibration_method": content}):
         try:
-            convert.from_ort_json(json.dumps(value).encode(), version=V10)
+            table_formats.from_ort_json(json.dumps(value).encode(), version=V10)
         except ArtifactError:
             continue
 
@@ -220,9 +220,11 @@ names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1)
 @settings(deadline=None)
 @given(st.dictionaries(names, st.integers(0, 0x7F7FFFFF), min_size=1, max_size=10))
 def test_every_finite_scale_survives_both_formats(bits: dict[str, int]) -> None:
-    table = Table(Header.make("entropy2", V10), bits)
-    assert write(convert.from_ort_json(convert.to_ort_json(table))) == write(table)
-    assert write(convert.from_ort_flatbuffers(convert.to_ort_flatbuffers(table), version=V10)) == write(table)
+    table = Table(TableHeader.make("entropy2", V10), bits)
+    assert write(table_formats.from_ort_json(table_formats.to_ort_json(table))) == write(table)
+    assert write(table_formats.from_ort_flatbuffers(table_formats.to_ort_flatbuffers(table), version=V10)) == write(
+        table
+    )
 
 
 # Q/DQ ONNX
@@ -273,10 +275,10 @@ def test_scales_of_activations_are_read_and_those_of_weights_are_not() -> None:
         [weight, *tensors, *w_tensors, *more, *y_tensors],
         "out",
     )
-    table = convert.from_qdq(model, version=V10)
+    table = table_formats.from_qdq(model, version=V10)
     assert table.bits == {"x": to_bits(0.25), "relu": to_bits(0.75)}
     assert table.header.text == "TRT-100300-EntropyCalibration2"
-    assert convert.from_qdq(model, version=V10, algorithm="minmax").header.algorithm == "minmax"
+    assert table_formats.from_qdq(model, version=V10, algorithm="minmax").header.algorithm == "minmax"
 
 
 def test_scale_in_a_constant_node_and_weights_behind_a_transpose() -> None:
@@ -287,21 +289,21 @@ def test_scale_in_a_constant_node_and_weights_behind_a_transpose() -> None:
     turned = helper.make_node("Transpose", ["w"], ["wt"])
     out = helper.make_node("MatMul", ["x1_dq", "w_dq"], ["out"])
     model = model_of([constant, turned, *nodes, *w_nodes, out], [weight, *tensors, *w_tensors], "out")
-    assert convert.from_qdq(model, version=V10).bits == {"x": to_bits(0.5)}
+    assert table_formats.from_qdq(model, version=V10).bits == {"x": to_bits(0.5)}
 
 
 def test_a_quantized_graph_output_has_the_outputs_name() -> None:
     nodes, tensors = quantizer("y", "y_renamed", scale=0.5)
     nodes[1].output[0] = "y"
     model = model_of([helper.make_node("Relu", ["x"], ["y_renamed"]), *nodes], tensors, "y")
-    assert convert.from_qdq(model, version=V10).bits == {"y": to_bits(0.5)}
+    assert table_formats.from_qdq(model, version=V10).bits == {"y": to_bits(0.5)}
 
 
 def test_a_tensor_quantized_again_behind_its_dq_is_the_same_tensor() -> None:
     first, tensors = quantizer("a", "x", scale=0.5)
     second, more = quantizer("b", "a_dq", scale=0.5)
     model = model_of([*first, *second, helper.make_node("Relu", ["b_dq"], ["out"])], [*tensors, *more], "out")
-    assert convert.from_qdq(model, version=V10).bits == {"x": to_bits(0.5)}
+    assert table_formats.from_qdq(model, version=V10).bits == {"x": to_bits(0.5)}
 
 
 BAD_QDQ: dict[str, tuple[dict[str, object], str]] = {
@@ -322,7 +324,7 @@ def test_bad_qdq(options: dict[str, object], words: str) -> None:
     nodes, tensors = quantizer("x1", "x", **options)  # type: ignore[arg-type]
     model = model_of([*nodes, helper.make_node("Relu", ["x1_dq"], ["out"])], tensors, "out")
     with pytest.raises(ArtifactError, match=words) as caught:
-        convert.from_qdq(model, version=V10, where="m.onnx")
+        table_formats.from_qdq(model, version=V10, where="m.onnx")
     assert caught.value.where == "m.onnx"
 
 
@@ -331,12 +333,12 @@ def test_two_scales_for_one_tensor() -> None:
     second, more = quantizer("b", "x", scale=0.25)
     out = helper.make_node("Add", ["a_dq", "b_dq"], ["out"])
     with pytest.raises(ArtifactError, match=r"x: quantized with two scales, 0\.5 and 0\.25"):
-        convert.from_qdq(model_of([*first, *second, out], [*tensors, *more], "out"), version=V10)
+        table_formats.from_qdq(model_of([*first, *second, out], [*tensors, *more], "out"), version=V10)
 
 
 def test_a_model_without_qdq() -> None:
     with pytest.raises(ArtifactError, match="not a Q/DQ model"):
-        convert.from_qdq(model_of([helper.make_node("Relu", ["x"], ["out"])], [], "out"), version=V10)
+        table_formats.from_qdq(model_of([helper.make_node("Relu", ["x"], ["out"])], [], "out"), version=V10)
 
 
 def float_model() -> onnx.ModelProto:
@@ -362,31 +364,31 @@ QDQ_TABLE = from_ranges(
 def test_qdq_and_back_is_the_same_table(target: str) -> None:
     pytest.importorskip("onnxruntime")
     heard: list[object] = []
-    data = convert.to_qdq(QDQ_TABLE, float_model(), target=target, listen=heard.append)  # type: ignore[arg-type]
+    data = table_formats.to_qdq(QDQ_TABLE, float_model(), target=target, listen=heard.append)  # type: ignore[arg-type]
     made = onnx.load_model_from_string(data)
     assert any(node.op_type == "QuantizeLinear" for node in made.graph.node)
     assert heard == [Note("2 of 2 layers with weights are quantized")]
-    assert write(convert.from_qdq(made)) == write(QDQ_TABLE)
+    assert write(table_formats.from_qdq(made)) == write(QDQ_TABLE)
 
 
 def test_a_changed_qdq_graph_is_read_and_not_its_metadata() -> None:
     pytest.importorskip("onnxruntime")
-    made = onnx.load_model_from_string(convert.to_qdq(QDQ_TABLE, float_model(), target="tensorrt"))
+    made = onnx.load_model_from_string(table_formats.to_qdq(QDQ_TABLE, float_model(), target="tensorrt"))
     first = next(node for node in made.graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "x")
     scale = next(item for item in made.graph.initializer if item.name == first.input[1])
     assert numpy_helper.to_array(scale) == np.float32(QDQ_TABLE.scale("x"))
     scale.CopyFrom(numpy_helper.from_array(np.array(0.125, np.float32), scale.name))
     with pytest.raises(ArtifactError, match="which TensorRT"):
-        convert.from_qdq(made)
-    table = convert.from_qdq(made, version=V10)
+        table_formats.from_qdq(made)
+    table = table_formats.from_qdq(made, version=V10)
     assert table.bits == {"x": to_bits(0.125), "r1": QDQ_TABLE.bits["r1"]}
 
 
 def test_the_nodes_of_a_qdq_model_carry_the_tables_scales_to_the_bit() -> None:
     pytest.importorskip("onnxruntime")
-    made = onnx.load_model_from_string(convert.to_qdq(QDQ_TABLE, float_model(), target="tensorrt"))
+    made = onnx.load_model_from_string(table_formats.to_qdq(QDQ_TABLE, float_model(), target="tensorrt"))
     del made.metadata_props[:]
-    table = convert.from_qdq(made, version=V10)
+    table = table_formats.from_qdq(made, version=V10)
     assert table.bits == {name: QDQ_TABLE.bits[name] for name in ("x", "r1")}
 
 
@@ -394,4 +396,4 @@ def test_a_table_for_another_model_makes_no_qdq() -> None:
     pytest.importorskip("onnxruntime")
     other = from_ranges({"y": 1.0}, algorithm="entropy2", trt_version=V10)
     with pytest.raises(ArtifactError, match="no layer of the model"):
-        convert.to_qdq(other, float_model(), target="tensorrt")
+        table_formats.to_qdq(other, float_model(), target="tensorrt")

@@ -13,11 +13,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edge import model as models
-from edge.backends.ort import OrtSession
-from edge.calibration.collect import Counter
-from edge.calibration.network import SAME_VALUES, SHARED_RANGE, Derived, plan, shared_ranges, with_outputs
-from edge.calibration.statistics import Statistics
+from edge.backends.onnxruntime import OrtSession
+from edge.calibration.counting import Counter
+from edge.calibration.watch_plan import SAME_VALUES, SHARED_RANGE, Derived, plan, shared_ranges, with_outputs
+from edge.model import onnx_model
+from edge.quantization.statistics import Statistics
 
 Make = Callable[..., Path]
 INF = math.inf
@@ -47,8 +47,8 @@ def f32(*values: float) -> np.ndarray:
 
 def test_the_plan_of_a_classifier(tiny_model: Make) -> None:
     path = tiny_model(concat=True)
-    loaded = models.load(path)
-    found = plan(models.read(path).graph, loaded.activations)
+    loaded = onnx_model.load(path)
+    found = plan(onnx_model.read(path).graph, loaded.activations)
     assert found.watched == ["input", "c1", "c2", "c3", "sum", "cat", "pool", "gap", "logits"]
     assert found.derived == [
         Derived("r1", "c1", 0.0, 6.0), Derived("r2", "c2", 0.0, INF), Derived("flat", "gap"),
@@ -61,8 +61,8 @@ def test_the_plan_of_a_classifier(tiny_model: Make) -> None:
 )
 def test_every_tensor_is_either_watched_or_derived_from_an_earlier_one(tiny_model: Make, variant: Any) -> None:
     path = tiny_model(**variant)
-    loaded = models.load(path)
-    found = plan(models.read(path).graph, loaded.activations)
+    loaded = onnx_model.load(path)
+    found = plan(onnx_model.read(path).graph, loaded.activations)
     known = set(found.watched)
     for rule in found.derived:
         assert rule.source in known
@@ -169,7 +169,7 @@ def test_rules_follow_each_other_in_network_order() -> None:
 
 def counted(path: Path, names: list[str], batches: list[np.ndarray]) -> Statistics:
     """Statistics of ``names``, each of them counted."""
-    session = OrtSession(with_outputs(models.read(path), names), precision="fp32", threads=1)
+    session = OrtSession(with_outputs(onnx_model.read(path), names), precision="fp32", threads=1)
     counter = Counter(names, with_histogram=True)
     for batch in batches:
         outputs = list(session.outputs(batch))
@@ -182,8 +182,8 @@ def counted(path: Path, names: list[str], batches: list[np.ndarray]) -> Statisti
 def test_what_is_derived_is_what_counting_gives(tiny_model: Make, variant: Any) -> None:
     """All tensors counted, against the watched ones counted and the rest derived: the same histograms."""
     path = tiny_model(**variant)
-    loaded = models.load(path)
-    found = plan(models.read(path).graph, loaded.activations)
+    loaded = onnx_model.load(path)
+    found = plan(onnx_model.read(path).graph, loaded.activations)
     batches = [np.random.default_rng(i).normal(size=(2, 3, 32, 32)).astype(np.float32) * (i + 1) for i in range(3)]
     complete = found.complete(counted(path, found.watched, batches))
     direct = counted(path, loaded.activations, batches)
@@ -218,7 +218,7 @@ def test_completing_ranges_alone() -> None:
 
 def test_outputs_are_the_named_tensors_in_their_order(tiny_model: Make) -> None:
     path = tiny_model()
-    proto = models.read(path)
+    proto = onnx_model.read(path)
     before = proto.SerializeToString()
     names = ["logits", "c1", "input", "flat"]
     data = with_outputs(proto, names)
@@ -234,7 +234,7 @@ def test_outputs_of_a_network_with_external_weights(tiny_model: Make) -> None:
     one, two = tiny_model("a/one.onnx", external=True), tiny_model("b/two.onnx")
     batch = np.random.default_rng(0).normal(size=(1, 3, 32, 32)).astype(np.float32)
     found = [
-        OrtSession(with_outputs(models.read(path), ["c3"]), precision="fp32", threads=1).outputs(batch)[0]
+        OrtSession(with_outputs(onnx_model.read(path), ["c3"]), precision="fp32", threads=1).outputs(batch)[0]
         for path in (one, two)
     ]
     assert np.array_equal(*found)

@@ -15,13 +15,13 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from edge import model as models
-from edge import profile
-from edge.backends.base import BuildRequest, Layers
-from edge.backends.ort import OnnxRuntime, OrtSession
-from edge.calibration import qdq
-from edge.calibration.table import Table, TrtVersion, from_ranges
+from edge.backends.interface import BuildRequest, Layers
+from edge.backends.onnxruntime import OnnxRuntime, OrtSession
+from edge.config import profiles
 from edge.errors import DeviceError, ModelError
+from edge.model import onnx_model
+from edge.quantization import qdq
+from edge.quantization.calibration_table import Table, TrtVersion, from_ranges
 
 Make = Callable[..., Path]
 Edit = Callable[[Any], object]
@@ -49,7 +49,7 @@ def with_bits(**patterns: int) -> Table:
 class Network:
     """A Q/DQ model with its nodes by what they make."""
 
-    def __init__(self, result: qdq.Result) -> None:
+    def __init__(self, result: qdq.QdqResult) -> None:
         self.model = result.model
         self.constants = {item.name: numpy_helper.to_array(item) for item in self.model.graph.initializer}
         self.producer = {name: node for node in self.model.graph.node for name in node.output}
@@ -75,8 +75,8 @@ class Network:
             yield str(node.input[0]), node
 
 
-def inserted(path: Path, target: Any, content: Table | None = None) -> tuple[qdq.Result, Network]:
-    result = qdq.insert(models.read(path), content or table(), target=target)
+def inserted(path: Path, target: Any, content: Table | None = None) -> tuple[qdq.QdqResult, Network]:
+    result = qdq.insert(onnx_model.read(path), content or table(), target=target)
     onnx.checker.check_model(result.model, full_check=True)
     return result, Network(result)
 
@@ -103,7 +103,7 @@ def layers(tmp_path: Path, tiny_profile: Make) -> Callable[..., Layers]:
     """What onnxruntime makes of a model and a table: counted by the backend, on the optimized graph."""
 
     def count(path: Path, content: Table) -> Layers:
-        settings = profile.load(tiny_profile(tmp_path / "profile"))
+        settings = profiles.read_profile(tiny_profile(tmp_path / "profile"))
         request = BuildRequest(profile=settings, model=path, precision="int8", table=content)
         return OnnxRuntime().build(request).layers
 
@@ -153,9 +153,9 @@ def test_the_scales_are_those_of_the_table_to_the_bit(tiny_model: Make, variant:
 @pytest.mark.parametrize("target", TARGETS)
 def test_weights_are_int8_symmetric_and_per_channel(tiny_model: Make, target: Any) -> None:
     path = tiny_model()
-    original = {item.name: numpy_helper.to_array(item) for item in models.read(path).graph.initializer}
+    original = {item.name: numpy_helper.to_array(item) for item in onnx_model.read(path).graph.initializer}
     _, network = inserted(path, target)
-    plain = Network(qdq.insert(models.read(path), table(), target=target, balance=False))
+    plain = Network(qdq.insert(onnx_model.read(path), table(), target=target, balance=False))
     for node in network.of(*qdq.WEIGHTED):
         back = network.weights_of(node)
         values, scale, zero = (network.constants[name] for name in back.input)
@@ -209,7 +209,7 @@ def test_both_targets_agree_with_each_other(tiny_model: Make, variant: str) -> N
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_model_is_left_as_it_is(tiny_model: Make, target: Any) -> None:
-    proto = models.read(tiny_model(named=False))
+    proto = onnx_model.read(tiny_model(named=False))
     before = proto.SerializeToString()
     qdq.insert(proto, table(), target=target)
     assert proto.SerializeToString() == before
@@ -219,15 +219,15 @@ def test_the_model_is_left_as_it_is(tiny_model: Make, target: Any) -> None:
 def test_the_same_input_gives_the_same_bytes(tiny_model: Make, target: Any) -> None:
     """The engine of ``host`` is this file: two builds of one thing must be one thing."""
     path = tiny_model()
-    one, two = (qdq.insert(models.read(path), table(), target=target).model.SerializeToString() for _ in range(2))
+    one, two = (qdq.insert(onnx_model.read(path), table(), target=target).model.SerializeToString() for _ in range(2))
     assert one == two
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_entries_for_unknown_tensors_and_for_weights_do_no_harm(tiny_model: Make, target: Any) -> None:
     path = tiny_model()
-    plain = qdq.insert(models.read(path), table(), target=target).model
-    more = qdq.insert(models.read(path), table(nobody=3.0, w1=1.0, b1=1.0, six=6.0), target=target).model
+    plain = qdq.insert(onnx_model.read(path), table(), target=target).model
+    more = qdq.insert(onnx_model.read(path), table(nobody=3.0, w1=1.0, b1=1.0, six=6.0), target=target).model
     assert np.array_equal(outputs(plain), outputs(more))
 
 
@@ -264,7 +264,7 @@ def test_tensorrt_has_no_nodes_behind_convolutions_and_products(tiny_model: Make
 
 def test_tensorrt_biases_stay_float(tiny_model: Make) -> None:
     path = tiny_model()
-    original = {item.name: numpy_helper.to_array(item) for item in models.read(path).graph.initializer}
+    original = {item.name: numpy_helper.to_array(item) for item in onnx_model.read(path).graph.initializer}
     _, network = inserted(path, "tensorrt")
     for node in network.of(*qdq.WEIGHTED):
         assert np.array_equal(network.constants[node.input[2]], original[node.input[2]])
@@ -291,7 +291,7 @@ def test_tensorrt_quantizes_the_skip_input_wherever_it_stands(tiny_model: Make) 
 def test_tensorrt_quantizes_one_of_two_convolutions_into_an_add(tiny_model: Make) -> None:
     """The one that is computed first; the other is fused with the add."""
     path = tiny_model(downsample=True)
-    order = [node.output[0] for node in models.read(path).graph.node]
+    order = [node.output[0] for node in onnx_model.read(path).graph.node]
     assert order.index("c3") < order.index("c4")
     _, network = inserted(path, "tensorrt")
     (add,) = network.of("Add")
@@ -449,7 +449,7 @@ def test_the_backend_says_which_tensors_have_no_scale(
 ) -> None:
     content = table(r1=None) if kind == "missing" else with_bits(r1=NOTHING[kind])
     request = BuildRequest(
-        profile=profile.load(tiny_profile(tmp_path / "p")), model=tiny_model(), precision="int8", table=content
+        profile=profiles.read_profile(tiny_profile(tmp_path / "p")), model=tiny_model(), precision="int8", table=content
     )
     built = OnnxRuntime().build(request)
     assert built.notes == ["1 tensors have no usable scale and keep their layers in float: r1"]
@@ -457,7 +457,7 @@ def test_the_backend_says_which_tensors_have_no_scale(
 
 
 def test_int8_without_a_table_is_an_error(tiny_model: Make, tiny_profile: Make, tmp_path: Path) -> None:
-    request = BuildRequest(profile=profile.load(tiny_profile(tmp_path)), model=tiny_model(), precision="int8")
+    request = BuildRequest(profile=profiles.read_profile(tiny_profile(tmp_path)), model=tiny_model(), precision="int8")
     with pytest.raises(DeviceError, match="INT8 needs a calibration table"):
         OnnxRuntime().build(request)
 
@@ -469,7 +469,7 @@ def test_int8_without_a_table_is_an_error(tiny_model: Make, tiny_profile: Make, 
 @pytest.mark.parametrize("opset", [11, 12])
 def test_an_old_opset_is_refused(tiny_model: Make, opset: int, target: Any) -> None:
     with pytest.raises(ModelError) as caught:
-        qdq.insert(models.read(tiny_model(opset=opset)), table(), target=target)
+        qdq.insert(onnx_model.read(tiny_model(opset=opset)), table(), target=target)
     assert caught.value.what == f"opset {opset}; per-channel Q/DQ needs 13 or newer"
     assert caught.value.hint == "export the model again"
 
@@ -581,7 +581,7 @@ def test_a_name_that_the_quantizer_would_give_again_is_refused(
             item.name = taken if item.name == "b2" else item.name
 
     with pytest.raises(ModelError) as caught:
-        qdq.insert(models.read(edited(tiny_model(), rename)), table(), target=target)
+        qdq.insert(onnx_model.read(edited(tiny_model(), rename)), table(), target=target)
     assert caught.value.what == f"tensor {taken!r} has the name that Q/DQ nodes of {tensor!r} would get"
 
 

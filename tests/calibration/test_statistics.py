@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
-from edge.calibration.collect import Counter
-from edge.calibration.statistics import BINS, FORMAT, MIN_EXPONENT, Statistics, TensorStatistics, exponent_of
+from edge.calibration.counting import Counter
 from edge.errors import ArtifactError
+from edge.quantization.statistics import BINS, FORMAT, MIN_EXPONENT, Statistics, TensorStatistics, exponent_of
 
 Values = np.ndarray
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.calibration.table import (
-    Header,
+from edge.errors import ArtifactError
+from edge.quantization.calibration_table import (
     Table,
+    TableHeader,
     TrtVersion,
     from_ranges,
     parse,
@@ -19,7 +20,6 @@ from edge.calibration.table import (
     to_float,
     write,
 )
-from edge.errors import ArtifactError
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "reference" / "calibration_tables"
 REAL_TABLES = sorted(REAL.glob("*.cache"))
@@ -93,14 +93,14 @@ def test_names_and_values_are_split_at_the_last_colon() -> None:
     ],
 )
 def test_headers(line: str, algorithm: str, version: str | None) -> None:
-    header = Header.parse(line)
+    header = TableHeader.parse(line)
     assert header.algorithm == algorithm
     assert (str(header.version) if header.version else None) == version
     assert header.text == line
 
 
 def test_legacy_header_holds_cutoff_and_quantile() -> None:
-    header = Header.parse("0 3ff0000000000000 3feffbe76c8b4396")
+    header = TableHeader.parse("0 3ff0000000000000 3feffbe76c8b4396")
     assert (header.algorithm, header.cutoff, header.quantile) == ("legacy", 1.0, 0.9995)
     assert header.version is None
 
@@ -277,7 +277,7 @@ def test_no_table_is_made_for_the_legacy_calibrator() -> None:
 @pytest.mark.parametrize("bits", [-1, 1 << 32])
 def test_a_scale_has_32_bits(bits: int) -> None:
     with pytest.raises(ArtifactError, match="32 bits"):
-        Table(Header.parse("1"), {"a": bits})
+        Table(TableHeader.parse("1"), {"a": bits})
 
 
 @pytest.mark.parametrize(
@@ -314,9 +314,9 @@ versions = st.one_of(
     st.builds(TrtVersion, st.integers(10, 99), st.integers(0, 99), st.integers(0, 99)),
 )
 headers = st.one_of(
-    st.builds(Header.make, st.sampled_from(["entropy2", "minmax", "entropy"]), versions),
-    st.builds("0 {:016x} {:016x}".format, *[st.integers(0, 2**64 - 1)] * 2).map(Header.parse),
-    st.sampled_from(["1", "2"]).map(Header.parse),
+    st.builds(TableHeader.make, st.sampled_from(["entropy2", "minmax", "entropy"]), versions),
+    st.builds("0 {:016x} {:016x}".format, *[st.integers(0, 2**64 - 1)] * 2).map(TableHeader.parse),
+    st.sampled_from(["1", "2"]).map(TableHeader.parse),
 )
 names = st.one_of(
     st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1),

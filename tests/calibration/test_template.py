@@ -11,16 +11,16 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from edge import model as models
-from edge.calibration import qdq
-from edge.calibration.table import Table, TrtVersion, from_ranges
-from edge.calibration.template import Template
+from edge.model import onnx_model
+from edge.quantization import qdq
+from edge.quantization.calibration_table import Table, TrtVersion, from_ranges
+from edge.quantization.qdq_template import Template
 
 Make = Callable[..., Path]
 
 
 def tables_for(path: Path, count: int, *, seed: int = 0) -> list[Table]:
-    names = models.load(path).activations
+    names = onnx_model.load(path).activations
     rng = np.random.default_rng(seed)
     return [
         from_ranges(
@@ -35,7 +35,7 @@ def without(table: Table, *names: str) -> Table:
     return Table(table.header, {name: bits for name, bits in table.bits.items() if name not in names})
 
 
-def same(one: qdq.Result, other: qdq.Result) -> bool:
+def same(one: qdq.QdqResult, other: qdq.QdqResult) -> bool:
     one_bytes, other_bytes = (item.model.SerializeToString(deterministic=True) for item in (one, other))
     rest = [(item.quantized, item.weighted, item.unscaled) for item in (one, other)]
     return bool(one_bytes == other_bytes and rest[0] == rest[1])
@@ -44,7 +44,7 @@ def same(one: qdq.Result, other: qdq.Result) -> bool:
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
 def test_every_table_gives_what_the_quantizer_gives(target: Any, tiny_model: Make) -> None:
     path = tiny_model()
-    model = models.read(path)
+    model = onnx_model.read(path)
     expected = [qdq.insert(model, table, target=target) for table in tables_for(path, 4)]
     template = Template(model, target=target)
     for table, wanted in zip(tables_for(path, 4), expected, strict=True):
@@ -54,9 +54,9 @@ def test_every_table_gives_what_the_quantizer_gives(target: Any, tiny_model: Mak
 
 def test_a_table_that_scales_other_tensors_is_made_anew(tiny_model: Make) -> None:
     path = tiny_model()
-    model = models.read(path)
+    model = onnx_model.read(path)
     first, second = tables_for(path, 2)
-    short = without(first, models.load(path).activations[2])
+    short = without(first, onnx_model.load(path).activations[2])
     expected = [qdq.insert(model, table, target="onnxruntime") for table in (first, short, second)]
     template = Template(model, target="onnxruntime")
     for table, wanted in zip((first, short, second), expected, strict=True):
@@ -67,7 +67,7 @@ def test_a_table_that_scales_other_tensors_is_made_anew(tiny_model: Make) -> Non
 def test_scales_so_small_that_a_bias_leaves_int32_go_through_the_quantizer(tiny_model: Make) -> None:
     path = tiny_model()
     model = onnx.ModelProto()
-    model.CopyFrom(models.read(path))
+    model.CopyFrom(onnx_model.read(path))
     for item in model.graph.initializer:
         if len(item.dims) == 1 and item.data_type == onnx.TensorProto.FLOAT:
             item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item) + np.float32(3e4), item.name))
@@ -80,7 +80,7 @@ def test_scales_so_small_that_a_bias_leaves_int32_go_through_the_quantizer(tiny_
 
 def test_a_model_with_nothing_to_scale(tiny_model: Make) -> None:
     path = tiny_model()
-    model = models.read(path)
+    model = onnx_model.read(path)
     nothing = Table(tables_for(path, 1)[0].header, {})
     found = Template(model, target="onnxruntime").insert(nothing)
     assert (found.quantized, found.weighted) == (0, qdq.insert(model, nothing, target="onnxruntime").weighted)
@@ -89,7 +89,7 @@ def test_a_model_with_nothing_to_scale(tiny_model: Make) -> None:
 @pytest.mark.slow
 def test_the_sample_model(repository: Path) -> None:
     path = repository / "models/efficientnet_lite0.onnx"
-    model = models.read(path)
+    model = onnx_model.read(path)
     tables = tables_for(path, 2)
     expected = [qdq.insert(model, table, target="onnxruntime") for table in tables]
     template = Template(model, target="onnxruntime")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpies
 from onnx import TensorProto, helper, numpy_helper
 
-from edge.calibration import weights
+from edge.quantization import rounding
 
 FILTERS = numpies.arrays(
     np.float32, st.tuples(st.integers(1, 4), st.integers(1, 40)), elements=st.floats(-3, 3, width=32)
@@ -26,7 +26,7 @@ def steps_of(filters: np.ndarray) -> np.ndarray:
 @settings(max_examples=200)
 def test_sums_are_kept_and_no_weight_moves_a_whole_level(filters: np.ndarray) -> None:
     steps = steps_of(filters)
-    errors = (weights.balanced(filters).astype(np.float64) - filters) / steps
+    errors = (rounding.balanced(filters).astype(np.float64) - filters) / steps
     assert np.all(np.abs(errors) < 1.001)
     assert np.all(np.abs(errors.sum(axis=1)) <= 0.501)
 
@@ -34,33 +34,33 @@ def test_sums_are_kept_and_no_weight_moves_a_whole_level(filters: np.ndarray) ->
 @given(FILTERS)
 @settings(max_examples=200)
 def test_who_quantizes_them_finds_the_same_levels(filters: np.ndarray) -> None:
-    better = weights.balanced(filters)
+    better = rounding.balanced(filters)
     steps = steps_of(better)
     levels = better / steps
     assert np.abs(levels).max() < 127.5
     assert np.allclose(levels, np.rint(levels), atol=1e-3)
     assert np.allclose(np.abs(better).max(axis=1), np.abs(filters).max(axis=1), rtol=1e-6, atol=1e-37)
-    assert np.allclose(weights.balanced(better), better, rtol=1e-6)
+    assert np.allclose(rounding.balanced(better), better, rtol=1e-6)
 
 
 def test_what_is_constructed() -> None:
     # In levels: 127, 0.4, 0.4, 0.4. To the nearest the sum loses 1.2; so the first of the three goes up.
-    found = weights.balanced(np.array([[127, 0.4, 0.4, 0.4]], np.float32))
+    found = rounding.balanced(np.array([[127, 0.4, 0.4, 0.4]], np.float32))
     assert found.tolist() == [[127, 1, 0, 0]]
-    assert weights.balanced(np.array([[-127, -0.4, -0.3, -0.45]], np.float32)).tolist() == [[-127, 0, 0, -1]]
+    assert rounding.balanced(np.array([[-127, -0.4, -0.3, -0.45]], np.float32)).tolist() == [[-127, 0, 0, -1]]
 
 
 def test_the_sum_of_a_real_filter_loses_a_hundred_times_less() -> None:
     filters = np.random.default_rng(1).normal(0.1, 1, (32, 576)).astype(np.float32)
     steps = steps_of(filters)
     nearest = np.rint(filters / steps) * steps
-    lost = np.abs((weights.balanced(filters) - filters.astype(np.float64)).sum(axis=1)).mean()
+    lost = np.abs((rounding.balanced(filters) - filters.astype(np.float64)).sum(axis=1)).mean()
     assert lost < np.abs((nearest - filters).sum(axis=1)).mean() / 10
 
 
 def test_zeros_and_denormals_are_left_in_peace() -> None:
-    assert weights.balanced(np.zeros((2, 3), np.float32)).tolist() == [[0, 0, 0], [0, 0, 0]]
-    assert np.isfinite(weights.balanced(np.full((1, 3), 1e-44, np.float32))).all()
+    assert rounding.balanced(np.zeros((2, 3), np.float32)).tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert np.isfinite(rounding.balanced(np.full((1, 3), 1e-44, np.float32))).all()
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_the_channels_of_each_operator(
 ) -> None:
     model, node = model_of(kind, shape, attributes)
     before = numpy_helper.to_array(model.graph.initializer[0])
-    weights.balance(model, [node])
+    rounding.balance(model, [node])
     after = numpy_helper.to_array(model.graph.initializer[0])
     others = tuple(i for i in range(len(shape)) if i != axis)
     largest = np.abs(before).max(axis=others)
@@ -90,7 +90,7 @@ def test_the_channels_of_each_operator(
 def test_a_grouped_transposed_convolution_is_left_alone() -> None:
     model, node = model_of("ConvTranspose", (4, 2, 2, 2), {"group": 2})
     before = model.SerializeToString()
-    weights.balance(model, [node])
+    rounding.balance(model, [node])
     assert model.SerializeToString() == before
 
 
@@ -99,7 +99,7 @@ def test_weights_that_two_layers_read_in_different_ways_are_left_alone() -> None
     other = helper.make_node("Gemm", ["x", "w"], ["z"], name="other")
     model.graph.node.append(other)
     before = model.SerializeToString()
-    weights.balance(model, [node, other])
+    rounding.balance(model, [node, other])
     assert model.SerializeToString() == before
 
 
@@ -108,7 +108,7 @@ def test_weights_that_are_no_numbers_are_left_for_others_to_refuse() -> None:
     values = numpy_helper.to_array(model.graph.initializer[0]).copy()
     values[0, 0] = np.nan
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(values, "w"))
-    weights.balance(model, [node])
+    rounding.balance(model, [node])
     assert np.isnan(numpy_helper.to_array(model.graph.initializer[0])[0, 0])
 
 

@@ -14,9 +14,12 @@ from typing import NamedTuple
 import pytest
 from network_camera import Server
 
-from edge import backends, build, calibrate, profile
+from edge.backends import registry
+from edge.calibration import workflow
 from edge.cli import main
-from edge.frames import open_pictures
+from edge.config import profiles
+from edge.engines import building
+from edge.media.picture_sources import open_pictures
 
 # Python code that runs before a command, in the process that becomes it: what it sets stays after exec.
 # Permissions do not hold for root until CAP_DAC_OVERRIDE (1) and CAP_DAC_READ_SEARCH (2) are dropped
@@ -125,12 +128,12 @@ def built(place: Callable[..., Path]) -> Callable[..., Path]:
 
     def make(n: int = 8, **overrides: object) -> Path:
         folder = place(n, **overrides)
-        chosen = profile.load(folder / "profiles" / "tiny.yaml")
+        chosen = profiles.read_profile(folder / "profiles" / "tiny.yaml")
         cache = folder / "calib_cache"
-        assert calibrate.calibrate(chosen, open_pictures(folder / "pictures"), cache=cache, threads=1)
+        assert workflow.calibrate(chosen, open_pictures(folder / "pictures"), cache=cache, threads=1)
         for precision in ("fp32", "int8"):
-            build.build(
-                chosen, backends.get(chosen.backend), cache=cache, engines=folder / "engines", precision=precision
+            building.build(
+                chosen, registry.get(chosen.backend), cache=cache, engines=folder / "engines", precision=precision
             )
         return folder
 

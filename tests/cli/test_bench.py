@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from edge import record
+from edge.artifacts import run_record
 
 Edge = Callable[..., Any]
 Place = Callable[..., Path]
@@ -37,7 +37,7 @@ def test_a_short_run_gives_a_result_and_says_that_it_is_not_by_the_rules(
     result = json.loads(ended.out)["bench"]
     assert (result["scenario"], result["by_the_rules"]) == (scenario, False)
     assert result["rate_per_s"] > 0
-    kept = record.load(Path("b.json"))
+    kept = run_record.load(Path("b.json"))
     assert kept.bench is not None
     assert kept.source["samples"] == "pictures"
     assert kept.pictures == result["samples"] >= 16
@@ -89,7 +89,7 @@ def test_replayed_power_is_marked_wherever_it_goes(edge: Edge, built: Place) -> 
     ended = edge(*BENCH, *options, "--record", "b.json")
     assert ended.code == 0, ended.err
     assert "power and temperatures are replayed from tegrastats.log" in ended.err
-    kept = record.load(Path("b.json"))
+    kept = run_record.load(Path("b.json"))
     assert kept.replayed == "tegrastats.log"
     assert any("replayed" in warning for warning in kept.warnings)
     assert kept.power is not None
@@ -108,7 +108,7 @@ def test_net_energy_needs_ten_seconds_of_idling(edge: Edge, built: Place) -> Non
     log = tegrastats_log(Path("tegrastats.log"))
     ended = edge(*BENCH, "--power", f"replay@20:{log}", "--idle", "10s", "--min-duration", "5s", "--record", "b.json")
     assert ended.code == 0, ended.err
-    power = record.load(Path("b.json")).power
+    power = run_record.load(Path("b.json")).power
     assert power is not None
     assert 10.0 <= power["idle_s"] < 30.0
     assert 5000 <= power["idle_mw"] <= 5250
@@ -172,7 +172,7 @@ def test_ctrl_c_ends_it_after_the_query_in_hand_and_keeps_the_record(
     process.send_signal(signal.SIGINT)
     _out, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
-    kept = record.load(Path("b.json"))
+    kept = run_record.load(Path("b.json"))
     assert kept.status == "interrupted"
     assert kept.bench is not None
     assert "a signal ended it" in kept.bench["why_not"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edge.cli import places
+from edge.cli import paths
 
 Edge = Callable[..., Any]
 Place = Callable[..., Path]
@@ -130,7 +130,7 @@ def test_the_cache_folder_is_the_options_then_the_environments(
 
 
 def test_without_profiles_here_the_cache_is_the_repositorys(repository: Path) -> None:
-    assert places.cache_folder(None) == repository / "calib_cache"
+    assert paths.cache_folder(None) == repository / "calib_cache"
 
 
 def test_a_list_with_blank_lines_comments_and_windows_line_ends(edge: Edge, place: Place) -> None:

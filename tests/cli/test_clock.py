@@ -19,7 +19,7 @@ import msgspec
 import pytest
 from network_camera import Server
 
-from edge import record
+from edge.artifacts import run_record
 
 Process = Callable[..., Any]
 Place = Callable[..., Path]
@@ -89,7 +89,7 @@ def test_a_wall_clock_that_jumps_by_days_changes_nothing_that_is_measured(
         "--record", "r.jsonl", "--flush", "0.5s", "--every-frame", "--telemetry-log", "log.jsonl", env=jumping,
     )  # fmt: skip
     assert ended.code == 0, ended.err
-    kept = record.load(folder / "r.jsonl")
+    kept = run_record.load(folder / "r.jsonl")
     assert kept.status == "complete"
     assert 5.0 <= kept.measured_s < 60.0
     assert kept.pictures == len(kept.results) > 5

@@ -17,7 +17,7 @@ import pytest
 
 from edge.cli.app import make_app
 from edge.errors import DataError, EdgeError, QualityError, UsageError
-from edge.frames import open_pictures
+from edge.media.picture_sources import open_pictures
 
 
 def _jpeg(seed: int, ending: str = ".jpg") -> bytes:

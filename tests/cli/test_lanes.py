@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge import profile
-from edge.cli import lanes
+from edge.cli import concurrency
+from edge.config import profiles
 from edge.errors import DeviceError
-from edge.preprocess import Preprocessor
+from edge.model.preprocessing import Preprocessor
 
 
 class Session:
@@ -30,7 +30,7 @@ class OnDevice(Session):
         self.problem = problem
         self.ready: list[Any] = []
 
-    def preprocess_on_gpu(self, spec: profile.Preprocess, target: profile.Input) -> None:
+    def preprocess_on_gpu(self, spec: profiles.PreprocessConfig, target: profiles.InputConfig) -> None:
         if self.problem is not None:
             raise DeviceError(self.problem)
         self.ready.append((spec, target))
@@ -55,20 +55,20 @@ class Found(msgspec.Struct):
 
 
 @pytest.fixture
-def chosen(tiny_profile: Callable[..., Path]) -> Callable[..., profile.Profile]:
-    def make(on: str) -> profile.Profile:
-        loaded = profile.load(tiny_profile("profiles"))
+def chosen(tiny_profile: Callable[..., Path]) -> Callable[..., profiles.Profile]:
+    def make(on: str) -> profiles.Profile:
+        loaded = profiles.read_profile(tiny_profile("profiles"))
         run = msgspec.structs.replace(loaded.run, preprocess_on=on)
         return msgspec.structs.replace(loaded, run=run)
 
     return make
 
 
-def opened(backend: Backend, chosen: profile.Profile) -> tuple[Any, Any, list[str]]:
+def opened(backend: Backend, chosen: profiles.Profile) -> tuple[Any, Any, list[str]]:
     said: list[str] = []
-    width = lanes.choose(chosen, live=False, workers=2, threads=None, batch=1, cores=2)
+    width = concurrency.choose(chosen, live=False, workers=2, threads=None, batch=1, cores=2)
     with contextlib.ExitStack() as stack:
-        sessions, preprocessor = lanes.open_sessions(
+        sessions, preprocessor = concurrency.open_sessions(
             backend,
             Found(),
             chosen,
@@ -81,7 +81,7 @@ def opened(backend: Backend, chosen: profile.Profile) -> tuple[Any, Any, list[st
     return sessions, preprocessor, said
 
 
-def test_the_device_preprocesses_where_it_can(chosen: Callable[..., profile.Profile]) -> None:
+def test_the_device_preprocesses_where_it_can(chosen: Callable[..., profiles.Profile]) -> None:
     for wanted in ("auto", "device"):
         asked = chosen(wanted)
         sessions, preprocessor, said = opened(Backend(lambda: OnDevice(None)), asked)
@@ -90,14 +90,14 @@ def test_the_device_preprocesses_where_it_can(chosen: Callable[..., profile.Prof
         assert said == []
 
 
-def test_opencv_does_it_where_it_is_asked_for_or_nobody_else_can(chosen: Callable[..., profile.Profile]) -> None:
+def test_opencv_does_it_where_it_is_asked_for_or_nobody_else_can(chosen: Callable[..., profiles.Profile]) -> None:
     for wanted, make in (("cpu", lambda: OnDevice(None)), ("cpu", Session), ("auto", Session)):
         _sessions, preprocessor, said = opened(Backend(make), chosen(wanted))
         assert isinstance(preprocessor, Preprocessor)
         assert said == []
 
 
-def test_a_kernel_that_does_not_compile_is_said(chosen: Callable[..., profile.Profile]) -> None:
+def test_a_kernel_that_does_not_compile_is_said(chosen: Callable[..., profiles.Profile]) -> None:
     backend = Backend(lambda: OnDevice("nvcc is not there"))
     _sessions, preprocessor, said = opened(backend, chosen("auto"))
     assert isinstance(preprocessor, Preprocessor)

@@ -103,7 +103,7 @@ def test_the_whole_way_in_a_process_of_its_own(edge_process: Edge, place: Place)
 
 def test_without_profile_it_is_this_machines(edge: Edge, place: Place) -> None:
     """On a machine without a Jetson's device tree that is ``host``, and one here wins over the repository's."""
-    from edge import device
+    from edge.system import device
 
     if device.identify().is_jetson:
         pytest.skip("a Jetson picks its own profile")

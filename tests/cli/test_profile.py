@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from edge import profile as profiles
+from edge.config import profiles
 
 Edge = Callable[..., Any]
 Place = Callable[..., Path]
@@ -51,7 +51,7 @@ def test_show_is_the_whole_profile_and_can_be_read_back(edge: Edge, place: Place
     assert ended.code == 0
     again = tmp_path / "again.yaml"
     again.write_text(ended.out)
-    assert profiles.load(again) == profiles.load(tmp_path / "profiles" / "tiny.yaml")
+    assert profiles.read_profile(again) == profiles.read_profile(tmp_path / "profiles" / "tiny.yaml")
     assert json.loads(edge("profile", "show", "tiny", "--json").out) == yaml.safe_load(ended.out)
     assert "(digest " in ended.err
 

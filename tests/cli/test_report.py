@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from run_records import made
 
-from edge import record as records
+from edge.artifacts import run_record
 
 Edge = Callable[..., Any]
 Place = Callable[..., Path]
@@ -18,8 +18,8 @@ Place = Callable[..., Path]
 
 @pytest.fixture
 def two(tmp_path: Path) -> tuple[str, str]:
-    records.save(tmp_path / "a.json", made(100, live=False))
-    records.save(tmp_path / "b.json", made(100, live=False, slower=1.5, seed=1))
+    run_record.save(tmp_path / "a.json", made(100, live=False))
+    run_record.save(tmp_path / "b.json", made(100, live=False, slower=1.5, seed=1))
     return "a.json", "b.json"
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge import identity, record, store
-from edge.record import RunRecord
+from edge.artifacts import run_record, store
+from edge.artifacts.run_record import RunRecord
+from edge.calibration import cache_keys
 
 Edge = Callable[..., Any]
 Place = Callable[..., Path]
@@ -101,7 +102,7 @@ def test_the_record_holds_everything(edge: Edge, built: Place) -> None:
     folder = built()
     ended = edge(*COMMAND, "--record", "runs/new/r.json")
     assert (ended.code, "record: runs/new/r.json" in ended.err) == (0, True)
-    found = record.load(folder / "runs" / "new" / "r.json")
+    found = run_record.load(folder / "runs" / "new" / "r.json")
     assert (found.status, found.pictures, len(found.results)) == ("complete", 8, 8)
     assert found.subject.engine_sha256 == store.sha256_file(folder / ENGINE)
     assert found.subject.table_sha256 == store.sha256_file(folder / "calib_cache" / "model" / "entropy2.table")
@@ -119,7 +120,7 @@ def test_what_cannot_be_decoded_is_a_counted_and_named_skip(edge: Edge, built: P
     assert [(skip["seq"], skip["name"]) for skip in skips] == [(1, "001.jpg"), (4, "004.jpg"), (6, "006.jpg")]
     summary = lines(ended.out)[-1]["summary"]
     assert (summary["pictures"], summary["skipped"]) == (5, skips)
-    assert len(record.load(folder / "r.json").skipped) == 3
+    assert len(run_record.load(folder / "r.json").skipped) == 3
 
     plain = edge(*COMMAND)
     assert plain.code == 0
@@ -204,10 +205,10 @@ def test_an_engine_that_is_not_what_was_built_is_never_opened(damage: str, edge:
 def test_an_engine_from_elsewhere_is_refused_by_field(field: str, value: str, edge: Edge, built: Place) -> None:
     folder = built()
     path = folder / ENGINE.with_suffix(".json")
-    manifest = store.load(path, kind=identity.ENGINE)
+    manifest = store.load(path, kind=cache_keys.ENGINE)
     store.save(
         path,
-        kind=identity.ENGINE,
+        kind=cache_keys.ENGINE,
         files={ENGINE.name: (folder / ENGINE).read_bytes()},
         key={**manifest.key, field: value},
         info=manifest.info,
@@ -316,15 +317,16 @@ def read_all(terminal: int) -> bytes:
 def test_the_summary_of_an_interrupted_run_with_power_but_no_picture(
     edge: Edge, built: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from edge.ui import Terminal, summary
+    from edge.ui.terminal import run_summary
+    from edge.ui.terminal.terminal import Terminal
 
     folder = built()
     edge(*COMMAND, "--record", "r.json")
-    finished = record.load(folder / "r.json")
+    finished = run_record.load(folder / "r.json")
     none: RunRecord = msgspec.structs.replace(
         finished, pictures=0, results=[], latency={}, rate_per_s=None, status="interrupted", power_unavailable=None,
         power={"source": "hwmon", "scope": "module_input", "samples": 20, "joules": 1.0, "mean_mw": 500.0,
                "error_joules": 0.1},
     )  # fmt: skip
-    summary.summary(Terminal(), none)
+    run_summary.render_summary(Terminal(), none)
     assert "(interrupted)" in capsys.readouterr().out

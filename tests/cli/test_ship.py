@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from devices import current, tar_of
 
-from edge.transport.target import Place
+from edge.deploy.transport.address import DeviceAddress
 
 Edge = Callable[..., Any]
 FILES = {"profile.yaml": b"name: tiny\n", "model/tiny.onnx": b"weights " * 100}
@@ -148,7 +148,7 @@ def test_what_cannot_be_done(
     assert ended.code == code if code is not None else ended.code not in {0, 1}
     assert words in ended.err
     assert "Traceback" not in ended.err
-    assert current(Place(name="d", folder=bundles / "device")) is None
+    assert current(DeviceAddress(name="d", folder=bundles / "device")) is None
 
 
 def test_a_bundle_of_a_profile_is_made_and_shipped(edge: Edge, place: Callable[..., Path]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from edge import record, store
+from edge.artifacts import run_record, store
 
 Edge = Callable[..., Any]
 Place = Callable[..., Path]
@@ -61,7 +61,7 @@ def test_a_run_finishes_the_picture_in_hand_and_writes_its_record(
     assert names[:3] == ["000.jpg", "001.jpg", "002.jpg"]
     assert names == sorted(set(names))
     assert (last["summary"]["status"], last["summary"]["pictures"]) == ("interrupted", len(names))
-    kept = record.load(folder / "r.json")
+    kept = run_record.load(folder / "r.json")
     assert (kept.status, [result.name for result in kept.results]) == ("interrupted", names)
     assert f"stopped by {number.name}" in err
 
@@ -89,7 +89,7 @@ def test_a_run_interrupted_at_its_first_picture_has_a_record_too(start: Start, b
     first.let_through(writer)
     code, _, _ = finish(process)
     assert code == 130
-    kept = record.load(folder / "r.json")
+    kept = run_record.load(folder / "r.json")
     assert (kept.status, kept.warmup.n) == ("interrupted", 2)
     assert 1 <= kept.pictures < 8
 
@@ -107,8 +107,8 @@ def test_a_second_interrupt_stops_at_once(start: Start, built: Place, gate: Any)
     assert code == 130
     assert [json.loads(line).get("name") for line in out.splitlines()] == ["000.jpg", "001.jpg"]
     # What was kept while it went, here at its beginning.
-    kept = record.load(folder / "r.json")
-    assert (kept.status, kept.pictures, kept.failure) == ("interrupted", 0, record.KILLED)
+    kept = run_record.load(folder / "r.json")
+    assert (kept.status, kept.pictures, kept.failure) == ("interrupted", 0, run_record.KILLED)
 
 
 def test_nohup_is_respected(start: Start, built: Place, gate: Any, no_hangup: str) -> None:
@@ -119,7 +119,7 @@ def test_nohup_is_respected(start: Start, built: Place, gate: Any, no_hangup: st
     interrupt(process, signal.SIGHUP)
     third.let_through(writer)
     code, _, _ = finish(process)
-    assert (code, record.load(folder / "r.json").pictures) == (0, 4)
+    assert (code, run_record.load(folder / "r.json").pictures) == (0, 4)
 
 
 def test_an_interrupted_evaluation_gives_no_figures(start: Start, built: Place, gate: Any) -> None:

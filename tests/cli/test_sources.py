@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from network_camera import Server
 
-from edge import record
+from edge.artifacts import run_record
 
 Edge = Callable[..., Any]
 Place = Callable[..., Path]
@@ -43,7 +43,7 @@ def test_every_frame_of_a_video(edge: Edge, built: Place) -> None:
     assert [one["name"] for one in each] == [f"frame {number}" for number in range(30)]
     source = last["summary"]["source"]
     assert (source["kind"], source["live"], source["width"], source["total"]) == ("video", False, 64, 30)
-    assert (last["summary"]["dropped"], record.load(folder / "r.json").pictures) == (None, 30)
+    assert (last["summary"]["dropped"], run_record.load(folder / "r.json").pictures) == (None, 30)
 
 
 def test_a_replayed_run_says_so(edge: Edge, built: Place) -> None:
@@ -52,7 +52,7 @@ def test_a_replayed_run_says_so(edge: Edge, built: Place) -> None:
     for speed, live in (("real", True), ("fast", False)):
         ended = edge(*RUN, "--replay", "v.avi", "--replay-speed", speed, "--record", f"{speed}.json")
         assert ended.code == 0
-        kept = record.load(folder / f"{speed}.json")
+        kept = run_record.load(folder / f"{speed}.json")
         assert (kept.replayed, kept.source["kind"], kept.source["live"]) == ("v.avi", "replay", live)
         assert kept.pictures + (kept.dropped or 0) == 30
 
@@ -108,7 +108,7 @@ def test_a_network_camera_for_a_while(edge: Edge, built: Place, server: Server) 
     folder = built()
     ended = edge(*RUN, "--camera", server.url, "--duration", "1s", "--record", "r.jsonl", "--every-frame")
     assert ended.code == 0, ended.err
-    kept = record.load(folder / "r.jsonl")
+    kept = run_record.load(folder / "r.jsonl")
     assert (kept.status, kept.source["kind"], kept.source["live"]) == ("complete", "network", True)
     assert kept.pictures > 3
     assert kept.dropped is not None
@@ -138,7 +138,7 @@ def test_a_server_that_hangs_up_and_comes_back_is_a_gap(start: Start, built: Pla
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    kept = record.load(folder / "r.jsonl")
+    kept = run_record.load(folder / "r.jsonl")
     assert (kept.status, len(kept.gaps)) == ("interrupted", 1)
     assert kept.gaps[0].reopened_as == "http://me:***@" + server.url.split("@")[1]
 
@@ -149,12 +149,12 @@ def test_killed_the_record_up_to_the_last_flush_is_readable(start: Start, built:
     until = time.monotonic() + 60
     while time.monotonic() < until:
         time.sleep(0.1)
-        if (folder / "r.jsonl").exists() and record.load(folder / "r.jsonl").pictures > 3:
+        if (folder / "r.jsonl").exists() and run_record.load(folder / "r.jsonl").pictures > 3:
             break
     process.kill()
     process.communicate(timeout=60)
-    kept = record.load(folder / "r.jsonl")
-    assert (kept.status, kept.failure) == ("interrupted", record.KILLED)
+    kept = run_record.load(folder / "r.jsonl")
+    assert (kept.status, kept.failure) == ("interrupted", run_record.KILLED)
     assert kept.pictures > 3
     assert len(kept.results) == kept.pictures
 
@@ -167,7 +167,7 @@ def test_a_run_whose_backend_fails_has_a_record_too(edge: Edge, place: Place, ti
     ended = edge("run", "--profile", "tiny", "--precision", "fp32", "--images", "pictures", "--record", "r.json")
     assert ended.code == 8
     assert "NaN or infinity" in ended.err
-    kept = record.load(folder / "r.json")
+    kept = run_record.load(folder / "r.json")
     assert kept.status == "failed"
     assert kept.failure is not None
     assert "NaN or infinity" in kept.failure

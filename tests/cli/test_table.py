@@ -12,11 +12,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner, Result
 
-from edge import identity, store
-from edge import profile as profiles
-from edge.calibration.table import TrtVersion, from_ranges, parse, write
+from edge.artifacts import store
+from edge.calibration import cache_keys
 from edge.cli.table import app
+from edge.config import profiles
 from edge.errors import ArtifactError, EdgeError, ModelError, ProfileError, QualityError, StoreError, UsageError
+from edge.quantization.calibration_table import TrtVersion, from_ranges, parse, write
 
 TABLE = (
     b"TRT-8602-EntropyCalibration2\nx: 3c010204\nc1: 3d418306\n(Unnamed Layer* 3) [Constant]_output: 3c810204\n"
@@ -193,12 +194,12 @@ def test_check_a_table_for_another_model(table: Path, profile: Path) -> None:
 
 def made_by_edge(table: Path, profile: Path, **other: str) -> None:
     """A manifest as ``edge calibrate`` writes it, for this profile but for ``other``."""
-    loaded = profiles.load(profile)
+    loaded = profiles.read_profile(profile)
     store.save(
-        identity.manifest_path(table),
-        kind=identity.TABLE,
+        cache_keys.manifest_path(table),
+        kind=cache_keys.TABLE,
         files={table.name: table.read_bytes()},
-        key={**identity.table_key(loaded), "images": "0" * 64, **other},
+        key={**cache_keys.table_key(loaded), "images": "0" * 64, **other},
         info={"zero_tensors": ["pool"]},
     )
 
@@ -225,7 +226,7 @@ def test_check_a_table_that_changed_since_its_manifest(tmp_path: Path, profile: 
 
 def test_a_manifest_of_something_else_says_nothing(tmp_path: Path, profile: Path) -> None:
     path = network_table(tmp_path)
-    identity.manifest_path(path).write_text('{"x": {"lowest": 1}}')
+    cache_keys.manifest_path(path).write_text('{"x": {"lowest": 1}}')
     assert "origin" not in codes(run("check", path, "--profile", profile, "--json"), "ok")
 
 

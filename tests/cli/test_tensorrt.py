@@ -20,10 +20,11 @@ import site_double
 from double import VERSIONS
 from timing_double import content
 
-from edge import identity, store
-from edge.backends.trt import timing
-from edge.calibration import table as tables
-from edge.calibration.table import TrtVersion
+from edge.artifacts import store
+from edge.backends.tensorrt import timing_cache
+from edge.calibration import cache_keys
+from edge.quantization import calibration_table
+from edge.quantization.calibration_table import TrtVersion
 
 Edge = Callable[..., Any]
 Place = Callable[..., Path]
@@ -72,7 +73,7 @@ def calibrated(device: Callable[..., Path], edge: Edge) -> Callable[..., Path]:
 
 
 def manifest(folder: Path, precision: str = "int8") -> store.Manifest:
-    return store.load(folder / "engines/tiny" / f"model-{precision}.json", kind=identity.ENGINE)
+    return store.load(folder / "engines/tiny" / f"model-{precision}.json", kind=cache_keys.ENGINE)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -117,10 +118,10 @@ def test_the_devices_own_calibrators(version: str, algorithm: str, device: Calla
     path = folder / f"calib_cache/model/{algorithm}-tensorrt.table"
     assert ended.out.startswith(f"{path}: ")
     assert "from 8 pictures" in ended.out
-    found = store.load(path.with_suffix(".json"), kind=identity.TABLE)
+    found = store.load(path.with_suffix(".json"), kind=cache_keys.TABLE)
     assert (found.key["engine"], found.key["tensorrt"], found.key["batch"]) == ("tensorrt", version, 4)
     assert found.info["made_by"] == f"TensorRT {version}"
-    table = tables.parse(path.read_bytes())
+    table = calibration_table.parse(path.read_bytes())
     assert table.header.algorithm == algorithm
     assert {"input", "c1", "logits"} < set(table.bits)
     again = edge("calibrate", *TINY, *PICTURES)
@@ -139,7 +140,7 @@ def test_the_same_preprocessing_and_every_picture(device: Callable[..., Path], e
     for engine in ("edge", "tensorrt"):
         assert edge("calibrate", *TINY, *PICTURES, "--engine", engine).code == 0
     own, theirs = (
-        tables.parse((folder / f"calib_cache/model/{name}.table").read_bytes()).scales
+        calibration_table.parse((folder / f"calib_cache/model/{name}.table").read_bytes()).scales
         for name in ("minmax", "minmax-tensorrt")
     )
     assert own.keys() <= theirs.keys()
@@ -269,9 +270,11 @@ def test_a_table_of_another_major_version(device: Callable[..., Path], edge: Edg
     # The same major version is accepted, and said.
     device("10.16.1.11", profile=own)
     table = folder / "calib_cache/model/entropy2-tensorrt.table"
-    kept = store.load(table.with_suffix(".json"), kind=identity.TABLE)
-    new = tables.write(tables.retarget(tables.parse(table.read_bytes()), TrtVersion(10, 3, 0)))
-    store.save(table.with_suffix(".json"), kind=identity.TABLE, files={table.name: new}, key=kept.key, info=kept.info)
+    kept = store.load(table.with_suffix(".json"), kind=cache_keys.TABLE)
+    new = calibration_table.write(
+        calibration_table.retarget(calibration_table.parse(table.read_bytes()), TrtVersion(10, 3, 0))
+    )
+    store.save(table.with_suffix(".json"), kind=cache_keys.TABLE, files={table.name: new}, key=kept.key, info=kept.info)
     ended = edge("build", *TINY)
     assert ended.code == 0
     assert "made for TensorRT 10.3.0, accepted by 10.16.1" in ended.err
@@ -302,7 +305,7 @@ def test_an_engine_of_another_device_or_profile(field: str, calibrated: Callable
     path = folder / "engines/tiny/model-int8.json"
     kept = manifest(folder)
     files = {name: (path.parent / name).read_bytes() for name in kept.files}
-    store.save(path, kind=identity.ENGINE, files=files, key={**kept.key, field: "another"}, info=kept.info)
+    store.save(path, kind=cache_keys.ENGINE, files=files, key={**kept.key, field: "another"}, info=kept.info)
     ended = edge("run", *TINY, *PICTURES)
     assert (ended.code, ended.out) == (7, "")
     assert f"the engine was built for something else ({field}: another -> " in ended.err
@@ -522,7 +525,7 @@ def test_merging(calibrated: Callable[..., Path], edge: Edge) -> None:
         assert words in ended.err
         assert name in ended.err
     assert path.read_bytes() == before
-    assert timing.listing(path.parent)[0].state == "ok"
+    assert timing_cache.listing(path.parent)[0].state == "ok"
 
 
 def test_caches_where_there_are_none(place: Place, edge: Edge) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from network_camera import Server
 
-from edge import record
+from edge.artifacts import run_record
 
 Edge = Callable[..., Any]
 Place = Callable[..., Path]
@@ -71,7 +71,7 @@ def test_a_run_is_seen_and_measured_while_it_goes(
     held.let_through(writer)
     process.communicate(timeout=60)
     assert process.returncode == 0
-    assert record.load(folder / "r.json").pictures == 8
+    assert run_record.load(folder / "r.json").pictures == 8
     with pytest.raises(OSError, match="refused"):
         get(port, "/state")
 
@@ -204,7 +204,7 @@ def test_a_frozen_pipeline_is_killed_and_starts_again(
     assert supervisor.until("READY")
     assert supervisor.until("STOPPING")
     assert process.wait(30) == 0
-    assert record.load(folder / "r.jsonl").pictures == 8
+    assert run_record.load(folder / "r.jsonl").pictures == 8
 
 
 @pytest.mark.slow
@@ -238,7 +238,7 @@ def test_a_camera_that_is_away_for_long_is_waited_for_and_a_frozen_run_is_not(
         assert supervisor.until("WATCHDOG")
         assert len(supervisor.heard) < 2000
     until = time.monotonic() + 60
-    while record.load(folder / "r.jsonl").gaps[-1].end_s is None and time.monotonic() < until:
+    while run_record.load(folder / "r.jsonl").gaps[-1].end_s is None and time.monotonic() < until:
         time.sleep(0.1)
     process.send_signal(signal.SIGSTOP)
     # What was said before may still be on its way.
@@ -247,8 +247,8 @@ def test_a_camera_that_is_away_for_long_is_waited_for_and_a_frozen_run_is_not(
     process.send_signal(signal.SIGABRT)
     process.send_signal(signal.SIGCONT)
     assert process.wait(30) == -signal.SIGABRT
-    kept = record.load(folder / "r.jsonl")
-    assert kept.failure == record.KILLED
+    kept = run_record.load(folder / "r.jsonl")
+    assert kept.failure == run_record.KILLED
     assert kept.gaps[-1].end_s is not None
 
 
@@ -268,4 +268,4 @@ def test_a_stop_is_said_and_the_record_is_written(
     held.let_through(writer)
     assert supervisor.until("STOPPING")
     assert process.wait(30) == 128 + signal.SIGTERM
-    assert record.load(folder / "r.json").status == "interrupted"
+    assert run_record.load(folder / "r.json").status == "interrupted"

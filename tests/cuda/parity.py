@@ -13,20 +13,20 @@ import msgspec
 import numpy as np
 
 from edge.backends.cuda import kernels
-from edge.backends.cuda.kernels import Frames, Plan
-from edge.profile import Input, Preprocess
+from edge.backends.cuda.kernels import Frames, LaunchPlan
+from edge.config.profiles import InputConfig, PreprocessConfig
 
 # The issue's bounds, in steps of 8 bits; float16 adds its own rounding of the normalized value.
 MAX_STEPS, MEAN_STEPS = 1.5, 0.25
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
-    spec: Preprocess
-    target: Input
+    spec: PreprocessConfig
+    target: InputConfig
     memory: Any  # uint8, all frames and nothing else
     shift: int  # bytes before it, for its alignment
     pictures: list[Any]  # the same frames as arrays
-    plan: Plan
+    plan: LaunchPlan
     frames: Frames  # with address relative to the memory
     half: bool
 
@@ -88,7 +88,7 @@ def case(
 ) -> Case:
     """One case with random layout, colours and normalization."""
     height, width = size
-    spec = Preprocess(
+    spec = PreprocessConfig(
         fit=fit,
         resize=max(target) + int(rng.integers(0, max(target) // 2 + 1)),
         interpolation=interpolation,
@@ -97,7 +97,7 @@ def case(
         std=tuple(float(value) for value in rng.uniform(20, 100, 3)),
         pad=int(rng.integers(256)),
     )
-    wanted = Input(height=target[0], width=target[1])
+    wanted = InputConfig(height=target[0], width=target[1])
     count = int(rng.integers(1, 4))
     stride = 3 * width + int(rng.integers(0, 9))
     apart = stride * height + int(rng.integers(0, 6))
@@ -127,7 +127,7 @@ def case(
 
 def differences(item: Case, result: np.ndarray) -> tuple[float, float]:
     """Largest and mean difference to the CPU path, in steps of 8 bits before normalization."""
-    from edge.preprocess import Preprocessor
+    from edge.model.preprocessing import Preprocessor
 
     assert not np.isnan(result).any(), f"{item.title()}: pixels were left unwritten"
     preprocess = Preprocessor(item.spec, item.target)

@@ -17,11 +17,11 @@ from engine_double import addresses, shape, tensorrt, write_engine
 from parity import case, cases, check, run_on
 
 from edge.backends.cuda import kernels
-from edge.backends.trt import caps as capabilities
-from edge.backends.trt.runner import TrtSession
+from edge.backends.tensorrt import caps
+from edge.backends.tensorrt.runner import TrtSession
+from edge.config.profiles import InputConfig, PreprocessConfig
 from edge.errors import DeviceError
-from edge.preprocess import Preprocessor
-from edge.profile import Input, Preprocess
+from edge.model.preprocessing import Preprocessor
 
 pytestmark = pytest.mark.gpu
 
@@ -79,7 +79,7 @@ def open_on_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: Any) -> It
             inputs={"images": ["FLOAT", [size, 3, SIDE, SIDE]]},
             outputs={"logits": ["FLOAT", [size, CLASSES]]},
         )
-        session = TrtSession(path, capabilities.load(), precision="int8", device=device)
+        session = TrtSession(path, caps.load(), precision="int8", device=device)
         session.engine = engine  # type: ignore[attr-defined]
         opened.add(session)
         return session
@@ -307,7 +307,7 @@ def test_a_session_runs_batches(open_on_gpu: Callable[..., TrtSession], fixed: b
 
 def test_a_session_runs_frames(open_on_gpu: Callable[..., TrtSession]) -> None:
     session = open_on_gpu()
-    spec, target = Preprocess(resize=72), Input(height=SIDE, width=SIDE)
+    spec, target = PreprocessConfig(resize=72), InputConfig(height=SIDE, width=SIDE)
     session.preprocess_on_gpu(spec, target)
     preprocess = Preprocessor(spec, target)
     rng = np.random.default_rng(4)
@@ -323,14 +323,15 @@ def test_the_loop_feeds_frames_to_a_session(open_on_gpu: Callable[..., TrtSessio
     """Pictures from files, decoded in threads, preprocessed and run on the device, labelled in order."""
     import cv2
 
-    from edge import loop, preprocess
-    from edge.frames import open_pictures
-    from edge.frames.stream import PictureStream
-    from edge.record import Subject
-    from edge.telemetry import NoSource
+    from edge.artifacts.run_record import Subject
+    from edge.media.picture_sources import open_pictures
+    from edge.media.streams import PictureStream
+    from edge.model import preprocessing
+    from edge.runtime import pipeline, run_loop
     from edge.telemetry.meter import Telemetry
+    from edge.telemetry.source import NoSource
 
-    rng, spec, target = np.random.default_rng(8), Preprocess(resize=72), Input(height=SIDE, width=SIDE)
+    rng, spec, target = np.random.default_rng(8), PreprocessConfig(resize=72), InputConfig(height=SIDE, width=SIDE)
     preprocessor, wanted = Preprocessor(spec, target), []
     for number in range(12):
         picture = rng.integers(0, 256, (90 + number % 3, 120, 3), np.uint8)
@@ -338,17 +339,17 @@ def test_the_loop_feeds_frames_to_a_session(open_on_gpu: Callable[..., TrtSessio
         wanted.append(int(expected(preprocessor(picture)[None])[0].argmax()))
     session = open_on_gpu()
     session.preprocess_on_gpu(spec, target)
-    record = loop.run(
+    record = run_loop.run(
         PictureStream(open_pictures(tmp_path)),
         sessions=[session],
         preprocessor=None,
         names=[f"class {index}" for index in range(CLASSES)],
         subject=Subject(
             profile="p", profile_digest="0", model="m", model_sha256="0", engine_sha256="0", table_sha256=None,
-            preprocess_digest=preprocess.digest(spec, target), backend={}, precision="int8", layers={}, device={},
+            preprocess_digest=preprocessing.digest(spec, target), backend={}, precision="int8", layers={}, device={},
             source=str(tmp_path),
         ),
-        settings=loop.Settings(topk=1, warmup=2, width=loop.Width(prepare=3, batch=2)),
+        settings=run_loop.RunSettings(topk=1, warmup=2, width=pipeline.Width(prepare=3, batch=2)),
         telemetry=Telemetry(None, NoSource(())),
     )  # fmt: skip
     assert [result.seq for result in record.results] == list(range(12))
@@ -387,7 +388,7 @@ def test_two_sessions_side_by_side(open_on_gpu: Callable[..., TrtSession]) -> No
 @pytest.mark.slow
 def test_ten_thousand_inferences_leak_nothing(open_on_gpu: Callable[..., TrtSession], gpu: Any) -> None:
     session = open_on_gpu()
-    session.preprocess_on_gpu(Preprocess(resize=72), Input(height=SIDE, width=SIDE))
+    session.preprocess_on_gpu(PreprocessConfig(resize=72), InputConfig(height=SIDE, width=SIDE))
     frame = np.random.default_rng(5).integers(0, 256, (120, 160, 3), np.uint8)
     batches = [batch_of(count) for count in (1, 2, 3, 4)]
 

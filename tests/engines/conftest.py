@@ -8,20 +8,23 @@ from typing import Any
 
 import pytest
 
-from edge import backends, build, calibrate, identity, store
-from edge import profile as profiles
-from edge.engines.catalog import Look
+from edge.artifacts import store
+from edge.backends import registry
+from edge.calibration import cache_keys, workflow
+from edge.config import profiles
+from edge.config.profiles import Profile
+from edge.engines import building
+from edge.engines.inventory import InventoryScan
 from edge.errors import ProfileError
-from edge.frames import open_pictures
-from edge.profile import Profile
+from edge.media.picture_sources import open_pictures
 
 
 @pytest.fixture
 def tiny(tiny_profile: Callable[..., Path], pictures: Callable[..., Any], tmp_path: Path) -> Profile:
     """The tiny profile, calibrated."""
-    chosen = profiles.load(tiny_profile(tmp_path / "profiles"))
+    chosen = profiles.read_profile(tiny_profile(tmp_path / "profiles"))
     pictures(tmp_path / "p", 4)
-    assert calibrate.calibrate(chosen, open_pictures(tmp_path / "p"), cache=tmp_path / "cache", threads=1)
+    assert workflow.calibrate(chosen, open_pictures(tmp_path / "p"), cache=tmp_path / "cache", threads=1)
     return chosen
 
 
@@ -31,29 +34,29 @@ def make(tiny: Profile, tmp_path: Path) -> Callable[..., Path]:
 
     def call(precision: Any = "int8", profile: Profile | None = None) -> Path:
         chosen = profile or tiny
-        outcome = build.build(
-            chosen, backends.get(chosen.backend), cache=tmp_path / "cache", engines=tmp_path / "engines",
+        outcome = building.build(
+            chosen, registry.get(chosen.backend), cache=tmp_path / "cache", engines=tmp_path / "engines",
             precision=precision,
         )  # fmt: skip
-        assert outcome.manifest == identity.engine_manifest_path(chosen, tmp_path / "engines", precision)
+        assert outcome.manifest == cache_keys.engine_manifest_path(chosen, tmp_path / "engines", precision)
         return outcome.manifest
 
     return call
 
 
 @pytest.fixture
-def look(tmp_path: Path) -> Callable[..., Look]:
+def look(tmp_path: Path) -> Callable[..., InventoryScan]:
     """``look()``: profiles from ``tmp_path/profiles``, the real backends, the cache of ``make``."""
 
     def resolve(name: str) -> Profile:
         path = tmp_path / "profiles" / f"{name}.yaml"
         if not path.is_file():
             raise ProfileError(f"there is no profile {name!r}")
-        return profiles.load(path)
+        return profiles.read_profile(path)
 
-    def call(**changes: Any) -> Look:
-        given = {"resolve": resolve, "backend": backends.of, "cache": tmp_path / "cache", **changes}
-        return Look(**given)
+    def call(**changes: Any) -> InventoryScan:
+        given = {"resolve": resolve, "backend": registry.of, "cache": tmp_path / "cache", **changes}
+        return InventoryScan(**given)
 
     return call
 
@@ -63,10 +66,14 @@ def rewrite() -> Callable[..., None]:
     """``rewrite(manifest, {"name": b"content"}, warnings=[...])``: other files or info, all of it whole."""
 
     def call(manifest: Path, files: dict[str, bytes] | None = None, **info: Any) -> None:
-        found = store.load(manifest, kind=identity.ENGINE)
+        found = store.load(manifest, kind=cache_keys.ENGINE)
         kept = {name: (manifest.parent / name).read_bytes() for name in found.files}
         store.save(
-            manifest, kind=identity.ENGINE, files={**kept, **(files or {})}, key=found.key, info={**found.info, **info}
+            manifest,
+            kind=cache_keys.ENGINE,
+            files={**kept, **(files or {})},
+            key=found.key,
+            info={**found.info, **info},
         )
 
     return call

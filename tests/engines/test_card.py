@@ -8,12 +8,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge import identity, store
-from edge.backends import inspection
-from edge.backends.inspection import Inspection, Layer, Tensor
-from edge.engines import card, page
-from edge.engines.card import Island
+from edge.artifacts import store
+from edge.calibration import cache_keys
+from edge.engines import engine_page, engine_report
+from edge.engines.engine_report import Island
 from edge.errors import ArtifactError
+from edge.model import inspection
+from edge.model.inspection import Inspection, Layer, LayerTensor
 
 Make = Callable[..., Path]
 # A few layers as the inspector of TensorRT 8.6 writes them.
@@ -34,7 +35,7 @@ TRT: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", ["model-int8.json", "model-int8.onnx", "model-int8.layers.json"])
 def test_an_engine_is_found_by_any_of_its_files(name: str, make: Make) -> None:
-    found = card.load(make("int8").parent / name)
+    found = engine_report.load(make("int8").parent / name)
     assert (found.title, found.asked, found.counts is not None) == ("model-int8", "int8", True)
     assert found.layers is not None
     assert (found.layers.weighted, found.layers.weighted_int8) == (4, 4)
@@ -45,24 +46,24 @@ def test_an_engine_is_found_by_any_of_its_files(name: str, make: Make) -> None:
 
 def test_the_manifest_remembers_builds_and_memory(make: Make, tmp_path: Path) -> None:
     path = make("fp32")
-    assert store.load(path, kind=identity.ENGINE).info["peak_memory_mib"] > 0
-    first = store.load(path, kind=identity.ENGINE).info["builds"]
+    assert store.load(path, kind=cache_keys.ENGINE).info["peak_memory_mib"] > 0
+    first = store.load(path, kind=cache_keys.ENGINE).info["builds"]
     (path.parent / "model-fp32.onnx").write_bytes(b"damaged")
     make("fp32")
-    assert [len(first), len(store.load(path, kind=identity.ENGINE).info["builds"])] == [1, 1]
+    assert [len(first), len(store.load(path, kind=cache_keys.ENGINE).info["builds"])] == [1, 1]
 
 
 def test_a_rebuild_is_added_to_the_builds(make: Make, tiny: Any) -> None:
     path = make("fp32")
     batch = msgspec.structs.replace(tiny.input, batch=msgspec.structs.replace(tiny.input.batch, max=4))
     make("fp32", profile=msgspec.structs.replace(tiny, input=batch))
-    builds = store.load(path, kind=identity.ENGINE).info["builds"]
+    builds = store.load(path, kind=cache_keys.ENGINE).info["builds"]
     assert len(builds) == 2
     assert all(item["build_seconds"] >= 0 and item["at_utc"] for item in builds)
 
 
 def test_what_runs_in_float_inside_of_an_int8_engine(make: Make) -> None:
-    found = card.load(make("int8"))
+    found = engine_report.load(make("int8"))
     clip = [island for island in found.islands if island.kind == "Clip"]
     assert clip == [Island(kind="Clip", precision="fp32", layers=1, reformats=2)] or clip == []
     befores = {(change.before, change.after) for change in found.changes}
@@ -71,8 +72,8 @@ def test_what_runs_in_float_inside_of_an_int8_engine(make: Make) -> None:
 
 
 def test_islands_and_chains() -> None:
-    def at(name: str, precision: str) -> Tensor:
-        return Tensor(name=name, precision=precision)
+    def at(name: str, precision: str) -> LayerTensor:
+        return LayerTensor(name=name, precision=precision)
 
     layers = [
         Layer(name="q", kind="Q", role="reformat", inputs=[at("x", "fp32")], outputs=[at("x1", "int8")]),
@@ -87,7 +88,9 @@ def test_islands_and_chains() -> None:
               inputs=[at("y3", "int8")], outputs=[at("z", "fp32")]),
     ]  # fmt: skip
     looked = Inspection(format=inspection.FORMAT, source="t", nodes=[], layers=layers, ports=[])
-    found = card._card(title="t", path=Path("t"), asked="int8", manifest=None, layers=None, looked=looked, notes=[])
+    found = engine_report._card(
+        title="t", path=Path("t"), asked="int8", manifest=None, layers=None, looked=looked, notes=[]
+    )
     assert found.islands == [Island(kind="Relu", precision="fp32", layers=1, reformats=2)]
     assert found.chains == [["q", "t"]]
     assert [layer.name for layer in found.short] == ["fc"]
@@ -99,20 +102,24 @@ def test_islands_and_chains() -> None:
 
 def test_reformats_in_a_ring_do_not_hang_it() -> None:
     ring = [
-        Layer(name=str(i), kind="R", role="reformat", inputs=[Tensor(name=f"t{i}")],
-              outputs=[Tensor(name=f"t{(i + 1) % 3}")])
+        Layer(name=str(i), kind="R", role="reformat", inputs=[LayerTensor(name=f"t{i}")],
+              outputs=[LayerTensor(name=f"t{(i + 1) % 3}")])
         for i in range(3)
     ]  # fmt: skip
-    ring += [Layer(name="in", kind="R", role="reformat", inputs=[Tensor(name="x")], outputs=[Tensor(name="t0")])]
+    ring += [
+        Layer(name="in", kind="R", role="reformat", inputs=[LayerTensor(name="x")], outputs=[LayerTensor(name="t0")])
+    ]
     looked = Inspection(format=inspection.FORMAT, source="t", nodes=[], layers=ring, ports=[])
-    found = card._card(title="t", path=Path("t"), asked=None, manifest=None, layers=None, looked=looked, notes=[])
+    found = engine_report._card(
+        title="t", path=Path("t"), asked=None, manifest=None, layers=None, looked=looked, notes=[]
+    )
     assert found.chains == [["in", "0", "1", "2"]]
 
 
 def test_a_file_of_trtexec(tmp_path: Path) -> None:
     path = tmp_path / "graph.json"
     path.write_text(json.dumps(TRT))
-    found = card.load(path)
+    found = engine_report.load(path)
     assert found.counts is not None
     assert (found.counts.weighted, found.counts.reformats, found.counts.weights_bytes) == ({"int8": 1}, 1, 248)
     assert (found.manifest, found.layers, found.asked) == (None, None, None)
@@ -123,22 +130,26 @@ def test_a_file_of_trtexec(tmp_path: Path) -> None:
 
 def test_what_an_earlier_edge_built(make: Make, tmp_path: Path) -> None:
     path = make("int8")
-    found = store.load(path, kind=identity.ENGINE)
+    found = store.load(path, kind=cache_keys.ENGINE)
     engine = "model-int8.onnx"
     (path.parent / "model-int8.layers.json").unlink()
     store.save(
-        path, kind=identity.ENGINE, files={engine: (path.parent / engine).read_bytes()}, key=found.key, info=found.info
+        path,
+        kind=cache_keys.ENGINE,
+        files={engine: (path.parent / engine).read_bytes()},
+        key=found.key,
+        info=found.info,
     )
-    old = card.load(path)
+    old = engine_report.load(path)
     assert (old.inspection, old.counts) == (None, None)
     assert "an earlier edge built this engine" in old.notes[0]
-    assert "model-int8" in page.render(old)
+    assert "model-int8" in engine_page.render(old)
 
 
 def test_layers_of_a_later_edge_are_left_out_and_said(make: Make, rewrite: Callable[..., None]) -> None:
     path = make("int8")
     rewrite(path, {"model-int8.layers.json": b'{"format": 9}'})
-    found = card.load(path)
+    found = engine_report.load(path)
     assert found.inspection is None
     assert "format 9" in found.notes[0]
 
@@ -146,10 +157,10 @@ def test_layers_of_a_later_edge_are_left_out_and_said(make: Make, rewrite: Calla
 def test_counts_that_nobody_knows(make: Make, rewrite: Callable[..., None]) -> None:
     path = make("int8")
     rewrite(path, layers={"heavy": 4}, warnings="none", builds="many", device=3)
-    found = card.load(path)
+    found = engine_report.load(path)
     assert found.layers is None
     assert "in a way that this edge does not know" in found.notes[0]
-    page.render(found)
+    engine_page.render(found)
 
 
 def flipped(path: Path) -> None:
@@ -163,14 +174,14 @@ def test_a_damaged_file_is_refused(name: str, make: Make) -> None:
     path = make("int8")
     flipped(path.parent / name)
     with pytest.raises(ArtifactError):
-        card.load(path)
+        engine_report.load(path)
 
 
 def test_a_missing_layers_file_is_refused(make: Make) -> None:
     path = make("int8")
     (path.parent / "model-int8.layers.json").unlink()
     with pytest.raises(ArtifactError, match="named in the manifest and not there"):
-        card.load(path)
+        engine_report.load(path)
 
 
 @pytest.mark.parametrize(
@@ -189,13 +200,13 @@ def test_what_is_no_engine(name: str, content: bytes, words: str, tmp_path: Path
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=words) as caught:
-        card.load(path)
+        engine_report.load(path)
     assert caught.value.exit_code == 7
 
 
 def test_there_is_none(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="there is no such engine") as caught:
-        card.load(tmp_path / "model.plan")
+        engine_report.load(tmp_path / "model.plan")
     assert caught.value.hint == "edge engine list"
 
 
@@ -204,10 +215,10 @@ def test_the_manifest_of_another_engine(make: Make) -> None:
     other = path.with_name("model-int8.plan")
     other.write_bytes(b"another")
     with pytest.raises(ArtifactError, match=r"that of model-int8\.onnx"):
-        card.load(other)
+        engine_report.load(other)
 
 
 def test_a_table_is_no_engine(make: Make, tmp_path: Path) -> None:
     make("int8")
     with pytest.raises(ArtifactError, match="not of engine"):
-        card.load(tmp_path / "cache/model/entropy2.json")
+        engine_report.load(tmp_path / "cache/model/entropy2.json")

@@ -9,15 +9,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge import identity, store
-from edge.backends.ort import OnnxRuntime
-from edge.engines import catalog
-from edge.engines.catalog import Entry, Look
-from edge.errors import GuestError
-from edge.profile import Profile
+from edge.artifacts import store
+from edge.backends.onnxruntime import OnnxRuntime
+from edge.calibration import cache_keys
+from edge.config.profiles import Profile
+from edge.engines import inventory
+from edge.engines.inventory import InventoryEntry, InventoryScan
+from edge.errors import MissingDependencyError
 
 Make = Callable[..., Path]
-Looks = Callable[..., Look]
+Looks = Callable[..., InventoryScan]
 
 
 class Other(OnnxRuntime):
@@ -32,15 +33,15 @@ class Other(OnnxRuntime):
 
 class Missing(OnnxRuntime):
     def identity(self) -> Mapping[str, store.Scalar]:
-        raise GuestError("onnxruntime is not installed")
+        raise MissingDependencyError("onnxruntime is not installed")
 
 
-def scan(tmp_path: Path, look: Look) -> dict[str, Entry]:
-    return {entry.manifest.stem: entry for entry in catalog.scan(tmp_path / "engines", look)}
+def scan(tmp_path: Path, look: InventoryScan) -> dict[str, InventoryEntry]:
+    return {entry.manifest.stem: entry for entry in inventory.scan(tmp_path / "engines", look)}
 
 
 def test_no_folder_no_engines(tmp_path: Path, look: Looks) -> None:
-    assert catalog.scan(tmp_path / "nowhere", look()) == []
+    assert inventory.scan(tmp_path / "nowhere", look()) == []
 
 
 def test_current_engines(make: Make, look: Looks, tmp_path: Path) -> None:
@@ -104,16 +105,16 @@ def test_a_table_that_cannot_be_found_makes_it_unknown_not_stale(make: Make, loo
     entry = scan(tmp_path, look(cache=tmp_path / "another cache"))["model-int8"]
     assert entry.state == "unknown"
     assert "no calibration table" in entry.why[0]
-    assert catalog.useless([entry], elsewhere=True) == []
+    assert inventory.useless([entry], elsewhere=True) == []
 
 
 def test_a_new_table_makes_it_stale(make: Make, look: Looks, tmp_path: Path, tiny: Profile) -> None:
     make("int8")
-    path = identity.table_path(tiny, tmp_path / "cache")
-    manifest = store.load(identity.manifest_path(path), kind=identity.TABLE)
+    path = cache_keys.table_path(tiny, tmp_path / "cache")
+    manifest = store.load(cache_keys.manifest_path(path), kind=cache_keys.TABLE)
     changed = path.read_bytes().replace(b"TRT-", b"TRT-1", 1)
     store.save(
-        identity.manifest_path(path), kind=identity.TABLE, files={path.name: changed}, key=manifest.key,
+        cache_keys.manifest_path(path), kind=cache_keys.TABLE, files={path.name: changed}, key=manifest.key,
         info=manifest.info,
     )  # fmt: skip
     entry = scan(tmp_path, look())["model-int8"]
@@ -166,8 +167,8 @@ def test_what_goes(make: Make, look: Looks, tmp_path: Path) -> None:
     entry = scan(tmp_path, look())["model-fp32"]
     states = ("current", "stale", "elsewhere", "orphan", "damaged", "unknown")
     entries = [msgspec.structs.replace(entry, state=state) for state in states]
-    assert [item.state for item in catalog.useless(entries)] == ["stale", "damaged"]
-    assert [item.state for item in catalog.useless(entries, elsewhere=True)] == [
+    assert [item.state for item in inventory.useless(entries)] == ["stale", "damaged"]
+    assert [item.state for item in inventory.useless(entries, elsewhere=True)] == [
         "stale", "elsewhere", "orphan", "damaged",
     ]  # fmt: skip
 
@@ -177,18 +178,18 @@ def test_removing(make: Make, look: Looks, tmp_path: Path) -> None:
     make("int8")
     old = look(backend=lambda _profile: Other(onnxruntime="9.9"))
     entry = scan(tmp_path, old)["model-fp32"]
-    assert catalog.remove(entry, old)
+    assert inventory.remove(entry, old)
     assert sorted(item.name for item in path.parent.iterdir() if item.suffix != ".lock") == [
         "model-int8.json", "model-int8.layers.json", "model-int8.onnx",
     ]  # fmt: skip
     # It is gone: nothing to remove any more.
-    assert not catalog.remove(entry, old)
+    assert not inventory.remove(entry, old)
 
 
 def test_one_that_was_built_anew_meanwhile_stays(make: Make, look: Looks, tmp_path: Path) -> None:
     path = make("fp32")
     entry = msgspec.structs.replace(scan(tmp_path, look())["model-fp32"], state="stale")
-    assert not catalog.remove(entry, look())
+    assert not inventory.remove(entry, look())
     assert path.is_file()
 
 
@@ -203,4 +204,4 @@ def test_one_that_was_built_anew_meanwhile_stays(make: Make, look: Looks, tmp_pa
     ],
 )
 def test_runtime_in_words(key: dict[str, store.Scalar], words: str) -> None:
-    assert catalog.runtime(key) == words
+    assert inventory.runtime(key) == words

@@ -4,13 +4,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from edge.engines import card, compare
+from edge.engines import engine_comparison, engine_report
 
 Make = Callable[..., Path]
 
 
 def test_fp32_against_int8(make: Make) -> None:
-    found = compare.compare(card.load(make("fp32")), card.load(make("int8")))
+    found = engine_comparison.compare(engine_report.load(make("fp32")), engine_report.load(make("int8")))
     assert {item.field for item in found.built_from} >= {"precision", "table", "int8_route"}
     assert found.weighted == {"fp32 -> int8": 4}
     weighted = [change.node for change in found.changes if change.weighted]
@@ -27,8 +27,8 @@ def test_fp32_against_int8(make: Make) -> None:
 
 
 def test_an_engine_and_itself(make: Make) -> None:
-    one = card.load(make("int8"))
-    found = compare.compare(one, one)
+    one = engine_report.load(make("int8"))
+    found = engine_comparison.compare(one, one)
     assert found.is_equal
     assert (found.changes, found.notes, found.same > 0) == ([], [], True)
 
@@ -37,7 +37,7 @@ def test_layers_without_manifests_and_of_different_models(tmp_path: Path, make: 
     listed = {"Layers": [{"Name": "/z", "LayerType": "CaskConvolution", "Metadata": "[ONNX Layer: /z]"}]}
     path = tmp_path / "graph.json"
     path.write_text(json.dumps(listed))
-    found = compare.compare(card.load(path), card.load(make("int8")))
+    found = engine_comparison.compare(engine_report.load(path), engine_report.load(make("int8")))
     assert found.built_from == []
     assert found.notes == ["no ONNX node is named in both: these are engines of different models"]
 
@@ -54,7 +54,9 @@ def test_two_versions_of_tensorrt(tmp_path: Path) -> None:
     new = [layer(["/a", "/relu", "/pool"], "Int8"), layer(["/b"], "Half"), layer(["/add"], "Half")]
     for name, listed in (("old", old), ("new", new)):
         (tmp_path / f"{name}.json").write_text(json.dumps({"Layers": listed}))
-    found = compare.compare(card.load(tmp_path / "old.json"), card.load(tmp_path / "new.json"))
+    found = engine_comparison.compare(
+        engine_report.load(tmp_path / "old.json"), engine_report.load(tmp_path / "new.json")
+    )
     assert {change.node: change.precision for change in found.changes} == {
         "/b": ("int8", "fp16"), "/add": ("int8", "fp16"),
     }  # fmt: skip
@@ -63,9 +65,9 @@ def test_two_versions_of_tensorrt(tmp_path: Path) -> None:
 
 
 def test_one_that_nobody_could_look_into(make: Make, tmp_path: Path) -> None:
-    one = card.load(make("int8"))
+    one = engine_report.load(make("int8"))
     path = tmp_path / "x.json"
     content = {"format": 1, "source": "TensorRT", "nodes": [], "layers": [], "ports": [], "absent": "there is no GPU"}
     path.write_text(json.dumps(content))
-    found = compare.compare(one, card.load(path))
+    found = engine_comparison.compare(one, engine_report.load(path))
     assert found.notes == ["x.json: there is no GPU"]

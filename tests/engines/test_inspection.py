@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edge.backends import inspection
-from edge.backends.inspection import Inspection, Layer, Node, Port, Tensor
 from edge.errors import ArtifactError
+from edge.model import inspection
+from edge.model.inspection import Inspection, Layer, LayerTensor, Node, Port
 
 WHERE = Path("engines/tiny/model-int8.layers.json")
 
@@ -22,11 +22,11 @@ def made(*layers: Layer, nodes: tuple[Node, ...] = ()) -> Inspection:
 def test_what_is_written_is_read_again() -> None:
     layer = Layer(
         name="c", kind="Conv", role="weighted", precision="int8", nodes=["c", "r"], weights_bytes=7, tactic="t",
-        inputs=[Tensor(name="x", precision="uint8", layout="NHWC", shape=("N", 3, 4, 4))],
-        outputs=[Tensor(name="y")], why="no scale for x",
+        inputs=[LayerTensor(name="x", precision="uint8", layout="NHWC", shape=("N", 3, 4, 4))],
+        outputs=[LayerTensor(name="y")], why="no scale for x",
     )  # fmt: skip
     found = made(layer, nodes=(Node("c", "Conv", True), Node("r", "Relu", False)))
-    assert inspection.decode(inspection.encode(found), where=WHERE) == found
+    assert inspection.decode_inspection(inspection.encode_inspection(found), where=WHERE) == found
 
 
 def test_counts() -> None:
@@ -60,7 +60,7 @@ def test_counts() -> None:
 )
 def test_what_is_not_an_inspection(data: bytes, words: str) -> None:
     with pytest.raises(ArtifactError, match=words) as caught:
-        inspection.decode(data, where=WHERE)
+        inspection.decode_inspection(data, where=WHERE)
     assert caught.value.where == str(WHERE)
 
 
@@ -68,7 +68,7 @@ def test_an_unknown_role_is_refused() -> None:
     content = msgspec.to_builtins(made(Layer(name="a", kind="Conv", role="other")))
     content["layers"][0]["role"] = "decoration"
     with pytest.raises(ArtifactError, match="decoration"):
-        inspection.decode(msgspec.json.encode(content), where=WHERE)
+        inspection.decode_inspection(msgspec.json.encode(content), where=WHERE)
 
 
 def test_nodes_that_only_prepare_constants_are_left_out() -> None:

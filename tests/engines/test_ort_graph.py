@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from edge import backends
-from edge import model as models
-from edge import profile as profiles
-from edge.backends.base import BuildRequest, BuiltEngine
-from edge.backends.inspection import Inspection
-from edge.calibration import table as tables
-from edge.calibration.table import TrtVersion
+from edge.backends import registry
+from edge.backends.interface import BuildRequest, BuiltEngine
+from edge.config import profiles
+from edge.model import onnx_model
+from edge.model.inspection import Inspection
+from edge.quantization import calibration_table
+from edge.quantization.calibration_table import TrtVersion
 
 
 @pytest.fixture
@@ -23,14 +23,14 @@ def inspected(tiny_profile: Callable[..., Path], tiny_model: Callable[..., Path]
 
     def call(precision: Any, *, leave_out: tuple[str, ...] = (), **variant: Any) -> BuiltEngine:
         path = tiny_model("model.onnx", **variant)
-        chosen = profiles.load(tiny_profile(tmp_path))
-        names = [name for name in models.load(path).activations if name not in leave_out]
+        chosen = profiles.read_profile(tiny_profile(tmp_path))
+        names = [name for name in onnx_model.load(path).activations if name not in leave_out]
         ranges = {name: 2.0 + index / 8 for index, name in enumerate(names)}
-        table = tables.from_ranges(ranges, algorithm="entropy2", trt_version=TrtVersion(8, 6, 1))
+        table = calibration_table.from_ranges(ranges, algorithm="entropy2", trt_version=TrtVersion(8, 6, 1))
         request = BuildRequest(
             profile=chosen, model=path, precision=precision, table=table if precision == "int8" else None
         )
-        return backends.get("onnxruntime").build(request)
+        return registry.get("onnxruntime").build(request)
 
     return call
 

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from edge import profile
-from edge.flows import sweep
-from edge.flows.sweep.record import Record
-from edge.frames import Picture, Pictures, open_pictures
-from edge.profile import Profile
+from edge.config import profiles
+from edge.config.profiles import Profile
+from edge.media.picture_sources import open_pictures
+from edge.media.pictures import Picture, Pictures
+from edge.tuning import sweep_run, sweep_settings
+from edge.tuning.sweep_record import Record
 
 
 class Bench(NamedTuple):
@@ -33,10 +34,14 @@ class Bench(NamedTuple):
         threads: int = 2,
         **more: Any,
     ) -> Record:
-        settings = sweep.Settings(
-            candidates=sweep.candidates(algorithms), sizes=list(sizes), seeds=seeds, batches=batches, threads=threads
+        settings = sweep_settings.SweepSettings(
+            candidates=sweep_settings.candidates(algorithms),
+            sizes=list(sizes),
+            seeds=seeds,
+            batches=batches,
+            threads=threads,
         )
-        return sweep.sweep(self.profile, self.pictures, self.labelled, settings, cache=self.cache, **more)
+        return sweep_run.sweep(self.profile, self.pictures, self.labelled, settings, cache=self.cache, **more)
 
 
 @pytest.fixture
@@ -46,7 +51,7 @@ def bench(
     """``bench(calibration=12, labelled=20, **profile)``: a small sweep that is ready to run."""
 
     def make(calibration: int = 12, labelled: int = 20, **overrides: Any) -> Bench:
-        chosen = profile.load(tiny_profile(tmp_path / "profiles", **overrides))
+        chosen = profiles.read_profile(tiny_profile(tmp_path / "profiles", **overrides))
         pictures(tmp_path / "calibration", calibration, seed=1)
         pictures(tmp_path / "scored", labelled, seed=2, labels=True)
         scored = open_pictures(tmp_path / "scored", labels=tmp_path / "scored" / "labels.csv")

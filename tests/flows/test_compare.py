@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge.flows.sweep import compare
-from edge.flows.sweep.compare import Configuration
-from edge.flows.sweep.scoring import Answers
 from edge.stats import mcnemar, paired_difference, wilson
+from edge.tuning import sweep_comparison
+from edge.tuning.scorer import Answers
+from edge.tuning.sweep_comparison import Configuration
 
 N = 200
 RNG = np.random.default_rng(7)
@@ -40,8 +40,8 @@ def configuration(
     return Configuration(algorithm=algorithm, pictures=pictures, seed=seed, batch=batch, table=table)
 
 
-def find(known: list[Configuration], said: dict[str, Answers]) -> compare.Findings:
-    return compare.findings(known, EXACT, said, TRUTH)
+def find(known: list[Configuration], said: dict[str, Answers]) -> sweep_comparison.Findings:
+    return sweep_comparison.findings(known, EXACT, said, TRUTH)
 
 
 def test_one_row_by_hand() -> None:

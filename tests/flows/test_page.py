@@ -9,10 +9,10 @@ import pytest
 from html_reader import Reader
 
 from edge.errors import DataError
-from edge.flows.sweep import charts, page
-from edge.flows.sweep.charts import Bar, Point
-from edge.flows.sweep.record import Record
 from edge.stats import Interval
+from edge.tuning import sweep_charts, sweep_page
+from edge.tuning.sweep_charts import Point, RankingBar
+from edge.tuning.sweep_record import Record
 
 NASTY = "<script>alert('x')</script> & \"more\""
 
@@ -24,7 +24,7 @@ def found(bench: Callable[..., Any]) -> Record:
 
 
 def test_the_page_shows_everything_and_is_whole(found: Record) -> None:
-    text = page.render(found)
+    text = sweep_page.render(found)
     read = Reader(text)
     # Two measures of two algorithms, and two rankings.
     assert read.tags.count("svg") == 6
@@ -38,7 +38,7 @@ def test_the_page_shows_everything_and_is_whole(found: Record) -> None:
 
 
 def test_the_page_needs_nothing_from_elsewhere(found: Record) -> None:
-    text = page.render(found)
+    text = sweep_page.render(found)
     read = Reader(text)
     assert not {"script", "link", "img", "iframe", "object", "base"} & set(read.tags)
     assert [value for name, value in read.attributes if name in {"src", "href"}] == []
@@ -51,7 +51,7 @@ def test_the_page_needs_nothing_from_elsewhere(found: Record) -> None:
 
 
 def test_every_colour_is_one_of_the_style_sheet(found: Record) -> None:
-    text = page.render(found)
+    text = sweep_page.render(found)
     used = set(re.findall(r"var\((--\w+)\)", text))
     defined = set(re.findall(r"(--\w+):", text))
     assert used <= defined
@@ -60,7 +60,7 @@ def test_every_colour_is_one_of_the_style_sheet(found: Record) -> None:
 
 
 def test_what_the_plots_refer_to_is_there_once(found: Record) -> None:
-    read = Reader(page.render(found))
+    read = Reader(sweep_page.render(found))
     ids = [value for name, value in read.attributes if name == "id"]
     assert len(ids) == len(set(ids))
     wanted = {value[1:] for name, value in read.attributes if name == "xlink:href"}
@@ -74,30 +74,30 @@ def test_words_from_outside_are_escaped(found: Record) -> None:
         warnings=[NASTY],
         subject={**found.subject, "model": NASTY, "profile": NASTY, "device": {"cpu": NASTY, "machine": None}},
     )
-    text = page.render(nasty)
+    text = sweep_page.render(nasty)
     assert "<script" not in text
     assert Reader(text).text.count(NASTY) >= 4
 
 
 def test_the_same_record_gives_the_same_page(found: Record) -> None:
-    assert page.render(found) == page.render(found)
+    assert sweep_page.render(found) == sweep_page.render(found)
 
 
 def test_an_unfinished_sweep_says_so(found: Record) -> None:
-    text = page.render(msgspec.structs.replace(found, status="interrupted"))
+    text = sweep_page.render(msgspec.structs.replace(found, status="interrupted"))
     assert "Stopped before the end" in text
-    assert "Stopped before the end" not in page.render(found)
+    assert "Stopped before the end" not in sweep_page.render(found)
 
 
 def test_one_algorithm_and_one_number_of_pictures_make_a_page(bench: Callable[..., Any]) -> None:
-    read = Reader(page.render(bench()(algorithms=("minmax",), sizes=(12,), batches=(1,))))
+    read = Reader(sweep_page.render(bench()(algorithms=("minmax",), sizes=(12,), batches=(1,))))
     assert read.tags.count("svg") == 4
     assert "Against each other" not in read.text
 
 
 def test_more_algorithms_than_colours_make_a_page(bench: Callable[..., Any]) -> None:
     words = tuple(f"percentile:{80 + i}" for i in range(10))
-    read = Reader(page.render(bench()(algorithms=words, sizes=(12,), batches=(1,))))
+    read = Reader(sweep_page.render(bench()(algorithms=words, sizes=(12,), batches=(1,))))
     assert read.tags.count("svg") == 22
     assert "percentile:89" in read.text
 
@@ -108,12 +108,12 @@ def test_a_table_from_another_batch_is_named_as_such(found: Record) -> None:
     other = msgspec.structs.replace(row, configuration=msgspec.structs.replace(row.configuration, batch=8))
     rows = [other, *found.findings.rows]
     findings = msgspec.structs.replace(found.findings, rows=rows)
-    assert "batch 8" in Reader(page.render(msgspec.structs.replace(found, findings=findings))).text
+    assert "batch 8" in Reader(sweep_page.render(msgspec.structs.replace(found, findings=findings))).text
 
 
 def test_nothing_found_is_no_page(found: Record) -> None:
     with pytest.raises(DataError, match="nothing was scored"):
-        page.render(msgspec.structs.replace(found, findings=None))
+        sweep_page.render(msgspec.structs.replace(found, findings=None))
 
 
 # plots
@@ -127,7 +127,9 @@ def points(*values: float) -> list[Point]:
 
 
 def test_a_trend_says_what_it_is_in_words_and_keeps_text_as_text() -> None:
-    svg = charts.trend(points(18.0, 19.0), [points(17.0, 17.5)], index=3, limits=(15, 21), unit="dB", title='a < "b"')
+    svg = sweep_charts.trend(
+        points(18.0, 19.0), [points(17.0, 17.5)], index=3, limits=(15, 21), unit="dB", title='a < "b"'
+    )
     read = Reader(svg)
     assert ("role", "img") in read.attributes
     assert ("aria-label", 'a < "b"') in read.attributes
@@ -140,12 +142,12 @@ def test_a_trend_says_what_it_is_in_words_and_keeps_text_as_text() -> None:
 
 
 def test_one_number_of_pictures_is_a_trend_too() -> None:
-    assert "50" in Reader(charts.trend(points(18.0), [], index=0, limits=(15, 21), unit="dB", title="t")).text
+    assert "50" in Reader(sweep_charts.trend(points(18.0), [], index=0, limits=(15, 21), unit="dB", title="t")).text
 
 
 def test_a_ranking_has_a_line_for_each() -> None:
-    bars = [Bar("percentile:99.9999, 400", 0, None), Bar("second <b>", 9, Interval(-1.0, -2.0, 0.5))]
-    read = Reader(charts.ranking(bars, unit="points", title="t"))
+    bars = [RankingBar("percentile:99.9999, 400", 0, None), RankingBar("second <b>", 9, Interval(-1.0, -2.0, 0.5))]
+    read = Reader(sweep_charts.ranking(bars, unit="points", title="t"))
     for word in ("percentile:99.9999, 400", "second <b>", "points"):
         assert word in read.text
 
@@ -153,6 +155,6 @@ def test_a_ranking_has_a_line_for_each() -> None:
 def test_a_matplotlibrc_of_the_user_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     import matplotlib as mpl
 
-    expected = charts.ranking([Bar("a", 0, Interval(1.0, 0.5, 1.5))], unit="dB", title="t")
+    expected = sweep_charts.ranking([RankingBar("a", 0, Interval(1.0, 0.5, 1.5))], unit="dB", title="t")
     with mpl.rc_context({"font.size": 30, "axes.grid": True, "svg.fonttype": "path", "lines.linewidth": 9}):
-        assert charts.ranking([Bar("a", 0, Interval(1.0, 0.5, 1.5))], unit="dB", title="t") == expected
+        assert sweep_charts.ranking([RankingBar("a", 0, Interval(1.0, 0.5, 1.5))], unit="dB", title="t") == expected

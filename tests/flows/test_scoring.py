@@ -7,34 +7,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge import evaluate, observe
-from edge import model as models
-from edge.backends.base import BuildRequest
-from edge.backends.ort import OnnxRuntime, OrtSession
-from edge.calibration import algorithms, network
-from edge.calibration import table as tables
-from edge.calibration.table import Table, TrtVersion
+from edge.backends.interface import BuildRequest
+from edge.backends.onnxruntime import OnnxRuntime, OrtSession
+from edge.calibration import collection, watch_plan
+from edge.config.profiles import Profile
 from edge.errors import DataError
-from edge.events import Progress, silence
-from edge.flows.sweep.scoring import Answers, Examiner, Inputs
-from edge.preprocess import Preprocessor
-from edge.profile import Profile
+from edge.events import Progress, ignore_events
+from edge.model import onnx_model
+from edge.model.preprocessing import Preprocessor
+from edge.quantization import algorithms, calibration_table
+from edge.quantization.calibration_table import Table, TrtVersion
+from edge.runtime import evaluation
+from edge.tuning.scorer import Answers, Inputs, Scorer
 
 Bench = Callable[..., object]
 
 
 def table_of(chosen: Profile, pictures: object, name: str = "minmax", **parameters: float) -> Table:
-    model = models.load(Path(chosen.model))
-    graph = models.read(model.path).graph
-    plan = network.plan(graph, model.activations)
-    task = observe.Task(
+    model = onnx_model.load(Path(chosen.model))
+    graph = onnx_model.read(model.path).graph
+    plan = watch_plan.plan(graph, model.activations)
+    task = collection.StatisticsJob(
         str(model.path), model.sha256, chosen.preprocess, chosen.input, tuple(plan.watched), "histogram", 1
     )  # fmt: skip
-    counted = observe.count(task, list(pictures))
+    counted = collection.count(task, list(pictures))
     assert counted is not None
     rule, complete = algorithms.find(name, parameters)
-    ranges = network.shared_ranges(graph, algorithms.ranges(plan.complete(counted), rule, complete))
-    return tables.from_ranges(ranges, algorithm=rule.table_name, trt_version=TrtVersion(10, 3, 0))
+    ranges = watch_plan.shared_ranges(graph, algorithms.ranges(plan.complete(counted), rule, complete))
+    return calibration_table.from_ranges(ranges, algorithm=rule.table_name, trt_version=TrtVersion(10, 3, 0))
 
 
 def examine(
@@ -48,8 +48,8 @@ def examine(
 ) -> tuple[Answers, dict[str, Answers]]:
     inputs = Inputs(labelled, Preprocessor(chosen.preprocess, chosen.input), keep_bytes=keep_bytes)
     truth = [picture.label for picture in labelled]
-    examiner = Examiner(
-        models.read(Path(chosen.model)), inputs, truth, batch=chosen.input.batch.min, threads=threads, **more
+    examiner = Scorer(
+        onnx_model.read(Path(chosen.model)), inputs, truth, batch=chosen.input.batch.min, threads=threads, **more
     )
     try:
         exact = examiner.reference()
@@ -66,12 +66,12 @@ def test_the_answers_are_those_of_edge_eval(bench: Bench) -> None:
     built = OnnxRuntime().build(BuildRequest(profile=chosen, model=Path(chosen.model), precision="int8", table=table))
     preprocessor = Preprocessor(chosen.preprocess, chosen.input)
     truth = [picture.label for picture in labelled]
-    quantized = evaluate.logits(labelled, OrtSession(built.data, precision="int8", threads=1), preprocessor)
-    plain = models.read(Path(chosen.model)).SerializeToString()
-    full = evaluate.logits(labelled, OrtSession(plain, precision="fp32", threads=1), preprocessor)
+    quantized = evaluation.logits(labelled, OrtSession(built.data, precision="int8", threads=1), preprocessor)
+    plain = onnx_model.read(Path(chosen.model)).SerializeToString()
+    full = evaluation.logits(labelled, OrtSession(plain, precision="fp32", threads=1), preprocessor)
     assert quantized is not None
     assert full is not None
-    scores = evaluate.score(quantized, truth, precision="int8", reference=full, against="fp32")
+    scores = evaluation.score(quantized, truth, precision="int8", reference=full, against="fp32")
     answers = found["a"]
     predicted = np.array(answers.predicted)
     assert 100.0 * (predicted == truth).mean() == pytest.approx(scores.top1)
@@ -97,8 +97,8 @@ def test_a_rest_that_does_not_fill_the_batch_is_answered_all_the_same(bench: Ben
     chosen, _pictures, labelled, _cache = bench(2, 7, input={"batch": {"min": 4, "opt": 4, "max": 4}})
     exact, _ = examine(chosen, labelled, {})
     tiny_model("one.onnx")
-    one = Examiner(
-        models.read(Path("one.onnx")), Inputs(labelled, Preprocessor(chosen.preprocess, chosen.input)),
+    one = Scorer(
+        onnx_model.read(Path("one.onnx")), Inputs(labelled, Preprocessor(chosen.preprocess, chosen.input)),
         [picture.label for picture in labelled], batch=1, threads=1,
     )  # fmt: skip
     alone = one.reference()
@@ -112,7 +112,7 @@ def test_every_table_is_reported_when_it_is_through(bench: Bench) -> None:
     chosen, pictures, labelled, _cache = bench(4, 6)
     table = table_of(chosen, pictures)
     inputs = Inputs(labelled, Preprocessor(chosen.preprocess, chosen.input))
-    examiner = Examiner(models.read(Path(chosen.model)), inputs, [0] * 6, batch=1, threads=2)
+    examiner = Scorer(onnx_model.read(Path(chosen.model)), inputs, [0] * 6, batch=1, threads=2)
     heard: list[Progress] = []
     examiner.reference(listen=heard.append)
     assert {event.stage for event in heard} == {"prepare", "fp32"}
@@ -130,7 +130,9 @@ def test_a_wish_to_stop_ends_it_between_pictures(bench: Bench, after: int) -> No
     inputs = Inputs(labelled, Preprocessor(chosen.preprocess, chosen.input))
     through: list[str] = []
     asked = False
-    examiner = Examiner(models.read(Path(chosen.model)), inputs, [0] * 6, batch=1, threads=2, should_stop=lambda: asked)
+    examiner = Scorer(
+        onnx_model.read(Path(chosen.model)), inputs, [0] * 6, batch=1, threads=2, should_stop=lambda: asked
+    )
     examiner.reference()
     asked = after == 0
     for name, _ in examiner.examine({"a": table, "b": table, "c": table}):
@@ -144,7 +146,9 @@ def test_a_wish_to_stop_ends_it_between_pictures(bench: Bench, after: int) -> No
 def test_a_stopped_reference_is_none(bench: Bench) -> None:
     chosen, _pictures, labelled, _cache = bench(2, 3)
     inputs = Inputs(labelled, Preprocessor(chosen.preprocess, chosen.input))
-    examiner = Examiner(models.read(Path(chosen.model)), inputs, [0] * 3, batch=1, threads=1, should_stop=lambda: True)
+    examiner = Scorer(
+        onnx_model.read(Path(chosen.model)), inputs, [0] * 3, batch=1, threads=1, should_stop=lambda: True
+    )
     assert examiner.reference() is None
     examiner.close()
 
@@ -162,8 +166,8 @@ def test_tables_need_the_reference_first(bench: Bench) -> None:
     chosen, pictures, labelled, _cache = bench(2, 3)
     inputs = Inputs(labelled, Preprocessor(chosen.preprocess, chosen.input))
     with ThreadPoolExecutor(1) as pool:
-        assert inputs.prepare(pool, listen=silence, should_stop=lambda: False)
-    examiner = Examiner(models.read(Path(chosen.model)), inputs, [0] * 3, batch=1, threads=1)
+        assert inputs.prepare(pool, listen=ignore_events, should_stop=lambda: False)
+    examiner = Scorer(onnx_model.read(Path(chosen.model)), inputs, [0] * 3, batch=1, threads=1)
     with pytest.raises(ValueError, match="reference"):
         list(examiner.examine({"a": table_of(chosen, pictures)}))
     examiner.close()

@@ -14,55 +14,60 @@ import numpy as np
 import pytest
 from boards import ORIN_NANO
 
-from edge import backends, calibrate, profile, store
-from edge.backends.base import Backend, BuildRequest, BuiltEngine, Session
-from edge.backends.ort import OnnxRuntime
+from edge.artifacts import store
+from edge.backends import registry
+from edge.backends.interface import Backend, BuildRequest, BuiltEngine, Session
+from edge.backends.onnxruntime import OnnxRuntime
+from edge.calibration import workflow
+from edge.config import profiles
+from edge.config.profiles import Profile
+from edge.diagnostics import selftest_reference
+from edge.diagnostics.selftest_context import SelfTestContext
+from edge.diagnostics.selftest_record import SelfTest, SelfTestStep, encode
+from edge.diagnostics.selftest_run import SelfTestRun
 from edge.errors import ArtifactError, DeviceError
-from edge.flows.selftest import Bench, Run, Step, reference
-from edge.flows.selftest.record import SelfTest, encode
-from edge.frames import open_pictures
-from edge.profile import Profile
+from edge.media.picture_sources import open_pictures
 
 
 @pytest.fixture
 def tiny(tiny_profile: Callable[..., Path], pictures: Callable[..., Any], tmp_path: Path) -> Profile:
-    chosen = profile.load(tiny_profile(tmp_path / "profiles"))
+    chosen = profiles.read_profile(tiny_profile(tmp_path / "profiles"))
     pictures(tmp_path / "calibration", 4)
     pictures(tmp_path / "pictures", 5, seed=3)
-    assert calibrate.calibrate(chosen, open_pictures(tmp_path / "calibration"), cache=tmp_path / "cache", threads=1)
+    assert workflow.calibrate(chosen, open_pictures(tmp_path / "calibration"), cache=tmp_path / "cache", threads=1)
     return chosen
 
 
 @pytest.fixture
-def bench(tiny: Profile, tmp_path: Path) -> Callable[..., Bench]:
+def bench(tiny: Profile, tmp_path: Path) -> Callable[..., SelfTestContext]:
     """``bench(backend=...)``: everything that a self-test needs; a machine without sensors."""
 
-    def make(backend: Backend | None = None, **changes: Any) -> Bench:
+    def make(backend: Backend | None = None, **changes: Any) -> SelfTestContext:
         (tmp_path / "work").mkdir()
         given: dict[str, Any] = {
-            "profile": tiny, "backend": lambda item: backend or backends.get(item.backend),
+            "profile": tiny, "backend": lambda item: backend or registry.get(item.backend),
             "pictures": open_pictures(tmp_path / "pictures"), "cache": tmp_path / "cache", "work": tmp_path / "work",
             "root": tmp_path / "root", "pause": lambda _seconds: None, "threads": 1, **changes,
         }  # fmt: skip
-        return Bench(**given)
+        return SelfTestContext(**given)
 
     return make
 
 
-def taken(bench: Bench) -> dict[str, Step]:
-    run = Run(bench)
-    heard: list[Step] = []
+def taken(bench: SelfTestContext) -> dict[str, SelfTestStep]:
+    run = SelfTestRun(bench)
+    heard: list[SelfTestStep] = []
     run.go(heard.append)
     assert heard == run.record().steps or [step.name for step in heard] == [step.name for step in run.record().steps]
     assert run.record().status == "complete"
     return {step.name: step for step in heard}
 
 
-def statuses(steps: dict[str, Step]) -> dict[str, str]:
+def statuses(steps: dict[str, SelfTestStep]) -> dict[str, str]:
     return {name: step.status for name, step in steps.items()}
 
 
-def test_on_a_host(bench: Callable[..., Bench]) -> None:
+def test_on_a_host(bench: Callable[..., SelfTestContext]) -> None:
     steps = taken(bench())
     assert statuses(steps) == {
         "machine": "ok", "pictures": "ok", "reference": "ok", "table": "ok",
@@ -80,7 +85,7 @@ def test_on_a_host(bench: Callable[..., Bench]) -> None:
     assert all(step.text for step in steps.values())
 
 
-def test_nothing_of_the_user_is_touched(bench: Callable[..., Bench], tmp_path: Path) -> None:
+def test_nothing_of_the_user_is_touched(bench: Callable[..., SelfTestContext], tmp_path: Path) -> None:
     def content() -> dict[str, bytes]:
         folders = ("cache", "pictures", "profiles")
         return {
@@ -106,7 +111,7 @@ class Without(OnnxRuntime):
         return msgspec.structs.replace(built, layers=msgspec.structs.replace(built.layers, **self._changes))
 
 
-def test_layers_that_fell_out_of_int8_fail_one_step_and_no_other(bench: Callable[..., Bench]) -> None:
+def test_layers_that_fell_out_of_int8_fail_one_step_and_no_other(bench: Callable[..., SelfTestContext]) -> None:
     steps = taken(bench(Without(weighted_int8=1)))
     found = steps["build int8 explicit"]
     assert found.status == "failed"
@@ -135,20 +140,20 @@ class Wrong(OnnxRuntime):
         return session
 
 
-def test_wrong_answers_are_found(bench: Callable[..., Bench]) -> None:
+def test_wrong_answers_are_found(bench: Callable[..., SelfTestContext]) -> None:
     steps = taken(bench(Wrong()))
     assert steps["answers fp32"].status == "failed"
     assert "100% and 35 dB are expected of fp32" in str(steps["answers fp32"].hint)
     assert steps["answers fp32"].figures["sqnr_db"] < 35
 
 
-def test_a_failing_backend_fails_its_steps(bench: Callable[..., Bench]) -> None:
+def test_a_failing_backend_fails_its_steps(bench: Callable[..., SelfTestContext]) -> None:
     steps = taken(bench(Wrong(DeviceError("the device is gone", hint="edge doctor"))))
     assert (steps["answers fp32"].status, steps["answers fp32"].text) == ("failed", "the device is gone")
     assert steps["unchanged"].status == steps["foreign table"].status == "ok"
 
 
-def test_a_bug_of_ours_is_a_failed_step_with_its_traceback(bench: Callable[..., Bench]) -> None:
+def test_a_bug_of_ours_is_a_failed_step_with_its_traceback(bench: Callable[..., SelfTestContext]) -> None:
     steps = taken(bench(Wrong(ZeroDivisionError("by nobody"))))
     assert steps["answers fp32"].status == "failed"
     assert "ZeroDivisionError: by nobody" in steps["answers fp32"].text
@@ -156,7 +161,9 @@ def test_a_bug_of_ours_is_a_failed_step_with_its_traceback(bench: Callable[..., 
     assert steps["power"].status == "skipped"
 
 
-def test_a_missing_table_is_said_once_and_int8_is_skipped(bench: Callable[..., Bench], tmp_path: Path) -> None:
+def test_a_missing_table_is_said_once_and_int8_is_skipped(
+    bench: Callable[..., SelfTestContext], tmp_path: Path
+) -> None:
     steps = taken(bench(cache=tmp_path / "empty"))
     assert steps["table"].status == "failed"
     assert "no calibration table" in steps["table"].text
@@ -165,17 +172,17 @@ def test_a_missing_table_is_said_once_and_int8_is_skipped(bench: Callable[..., B
     assert steps["foreign engine"].status == "ok"
 
 
-def test_without_pictures(bench: Callable[..., Bench]) -> None:
+def test_without_pictures(bench: Callable[..., SelfTestContext]) -> None:
     steps = taken(bench(pictures=None))
     assert steps["pictures"].status == "failed"
     assert (steps["reference"].status, steps["answers fp32"].text) == ("skipped", "no reference answers")
     assert steps["build fp32"].status == "ok"
 
 
-def test_a_signal_ends_it_and_what_was_found_is_there(bench: Callable[..., Bench]) -> None:
-    run = Run(bench())
+def test_a_signal_ends_it_and_what_was_found_is_there(bench: Callable[..., SelfTestContext]) -> None:
+    run = SelfTestRun(bench())
 
-    def hear(step: Step) -> None:
+    def hear(step: SelfTestStep) -> None:
         if step.name == "build fp32":
             raise KeyboardInterrupt
 
@@ -186,9 +193,11 @@ def test_a_signal_ends_it_and_what_was_found_is_there(bench: Callable[..., Bench
     assert record.steps[-1].name == "build fp32"
 
 
-def test_the_record_names_no_path(bench: Callable[..., Bench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_record_names_no_path(
+    bench: Callable[..., SelfTestContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    run = Run(bench(Without(weighted_int8=0)))
+    run = SelfTestRun(bench(Without(weighted_int8=0)))
     run.go()
     text = encode(run.record()).decode()
     assert str(tmp_path / "work") not in text
@@ -202,24 +211,24 @@ def test_the_record_names_no_path(bench: Callable[..., Bench], tmp_path: Path, m
 # reference answers
 
 
-def test_kept_answers(bench: Callable[..., Bench], tiny: Profile, tmp_path: Path) -> None:
+def test_kept_answers(bench: Callable[..., SelfTestContext], tiny: Profile, tmp_path: Path) -> None:
     pictures = open_pictures(tmp_path / "pictures")
-    answers = reference.compute(tiny, pictures)
-    path = reference.save(tmp_path / "kept", tiny, pictures, answers)
-    assert np.array_equal(reference.load(tmp_path / "kept", tiny, pictures), answers)
+    answers = selftest_reference.compute(tiny, pictures)
+    path = selftest_reference.save(tmp_path / "kept", tiny, pictures, answers)
+    assert np.array_equal(selftest_reference.load(tmp_path / "kept", tiny, pictures), answers)
     first = {item.name: item.read_bytes() for item in path.parent.iterdir() if item.suffix == ".npz"}
-    reference.save(tmp_path / "kept", tiny, pictures, answers)
+    selftest_reference.save(tmp_path / "kept", tiny, pictures, answers)
     assert {item.name: item.read_bytes() for item in path.parent.iterdir() if item.suffix == ".npz"} == first
     steps = taken(bench(kept_reference=tmp_path / "kept"))
     assert steps["reference"].text == "computed here for 5 pictures, to the bit as the kept ones"
 
 
 def test_a_machine_that_answers_differently_is_found(
-    bench: Callable[..., Bench], tiny: Profile, tmp_path: Path
+    bench: Callable[..., SelfTestContext], tiny: Profile, tmp_path: Path
 ) -> None:
     pictures = open_pictures(tmp_path / "pictures")
-    answers = reference.compute(tiny, pictures)
-    reference.save(tmp_path / "kept", tiny, pictures, answers[:, ::-1].copy())
+    answers = selftest_reference.compute(tiny, pictures)
+    selftest_reference.save(tmp_path / "kept", tiny, pictures, answers[:, ::-1].copy())
     steps = taken(bench(kept_reference=tmp_path / "kept"))
     assert steps["reference"].status == "failed"
     assert "decodes or computes differently" in steps["reference"].text
@@ -227,12 +236,12 @@ def test_a_machine_that_answers_differently_is_found(
 
 
 def test_kept_answers_to_other_pictures_are_not_used(
-    bench: Callable[..., Bench], tiny: Profile, tmp_path: Path
+    bench: Callable[..., SelfTestContext], tiny: Profile, tmp_path: Path
 ) -> None:
     others = open_pictures(tmp_path / "calibration")
-    reference.save(tmp_path / "kept", tiny, others, reference.compute(tiny, others))
+    selftest_reference.save(tmp_path / "kept", tiny, others, selftest_reference.compute(tiny, others))
     with pytest.raises(ArtifactError, match="pictures: "):
-        reference.load(tmp_path / "kept", tiny, open_pictures(tmp_path / "pictures"))
+        selftest_reference.load(tmp_path / "kept", tiny, open_pictures(tmp_path / "pictures"))
     steps = taken(bench(kept_reference=tmp_path / "kept"))
     assert steps["reference"].status == "ok"
     assert "kept answers: these answers are of something else" in steps["reference"].text
@@ -240,9 +249,10 @@ def test_kept_answers_to_other_pictures_are_not_used(
 
 def spoiled(folder: Path, content: bytes) -> None:
     """Another array under a manifest that fits it."""
-    manifest = store.load(folder / reference.MANIFEST, kind=reference.KIND)
+    manifest = store.load(folder / selftest_reference.MANIFEST, kind=selftest_reference.KIND)
     store.save(
-        folder / reference.MANIFEST, kind=reference.KIND, files={"reference.npz": content}, key=manifest.key,
+        folder / selftest_reference.MANIFEST, kind=selftest_reference.KIND, files={"reference.npz": content},
+        key=manifest.key,
         info=manifest.info,
     )  # fmt: skip
 
@@ -250,10 +260,10 @@ def spoiled(folder: Path, content: bytes) -> None:
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x05\x06" + bytes(18)], ids=["empty", "text", "empty zip"])
 def test_answers_that_are_none(content: bytes, tiny: Profile, tmp_path: Path) -> None:
     pictures = open_pictures(tmp_path / "pictures")
-    reference.save(tmp_path / "kept", tiny, pictures, reference.compute(tiny, pictures))
+    selftest_reference.save(tmp_path / "kept", tiny, pictures, selftest_reference.compute(tiny, pictures))
     spoiled(tmp_path / "kept", content)
     with pytest.raises(ArtifactError, match="not reference answers"):
-        reference.load(tmp_path / "kept", tiny, pictures)
+        selftest_reference.load(tmp_path / "kept", tiny, pictures)
 
 
 @pytest.mark.parametrize(
@@ -261,25 +271,25 @@ def test_answers_that_are_none(content: bytes, tiny: Profile, tmp_path: Path) ->
 )
 def test_answers_of_another_form(array: Any, tiny: Profile, tmp_path: Path) -> None:
     pictures = open_pictures(tmp_path / "pictures")
-    reference.save(tmp_path / "kept", tiny, pictures, reference.compute(tiny, pictures))
+    selftest_reference.save(tmp_path / "kept", tiny, pictures, selftest_reference.compute(tiny, pictures))
     content = io.BytesIO()
     np.savez_compressed(content, logits=array)
     spoiled(tmp_path / "kept", content.getvalue())
     with pytest.raises(ArtifactError, match="not reference answers"):
-        reference.load(tmp_path / "kept", tiny, pictures)
+        selftest_reference.load(tmp_path / "kept", tiny, pictures)
 
 
 def test_the_sample_answers_are_those_of_the_sample_model(repository: Path) -> None:
-    chosen = profile.load(repository / "profiles/host.yaml")
+    chosen = profiles.read_profile(repository / "profiles/host.yaml")
     pictures = open_pictures(repository / "samples")
-    kept = reference.load(repository / "samples", chosen, pictures)
+    kept = selftest_reference.load(repository / "samples", chosen, pictures)
     assert kept.shape == (12, 1000)
-    here = reference.compute(chosen, pictures)
+    here = selftest_reference.compute(chosen, pictures)
     assert (here.argmax(axis=1) == kept.argmax(axis=1)).all()
     # The same answers serve every profile that scales the pictures the same way.
     for name in ("orin", "orin-nano", "thor", "rtx"):
-        other = profile.load(repository / "profiles" / f"{name}.yaml")
-        assert reference.key(other, pictures) == reference.key(chosen, pictures)
+        other = profiles.read_profile(repository / "profiles" / f"{name}.yaml")
+        assert selftest_reference.key(other, pictures) == selftest_reference.key(chosen, pictures)
 
 
 # sensors
@@ -300,13 +310,15 @@ JETSON: dict[str, object] = {
 }
 
 
-def test_power_of_a_jetson(bench: Callable[..., Bench], tmp_path: Path) -> None:
+def test_power_of_a_jetson(bench: Callable[..., SelfTestContext], tmp_path: Path) -> None:
     step = taken(bench(root=grown(tmp_path / "root", ORIN_NANO)))["power"]
     assert (step.status, step.text) == ("ok", "6.50 W by hwmon (module_input), 5 readings")
     assert step.figures["power_mw"] == [6500.0] * 5
 
 
-def test_a_jetson_without_power_has_failed(bench: Callable[..., Bench], tmp_path: Path, tiny: Profile) -> None:
+def test_a_jetson_without_power_has_failed(
+    bench: Callable[..., SelfTestContext], tmp_path: Path, tiny: Profile
+) -> None:
     chosen = msgspec.structs.replace(tiny, family="orin-nano")
     steps = taken(bench(root=grown(tmp_path / "root", JETSON), profile=chosen))
     assert steps["machine"].status == "ok"
@@ -315,14 +327,14 @@ def test_a_jetson_without_power_has_failed(bench: Callable[..., Bench], tmp_path
     assert set(steps["power"].figures) == {"hwmon", "tegrastats", "rapl"}
 
 
-def test_a_profile_of_another_device(bench: Callable[..., Bench], tmp_path: Path, tiny: Profile) -> None:
+def test_a_profile_of_another_device(bench: Callable[..., SelfTestContext], tmp_path: Path, tiny: Profile) -> None:
     chosen = msgspec.structs.replace(tiny, family="thor")
     steps = taken(bench(root=grown(tmp_path / "root", JETSON), profile=chosen))
     assert steps["machine"].status == "failed"
     assert "the profile is for thor" in steps["machine"].text
 
 
-def test_a_machine_that_is_out_of_scope(bench: Callable[..., Bench], tmp_path: Path) -> None:
+def test_a_machine_that_is_out_of_scope(bench: Callable[..., SelfTestContext], tmp_path: Path) -> None:
     old = {**JETSON, "etc/nv_tegra_release": "# R35 (release), REVISION: 4.1, GCID: 1, BOARD: generic"}
     steps = taken(bench(root=grown(tmp_path / "root", old)))
     assert steps["machine"].status == "failed"
@@ -354,7 +366,7 @@ class Captured:
         self.released = True
 
 
-def test_a_camera(bench: Callable[..., Bench], tmp_path: Path) -> None:
+def test_a_camera(bench: Callable[..., SelfTestContext], tmp_path: Path) -> None:
     capture = Captured()
     root = grown(tmp_path / "root", {"dev/video0": "", "sys/class/video4linux/video0/name": "A Camera"})
     step = taken(bench(root=root, open_capture=lambda _request: capture, has_capture=lambda _api: True))["camera"]
@@ -363,14 +375,14 @@ def test_a_camera(bench: Callable[..., Bench], tmp_path: Path) -> None:
     assert capture.released
 
 
-def test_a_camera_that_stops(bench: Callable[..., Bench], tmp_path: Path) -> None:
+def test_a_camera_that_stops(bench: Callable[..., SelfTestContext], tmp_path: Path) -> None:
     root = grown(tmp_path / "root", {"dev/video0": ""})
     step = taken(bench(root=root, open_capture=lambda _request: Captured(2), has_capture=lambda _api: True))["camera"]
     assert step.status == "failed"
     assert step.text
 
 
-def test_a_camera_that_does_not_open(bench: Callable[..., Bench]) -> None:
+def test_a_camera_that_does_not_open(bench: Callable[..., SelfTestContext]) -> None:
     def refuse(_request: object) -> Any:
         raise DeviceError("it does not open")
 
@@ -381,19 +393,19 @@ def test_a_camera_that_does_not_open(bench: Callable[..., Bench]) -> None:
 
 
 def test_a_machine_without_onnxruntime_uses_the_kept_answers(
-    bench: Callable[..., Bench], tiny: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Callable[..., SelfTestContext], tiny: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures = open_pictures(tmp_path / "pictures")
-    answers = reference.compute(tiny, pictures)
-    reference.save(tmp_path / "kept", tiny, pictures, answers)
+    answers = selftest_reference.compute(tiny, pictures)
+    selftest_reference.save(tmp_path / "kept", tiny, pictures, answers)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with_kept = bench(kept_reference=tmp_path / "kept")
-    told = reference.step(with_kept)
+    told = selftest_reference.step(with_kept)
     assert (told.status, told.figures["computed_here"]) == ("ok", False)
     assert "kept answers to 5 pictures (onnxruntime" in told.text
     assert with_kept.reference is not None
     assert np.array_equal(with_kept.reference, answers)
     with_kept.kept_reference = None
-    told = reference.step(with_kept)
+    told = selftest_reference.step(with_kept)
     assert told.status == "failed"
     assert "--write-reference" in str(told.hint)

@@ -7,27 +7,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge import model as models
-from edge import observe
-from edge.calibration import network
+from edge.artifacts.store import sha256_bytes
+from edge.calibration import collection, watch_plan
+from edge.config.profiles import Profile
 from edge.errors import DataError, UsageError
-from edge.flows.sweep import subsets
-from edge.flows.sweep.subsets import Subset
-from edge.profile import Profile
-from edge.store import sha256_bytes
+from edge.model import onnx_model
+from edge.tuning import subsets
+from edge.tuning.subsets import Subset
 
 DIGESTS = [sha256_bytes(bytes([i])) for i in range(30)]
 
 
-def members(drawn: subsets.Draw, subset: Subset) -> list[int]:
+def members(drawn: subsets.SubsetPlan, subset: Subset) -> list[int]:
     wanted = set(drawn.segments[subset])
     return sorted(i for unit, segments in drawn.units for i in unit if wanted & set(segments))
 
 
-def task_of(chosen: Profile, needs: str) -> observe.Task:
-    model = models.load(Path(chosen.model))
-    plan = network.plan(models.read(model.path).graph, model.activations)
-    return observe.Task(
+def task_of(chosen: Profile, needs: str) -> collection.StatisticsJob:
+    model = onnx_model.load(Path(chosen.model))
+    plan = watch_plan.plan(onnx_model.read(model.path).graph, model.activations)
+    return collection.StatisticsJob(
         str(model.path), model.sha256, chosen.preprocess, chosen.input, tuple(plan.watched), needs, 1
     )  # fmt: skip
 
@@ -114,7 +113,7 @@ def test_a_subset_has_the_statistics_of_its_pictures_to_the_last_bit(
     assert counted is not None
     seen = []
     for subset, statistics in counted:
-        alone = observe.count(task, [listed[i] for i in members(drawn, subset)])
+        alone = collection.count(task, [listed[i] for i in members(drawn, subset)])
         assert alone is not None
         assert subsets.equal(statistics, alone)
         seen.append(subset)
@@ -145,7 +144,7 @@ def test_a_broken_picture_is_an_error_and_not_a_smaller_subset(bench: Callable[.
 def test_counting_in_batches_counts_the_same_pictures(bench: Callable[..., object], batch: int) -> None:
     chosen, pictures, _labelled, _cache = bench(5)
     task = task_of(chosen, "histogram")
-    alone = observe.count(task, list(pictures))
+    alone = collection.count(task, list(pictures))
     together = subsets.count_in_batches(task, list(pictures), batch=batch, model=Path(task.model), threads=2)
     assert alone is not None
     assert together is not None
@@ -159,7 +158,7 @@ def test_counting_in_batches_counts_the_same_pictures(bench: Callable[..., objec
 def test_equal_sees_a_single_count(bench: Callable[..., object]) -> None:
     chosen, pictures, _labelled, _cache = bench(2)
     task = task_of(chosen, "histogram")
-    a, b = observe.count(task, list(pictures)), observe.count(task, list(pictures))
+    a, b = collection.count(task, list(pictures)), collection.count(task, list(pictures))
     assert a is not None
     assert b is not None
     assert subsets.equal(a, b)

@@ -8,15 +8,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge import calibrate, profile, store
-from edge.calibration import table as tables
+from edge.artifacts import store
+from edge.calibration import workflow
+from edge.config import profiles
 from edge.errors import ArtifactError, DataError, ModelError, StoreError, UsageError
 from edge.events import Note, Progress
-from edge.flows import sweep
-from edge.flows.sweep import reading, record
-from edge.flows.sweep.record import Record
-from edge.flows.sweep.scoring import Answers
-from edge.frames import open_pictures
+from edge.media.picture_sources import open_pictures
+from edge.quantization import calibration_table
+from edge.tuning import conclusions, sweep_record, sweep_settings
+from edge.tuning.scorer import Answers
+from edge.tuning.sweep_record import Record
 
 Bench = Callable[..., Any]
 
@@ -39,11 +40,11 @@ Bench = Callable[..., Any]
     ],
 )
 def test_algorithms_are_read(words: list[str], expected: dict[str, dict[str, float]]) -> None:
-    assert {item.label: item.parameters for item in sweep.candidates(words)} == expected
+    assert {item.label: item.parameters for item in sweep_settings.candidates(words)} == expected
 
 
 def test_no_word_means_every_algorithm() -> None:
-    names = [item.label for item in sweep.candidates([])]
+    names = [item.label for item in sweep_settings.candidates([])]
     assert {"minmax", "percentile", "mse", "entropy", "entropy2", "legacy"} <= set(names)
 
 
@@ -64,7 +65,7 @@ def test_no_word_means_every_algorithm() -> None:
 )
 def test_algorithms_that_are_wrong(words: list[str], what: str) -> None:
     with pytest.raises(UsageError, match=what):
-        sweep.candidates(words)
+        sweep_settings.candidates(words)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_algorithms_that_are_wrong(words: list[str], what: str) -> None:
     ],
 )
 def test_numbers_of_pictures_are_read(words: list[str], total: int, expected: list[int]) -> None:
-    assert sweep.sizes(words, total) == expected
+    assert sweep_settings.sizes(words, total) == expected
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_numbers_of_pictures_are_read(words: list[str], total: int, expected: li
 )
 def test_numbers_of_pictures_that_are_wrong(words: list[str], what: str) -> None:
     with pytest.raises(UsageError, match=what):
-        sweep.sizes(words, 9)
+        sweep_settings.sizes(words, 9)
 
 
 # the flow
@@ -128,9 +129,9 @@ def test_the_tables_are_those_of_edge_calibrate(bench: Bench) -> None:
     }.items():  # fmt: skip
         settings = msgspec.structs.replace(small.profile.calibration, algorithm=name, parameters=parameters)
         chosen = msgspec.structs.replace(small.profile, calibration=settings)
-        made = calibrate.calibrate(chosen, small.pictures, cache=small.cache, threads=1)
+        made = workflow.calibrate(chosen, small.pictures, cache=small.cache, threads=1)
         assert made is not None
-        assert store.digest(tables.parse(made.table.read_bytes()).bits) == whole[label]
+        assert store.canonical_digest(calibration_table.parse(made.table.read_bytes()).bits) == whole[label]
 
 
 def test_all_pictures_alone_take_the_statistics_that_calibrate_kept(bench: Bench) -> None:
@@ -206,7 +207,7 @@ def test_what_was_scored_is_not_scored_again(bench: Bench, tmp_path: Path) -> No
     more = small(algorithms=("minmax", "mse"), output=tmp_path / "out" / "sweep.json", listen=heard.append)
     assert heard[-1] == Progress("score", 3, 3, unit="tables")
     assert more.status == "complete"
-    assert record.load(tmp_path / "out" / "sweep.json") == more
+    assert sweep_record.load(tmp_path / "out" / "sweep.json") == more
 
 
 @pytest.mark.parametrize("after", [1, 3])
@@ -225,7 +226,7 @@ def test_a_stopped_sweep_keeps_what_is_through_and_goes_on(bench: Bench, tmp_pat
     assert stopped.findings is not None
     assert {row.configuration.table for row in stopped.findings.rows} == set(stopped.answers)
     assert len(stopped.configurations) == 6
-    assert record.load(output) == stopped
+    assert sweep_record.load(output) == stopped
     # The whole set comes first.
     assert {c.pictures for c in stopped.configurations if c.table in list(stopped.answers)[:1]} == {12}
     assert small(output=output).findings == small().findings
@@ -249,14 +250,14 @@ def test_a_sweep_that_is_stopped_before_the_first_score(bench: Bench, tmp_path: 
     found = small(output=output, listen=listen, should_stop=lambda: there)
     assert there
     assert (found.status, found.findings, found.answers) == ("interrupted", None, {})
-    assert record.load(output) == found
-    assert reading.answers(found) == []
+    assert sweep_record.load(output) == found
+    assert conclusions.conclusions(found) == []
     there = False
     complete = small(output=output)
     assert complete.status == "complete"
     # Stopped before there was anything new: the file stays as it is.
     small(output=output, listen=listen, should_stop=lambda: there)
-    assert record.load(output) == complete
+    assert sweep_record.load(output) == complete
 
 
 def test_a_file_about_something_else_is_not_written_over(bench: Bench, tmp_path: Path) -> None:
@@ -295,7 +296,7 @@ def test_a_damaged_file_is_refused(bench: Bench, tmp_path: Path, change: Callabl
     output.write_bytes(change(output.read_bytes()))
     before = output.read_bytes()
     with pytest.raises(ArtifactError, match=what):
-        record.load(output)
+        sweep_record.load(output)
     with pytest.raises(ArtifactError, match=what):
         small(output=output, sizes=(12,), algorithms=("minmax",))
     assert output.read_bytes() == before
@@ -317,11 +318,11 @@ def test_a_folder_that_cannot_be_written_is_known_before_the_work(bench: Bench, 
 
 def test_a_missing_record_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="No such file"):
-        record.load(tmp_path / "none.json")
+        sweep_record.load(tmp_path / "none.json")
 
 
 def test_the_summary_leaves_out_each_picture(bench: Bench) -> None:
-    shown = record.summary(bench()(sizes=(12,)))
+    shown = sweep_record.sweep_summary(bench()(sizes=(12,)))
     assert "answers" not in shown
     assert "exact" not in shown
     assert shown["findings"]["n"] == 20
@@ -362,7 +363,7 @@ def test_settings_that_ask_for_what_there_is_not(bench: Bench, more: dict[str, A
 
 def test_a_profile_that_does_not_fit_its_model_is_refused(bench: Bench) -> None:
     small = bench()
-    wrong = msgspec.structs.replace(small.profile, input=profile.Input(height=64, width=64))
+    wrong = msgspec.structs.replace(small.profile, input=profiles.InputConfig(height=64, width=64))
     with pytest.raises(ModelError, match="height 32"):
         small._replace(profile=wrong)()
 
@@ -383,19 +384,21 @@ def blank() -> Callable[..., Answers]:
     return make
 
 
-def told(bench: Bench, said: dict[tuple[str, int, int | None], Answers]) -> dict[str, reading.Answer]:
+def told(bench: Bench, said: dict[tuple[str, int, int | None], Answers]) -> dict[str, conclusions.Conclusion]:
     """What is read from a sweep with these answers."""
-    from edge.flows.sweep import compare
+    from edge.tuning import sweep_comparison
 
     real: Record = bench()(sizes=(12,))
     exact = Answers(predicted=[1] * 10 + [0] * 90, top5="1" * 100, energy=[100.0 + i % 3 for i in range(100)])
     known = [
-        compare.Configuration(algorithm=name, pictures=size, seed=seed, batch=1, table=f"{name} {size} {seed}")
+        sweep_comparison.Configuration(algorithm=name, pictures=size, seed=seed, batch=1, table=f"{name} {size} {seed}")
         for name, size, seed in said
     ]
     answers = {item.table: found for item, found in zip(known, said.values(), strict=True)}
-    findings = compare.findings(known, exact, answers, [0] * 100)
-    return {answer.question: answer for answer in reading.answers(msgspec.structs.replace(real, findings=findings))}
+    findings = sweep_comparison.findings(known, exact, answers, [0] * 100)
+    return {
+        answer.question: answer for answer in conclusions.conclusions(msgspec.structs.replace(real, findings=findings))
+    }
 
 
 def test_algorithms_that_cannot_be_told_apart_are_said_to_be_so(bench: Bench, blank: Callable) -> None:
@@ -440,11 +443,11 @@ def test_the_number_of_pictures(bench: Bench, blank: Callable, few: float, short
 
 def test_the_batch_is_answered_from_what_was_counted(bench: Bench) -> None:
     real = bench()(sizes=(12,), batches=(1, 4))
-    (which,) = [answer for answer in reading.answers(real) if answer.question == "Which batch?"]
+    (which,) = [answer for answer in conclusions.conclusions(real) if answer.question == "Which batch?"]
     assert "12 pictures, 4 at a time" in which.detail[0]
     (none,) = [
         answer
-        for answer in reading.answers(msgspec.structs.replace(real, batches=[]))
+        for answer in conclusions.conclusions(msgspec.structs.replace(real, batches=[]))
         if answer.question == "Which batch?"
     ]
     assert none.short == "Not compared"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edge.errors import DeviceError
-from edge.frames.capture import Request
+from edge.media.opencv_capture import Request
 
 Pixels = np.ndarray
 Script = Callable[["FakeCapture"], Iterator[Pixels | None]]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edge.errors import DataError
-from edge.frames import decode
+from edge.media.decoding import decode
 
 Encoder = Callable[..., bytes]
 
@@ -150,7 +150,7 @@ def test_any_damage_gives_pixels_or_a_data_error(data: st.DataObject) -> None:
 _DECODE = """
 import sys
 from edge.errors import DataError
-from edge.frames import decode
+from edge.media import decode
 try:
     decode(sys.stdin.buffer.read(), name="x")
 except DataError:
@@ -173,5 +173,5 @@ def test_opencv_keeps_its_log_to_itself_unless_asked(encode: Encoder) -> None:
 
 
 def test_naming_pictures_needs_no_guest() -> None:
-    code = "import sys, edge.frames; print({'cv2', 'numpy', 'google_crc32c', 'google.protobuf'} & set(sys.modules))"
+    code = "import sys, edge.media; print({'cv2', 'numpy', 'google_crc32c', 'google.protobuf'} & set(sys.modules))"
     assert _python(code).stdout == b"set()\n"

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from edge import labels
 from edge.errors import DataError, StoreError, UsageError
 from edge.events import Event, Progress
-from edge.frames import Picture, open_pictures
-from edge.frames.extract import Extracted, counts_from_one, extract
-from edge.frames.pictures import FileOrigin
+from edge.media import labels
+from edge.media.picture_sets import Extracted, counts_from_one, extract
+from edge.media.picture_sources import open_pictures
+from edge.media.pictures import FileOrigin, Picture
 
 ShardWriter = Callable[..., Path]
 JPEG = b"\xff\xd8\xff"

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from edge.errors import DataError
-from edge.frames import Picture, natural, open_pictures, render_list
+from edge.media.image_lists import natural, render_list
+from edge.media.picture_sources import open_pictures
+from edge.media.pictures import Picture
 
 
 @pytest.fixture

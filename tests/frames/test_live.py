@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 from fake_cameras import Bench, FakeCapture, frames, hang, hold, machine, picture, plug, same, then, unplug
 
-from edge.errors import DeviceError, GuestError, UsageError
-from edge.frames import cameras
-from edge.frames.live import LiveStream
-from edge.frames.stream import Frame, Outage
-from edge.profile import Camera, Reconnect
+from edge.config.profiles import CameraConfig, ReconnectConfig
+from edge.errors import DeviceError, MissingDependencyError, UsageError
+from edge.media import cameras
+from edge.media.camera_stream import LiveStream
+from edge.media.streams import Frame, Outage
 
-RECONNECT = Reconnect(first_s=0.02, max_s=0.1)
+RECONNECT = ReconnectConfig(first_s=0.02, max_s=0.1)
 # For what is to be noticed: short enough for a test, long enough for a busy machine.
-QUICK = Camera(width=32, height=24, timeout_s=0.8, freeze_s=0.8, reconnect=RECONNECT)
+QUICK = CameraConfig(width=32, height=24, timeout_s=0.8, freeze_s=0.8, reconnect=RECONNECT)
 # For what is not to be taken for an outage, however long the machine stands still.
-CAMERA = Camera(width=32, height=24, timeout_s=30.0, freeze_s=30.0, reconnect=RECONNECT)
+CAMERA = CameraConfig(width=32, height=24, timeout_s=30.0, freeze_s=30.0, reconnect=RECONNECT)
 
 
 @pytest.fixture
@@ -29,7 +29,9 @@ def opened() -> Iterator[Callable[..., LiveStream]]:
     """``opened(root, bench, name="0", camera=CAMERA)``; whatever hangs is let go at the end."""
     streams: list[tuple[LiveStream, Bench]] = []
 
-    def make(root: Path, bench: Bench, name: str = "0", camera: Camera = CAMERA, *, wait: bool = False) -> LiveStream:
+    def make(
+        root: Path, bench: Bench, name: str = "0", camera: CameraConfig = CAMERA, *, wait: bool = False
+    ) -> LiveStream:
         place = cameras.place(name, camera, root=root, backend=lambda _api: True)
         stream = LiveStream(place, camera, wait=wait, open_capture=bench)
         streams.append((stream, bench))
@@ -228,7 +230,7 @@ def test_another_camera_under_the_old_number_is_not_taken_for_the_lost_one(root:
         yield from ()
 
     bench = Bench(then(frames(3), swapped), frames())
-    camera = Camera(timeout_s=0.4, reconnect=Reconnect(first_s=0.02, max_s=0.05, give_up_s=0.4))
+    camera = CameraConfig(timeout_s=0.4, reconnect=ReconnectConfig(first_s=0.02, max_s=0.05, give_up_s=0.4))
     stream = opened(root, bench, camera=camera)
     with pytest.raises(DeviceError, match=r"no frames for 0\.4 s, \d+ attempts"):
         until(stream, ended)
@@ -237,7 +239,7 @@ def test_another_camera_under_the_old_number_is_not_taken_for_the_lost_one(root:
 
 @pytest.mark.parametrize("freeze_s", [0.4, None])
 def test_the_same_frame_over_and_over(freeze_s: float | None, root: Path, opened: Any) -> None:
-    camera = Camera(timeout_s=5.0, freeze_s=freeze_s, reconnect=CAMERA.reconnect)
+    camera = CameraConfig(timeout_s=5.0, freeze_s=freeze_s, reconnect=CAMERA.reconnect)
     bench = Bench(then(frames(3), same()), frames(first=20))
     stream = opened(root, bench, camera=camera)
     if freeze_s is None:
@@ -276,7 +278,7 @@ def test_a_read_that_never_returns_is_left_alone_and_the_camera_opened_again(roo
 def test_no_more_than_a_few_threads_are_stuck_and_then_it_is_an_error(root: Path, opened: Any) -> None:
     """Waiting for ever without trying would look alive to a supervisor; a new process may open it."""
     bench = Bench(then(frames(2), hang), *[hang] * 20)
-    camera = Camera(timeout_s=0.4, freeze_s=None, reconnect=Reconnect(first_s=0.01, max_s=0.01))
+    camera = CameraConfig(timeout_s=0.4, freeze_s=None, reconnect=ReconnectConfig(first_s=0.01, max_s=0.01))
     stream = opened(root, bench, camera=camera)
     with pytest.raises(DeviceError, match=r"3 calls into the driver do not return.*no frame for 0\.4 s") as caught:
         until(stream, ended)
@@ -286,7 +288,7 @@ def test_no_more_than_a_few_threads_are_stuck_and_then_it_is_an_error(root: Path
 
 def test_a_driver_that_comes_back_is_opened_again(root: Path, opened: Any) -> None:
     bench = Bench(then(frames(2), hang), hang, hang, frames(first=60))
-    camera = Camera(timeout_s=0.8, freeze_s=None, reconnect=Reconnect(first_s=0.01, max_s=0.01))
+    camera = CameraConfig(timeout_s=0.8, freeze_s=None, reconnect=ReconnectConfig(first_s=0.01, max_s=0.01))
     stream = opened(root, bench, camera=camera)
     until(stream, began)
     waiting = threading.Thread(target=lambda: until(stream, ended), daemon=True)
@@ -302,7 +304,7 @@ def test_a_driver_that_comes_back_is_opened_again(root: Path, opened: Any) -> No
 
 def test_closing_does_not_wait_for_a_read_that_never_returns(root: Path, opened: Any) -> None:
     bench = Bench(then(frames(2), hang))
-    stream = opened(root, bench, camera=Camera(timeout_s=60.0))
+    stream = opened(root, bench, camera=CameraConfig(timeout_s=60.0))
     stream.next()
     waiting = threading.Thread(target=lambda: until(stream, lambda item: item is None))
     waiting.start()
@@ -345,22 +347,22 @@ def test_without_gstreamer_it_is_said_before_opening(tmp_path: Path) -> None:
     def has(api: str) -> bool:
         return api != "gstreamer"
 
-    with pytest.raises(GuestError, match="built without GStreamer") as caught:
-        cameras.place("csi://0", Camera(), root=tmp_path, backend=has)
+    with pytest.raises(MissingDependencyError, match="built without GStreamer") as caught:
+        cameras.place("csi://0", CameraConfig(), root=tmp_path, backend=has)
     assert "sudo apt install libopencv-python" in str(caught.value.hint)
-    with pytest.raises(GuestError, match="built without GStreamer"):
-        cameras.place("0", Camera(decoder="hardware"), root=tmp_path, backend=has)
+    with pytest.raises(MissingDependencyError, match="built without GStreamer"):
+        cameras.place("0", CameraConfig(decoder="hardware"), root=tmp_path, backend=has)
 
 
 @pytest.mark.parametrize("name", ["", "-1", "video0", "csi://", "csi://x", "ftp://host/x", "0x0", "rtsp"])
 def test_what_is_no_camera(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not the name of a camera") as caught:
-        cameras.place(name, Camera(), root=tmp_path, backend=lambda _api: True)
+        cameras.place(name, CameraConfig(), root=tmp_path, backend=lambda _api: True)
     assert "csi://0" in str(caught.value.hint)
 
 
 def request_of(name: str, root: Path, **settings: Any) -> Any:
-    return cameras.place(name, Camera(**settings), root=root, backend=lambda _api: True).request()
+    return cameras.place(name, CameraConfig(**settings), root=root, backend=lambda _api: True).request()
 
 
 def test_usb_is_asked_for_mjpg_size_and_rate(root: Path) -> None:
@@ -390,7 +392,7 @@ def test_pipelines_are_those_of_the_examples(root: Path) -> None:
 
 
 def test_passwords_are_in_no_message(tmp_path: Path) -> None:
-    place = cameras.place("rtsp://me:secret@host:554/a", Camera(), root=tmp_path, backend=lambda _api: True)
+    place = cameras.place("rtsp://me:secret@host:554/a", CameraConfig(), root=tmp_path, backend=lambda _api: True)
     error = place.complaint("it does not open")
     assert "secret" not in f"{error}{place.name}{place.request().opened_as}"
     assert place.name == "rtsp://me:***@host:554/a"

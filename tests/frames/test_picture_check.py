@@ -7,7 +7,7 @@ import pytest
 
 from edge.errors import DataError
 from edge.events import Event, Progress
-from edge.frames.check import check, list_all
+from edge.media.picture_sets import check, list_all
 
 Encoder = Callable[..., bytes]
 ShardWriter = Callable[..., Path]

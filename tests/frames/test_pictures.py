@@ -14,8 +14,8 @@ import pytest
 
 from edge.errors import DataError, UsageError
 from edge.events import Event, Progress
-from edge.frames import Picture, Pictures, open_pictures
-from edge.frames.pictures import FileOrigin
+from edge.media.picture_sources import open_pictures
+from edge.media.pictures import FileOrigin, Picture, Pictures
 
 
 @pytest.fixture

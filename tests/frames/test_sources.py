@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edge.errors import DataError
-from edge.frames import open_pictures, shards_of
+from edge.media.picture_sources import open_pictures, shards_of
 
 Encoder = Callable[..., bytes]
 

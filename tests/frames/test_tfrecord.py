@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge.errors import DataError
-from edge.frames import open_pictures, shards_of
-from edge.frames.tfrecord import Example, is_shard, portable_name
+from edge.media.picture_sources import open_pictures, shards_of
+from edge.media.tfrecord import Example, is_shard, portable_name
 
 Encoder = Callable[..., bytes]
 ShardWriter = Callable[..., Path]
@@ -277,7 +277,7 @@ def test_the_checksum_is_the_published_one(wire: SimpleNamespace) -> None:
 def test_a_missing_guest_says_how_to_install_it(guest: str, shard: Path) -> None:
     code = (
         f"import sys; sys.modules[{guest!r}] = None\n"
-        "from pathlib import Path\nfrom edge.errors import GuestError\nfrom edge.frames import open_pictures\n"
+        "from pathlib import Path\nfrom edge.errors import GuestError\nfrom edge.media import open_pictures\n"
         "try:\n    open_pictures(Path(sys.argv[1]))\nexcept GuestError as exc:\n    print(exc)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(shard)], capture_output=True, text=True, check=True)

@@ -13,10 +13,10 @@ import pytest
 from fake_cameras import picture
 
 from edge.errors import DataError, UsageError
-from edge.frames.replay import ReplayStream
-from edge.frames.saving import INDEX, SavingStream
-from edge.frames.stream import Frame, LimitedStream, Opened, Outage
-from edge.frames.video import VideoStream
+from edge.media.recorder import INDEX, SavingStream
+from edge.media.replay import ReplayStream
+from edge.media.streams import Frame, LimitedStream, OpenedSource, Outage
+from edge.media.video import VideoStream
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_no_such_video(tmp_path: Path) -> None:
 class Told:
     """A live stream that gives what it is told, with the times that it is told."""
 
-    opened = Opened(kind="v4l2", opened_as="/dev/video0", live=True, width=32, height=24, fps=30.0)
+    opened = OpenedSource(kind="v4l2", opened_as="/dev/video0", live=True, width=32, height=24, fps=30.0)
     dropped = 3
     notes = ("from the camera",)
 

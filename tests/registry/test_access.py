@@ -19,9 +19,13 @@ import pytest
 from bundles import FILES, tar_of
 from registries import Lying, Running, Start
 
-from edge.bundle import open_bundle, unpack
+from edge.deploy.bundle.reader import open_bundle
+from edge.deploy.bundle.unpacking import unpack_bundle
+from edge.deploy.registry import credentials
+from edge.deploy.registry.pulling import pull
+from edge.deploy.registry.pushing import push
+from edge.deploy.registry.reference import parse_reference
 from edge.errors import DeviceError, StoreError, UsageError
-from edge.registry import credentials, parse, pull, push
 
 # bcrypt of the password, of the lowest cost
 HTPASSWD = "robot:$2b$04$0tbuFF.LFKtxuMObo3uJ3u27DlgBCkwUPtnUL4ETpGXRWl7.vJri6\n"
@@ -57,10 +61,10 @@ def basic(user: str = "robot", password: str = PASSWORD) -> str:
 def round_trip(host: str, tmp_path: Path, **options: Any) -> None:
     path = tmp_path / "a.edge"
     path.write_bytes(tar_of(FILES))
-    place = parse(f"oci://{host}/team/tiny:1")
+    place = parse_reference(f"oci://{host}/team/tiny:1")
     push(open_bundle(path), place, **options)
     with pull(place, **options) as remote:
-        unpack(remote, tmp_path / "out")
+        unpack_bundle(remote, tmp_path / "out")
 
 
 def test_nobody_is_let_in(guarded: Running, tmp_path: Path) -> None:

@@ -10,9 +10,12 @@ import pytest
 from bundles import FILES, tar_of, tree
 from registries import Answer, Lying, Running, with_manifest
 
-from edge.bundle import open_bundle, pack, unpack
+from edge.deploy.bundle.reader import open_bundle
+from edge.deploy.bundle.unpacking import pack_bundle, unpack_bundle
+from edge.deploy.registry.pulling import pull
+from edge.deploy.registry.pushing import Pushed, push
+from edge.deploy.registry.reference import parse_reference
 from edge.errors import ArtifactError, DeviceError, EdgeError
-from edge.registry import Pushed, parse, pull, push
 
 
 @pytest.fixture
@@ -20,15 +23,15 @@ def pushed(registry: Running, tmp_path: Path) -> Pushed:
     """A bundle in the registry."""
     path = tmp_path / "good.edge"
     path.write_bytes(tar_of(FILES))
-    return push(open_bundle(path), parse(f"oci://{registry.host}/tiny:1"))
+    return push(open_bundle(path), parse_reference(f"oci://{registry.host}/tiny:1"))
 
 
 def refused(place: str, tmp_path: Path, match: str, kind: type[EdgeError] = ArtifactError) -> None:
     """Pulling raises, into a file and into a folder, and leaves neither a bundle nor a wrong file."""
-    with pytest.raises(kind, match=match), pull(parse(place)) as remote:
-        pack(remote, tmp_path / "out.edge")
-    with pytest.raises(kind, match=match), pull(parse(place)) as remote:
-        unpack(remote, tmp_path / "out")
+    with pytest.raises(kind, match=match), pull(parse_reference(place)) as remote:
+        pack_bundle(remote, tmp_path / "out.edge")
+    with pytest.raises(kind, match=match), pull(parse_reference(place)) as remote:
+        unpack_bundle(remote, tmp_path / "out")
     assert not list(tmp_path.glob("out.edge*"))
     assert all(FILES[name] == data for name, data in tree(tmp_path / "out").items())
 
@@ -130,7 +133,7 @@ def test_an_upload_sent_elsewhere_in_plain_http(lying: Lying, pushed: Pushed, tm
         answer._replace(headers={"Location": "http://registry.invalid/up"}) if method == "POST" else None
     )
     with pytest.raises(DeviceError, match="plain http address"):
-        push(open_bundle(tmp_path / "good.edge"), parse(f"oci://{lying.host}/other:1"))
+        push(open_bundle(tmp_path / "good.edge"), parse_reference(f"oci://{lying.host}/other:1"))
 
 
 @pytest.mark.parametrize("status", [400, 404, 418, 500, 503])
@@ -138,7 +141,7 @@ def test_a_registry_in_trouble(lying: Lying, pushed: Pushed, tmp_path: Path, sta
     said = b'{"errors": [{"code": "X", "message": "out of \\u001b[31mcheese"}]}'
     lying.lie = lambda method, _p, _a: Answer(status, {}, said) if method in {"POST", "PUT"} else None
     with pytest.raises(DeviceError, match=rf"answered {status}.*: out of \[31mcheese"):
-        push(open_bundle(tmp_path / "good.edge"), parse(f"oci://{lying.host}/other:1"))
+        push(open_bundle(tmp_path / "good.edge"), parse_reference(f"oci://{lying.host}/other:1"))
 
 
 def test_it_takes_something_else_than_was_sent(lying: Lying, pushed: Pushed, tmp_path: Path) -> None:
@@ -147,10 +150,10 @@ def test_it_takes_something_else_than_was_sent(lying: Lying, pushed: Pushed, tmp
         answer._replace(headers=wrong) if method == "PUT" and "/manifests/" in path else None
     )
     with pytest.raises(ArtifactError, match="says that it has"):
-        push(open_bundle(tmp_path / "good.edge"), parse(f"oci://{lying.host}/tiny:2"))
+        push(open_bundle(tmp_path / "good.edge"), parse_reference(f"oci://{lying.host}/tiny:2"))
 
 
 def test_no_registry_there(lying: Lying, pushed: Pushed) -> None:
     lying.lie = lambda _m, _p, _a: Answer(404, {}, b"")
-    with pytest.raises(DeviceError, match="no registry is there"), pull(parse(f"oci://{lying.host}/tiny:1")):
+    with pytest.raises(DeviceError, match="no registry is there"), pull(parse_reference(f"oci://{lying.host}/tiny:1")):
         pass

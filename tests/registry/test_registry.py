@@ -10,9 +10,13 @@ import pytest
 from bundles import FILES, tar_of, tree
 from registries import Counting, Running, Start, reserved
 
-from edge.bundle import Bundle, open_bundle, pack, signature, unpack, verify
+from edge.deploy.bundle import signature
+from edge.deploy.bundle.reader import Bundle, open_bundle, verify_bundle
+from edge.deploy.bundle.unpacking import pack_bundle, unpack_bundle
+from edge.deploy.registry.pulling import pull
+from edge.deploy.registry.pushing import push
+from edge.deploy.registry.reference import parse_reference
 from edge.errors import ArtifactError, DeviceError, UsageError
-from edge.registry import parse, pull, push
 
 BIG = os.urandom(8_000_000)
 
@@ -28,48 +32,51 @@ def at(host: str, rest: str = "team/tiny:1") -> str:
 
 def test_there_and_back(registry: Running, tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path / "first.edge")
-    pushed = push(bundle, parse(at(registry.host)))
+    pushed = push(bundle, parse_reference(at(registry.host)))
     assert (pushed.sent_files, pushed.kept_files) == (len(FILES) + 1, 0)
     assert pushed.bundle == bundle.digest
-    with pull(parse(at(registry.host))) as remote:
+    with pull(parse_reference(at(registry.host))) as remote:
         assert remote.oci_digest == pushed.digest
-        assert pack(remote, tmp_path / "second.edge").digest == bundle.digest
-        unpacked = unpack(remote, tmp_path / "folder")
+        assert pack_bundle(remote, tmp_path / "second.edge").digest == bundle.digest
+        unpacked = unpack_bundle(remote, tmp_path / "folder")
     assert (tmp_path / "second.edge").read_bytes() == (tmp_path / "first.edge").read_bytes()
-    verify(unpacked)
+    verify_bundle(unpacked)
     assert unpacked.digest == bundle.digest
 
 
 def test_by_digest(registry: Running, tmp_path: Path) -> None:
-    first = push(bundle_of(tmp_path / "a.edge"), parse(at(registry.host)))
-    push(bundle_of(tmp_path / "b.edge", {**FILES, "new": b"1"}), parse(at(registry.host)))
-    with pull(parse(first.reference)) as remote:  # the tag has moved on, the digest has not
+    first = push(bundle_of(tmp_path / "a.edge"), parse_reference(at(registry.host)))
+    push(bundle_of(tmp_path / "b.edge", {**FILES, "new": b"1"}), parse_reference(at(registry.host)))
+    with pull(parse_reference(first.reference)) as remote:  # the tag has moved on, the digest has not
         assert remote.files.keys() == FILES.keys()
-    with pull(parse(at(registry.host))) as remote:
+    with pull(parse_reference(at(registry.host))) as remote:
         assert "new" in remote.files
-    with pytest.raises(ArtifactError, match="no such artifact"), pull(parse(f"{at(registry.host)}@sha256:{'0' * 64}")):
+    with (
+        pytest.raises(ArtifactError, match="no such artifact"),
+        pull(parse_reference(f"{at(registry.host)}@sha256:{'0' * 64}")),
+    ):
         pass
     with pytest.raises(UsageError, match="not a digest"):
-        push(bundle_of(tmp_path / "c.edge"), parse(first.reference))
+        push(bundle_of(tmp_path / "c.edge"), parse_reference(first.reference))
 
 
 def test_the_digest_is_that_of_the_content(start: Start, tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path / "a.edge")
     places = (at(start(name="one").host), at(start(name="two").host, "x:y"))
-    assert len({push(bundle, parse(place)).digest for place in places}) == 1
+    assert len({push(bundle, parse_reference(place)).digest for place in places}) == 1
 
 
 def test_a_changed_table_does_not_send_the_model_again(counting: Counting, tmp_path: Path) -> None:
     files = {"model/m.onnx": BIG, "tables/m/entropy2.table": b"a" * 10_000}
-    first = push(bundle_of(tmp_path / "a.edge", files), parse(at(counting.host)))
+    first = push(bundle_of(tmp_path / "a.edge", files), parse_reference(at(counting.host)))
     assert counting.up > first.sent_bytes > 8_000_000
     counting.reset()
     changed = bundle_of(tmp_path / "b.edge", {**files, "tables/m/entropy2.table": b"b" * 10_000})
-    second = push(changed, parse(at(counting.host, "team/tiny:2")))
+    second = push(changed, parse_reference(at(counting.host, "team/tiny:2")))
     assert second.kept_bytes == len(BIG)
     assert 10_000 < counting.up < 30_000  # counted on the wire, with HTTP's own
     counting.reset()
-    again = push(changed, parse(at(counting.host, "team/tiny:3")))
+    again = push(changed, parse_reference(at(counting.host, "team/tiny:3")))
     assert (again.sent_files, again.sent_bytes) == (0, 0)
     assert counting.up < 5_000
 
@@ -78,19 +85,19 @@ def test_what_an_older_bundle_has_is_not_fetched(counting: Counting, tmp_path: P
     files = {"model/m.onnx": BIG, "tables/m/entropy2.table": b"a" * 10_000}
     old = bundle_of(tmp_path / "old.edge", files)
     new = bundle_of(tmp_path / "new.edge", {**files, "tables/m/entropy2.table": b"b" * 10_000})
-    push(new, parse(at(counting.host)))
+    push(new, parse_reference(at(counting.host)))
     counting.reset()
-    with pull(parse(at(counting.host)), reuse=old) as remote:
-        assert pack(remote, tmp_path / "pulled.edge").digest == new.digest
+    with pull(parse_reference(at(counting.host)), reuse=old) as remote:
+        assert pack_bundle(remote, tmp_path / "pulled.edge").digest == new.digest
         assert (remote.fetched_bytes, remote.reused_bytes) == (10_000, len(BIG))
     assert counting.down < 30_000
     # A folder that was begun: only what is missing comes.
-    unpack(old, tmp_path / "folder")
+    unpack_bundle(old, tmp_path / "folder")
     for name in ("bundle.json", "tables/m/entropy2.table"):
         (tmp_path / "folder" / name).unlink()
     counting.reset()
-    with pull(parse(at(counting.host))) as remote:
-        verify(unpack(remote, tmp_path / "folder"))
+    with pull(parse_reference(at(counting.host))) as remote:
+        verify_bundle(unpack_bundle(remote, tmp_path / "folder"))
     assert counting.down < 30_000
 
 
@@ -103,18 +110,21 @@ def test_the_signature_goes_along(registry: Running, tmp_path: Path) -> None:
     listed = tmp_path / "signers"
     listed.write_text(f"me {key.with_suffix('.pub').read_text()}")
     bundle = bundle_of(tmp_path / "a.edge")
-    push(bundle, parse(at(registry.host, "t:unsigned")))
+    push(bundle, parse_reference(at(registry.host, "t:unsigned")))
     signature.sign(bundle, key)
-    push(bundle, parse(at(registry.host, "t:signed")))
-    with pull(parse(at(registry.host, "t:signed"))) as remote:
+    push(bundle, parse_reference(at(registry.host, "t:signed")))
+    with pull(parse_reference(at(registry.host, "t:signed"))) as remote:
         assert signature.check(remote, listed).name == "me"
-        assert signature.check(pack(remote, tmp_path / "b.edge"), listed).name == "me"
-        assert signature.check(unpack(remote, tmp_path / "c"), listed).name == "me"
-    with pull(parse(at(registry.host, "t:unsigned"))) as remote, pytest.raises(ArtifactError, match="not signed"):
+        assert signature.check(pack_bundle(remote, tmp_path / "b.edge"), listed).name == "me"
+        assert signature.check(unpack_bundle(remote, tmp_path / "c"), listed).name == "me"
+    with (
+        pull(parse_reference(at(registry.host, "t:unsigned"))) as remote,
+        pytest.raises(ArtifactError, match="not signed"),
+    ):
         signature.check(remote, listed)
     # A signature beside the file that the unsigned one replaces does not stay.
-    with pull(parse(at(registry.host, "t:unsigned"))) as remote:
-        assert pack(remote, tmp_path / "b.edge").signature() is None
+    with pull(parse_reference(at(registry.host, "t:unsigned"))) as remote:
+        assert pack_bundle(remote, tmp_path / "b.edge").signature() is None
 
 
 def test_a_broken_bundle_is_not_pushed(registry: Running, tmp_path: Path) -> None:
@@ -124,14 +134,14 @@ def test_a_broken_bundle_is_not_pushed(registry: Running, tmp_path: Path) -> Non
     data[at_content] ^= 1
     (tmp_path / "a.edge").write_bytes(data)
     with pytest.raises(ArtifactError, match="does not fit the sha256"):
-        push(bundle, parse(at(registry.host)))
+        push(bundle, parse_reference(at(registry.host)))
     assert tree(registry.storage) == {}
 
 
 def test_nobody_answers(tmp_path: Path) -> None:
     with reserved() as address:
         for host in (address, "registry.invalid"):
-            with pytest.raises(DeviceError, match="cannot be reached") as failed, pull(parse(at(host))):
+            with pytest.raises(DeviceError, match="cannot be reached") as failed, pull(parse_reference(at(host))):
                 pass
             assert "object at" not in str(failed.value)
 
@@ -147,9 +157,9 @@ def test_nobody_answers(tmp_path: Path) -> None:
     ],
 )
 def test_references(text: str, host: str, name: str, tag: str | None, has_digest: bool) -> None:
-    found = parse(text)
+    found = parse_reference(text)
     assert (found.host, found.name, found.tag, found.digest is not None) == (host, name, tag, has_digest)
-    assert parse(str(found)) == found
+    assert parse_reference(str(found)) == found
 
 
 @pytest.mark.parametrize(
@@ -163,15 +173,15 @@ def test_references(text: str, host: str, name: str, tag: str | None, has_digest
 )  # fmt: skip
 def test_what_is_no_reference(text: str) -> None:
     with pytest.raises(UsageError):
-        parse(text)
+        parse_reference(text)
 
 
 def test_a_password_in_a_reference_is_refused_and_not_shown() -> None:
     with pytest.raises(UsageError) as failed:
-        parse("oci://me:swordfish@registry.example/n:t")
+        parse_reference("oci://me:swordfish@registry.example/n:t")
     assert "swordfish" not in str(failed.value)
     with pytest.raises(UsageError) as failed:
-        parse("https://me:swordfish@registry.example/n:t")
+        parse_reference("https://me:swordfish@registry.example/n:t")
     assert "swordfish" not in str(failed.value).replace("https://me:swordfish", "")
 
 
@@ -184,4 +194,4 @@ def test_a_password_in_a_reference_is_refused_and_not_shown() -> None:
     ],
 )  # fmt: skip
 def test_plain_http_is_for_this_machine(host: str, is_here: bool) -> None:
-    assert parse(f"oci://{host}/n").is_loopback is is_here
+    assert parse_reference(f"oci://{host}/n").is_loopback is is_here

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from run_records import made
 
-from edge import record as records
-from edge.record import RunRecord
+from edge.artifacts import run_record
+from edge.artifacts.run_record import RunRecord
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def keep(tmp_path: Path) -> Callable[..., Path]:
 
     def save(name: str, record: RunRecord | None = None, **changes: Any) -> Path:
         record = made() if record is None else record
-        records.save(tmp_path / name, msgspec.structs.replace(record, **changes))
+        run_record.save(tmp_path / name, msgspec.structs.replace(record, **changes))
         return tmp_path / name
 
     return save

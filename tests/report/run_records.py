@@ -6,8 +6,20 @@ import math
 import random
 from typing import Any
 
-from edge.record import FORMAT, Gap, Guess, LabelCount, Result, RunRecord, Skip, Stages, Subject, Tick, Warmup
-from edge.stats import Sketch, summarize
+from edge.artifacts.run_record import (
+    FORMAT,
+    FrameResult,
+    Gap,
+    Guess,
+    LabelCount,
+    RunRecord,
+    Skip,
+    Stages,
+    Subject,
+    Tick,
+    Warmup,
+)
+from edge.stats import QuantileSketch, summarize
 
 ORIN = {
     "is_jetson": True, "family": "orin-nano", "module": "p3767-0005", "product": "Orin Nano 8GB developer kit",
@@ -34,7 +46,7 @@ def made(n: int = 600, *, slower: float = 1.0, seed: int = 0, live: bool = True,
         )  # fmt: skip
         label = ("giant_panda", "hen", "espresso")[index % 3]
         results.append(
-            Result(seq=index, name=f"{index:04d}.jpg", guesses=[Guess(index % 3, label, 0.9)], stages=stages,
+            FrameResult(seq=index, name=f"{index:04d}.jpg", guesses=[Guess(index % 3, label, 0.9)], stages=stages,
                    t_s=60.0 * index / max(n, 1))
         )  # fmt: skip
     content: dict[str, Any] = {
@@ -61,7 +73,7 @@ def made(n: int = 600, *, slower: float = 1.0, seed: int = 0, live: bool = True,
     return RunRecord(**(content | changes))
 
 
-def _latency(results: list[Result]) -> dict[str, Any]:
+def _latency(results: list[FrameResult]) -> dict[str, Any]:
     found = {}
     for stage in ("decode", "preprocess", "host_to_device", "infer", "device_to_host", "postprocess", "total", "age"):
         summary = summarize([getattr(result.stages, f"{stage}_ms") for result in results])
@@ -70,17 +82,17 @@ def _latency(results: list[Result]) -> dict[str, Any]:
     return found
 
 
-def _histogram(results: list[Result]) -> dict[str, Any]:
+def _histogram(results: list[FrameResult]) -> dict[str, Any]:
     found = {}
     for stage in ("infer", "total", "age"):
-        sketch = Sketch()
+        sketch = QuantileSketch()
         for result in results:
             sketch.add(getattr(result.stages, f"{stage}_ms"))
         found[stage] = sketch.bins()
     return found
 
 
-def _timeline(results: list[Result], slower: float) -> list[Tick]:
+def _timeline(results: list[FrameResult], slower: float) -> list[Tick]:
     ticks = []
     for second in range(60):
         own = sorted(r.stages.total_ms for r in results if second <= r.t_s < second + 1)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from run_records import BACKEND, ORIN, POWER, made
 
-from edge.record import RunRecord
-from edge.report import compare, load
-from edge.report.compare import Comparison, Difference
+from edge.artifacts.run_record import RunRecord
+from edge.reports import run_comparison
+from edge.reports.loaded_runs import load_runs
+from edge.reports.run_comparison import MetricDifference, RunComparison
 
 Keep = Callable[..., Path]
 
@@ -20,11 +21,11 @@ def subject(record: RunRecord, **changes: Any) -> RunRecord:
     return msgspec.structs.replace(record, subject=msgspec.structs.replace(record.subject, **changes))
 
 
-def compared(keep: Keep, *every: RunRecord, across: bool = False) -> Comparison:
-    return compare(load([keep(f"{i}.json", record) for i, record in enumerate(every)]), across=across)
+def compared(keep: Keep, *every: RunRecord, across: bool = False) -> RunComparison:
+    return run_comparison(load_runs([keep(f"{i}.json", record) for i, record in enumerate(every)]), across=across)
 
 
-def by_name(found: Comparison, pair: int = 0) -> dict[str, Difference]:
+def by_name(found: RunComparison, pair: int = 0) -> dict[str, MetricDifference]:
     return {item.measure.split(",")[0]: item for item in found.pairs[pair].differences}
 
 
@@ -50,9 +51,9 @@ def test_the_same_again_cannot_be_told_apart(keep: Keep) -> None:
 
 def test_the_interval_holds_what_it_promises(keep: Keep) -> None:
     """Of 40 pairs of equal runs, each with its slow waves, about one in twenty may be called different."""
-    runs = load([keep(f"{seed}.json", made(300, live=False, seed=seed)) for seed in range(8)])
+    runs = load_runs([keep(f"{seed}.json", made(300, live=False, seed=seed)) for seed in range(8)])
     wrong = sum(
-        bool(compare([a, b]).pairs[0].differences[0].differs) for i, a in enumerate(runs) for b in runs[i + 1 :]
+        bool(run_comparison([a, b]).pairs[0].differences[0].differs) for i, a in enumerate(runs) for b in runs[i + 1 :]
     )
     assert wrong <= 5
 
@@ -143,7 +144,7 @@ def test_a_camera_s_frames_are_not_the_same_pictures(keep: Keep) -> None:
 
 
 def test_blocks_are_stretches_of_neighbours() -> None:
-    from edge.report.compare import _blocks
+    from edge.reports.run_comparison import _blocks
 
     index = _blocks(1000, 0)
     assert index.shape == (2000, 1000)

@@ -10,10 +10,12 @@ import pytest
 from html_reader import Reader
 from run_records import ORIN, made
 
+from edge.artifacts.run_record import Gap, Guess, LabelCount, RunRecord, Skip
 from edge.errors import DataError
-from edge.record import Gap, Guess, LabelCount, RunRecord, Skip
-from edge.report import compare, load, page, render
-from edge.report.charts import throttled
+from edge.reports import run_comparison, run_page
+from edge.reports.loaded_runs import load_runs
+from edge.reports.run_charts import throttled
+from edge.reports.run_page import render
 
 Keep = Callable[..., Path]
 NASTY = "</style></script><script>alert('x')</script><img src=x onerror=alert(1)> $\\frac{1}{$ & \"more\" {{ 7*7 }}"
@@ -24,8 +26,8 @@ def shown(keep: Keep) -> Callable[..., str]:
     """``shown(record, …, across=False)``: the page about these records."""
 
     def make(*every: RunRecord, across: bool = False) -> str:
-        runs = load([keep(f"{i}.json", record) for i, record in enumerate(every)])
-        return render(runs, compare(runs, across=across))
+        runs = load_runs([keep(f"{i}.json", record) for i, record in enumerate(every)])
+        return render(runs, run_comparison(runs, across=across))
 
     return make
 
@@ -166,7 +168,7 @@ def test_throttled_stretches_are_joined() -> None:
     ("value", "text"), [(None, "–"), (0.0, "0.00"), (1.234, "1.23"), (12.34, "12.3"), (1234.5, "1234")]
 )
 def test_milliseconds(value: float | None, text: str) -> None:
-    assert page.ms(value) == text
+    assert run_page.ms(value) == text
 
 
 BENCH = {
@@ -192,7 +194,7 @@ def test_a_scenario_times_queries_and_a_run_pictures(shown: Callable[..., str]) 
     assert "query" not in alone
     assert "From the start of decoding a picture" not in other
     assert "From the issue of a query" in other
-    assert f"n = {page.count(bench.latency['total'].n)} queries of 1" in other
+    assert f"n = {run_page.count(bench.latency['total'].n)} queries of 1" in other
     both = Reader(shown(run, bench)).text
     assert "From the start of decoding a picture" in both
     assert "From the issue of a query" in both

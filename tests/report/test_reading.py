@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from edge.errors import ArtifactError, UsageError
-from edge.report import MOST_RUNS, load
-from edge.report.reading import facts
+from edge.reports.loaded_runs import MOST_RUNS, load_runs, run_facts
 
 Keep = Callable[..., Path]
 
@@ -22,7 +21,7 @@ def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
 
 
 def test_runs_have_letters_and_words(keep: Keep) -> None:
-    first, second = load([keep("a.json"), keep("b.json")])
+    first, second = load_runs([keep("a.json"), keep("b.json")])
     assert (first.letter, second.letter, first.name) == ("A", "B", "a.json")
     assert first.device == "Orin Nano 8GB developer kit, p3767-0005, JetPack 6.2"
     assert first.axis == {
@@ -32,7 +31,7 @@ def test_runs_have_letters_and_words(keep: Keep) -> None:
     assert first.power is not None
     assert (first.scope, first.power.gross_mj, first.power.net_mj) == ("module_input by hwmon", 700.0, 230.0)
     assert first.power.gross_error_mj == pytest.approx(7.0)
-    found = facts(first)
+    found = run_facts(first)
     assert found["engine"] == "c" * 12
     assert found["precision"] == "int8, 50 of 50 weighted layers in INT8"
     assert found["source"] == "camera /dev/video0, 1280×720"
@@ -40,9 +39,9 @@ def test_runs_have_letters_and_words(keep: Keep) -> None:
 
 def test_no_record_and_too_many(keep: Keep) -> None:
     with pytest.raises(UsageError, match="no record"):
-        load([])
+        load_runs([])
     with pytest.raises(UsageError, match="at most"):
-        load([keep("a.json")] * (MOST_RUNS + 1))
+        load_runs([keep("a.json")] * (MOST_RUNS + 1))
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 5000])
@@ -50,7 +49,7 @@ def test_a_truncated_record(size: int, keep: Keep) -> None:
     path = keep("a.json")
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(ArtifactError) as caught:
-        load([path])
+        load_runs([path])
     assert caught.value.where == str(path)
 
 
@@ -72,13 +71,13 @@ def test_what_is_no_record(data: bytes, match: str, tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.write_bytes(data)
     with pytest.raises(ArtifactError, match=match):
-        load([path])
+        load_runs([path])
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "absent.json", tmp_path):
         with pytest.raises(ArtifactError, match="cannot read"):
-            load([path])
+            load_runs([path])
 
 
 def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
@@ -86,7 +85,7 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(10 << 30)
     with pytest.raises(ArtifactError, match="no run record is larger"):
-        load([path])
+        load_runs([path])
 
 
 @pytest.mark.parametrize(
@@ -109,7 +108,7 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
 )
 def test_impossible_numbers(change: Callable[[dict[str, Any]], object], keep: Keep) -> None:
     with pytest.raises(ArtifactError, match="a record that cannot be"):
-        load([changed(keep("a.json"), change)])
+        load_runs([changed(keep("a.json"), change)])
 
 
 @pytest.mark.parametrize("value", ["1e999", "-1e999", "NaN", "Infinity", "null", '"7"', "[]"])
@@ -119,7 +118,7 @@ def test_a_number_that_is_none(value: str, keep: Keep) -> None:
     path.write_text(text.replace('"measured_s": 60.0', f'"measured_s": {value}'))
     assert path.read_text() != text
     with pytest.raises(ArtifactError):
-        load([path])
+        load_runs([path])
 
 
 @pytest.mark.parametrize(
@@ -130,7 +129,7 @@ def test_a_number_that_is_none(value: str, keep: Keep) -> None:
     ],
 )  # fmt: skip
 def test_power_of_another_shape_is_no_power(power: dict[str, Any], keep: Keep) -> None:
-    [run] = load([keep("a.json", power=power)])
+    [run] = load_runs([keep("a.json", power=power)])
     assert run.power is None
     assert run.scope is None
 
@@ -138,6 +137,6 @@ def test_power_of_another_shape_is_no_power(power: dict[str, Any], keep: Keep) -
 @pytest.mark.parametrize("device", [{}, {"product": None, "cores": "x"}, {"product": 7, "power_mode": ["a"]}])
 def test_a_device_of_another_shape_has_words(device: dict[str, Any], keep: Keep) -> None:
     path = changed(keep("a.json"), lambda r: r["subject"].update(device=device, backend={}))
-    [run] = load([path])
+    [run] = load_runs([path])
     assert run.device
     assert run.backend == "unknown"

@@ -10,8 +10,8 @@ import loopback
 import pytest
 from devices import tar_of
 
-from edge.bundle import Bundle, open_bundle
-from edge.transport.target import Place
+from edge.deploy.bundle.reader import Bundle, open_bundle
+from edge.deploy.transport.address import DeviceAddress
 
 FILES = {"profile.yaml": b"name: tiny\n", "model/tiny.onnx": b"weights " * 100, "labels/empty.txt": b""}
 
@@ -57,11 +57,11 @@ def serve(tmp_path: Path, keys: Path) -> Iterator[Callable[..., loopback.Server]
 
 
 @pytest.fixture
-def remote(tmp_path: Path) -> Callable[..., Place]:
+def remote(tmp_path: Path) -> Callable[..., DeviceAddress]:
     """``remote(server, path="device")``: the place of a folder in ``tmp_path`` behind a server."""
 
-    def make(server: loopback.Server, path: str = "device", **fields: Any) -> Place:
-        return Place(
+    def make(server: loopback.Server, path: str = "device", **fields: Any) -> DeviceAddress:
+        return DeviceAddress(
             **{"name": "dev", "host": "dev", "path": str(tmp_path / path), "ssh_config": server.config, **fields}
         )
 
@@ -69,6 +69,6 @@ def remote(tmp_path: Path) -> Callable[..., Place]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Place:
+def folder(tmp_path: Path) -> DeviceAddress:
     """A device that is a folder."""
-    return Place(name="device", folder=tmp_path / "device")
+    return DeviceAddress(name="device", folder=tmp_path / "device")

@@ -7,20 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edge.bundle import BundleManifest, archive, open_bundle
-from edge.bundle.manifest import encode
-from edge.ship import Settings
-from edge.store import FileEntry, sha256_bytes
-from edge.transport.target import Place
+from edge.artifacts.store import FileEntry, sha256_bytes
+from edge.deploy.bundle import archive
+from edge.deploy.bundle.manifest import BundleManifest, encode_manifest
+from edge.deploy.bundle.reader import open_bundle
+from edge.deploy.push import ShipSettings
+from edge.deploy.transport.address import DeviceAddress
 
-QUICK = Settings(canary=False)
+QUICK = ShipSettings(canary=False)
 
 
-def root_of(place: Place) -> Path:
+def root_of(place: DeviceAddress) -> Path:
     return place.folder if place.folder is not None else Path(place.path)
 
 
-def current(place: Place) -> str | None:
+def current(place: DeviceAddress) -> str | None:
     """Digest of the bundle in use, after every file of it was read and compared with the manifest."""
     link = root_of(place) / "current"
     if not link.is_symlink():
@@ -60,7 +61,7 @@ def tar_of(files: Mapping[str, bytes], **fields: Any) -> bytes:
     file = io.BytesIO()
     archive.write(
         file,
-        encode(BundleManifest(**{**content, **fields})),
+        encode_manifest(BundleManifest(**{**content, **fields})),
         entries,
         lambda name, out: out.write(files[name]) and None,
     )

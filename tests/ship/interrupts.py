@@ -21,10 +21,10 @@ import loopback
 import msgspec
 from devices import QUICK, current
 
-from edge.bundle import Bundle
+from edge.deploy.bundle.reader import Bundle
+from edge.deploy.push import ShipOutcome, ship
+from edge.deploy.transport.address import DeviceAddress
 from edge.errors import EdgeError
-from edge.ship import Outcome, ship
-from edge.transport.target import Place
 
 KINDS = ("client killed", "session killed", "line cut", "disk full")
 FOUND = ("old", "new", "none")
@@ -55,7 +55,7 @@ class Device:
         self.server = loopback.Server(folder / "server", keys=keys).start()
         self.line = loopback.Wire(self.server.port)
         config = self.server.client_config("dev", self.line.port)
-        self.place = Place(name="dev", host="dev", path=str(self.disk / "it's edge"), ssh_config=config)
+        self.place = DeviceAddress(name="dev", host="dev", path=str(self.disk / "it's edge"), ssh_config=config)
 
     def fill(self) -> None:
         """Take all the room that there is."""
@@ -117,7 +117,7 @@ class Storm:
         tally.found["new" if found == bundle.digest else "old" if found == before else "none"] += 1
         start = time.monotonic()
         try:
-            outcome: Outcome = ship(bundle, place, settings=settings)
+            outcome: ShipOutcome = ship(bundle, place, settings=settings)
         except EdgeError as exc:
             self.problems.append(f"{kind} after {moment_s:.3f} s: the next ship failed: {exc}")
             return
@@ -126,7 +126,7 @@ class Storm:
         if self._whole(f"{kind}, and shipped again") == bundle.digest:
             tally.recovered += 1
 
-    def _interrupted(self, kind: str, moment_s: float, work: Callable[[], Outcome]) -> bool:
+    def _interrupted(self, kind: str, moment_s: float, work: Callable[[], ShipOutcome]) -> bool:
         """Begin ``work``, interrupt it after ``moment_s``; whether it had ended by then."""
         if kind == "client killed":
             return self._killed(moment_s, work)
@@ -152,7 +152,7 @@ class Storm:
         return ended
 
     @staticmethod
-    def _killed(moment_s: float, work: Callable[[], Outcome]) -> bool:
+    def _killed(moment_s: float, work: Callable[[], ShipOutcome]) -> bool:
         child = os.fork()
         if child == 0:
             code = 1

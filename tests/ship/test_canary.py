@@ -14,16 +14,19 @@ import msgspec
 import pytest
 from devices import current, root_of, tar_of
 
-from edge import backends, calibrate, device, profile
-from edge.bundle import Bundle, create, golden, open_bundle
+from edge.backends import registry
+from edge.calibration import workflow
+from edge.config import profiles
+from edge.deploy import canary, manage
+from edge.deploy.bundle import creation, golden
+from edge.deploy.bundle.reader import Bundle, open_bundle
+from edge.deploy.push import ShipSettings, ship
+from edge.deploy.transport.address import DeviceAddress
+from edge.deploy.trial import parse_gates
 from edge.errors import UsageError
-from edge.flows import canary
-from edge.frames import open_pictures
-from edge.ship import Settings, ship, upkeep
-from edge.ship.canary import parse_gates
-from edge.telemetry import NoSource
-from edge.telemetry.base import Reading
-from edge.transport.target import Place
+from edge.media.picture_sources import open_pictures
+from edge.system import device
+from edge.telemetry.source import NoSource, Reading
 
 Made = Callable[..., Bundle]
 
@@ -33,13 +36,13 @@ def made(tmp_path: Path, tiny_profile: Callable[..., Path], pictures: Callable[.
     """``made(name, spoil=…)``: the bundle of the tiny profile in INT8; ``spoil`` changes the golden references."""
 
     def make(name: str = "good", spoil: Callable[[dict[str, Any]], None] | None = None, **files: bytes) -> Bundle:
-        chosen = profile.load(tiny_profile(tmp_path / "profiles"))
+        chosen = profiles.read_profile(tiny_profile(tmp_path / "profiles"))
         if not (tmp_path / "pictures").is_dir():
             pictures(tmp_path / "pictures", 6)
         source, cache = open_pictures(tmp_path / "pictures"), tmp_path / "calib_cache"
-        calibrate.calibrate(chosen, source, cache=cache, threads=1)
+        workflow.calibrate(chosen, source, cache=cache, threads=1)
         out = tmp_path / f"{name}.edge"
-        bundle = create.create(chosen, cache=cache, out=out, golden=list(source.take(4)), name=name, force=True)
+        bundle = creation.create(chosen, cache=cache, out=out, golden=list(source.take(4)), name=name, force=True)
         contents: Mapping[str, bytes] = {path: bundle.read(path) for path in bundle.files} | files
         if spoil is not None:
             expected = json.loads(contents[golden.FILE])
@@ -60,10 +63,10 @@ def other_labels(expected: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def with_edge(tmp_path: Path) -> Callable[[Place], Place]:
+def with_edge(tmp_path: Path) -> Callable[[DeviceAddress], DeviceAddress]:
     """``with_edge(place)``: the same device with this edge on it."""
 
-    def make(place: Place) -> Place:
+    def make(place: DeviceAddress) -> DeviceAddress:
         program = tmp_path / "it's edge"
         program.write_text(f'#!/bin/sh\nPYTHONPATH="{os.environ["PYTHONPATH"]}" exec "{sys.executable}" -m edge "$@"\n')
         program.chmod(0o755)
@@ -92,14 +95,14 @@ class Meter:
 def tools(power: Any = None) -> canary.Tools:
     # An energy needs ten samples, which are taken ten times a second, or less often where this machine is busy.
     return canary.Tools(
-        backend=backends.of, power=power or NoSource(()), machine=device.identify(), turns=2, turn_s=3.0
+        backend=registry.of, power=power or NoSource(()), machine=device.identify(), turns=2, turn_s=3.0
     )
 
 
 def unpacked(bundle: Bundle, folder: Path) -> Bundle:
-    from edge.bundle import unpack
+    from edge.deploy.bundle.unpacking import unpack_bundle
 
-    return unpack(bundle, folder)
+    return unpack_bundle(bundle, folder)
 
 
 def test_a_good_bundle_passes(made: Made, tmp_path: Path) -> None:
@@ -151,7 +154,9 @@ def test_a_previous_bundle_that_does_not_run_says_nothing_against_the_new_one(ma
     assert "is missing" in str(report.before_absent)
 
 
-def test_a_device_tries_and_keeps_a_good_bundle(made: Made, folder: Place, with_edge: Callable[..., Place]) -> None:
+def test_a_device_tries_and_keeps_a_good_bundle(
+    made: Made, folder: DeviceAddress, with_edge: Callable[..., DeviceAddress]
+) -> None:
     place, sent = with_edge(folder), made()
     outcome = ship(sent, place)
     assert outcome.canary is not None
@@ -159,13 +164,16 @@ def test_a_device_tries_and_keeps_a_good_bundle(made: Made, folder: Place, with_
     assert outcome.canary.report is not None
     assert outcome.canary.report["own"]["pictures"] == 4
     assert current(place) == sent.digest
-    assert upkeep.status(place).bundles[0].trial == "passed"
+    assert manage.status(place).bundles[0].trial == "passed"
     again = ship(sent, place)
     assert (again.work, again.canary) == ("unchanged", None)
 
 
 def test_a_device_goes_back_by_itself(
-    made: Made, with_edge: Callable[..., Place], serve: Callable[..., loopback.Server], remote: Callable[..., Place]
+    made: Made,
+    with_edge: Callable[..., DeviceAddress],
+    serve: Callable[..., loopback.Server],
+    remote: Callable[..., DeviceAddress],
 ) -> None:
     place, good, bad = with_edge(remote(serve())), made("good"), made("bad", other_labels)
     assert ship(good, place).work == "ok"
@@ -174,21 +182,25 @@ def test_a_device_goes_back_by_itself(
     assert "golden pictures have another label" in str(outcome.reason)
     assert current(place) == good.digest
     assert not (root_of(place) / "previous").exists()
-    found = upkeep.status(place)
+    found = manage.status(place)
     assert {kept.name: kept.trial for kept in found.bundles} == {"good": "passed", "bad": "failed"}
     assert [entry["action"] for entry in found.history] == ["ship", "ship", "back"]
 
 
-def test_the_first_bundle_that_fails_leaves_none(made: Made, folder: Place, with_edge: Callable[..., Place]) -> None:
+def test_the_first_bundle_that_fails_leaves_none(
+    made: Made, folder: DeviceAddress, with_edge: Callable[..., DeviceAddress]
+) -> None:
     place = with_edge(folder)
     assert ship(made("bad", other_labels), place).work == "rolled back"
     assert current(place) is None
 
 
-def test_a_trial_that_was_cut_off_is_made_up_for(made: Made, folder: Place, with_edge: Callable[..., Place]) -> None:
+def test_a_trial_that_was_cut_off_is_made_up_for(
+    made: Made, folder: DeviceAddress, with_edge: Callable[..., DeviceAddress]
+) -> None:
     place, sent = with_edge(folder), made()
-    ship(sent, place, settings=Settings(canary=False))
-    assert upkeep.status(place).bundles[0].trial == "untried"
+    ship(sent, place, settings=ShipSettings(canary=False))
+    assert manage.status(place).bundles[0].trial == "untried"
     outcome = ship(sent, place)
     assert outcome.canary is not None
     assert outcome.canary.passed
@@ -198,7 +210,7 @@ def test_a_trial_that_was_cut_off_is_made_up_for(made: Made, folder: Place, with
     ("code", "passed", "in_use"), [(2, None, True), (127, None, True), (4, False, False), (137, False, False)]
 )
 def test_an_edge_that_cannot(
-    bundle: Callable[..., Bundle], folder: Place, tmp_path: Path, code: int, passed: bool | None, in_use: bool
+    bundle: Callable[..., Bundle], folder: DeviceAddress, tmp_path: Path, code: int, passed: bool | None, in_use: bool
 ) -> None:
     """An edge that does not know the trial, or does not start, says nothing about the bundle; one that fails does."""
     program = tmp_path / "edge"

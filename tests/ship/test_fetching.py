@@ -12,9 +12,9 @@ import loopback
 import pytest
 from devices import root_of, tree
 
-from edge import store
-from edge.ship.fetching import Haul, failed, fetch
-from edge.transport.target import Place
+from edge.artifacts import store
+from edge.deploy.collect import Collected, failed, fetch
+from edge.deploy.transport.address import DeviceAddress
 
 KEY = {"tensorrt": "10.3.0", "module": "p3701-0005", "power_mode": "MAXN"}
 
@@ -29,18 +29,18 @@ def timing(folder: Path, content: bytes = b"ptrt one", *, entries: int = 1, **ke
 
 
 @pytest.fixture
-def pull(tmp_path: Path, folder: Place) -> Callable[..., Haul]:
-    def run(place: Place = folder) -> Haul:
+def pull(tmp_path: Path, folder: DeviceAddress) -> Callable[..., Collected]:
+    def run(place: DeviceAddress = folder) -> Collected:
         return fetch(place, cache=tmp_path / "calib_cache", output=tmp_path / "devices")
 
     return run
 
 
-def words(haul: Haul) -> dict[str, str]:
+def words(haul: Collected) -> dict[str, str]:
     return {piece.name: piece.what for piece in haul.pieces}
 
 
-def test_everything_that_is_worth_having(tmp_path: Path, folder: Place, pull: Callable[..., Haul]) -> None:
+def test_everything_that_is_worth_having(tmp_path: Path, folder: DeviceAddress, pull: Callable[..., Collected]) -> None:
     root = root_of(folder)
     timing(root / "timing")
     store.save(root / "engines/abc/x.json", kind="engine", files={"x.plan": b"engine"}, key={}, info={})
@@ -58,14 +58,14 @@ def test_everything_that_is_worth_having(tmp_path: Path, folder: Place, pull: Ca
     assert tree(tmp_path) == before
 
 
-def test_a_device_with_nothing(folder: Place, pull: Callable[..., Haul]) -> None:
+def test_a_device_with_nothing(folder: DeviceAddress, pull: Callable[..., Collected]) -> None:
     assert pull().pieces == []
     assert not root_of(folder).exists()
 
 
 @pytest.mark.parametrize(("theirs", "kept"), [(5, b"ptrt theirs"), (2, b"ptrt ours")])
 def test_two_timing_caches_of_one_key(
-    tmp_path: Path, folder: Place, pull: Callable[..., Haul], theirs: int, kept: bytes
+    tmp_path: Path, folder: DeviceAddress, pull: Callable[..., Collected], theirs: int, kept: bytes
 ) -> None:
     """The larger one is used, the other is not lost, and both are said."""
     timing(root_of(folder) / "timing", b"ptrt theirs", entries=theirs)
@@ -81,7 +81,7 @@ def test_two_timing_caches_of_one_key(
 
 
 def test_a_timing_cache_of_another_key_never_takes_the_place_of_ours(
-    tmp_path: Path, folder: Place, pull: Callable[..., Haul]
+    tmp_path: Path, folder: DeviceAddress, pull: Callable[..., Collected]
 ) -> None:
     timing(root_of(folder) / "timing", b"ptrt theirs", entries=9, power_mode="15W")
     ours = timing(tmp_path / "calib_cache/timing", b"ptrt ours")
@@ -90,7 +90,9 @@ def test_a_timing_cache_of_another_key_never_takes_the_place_of_ours(
     assert ours.with_suffix(".timing").read_bytes() == b"ptrt ours"
 
 
-def test_ours_that_is_damaged_is_replaced(tmp_path: Path, folder: Place, pull: Callable[..., Haul]) -> None:
+def test_ours_that_is_damaged_is_replaced(
+    tmp_path: Path, folder: DeviceAddress, pull: Callable[..., Collected]
+) -> None:
     timing(root_of(folder) / "timing", b"ptrt theirs")
     ours = timing(tmp_path / "calib_cache/timing", b"ptrt ours")
     ours.with_suffix(".timing").write_bytes(b"rotten")
@@ -120,7 +122,7 @@ def leaving_name(root: Path) -> None:
     content = json.loads(path.read_text())
     content["files"] = {"../../" + name: entry for name, entry in content["files"].items()}
     del content["self_sha256"]
-    content["self_sha256"] = store.digest(content)
+    content["self_sha256"] = store.canonical_digest(content)
     path.write_text(json.dumps(content))
 
 
@@ -139,7 +141,7 @@ def no_engine_manifest(root: Path) -> None:
     [broken_content, changed_manifest, foreign_kind, lost_file, leaving_name, not_json, no_engine_manifest],
 )
 def test_what_is_not_whole_stays_there(
-    tmp_path: Path, folder: Place, pull: Callable[..., Haul], spoil: Callable[[Path], None]
+    tmp_path: Path, folder: DeviceAddress, pull: Callable[..., Collected], spoil: Callable[[Path], None]
 ) -> None:
     spoil(root_of(folder))
     haul = pull()
@@ -148,7 +150,9 @@ def test_what_is_not_whole_stays_there(
     assert not [name for name in tree(tmp_path) if not name.startswith("device/") and not name.endswith(".lock")]
 
 
-def test_measurements_are_never_written_over(tmp_path: Path, folder: Place, pull: Callable[..., Haul]) -> None:
+def test_measurements_are_never_written_over(
+    tmp_path: Path, folder: DeviceAddress, pull: Callable[..., Collected]
+) -> None:
     record = root_of(folder) / "records/r.json"
     record.parent.mkdir(parents=True)
     record.write_text('{"n": 1}')
@@ -160,7 +164,9 @@ def test_measurements_are_never_written_over(tmp_path: Path, folder: Place, pull
     assert sorted(home.values()) == [b'{"n": 1}', b'{"n": 2}']
 
 
-def test_links_and_hidden_files_are_left_alone(tmp_path: Path, folder: Place, pull: Callable[..., Haul]) -> None:
+def test_links_and_hidden_files_are_left_alone(
+    tmp_path: Path, folder: DeviceAddress, pull: Callable[..., Collected]
+) -> None:
     records = root_of(folder) / "records"
     records.mkdir(parents=True)
     (tmp_path / "secret.json").write_text("{}")
@@ -172,7 +178,9 @@ def test_links_and_hidden_files_are_left_alone(tmp_path: Path, folder: Place, pu
     assert pull().pieces == []
 
 
-def test_a_name_that_is_not_utf8_is_refused_and_the_others_come(folder: Place, pull: Callable[..., Haul]) -> None:
+def test_a_name_that_is_not_utf8_is_refused_and_the_others_come(
+    folder: DeviceAddress, pull: Callable[..., Collected]
+) -> None:
     records = root_of(folder) / "records"
     records.mkdir(parents=True)
     for name in (b"a.json", b"caf\xe9.json", b"z.json"):
@@ -181,7 +189,10 @@ def test_a_name_that_is_not_utf8_is_refused_and_the_others_come(folder: Place, p
 
 
 def test_over_ssh(
-    tmp_path: Path, serve: Callable[..., loopback.Server], remote: Callable[..., Place], pull: Callable[..., Haul]
+    tmp_path: Path,
+    serve: Callable[..., loopback.Server],
+    remote: Callable[..., DeviceAddress],
+    pull: Callable[..., Collected],
 ) -> None:
     place = remote(serve(), path="it's a device")
     timing(root_of(place) / "timing", bytes(range(256)) * 1000)

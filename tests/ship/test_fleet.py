@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edge import fleet
+from edge.deploy import fleet
 from edge.errors import ProfileError, UsageError
 
 GOOD = """\
@@ -30,7 +30,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_what_a_fleet_says(tmp_path: Path) -> None:
-    found = fleet.load(write(tmp_path, GOOD))
+    found = fleet.load_fleet(write(tmp_path, GOOD))
     one, two, three, disk = found.hosts.values()
     assert (one.place.host, one.place.user, one.place.port, one.place.path) == ("10.0.0.11", "ada", 2222, "/opt/edge")
     assert (one.place.ssh_config, one.place.jump, one.profile) == (tmp_path / "our.config", "bastion", "orin")
@@ -45,7 +45,7 @@ def test_what_a_fleet_says(tmp_path: Path) -> None:
 
 def test_what_a_host_says_outranks_the_defaults(tmp_path: Path) -> None:
     text = "defaults: {bundle: all.edge}\nhosts:\n  a: {profile: orin}\n  b:\n"
-    found = fleet.load(write(tmp_path, text))
+    found = fleet.load_fleet(write(tmp_path, text))
     assert (found.hosts["a"].bundle, found.hosts["a"].profile) == (None, "orin")
     assert found.hosts["b"].bundle == tmp_path / "all.edge"
 
@@ -84,7 +84,7 @@ def test_what_a_host_says_outranks_the_defaults(tmp_path: Path) -> None:
 def test_what_is_wrong_has_a_line(tmp_path: Path, text: str, line: int | None, words: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(ProfileError) as caught:
-        fleet.load(path)
+        fleet.load_fleet(path)
     assert words in str(caught.value)
     if line is not None:
         assert str(caught.value).startswith(f"{path}:{line}: ")
@@ -92,10 +92,10 @@ def test_what_is_wrong_has_a_line(tmp_path: Path, text: str, line: int | None, w
 
 def test_a_fleet_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match="there is no such fleet file"):
-        fleet.load(tmp_path / "fleet.yaml")
+        fleet.load_fleet(tmp_path / "fleet.yaml")
 
 
 def test_a_name_that_nobody_has(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no host or group 'orin-4' \(did you mean 'orin-") as caught:
-        fleet.load(write(tmp_path, GOOD)).find("orin-4")
+        fleet.load_fleet(write(tmp_path, GOOD)).find("orin-4")
     assert "orin-4: with a colon" in str(caught.value.hint)

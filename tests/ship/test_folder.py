@@ -16,19 +16,20 @@ import msgspec
 import pytest
 from devices import QUICK, current, root_of, tree
 
-from edge.bundle import Bundle, open_bundle
+from edge.artifacts.store import sha256_bytes
+from edge.deploy import agent_protocol, manage
+from edge.deploy.bundle.reader import Bundle, open_bundle
+from edge.deploy.push import ShipSettings, ship
+from edge.deploy.transport.address import DeviceAddress
+from edge.deploy.transport.session import MessageFrame, refusal
+from edge.deploy.transport.ssh import connect
 from edge.errors import ArtifactError, DeviceError, StoreError, UsageError
 from edge.events import Event, Note
-from edge.ship import Settings, remote, ship, upkeep
-from edge.store import sha256_bytes
-from edge.transport.session import Frame, refusal
-from edge.transport.target import Place
-from edge.transport.ways import connect
 
 Make = Callable[..., Bundle]
 
 
-def test_a_bundle_arrives_whole(bundle: Make, folder: Place) -> None:
+def test_a_bundle_arrives_whole(bundle: Make, folder: DeviceAddress) -> None:
     sent = bundle()
     outcome = ship(sent, folder, settings=QUICK)
     assert (outcome.work, outcome.bundle, outcome.previous) == ("ok", sent.digest, None)
@@ -41,7 +42,7 @@ def test_a_bundle_arrives_whole(bundle: Make, folder: Place) -> None:
     assert (line["action"], line["bundle"], line["name"]) == ("ship", sent.digest, "a")
 
 
-def test_the_same_again_sends_nothing(bundle: Make, folder: Place) -> None:
+def test_the_same_again_sends_nothing(bundle: Make, folder: DeviceAddress) -> None:
     sent = bundle()
     ship(sent, folder, settings=QUICK)
     before = tree(root_of(folder))
@@ -50,7 +51,7 @@ def test_the_same_again_sends_nothing(bundle: Make, folder: Place) -> None:
     assert tree(root_of(folder)) == before
 
 
-def test_only_what_is_missing_travels_and_previous_is_kept(bundle: Make, folder: Place) -> None:
+def test_only_what_is_missing_travels_and_previous_is_kept(bundle: Make, folder: DeviceAddress) -> None:
     first, second = bundle("a"), bundle("b", {"tables/x.table": b"x" * 500})
     ship(first, folder, settings=QUICK)
     outcome = ship(second, folder, settings=QUICK)
@@ -59,7 +60,7 @@ def test_only_what_is_missing_travels_and_previous_is_kept(bundle: Make, folder:
     assert (root_of(folder) / "previous").readlink() == Path("bundles") / first.digest
 
 
-def test_two_files_with_one_content_travel_once(bundle: Make, folder: Place) -> None:
+def test_two_files_with_one_content_travel_once(bundle: Make, folder: DeviceAddress) -> None:
     sent = bundle(files={"model/b.onnx": b"weights " * 100})
     assert ship(sent, folder, settings=QUICK).sent_files == 4
     assert current(folder) == sent.digest
@@ -70,17 +71,19 @@ def test_two_files_with_one_content_travel_once(bundle: Make, folder: Place) -> 
 )
 def test_names_are_data(bundle: Make, tmp_path: Path, name: str) -> None:
     sent = bundle(files={f"tables/x{name}/x{name}.table": b"x"})
-    place = Place(name="device", folder=tmp_path / name / f"{name} device")
+    place = DeviceAddress(name="device", folder=tmp_path / name / f"{name} device")
     assert ship(sent, place, settings=QUICK).work == "ok"
     assert current(place) == sent.digest
-    assert upkeep.status(place, verify=True).is_whole is True
+    assert manage.status(place, verify=True).is_whole is True
     assert not list(tmp_path.rglob("pwned"))
 
 
 @pytest.mark.parametrize(
     "name", ["../x", "/etc/x", "a/../../x", "a//b", "./a", "a/.", "a/..", "..", "", "a\\b", "a/", "bundles/../../x"]
 )
-def test_the_device_itself_refuses_a_name_that_leaves_the_bundle(folder: Place, tmp_path: Path, name: str) -> None:
+def test_the_device_itself_refuses_a_name_that_leaves_the_bundle(
+    folder: DeviceAddress, tmp_path: Path, name: str
+) -> None:
     """A bundle with such a name is not opened here; the script does not rely on that."""
     digest = "a" * 64
     with connect(folder) as session:
@@ -108,7 +111,7 @@ def test_the_device_itself_refuses_a_name_that_leaves_the_bundle(folder: Place, 
     ],
     ids=lambda lines: lines[0].split("\n")[0],
 )
-def test_requests_that_make_no_sense_are_refused(folder: Place, lines: tuple[str, ...]) -> None:
+def test_requests_that_make_no_sense_are_refused(folder: DeviceAddress, lines: tuple[str, ...]) -> None:
     with connect(folder) as session:
         session.ask("hello", str(folder.folder), "", "", "")
         session.ask("begin", "5", "test")
@@ -119,7 +122,7 @@ def test_requests_that_make_no_sense_are_refused(folder: Place, lines: tuple[str
     assert current(folder) is None
 
 
-def test_nothing_changes_without_the_lock(folder: Place) -> None:
+def test_nothing_changes_without_the_lock(folder: DeviceAddress) -> None:
     with connect(folder) as session:
         session.ask("hello", str(folder.folder), "", "", "")
         with pytest.raises(DeviceError, match="not locked"):
@@ -131,7 +134,7 @@ def test_nothing_changes_without_the_lock(folder: Place) -> None:
     "name", ["incoming", "bundles", "blobs", "blobs/sha256", "canary", "engines", "venvs", "lock", "history.jsonl"]
 )
 def test_a_stick_that_somebody_prepared_leads_nowhere_else(
-    bundle: Make, folder: Place, tmp_path: Path, name: str
+    bundle: Make, folder: DeviceAddress, tmp_path: Path, name: str
 ) -> None:
     home = tmp_path / "home"
     (home / "incoming").mkdir(parents=True)
@@ -142,13 +145,13 @@ def test_a_stick_that_somebody_prepared_leads_nowhere_else(
     link.symlink_to(home / "file" if name in {"lock", "history.jsonl"} else home)
     if name != "bundles":
         (root_of(folder) / "bundles").mkdir()
-    for work in (lambda: ship(bundle(), folder, settings=QUICK), lambda: upkeep.clear(folder)):
+    for work in (lambda: ship(bundle(), folder, settings=QUICK), lambda: manage.clear(folder)):
         with pytest.raises(StoreError, match=f"{name} is (a symbolic link|not a regular file)"):
             work()
     assert tree(home) == {"file": b"precious", "incoming/x": b"precious"}
 
 
-def test_links_and_pipes_among_the_parts_are_cleared_away(bundle: Make, folder: Place, tmp_path: Path) -> None:
+def test_links_and_pipes_among_the_parts_are_cleared_away(bundle: Make, folder: DeviceAddress, tmp_path: Path) -> None:
     sent = bundle()
     (tmp_path / "file").write_text("precious")
     incoming = root_of(folder) / "incoming"
@@ -164,7 +167,7 @@ def test_links_and_pipes_among_the_parts_are_cleared_away(bundle: Make, folder: 
     assert (tmp_path / "file").read_text() == "precious"
 
 
-def test_a_file_that_is_a_link_is_sent_again(bundle: Make, folder: Place, tmp_path: Path) -> None:
+def test_a_file_that_is_a_link_is_sent_again(bundle: Make, folder: DeviceAddress, tmp_path: Path) -> None:
     sent = bundle()
     blob = root_of(folder) / "blobs" / "sha256" / sent.files["model/tiny.onnx"].sha256
     blob.parent.mkdir(parents=True)
@@ -174,30 +177,30 @@ def test_a_file_that_is_a_link_is_sent_again(bundle: Make, folder: Place, tmp_pa
     assert current(folder) == sent.digest
 
 
-def test_nothing_is_run_from_a_folder(bundle: Make, folder: Place, tmp_path: Path) -> None:
+def test_nothing_is_run_from_a_folder(bundle: Make, folder: DeviceAddress, tmp_path: Path) -> None:
     """A stick is not the machine that it is put into."""
     program = root_of(folder) / "venv" / "bin" / "edge"
     program.parent.mkdir(parents=True)
     program.write_text(f"#!/bin/sh\ntouch '{tmp_path}/ran'\n")
     program.chmod(0o755)
-    assert upkeep.status(folder).edge != str(program)
+    assert manage.status(folder).edge != str(program)
     ship(bundle(), folder, settings=QUICK)
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_link_that_leads_elsewhere_is_no_bundle(bundle: Make, folder: Place, tmp_path: Path) -> None:
+def test_a_link_that_leads_elsewhere_is_no_bundle(bundle: Make, folder: DeviceAddress, tmp_path: Path) -> None:
     root_of(folder).mkdir()
     for name in ("current", "previous"):
         (root_of(folder) / name).symlink_to(tmp_path)
-    assert upkeep.status(folder, verify=True).current is None
+    assert manage.status(folder, verify=True).current is None
     with pytest.raises(ArtifactError, match="no bundle on this device"):
-        upkeep.rollback(folder)
+        manage.rollback(folder)
     sent = bundle()
     ship(sent, folder, settings=QUICK)
-    assert (current(folder), upkeep.status(folder).previous) == (sent.digest, None)
+    assert (current(folder), manage.status(folder).previous) == (sent.digest, None)
 
 
-def test_what_rotted_on_the_device_is_sent_again(bundle: Make, folder: Place) -> None:
+def test_what_rotted_on_the_device_is_sent_again(bundle: Make, folder: DeviceAddress) -> None:
     sent = bundle()
     ship(sent, folder, settings=QUICK)
     victim = root_of(folder) / "current" / "model" / "tiny.onnx"
@@ -210,17 +213,17 @@ def test_what_rotted_on_the_device_is_sent_again(bundle: Make, folder: Place) ->
     assert any(isinstance(event, Note) and "had changed on the device" in event.text for event in heard)
 
 
-def test_a_bundle_that_somebody_added_to_is_put_right(bundle: Make, folder: Place) -> None:
+def test_a_bundle_that_somebody_added_to_is_put_right(bundle: Make, folder: DeviceAddress) -> None:
     sent = bundle()
     ship(sent, folder, settings=QUICK)
     (root_of(folder) / "current" / "model" / "more.txt").write_text("x")
     (root_of(folder) / "current" / "link").symlink_to("/etc/passwd")
-    assert upkeep.status(folder, verify=True).is_whole is False
+    assert manage.status(folder, verify=True).is_whole is False
     ship(sent, folder, settings=QUICK)
     assert current(folder) == sent.digest
 
 
-def test_a_part_goes_on_and_one_that_is_wrong_is_sent_again(bundle: Make, folder: Place) -> None:
+def test_a_part_goes_on_and_one_that_is_wrong_is_sent_again(bundle: Make, folder: DeviceAddress) -> None:
     good, bad = b"a" * 5000, b"b" * 5000
     sent = bundle(files={"model/good": good, "model/bad": bad, "model/long": b"c"})
     names = {name: entry.sha256 for name, entry in sent.files.items()}
@@ -237,7 +240,9 @@ def test_a_part_goes_on_and_one_that_is_wrong_is_sent_again(bundle: Make, folder
     assert list(incoming.iterdir()) == []
 
 
-def test_a_bundle_that_is_damaged_here_changes_nothing_there(bundle: Make, folder: Place, tmp_path: Path) -> None:
+def test_a_bundle_that_is_damaged_here_changes_nothing_there(
+    bundle: Make, folder: DeviceAddress, tmp_path: Path
+) -> None:
     first = bundle()
     ship(first, folder, settings=QUICK)
     second = bundle("b", {"model/other.onnx": b"other " * 3000})
@@ -249,7 +254,7 @@ def test_a_bundle_that_is_damaged_here_changes_nothing_there(bundle: Make, folde
     assert current(folder) == first.digest
 
 
-def test_an_rsync_that_outlived_its_client_does_not_change_what_was_verified(folder: Place) -> None:
+def test_an_rsync_that_outlived_its_client_does_not_change_what_was_verified(folder: DeviceAddress) -> None:
     """It is not killed with its client, and has the file open that the next ship takes over."""
     digest = sha256_bytes(b"content")
     with connect(folder) as session:
@@ -261,12 +266,12 @@ def test_an_rsync_that_outlived_its_client_does_not_change_what_was_verified(fol
             rsync.write(b"content")
             session.ask("adopt", digest, "model/large")
             session.tell("seal", digest)
-            assert session.until("sealed", "bad")[-1] == Frame("sealed", digest)
+            assert session.until("sealed", "bad")[-1] == MessageFrame("sealed", digest)
             rsync.write(b" and more")
     assert tree(root_of(folder) / "blobs") == {f"sha256/{digest}": b"content"}
 
 
-def test_contents_that_are_swapped_are_refused_there(bundle: Make, folder: Place) -> None:
+def test_contents_that_are_swapped_are_refused_there(bundle: Make, folder: DeviceAddress) -> None:
     """A client that lies: the right names with each other's content."""
     one, two = "1" * 64, "2" * 64
     with connect(folder) as session:
@@ -275,14 +280,14 @@ def test_contents_that_are_swapped_are_refused_there(bundle: Make, folder: Place
         for digest, data in ((one, b"two"), (two, b"one")):
             session.put(digest, 0, [data], hear=lambda _n: None)
             session.tell("seal", digest)
-            assert session.until("sealed", "bad")[-1] == Frame("bad", digest)
+            assert session.until("sealed", "bad")[-1] == MessageFrame("bad", digest)
         listed = sha256_bytes(f"{one}  ./a\n{two}  ./b\n".encode())
         answer = session.ask("tree", "3" * 64, listed, "", f"{one} a", f"{two} b", "")
-        assert answer == [Frame("rotten", one), Frame("rotten", two)]
+        assert answer == [MessageFrame("rotten", one), MessageFrame("rotten", two)]
     assert tree(root_of(folder) / "blobs") == tree(root_of(folder) / "bundles") == {}
 
 
-def test_a_list_that_a_full_disk_cut_short_makes_no_bundle(bundle: Make, folder: Place) -> None:
+def test_a_list_that_a_full_disk_cut_short_makes_no_bundle(bundle: Make, folder: DeviceAddress) -> None:
     """Half of a bundle fits half of its list: found by benchmarks/ship.py, which fills the disk at random moments."""
     digest = "3" * 64
     with connect(folder) as session:
@@ -293,72 +298,72 @@ def test_a_list_that_a_full_disk_cut_short_makes_no_bundle(bundle: Make, folder:
     assert not (root_of(folder) / "bundles" / digest).exists()
 
 
-def test_going_back_and_forth(bundle: Make, folder: Place) -> None:
+def test_going_back_and_forth(bundle: Make, folder: DeviceAddress) -> None:
     first, second = bundle("a"), bundle("b", {"x": b"1"})
     ship(first, folder, settings=QUICK)
     with pytest.raises(UsageError, match="nothing to go back to"):
-        upkeep.rollback(folder)
+        manage.rollback(folder)
     ship(second, folder, settings=QUICK)
-    assert upkeep.rollback(folder).current == first.digest
+    assert manage.rollback(folder).current == first.digest
     assert current(folder) == first.digest
-    assert upkeep.rollback(folder).current == second.digest
-    assert [entry["action"] for entry in upkeep.status(folder).history] == ["ship", "ship", "rollback", "rollback"]
+    assert manage.rollback(folder).current == second.digest
+    assert [entry["action"] for entry in manage.status(folder).history] == ["ship", "ship", "rollback", "rollback"]
 
 
-def test_a_damaged_previous_bundle_is_not_gone_back_to(bundle: Make, folder: Place) -> None:
+def test_a_damaged_previous_bundle_is_not_gone_back_to(bundle: Make, folder: DeviceAddress) -> None:
     first, second = bundle("a", {"y": b"only here"}), bundle("b")
     ship(first, folder, settings=QUICK)
     ship(second, folder, settings=QUICK)
     (root_of(folder) / "previous" / "y").unlink()
     with pytest.raises(ArtifactError, match="is damaged; nothing was changed"):
-        upkeep.rollback(folder)
+        manage.rollback(folder)
     assert current(folder) == second.digest
 
 
-def test_clearing_up_keeps_current_and_previous(bundle: Make, folder: Place) -> None:
+def test_clearing_up_keeps_current_and_previous(bundle: Make, folder: DeviceAddress) -> None:
     sent = [bundle(f"b{index}", {"own": f"content {index}".encode() * 100}) for index in range(5)]
     for one in sent:
         ship(one, folder, settings=QUICK)
     root = root_of(folder)
     (root / "incoming" / f"{'f' * 64}.part").write_bytes(b"x")
     (root / "bundles" / ("d" * 64)).mkdir()
-    step = upkeep.clear(folder, keep=1)
+    step = manage.clear(folder, keep=1)
     assert set(step.removed) == {one.digest for one in sent[:2]}
     assert step.freed_bytes == sum(len(one.manifest) + one.files["own"].size for one in sent[:2])
     assert sorted(p.name for p in (root / "bundles").iterdir() if p.is_dir()) == sorted(o.digest for o in sent[2:])
     assert current(folder) == sent[4].digest
-    assert upkeep.rollback(folder).current == sent[3].digest
-    assert upkeep.clear(folder).removed == [sent[2].digest]
+    assert manage.rollback(folder).current == sent[3].digest
+    assert manage.clear(folder).removed == [sent[2].digest]
     assert list((root / "incoming").iterdir()) == []
 
 
-def test_clearing_up_where_nothing_is(folder: Place) -> None:
-    assert upkeep.clear(folder).removed == []
+def test_clearing_up_where_nothing_is(folder: DeviceAddress) -> None:
+    assert manage.clear(folder).removed == []
     assert not root_of(folder).exists()
 
 
-def test_a_torn_line_of_history_stays_alone(bundle: Make, folder: Place) -> None:
+def test_a_torn_line_of_history_stays_alone(bundle: Make, folder: DeviceAddress) -> None:
     ship(bundle("a"), folder, settings=QUICK)
     with (root_of(folder) / "history.jsonl").open("a") as file:
         file.write('{"at": "2026-')
     ship(bundle("b", {"x": b"1"}), folder, settings=QUICK)
-    assert [entry["name"] for entry in upkeep.status(folder).history] == ["a", "b"]
+    assert [entry["name"] for entry in manage.status(folder).history] == ["a", "b"]
 
 
-def test_nothing_that_a_terminal_obeys_is_passed_on(bundle: Make, folder: Place) -> None:
+def test_nothing_that_a_terminal_obeys_is_passed_on(bundle: Make, folder: DeviceAddress) -> None:
     ship(bundle("a"), folder, settings=QUICK)
     root = root_of(folder)
     (root / "history.jsonl").write_text('{"by": "\\u001b[31mred", "action": "\x1b[32mgreen"}\n{"by": "ada\\nbob"}\n')
     about = root / "current" / "bundle.json"
     about.unlink()
     about.write_text('{"name": "\\u001b]0;title\\u0007", "profile": ["\\u001b"]}')
-    found = upkeep.status(folder)
+    found = manage.status(folder)
     assert all(entry["by"].isprintable() for entry in found.history)
     assert [(str(kept.name).isprintable(), str(kept.profile).isprintable()) for kept in found.bundles] == [(True, True)]
     assert "\x1b" not in str(found)
 
 
-def test_a_dry_run_writes_nothing(bundle: Make, folder: Place) -> None:
+def test_a_dry_run_writes_nothing(bundle: Make, folder: DeviceAddress) -> None:
     first, second = bundle("a"), bundle("b", {"x": b"12345"})
     plan = msgspec.structs.replace(QUICK, dry_run=True)
     assert ship(first, folder, settings=plan).work == "would ship"
@@ -374,10 +379,10 @@ def test_a_dry_run_writes_nothing(bundle: Make, folder: Place) -> None:
 def test_a_file_in_the_way(bundle: Make, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StoreError, match=r"cannot write on the device.*(Not a directory|File exists)"):
-        ship(bundle(), Place(name="d", folder=tmp_path / "file" / "device"), settings=QUICK)
+        ship(bundle(), DeviceAddress(name="d", folder=tmp_path / "file" / "device"), settings=QUICK)
 
 
-def test_more_than_fits_is_not_begun(bundle: Make, folder: Place) -> None:
+def test_more_than_fits_is_not_begun(bundle: Make, folder: DeviceAddress) -> None:
     sent = bundle()
     huge = msgspec.structs.replace(sent.files["model/tiny.onnx"], size=1 << 60)
     sent.about.files["model/tiny.onnx"] = huge
@@ -387,7 +392,7 @@ def test_more_than_fits_is_not_begun(bundle: Make, folder: Place) -> None:
     assert list((root_of(folder) / "blobs" / "sha256").iterdir()) == []
 
 
-def test_a_disk_that_fills_up(bundle: Make, folder: Place, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up(bundle: Make, folder: DeviceAddress, tmp_path: Path) -> None:
     """The limit on file sizes stands for a full disk; the room that was taken is given back."""
     first = bundle("a")
     ship(first, folder, settings=QUICK)
@@ -416,7 +421,7 @@ def test_a_bundle_for_another_device_is_refused_before_anything_is_sent(bundle: 
     (disk / "proc/device-tree/compatible").write_bytes(compatible)
     (disk / "proc/device-tree/model").write_bytes(b"NVIDIA Jetson Orin Nano Engineering Reference Developer Kit\0")
     (disk / "etc/nv_tegra_release").write_text("# R36 (release), REVISION: 4.4, GCID: 1, BOARD: generic\n")
-    place = Place(name="nano", folder=disk / "edge", system_root=str(disk))
+    place = DeviceAddress(name="nano", folder=disk / "edge", system_root=str(disk))
     with pytest.raises(DeviceError, match=r"the bundle is for thor, .* is orin-nano"):
         ship(bundle(family="thor"), place, settings=QUICK)
     with pytest.raises(DeviceError, match=r"for JetPack 7\.2, .* has 6\.2\.1"):
@@ -429,26 +434,26 @@ def test_a_bundle_for_another_device_is_refused_before_anything_is_sent(bundle: 
     program.chmod(0o755)
     sent = bundle(family="orin-nano", jetpack=["6.2"])
     with pytest.raises(UsageError, match="another machine whose disk this is"):
-        ship(sent, place, settings=Settings(bootstrap=True))
+        ship(sent, place, settings=ShipSettings(bootstrap=True))
     outcome = ship(sent, place)
     assert (outcome.work, outcome.canary) == ("ok", None)
-    assert (upkeep.status(place).edge, current(place)) == (None, sent.digest)
+    assert (manage.status(place).edge, current(place)) == (None, sent.digest)
 
 
-def test_a_folder_may_be_for_any_device(bundle: Make, folder: Place) -> None:
+def test_a_folder_may_be_for_any_device(bundle: Make, folder: DeviceAddress) -> None:
     sent = bundle(family="thor")
     assert ship(sent, folder).canary is None
     assert current(folder) == sent.digest
 
 
-def test_a_slow_line_is_not_a_silent_client(folder: Place, tmp_path: Path) -> None:
+def test_a_slow_line_is_not_a_silent_client(folder: DeviceAddress, tmp_path: Path) -> None:
     """One piece that takes longer than a client may be silent; the naps of the watch end when the test says so."""
     tools, naps = tmp_path / "tools", tmp_path / "naps"
     tools.mkdir()
     os.mkfifo(naps)
     (tools / "sleep").write_text(f"#!/bin/sh\nread nap <'{naps}'\n")
     (tools / "sleep").chmod(0o755)
-    script = resources.files("edge.transport").joinpath("agent.sh")
+    script = resources.files("edge.deploy.transport").joinpath("agent.sh")
     digest, block = sha256_bytes(b"x" * 65536 * 31), b"x" * 65536
     part = root_of(folder) / "incoming" / f"{digest}.part"
     environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
@@ -473,7 +478,7 @@ def test_a_slow_line_is_not_a_silent_client(folder: Place, tmp_path: Path) -> No
         assert f"word sealed {digest}" in device.stdout.read().decode().splitlines()
 
 
-def test_two_at_once_are_one_after_the_other(bundle: Make, folder: Place) -> None:
+def test_two_at_once_are_one_after_the_other(bundle: Make, folder: DeviceAddress) -> None:
     first, second = bundle("a"), bundle("b", {"x": b"1"})
     ship(first, folder, settings=QUICK)
     with connect(folder) as holder:
@@ -481,24 +486,24 @@ def test_two_at_once_are_one_after_the_other(bundle: Make, folder: Place) -> Non
         holder.ask("begin", "5", "ada@laptop")
         with pytest.raises(StoreError, match=r"another ship is at work on this device: ada@laptop \(process \d+\)"):
             ship(second, folder, settings=msgspec.structs.replace(QUICK, lock_wait_s=0))
-        assert upkeep.status(folder).current == first.digest
+        assert manage.status(folder).current == first.digest
     assert ship(second, folder, settings=QUICK).work == "ok"
 
 
-def test_what_another_ship_did_in_the_meantime_counts(bundle: Make, folder: Place) -> None:
+def test_what_another_ship_did_in_the_meantime_counts(bundle: Make, folder: DeviceAddress) -> None:
     """Who waits for the lock has said hello before: what was in use then is old."""
     first, second = bundle("a"), bundle("b", {"x": b"1"})
     ship(first, folder, settings=QUICK)
     with connect(folder) as waiting:
-        state = remote.hello(waiting, folder)
+        state = agent_protocol.hello(waiting, folder)
         assert state.current == first.digest
         ship(second, folder, settings=QUICK)
-        state = remote.begin(waiting, state, lock_wait_s=30)
+        state = agent_protocol.begin(waiting, state, lock_wait_s=30)
     assert (state.current, state.previous) == (second.digest, first.digest)
 
 
 def test_a_file_that_gets_shorter_while_it_is_read(
-    folder: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: DeviceAddress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A `stat` that says more than is there."""
     tools = tmp_path / "tools"
@@ -523,7 +528,7 @@ def test_a_file_that_gets_shorter_while_it_is_read(
             session.data(most=7)
 
 
-def test_many_at_once_all_end_well(bundle: Make, folder: Place) -> None:
+def test_many_at_once_all_end_well(bundle: Make, folder: DeviceAddress) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     sent = [bundle(f"b{index}", {"x": f"{index}".encode()}) for index in range(6)]

@@ -10,7 +10,7 @@ import interrupts
 import loopback
 import pytest
 
-from edge.bundle import Bundle
+from edge.deploy.bundle.reader import Bundle
 
 pytestmark = pytest.mark.skipif(loopback.why_not() is not None, reason=str(loopback.why_not()))
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
+from edge.deploy.rollout import DeviceOutcome, DeviceTask, RolloutPlan, roll_out
 from edge.errors import DeviceError
 from edge.events import Progress
-from edge.flows.rollout import Ended, Plan, Task, roll_out
 
 
 class Devices:
@@ -22,7 +22,7 @@ class Devices:
         self._now = 0
         self._guard = threading.Lock()
 
-    def task(self, name: str) -> Task[str]:
+    def task(self, name: str) -> DeviceTask[str]:
         def work(listen: Callable[..., None], _hold: Callable[..., None]) -> str:
             with self._guard:
                 self.ran.append(name)
@@ -35,7 +35,7 @@ class Devices:
                 raise DeviceError("is off", where=name)
             return f"{name} done"
 
-        return Task(name, work)
+        return DeviceTask(name, work)
 
 
 def names(count: int) -> list[str]:
@@ -44,7 +44,7 @@ def names(count: int) -> list[str]:
 
 def test_every_device_in_the_order_given_and_no_failure_stops_another() -> None:
     devices = Devices("d3", "d7")
-    ended = roll_out([devices.task(name) for name in names(20)], Plan(parallel=4))
+    ended = roll_out([devices.task(name) for name in names(20)], RolloutPlan(parallel=4))
     assert [one.name for one in ended] == names(20)
     assert [one.name for one in ended if one.error] == ["d3", "d7"]
     assert sum(one.result is not None for one in ended) == 18
@@ -53,14 +53,14 @@ def test_every_device_in_the_order_given_and_no_failure_stops_another() -> None:
 
 def test_canary_hosts_go_first() -> None:
     devices = Devices()
-    roll_out([devices.task(name) for name in names(10)], Plan(parallel=3, first=frozenset({"d8", "d9"})))
+    roll_out([devices.task(name) for name in names(10)], RolloutPlan(parallel=3, first=frozenset({"d8", "d9"})))
     assert set(devices.ran[:2]) == {"d8", "d9"}
     assert len(devices.ran) == 10
 
 
 def test_a_failed_canary_host_keeps_the_others_as_they_are() -> None:
     devices = Devices("d9")
-    ended = roll_out([devices.task(name) for name in names(10)], Plan(first=frozenset({"d9"})))
+    ended = roll_out([devices.task(name) for name in names(10)], RolloutPlan(first=frozenset({"d9"})))
     assert devices.ran == ["d9"]
     assert {one.reason for one in ended if one.name != "d9"} == {"not begun: a canary host failed"}
 
@@ -68,7 +68,7 @@ def test_a_failed_canary_host_keeps_the_others_as_they_are() -> None:
 def test_a_bad_result_counts_as_failed() -> None:
     devices = Devices()
     ended = roll_out(
-        [devices.task(name) for name in names(3)], Plan(first=frozenset({"d0"})), is_bad=lambda r: r == "d0 done"
+        [devices.task(name) for name in names(3)], RolloutPlan(first=frozenset({"d0"})), is_bad=lambda r: r == "d0 done"
     )
     assert devices.ran == ["d0"]
     assert ended[0].result == "d0 done"
@@ -76,7 +76,7 @@ def test_a_bad_result_counts_as_failed() -> None:
 
 def test_after_so_many_failures_no_other_is_begun() -> None:
     devices = Devices(*names(20))
-    ended = roll_out([devices.task(name) for name in names(20)], Plan(parallel=1, stop_after=3))
+    ended = roll_out([devices.task(name) for name in names(20)], RolloutPlan(parallel=1, stop_after=3))
     assert devices.ran == ["d0", "d1", "d2"]
     assert {one.reason for one in ended[3:]} == {"not begun: 3 hosts failed"}
 
@@ -94,9 +94,9 @@ def test_stopped_by_the_user_conversations_are_ended() -> None:
         assert ended_line.wait(timeout=60)
         raise DeviceError("the connection ended")
 
-    seen: list[Ended[str]] = []
+    seen: list[DeviceOutcome[str]] = []
     ended = roll_out(
-        [Task("a", work), Devices().task("b")], Plan(parallel=1), should_stop=begun.is_set,
+        [DeviceTask("a", work), Devices().task("b")], RolloutPlan(parallel=1), should_stop=begun.is_set,
         watch=lambda _name, _what, one: seen.append(one) if one else None,
     )  # fmt: skip
     assert [(one.result, one.error, one.reason) for one in ended] == [(None, None, "stopped by you")] * 2
@@ -111,7 +111,7 @@ def test_a_line_that_the_users_signal_ended_first_is_no_failure() -> None:
         asked.append(True)
         raise DeviceError("the connection ended")
 
-    (ended,) = roll_out([Task("a", work)], Plan(), should_stop=lambda: bool(asked))
+    (ended,) = roll_out([DeviceTask("a", work)], RolloutPlan(), should_stop=lambda: bool(asked))
     assert (ended.error, ended.reason) == (None, "stopped by you")
 
 
@@ -120,4 +120,4 @@ def test_a_bug_is_not_a_failed_device() -> None:
         raise KeyError("bug")
 
     with pytest.raises(KeyError):
-        roll_out([Task("a", work)], Plan())
+        roll_out([DeviceTask("a", work)], RolloutPlan())

@@ -14,17 +14,18 @@ import msgspec
 import pytest
 from devices import QUICK, current, root_of
 
-from edge.bundle import Bundle
-from edge.errors import DeviceError, EdgeError, GuestError, StoreError
+from edge.deploy import manage
+from edge.deploy.bundle.reader import Bundle
+from edge.deploy.push import ship
+from edge.deploy.transport.address import DeviceAddress
+from edge.deploy.transport.session import DeviceSession, Timeouts
+from edge.deploy.transport.ssh import connect, explain_ssh
+from edge.errors import DeviceError, EdgeError, MissingDependencyError, StoreError
 from edge.events import Event, Note, Progress
-from edge.ship import ship, upkeep
-from edge.transport.session import Patience, Session
-from edge.transport.target import Place
-from edge.transport.ways import connect, explain_ssh
 
 Make = Callable[..., Bundle]
 Serve = Callable[..., loopback.Server]
-At = Callable[..., Place]
+At = Callable[..., DeviceAddress]
 
 NO_RSYNC = msgspec.structs.replace(QUICK, rsync=False)
 
@@ -90,7 +91,7 @@ def test_login_shells(bundle: Make, serve: Serve, remote: At, tmp_path: Path, sh
 def test_a_shell_that_is_none(serve: Serve, remote: At, tmp_path: Path) -> None:
     command = forced(tmp_path, "echo 'This account is currently not available.'; exit 1\n")
     with pytest.raises(DeviceError, match=r"did not start edge's script.*currently not available") as caught:
-        upkeep.status(remote(serve(ForceCommand=command)))
+        manage.status(remote(serve(ForceCommand=command)))
     assert "login shell" in str(caught.value.hint)
 
 
@@ -99,7 +100,7 @@ def test_a_shell_that_asks_something() -> None:
     command = ["sh", "-c", "echo 'You are required to change your password.'; exec sleep 60"]
     with (
         pytest.raises(DeviceError, match=r"no answer for 5 s; it printed 'You are required to change"),
-        Session(command, where="dev", explain=explain, patience=Patience(start_s=5)),
+        DeviceSession(command, where="dev", explain=explain, patience=Timeouts(start_s=5)),
     ):
         pass
 
@@ -108,7 +109,7 @@ def test_an_answer_that_makes_no_sense() -> None:
     script = 'read n; dd bs=1 count=$n >/dev/null 2>&1; read w; echo "$w ready 1"; echo "$w data -5"; cat >/dev/null'
     with (
         pytest.raises(DeviceError, match="makes no sense: '-5'"),
-        Session(["sh", "-c", script], where="dev", explain=explain) as session,
+        DeviceSession(["sh", "-c", script], where="dev", explain=explain) as session,
     ):
         session.until("data")
 
@@ -122,7 +123,7 @@ def test_a_host_key_that_changed(serve: Serve, remote: At) -> None:
     other = loopback.make_key(server.folder / "other_key").with_suffix(".pub").read_text().split()[:2]
     server.known_hosts.write_text(f"[127.0.0.1]:{server.port} {' '.join(other)}\n")
     with pytest.raises(DeviceError, match="host key is not the one that is known") as caught:
-        upkeep.status(remote(server))
+        manage.status(remote(server))
     assert "ssh-keygen -R dev" in str(caught.value.hint)
 
 
@@ -130,7 +131,7 @@ def test_a_host_key_that_is_not_known(serve: Serve, remote: At) -> None:
     server = serve()
     server.known_hosts.write_text("")
     with pytest.raises(DeviceError, match="host key is not known yet") as caught:
-        upkeep.status(remote(server))
+        manage.status(remote(server))
     assert "ssh dev once" in str(caught.value.hint)
 
 
@@ -139,7 +140,7 @@ def test_a_key_that_is_refused(serve: Serve, remote: At) -> None:
     stranger = loopback.make_key(server.folder / "stranger")
     config = server.client_config("dev", server.port, user_key=stranger)
     with pytest.raises(DeviceError, match=r"does not let us in: .*Permission denied") as caught:
-        upkeep.status(remote(server, ssh_config=config))
+        manage.status(remote(server, ssh_config=config))
     assert "ssh-copy-id dev" in str(caught.value.hint)
 
 
@@ -147,13 +148,13 @@ def test_nobody_there(serve: Serve, remote: At) -> None:
     server = serve()
     server.stop()
     with pytest.raises(DeviceError, match="Connection refused") as caught:
-        upkeep.status(remote(server))
+        manage.status(remote(server))
     assert "sshd running" in str(caught.value.hint)
 
 
 def test_a_name_that_nobody_has(serve: Serve, remote: At) -> None:
     with pytest.raises(DeviceError, match="Could not resolve hostname"):
-        upkeep.status(remote(serve(), host="no-such-host.invalid"))
+        manage.status(remote(serve(), host="no-such-host.invalid"))
 
 
 def test_a_configuration_that_is_wrong(serve: Serve, remote: At, tmp_path: Path) -> None:
@@ -161,7 +162,7 @@ def test_a_configuration_that_is_wrong(serve: Serve, remote: At, tmp_path: Path)
     config.write_text("NoSuchOption yes\n")
     for name, words in (("config", "Bad configuration option"), ("absent", "Can't open user config file")):
         with pytest.raises(DeviceError, match=words) as caught:
-            upkeep.status(remote(serve(), ssh_config=tmp_path / name))
+            manage.status(remote(serve(), ssh_config=tmp_path / name))
         assert "ssh configuration" in str(caught.value.hint)
 
 
@@ -214,7 +215,7 @@ def test_a_device_without_a_tool(serve: Serve, remote: At, tmp_path: Path) -> No
         (tools / name).symlink_to(str(shutil.which(name)))
     command = forced(tmp_path, f'PATH="{tools}"; export PATH; exec sh -c "$SSH_ORIGINAL_COMMAND"\n')
     with pytest.raises(DeviceError, match="flock is not on the device"):
-        upkeep.status(remote(serve(ForceCommand=command)))
+        manage.status(remote(serve(ForceCommand=command)))
 
 
 def test_a_line_that_is_cut_and_then_goes_on(bundle: Make, serve: Serve, remote: At) -> None:
@@ -323,7 +324,7 @@ def test_rsync_that_is_cut_goes_on(bundle: Make, serve: Serve, remote: At) -> No
 )
 def test_every_way_a_line_ends(said: str) -> None:
     """Which of them ssh prints depends on who noticed first."""
-    error = explain_ssh(Place(name="x", host="jetson-3"), 255, f"Warning: a banner\n{said}\n", "")
+    error = explain_ssh(DeviceAddress(name="x", host="jetson-3"), 255, f"Warning: a banner\n{said}\n", "")
     assert isinstance(error, DeviceError)
     assert f"the line was cut: {said.splitlines()[0]}" in str(error)
     assert "goes on where it was" in str(error.hint)
@@ -338,7 +339,7 @@ def test_every_way_a_line_ends(said: str) -> None:
 )
 def test_an_sshd_that_does_not_begin(said: str) -> None:
     """Nothing was under way that could go on."""
-    error = explain_ssh(Place(name="x", host="jetson-3"), 255, f"{said}\n", "")
+    error = explain_ssh(DeviceAddress(name="x", host="jetson-3"), 255, f"{said}\n", "")
     assert f"before it began: {said.splitlines()[0]}" in str(error)
     assert "--parallel" in str(error.hint)
 
@@ -348,13 +349,13 @@ def test_a_jump_host_that_does_not_let_through(serve: Serve, remote: At, tmp_pat
     both = tmp_path / "both.config"
     both.write_text(device.config.read_text() + bastion.client_config("bastion", bastion.port).read_text())
     with pytest.raises(DeviceError, match=r"the jump host does not let us through: .*prohibited") as caught:
-        upkeep.status(remote(device, ssh_config=both, jump="bastion"))
+        manage.status(remote(device, ssh_config=both, jump="bastion"))
     assert "AllowTcpForwarding" in str(caught.value.hint)
 
 
 def test_without_an_ssh_client(tmp_path: Path) -> None:
-    error = explain_ssh(Place(name="x", host="x"), None, "ssh: No such file or directory", "")
-    assert isinstance(error, GuestError)
+    error = explain_ssh(DeviceAddress(name="x", host="x"), None, "ssh: No such file or directory", "")
+    assert isinstance(error, MissingDependencyError)
     assert "openssh-client" in str(error.hint)
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from edge.deploy.transport import address
+from edge.deploy.transport.address import DEFAULT_PATH, DeviceAddress
 from edge.errors import UsageError
-from edge.transport import target
-from edge.transport.target import DEFAULT_PATH, Place
 
 
 @pytest.mark.parametrize(
@@ -28,19 +28,19 @@ from edge.transport.target import DEFAULT_PATH, Place
     ],
 )
 def test_addresses(text: str, user: str | None, host: str, port: int | None, path: str) -> None:
-    assert target.parse(text) == Place(name=text, user=user, host=host, port=port, path=path)
+    assert address.parse(text) == DeviceAddress(name=text, user=user, host=host, port=port, path=path)
 
 
 @pytest.mark.parametrize("text", ["./device", "/mnt/disk", "..", ".", "a/b:c", "~/device", "./ada@orin"])
 def test_folders(text: str) -> None:
-    place = target.parse(text)
+    place = address.parse(text)
     assert place is not None
     assert place.folder == Path(text).expanduser().absolute()
 
 
 @pytest.mark.parametrize("text", ["orin-1", "line-3", "all"])
 def test_bare_words_are_names(text: str) -> None:
-    assert target.parse(text) is None
+    assert address.parse(text) is None
 
 
 @pytest.mark.parametrize(
@@ -69,17 +69,17 @@ def test_bare_words_are_names(text: str) -> None:
 )
 def test_what_is_no_target(text: str) -> None:
     if text == "@orin":
-        assert target.parse(text) == Place(name=text, host="orin")
+        assert address.parse(text) == DeviceAddress(name=text, host="orin")
         return
     with pytest.raises(UsageError):
-        target.parse(text)
+        address.parse(text)
 
 
 @pytest.mark.parametrize("jump", ["bastion", "ada@bastion:22", "a,b@c:1", "[::1]:22", "ada@[fe80::1]"])
 def test_jump_hosts(jump: str) -> None:
-    assert target.check_jump(jump) is None
+    assert address.check_jump(jump) is None
 
 
 @pytest.mark.parametrize("jump", ["", "-x", "a,,b", "a;b", "a:0", "a:99999", "$(x)@a", "a b", "a, b"])
 def test_what_is_no_jump_host(jump: str) -> None:
-    assert "is not [user@]host[:port]" in str(target.check_jump(jump))
+    assert "is not [user@]host[:port]" in str(address.check_jump(jump))

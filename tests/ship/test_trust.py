@@ -11,10 +11,12 @@ import msgspec
 import pytest
 from devices import QUICK, current, root_of
 
-from edge.bundle import Bundle, signature
+from edge.deploy import manage
+from edge.deploy.bundle import signature
+from edge.deploy.bundle.reader import Bundle
+from edge.deploy.push import ship
+from edge.deploy.transport.address import DeviceAddress
 from edge.errors import ArtifactError, DeviceError
-from edge.ship import ship, upkeep
-from edge.transport.target import Place
 
 Make = Callable[..., Bundle]
 
@@ -26,13 +28,13 @@ def key(tmp_path: Path) -> Path:
     return loopback.make_key(tmp_path / "release key")
 
 
-def allow(place: Place, key: Path) -> None:
+def allow(place: DeviceAddress, key: Path) -> None:
     root_of(place).mkdir(parents=True, exist_ok=True)
     public = key.with_suffix(".pub").read_text()
     (root_of(place) / "allowed_signers").write_text(f'release@example namespaces="{signature.NAMESPACE}" {public}')
 
 
-def test_a_signed_bundle_is_taken_and_its_signer_is_said(bundle: Make, folder: Place, key: Path) -> None:
+def test_a_signed_bundle_is_taken_and_its_signer_is_said(bundle: Make, folder: DeviceAddress, key: Path) -> None:
     allow(folder, key)
     sent = bundle()
     signature.sign(sent, key)
@@ -42,7 +44,7 @@ def test_a_signed_bundle_is_taken_and_its_signer_is_said(bundle: Make, folder: P
     assert (root_of(folder) / "current" / "bundle.json.sig").is_file()
 
 
-def test_an_unsigned_bundle_changes_nothing(bundle: Make, folder: Place, key: Path) -> None:
+def test_an_unsigned_bundle_changes_nothing(bundle: Make, folder: DeviceAddress, key: Path) -> None:
     first = bundle("a")
     ship(first, folder, settings=QUICK)
     allow(folder, key)
@@ -51,7 +53,9 @@ def test_an_unsigned_bundle_changes_nothing(bundle: Make, folder: Place, key: Pa
     assert current(folder) == first.digest
 
 
-def test_a_stranger_and_a_changed_signature_are_refused(bundle: Make, folder: Place, key: Path, tmp_path: Path) -> None:
+def test_a_stranger_and_a_changed_signature_are_refused(
+    bundle: Make, folder: DeviceAddress, key: Path, tmp_path: Path
+) -> None:
     allow(folder, key)
     stranger = bundle("a")
     signature.sign(stranger, loopback.make_key(tmp_path / "stranger"))
@@ -66,7 +70,7 @@ def test_a_stranger_and_a_changed_signature_are_refused(bundle: Make, folder: Pl
     assert ship(other, folder, settings=QUICK).work == "ok"
 
 
-def test_a_bundle_in_use_is_signed_later(bundle: Make, folder: Place, key: Path, tmp_path: Path) -> None:
+def test_a_bundle_in_use_is_signed_later(bundle: Make, folder: DeviceAddress, key: Path, tmp_path: Path) -> None:
     """It stays where it is, only the signature is exchanged, and one that is refused takes the place of none."""
     sent, root = bundle(), root_of(folder)
     ship(sent, folder, settings=QUICK)
@@ -82,16 +86,16 @@ def test_a_bundle_in_use_is_signed_later(bundle: Make, folder: Place, key: Path,
         assert (root / "current" / "bundle.json.sig").read_bytes() == good
         signature.sign(sent, loopback.make_key(tmp_path / "stranger"))
     assert current(folder) == sent.digest
-    assert upkeep.status(folder, verify=True).is_whole is True
+    assert manage.status(folder, verify=True).is_whole is True
     (root / "allowed_signers").unlink()
     sent.signature_path.unlink()
     ship(sent, folder, settings=QUICK)
-    assert upkeep.status(folder, verify=True).is_whole is True
+    assert manage.status(folder, verify=True).is_whole is True
     assert not (root / "current" / "bundle.json.sig").exists()
     assert (root / "current").resolve().stat().st_ino == before
 
 
-def test_going_back_asks_for_the_signature_again(bundle: Make, folder: Place, key: Path) -> None:
+def test_going_back_asks_for_the_signature_again(bundle: Make, folder: DeviceAddress, key: Path) -> None:
     """Of a bundle that came before the list, or whose signer has left it."""
     ship(bundle("a"), folder, settings=QUICK)
     sent = bundle("b", {"x": b"1"})
@@ -99,23 +103,25 @@ def test_going_back_asks_for_the_signature_again(bundle: Make, folder: Place, ke
     ship(sent, folder, settings=QUICK)
     allow(folder, key)
     with pytest.raises(ArtifactError, match=r"refuses the signature: the bundle is not signed"):
-        upkeep.rollback(folder)
+        manage.rollback(folder)
     assert current(folder) == sent.digest
     (root_of(folder) / "allowed_signers").unlink()
-    upkeep.rollback(folder)
+    manage.rollback(folder)
     allow(folder, key)
-    assert upkeep.rollback(folder).current == sent.digest
+    assert manage.rollback(folder).current == sent.digest
 
 
 def test_the_list_of_a_disk_that_is_mounted_here(bundle: Make, tmp_path: Path, key: Path) -> None:
-    disk = Place(name="disk", folder=tmp_path / "disk" / "edge", system_root=str(tmp_path / "disk"))
+    disk = DeviceAddress(name="disk", folder=tmp_path / "disk" / "edge", system_root=str(tmp_path / "disk"))
     (tmp_path / "disk/etc/edge").mkdir(parents=True)
     (tmp_path / "disk/etc/edge/allowed_signers").write_text("")
     with pytest.raises(ArtifactError, match=r"refuses the signature.*disk/etc/edge/allowed_signers asks"):
         ship(bundle(), disk, settings=QUICK)
 
 
-def test_over_ssh(bundle: Make, key: Path, serve: Callable[..., loopback.Server], remote: Callable[..., Place]) -> None:
+def test_over_ssh(
+    bundle: Make, key: Path, serve: Callable[..., loopback.Server], remote: Callable[..., DeviceAddress]
+) -> None:
     place = remote(serve(), path="it's a device")
     allow(place, key)
     sent = bundle()
@@ -135,18 +141,18 @@ chmod +x "$4/venv/bin/edge"
 
 
 def test_edge_is_installed_from_a_verified_bundle(
-    bundle: Make, serve: Callable[..., loopback.Server], remote: Callable[..., Place]
+    bundle: Make, serve: Callable[..., loopback.Server], remote: Callable[..., DeviceAddress]
 ) -> None:
     place = remote(serve(), path="it's a bare device")
     sent = bundle(files={"wheels/install.sh": INSTALLER.encode(), "wheels/fine": b"", "wheels/x.whl": b"x"})
     settings = msgspec.structs.replace(QUICK, bootstrap=True)
     assert ship(sent, place, settings=settings).work == "ok"
-    found = upkeep.status(place)
+    found = manage.status(place)
     assert (found.edge, found.edge_version) == (f"{place.path}/venv/bin/edge", "edge 1.2.3 from a bundle")
     assert current(place) == sent.digest
 
 
-def test_an_installation_that_fails_changes_nothing(bundle: Make, folder: Place) -> None:
+def test_an_installation_that_fails_changes_nothing(bundle: Make, folder: DeviceAddress) -> None:
     first = bundle("a")
     ship(first, folder, settings=QUICK)
     bad = bundle("b", {"wheels/install.sh": INSTALLER.encode()})

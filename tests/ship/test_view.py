@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from edge.events import Note, Progress
-from edge.ui import Terminal
-from edge.ui.fleet import FleetView
+from edge.ui.terminal.fleet_view import FleetView
+from edge.ui.terminal.terminal import Terminal
 
 
 def drawn(view: FleetView, terminal: Terminal, width: int, height: int) -> list[str]:

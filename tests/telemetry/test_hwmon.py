@@ -20,8 +20,9 @@ from boards import (
     nvpmodel,
 )
 
-from edge.telemetry import NoSource, Unavailable, probe
 from edge.telemetry.hwmon import Hwmon
+from edge.telemetry.source import NoSource, Unavailable
+from edge.telemetry.sources import probe
 
 
 def opened(root: Path, clock: ManualClock | None = None) -> Hwmon:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from boards import ManualClock
 
-from edge.telemetry import Unavailable
 from edge.telemetry.jtop import Jtop
+from edge.telemetry.source import Unavailable
 
 
 class JtopException(Exception):

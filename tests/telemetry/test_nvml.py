@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from boards import Grow, ManualClock
 
-from edge.telemetry import Unavailable
 from edge.telemetry.board import Board
 from edge.telemetry.nvml import Nvml, gpu_load
+from edge.telemetry.source import Unavailable
 
 
 class NVMLError(Exception):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from boards import Grow, ManualClock
 
-from edge.telemetry import Unavailable
 from edge.telemetry.rapl import Rapl
+from edge.telemetry.source import Unavailable
 
 _CLASS = "sys/class/powercap"
 

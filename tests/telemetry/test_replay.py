@@ -9,14 +9,14 @@ import pytest
 from boards import ManualClock
 from run_records import made
 
-from edge import record as records
+from edge.artifacts import run_record
 from edge.errors import ArtifactError, UsageError
-from edge.telemetry import NoSource, check_name, probe
-from edge.telemetry.base import Reading, Scope
 from edge.telemetry.energy import Window
-from edge.telemetry.log import Log
-from edge.telemetry.replay import Replay, load, parse_spec
 from edge.telemetry.sampler import Sampler
+from edge.telemetry.source import NoSource, Reading, Scope
+from edge.telemetry.sources import check_name, probe
+from edge.telemetry.telemetry_log import Log
+from edge.telemetry.telemetry_replay import Replay, load, parse_spec
 
 LINE = "{stamp}RAM 3000/7620MB (lfb 8x4MB) CPU [10%@1510] GR3D_FREQ 55% cpu@50C VDD_IN {mw}mW/{mw}mW VDD_SOC 2100mW/1mW"
 HEAD = b'{"edge_telemetry": 1, "source": "x", "scope": "card", "started_utc": ""}\n'
@@ -147,14 +147,16 @@ def test_a_clock_that_jumped_is_not_believed(tmp_path: Path, stamps: list[str]) 
 
 def test_a_run_record(tmp_path: Path) -> None:
     ticks = [
-        records.Tick(
+        run_record.Tick(
             t_s=float(i), frames=10, dropped=0, total_p50_ms=1.0, total_max_ms=2.0, age_p50_ms=None, age_max_ms=None,
             power_mw=5000.0 + i, temps_c={"cpu": 50.0},
         )
         for i in range(1, 6)
     ]  # fmt: skip
     path = tmp_path / "run.json"
-    records.save(path, made(timeline=ticks, power={"source": "hwmon", "scope": "module_sum"}, power_unavailable=None))
+    run_record.save(
+        path, made(timeline=ticks, power={"source": "hwmon", "scope": "module_sum"}, power_unavailable=None)
+    )
     recording = load(path)
     assert (recording.source, recording.scope) == ("hwmon", "module_sum")
     assert [(r.t_s, r.power_mw) for r in recording.readings] == [(float(i), 5001.0 + i) for i in range(5)]
@@ -187,7 +189,7 @@ def test_a_recording_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_run_without_power_cannot_be_replayed(tmp_path: Path) -> None:
-    records.save(tmp_path / "run.json", made(power=None, power_unavailable="no sensor"))
+    run_record.save(tmp_path / "run.json", made(power=None, power_unavailable="no sensor"))
     with pytest.raises(ArtifactError, match="had no power: no sensor"):
         load(tmp_path / "run.json")
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.telemetry.base import Reading, Scope
 from edge.telemetry.energy import Energy, Trace, Window
 from edge.telemetry.sampler import Sampler
+from edge.telemetry.source import Reading, Scope
 
 
 class Replay:

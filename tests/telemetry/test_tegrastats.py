@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.telemetry import Unavailable, probe
+from edge.telemetry.source import Unavailable
+from edge.telemetry.sources import probe
 from edge.telemetry.tegrastats import Tegrastats, parse
 
 SAMPLES = Path(__file__).resolve().parents[3] / "shared/reference/tegrastats"

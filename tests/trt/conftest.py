@@ -17,14 +17,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from double import VERSIONS
 from machine import machine
 
-from edge import model as models
-from edge import profile as profiles
-from edge.backends.base import BuildRequest
-from edge.backends.trt import caps as capabilities
-from edge.backends.trt.caps import Caps
-from edge.calibration import table as tables
-from edge.calibration.table import Table, TrtVersion
-from edge.profile import Profile
+from edge.backends.interface import BuildRequest
+from edge.backends.tensorrt.caps import Caps, binding_module, load
+from edge.config import profiles
+from edge.config.profiles import Profile
+from edge.model import onnx_model
+from edge.quantization import calibration_table
+from edge.quantization.calibration_table import Table, TrtVersion
 
 NAMES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 
@@ -43,7 +42,7 @@ def binding(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Caps]]:
             monkeypatch.setitem(sys.modules, name, None)
         monkeypatch.setitem(sys.modules, module.__name__, module)
         worlds.append(module.world)
-        return capabilities.load()
+        return load()
 
     yield install
     assert [world.leaks for world in worlds] == [[] for _ in worlds]
@@ -57,7 +56,7 @@ def version(request: pytest.FixtureRequest) -> str:
 
 def world(caps: Caps) -> Any:
     """The machine behind an installed double."""
-    return capabilities.module(caps).world
+    return binding_module(caps).world
 
 
 @pytest.fixture
@@ -65,7 +64,9 @@ def tiny(tiny_profile: Callable[..., Path], tmp_path: Path) -> Callable[..., Pro
     """A profile for the tiny network on TensorRT; overrides as in ``tiny_profile``."""
 
     def make(**overrides: Any) -> Profile:
-        return profiles.load(tiny_profile(tmp_path, **{"backend": "tensorrt", "family": "agx-orin", **overrides}))
+        return profiles.read_profile(
+            tiny_profile(tmp_path, **{"backend": "tensorrt", "family": "agx-orin", **overrides})
+        )
 
     return make
 
@@ -85,6 +86,6 @@ def asked(tiny: Callable[..., Profile]) -> Callable[..., BuildRequest]:
 
 def table_for(path: Path, *, leave_out: tuple[str, ...] = (), **changes: float) -> Table:
     """A table with a range for every tensor of the model; ``changes`` are ranges by name."""
-    names = [name for name in models.load(path).activations if name not in leave_out]
+    names = [name for name in onnx_model.load(path).activations if name not in leave_out]
     ranges = {name: 2.0 + index / 8 for index, name in enumerate(names)} | changes
-    return tables.from_ranges(ranges, algorithm="entropy2", trt_version=TrtVersion(8, 6, 1))
+    return calibration_table.from_ranges(ranges, algorithm="entropy2", trt_version=TrtVersion(8, 6, 1))

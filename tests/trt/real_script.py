@@ -23,9 +23,9 @@ def main(site: str, model: str, table_path: str) -> None:
     sys.modules["tensorrt"] = tensorrt_bindings
     import numpy as np
 
-    from edge.backends.trt import caps as capabilities
+    from edge.backends.tensorrt.caps import load
 
-    caps = capabilities.load(rtx=False)
+    caps = load(rtx=False)
     major = int(caps.version.split(".")[0])
     first = 0 if major < 10 else 4
     out: dict[str, Any] = {"caps": json.loads(_encode(caps)), "logged": _logged(tensorrt_bindings, major)}
@@ -61,10 +61,10 @@ class Virtual:
 def _logged(binding: Any, major: int) -> list[list[str]]:
     from real import logger_slot
 
-    from edge.backends.trt import monitor
+    from edge.backends.tensorrt import build_monitor
 
-    watch = monitor.Watch()
-    with monitor.watching(binding, watch) as logger:
+    watch = build_monitor.BuildWatch()
+    with build_monitor.watching(binding, watch) as logger:
         for severity, text in ((1, b"an error"), (2, b"a warning"), (4, b"chatter")):
             Virtual(logger).call(logger_slot(major), None, (INT, severity), (ctypes.c_char_p, text))
         binding.ILogger.log(logger, binding.ILogger.INTERNAL_ERROR, "by the binding")
@@ -73,14 +73,14 @@ def _logged(binding: Any, major: int) -> list[list[str]]:
 
 def _builder(caps: Any, model: Path, table_path: Path) -> dict[str, Any]:
     """The whole build, up to where CUDA would be needed."""
-    from edge import profile
-    from edge.backends.base import BuildRequest
-    from edge.backends.trt import builder
-    from edge.calibration import table as tables
+    from edge.backends.interface import BuildRequest
+    from edge.backends.tensorrt import builder
+    from edge.config import profiles
     from edge.errors import EdgeError
+    from edge.quantization import calibration_table
 
-    chosen = profile.load(model.parent / "tiny.yaml")
-    table = tables.parse(table_path.read_bytes())
+    chosen = profiles.read_profile(model.parent / "tiny.yaml")
+    table = calibration_table.parse(table_path.read_bytes())
     try:
         builder.build(BuildRequest(profile=chosen, model=model, precision="int8", table=table), caps)
     except EdgeError as exc:
@@ -89,7 +89,7 @@ def _builder(caps: Any, model: Path, table_path: Path) -> dict[str, Any]:
 
 
 def _monitor(binding: Any, first: int) -> dict[str, Any]:
-    from edge.backends.trt import monitor
+    from edge.backends.tensorrt import build_monitor
     from edge.events import Progress
 
     heard: list[Any] = []
@@ -102,15 +102,15 @@ def _monitor(binding: Any, first: int) -> dict[str, Any]:
     def listen(event: Any) -> None:
         heard.append(event)
 
-    watch = monitor.Watch(listen=listen, should_stop=should_stop)
-    made = monitor.progress_monitor(binding, watch)
+    watch = build_monitor.BuildWatch(listen=listen, should_stop=should_stop)
+    made = build_monitor.progress_monitor(binding, watch)
     virtual = Virtual(made)
     word = ctypes.c_char_p
     virtual.call(first, None, (word, b"Building"), (word, None), (INT, 4))
     answers = [virtual.call(first + 1, ctypes.c_bool, (word, b"Building"), (INT, step)) for step in range(3)]
     virtual.call(first + 2, None, (word, b"Building"))
     # Through the binding's own functions as well.
-    fresh = monitor.progress_monitor(binding, monitor.Watch(listen=_raising))
+    fresh = build_monitor.progress_monitor(binding, build_monitor.BuildWatch(listen=_raising))
     binding.IProgressMonitor.phase_start(fresh, "Building", None, 2)
     refused = binding.IProgressMonitor.step_complete(fresh, "Building", 0)
     percents = [event.done for event in heard if isinstance(event, Progress)]
@@ -135,7 +135,7 @@ class Memory:
 
 
 def _calibrator(caps: Any, algorithm: Any, batches: list[Any], first: int) -> dict[str, Any]:
-    from edge.backends.trt import calibrator
+    from edge.backends.tensorrt import calibrator
 
     memory = Memory()
     feed = calibrator.Feed(
@@ -178,7 +178,7 @@ def _get_batch(virtual: Virtual, first: int) -> tuple[bool, int | None]:
 
 
 def _after_an_exception(caps: Any, algorithm: Any, first: int) -> list[Any]:
-    from edge.backends.trt import calibrator
+    from edge.backends.tensorrt import calibrator
 
     def broken() -> Any:
         raise OSError("the picture is gone")
@@ -196,11 +196,11 @@ def _after_an_exception(caps: Any, algorithm: Any, first: int) -> list[Any]:
 
 
 def _serving(caps: Any, path: Path, first: int) -> dict[str, Any]:
-    from edge.backends.trt import calibrator
-    from edge.calibration import table as tables
+    from edge.backends.tensorrt import calibrator
     from edge.errors import ArtifactError
+    from edge.quantization import calibration_table
 
-    table = calibrator.served(tables.parse(path.read_bytes()), caps, dla=False)
+    table = calibrator.served(calibration_table.parse(path.read_bytes()), caps, dla=False)
     source = calibrator.Serving(table, caps, batch=1)
     virtual = Virtual(made := calibrator.make(source, table.header.algorithm, caps))
     contents = []
@@ -218,7 +218,7 @@ def _serving(caps: Any, path: Path, first: int) -> dict[str, Any]:
     del made
     return {
         "contents": [item.decode() for item in contents],
-        "expected": tables.write(table).decode(),
+        "expected": calibration_table.write(table).decode(),
         "got": got,
         "refused": refused,
     }

@@ -16,17 +16,20 @@ from typing import Any
 import pytest
 from conftest import table_for, world
 
-from edge import build as verb
-from edge import device, identity, store
-from edge.backends.base import BuildRequest
-from edge.backends.trt import TensorRT, isolated
-from edge.backends.trt.caps import Caps
-from edge.backends.trt.configure import Options
-from edge.calibration import table as tables
-from edge.device import Device
-from edge.errors import ArtifactError, DeviceError, GuestError, ModelError
+from edge.artifacts import store
+from edge.backends.interface import BuildRequest
+from edge.backends.tensorrt import subprocess_build
+from edge.backends.tensorrt.backend import TensorRT
+from edge.backends.tensorrt.builder_config import Options
+from edge.backends.tensorrt.caps import Caps
+from edge.calibration import cache_keys
+from edge.config.profiles import Profile
+from edge.engines import building
+from edge.errors import ArtifactError, DeviceError, MissingDependencyError, ModelError
 from edge.events import Event, Progress
-from edge.profile import Profile
+from edge.quantization import calibration_table
+from edge.system import device
+from edge.system.device import Device
 
 ORIN = Device(is_jetson=True, family="agx-orin", module="p3701-0005", sm="8.7", machine="aarch64")
 HOST = Device(is_jetson=False, family="host", machine="x86_64")
@@ -65,7 +68,7 @@ def test_an_engine_for_more_machines_names_them(binding: Callable[..., Caps], ti
 
 def test_identity_without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(GuestError, match="no TensorRT is installed"):
+    with pytest.raises(MissingDependencyError, match="no TensorRT is installed"):
         TensorRT(machine=HOST, rtx=False).identity()
 
 
@@ -94,11 +97,11 @@ def test_what_the_manifest_gets(
 
 def save_table(profile: Profile, cache: Path) -> Path:
     """A table with its manifest, as `edge calibrate` leaves it."""
-    path = identity.table_path(profile, cache)
+    path = cache_keys.table_path(profile, cache)
     store.save(
-        identity.manifest_path(path), kind=identity.TABLE,
-        files={path.name: tables.write(table_for(Path(profile.model)))},
-        key=identity.table_key(profile), info={"zero_tensors": []},
+        cache_keys.manifest_path(path), kind=cache_keys.TABLE,
+        files={path.name: calibration_table.write(table_for(Path(profile.model)))},
+        key=cache_keys.table_key(profile), info={"zero_tensors": []},
     )  # fmt: skip
     return path
 
@@ -110,16 +113,16 @@ def test_the_verb_builds_with_it_on_every_version(
     profile = tiny()
     save_table(profile, tmp_path / "cache")
     chosen = backend(rtx=caps.rtx)
-    outcome = verb.build(profile, chosen, cache=tmp_path / "cache", engines=tmp_path / "engines")
+    outcome = building.build(profile, chosen, cache=tmp_path / "cache", engines=tmp_path / "engines")
     assert outcome.work == "built"
     assert outcome.engine is not None
     assert outcome.engine.suffix == ".plan"
     assert outcome.layers is not None
     assert outcome.layers.int8_share == 1.0
-    manifest = store.load(outcome.manifest, kind=identity.ENGINE)
+    manifest = store.load(outcome.manifest, kind=cache_keys.ENGINE)
     assert manifest.info["int8_route"] == ("implicit" if caps.implicit_int8 else "explicit")
     assert manifest.key["tensorrt"]
-    again = verb.build(profile, chosen, cache=tmp_path / "cache", engines=tmp_path / "engines")
+    again = building.build(profile, chosen, cache=tmp_path / "cache", engines=tmp_path / "engines")
     assert again.work == "unchanged"
 
 
@@ -130,18 +133,18 @@ def test_a_failed_build_keeps_the_engine_that_is_there(
     profile = tiny()
     save_table(profile, tmp_path / "cache")
     folders = {"cache": tmp_path / "cache", "engines": tmp_path / "engines"}
-    first = verb.build(profile, backend(rtx=False), **folders)
+    first = building.build(profile, backend(rtx=False), **folders)
     assert first.engine is not None
     before = first.engine.read_bytes()
     for setting in ({"fails": ["out of memory"]}, {"refuses_table": True}, {"no_cuda": "error: 100"}):
         for name, value in setting.items():
             setattr(world(caps), name, value)
         with pytest.raises((DeviceError, ArtifactError)):
-            verb.build(profile, backend(rtx=False), force=True, **folders)
+            building.build(profile, backend(rtx=False), force=True, **folders)
         for name in setting:
             setattr(world(caps), name, [] if name == "fails" else None)
     assert first.engine.read_bytes() == before
-    store.load(first.manifest, kind=identity.ENGINE)
+    store.load(first.manifest, kind=cache_keys.ENGINE)
 
 
 def test_this_machine_is_looked_at_when_none_is_given(binding: Callable[..., Caps]) -> None:
@@ -154,10 +157,10 @@ def test_this_machine_is_looked_at_when_none_is_given(binding: Callable[..., Cap
 
 @pytest.fixture
 def for_rtx(tiny_profile: Callable[..., Path], tmp_path: Path) -> Callable[..., BuildRequest]:
-    from edge import profile as profiles
+    from edge.config import profiles
 
     def make(precision: Any = "int8") -> BuildRequest:
-        chosen = profiles.load(tiny_profile(tmp_path, backend="tensorrt", family="rtx"))
+        chosen = profiles.read_profile(tiny_profile(tmp_path, backend="tensorrt", family="rtx"))
         path = Path(chosen.model)
         table = table_for(path) if precision == "int8" else None
         return BuildRequest(profile=chosen, model=path, precision=precision, table=table)
@@ -181,7 +184,7 @@ def test_a_childs_error_keeps_its_class_and_words(for_rtx: Callable[..., BuildRe
     request = for_rtx("fp32")
     request.model.write_bytes(b"not a model at all")
     with pytest.raises(ModelError) as caught:
-        isolated.build(request, rtx=True, options=Options())
+        subprocess_build.build(request, rtx=True, options=Options())
     assert caught.value.where is not None
     assert caught.value.hint
 
@@ -189,8 +192,8 @@ def test_a_childs_error_keeps_its_class_and_words(for_rtx: Callable[..., BuildRe
 def test_no_tensorrt_for_the_child(for_rtx: Callable[..., BuildRequest], monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("tensorrt") is not None:
         pytest.skip("TensorRT is installed here")
-    with pytest.raises(GuestError, match="no TensorRT is installed"):
-        isolated.build(for_rtx(), rtx=False, options=Options())
+    with pytest.raises(MissingDependencyError, match="no TensorRT is installed"):
+        subprocess_build.build(for_rtx(), rtx=False, options=Options())
 
 
 @pytest.mark.parametrize(
@@ -206,7 +209,7 @@ def test_a_child_that_dies(
     script: str, kind: type[Exception], words: str, for_rtx: Callable[..., BuildRequest]
 ) -> None:
     with pytest.raises(kind, match=words) as caught:
-        isolated.build(for_rtx(), rtx=True, options=Options(), command=["sh", "-c", script])
+        subprocess_build.build(for_rtx(), rtx=True, options=Options(), command=["sh", "-c", script])
     if isinstance(caught.value, DeviceError):
         assert caught.value.hint is not None
         assert "nothing half-built was kept" in caught.value.hint
@@ -238,7 +241,7 @@ def test_ctrl_c_ends_the_child(
     thread.start()
     try:
         with pytest.raises(Stopped):
-            isolated.build(for_rtx(), rtx=True, options=Options(), command=command, grace_s=0.3)
+            subprocess_build.build(for_rtx(), rtx=True, options=Options(), command=command, grace_s=0.3)
     finally:
         signal.signal(signal.SIGUSR1, before)
         thread.join()

@@ -20,8 +20,8 @@ import pytest
 import real
 from conftest import table_for
 
-from edge.backends.trt.caps import Caps
-from edge.calibration import table as tables
+from edge.backends.tensorrt.caps import Caps
+from edge.quantization import calibration_table
 
 SCRIPT = Path(__file__).with_name("real_script.py")
 CODES = {"entropy2": 2, "minmax": 3, "entropy": 1, "legacy": 0}
@@ -43,7 +43,7 @@ def outcome(
         folder = outcomes["folder"] / version
         site, libraries = real.unpack(wheel, folder)
         tiny_profile(folder, backend="tensorrt", family="agx-orin")
-        (folder / "t.table").write_bytes(tables.write(table_for(folder / "model.onnx")))
+        (folder / "t.table").write_bytes(calibration_table.write(table_for(folder / "model.onnx")))
         done = subprocess.run(
             [sys.executable, "-W", "error", SCRIPT, site, folder / "model.onnx", folder / "t.table"],
             env={

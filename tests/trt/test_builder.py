@@ -16,14 +16,14 @@ import pytest
 from conftest import table_for, world
 from timing_double import content
 
-from edge.backends.base import BuildRequest, TimingUse
-from edge.backends.trt import builder, combine
-from edge.backends.trt.calibrator import Feed
-from edge.backends.trt.caps import Caps
-from edge.backends.trt.configure import Options
-from edge.calibration.table import Algorithm
+from edge.backends.interface import BuildRequest, TimingUse
+from edge.backends.tensorrt import builder, timing_cache_merge
+from edge.backends.tensorrt.builder_config import Options
+from edge.backends.tensorrt.calibrator import Feed
+from edge.backends.tensorrt.caps import Caps
 from edge.errors import ArtifactError, DataError, DeviceError, EdgeError, ModelError, ProfileError
 from edge.events import Event, Note, Progress
+from edge.quantization.calibration_table import AlgorithmName
 
 Ask = Callable[..., BuildRequest]
 Bind = Callable[..., Caps]
@@ -244,14 +244,14 @@ def pictures(count: int, *, size: int = 2, broken_at: int | None = None) -> Iter
         yield random.normal(size=(size, 3, 32, 32)).astype(np.float32)
 
 
-def feed(algorithm: Algorithm = "entropy2", *, planned: int = 3, **options: Any) -> Feed:
+def feed(algorithm: AlgorithmName = "entropy2", *, planned: int = 3, **options: Any) -> Feed:
     source = pictures(planned, **options)
     return Feed(algorithm=algorithm, batches=source, planned=planned, batch=2, memory=HostMemory())
 
 
 @pytest.mark.parametrize("algorithm", ["entropy2", "minmax", "entropy", "legacy"])
 @pytest.mark.parametrize("version", IMPLICIT)
-def test_the_devices_own_calibrators(version: str, algorithm: Algorithm, binding: Bind, asked: Ask) -> None:
+def test_the_devices_own_calibrators(version: str, algorithm: AlgorithmName, binding: Bind, asked: Ask) -> None:
     caps = binding(version)
     request = asked("int8", input={"batch": {"min": 1, "opt": 2, "max": 8}})
     built = builder.build(request, caps, feed=feed(algorithm))
@@ -382,19 +382,19 @@ def test_misses_that_are_errors(version: str, binding: Bind, asked: Ask) -> None
 @pytest.mark.parametrize("version", ["8.6.1", "10.16.1.11", "11.4.0.106"])
 def test_timing_caches_are_merged(version: str, binding: Bind) -> None:
     caps = binding(version)
-    merged = combine.combine([content(version, ["a", "b"]), content(version, ["b", "c"])], caps)
+    merged = timing_cache_merge.combine([content(version, ["a", "b"]), content(version, ["b", "c"])], caps)
     assert merged == content(version, ["a", "b", "c"])
     for bad in (content("another device", ["z"]), b"corrupt"):
         with pytest.raises(ArtifactError, match="refuses the timing cache number 2 of 2") as caught:
-            combine.combine([content(version, ["a"]), bad], caps)
+            timing_cache_merge.combine([content(version, ["a"]), bad], caps)
         assert caught.value.hint
 
 
 def test_nothing_is_merged_where_caches_have_no_effect_or_no_builder_can_be_made(binding: Bind) -> None:
     with pytest.raises(DeviceError, match="have no effect on TensorRT for RTX"):
-        combine.combine([b"ptrt"], binding("rtx"))
+        timing_cache_merge.combine([b"ptrt"], binding("rtx"))
     with pytest.raises(DeviceError, match="the NVIDIA driver is missing"):
-        combine.combine([b"ptrt"], binding("10.3.0", no_cuda="CUDA initialization failure with error: 35"))
+        timing_cache_merge.combine([b"ptrt"], binding("10.3.0", no_cuda="CUDA initialization failure with error: 35"))
 
 
 def test_compatibility(binding: Bind, asked: Ask) -> None:

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.backends.trt import calibrator
-from edge.backends.trt import caps as capabilities
-from edge.backends.trt.calibrator import Feed, Feeding, Serving
-from edge.backends.trt.caps import Caps
-from edge.calibration import table as tables
-from edge.calibration.table import Algorithm, Header, Table, TrtVersion
+from edge.backends.tensorrt import calibrator
+from edge.backends.tensorrt.calibrator import Feed, Feeding, Serving
+from edge.backends.tensorrt.caps import Caps, binding_module
 from edge.errors import ArtifactError, DataError, DeviceError
+from edge.quantization import calibration_table
+from edge.quantization.calibration_table import AlgorithmName, Table, TableHeader, TrtVersion
 
 Bind = Callable[..., Caps]
 WITH = ["8.6.1", "10.0.1", "10.3.0", "10.7.0", "10.13.3.9", "10.16.1.11"]
@@ -39,12 +38,14 @@ def batches(count: int, *, size: int = 2, dtype: Any = np.float32) -> Iterator[A
         yield np.full((size, 3, 4, 4), index, dtype)
 
 
-def feed(memory: Any, source: Iterator[Any], *, planned: int = 3, algorithm: Algorithm = "entropy2") -> Feed:
+def feed(memory: Any, source: Iterator[Any], *, planned: int = 3, algorithm: AlgorithmName = "entropy2") -> Feed:
     return Feed(algorithm=algorithm, batches=source, planned=planned, batch=2, memory=memory)
 
 
-def some_table(algorithm: Algorithm = "entropy2", version: tuple[int, int, int] = (8, 6, 1)) -> Table:
-    return tables.from_ranges({"input": 1.0, "a: b": 2.0}, algorithm=algorithm, trt_version=TrtVersion(*version))
+def some_table(algorithm: AlgorithmName = "entropy2", version: tuple[int, int, int] = (8, 6, 1)) -> Table:
+    return calibration_table.from_ranges(
+        {"input": 1.0, "a: b": 2.0}, algorithm=algorithm, trt_version=TrtVersion(*version)
+    )
 
 
 @pytest.mark.parametrize("version", WITH)
@@ -53,11 +54,11 @@ def test_a_table_is_served_whole_and_never_replaced(version: str, binding: Bind)
     table = calibrator.served(some_table(), caps, dla=False)
     source = Serving(table, caps, batch=4)
     made = calibrator.make(source, table.header.algorithm, caps)
-    assert isinstance(made, capabilities.module(caps).IInt8EntropyCalibrator2)
+    assert isinstance(made, binding_module(caps).IInt8EntropyCalibrator2)
     before = made.read_calibration_cache()
     made.write_calibration_cache(memoryview(b"TRT-shorter"))
     assert made.read_calibration_cache() is before
-    assert before == tables.write(table)
+    assert before == calibration_table.write(table)
     assert made.get_batch_size() == 4
     source.raise_kept()
 
@@ -83,13 +84,13 @@ def test_the_header_is_that_of_the_running_version(version: str, header: str, bi
         ("entropy", False, "EntropyCalibration2"),
     ],
 )
-def test_the_class_that_serves(algorithm: Algorithm, dla: bool, served: str, binding: Bind) -> None:
+def test_the_class_that_serves(algorithm: AlgorithmName, dla: bool, served: str, binding: Bind) -> None:
     found = calibrator.served(some_table(algorithm), binding("10.3.0"), dla=dla)
     assert found.header.text == f"TRT-100300-{served}"
 
 
 def test_a_legacy_table_is_served_as_entropy2(binding: Bind) -> None:
-    given = Table(Header.parse("0 3ff0000000000000 3fefffeb074a771d"), some_table().bits)
+    given = Table(TableHeader.parse("0 3ff0000000000000 3fefffeb074a771d"), some_table().bits)
     assert calibrator.served(given, binding("8.6.1"), dla=False).header.text == "TRT-8601-EntropyCalibration2"
 
 
@@ -105,7 +106,7 @@ def test_a_refused_table_is_an_error_and_no_calibration_without_pictures(binding
 
 @pytest.mark.parametrize("algorithm", ["entropy2", "minmax", "entropy", "legacy"])
 @pytest.mark.parametrize("version", WITH)
-def test_batches_are_fed_one_by_one(version: str, algorithm: Algorithm, binding: Bind) -> None:
+def test_batches_are_fed_one_by_one(version: str, algorithm: AlgorithmName, binding: Bind) -> None:
     caps = binding(version)
     memory = Memory()
     source = Feeding(feed(memory, batches(3), algorithm=algorithm), caps)

@@ -11,9 +11,8 @@ import pytest
 from conftest import NAMES
 from double import VERSIONS
 
-from edge.backends.trt import caps as capabilities
-from edge.backends.trt.caps import Caps
-from edge.errors import GuestError
+from edge.backends.tensorrt.caps import Caps, binding_module, load
+from edge.errors import MissingDependencyError
 
 # implicit INT8, strongly typed possible, only, editable cache, error on miss, monitor, weight streaming, plan check
 EXPECTED = {
@@ -55,8 +54,8 @@ def test_the_version_in_a_tables_header(version: str, header: int | None, bindin
 
 def test_the_module_is_the_one_that_was_loaded(binding: Callable[..., Caps]) -> None:
     caps = binding("10.3.0")
-    assert capabilities.module(caps) is sys.modules["tensorrt"]
-    assert capabilities.load() is caps, "worked out once"
+    assert binding_module(caps) is sys.modules["tensorrt"]
+    assert load() is caps, "worked out once"
     assert caps.title == "TensorRT 10.3.0"
     assert binding("rtx").title == "TensorRT for RTX 1.7.1.116"
 
@@ -64,8 +63,8 @@ def test_the_module_is_the_one_that_was_loaded(binding: Callable[..., Caps]) -> 
 def test_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NAMES:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(GuestError, match="no TensorRT is installed") as caught:
-        capabilities.load()
+    with pytest.raises(MissingDependencyError, match="no TensorRT is installed") as caught:
+        load()
     assert "apt install python3-libnvinfer" in str(caught.value)
     assert caught.value.exit_code == 4
 
@@ -75,8 +74,8 @@ def test_the_other_product_is_not_what_was_asked_for(
     rtx: bool, wanted: str, binding: Callable[..., Caps], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     binding("10.3.0" if rtx else "rtx")
-    with pytest.raises(GuestError, match=f"looked for {wanted}"):
-        capabilities.load(rtx=rtx)
+    with pytest.raises(MissingDependencyError, match=f"looked for {wanted}"):
+        load(rtx=rtx)
 
 
 def test_rtx_by_the_name_of_its_wheel(binding: Callable[..., Caps], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +83,7 @@ def test_rtx_by_the_name_of_its_wheel(binding: Callable[..., Caps], monkeypatch:
     module = sys.modules["tensorrt_rtx"]
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", module)
-    caps = capabilities.load()
+    caps = load()
     assert (caps.module, caps.rtx) == ("tensorrt_rtx_bindings", True)
 
 
@@ -95,8 +94,8 @@ def test_a_broken_installation_is_seen_and_not_passed_over(
     (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')\n")
     monkeypatch.delitem(sys.modules, "tensorrt")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(GuestError, match=r"does not import: libnvinfer\.so\.10"):
-        capabilities.load()
+    with pytest.raises(MissingDependencyError, match=r"does not import: libnvinfer\.so\.10"):
+        load()
 
 
 @pytest.mark.parametrize("version", ["8.5.2", ""])
@@ -105,8 +104,8 @@ def test_too_old_or_no_tensorrt_at_all(version: str, monkeypatch: pytest.MonkeyP
     module.__version__ = version
     module.IBuilderConfig = type("IBuilderConfig", (), {})
     monkeypatch.setitem(sys.modules, "tensorrt", module)
-    with pytest.raises(GuestError, match=r"is not TensorRT 8\.6 or newer"):
-        capabilities.load()
+    with pytest.raises(MissingDependencyError, match=r"is not TensorRT 8\.6 or newer"):
+        load()
 
 
 def test_eight_versions_are_there() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from edge.backends.trt import complaints
-from edge.backends.trt.monitor import Line
+from edge.backends.tensorrt import log_diagnosis
+from edge.backends.tensorrt.build_monitor import LogLine
 from edge.errors import ArtifactError, DeviceError, EdgeError, ModelError
 
 
@@ -54,7 +54,7 @@ from edge.errors import ArtifactError, DeviceError, EdgeError, ModelError
     ],
 )  # fmt: skip
 def test_an_error_in_words(text: str, kind: type[EdgeError], words: str, hint: str) -> None:
-    found = complaints.as_error([Line("ERROR", text)], where="model.onnx")
+    found = log_diagnosis.as_error([LogLine("ERROR", text)], where="model.onnx")
     assert type(found) is kind
     assert words in found.what
     assert hint in (found.hint or "")
@@ -62,19 +62,21 @@ def test_an_error_in_words(text: str, kind: type[EdgeError], words: str, hint: s
 
 
 def test_the_cause_counts_and_not_the_order() -> None:
-    lines = [Line("ERROR", "Could not find any implementation for node Conv_1."), Line("ERROR", "out of memory")]
-    assert "memory ran out" in complaints.as_error(lines).what
-    hidden = complaints.as_error([Line("ERROR", "failed")], [Line("INFO", "NvMapMemAllocInternalTagged error 12")])
+    lines = [LogLine("ERROR", "Could not find any implementation for node Conv_1."), LogLine("ERROR", "out of memory")]
+    assert "memory ran out" in log_diagnosis.as_error(lines).what
+    hidden = log_diagnosis.as_error(
+        [LogLine("ERROR", "failed")], [LogLine("INFO", "NvMapMemAllocInternalTagged error 12")]
+    )
     assert "memory ran out" in hidden.what
 
 
 def test_no_reason_at_all() -> None:
-    assert complaints.as_error([]).what == "TensorRT gave no engine and no reason"
+    assert log_diagnosis.as_error([]).what == "TensorRT gave no engine and no reason"
 
 
 def test_a_long_line_is_cut_and_source_positions_are_taken_out() -> None:
     text = f"[checkMacros.cpp::catchCudaError::250] Error Code 1: In f at /_src/a.cpp:250 {'x' * 400}"
-    what = complaints.as_error([Line("ERROR", text)]).what
+    what = log_diagnosis.as_error([LogLine("ERROR", text)]).what
     assert len(what) < 320
     assert "_src" not in what
 
@@ -96,7 +98,7 @@ def test_warnings_are_counted_and_said_once() -> None:
         *["Converting conv scales"] * 50,
     ]
     slower = "the engine may be slower than it could be"
-    assert complaints.notes([Line("WARNING", text) for text in texts]) == [
+    assert log_diagnosis.notes([LogLine("WARNING", text) for text in texts]) == [
         f"TensorRT left out 2 kernels for lack of memory (largest 4229 MB, 2658 MB free): {slower}",
         "2 tensors have no scale, so the layers at them stay in float: a: b, c",
         "TensorRT reads the model's INT64 constants as INT32",
@@ -106,11 +108,11 @@ def test_warnings_are_counted_and_said_once() -> None:
 
 
 def test_many_kinds_of_warnings_are_cut() -> None:
-    found = complaints.notes([Line("WARNING", f"kind {index}") for index in range(30)])
+    found = log_diagnosis.notes([LogLine("WARNING", f"kind {index}") for index in range(30)])
     assert len(found) == 8
     assert found[-1] == "and 23 more kinds of warnings of TensorRT"
 
 
 def test_cancelled() -> None:
-    assert complaints.cancelled([Line("ERROR", "Error Code 7: BuildCanceled (Build canceled by user In next)")])
-    assert not complaints.cancelled([Line("ERROR", "out of memory")])
+    assert log_diagnosis.cancelled([LogLine("ERROR", "Error Code 7: BuildCanceled (Build canceled by user In next)")])
+    assert not log_diagnosis.cancelled([LogLine("ERROR", "out of memory")])

@@ -13,12 +13,12 @@ import onnx
 import pytest
 from conftest import table_for
 
-from edge import model as models
-from edge.backends.trt import caps as capabilities
-from edge.backends.trt import coverage, monitor
-from edge.backends.trt.coverage import Layer, Network, Tensor
-from edge.calibration import table as tables
-from edge.calibration.table import Table, TrtVersion
+from edge.backends.tensorrt import build_monitor, missing_scales
+from edge.backends.tensorrt.caps import binding_module, load
+from edge.backends.tensorrt.missing_scales import ParsedLayer, ParsedNetwork, ParsedTensor
+from edge.model import onnx_model
+from edge.quantization import calibration_table
+from edge.quantization.calibration_table import Table, TrtVersion
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx_bindings") is None,
@@ -26,20 +26,22 @@ needs_rtx = pytest.mark.skipif(
 )
 
 
-def network(*layers: Layer, constants: tuple[str, ...] = (), shapes: tuple[str, ...] = ()) -> Network:
+def network(*layers: ParsedLayer, constants: tuple[str, ...] = (), shapes: tuple[str, ...] = ()) -> ParsedNetwork:
     names = dict.fromkeys(name for layer in layers for name in (*layer.inputs, *layer.outputs))
-    return Network(
+    return ParsedNetwork(
         list(layers),
-        {name: Tensor(name, "FLOAT", name in shapes, constant=name in constants) for name in names},
+        {name: ParsedTensor(name, "FLOAT", name in shapes, constant=name in constants) for name in names},
     )
 
 
-def layer(kind: str, inputs: str, output: str, operation: str | None = None, largest: float | None = None) -> Layer:
-    return Layer(output, kind, operation, inputs.split(), [output], largest)
+def layer(
+    kind: str, inputs: str, output: str, operation: str | None = None, largest: float | None = None
+) -> ParsedLayer:
+    return ParsedLayer(output, kind, operation, inputs.split(), [output], largest)
 
 
 def table(**ranges: float) -> Table:
-    return tables.from_ranges(ranges, algorithm="entropy2", trt_version=TrtVersion(10, 3, 0))
+    return calibration_table.from_ranges(ranges, algorithm="entropy2", trt_version=TrtVersion(10, 3, 0))
 
 
 @pytest.mark.parametrize(
@@ -70,21 +72,21 @@ def table(**ranges: float) -> Table:
         pytest.param({}, [], {}, id="nothing"),
     ],
 )  # fmt: skip
-def test_what_follows(given: dict[str, float], layers: list[Layer], expected: dict[str, float]) -> None:
-    found = coverage.complete(table(**given), network(*layers))
+def test_what_follows(given: dict[str, float], layers: list[ParsedLayer], expected: dict[str, float]) -> None:
+    found = missing_scales.complete(table(**given), network(*layers))
     assert {name: found.table.range(name) for name in found.added} == pytest.approx(expected)
     assert list(found.table.bits)[: len(given)] == list(given)
 
 
 def test_integers_and_shapes_need_no_scale() -> None:
-    found = coverage.complete(table(x=1.0), network(layer("SHAPE", "x", "s"), shapes=("s",)))
+    found = missing_scales.complete(table(x=1.0), network(layer("SHAPE", "x", "s"), shapes=("s",)))
     assert found.unresolved == []
-    net = Network([], {"i": Tensor("i", "INT64", False, constant=True)})
-    assert coverage.complete(table(), net).unresolved == []
+    net = ParsedNetwork([], {"i": ParsedTensor("i", "INT64", False, constant=True)})
+    assert missing_scales.complete(table(), net).unresolved == []
 
 
 def test_an_unusable_scale_is_neither_used_nor_replaced() -> None:
-    found = coverage.complete(table(x=0.0), network(layer("SHUFFLE", "x", "y")))
+    found = missing_scales.complete(table(x=0.0), network(layer("SHUFFLE", "x", "y")))
     assert (found.added, found.unresolved) == ({}, ["y"])
     assert found.table.scale("x") == 0.0
 
@@ -93,22 +95,22 @@ def test_an_unusable_scale_is_neither_used_nor_replaced() -> None:
     "weights", [np.array([], np.float32), np.array([3], np.int64), None], ids=["empty", "int", "none"]
 )
 def test_weights_without_a_magnitude(weights: Any) -> None:
-    assert coverage._largest(weights) is None
+    assert missing_scales._largest(weights) is None
 
 
 # the real parser
 
 
-def parsed(path: Path, run: Callable[[Network, Any], None]) -> None:
+def parsed(path: Path, run: Callable[[ParsedNetwork, Any], None]) -> None:
     """Parse with TensorRT for RTX and look at the network while it is there."""
-    caps = capabilities.load(rtx=True)
-    binding = capabilities.module(caps)
-    with monitor.watching(binding, monitor.Watch()) as logger:
+    caps = load(rtx=True)
+    binding = binding_module(caps)
+    with build_monitor.watching(binding, build_monitor.BuildWatch()) as logger:
         builder = binding.Builder(logger)
         made = builder.create_network(0)
         parser = binding.OnnxParser(made, logger)
         assert parser.parse_from_file(str(path))
-        run(coverage.read(made, caps), made)
+        run(missing_scales.read(made, caps), made)
 
 
 @pytest.fixture(scope="module")
@@ -126,15 +128,15 @@ def test_every_activation_of_the_parsed_network_is_in_the_table(
 ) -> None:
     sample = repository / "models" / f"{name}.onnx"
     path = sample if sample.is_file() else models_folder / f"{name}.onnx"
-    known = models.load(path).activations
+    known = onnx_model.load(path).activations
 
-    def look(net: Network, _: Any) -> None:
+    def look(net: ParsedNetwork, _: Any) -> None:
         activations = net.activations()
         # All of the model's tensors are in TensorRT's network under the same names.
         assert set(known) <= set(activations)
         own = [tensor for tensor in activations if tensor not in known]
         assert own == [f"{gemm_name(path)}_output"], "the matrix product before its bias is added"
-        found = coverage.complete(table_for(path), net)
+        found = missing_scales.complete(table_for(path), net)
         assert found.unresolved == []
         assert set(activations) <= set(found.table.bits)
         floats = [tensor.name for tensor in net.tensors.values() if tensor.is_float]
@@ -144,7 +146,7 @@ def test_every_activation_of_the_parsed_network_is_in_the_table(
 
 
 def gemm_name(path: Path) -> str:
-    return next(node.name for node in models.read(path).graph.node if node.op_type == "Gemm")
+    return next(node.name for node in onnx_model.read(path).graph.node if node.op_type == "Gemm")
 
 
 @needs_rtx
@@ -153,7 +155,7 @@ def test_the_range_before_the_bias_holds(repository: Path, tmp_path: Path) -> No
     import onnxruntime as ort
 
     path = repository / "models/efficientnet_lite0.onnx"
-    proto = models.read(path)
+    proto = onnx_model.read(path)
     gemm = next(node for node in proto.graph.node if node.op_type == "Gemm")
     split = onnx.ModelProto()
     split.CopyFrom(proto)
@@ -165,9 +167,9 @@ def test_the_range_before_the_bias_holds(repository: Path, tmp_path: Path) -> No
     product = session.run(None, {"input": batch})[0]
     logits = whole.run(None, {"input": batch})[0]
 
-    def look(net: Network, _: Any) -> None:
+    def look(net: ParsedNetwork, _: Any) -> None:
         content = table_for(path, logits=float(np.abs(logits).max()))
-        found = coverage.complete(content, net)
+        found = missing_scales.complete(content, net)
         assert found.table.range(f"{gemm.name}_output") >= float(np.abs(product).max())
 
     parsed(path, look)
@@ -175,8 +177,8 @@ def test_the_range_before_the_bias_holds(repository: Path, tmp_path: Path) -> No
 
 @needs_rtx
 def test_layers_stay_readable_after_they_were_read(repository: Path) -> None:
-    def look(first: Network, made: Any) -> None:
-        again = coverage.read(made, capabilities.load(rtx=True))
+    def look(first: ParsedNetwork, made: Any) -> None:
+        again = missing_scales.read(made, load(rtx=True))
         assert [item.kind for item in again.layers] == [item.kind for item in first.layers]
         assert first.by_kind()["CONVOLUTION"] == 49
 
@@ -188,7 +190,7 @@ def test_against_a_table_that_tensorrt_made_itself(repository: Path) -> None:
     path = repository.parent / "shared/reference/calibration_tables/tensorrtstarter-resnet50-trt8601-entropy2.cache"
     if not path.is_file():
         pytest.skip("the table of a real TensorRT is not on this machine")
-    real = tables.parse(path.read_bytes())
+    real = calibration_table.parse(path.read_bytes())
     weight, product, bias, moved, flat, output = (
         "(Unnamed Layer* 121) [Constant]_output", "(Unnamed Layer* 122) [Matrix Multiply]_output",
         "(Unnamed Layer* 123) [Constant]_output", "(Unnamed Layer* 124) [Shuffle]_output",
@@ -196,14 +198,14 @@ def test_against_a_table_that_tensorrt_made_itself(repository: Path) -> None:
     )  # fmt: skip
     net = network(
         layer("CONSTANT", "", weight, largest=real.range(weight)),
-        Layer("mm", "MATRIX_MULTIPLY", None, [flat, weight], [product]),
+        ParsedLayer("mm", "MATRIX_MULTIPLY", None, [flat, weight], [product]),
         layer("CONSTANT", "", bias, largest=real.range(bias)),
-        Layer("move", "SHUFFLE", None, [bias], [moved]),
-        Layer("add", "ELEMENTWISE", "SUM", [product, moved], [output]),
+        ParsedLayer("move", "SHUFFLE", None, [bias], [moved]),
+        ParsedLayer("add", "ELEMENTWISE", "SUM", [product, moved], [output]),
     )
     own = {weight, product, bias, moved}
     mine = Table(real.header, {name: bits for name, bits in real.bits.items() if name not in own})
-    found = coverage.complete(mine, net)
+    found = missing_scales.complete(mine, net)
     assert set(found.added) == own
     assert found.table.bits[moved] == real.bits[moved]
     assert found.table.range(product) == pytest.approx(real.range(product), rel=0.02)

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 from conftest import table_for
 
-from edge import build as verb
-from edge import identity, store
-from edge import model as models
-from edge.backends import inspection
-from edge.backends.trt import TensorRT
-from edge.backends.trt.caps import Caps
-from edge.calibration import table as tables
-from edge.device import Device
+from edge.artifacts import store
+from edge.backends.tensorrt.backend import TensorRT
+from edge.backends.tensorrt.caps import Caps
+from edge.calibration import cache_keys
+from edge.config.profiles import Profile
+from edge.engines import building
 from edge.errors import ArtifactError, QualityError
 from edge.events import Event, Note
-from edge.profile import Profile
+from edge.model import inspection, onnx_model
+from edge.quantization import calibration_table
+from edge.system.device import Device
 
 ORIN = Device(is_jetson=True, family="agx-orin", module="p3701-0005", sm="8.7", machine="aarch64")
 Bind = Callable[..., Caps]
@@ -29,21 +29,21 @@ LOST = "r1"
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[..., verb.Outcome]:
+def run(tmp_path: Path) -> Callable[..., building.BuildOutcome]:
     """``run(profile, leave_out=("r1",))``: the verb, with a table that lacks some tensors."""
 
     def call(
         profile: Profile, *, leave_out: tuple[str, ...] = (), zero: tuple[str, ...] = (), **options: Any
-    ) -> verb.Outcome:
-        path = identity.table_path(profile, tmp_path / "cache")
+    ) -> building.BuildOutcome:
+        path = cache_keys.table_path(profile, tmp_path / "cache")
         made = table_for(Path(profile.model), leave_out=leave_out)
-        made = tables.Table(made.header, {**made.bits, **dict.fromkeys(zero, 0)})
+        made = calibration_table.Table(made.header, {**made.bits, **dict.fromkeys(zero, 0)})
         store.save(
-            identity.manifest_path(path), kind=identity.TABLE, files={path.name: tables.write(made)},
-            key=identity.table_key(profile), info={"zero_tensors": list(zero)},
+            cache_keys.manifest_path(path), kind=cache_keys.TABLE, files={path.name: calibration_table.write(made)},
+            key=cache_keys.table_key(profile), info={"zero_tensors": list(zero)},
         )  # fmt: skip
         backend = TensorRT(machine=ORIN, isolate=False)
-        return verb.build(profile, backend, cache=tmp_path / "cache", engines=tmp_path / "engines", **options)
+        return building.build(profile, backend, cache=tmp_path / "cache", engines=tmp_path / "engines", **options)
 
     return call
 
@@ -69,7 +69,7 @@ def test_and_a_loud_warning_otherwise(version: str, binding: Bind, tiny: Tiny, r
         assert any("INT8 was asked for" in text for text in outcome.warnings)
         assert any(isinstance(event, Note) and event.level == "warning" and "INT8 was asked for" in event.text
                    for event in heard)  # fmt: skip
-        manifest = store.load(outcome.manifest, kind=identity.ENGINE)
+        manifest = store.load(outcome.manifest, kind=cache_keys.ENGINE)
         assert any("INT8 was asked for" in text for text in manifest.info["warnings"])
 
 
@@ -78,7 +78,7 @@ def test_a_table_that_lacks_every_tensor_is_never_an_fp32_engine(
 ) -> None:
     for route in routes(binding(version)):
         profile = tiny(int8_route=route, build={"strict": False})
-        names = models.load(Path(profile.model)).activations
+        names = onnx_model.load(Path(profile.model)).activations
         with pytest.raises((QualityError, ArtifactError)):
             run(profile, zero=tuple(names), force=True)
 
@@ -115,7 +115,7 @@ def test_the_layer_that_fell_out_names_its_tensor(binding: Bind, tiny: Tiny, run
     binding("10.3.0")
     outcome = run(tiny(build={"strict": False}), zero=(LOST,), force=True)
     path = outcome.manifest.with_name(f"{outcome.manifest.stem}{inspection.SUFFIX}")
-    looked = inspection.decode(path.read_bytes(), where=path)
+    looked = inspection.decode_inspection(path.read_bytes(), where=path)
     short = [layer for layer in looked.layers if layer.role == "weighted" and layer.precision != "int8"]
     assert short
     assert LOST in {str(layer.why).removeprefix("no scale for ") for layer in short}
@@ -127,7 +127,7 @@ def test_before_and_after_are_kept(version: str, binding: Bind, tiny: Tiny, run:
     binding(version)
     outcome = run(tiny(), precision="fp32")
     path = outcome.manifest.with_name(f"{outcome.manifest.stem}{inspection.SUFFIX}")
-    looked = inspection.decode(path.read_bytes(), where=path)
+    looked = inspection.decode_inspection(path.read_bytes(), where=path)
     assert [node.kind for node in looked.nodes if node.weighted] == ["Conv", "Conv", "Conv", "Gemm"]
     assert looked.counts().weighted == {"fp32": 4}
     assert looked.source.startswith("engine inspector of TensorRT")

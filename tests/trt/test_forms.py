@@ -13,7 +13,7 @@ import pytest
 from conftest import table_for
 from google.protobuf.message import EncodeError
 
-from edge.backends.trt import forms
+from edge.backends.tensorrt import onnx_variants
 from edge.errors import ModelError
 
 
@@ -28,7 +28,7 @@ def batch() -> Any:
 
 def test_fp16_is_valid_onnx_and_nearly_the_same(tiny_model: Callable[..., Path], batch: Any) -> None:
     path = tiny_model()
-    form = forms.half(path)
+    form = onnx_variants.half(path)
     assert form.data is not None
     onnx.checker.check_model(onnx.load_model_from_string(form.data), full_check=True)
     assert (form.weighted, form.quantized, form.half) == (4, 0, True)
@@ -39,17 +39,17 @@ def test_fp16_is_valid_onnx_and_nearly_the_same(tiny_model: Callable[..., Path],
 
 def test_the_kept_model_is_left_as_it_is(tiny_model: Callable[..., Path]) -> None:
     path = tiny_model()
-    before = forms.plain(path)
-    forms.half(path)
-    forms.quantized(path, table_for(path))
-    assert forms.plain(path) == before
+    before = onnx_variants.plain(path)
+    onnx_variants.half(path)
+    onnx_variants.quantized(path, table_for(path))
+    assert onnx_variants.plain(path) == before
     assert (before.data, before.weighted) == (None, 4)
 
 
 def test_qdq_holds_the_tables_scales_to_the_bit(tiny_model: Callable[..., Path]) -> None:
     path = tiny_model()
     table = table_for(path)
-    form = forms.quantized(path, table)
+    form = onnx_variants.quantized(path, table)
     assert form.data is not None
     graph = onnx.load_model_from_string(form.data).graph
     values = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
@@ -60,7 +60,7 @@ def test_qdq_holds_the_tables_scales_to_the_bit(tiny_model: Callable[..., Path])
 
 def test_a_tensor_without_a_scale_is_said(tiny_model: Callable[..., Path]) -> None:
     path = tiny_model()
-    form = forms.quantized(path, table_for(path, leave_out=("r1",)))
+    form = onnx_variants.quantized(path, table_for(path, leave_out=("r1",)))
     assert (form.weighted, form.quantized) == (4, 3)
     assert form.notes == ["1 tensors have no usable scale and keep their layers in float: r1"]
 
@@ -78,15 +78,15 @@ class Huge:
 @pytest.mark.parametrize("error", [ValueError("exceeds maximum protobuf size"), EncodeError("Failed to serialize")])
 def test_above_2_gb(error: Exception, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="above 2 GB in one piece") as caught:
-        forms._serialized(Huge(error), tmp_path / "big.onnx")
+        onnx_variants._serialized(Huge(error), tmp_path / "big.onnx")
     assert "--precision fp32" in (caught.value.hint or "")
 
 
 def test_an_old_opset_has_no_qdq(tiny_model: Callable[..., Path]) -> None:
     path = tiny_model(opset=11)
     with pytest.raises(ModelError, match="opset 11; per-channel Q/DQ needs 13"):
-        forms.quantized(path, table_for(path))
+        onnx_variants.quantized(path, table_for(path))
 
 
 def test_nodes_by_number(tiny_model: Callable[..., Path]) -> None:
-    assert forms.nodes(tiny_model())[:2] == [("conv_0", "Conv"), ("clip_1", "Clip")]
+    assert onnx_variants.nodes(tiny_model())[:2] == [("conv_0", "Conv"), ("clip_1", "Clip")]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from edge.backends import inspection
-from edge.backends.inspection import Inspection, Node, Port, Tensor
-from edge.backends.trt import layers
+from edge.backends.tensorrt import layer_report
+from edge.model import inspection
+from edge.model.inspection import Inspection, LayerTensor, Node, Port
 
 OLD: list[dict[str, Any]] = [
     {"Name": "Reformatting CopyNode for Input Tensor 0 to /conv1", "LayerType": "Reformat", "ParameterType": "Reformat",
@@ -26,7 +26,7 @@ OLD: list[dict[str, Any]] = [
 
 
 def read(text: str, **options: Any) -> Inspection:
-    found = layers.read(text, source="TensorRT", **options)
+    found = layer_report.read(text, source="TensorRT", **options)
     assert found is not None
     return found
 
@@ -38,7 +38,7 @@ def test_8_6_to_10() -> None:
     kinds = [layer.kind for layer in found.layers]
     assert kinds == ["Reformat", "ConvActPool", "Convolution", "MatrixMultiply", "NoOp"]
     assert [layer.role for layer in found.layers] == ["reformat", "weighted", "weighted", "weighted", "free"]
-    assert found.layers[1].inputs == [Tensor(name="x", precision="int8", layout="Row major Int8 format")]
+    assert found.layers[1].inputs == [LayerTensor(name="x", precision="int8", layout="Row major Int8 format")]
     assert found.layers[2].weights_bytes == counts.weights_bytes == 18
     # Nothing reads "logits" here; a binding that no layer makes is an input.
     assert [(port.name, port.mode, port.precision) for port in found.ports] == [
@@ -56,8 +56,8 @@ def test_11_says_format_and_data_type_apart() -> None:
     ]
     found = read(json.dumps({"Layers": [layer], "I/O Tensors": ports}))
     assert found.counts().weighted == {"int8": 1}
-    assert found.layers[0].inputs == [Tensor(name="x", precision="int8", layout="kLINEAR", shape=(-1, 3, 8, 8))]
-    assert found.layers[0].outputs == [Tensor(name="y", precision="bf16", layout="kCHW32")]
+    assert found.layers[0].inputs == [LayerTensor(name="x", precision="int8", layout="kLINEAR", shape=(-1, 3, 8, 8))]
+    assert found.layers[0].outputs == [LayerTensor(name="y", precision="bf16", layout="kCHW32")]
     assert found.ports == [
         Port(name="x", mode="input", precision="fp32", shape=(-1, 3, 8, 8)),
         Port(name="y", mode="output", precision="fp16"),
@@ -126,7 +126,7 @@ def test_data_types_in_one_word(said: str, word: str | None) -> None:
     ids=["empty", "text", "a list", "names only", "no layers", "a number", "too deep"],
 )
 def test_what_cannot_be_read(text: str) -> None:
-    assert layers.read(text, source="TensorRT") is None
+    assert layer_report.read(text, source="TensorRT") is None
 
 
 def test_strange_values_do_not_break_it() -> None:
@@ -143,7 +143,7 @@ def test_strange_values_do_not_break_it() -> None:
     }
     found = read(json.dumps({"Layers": [layer, {}], "Bindings": 3, "I/O Tensors": [4, {}]}))
     assert found.counts().weighted == {"?": 1}
-    assert inspection.decode(inspection.encode(found), where=Path("x")) == found
+    assert inspection.decode_inspection(inspection.encode_inspection(found), where=Path("x")) == found
 
 
 def test_a_real_resnet50(repository: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.backends.trt import memory
-from edge.backends.trt.memory import Limits, Memory
+from edge.backends.tensorrt import memory
+from edge.backends.tensorrt.memory import Limits, Memory
 
 MEMINFO = "MemTotal:        {total} kB\nMemFree:          1000 kB\nMemAvailable:    {available} kB\n"
 SWAPS = "Filename\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from edge.backends.trt import caps as capabilities
-from edge.backends.trt import monitor
-from edge.backends.trt.caps import Caps
-from edge.backends.trt.monitor import Watch
+from edge.backends.tensorrt import build_monitor, caps
+from edge.backends.tensorrt.build_monitor import BuildWatch
+from edge.backends.tensorrt.caps import Caps
 from edge.events import Event, Progress
 
 
@@ -21,7 +20,7 @@ def percents(events: list[Event]) -> list[int]:
 
 def test_nested_phases_add_up_and_never_go_back() -> None:
     events: list[Event] = []
-    watch = Watch(listen=events.append)
+    watch = BuildWatch(listen=events.append)
     watch.started("Building engine", None, 2)
     watch.started("Optimizing graph", "Building engine", 4)
     for step in range(4):
@@ -50,7 +49,7 @@ def test_nested_phases_add_up_and_never_go_back() -> None:
 )
 def test_strange_phases(calls: list[tuple[Any, ...]]) -> None:
     events: list[Event] = []
-    watch = Watch(listen=events.append)
+    watch = BuildWatch(listen=events.append)
     for name, *arguments in calls:
         getattr(watch, name)(*arguments)
     assert all(0 <= value <= 100 for value in percents(events))
@@ -58,7 +57,7 @@ def test_strange_phases(calls: list[tuple[Any, ...]]) -> None:
 
 def test_stopping() -> None:
     asked = iter([False, True, False])
-    watch = Watch(should_stop=lambda: next(asked))
+    watch = BuildWatch(should_stop=lambda: next(asked))
     watch.started("a", None, 3)
     assert [watch.stepped("a", step) for step in range(3)] == [True, False, False]
     assert watch.stopped
@@ -67,7 +66,7 @@ def test_stopping() -> None:
 
 
 def test_lines_are_kept_by_rank_and_chatter_is_not() -> None:
-    watch = Watch()
+    watch = BuildWatch()
     watch.said("VERBOSE", "chatter")
     watch.said("INFO", " a word \n")
     watch.said("WARNING", "careful")
@@ -79,11 +78,11 @@ def test_lines_are_kept_by_rank_and_chatter_is_not() -> None:
 
 @pytest.mark.parametrize("version", ["8.6.1", "10.3.0", "rtx"])
 def test_one_logger_per_binding_speaks_to_whoever_watches(version: str, binding: Callable[..., Caps]) -> None:
-    module = capabilities.module(binding(version))
-    first, second = Watch(), Watch()
-    with monitor.watching(module, first) as logger:
+    module = caps.binding_module(binding(version))
+    first, second = BuildWatch(), BuildWatch()
+    with build_monitor.watching(module, first) as logger:
         logger.log(module.ILogger.ERROR, "one")
-        with monitor.watching(module, second) as same:
+        with build_monitor.watching(module, second) as same:
             assert same is logger
             same.log(module.ILogger.WARNING, "two")
         logger.log(module.ILogger.INFO, "three")
@@ -99,23 +98,23 @@ class Stopped(BaseException):
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, Stopped])
 @pytest.mark.parametrize("place", ["phase_start", "step_complete", "phase_finish", "log"])
 def test_no_exception_leaves_a_callback(place: str, kind: type[BaseException], binding: Callable[..., Caps]) -> None:
-    module = capabilities.module(binding("10.3.0"))
+    module = caps.binding_module(binding("10.3.0"))
 
     def broken(*_: Any) -> Any:
         raise kind("inside")
 
-    watch = Watch(listen=broken, should_stop=broken)
-    made = monitor.progress_monitor(module, watch)
+    watch = BuildWatch(listen=broken, should_stop=broken)
+    made = build_monitor.progress_monitor(module, watch)
     if place == "log":
         watch.said = broken  # type: ignore[method-assign]
-        with monitor.watching(module, watch) as logger:
+        with build_monitor.watching(module, watch) as logger:
             logger.log(module.ILogger.INFO, "x")
     elif place == "step_complete":
         assert made.step_complete("a", 0) is False
     elif place == "phase_start":
         made.phase_start("a", None, 1)
     else:
-        watch._phases["a"] = monitor._Phase(None, 1)
+        watch._phases["a"] = build_monitor._Phase(None, 1)
         made.phase_finish("a")
     assert made.step_complete("a", 0) is False, "the build is cancelled at the next step"
     with pytest.raises(kind, match="inside"):
@@ -123,15 +122,15 @@ def test_no_exception_leaves_a_callback(place: str, kind: type[BaseException], b
 
 
 def test_a_signal_in_the_middle_of_a_callback(binding: Callable[..., Caps]) -> None:
-    module = capabilities.module(binding("10.16.1.11"))
+    module = caps.binding_module(binding("10.16.1.11"))
 
     def on_signal(_number: int, _frame: object) -> None:
         raise Stopped
 
     before = signal.signal(signal.SIGUSR1, on_signal)
     try:
-        watch = Watch(listen=lambda _event: signal.raise_signal(signal.SIGUSR1))
-        made = monitor.progress_monitor(module, watch)
+        watch = BuildWatch(listen=lambda _event: signal.raise_signal(signal.SIGUSR1))
+        made = build_monitor.progress_monitor(module, watch)
         made.phase_start("a", None, 2)
         assert made.step_complete("a", 0) is False
         with pytest.raises(Stopped):

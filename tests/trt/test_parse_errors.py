@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edge.backends.trt import parse_errors
+from edge.backends.tensorrt import parse_errors
 from edge.errors import ModelError
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from edge.backends.trt import route
-from edge.backends.trt.caps import Caps
+from edge.backends.tensorrt import route
+from edge.backends.tensorrt.caps import Caps
+from edge.config.profiles import Profile
 from edge.errors import ProfileError
-from edge.profile import Profile
 
 OLD = ["8.6.1", "10.0.1", "10.3.0", "10.7.0", "10.13.3.9", "10.16.1.11"]
 NEW = ["11.4.0.106", "rtx"]

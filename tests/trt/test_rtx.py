@@ -18,14 +18,13 @@ import pytest
 from conftest import table_for
 from onnx import TensorProto, helper, numpy_helper
 
-from edge import profile as profiles
-from edge.backends.base import BuildRequest
-from edge.backends.trt import builder
-from edge.backends.trt import caps as capabilities
-from edge.backends.trt.caps import Caps
+from edge.backends.interface import BuildRequest
+from edge.backends.tensorrt import builder, caps
+from edge.backends.tensorrt.caps import Caps
+from edge.config import profiles
+from edge.config.profiles import Profile
 from edge.errors import ModelError
 from edge.events import Event, Progress
-from edge.profile import Profile
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx_bindings") is None,
@@ -41,7 +40,7 @@ def for_sm86(profile: Profile) -> Profile:
 
 @pytest.fixture
 def rtx() -> Caps:
-    return capabilities.load(rtx=True)
+    return caps.load(rtx=True)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +56,7 @@ def asked(repository: Path, folder: Path) -> Callable[..., BuildRequest]:
     def make(model: str, precision: Any) -> BuildRequest:
         path = repository / "models" / model
         path = path if path.is_file() else folder / model
-        chosen = for_sm86(profiles.load(repository / "profiles/rtx.yaml"))
+        chosen = for_sm86(profiles.read_profile(repository / "profiles/rtx.yaml"))
         table = table_for(path) if precision == "int8" else None
         return BuildRequest(profile=chosen, model=path, precision=precision, table=table)
 
@@ -175,9 +174,9 @@ def truncated(path: Path) -> Path:
 )
 def test_a_bad_model(make: Callable[[Path], Path], words: str, tmp_path: Path, repository: Path, rtx: Caps) -> None:
     path = make(tmp_path / "bad.onnx")
-    chosen = profiles.load(repository / "profiles/rtx.yaml")
+    chosen = profiles.read_profile(repository / "profiles/rtx.yaml")
     with pytest.raises(ModelError, match=words) as caught:
-        # The parser's own words: the checks of edge.model come earlier in a real build.
+        # The parser's own words: the checks of edge.model.onnx_model come earlier in a real build.
         builder.build(BuildRequest(profile=chosen, model=path, precision="fp32"), rtx)
     assert caught.value.exit_code == 5
     assert caught.value.hint
@@ -192,7 +191,7 @@ def test_int64_constants_are_taken(tmp_path: Path, repository: Path, rtx: Caps) 
         numpy_helper.from_array(np.array(values, np.int64), name) for values, name in (([-1, 3072], "s"), ([1, 5], "i"))
     ]
     path = network(tmp_path / "ints.onnx", nodes, ints, out=["n", 2])
-    chosen = profiles.load(repository / "profiles/rtx.yaml")
+    chosen = profiles.read_profile(repository / "profiles/rtx.yaml")
     size = msgspec.structs.replace(chosen.input, height=32, width=32)
     chosen = msgspec.structs.replace(chosen, input=size)
     built = builder.build(BuildRequest(profile=chosen, model=path, precision="fp32"), rtx)
@@ -204,7 +203,7 @@ def test_external_weights(
     precision: Any, tiny_model: Callable[..., Path], tiny_profile: Callable[..., Path], tmp_path: Path, rtx: Caps
 ) -> None:
     path = tiny_model("model.onnx", external=True)
-    chosen = profiles.load(tiny_profile(tmp_path, backend="tensorrt", family="rtx"))
+    chosen = profiles.read_profile(tiny_profile(tmp_path, backend="tensorrt", family="rtx"))
     table = table_for(path) if precision == "int8" else None
     request = BuildRequest(profile=chosen, model=path, precision=precision, table=table)
     assert builder.build(request, rtx) is not None

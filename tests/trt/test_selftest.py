@@ -18,18 +18,21 @@ from conftest import table_for, world
 from host_device import HostDevice
 from plain_cpp import build
 
-from edge import identity, preprocess, store
-from edge import model as models
-from edge.backends.base import Session
-from edge.backends.trt import TensorRT
-from edge.backends.trt import caps as capabilities
-from edge.backends.trt.caps import Caps
-from edge.backends.trt.runner import TrtSession
-from edge.calibration import table as tables
-from edge.device import Device, identify
-from edge.flows.selftest import Bench, Run, Step, reference
-from edge.frames import open_pictures
-from edge.profile import Profile
+from edge.artifacts import store
+from edge.backends.interface import Session
+from edge.backends.tensorrt.backend import TensorRT
+from edge.backends.tensorrt.caps import Caps, load
+from edge.backends.tensorrt.runner import TrtSession
+from edge.calibration import cache_keys
+from edge.config.profiles import Profile
+from edge.diagnostics import selftest_reference
+from edge.diagnostics.selftest_context import SelfTestContext
+from edge.diagnostics.selftest_record import SelfTestStep
+from edge.diagnostics.selftest_run import SelfTestRun
+from edge.media.picture_sources import open_pictures
+from edge.model import onnx_model, preprocessing
+from edge.quantization import calibration_table
+from edge.system.device import Device, identify
 
 ORIN = Device(is_jetson=True, family="agx-orin", module="p3701-0005", sm="8.7", machine="aarch64")
 
@@ -41,13 +44,13 @@ class OnHost(TensorRT):
     """
 
     def __init__(self, kernel: Path | None = None) -> None:
-        super().__init__(rtx=capabilities.load().rtx, machine=ORIN, isolate=False)
+        super().__init__(rtx=load().rtx, machine=ORIN, isolate=False)
         self._kernel = kernel
 
     def open(self, engine: Path, *, precision: str, built_for: Any = None, **_: Any) -> Session:
         device = HostDevice(library=self._kernel, integrated=True, captures=False)
         core = (built_for or {}).get("dla_core")
-        return TrtSession(engine, capabilities.load(), precision=precision, device=device, dla_core=core)
+        return TrtSession(engine, load(), precision=precision, device=device, dla_core=core)
 
 
 @pytest.fixture
@@ -65,11 +68,11 @@ def machine(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def bench(tiny: Callable[..., Profile], pictures: Callable[..., Any], machine: Path, tmp_path: Path) -> Bench:
+def bench(tiny: Callable[..., Profile], pictures: Callable[..., Any], machine: Path, tmp_path: Path) -> SelfTestContext:
     profile = tiny(input={"batch": {"min": 1, "opt": 1, "max": 8}})
     keep_table(profile, tmp_path / "cache")
     pictures(tmp_path / "p", 4)
-    return Bench(
+    return SelfTestContext(
         profile=profile,
         backend=lambda _profile: OnHost(),
         pictures=open_pictures(tmp_path / "p"),
@@ -82,24 +85,24 @@ def bench(tiny: Callable[..., Profile], pictures: Callable[..., Any], machine: P
 
 def keep_table(profile: Profile, cache: Path) -> None:
     """A table for the profile, with its manifest."""
-    path = identity.table_path(profile, cache)
+    path = cache_keys.table_path(profile, cache)
     store.save(
-        identity.manifest_path(path), kind=identity.TABLE,
-        files={path.name: tables.write(table_for(Path(profile.model)))}, key=identity.table_key(profile),
+        cache_keys.manifest_path(path), kind=cache_keys.TABLE,
+        files={path.name: calibration_table.write(table_for(Path(profile.model)))}, key=cache_keys.table_key(profile),
         info={"zero_tensors": [], "pictures": 4},
     )  # fmt: skip
 
 
-def steps_of(bench: Bench) -> dict[str, Step]:
+def steps_of(bench: SelfTestContext) -> dict[str, SelfTestStep]:
     bench.work.mkdir()
-    run = Run(bench)
+    run = SelfTestRun(bench)
     run.go()
     record = run.record()
     assert record.status == "complete"
     return {step.name: step for step in record.steps}
 
 
-def test_every_route_of_every_version(version: str, binding: Callable[..., Caps], bench: Bench) -> None:
+def test_every_route_of_every_version(version: str, binding: Callable[..., Caps], bench: SelfTestContext) -> None:
     caps = binding(version)
     steps = steps_of(bench)
     assert {name: step for name, step in steps.items() if step.status == "failed"}.keys() == {"power"}
@@ -122,7 +125,7 @@ def test_every_route_of_every_version(version: str, binding: Callable[..., Caps]
         assert field in steps["foreign engine"].text
 
 
-def test_a_dla_is_tried_where_there_is_one(binding: Callable[..., Caps], bench: Bench) -> None:
+def test_a_dla_is_tried_where_there_is_one(binding: Callable[..., Caps], bench: SelfTestContext) -> None:
     binding("10.3.0", dla_cores=2)
     steps = steps_of(bench)
     assert steps["build int8 DLA 0"].status == "ok", steps["build int8 DLA 0"]
@@ -136,7 +139,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("version", ["8.6.1", "11.4.0.106"])
 def test_the_gpus_preprocessing_is_compared(
-    version: str, kernel: Path, binding: Callable[..., Caps], bench: Bench
+    version: str, kernel: Path, binding: Callable[..., Caps], bench: SelfTestContext
 ) -> None:
     binding(version)
     bench.backend = lambda _profile: OnHost(kernel)
@@ -146,7 +149,7 @@ def test_the_gpus_preprocessing_is_compared(
     assert step.figures["preprocess_ms_p50"] > 0
 
 
-def test_wrong_preprocessing_is_found(kernel: Path, binding: Callable[..., Caps], bench: Bench) -> None:
+def test_wrong_preprocessing_is_found(kernel: Path, binding: Callable[..., Caps], bench: SelfTestContext) -> None:
     class SwappedColours(OnHost):
         def open(self, engine: Path, **options: Any) -> Session:
             session = super().open(engine, **options)
@@ -160,7 +163,9 @@ def test_wrong_preprocessing_is_found(kernel: Path, binding: Callable[..., Caps]
     assert (steps["answers fp32"].status, steps["GPU preprocessing"].status) == ("ok", "failed")
 
 
-def test_preprocessing_that_the_profile_wants_and_the_gpu_cannot(binding: Callable[..., Caps], bench: Bench) -> None:
+def test_preprocessing_that_the_profile_wants_and_the_gpu_cannot(
+    binding: Callable[..., Caps], bench: SelfTestContext
+) -> None:
     binding("10.3.0")
     run = msgspec.structs.replace(bench.profile.run, preprocess_on="device")
     bench.profile = msgspec.structs.replace(bench.profile, run=run)
@@ -169,27 +174,28 @@ def test_preprocessing_that_the_profile_wants_and_the_gpu_cannot(binding: Callab
 
 
 def test_layers_that_fall_out_of_int8_fail_the_step_and_no_other(
-    binding: Callable[..., Caps], bench: Bench, tmp_path: Path
+    binding: Callable[..., Caps], bench: SelfTestContext, tmp_path: Path
 ) -> None:
     binding("10.3.0")
-    path = identity.table_path(bench.profile, bench.cache)
+    path = cache_keys.table_path(bench.profile, bench.cache)
     # All but two tensors of the network have no scale.
-    names = models.load(Path(bench.profile.model)).activations
+    names = onnx_model.load(Path(bench.profile.model)).activations
     short = table_for(Path(bench.profile.model), leave_out=tuple(names[2:]))
-    manifest = store.load(identity.manifest_path(path), kind=identity.TABLE)
+    manifest = store.load(cache_keys.manifest_path(path), kind=cache_keys.TABLE)
     store.save(
-        identity.manifest_path(path), kind=identity.TABLE, files={path.name: tables.write(short)}, key=manifest.key,
+        cache_keys.manifest_path(path), kind=cache_keys.TABLE, files={path.name: calibration_table.write(short)},
+        key=manifest.key,
         info=manifest.info,
     )  # fmt: skip
     steps = steps_of(bench)
     assert steps["build int8 implicit"].status == "failed"
-    assert steps["answers int8 implicit"] == Step(
+    assert steps["answers int8 implicit"] == SelfTestStep(
         name="answers int8 implicit", status="skipped", text="not built", seconds=steps["answers int8 implicit"].seconds
     )
     assert steps["build fp16"].status == steps["unchanged"].status == steps["foreign table"].status == "ok"
 
 
-def test_a_build_without_fp16_is_found(binding: Callable[..., Caps], bench: Bench) -> None:
+def test_a_build_without_fp16_is_found(binding: Callable[..., Caps], bench: SelfTestContext) -> None:
     caps = binding("10.3.0")
     world(caps).fast_fp16 = False
     steps = steps_of(bench)
@@ -197,10 +203,10 @@ def test_a_build_without_fp16_is_found(binding: Callable[..., Caps], bench: Benc
     assert "no fast fp16" in steps["build fp16"].text
 
 
-def test_wrong_answers_are_found(binding: Callable[..., Caps], bench: Bench) -> None:
+def test_wrong_answers_are_found(binding: Callable[..., Caps], bench: SelfTestContext) -> None:
     binding("10.3.0")
     assert bench.pictures is not None
-    right = reference.compute(bench.profile, bench.pictures)
+    right = selftest_reference.compute(bench.profile, bench.pictures)
 
     class Mirrored(OnHost):
         def open(self, engine: Path, **options: Any) -> Session:
@@ -215,14 +221,14 @@ def test_wrong_answers_are_found(binding: Callable[..., Caps], bench: Bench) -> 
     assert "are expected of fp32" in str(steps["answers fp32"].hint)
     assert steps["answers int8 implicit"].name == "answers int8 implicit"
     assert right.shape == (4, 10)
-    assert preprocess.digest(bench.profile.preprocess, bench.profile.input)
+    assert preprocessing.digest(bench.profile.preprocess, bench.profile.input)
 
 
 @pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx_bindings") is None,
     reason="TensorRT for RTX is not installed: pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings",
 )
-def test_the_real_builder_of_rtx_without_a_gpu(bench: Bench, tmp_path: Path) -> None:
+def test_the_real_builder_of_rtx_without_a_gpu(bench: SelfTestContext, tmp_path: Path) -> None:
     """Everything is built for real; what needs the GPU is skipped with its reason."""
     bench.profile = msgspec.structs.replace(bench.profile, family="rtx", int8_route="explicit")
     bench.root = tmp_path / "a host"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from edge.backends.cuda import peek
-from edge.backends.trt import surroundings
-from edge.device import Device
+from edge.backends.cuda import capability
+from edge.backends.tensorrt import environment
+from edge.system.device import Device
 
 ORIN = Device(is_jetson=True, family="agx-orin", module="p3701-0005", sm="8.7")
 HOST = Device(is_jetson=False, family="host")
@@ -29,7 +29,7 @@ def test_a_desktop(tmp_path: Path) -> None:
         "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27\n",
     )  # fmt: skip
     put(tmp_path, "usr/local/cuda/version.json", '{"cuda" : {"name" : "CUDA SDK", "version" : "13.0.48"}}')
-    found = surroundings.look(tmp_path, machine=HOST)
+    found = environment.look(tmp_path, machine=HOST)
     assert (found.gpu, found.driver, found.cuda, found.package) == (
         "NVIDIA GeForce RTX 4090", "580.65.06", "13.0.48", None,
     )  # fmt: skip
@@ -41,12 +41,12 @@ def test_a_jetson(tmp_path: Path) -> None:
         tmp_path, "var/lib/dpkg/status",
         "Package: libnvinfer10\nStatus: install ok installed\nVersion: 10.3.0.30-1+cuda12.5\n\nPackage: zlib\n",
     )  # fmt: skip
-    found = surroundings.look(tmp_path, machine=ORIN)
+    found = environment.look(tmp_path, machine=ORIN)
     assert (found.gpu, found.sm, found.cuda, found.package) == (None, "8.7", "12.6.68", "10.3.0.30-1+cuda12.5")
 
 
 def test_nothing_is_there(tmp_path: Path) -> None:
-    found = surroundings.look(tmp_path, machine=HOST)
+    found = environment.look(tmp_path, machine=HOST)
     assert (found.gpu, found.sm, found.cuda, found.driver, found.package) == (None, None, None, None, None)
 
 
@@ -64,8 +64,8 @@ def test_the_driver_tells_the_compute_capability(init: int, get: int, expected: 
     source, library = tmp_path / "cuda.c", tmp_path / "libcuda.so"
     source.write_text(DRIVER % {"init": init, "get": get})
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
-    assert peek.compute_capability(str(library)) == expected
+    assert capability.compute_capability(str(library)) == expected
 
 
 def test_no_driver() -> None:
-    assert peek.compute_capability("libcuda-that-is-not-there.so") is None
+    assert capability.compute_capability("libcuda-that-is-not-there.so") is None

@@ -15,14 +15,15 @@ import pytest
 from conftest import world
 from timing_double import content
 
-from edge import store
-from edge.backends.base import BuildRequest, TimingUse
-from edge.backends.trt import TensorRT, timing, timing_format
-from edge.backends.trt.caps import Caps
-from edge.backends.trt.timing import TimingStore
-from edge.device import Device
+from edge.artifacts import store
+from edge.backends.interface import BuildRequest, TimingUse
+from edge.backends.tensorrt import timing_cache, timing_cache_format
+from edge.backends.tensorrt.backend import TensorRT
+from edge.backends.tensorrt.caps import Caps
+from edge.backends.tensorrt.timing_cache import TimingStore
 from edge.errors import ArtifactError, DeviceError, StoreError
 from edge.events import Event, Note
+from edge.system.device import Device
 
 Bind = Callable[..., Caps]
 Ask = Callable[..., BuildRequest]
@@ -49,8 +50,8 @@ def real_header(entries: int, *, format_: int = 236, payload: bytes = b"\0" * 40
 
 
 def test_a_header_is_read() -> None:
-    found = timing_format.header(real_header(987))
-    assert found == timing_format.Header(
+    found = timing_cache_format.header(real_header(987))
+    assert found == timing_cache_format.TimingCacheHeader(
         format=236, whole=True, gpu_uuid="GPU-00000000-0000-0000-0000-000000000007", commit="0123456789abcdef",
         entries=987,
     )  # fmt: skip
@@ -58,21 +59,24 @@ def test_a_header_is_read() -> None:
 
 @pytest.mark.parametrize("length", [*range(100), 120])
 def test_a_header_that_is_cut_off_says_what_it_can(length: int) -> None:
-    found = timing_format.header(real_header(987)[:length])
+    found = timing_cache_format.header(real_header(987)[:length])
     assert found.whole in {None, False}
     assert found.entries in {None, 987}
 
 
 def test_another_layout_says_nothing() -> None:
-    assert timing_format.header(b"ptrt" + b"\x2b\0\0\0" + bytes(range(200))) == timing_format.Header()
-    assert timing_format.header(A) == timing_format.Header()
+    assert (
+        timing_cache_format.header(b"ptrt" + b"\x2b\0\0\0" + bytes(range(200)))
+        == timing_cache_format.TimingCacheHeader()
+    )
+    assert timing_cache_format.header(A) == timing_cache_format.TimingCacheHeader()
 
 
 def test_the_header_of_a_real_timing_cache(repository: Path) -> None:
     real = repository.parent / "shared/reference/trt_artifacts/trt8.6.1-rtx3080.timing.cache"
     if not real.is_file():
         pytest.skip("the timing cache of TensorRT 8.6.1 is not on this machine (../shared/reference)")
-    found = timing_format.header(real.read_bytes())
+    found = timing_cache_format.header(real.read_bytes())
     assert (found.format, found.whole, found.entries, found.commit) == (236, True, 987, "558ddbb60946c7d0")
     assert found.gpu_uuid == "GPU-40bbbf34-1187-4916-f5ef-df49ff518015"
 
@@ -199,10 +203,10 @@ def of_another_device(kept: TimingStore) -> None:
 
 
 def renamed_from_another_device(kept: TimingStore) -> None:
-    manifest = store.load(kept.manifest, kind=timing.KIND)
+    manifest = store.load(kept.manifest, kind=timing_cache.KIND)
     store.save(
         kept.manifest,
-        kind=timing.KIND,
+        kind=timing_cache.KIND,
         files={kept.path.name: A},
         key={**manifest.key, "module": "p3767-0000"},
         info={},
@@ -244,7 +248,7 @@ def test_what_tensorrt_gives_is_kept_however_it_begins(kept: TimingStore) -> Non
     """Nobody has seen the first bytes of a cache of TensorRT 10 or 11."""
     write(kept, b"another magic")
     assert kept.read() == b"another magic"
-    (entry,) = timing.listing(kept.path.parent)
+    (entry,) = timing_cache.listing(kept.path.parent)
     assert (entry.state, entry.gpu_uuid) == ("ok", None)
 
 
@@ -267,7 +271,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_everything_is_listed_and_swept(kept: TimingStore, tmp_path: Path) -> None:
     folder = kept.path.parent
-    assert timing.listing(folder) == []
+    assert timing_cache.listing(folder) == []
     real = TimingStore(folder, {**KEY, "tensorrt": "8.6.1"})
     write(kept, A)
     real.write(real_header(987), before=None, merge=refuse, info={"entries": None})
@@ -278,20 +282,20 @@ def test_everything_is_listed_and_swept(kept: TimingStore, tmp_path: Path) -> No
     cut_off(damaged)
     (folder / f"{kept.path.name}.aside-3").write_bytes(A)
     (folder / "README").write_text("not ours")
-    found = {entry.path.name: entry for entry in timing.listing(folder)}
+    found = {entry.path.name: entry for entry in timing_cache.listing(folder)}
     assert {name: entry.state for name, entry in found.items()} == {
         kept.path.name: "ok", real.path.name: "ok", "stray.timing": "no manifest", "lost.json": "corrupt",
         damaged.path.name: "corrupt", f"{kept.path.name}.aside-3": "set aside",
     }  # fmt: skip
     assert (found[kept.path.name].entries, found[real.path.name].entries) == (1, 987)
     assert found[real.path.name].gpu_uuid == "GPU-00000000-0000-0000-0000-000000000007"
-    going = {path.name for path in timing.removable(folder, older_than_days=None)}
+    going = {path.name for path in timing_cache.removable(folder, older_than_days=None)}
     assert going == {
         "stray.timing", "lost.json", damaged.path.name, damaged.manifest.name, f"{kept.path.name}.aside-3"
     }  # fmt: skip
     old = kept.path.stat().st_mtime - 10 * 86400
     os.utime(kept.path, (old, old))
-    older = {path.name for path in timing.removable(folder, older_than_days=9)}
+    older = {path.name for path in timing_cache.removable(folder, older_than_days=9)}
     assert older - going == {kept.path.name, kept.manifest.name}
 
 
@@ -317,7 +321,7 @@ def test_the_second_build_measures_nothing(version: str, binding: Bind, asked: A
     assert set(cold["build_times"]) == {"without_cache_s"}
     assert set(warm["build_times"]) == {"without_cache_s", "with_cache_s"}
     assert warm["build_times"]["without_cache_s"] == cold["build_times"]["without_cache_s"]
-    (entry,) = timing.listing(timing.folder_of(tmp_path))
+    (entry,) = timing_cache.listing(timing_cache.folder_of(tmp_path))
     assert entry.key == {
         "tensorrt": version, "package": None, "module": "p3701-0005", "gpu": None, "sm": "8.7", "power_mode": "MAXN",
         "clocks_locked": True, "cuda": None,
@@ -336,7 +340,7 @@ def test_another_power_mode_or_module_starts_its_own(
     backend().build(with_cache(asked("fp16"), tmp_path))
     other = TensorRT(machine=msgspec.structs.replace(ORIN, **change), isolate=False)
     assert other.build(with_cache(asked("fp16"), tmp_path)).info["timing_cache"] == "started"
-    assert len(timing.listing(timing.folder_of(tmp_path))) == 2
+    assert len(timing_cache.listing(timing_cache.folder_of(tmp_path))) == 2
 
 
 def test_a_cache_that_tensorrt_refuses_is_set_aside(binding: Bind, asked: Ask, tmp_path: Path, heard: Heard) -> None:
@@ -353,7 +357,7 @@ def test_a_cache_that_tensorrt_refuses_is_set_aside(binding: Bind, asked: Ask, t
 def test_a_corrupt_cache_means_a_cold_build(binding: Bind, asked: Ask, tmp_path: Path, heard: Heard) -> None:
     binding("10.3.0")
     backend().build(with_cache(asked("fp16"), tmp_path))
-    (path,) = timing.folder_of(tmp_path).glob("*.timing")
+    (path,) = timing_cache.folder_of(tmp_path).glob("*.timing")
     path.write_bytes(b"ptrt?")
     info = backend().build(with_cache(asked("fp16"), tmp_path), listen=heard).info
     assert info["timing_cache"] == "started"
@@ -367,13 +371,13 @@ def test_no_timing_cache_leaves_the_kept_one_alone(version: str, binding: Bind, 
     info = backend().build(request).info
     assert info["timing_cache"] is None
     assert info["timing"]["use"] == ("no effect" if version == "rtx" else "off")
-    assert not timing.folder_of(tmp_path).exists()
+    assert not timing_cache.folder_of(tmp_path).exists()
 
 
 def test_a_failed_build_leaves_the_timing_cache_alone(binding: Bind, asked: Ask, tmp_path: Path) -> None:
     caps = binding("10.3.0")
     backend().build(with_cache(asked("fp32"), tmp_path))
-    (path,) = timing.folder_of(tmp_path).glob("*.timing")
+    (path,) = timing_cache.folder_of(tmp_path).glob("*.timing")
     before = path.read_bytes()
     world(caps).fails = ["out of memory"]
     with pytest.raises(DeviceError, match="memory ran out"):

@@ -21,8 +21,8 @@ from engine_double import tensorrt, write_engine
 from host_device import HostDevice
 from plain_cpp import build
 
-from edge.backends.trt import caps as capabilities
-from edge.backends.trt.runner import TrtSession
+from edge.backends.tensorrt import caps
+from edge.backends.tensorrt.runner import TrtSession
 
 NAMES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 
@@ -66,7 +66,7 @@ def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
         prepare(module.world)
         engine_path = path or write_engine(tmp_path / "an.engine", **engine)
         session = TrtSession(
-            engine_path, capabilities.load(), precision="int8", device=device, graphs=graphs, host_code=host_code
+            engine_path, caps.load(), precision="int8", device=device, graphs=graphs, host_code=host_code
         )
         session.world, session.on = module.world, device  # type: ignore[attr-defined]
         opened.append(session)

@@ -11,12 +11,12 @@ import pytest
 from engine_double import CLASSES, expected
 from host_device import DOWNLOAD_MS, KERNEL_MS, RUN_MS, UPLOAD_MS, HostDevice
 
+from edge.config.profiles import InputConfig, PreprocessConfig
 from edge.errors import DataError, DeviceError
-from edge.preprocess import Preprocessor
-from edge.profile import Input, Preprocess
+from edge.model.preprocessing import Preprocessor
 
-SPEC = Preprocess(resize=9, mean=(120.0, 110.0, 100.0), std=(60.0, 55.0, 50.0))
-TARGET = Input(height=8, width=8)
+SPEC = PreprocessConfig(resize=9, mean=(120.0, 110.0, 100.0), std=(60.0, 55.0, 50.0))
+TARGET = InputConfig(height=8, width=8)
 HALF = {"inputs": {"images": ["HALF", [-1, 3, 8, 8]]}, "outputs": {"logits": ["HALF", [-1, CLASSES]]}}
 # One step of 8 bits, normalized, through the matrix.
 STEP = 0.1
@@ -28,7 +28,7 @@ Ready = Callable[..., Any]
 def ready(open_session: Callable[..., Any], cpu_library: Path) -> Ready:
     """A session that takes frames; ``integrated`` as on a Jetson."""
 
-    def make(*, integrated: bool = False, spec: Preprocess = SPEC, **more: Any) -> Any:
+    def make(*, integrated: bool = False, spec: PreprocessConfig = SPEC, **more: Any) -> Any:
         session = open_session(HostDevice(library=cpu_library, integrated=integrated), **more)
         session.preprocess_on_gpu(spec, TARGET)
         return session
@@ -41,7 +41,7 @@ def frames(*sizes: tuple[int, int]) -> list[np.ndarray]:
     return [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
 
 
-def on_cpu(pictures: list[np.ndarray], spec: Preprocess = SPEC) -> np.ndarray:
+def on_cpu(pictures: list[np.ndarray], spec: PreprocessConfig = SPEC) -> np.ndarray:
     preprocess = Preprocessor(spec, TARGET)
     return expected(np.stack([preprocess(picture) for picture in pictures]))
 
@@ -78,7 +78,7 @@ def test_where_memory_is_shared_frames_are_read_in_place(ready: Ready) -> None:
 @pytest.mark.parametrize("fit", ["crop", "letterbox", "squash"])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
 def test_every_spec(ready: Ready, fit: Any, interpolation: Any) -> None:
-    spec = Preprocess(fit=fit, interpolation=interpolation, resize=10, color="bgr", pad=3)
+    spec = PreprocessConfig(fit=fit, interpolation=interpolation, resize=10, color="bgr", pad=3)
     session = ready(spec=spec)
     pictures = frames((61, 47), (61, 47))
     np.testing.assert_allclose(session.infer_frames(pictures).logits, on_cpu(pictures, spec), atol=STEP)
@@ -137,7 +137,7 @@ def test_a_second_spec_takes_the_place_of_the_first(ready: Ready) -> None:
     session = ready()
     pictures = frames((40, 50))
     session.infer_frames(pictures)
-    spec = Preprocess(fit="squash", resize=8)
+    spec = PreprocessConfig(fit="squash", resize=8)
     session.preprocess_on_gpu(spec, TARGET)
     np.testing.assert_allclose(session.infer_frames(pictures).logits, on_cpu(pictures, spec), atol=STEP)
 
@@ -178,7 +178,7 @@ def test_frames_need_a_spec_first(open_session: Callable[..., Any]) -> None:
 def test_a_profile_of_another_size(open_session: Callable[..., Any]) -> None:
     session = open_session()
     with pytest.raises(DeviceError, match="the engine takes 3×8×8, the profile says 3×8×9"):
-        session.preprocess_on_gpu(SPEC, Input(height=8, width=9))
+        session.preprocess_on_gpu(SPEC, InputConfig(height=8, width=9))
 
 
 def test_not_enough_memory_for_a_large_frame(ready: Ready) -> None:

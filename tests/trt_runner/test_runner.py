@@ -11,9 +11,9 @@ import pytest
 from engine_double import CLASSES, expected
 from host_device import DOWNLOAD_MS, RUN_MS, UPLOAD_MS, HostDevice
 
-from edge.backends.trt.contract import check_gpu
+from edge.backends.tensorrt.io_spec import check_gpu
+from edge.config.profiles import InputConfig, PreprocessConfig
 from edge.errors import ArtifactError, DeviceError, StoreError
-from edge.profile import Input, Preprocess
 
 Open = Callable[..., Any]
 
@@ -230,7 +230,7 @@ def test_closing_gives_everything_back_in_order_and_once(open_session: Open) -> 
     [
         lambda s: s.infer(batch_of(1)),
         lambda s: s.infer_frames([np.zeros((9, 9, 3), np.uint8)]),
-        lambda s: s.preprocess_on_gpu(Preprocess(), Input()),
+        lambda s: s.preprocess_on_gpu(PreprocessConfig(), InputConfig()),
     ],
     ids=["infer", "infer_frames", "preprocess_on_gpu"],
 )

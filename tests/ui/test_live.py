@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from edge.pulse import Now
-from edge.record import Gap, Guess, Result, Skip, Stages, Tick
-from edge.telemetry import Reading
-from edge.ui import live
-from edge.ui.glyphs import Glyphs
+from edge.artifacts.run_record import FrameResult, Gap, Guess, Skip, Stages, Tick
+from edge.runtime.run_monitor import RunSnapshot
+from edge.telemetry.source import Reading
+from edge.ui.terminal import live_view
+from edge.ui.terminal.glyphs import Glyphs
 
 OPEN = Gap(start_s=1.0, end_s=None, reason="no frame for 5 s", hint="sudo systemctl restart nvargus-daemon", attempts=2)
 
 
-def now(**changes: Any) -> Now:
+def now(**changes: Any) -> RunSnapshot:
     guesses = [Guess(i, f"label_{i}", share) for i, share in enumerate((0.7, 0.2, 0.05, 0.03, 0.02))]
     stages = Stages(decode_ms=1.0, preprocess_ms=1.0, infer_ms=5.0, postprocess_ms=1.0, total_ms=8.0, age_ms=40.0)
     history = tuple(
@@ -27,17 +27,17 @@ def now(**changes: Any) -> Now:
         "t_s": 3725.0, "pictures": 1200, "total": None, "skipped": 0, "last_skip": None, "dropped": 12, "gaps": (),
         "gaps_count": 0, "gap": None, "rate_per_s": 30.02, "recent_ms": tuple(float(i) for i in range(1, 101)),
         "recent_age_ms": (40.0, 41.0), "history": history,
-        "result": Result(seq=3, name="camera_0003", guesses=guesses, stages=stages, t_s=1.0),
+        "result": FrameResult(seq=3, name="camera_0003", guesses=guesses, stages=stages, t_s=1.0),
         "reading": Reading(t_s=0.0, power_mw=7210.0, temps_c={"cpu": 48.2, "tj": 51.7}, loads_percent={"gpu": 78.0}),
     }  # fmt: skip
-    return Now(**(content | changes))
+    return RunSnapshot(**(content | changes))
 
 
-def shown(state: Now, width: int = 100, height: int = 40, encoding: str = "utf-8") -> list[str]:
+def shown(state: RunSnapshot, width: int = 100, height: int = 40, encoding: str = "utf-8") -> list[str]:
     """The rows of the view on a terminal of this size."""
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None,
                       legacy_windows=False)  # fmt: skip
-    item = live.drawn(
+    item = live_view.drawn(
         state, headline="orin · net · int8", power="module_input, by hwmon", width=width, height=height,
         glyphs=Glyphs(encoding),
     )  # fmt: skip
@@ -98,7 +98,7 @@ def test_a_hostile_label_moves_no_cursor() -> None:
     stages = Stages(decode_ms=1.0, preprocess_ms=1.0, infer_ms=5.0, postprocess_ms=1.0, total_ms=8.0)
     nasty = "\x1b[2J\x1b]0;title\x07[bold]x[/bold]\r\n"
     hostile = now(
-        result=Result(seq=0, name=nasty, guesses=[Guess(0, nasty, 1.0)], stages=stages, t_s=0.0),
+        result=FrameResult(seq=0, name=nasty, guesses=[Guess(0, nasty, 1.0)], stages=stages, t_s=0.0),
         gap=Gap(start_s=0.0, end_s=None, reason=nasty, hint=nasty), last_skip=Skip(0, nasty, nasty), skipped=1,
         reading=Reading(t_s=0.0, temps_c={nasty: 3.0}, loads_percent={nasty: 3.0}, throttling=(nasty,)),
     )  # fmt: skip

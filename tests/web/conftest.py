@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from run_records import made
 
-from edge.pulse import Pulse
-from edge.record import Result
-from edge.telemetry import Reading
-from edge.web.access import Access
-from edge.web.address import Address, listen
-from edge.web.app import application
-from edge.web.metrics import Metrics
-from edge.web.server import Server
-from edge.web.view import View
+from edge.artifacts.run_record import FrameResult
+from edge.runtime.run_monitor import RunMonitor
+from edge.telemetry.source import Reading
+from edge.ui.web.access import Access
+from edge.ui.web.address import Address, listen
+from edge.ui.web.app import application
+from edge.ui.web.metrics import Metrics
+from edge.ui.web.server import Server
+from edge.ui.web.view import RunView
 
 TOKEN = "a token of this test".replace(" ", "-")
 
@@ -44,7 +44,7 @@ class Answer(NamedTuple):
 class Running:
     """One run with a page, and how to ask for it."""
 
-    def __init__(self, view: View, metrics: Metrics, pulse: Pulse, clock: Clock) -> None:
+    def __init__(self, view: RunView, metrics: Metrics, pulse: RunMonitor, clock: Clock) -> None:
         self.view = view
         self.metrics = metrics
         self.pulse = pulse
@@ -56,7 +56,7 @@ class Running:
             for listener in (self.pulse, self.view, self.metrics):
                 listener.hear(item)
 
-    def label(self, seq: int = 0, *, pixels: np.ndarray | None = None) -> Result:
+    def label(self, seq: int = 0, *, pixels: np.ndarray | None = None) -> FrameResult:
         """One labelled frame, with its picture."""
         result = made(30).results[seq]
         self.hear(result)
@@ -89,9 +89,9 @@ def running() -> Iterator[Callable[..., Running]]:
             t_s=0.0, power_mw=7000.0, temps_c={"tj": 51.5}, loads_percent={"gpu": 80.0}, clocks_mhz={"gpu": 625.0},
             throttles={"oc3_event_cnt": 4}, throttling=("cpu-throttle-alert",),
         )  # fmt: skip
-        pulse = Pulse(dropped=lambda: 3, reading=lambda: reading, clock=clock)
+        pulse = RunMonitor(dropped=lambda: 3, reading=lambda: reading, clock=clock)
         subject = made(1).subject
-        view = View(pulse, subject, headline="orin · net · int8", power="module_input, by hwmon", clock=clock)
+        view = RunView(pulse, subject, headline="orin · net · int8", power="module_input, by hwmon", clock=clock)
         metrics = Metrics(pulse, subject, power=("module_input", "hwmon"), joules=lambda: 12.5, started=lambda: 1e9)
         it = Running(view, metrics, pulse, clock)
         listening = listen(Address("127.0.0.1", 0), option="--web")

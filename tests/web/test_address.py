@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from edge.errors import ArtifactError, DeviceError, UsageError
-from edge.web.access import Access, new_token, read_token
-from edge.web.address import Address, listen, parse
+from edge.ui.web.access import Access, new_token, read_token
+from edge.ui.web.address import Address, listen, parse_address
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from edge.web.address import Address, listen, parse
     ],
 )
 def test_addresses(text: str, host: str, port: int) -> None:
-    assert parse(text, option="--web") == Address(host, port)
+    assert parse_address(text, option="--web") == Address(host, port)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_addresses(text: str, host: str, port: int) -> None:
 )  # fmt: skip
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(UsageError) as caught:
-        parse(text, option="--web")
+        parse_address(text, option="--web")
     assert caught.value.where == "--web"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edge.record import Gap, Guess
+from edge.artifacts.run_record import Gap, Guess
 
 sys.path.insert(0, str(Path(__file__).parent))
 

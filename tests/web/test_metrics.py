@@ -9,10 +9,10 @@ from prometheus_client import openmetrics, parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from run_records import made
 
-from edge.pulse import Pulse
-from edge.record import Gap, Skip
-from edge.telemetry import Reading
-from edge.web.metrics import Metrics
+from edge.artifacts.run_record import Gap, Skip
+from edge.runtime.run_monitor import RunMonitor
+from edge.telemetry.source import Reading
+from edge.ui.web.metrics import Metrics
 
 Make = Callable[..., Any]
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -104,7 +104,7 @@ def test_hostile_names_are_escaped() -> None:
     subject = msgspec.structs.replace(
         made(1).subject, profile=nasty, model=nasty, backend={"backend": nasty}, device={}
     )
-    metrics = Metrics(Pulse(reading=lambda: reading), subject, power=(nasty, nasty))
+    metrics = Metrics(RunMonitor(reading=lambda: reading), subject, power=(nasty, nasty))
     data, _kind = metrics.text()
     found = samples(data.decode())
     assert found["edge_temperature_celsius"] == [({"sensor": nasty}, 1.0)]
@@ -112,7 +112,7 @@ def test_hostile_names_are_escaped() -> None:
 
 
 def test_what_is_not_measured_is_absent() -> None:
-    metrics = Metrics(Pulse(), made(1).subject)
+    metrics = Metrics(RunMonitor(), made(1).subject)
     data, _kind = metrics.text()
     found = samples(data.decode())
     assert not [name for name in found if "power" in name or "temperature" in name or "energy" in name]

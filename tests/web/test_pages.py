@@ -14,8 +14,8 @@ import psutil
 import pytest
 from run_records import made
 
-from edge.frames import jpeg
-from edge.record import Gap, Guess, Skip
+from edge.artifacts.run_record import Gap, Guess, Skip
+from edge.media import decoding
 
 Make = Callable[..., Any]
 TOKEN = "a-token-of-this-test"
@@ -159,8 +159,8 @@ def test_nobody_looks_and_nothing_is_kept(running: Make) -> None:
 
 
 def test_many_lookers_cost_one_encoding(running: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edge.pulse import Pulse
-    from edge.web.view import View
+    from edge.runtime.run_monitor import RunMonitor
+    from edge.ui.web.view import RunView
 
     encoded: list[int] = []
 
@@ -169,7 +169,7 @@ def test_many_lookers_cost_one_encoding(running: Make, monkeypatch: pytest.Monke
         return b"jpeg"
 
     clock = running().clock
-    view = View(Pulse(clock=clock), made(1).subject, headline="", power="", clock=clock, encode=encode)
+    view = RunView(RunMonitor(clock=clock), made(1).subject, headline="", power="", clock=clock, encode=encode)
     view.picture()
     for seq in range(20):
         clock.t_s += 0.01
@@ -252,7 +252,7 @@ def test_what_is_no_request(data: bytes, running: Make, capfd: pytest.CaptureFix
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (480, 640), (3000, 4000), (641, 640)])
 def test_frames_of_every_shape_become_small_pictures(shape: tuple[int, int]) -> None:
-    data = jpeg.encode(np.full((*shape, 3), 200, np.uint8))
+    data = decoding.encode(np.full((*shape, 3), 200, np.uint8))
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert max(pixels.shape) <= max(640, 3)
     assert max(pixels.shape[:2]) == min(max(shape), 640)

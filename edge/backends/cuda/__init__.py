@@ -1,8 +1,23 @@
-"""CUDA, through PyCUDA: :mod:`.driver` alone imports it, and everybody else works with the Protocols of :mod:`.base`.
+"""CUDA through PyCUDA (:mod:`.driver` alone imports it) and the preprocessing kernel."""
 
-One session has one :class:`~edge.backends.cuda.base.Device`: the GPU's primary context (TensorRT, through the CUDA
-runtime, uses the same one) and one stream. Memory, events and graphs belong to it. PyCUDA keeps a stack of contexts per
-thread and aborts the process when one is left on it at exit, so nothing is pushed outside of ``device.active()``.
+from __future__ import annotations
 
-Nothing in here was tried on a Jetson; what was tried on a discrete GPU is in ``tests/cuda``.
-"""
+from typing import TYPE_CHECKING
+
+from edge import lazy_exports
+
+if TYPE_CHECKING:
+    from edge.backends.cuda.driver import open_device
+    from edge.backends.cuda.gpu_preprocessor import GpuPreprocessor
+    from edge.backends.cuda.protocols import DeviceMemory, GpuDevice, Graph, HostMemory
+else:
+    __getattr__ = lazy_exports(
+        __name__,
+        {
+            "driver": ["open_device"],
+            "gpu_preprocessor": ["GpuPreprocessor"],
+            "protocols": ["DeviceMemory", "GpuDevice", "Graph", "HostMemory"],
+        },
+    )
+
+__all__ = ["DeviceMemory", "GpuDevice", "GpuPreprocessor", "Graph", "HostMemory", "capability", "open_device"]

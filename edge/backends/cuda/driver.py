@@ -18,14 +18,14 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from edge.backends.cuda import capture as graphs
-from edge.errors import DeviceError, GuestError, require
+from edge.backends.cuda import cuda_graph
+from edge.errors import DeviceError, MissingDependencyError, require
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edge.backends.cuda.base import DeviceMemory, Graph, HostMemory, Kernels, RowCopy
+    from edge.backends.cuda.protocols import DeviceMemory, Graph, HostMemory, Kernels, RowCopy
 
 # Work of another library on the default stream neither waits for ours nor spoils a capture (CU_STREAM_NON_BLOCKING).
 _NON_BLOCKING = 1
@@ -53,7 +53,7 @@ def open_device(ordinal: int = 0) -> CudaDevice:
 
 
 class CudaDevice:
-    """One GPU, its primary context and one stream: :class:`edge.backends.cuda.base.Device`."""
+    """One GPU, its primary context and one stream: :class:`edge.backends.cuda.protocols.GpuDevice`."""
 
     def __init__(self, driver: Any, ordinal: int) -> None:  # noqa: ANN401
         self._driver = driver
@@ -127,7 +127,7 @@ class CudaDevice:
 
     def capture(self, work: Callable[[], None]) -> Graph:
         """Capture what ``work`` puts on the stream."""
-        return graphs.capture(self.stream, work)
+        return cuda_graph.capture(self.stream, work)
 
     def kernels(self, source: str, *, options: tuple[str, ...] = ()) -> Kernels:
         """Compile CUDA source, or take it from PyCUDA's cache."""
@@ -231,7 +231,7 @@ def _primary(ordinal: int) -> Any:  # noqa: ANN401
 def _pycuda() -> Any:  # noqa: ANN401
     try:
         return require("pycuda.driver")
-    except GuestError as exc:
+    except MissingDependencyError as exc:
         said = str(exc.__cause__)
         library = re.search(r"(lib(?:cu|nv)\w*\.so[.\d]*): cannot open", said)
         if library is not None and library[1].startswith("libcuda.so"):

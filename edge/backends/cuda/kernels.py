@@ -1,7 +1,8 @@
 """The fused preprocessing kernel: its source, and the parameters and launch geometry for a picture size.
 
 One launch takes a batch of equal frames, uint8 BGR H×W×3 with any distance between rows, to normalized float32 or
-float16 N×3×h×w. What it computes is defined by :mod:`edge.preprocess`; the arithmetic is in ``preprocess_pixel.h``,
+float16 N×3×h×w. What it computes is defined by :mod:`edge.model.preprocessing`; the arithmetic is in
+``preprocess_pixel.h``,
 which also compiles as plain C++. Bilinear is fixed-point as OpenCV's is for uint8, so results differ from the CPU by at
 most one step of 255 before normalization.
 """
@@ -13,9 +14,9 @@ from importlib import resources
 
 import msgspec
 
+from edge.config import InputConfig, PreprocessConfig
 from edge.errors import DataError
-from edge.preprocess import Box, placed, region
-from edge.profile import Input, Preprocess
+from edge.model import Box, placed, region
 
 MAX_SIDE = 32767  # products of two sides are 32-bit numbers in the kernel
 MAX_FRAME = (1 << 31) - (1 << 16)  # bytes from a frame's first to its last, likewise
@@ -41,7 +42,7 @@ class Tile(msgspec.Struct, frozen=True):
 TILE = Tile()
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
     """How one picture size becomes the network input.
 
     ``area`` is the part of the picture that is read, in source pixels: rows × columns boxes of down × right pixels.
@@ -101,7 +102,7 @@ def source() -> str:
     return folder.joinpath("preprocess.cu").read_text(encoding="utf-8").replace('#include "preprocess_pixel.h"', pixel)
 
 
-def plan(height: int, width: int, spec: Preprocess, target: Input, *, tile: Tile = TILE) -> Plan:
+def plan(height: int, width: int, spec: PreprocessConfig, target: InputConfig, *, tile: Tile = TILE) -> LaunchPlan:
     """The plan for pictures of height × width.
 
     Raises:
@@ -131,7 +132,7 @@ def plan(height: int, width: int, spec: Preprocess, target: Input, *, tile: Tile
         raise DataError(f"{width}x{height} shrinks too much for GPU preprocessing", hint="preprocess on the CPU")
     lines = _window(rows, place.height, tile.height, cubic=cubic)
     pitch = -(-_window(columns, place.width, tile.width, cubic=cubic) // 2) * 2
-    return Plan(
+    return LaunchPlan(
         kernel=kernel,
         area=box,
         rows=rows,
@@ -146,7 +147,7 @@ def plan(height: int, width: int, spec: Preprocess, target: Input, *, tile: Tile
     )
 
 
-def job(plan: Plan, frames: Frames, spec: Preprocess, *, target: int) -> bytes:
+def job(plan: LaunchPlan, frames: Frames, spec: PreprocessConfig, *, target: int) -> bytes:
     """Parameters of a launch that writes to device address ``target``: struct Job of ``preprocess_pixel.h``.
 
     Raises:

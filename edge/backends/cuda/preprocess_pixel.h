@@ -1,6 +1,6 @@
 // The arithmetic of edge's GPU preprocessing, for one block of output pixels at a time.
 //
-// It computes what edge/preprocess.py defines (crop or letterbox or squash; means of whole boxes when shrinking by two
+// It computes what edge/model/preprocessing.py defines (crop or letterbox or squash; means of whole boxes when shrinking by two
 // or more; nearest, bilinear or bicubic with half-pixel centres; channel order; (x - mean) / std), straight from uint8
 // BGR rows of any stride to normalized planes. The same text compiles as CUDA, where the threads of a block share
 // the work, and as plain C++, where a loop plays the threads: so parity and bounds are checked without a GPU.

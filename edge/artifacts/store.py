@@ -1,0 +1,368 @@
+"""Every byte that edge keeps goes through here.
+
+An artifact is one or more files plus a JSON manifest that names the sha256 and size of each, the *key* (everything that
+the content depends on) and free-form *info*. Files are written to a temporary name in the target folder, synced and
+renamed; the manifest is renamed last, so an artifact either has a manifest that fits or is refused. What this does not
+give: a crash between two renames leaves new files under an old manifest. That artifact is then refused, never used.
+
+A lock file is never deleted: deleting one while another process waits on it would let two writers in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from edge import __version__
+from edge.errors import ArtifactError, StoreError, os_error
+
+FORMAT = 1
+Scalar = str | int | float | bool | None
+Key = Mapping[str, Scalar]
+
+
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of an artifact: its digest and size in bytes."""
+
+    sha256: str
+    size: int
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a manifest file holds. ``self_sha256`` covers everything else in it."""
+
+    format: int
+    kind: str
+    edge_version: str
+    created_utc: str
+    files: dict[str, FileEntry]
+    key: dict[str, Scalar]
+    info: dict[str, Any]
+    self_sha256: str = ""
+
+    def sealed(self) -> Manifest:
+        """Return the same manifest with its own digest filled in."""
+        return msgspec.structs.replace(self, self_sha256=_seal(self))
+
+
+class KeyDifference(msgspec.Struct, frozen=True):
+    """One field in which two keys differ."""
+
+    field: str
+    old: Scalar
+    new: Scalar
+
+    def __str__(self) -> str:
+        return f"{self.field}: {_short(self.old)} -> {_short(self.new)}"
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hex sha256 of ``data``."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's content, read in pieces.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return _hash_stream(file)
+    except OSError as exc:
+        raise StoreError(f"cannot read: {exc.strerror or exc}", where=path) from exc
+
+
+def canonical_digest(value: object) -> str:
+    """Hex sha256 of a JSON-able value in canonical form (sorted keys, no blanks)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return sha256_bytes(text.encode())
+
+
+def differences(old: Key, new: Key) -> list[KeyDifference]:
+    """Fields in which two keys differ, in the order of ``new`` and then of ``old``."""
+    names = [*new, *(name for name in old if name not in new)]
+    return [KeyDifference(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside ``path``; sync and rename it over ``path`` when the block ends well.
+
+    On any exception, also Ctrl-C, the temporary file is removed and ``path`` is untouched.
+
+    Raises:
+        StoreError: the folder cannot be made or written, or the disk is full.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+        temporary = None
+        _sync_folder(path.parent)
+    except OSError as exc:
+        raise os_error(exc, path) from exc
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically."""
+    with atomic_write(path) as file:
+        file.write(data)
+
+
+class Lines:
+    """A file that grows by whole pieces, and makes room for the next one when it is large enough.
+
+    The newest file has the name that was given; ``name.1.suffix`` is the one before, and so on, ``files`` in all. A
+    file that is there already is moved on like the others. ``head`` gives what a new file begins with.
+    """
+
+    def __init__(self, path: Path, *, head: Callable[[], bytes], limit: int | None = None, files: int = 1) -> None:
+        self._path = path
+        self._head = head
+        self._limit = limit
+        self._files = files
+        self._file: IO[bytes] | None = None
+        self._size = 0
+
+    def append(self, data: bytes) -> None:
+        """Add ``data`` in full, or nothing of it; synced to the disk.
+
+        Raises:
+            StoreError: the disk refused. The next call tries again.
+        """
+        try:
+            if self._file is not None and self._limit is not None and self._size + len(data) > self._limit:
+                self.close()
+            file = self._file or self._open()
+            try:
+                _write_whole(file, data)
+                os.fsync(file.fileno())
+            except OSError:
+                # Half a line would be read as damage.
+                file.truncate(self._size)
+                file.seek(self._size)
+                raise
+            self._size += len(data)
+        except OSError as exc:
+            raise os_error(exc, self._path) from exc
+
+    def close(self) -> None:
+        """Close the file; the next piece begins a new one."""
+        if self._file is not None:
+            file, self._file = self._file, None
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def _open(self) -> IO[bytes]:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._path.exists():
+            self._numbered(self._files - 1).unlink(missing_ok=True)
+            for number in range(self._files - 2, -1, -1):
+                if (older := self._numbered(number)).exists():
+                    older.replace(self._numbered(number + 1))
+        head = self._head()
+        # Unbuffered: what was written is in the file, or the error is here and now.
+        file = self._path.open("xb", buffering=0)
+        try:
+            _write_whole(file, head)
+        except OSError:
+            file.close()
+            self._path.unlink()
+            raise
+        self._file, self._size = file, len(head)
+        _sync_folder(self._path.parent)
+        return file
+
+    def _numbered(self, number: int) -> Path:
+        return self._path.with_suffix(f".{number}{self._path.suffix}") if number else self._path
+
+
+def save(
+    manifest_path: Path,
+    *,
+    kind: str,
+    files: Mapping[str, bytes | Callable[[IO[bytes]], None]],
+    key: Key,
+    info: Mapping[str, Any],
+) -> Manifest:
+    """Write the files of an artifact beside ``manifest_path``, then its manifest.
+
+    ``files`` maps a plain file name to its content, or to a function that writes it.
+
+    Raises:
+        StoreError: the disk refused; the manifest that was there before, if any, is untouched.
+    """
+    entries: dict[str, FileEntry] = {}
+    for name, content in files.items():
+        path = manifest_path.parent / _plain(name, manifest_path)
+        with atomic_write(path) as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
+        entries[name] = FileEntry(sha256_file(path), path.stat().st_size)
+    manifest = Manifest(
+        format=FORMAT,
+        kind=kind,
+        edge_version=__version__,
+        created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        files=entries,
+        key=dict(key),
+        info=dict(info),
+    ).sealed()
+    write_bytes(manifest_path, _encode(manifest))
+    return manifest
+
+
+def load(manifest_path: Path, *, kind: str, check_files: bool = True) -> Manifest:
+    """Read a manifest and verify it, its kind and (unless told not to) every file that it names.
+
+    Raises:
+        ArtifactError: missing, malformed, of another kind or format, or a file does not fit its digest.
+    """
+    manifest = _decode(manifest_path)
+    if manifest.format != FORMAT:
+        raise ArtifactError(
+            f"manifest format {manifest.format}, this edge reads {FORMAT}",
+            where=manifest_path,
+            hint="use the edge that wrote it, or make the artifact again",
+        )
+    if not hmac.compare_digest(manifest.self_sha256, _seal(manifest)):
+        raise ArtifactError("the manifest was changed after it was written", where=manifest_path, hint=_REDO)
+    if manifest.kind != kind:
+        raise ArtifactError(f"this is the manifest of {manifest.kind}, not of {kind}", where=manifest_path)
+    if check_files:
+        for name, entry in manifest.files.items():
+            _verify_file(manifest_path.parent / _plain(name, manifest_path), entry)
+    return manifest
+
+
+@contextlib.contextmanager
+def lock(path: Path, *, timeout_s: float = 60.0, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Hold the lock ``<path>.lock``: one writer per artifact on this machine.
+
+    ``waiting`` is called when another process holds it, before the wait.
+
+    Raises:
+        StoreError: the folder is not writable, or another process held the lock for ``timeout_s`` seconds.
+    """
+    import filelock
+
+    guard = filelock.FileLock(f"{path}.lock", timeout=timeout_s)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            guard.acquire(timeout=0)
+        except filelock.Timeout:
+            waiting()
+            guard.acquire()
+    except filelock.Timeout as exc:
+        raise StoreError(
+            f"another process has been writing this for {timeout_s:g} s", where=path, hint="wait for it, or end it"
+        ) from exc
+    except OSError as exc:
+        raise os_error(exc, path) from exc
+    # Outside of the try: an OSError of the block is not about the lock.
+    try:
+        yield
+    finally:
+        guard.release()
+
+
+_REDO = "make the artifact again with --force"
+
+
+def _verify_file(path: Path, entry: FileEntry) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as exc:
+        raise ArtifactError("named in the manifest and not there", where=path, hint=_REDO) from exc
+    if size != entry.size:
+        raise ArtifactError(f"{size} bytes, the manifest says {entry.size}", where=path, hint=_REDO)
+    if not hmac.compare_digest(sha256_file(path), entry.sha256):
+        raise ArtifactError("the content does not fit the sha256 in its manifest", where=path, hint=_REDO)
+
+
+def _decode(manifest_path: Path) -> Manifest:
+    try:
+        return msgspec.json.decode(manifest_path.read_bytes(), type=Manifest)
+    except FileNotFoundError as exc:
+        raise ArtifactError("there is no manifest", where=manifest_path, hint=_REDO) from exc
+    except OSError as exc:
+        raise StoreError(f"cannot read: {exc.strerror or exc}", where=manifest_path) from exc
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise ArtifactError(f"not a manifest: {exc}", where=manifest_path, hint=_REDO) from exc
+
+
+def _encode(manifest: Manifest) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def _seal(manifest: Manifest) -> str:
+    content = msgspec.to_builtins(manifest)
+    del content["self_sha256"]
+    return canonical_digest(content)
+
+
+def _plain(name: str, manifest_path: Path) -> str:
+    if name in {"", ".", ".."} or "/" in name or "\\" in name or "\0" in name:
+        raise ArtifactError(f"file name {name!r} leaves the artifact's folder", where=manifest_path)
+    return name
+
+
+def _hash_stream(file: IO[bytes]) -> str:
+    state = hashlib.sha256()
+    while piece := file.read(1 << 20):
+        state.update(piece)
+    return state.hexdigest()
+
+
+def _write_whole(file: IO[bytes], data: bytes) -> None:
+    """All of it: a disk that becomes full takes the first part without an error."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+
+
+def _umask() -> int:
+    """Without os.umask, which can only be asked by changing it: threads that ask at once would leave it at 0."""
+    with Path("/proc/self/status").open(encoding="ascii", errors="replace") as status:
+        found = next((line for line in status if line.startswith("Umask:")), "Umask: 0077")
+    return int(found.split()[1], 8)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _short(value: Scalar) -> str:
+    text = "(none)" if value is None else str(value)
+    is_digest = len(text) == 64 and all(c in "0123456789abcdef" for c in text)
+    return f"{text[:12]}…" if is_digest else text

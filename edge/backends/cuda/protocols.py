@@ -1,0 +1,170 @@
+"""What the rest of edge sees of a GPU: memory, one stream, events, graphs, kernels.
+
+Every call but ``active`` and ``close`` is made inside ``with device.active()``, from any thread, one at a time. All
+copies and launches go to the device's one stream, in order, and return before they are done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class HostMemory(Protocol):
+    """Page-locked host memory, which the device copies from and to without a detour."""
+
+    @property
+    def array(self) -> NDArray[np.uint8]:
+        """The bytes, for the CPU; empty after ``free``."""
+
+    @property
+    def address(self) -> int | None:
+        """Where the device reads the same bytes, when it was asked to be mapped; None otherwise."""
+
+    def free(self) -> None:
+        """Let go of it. The memory goes when the last view of the array is gone, so that no view ever dangles."""
+
+
+class DeviceMemory(Protocol):
+    """Memory of the device."""
+
+    @property
+    def address(self) -> int:
+        """Where it lies, for the device."""
+
+    def free(self) -> None:
+        """Give it back; a second call does nothing."""
+
+
+class RowCopy(Protocol):
+    """A copy to the device, set up once."""
+
+    def start(self) -> None:
+        """Put it on the stream.
+
+        Raises:
+            DeviceError: CUDA failed; also where an earlier kernel went wrong.
+        """
+
+
+class Graph(Protocol):
+    """Work captured from the stream, which is launched again at the cost of one launch."""
+
+    def launch(self) -> None:
+        """Put the work on the stream.
+
+        Raises:
+            DeviceError: CUDA failed.
+        """
+
+    def free(self) -> None:
+        """Give it back; a second call does nothing."""
+
+
+class Kernels(Protocol):
+    """A compiled CUDA module."""
+
+    def launch(self, name: str, parameters: bytes, *, grid: tuple[int, int, int], threads: int, shared: int) -> None:
+        """Put kernel ``name`` on the stream: its one struct parameter, blocks, threads and shared bytes per block.
+
+        Raises:
+            DeviceError: CUDA failed, or there is no such kernel.
+        """
+
+
+class GpuDevice(Protocol):
+    """One GPU, its primary context and one stream."""
+
+    @property
+    def name(self) -> str:
+        """As the driver calls the GPU."""
+
+    @property
+    def sm(self) -> str:
+        """Compute capability, such as ``8.7``."""
+
+    @property
+    def integrated(self) -> bool:
+        """Whether CPU and GPU share one memory, as on a Jetson: then mapped host memory needs no copy."""
+
+    @property
+    def stream(self) -> int:
+        """Handle of the stream, a ``CUstream``."""
+
+    def active(self) -> AbstractContextManager[None]:
+        """Make the context current for the calling thread, and nothing's afterwards. Not to be nested."""
+
+    def pinned(self, nbytes: int, *, mapped: bool = False) -> HostMemory:
+        """Zeroed page-locked memory; ``mapped`` lets the device read it in place.
+
+        Raises:
+            DeviceError: there is not enough.
+        """
+
+    def memory(self, nbytes: int) -> DeviceMemory:
+        """Device memory, its content unknown.
+
+        Raises:
+            DeviceError: there is not enough.
+        """
+
+    def upload(self, address: int, array: NDArray[Any]) -> None:
+        """Copy page-locked, C-contiguous host memory to the device.
+
+        Raises:
+            DeviceError: CUDA failed; also where an earlier kernel went wrong.
+        """
+
+    def row_copy(self, address: int, rows: NDArray[np.uint8]) -> RowCopy:
+        """A copy of a two-dimensional page-locked array, its rows any distance apart, to tightly packed rows.
+
+        Nothing is copied yet: it is set up once and started for every frame that comes to lie there.
+        """
+
+    def download(self, array: NDArray[Any], address: int) -> None:
+        """Copy device memory to page-locked, C-contiguous host memory.
+
+        Raises:
+            DeviceError: CUDA failed; also where an earlier kernel went wrong.
+        """
+
+    def event(self) -> Any:  # noqa: ANN401
+        """A point in the stream's time, to be recorded again and again."""
+
+    def record(self, event: Any) -> None:  # noqa: ANN401
+        """Put ``event`` on the stream."""
+
+    def elapsed_ms(self, start: Any, end: Any) -> float:  # noqa: ANN401
+        """Milliseconds on the device between two events, once ``synchronize`` has returned."""
+
+    def synchronize(self) -> None:
+        """Wait until the stream is empty.
+
+        Raises:
+            DeviceError: something on the stream failed.
+        """
+
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """Capture what ``work`` puts on the stream, without running it.
+
+        Raises:
+            DeviceError: something in it cannot be captured; the stream is as it was.
+        """
+
+    def kernels(self, source: str, *, options: tuple[str, ...] = ()) -> Kernels:
+        """Compile CUDA source for this GPU.
+
+        Raises:
+            DeviceError: there is no compiler, or it refuses the source.
+        """
+
+    def free_bytes(self) -> int:
+        """Free memory of the device now; on a Jetson, the memory of the board."""
+
+    def close(self) -> None:
+        """Give back the stream; a second call does nothing. Memory and graphs are freed before."""

@@ -1,0 +1,183 @@
+"""What a backend is: it builds an engine from a model and a table, and opens it for inference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import msgspec
+
+from edge.artifacts import Key, Scalar
+from edge.config import Precision, Profile
+from edge.events import Listener, ignore_events
+from edge.model import Inspection
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edge.quantization import Table, TrtVersion
+
+
+# How INT8 reaches an engine: a calibrator hands the table over, or Q/DQ nodes carry it in the graph.
+Route = Literal["implicit", "explicit"]
+
+
+class TimingUse(msgspec.Struct, frozen=True, kw_only=True):
+    """How a build uses timing caches, where its backend has them.
+
+    ``folder`` holds them, None where none is kept. ``ask`` is False for a build that measures every kernel anew and
+    keeps nothing. ``only``: a kernel that the cache does not know is an error.
+    """
+
+    folder: Path | None = None
+    ask: bool = True
+    only: bool = False
+
+
+class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that a build may use. ``table`` is there exactly when ``precision`` is int8."""
+
+    profile: Profile
+    model: Path
+    precision: Precision
+    table: Table | None = None
+    timing: TimingUse = TimingUse()
+
+
+class Int8Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """How INT8 reaches an engine, why, and which TensorRT reads the table (None where the table is not read itself)."""
+
+    route: Route
+    why: str
+    reader: TrtVersion | None = None
+
+
+class Layers(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine really runs: weighted layers (convolutions, matrix products) by precision.
+
+    ``weighted_unknown`` are those that the engine hides inside of something larger: their precision is not known.
+    ``by_type`` counts all operators of the optimized graph.
+    """
+
+    weighted: int
+    weighted_int8: int
+    by_type: dict[str, int]
+    weighted_fp16: int = 0
+    weighted_unknown: int = 0
+
+    @property
+    def int8_share(self) -> float:
+        """Share of weighted layers that run in INT8, 0 to 1; 1 when there are none."""
+        return self.weighted_int8 / self.weighted if self.weighted else 1.0
+
+    @property
+    def reduced_share(self) -> float | None:
+        """Share of the weighted layers whose precision is known that run in FP16 or INT8; None when none is known."""
+        known = self.weighted - self.weighted_unknown
+        return (self.weighted_int8 + self.weighted_fp16) / known if known > 0 else None
+
+
+class BuiltEngine(msgspec.Struct, frozen=True, kw_only=True):
+    """A built engine: its bytes, file suffix, layer counts, and what the manifest should say besides.
+
+    ``inspection`` describes its layers; ``raw_inspection`` is what the backend's own inspector said, as JSON.
+    """
+
+    data: bytes
+    suffix: str
+    layers: Layers
+    route: str | None
+    notes: list[str]
+    info: dict[str, Any]
+    inspection: Inspection | None = None
+    raw_inspection: bytes | None = None
+
+
+class Inference(msgspec.Struct, frozen=True, kw_only=True):
+    """Outputs of one batch and where its time went, in milliseconds; None where a stage does not exist."""
+
+    logits: Any  # float32 N×classes
+    infer_ms: float
+    host_to_device_ms: float | None = None
+    device_to_host_ms: float | None = None
+    preprocess_ms: float | None = None
+
+
+class Session(Protocol):
+    """An open engine, for one thread at a time."""
+
+    @property
+    def precision(self) -> str:
+        """Precision that the engine was built for."""
+
+    def infer(self, batch: NDArray[np.float32]) -> Inference:
+        """Run a float32 N×3×H×W batch.
+
+        Raises:
+            DeviceError: the backend failed.
+        """
+
+    def close(self) -> None:
+        """Give back what the session holds; a second call does nothing."""
+
+
+class FrameSession(Protocol):
+    """An open engine that preprocesses frames itself, on its device; for one thread at a time."""
+
+    @property
+    def precision(self) -> str:
+        """Precision that the engine was built for."""
+
+    def infer_frames(self, frames: Sequence[NDArray[np.uint8]]) -> Inference:
+        """Preprocess and run uint8 H×W×3 BGR frames; the result's ``preprocess_ms`` is the device's time for it.
+
+        Raises:
+            DataError: a frame is not such an array.
+            DeviceError: the backend failed.
+        """
+
+    def close(self) -> None:
+        """Give back what the session holds; a second call does nothing."""
+
+
+class Backend(Protocol):
+    """A way to build and run engines."""
+
+    @property
+    def name(self) -> str:
+        """Name as in a profile."""
+
+    def identity(self) -> Mapping[str, Scalar]:
+        """What an engine of this backend depends on besides profile, model and table: versions and device.
+
+        Must be cheap: it is asked on every no-op build, before any guest is imported.
+
+        Raises:
+            GuestError: the guest library is not installed.
+        """
+
+    def int8_plan(self, profile: Profile) -> Int8Plan:
+        """How INT8 would reach an engine for ``profile`` here.
+
+        Raises:
+            ProfileError: the profile asks for a route or a unit that is not here.
+            GuestError: the guest library is not installed.
+        """
+
+    def build(self, request: BuildRequest, *, listen: Listener = ignore_events) -> BuiltEngine:
+        """Build an engine; ``listen`` hears how far it is, and warnings before the work starts.
+
+        Raises:
+            DeviceError, ModelError, GuestError: it cannot be built.
+        """
+
+    def open(
+        self, engine: Path, *, precision: str, threads: int | None = None, built_for: Key | None = None
+    ) -> Session:
+        """Open a verified engine file; ``built_for`` is the key of its manifest.
+
+        Raises:
+            DeviceError: the backend refuses it.
+        """

@@ -1,0 +1,326 @@
+"""TensorRT as a backend: :class:`TensorRT`. The only room that knows ``tensorrt``; :mod:`.caps` alone imports it."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edge.artifacts import Key, Scalar
+from edge.backends.interface import BuildRequest, BuiltEngine, Int8Plan, Session
+from edge.backends.tensorrt.environment import Environment, gpu_name, look
+from edge.config import Profile
+from edge.errors import ArtifactError, DeviceError, StoreError
+from edge.events import Listener, ignore_events
+from edge.system import Device
+
+if TYPE_CHECKING:
+    from edge.backends.tensorrt.builder import Built
+    from edge.backends.tensorrt.builder_config import Options
+    from edge.backends.tensorrt.calibrator import Feed
+    from edge.backends.tensorrt.caps import Caps
+    from edge.backends.tensorrt.timing_cache import TimingStore
+
+# Distributions whose version is the binding's; NVIDIA's Debian packages bring "tensorrt".
+_DISTRIBUTIONS = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
+_RTX_DISTRIBUTIONS = ("tensorrt-rtx", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings")
+_JETSONS = frozenset({"agx-orin", "orin-nx", "orin-nano", "thor"})
+
+
+class TensorRT:
+    """The ``tensorrt`` backend.
+
+    ``profile`` says what engines are for: which product (family ``rtx`` is TensorRT for RTX, a Jetson is TensorRT,
+    anything else is whichever is installed), and whether they are to run on more machines than this. ``rtx`` overrides
+    the product. ``machine`` is the device that engines are for; None looks. ``isolate``: builds run in a process of
+    their own.
+    """
+
+    name = "tensorrt"
+
+    def __init__(
+        self,
+        *,
+        profile: Profile | None = None,
+        rtx: bool | None = None,
+        machine: Device | None = None,
+        options: Options | None = None,
+        isolate: bool = True,
+    ) -> None:
+        self._rtx = rtx if rtx is not None or profile is None else _product(profile)
+        self._profile = profile
+        self._machine = machine
+        self._options = options
+        self._isolate = isolate
+        self._seen: Environment | None = None
+
+    def identity(self) -> Mapping[str, Scalar]:
+        """What an engine depends on here: TensorRT's version, the module or GPU, or the GPUs that it is built for.
+
+        TensorRT is imported only where pip knows nothing. An engine for more machines than this one names them instead.
+        """
+        version, rtx = self._version()
+        build = None if self._profile is None else self._profile.build
+        device = self._device()
+        wide = build.hardware_compatibility if build is not None else None
+        found: dict[str, Scalar] = {
+            "backend": self.name,
+            "tensorrt": version,
+            "rtx": rtx,
+            "machine": device.machine or platform.machine(),
+        }
+        if build is not None and build.version_compatible:
+            found["tensorrt"] = f"{version.split('.')[0]}.x, version compatible"
+        if rtx:
+            # Its engines run on every GPU that they were built for, and are finished on the GPU when they are loaded.
+            for_these = () if build is None else build.compute_capabilities
+            return found | {"gpus": "+".join(for_these) or "all that it knows"}
+        if wide is not None:
+            return found | {"gpus": wide}
+        return found | {
+            "module": device.module,
+            "sm": device.sm,
+            "gpu": None if device.is_jetson else self._gpu_name(),
+        }
+
+    def int8_plan(self, profile: Profile) -> Int8Plan:
+        """Route and reader for ``profile``, from what the installed TensorRT can do."""
+        from edge.backends.tensorrt import caps, route
+
+        found = caps.load(rtx=self._rtx)
+        decision = route.decide(profile, "int8", found)
+        implicit = decision.route == "implicit"
+        return Int8Plan(
+            route="implicit" if implicit else "explicit",
+            why=decision.why,
+            reader=found.table_version if implicit else None,
+        )
+
+    def build(self, request: BuildRequest, *, listen: Listener = ignore_events) -> BuiltEngine:
+        """Build an engine; see :func:`edge.backends.tensorrt.builder.build`."""
+        from edge.backends.tensorrt import caps
+
+        found = caps.load(rtx=self._rtx)
+        built = self._build(request, found, feed=None, listen=listen)
+        return as_engine(built, found, self._surroundings())
+
+    def calibrate(self, request: BuildRequest, feed: Feed, *, listen: Listener = ignore_events) -> Built:
+        """Let one of the device's own calibrators make a table from ``feed``; ``Built.table`` holds it.
+
+        The engine that comes with it is not kept, but what was measured goes into the timing cache, so that the build
+        that follows need not measure it again.
+
+        Raises:
+            DeviceError: this TensorRT has no such calibrator, or there is no GPU.
+            GuestError: TensorRT or PyCUDA is not installed.
+        """
+        from edge.backends.tensorrt import caps
+
+        found = caps.load(rtx=self._rtx)
+        return self._build(request, found, feed=feed, listen=listen)
+
+    def calibrators(self) -> tuple[str, tuple[str, ...]]:
+        """The installed TensorRT, and the algorithms of its own that it calibrates with; none on 11 and on RTX."""
+        from edge.backends.tensorrt import caps
+
+        found = caps.load(rtx=self._rtx)
+        return found.title, tuple(found.calibrators) if found.implicit_int8 else ()
+
+    def merge_timing_caches(self, contents: list[bytes]) -> bytes:
+        """All of their entries in one cache.
+
+        Raises:
+            ArtifactError: TensorRT refuses one of them. GuestError, DeviceError: no TensorRT or no GPU to ask.
+        """
+        from edge.backends.tensorrt import caps, subprocess_build, timing_cache_merge
+
+        found = caps.load(rtx=self._rtx)
+        return (
+            subprocess_build.merge(contents, rtx=found.rtx)
+            if self._isolate
+            else timing_cache_merge.combine(contents, found)
+        )
+
+    def timing_store(self, folder: Path, *, listen: Listener = ignore_events) -> TimingStore:
+        """The timing cache of this TensorRT on this device in ``folder``.
+
+        Raises:
+            GuestError: TensorRT is not installed. DeviceError: timing caches have no effect on it.
+        """
+        from edge.backends.tensorrt import caps
+
+        found = caps.load(rtx=self._rtx)
+        if not found.timing_cache:
+            raise DeviceError(f"timing caches have no effect on {found.title}")
+        return self._store(folder, found, listen)
+
+    def open(
+        self, engine: Path, *, precision: str, threads: int | None = None, built_for: Key | None = None
+    ) -> Session:
+        """Open an engine file; ``threads`` means nothing here.
+
+        Raises:
+            ArtifactError: it was built for another TensorRT or GPU; which field differs is said, before it is loaded.
+            DeviceError, GuestError: no GPU, no driver, no PyCUDA.
+        """
+        del threads
+        from edge.backends.tensorrt import caps
+        from edge.backends.tensorrt.runner import TrtSession
+
+        key = built_for or {}
+        differs = [
+            f"{name}: {key[name]} -> {here}" for name, here in self.identity().items() if key.get(name, here) != here
+        ]
+        if differs:
+            what = f"the engine was built for something else ({'; '.join(differs)})"
+            raise ArtifactError(what, where=engine, hint="edge build, on this machine")
+        return TrtSession(
+            engine,
+            caps.load(rtx=self._rtx),
+            precision=precision,
+            gpus=str(key["gpus"]) if key.get("gpus") else None,
+            host_code="version compatible" in str(key.get("tensorrt", "")),
+            dla_core=core if isinstance(core := key.get("dla_core"), int) else None,
+        )
+
+    def _build(self, request: BuildRequest, found: Caps, *, feed: Feed | None, listen: Listener) -> Built:
+        from edge.backends.tensorrt import builder, subprocess_build, timing_cache
+        from edge.backends.tensorrt.builder_config import Options
+
+        options = self._options or Options(shared_memory=self._device().is_jetson)
+        use = request.timing
+        kept: TimingStore | None = None
+        if use.folder is not None and use.ask and request.profile.build.timing_cache and found.timing_cache:
+            kept = self._store(timing_cache.folder_of(use.folder), found, listen)
+        before = None if kept is None else kept.read()
+        if use.only and kept is not None and before is None and found.error_on_timing_cache_miss:
+            raise DeviceError(
+                f"--error-on-miss, and there is no timing cache of {found.title} on this device yet",
+                where=kept.path,
+                hint="build once without --error-on-miss",
+            )
+        start = time.monotonic()
+        if self._isolate:
+            built = subprocess_build.build(
+                request, rtx=found.rtx, options=options, timing_cache=before, feed=feed, listen=listen
+            )
+        else:
+            done = builder.build(
+                request, found, timing_cache=before, feed=feed, options=options, listen=listen
+            )  # fmt: skip
+            if done is None:
+                raise DeviceError("the build was stopped", where=request.model)
+            built = done
+        return self._note_times(built, request, kept, before, seconds=time.monotonic() - start)
+
+    def _note_times(
+        self, built: Built, request: BuildRequest, kept: TimingStore | None, before: bytes | None, *, seconds: float
+    ) -> Built:
+        """Keep the timing cache, and note how long the same build takes with it and without.
+
+        What was built is worth more than what was measured on the way: where that cannot be kept, a note says so.
+        """
+        mode = "with_cache_s" if built.timing.use == "used" else "without_cache_s"
+        times: dict[str, Any] = {mode: round(seconds, 3)}
+        notes = built.notes
+        if kept is not None:
+            name = f"{Path(request.model).stem}-{request.precision}"
+            times = {**kept.builds().get(name, {}), **times}
+            try:
+                if built.timing.use == "refused":
+                    kept.refused("TensorRT refuses it")
+                    before = None
+                if built.timing_cache:
+                    kept.write(
+                        built.timing_cache,
+                        before=before,
+                        merge=self.merge_timing_caches,
+                        info={"entries": built.timing.entries_after, "builds": {name: times}},
+                    )
+            except (ArtifactError, DeviceError, StoreError) as exc:
+                notes = [*notes, f"the timing cache of this build is not kept: {exc.where or kept.path}: {exc.what}"]
+        return msgspec.structs.replace(built, info={**built.info, "build_times": times}, notes=notes)
+
+    def _store(self, folder: Path, found: Caps, listen: Listener) -> TimingStore:
+        from edge.backends.tensorrt.timing_cache import TimingStore
+
+        return TimingStore(folder, timing_key(found, self._surroundings()), listen=listen)
+
+    def _device(self) -> Device:
+        return self._surroundings().device if self._seen is not None or self._machine is None else self._machine
+
+    def _gpu_name(self) -> str | None:
+        return self._surroundings().gpu if self._seen is not None else gpu_name()
+
+    def _surroundings(self) -> Environment:
+        if self._seen is None:
+            self._seen = look(machine=self._machine)
+        return self._seen
+
+    def _version(self) -> tuple[str, bool]:
+        """Version and whether it is TensorRT for RTX, in the order in which caps.load looks."""
+        products: list[tuple[bool, tuple[str, ...]]] = [(False, _DISTRIBUTIONS), (True, _RTX_DISTRIBUTIONS)]
+        for rtx, names in products:
+            if self._rtx is None or self._rtx == rtx:
+                for name in names:
+                    try:
+                        return metadata.version(name), rtx
+                    except metadata.PackageNotFoundError:  # noqa: PERF203 - six at most
+                        continue
+        from edge.backends.tensorrt import caps
+
+        found = caps.load(rtx=self._rtx)
+        return found.version, found.rtx
+
+
+def as_engine(built: Built, found: Caps, here: Environment) -> BuiltEngine:
+    """What the verb ``build`` keeps of a built engine."""
+    decision = built.decision
+    return BuiltEngine(
+        data=built.plan,
+        suffix=".plan",
+        layers=built.layers,
+        route=decision.route,
+        notes=built.notes,
+        info={
+            **built.info,
+            "tensorrt": found.title,
+            "why": decision.why,
+            "flags": built.flags,
+            "timing_cache": None if built.timing.use in {"off", "no effect"} else built.timing.use,
+            "timing": msgspec.to_builtins(built.timing),
+            "surroundings": {
+                name: value
+                for name, value in msgspec.to_builtins(here).items()
+                if name != "device" and value is not None
+            },
+        },
+        inspection=built.described,
+        raw_inspection=None if built.inspection is None else built.inspection.encode(),
+    )
+
+
+def timing_key(found: Caps, here: Environment) -> dict[str, Scalar]:
+    """What the times in a timing cache depend on."""
+    device = here.device
+    return {
+        "tensorrt": found.version,
+        "package": here.package,
+        "module": device.module,
+        "gpu": here.gpu,
+        "sm": here.sm,
+        "power_mode": device.power_mode,
+        "clocks_locked": device.clocks_locked,
+        "cuda": here.cuda,
+    }
+
+
+def _product(profile: Profile) -> bool | None:
+    if profile.family == "rtx":
+        return True
+    return False if profile.family in _JETSONS else None

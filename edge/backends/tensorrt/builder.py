@@ -1,0 +1,382 @@
+"""Profile, model and table -> engine, by TensorRT's builder: parsed once, built once.
+
+Nothing here was run on a Jetson. What is tried is this: the whole path against doubles of eight bindings that have
+exactly their classes, flags and signatures; loggers, monitors and calibrators against the real bindings; parsing and
+building against TensorRT for RTX on a CPU (see ``tests/trt``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings as python_warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from edge.backends.interface import BuildRequest, Layers
+from edge.backends.tensorrt import (
+    build_monitor,
+    builder_config,
+    calibrator,
+    layer_report,
+    log_diagnosis,
+    memory,
+    missing_scales,
+    onnx_variants,
+    parse_errors,
+    route,
+)
+from edge.backends.tensorrt.builder_config import Accelerator, Options
+from edge.backends.tensorrt.calibrator import Feed, Feeding, Serving
+from edge.backends.tensorrt.caps import Caps, binding_module
+from edge.backends.tensorrt.onnx_variants import Form
+from edge.backends.tensorrt.route import Decision
+from edge.backends.tensorrt.timing_cache_use import CacheInUse, TimingReport
+from edge.errors import DeviceError
+from edge.events import Listener, Note, ignore_events
+from edge.model import Inspection
+from edge.quantization import Table, table_check
+
+
+class Built(msgspec.Struct, frozen=True, kw_only=True):
+    """A built engine and how it came to be.
+
+    ``plan`` is the serialized engine; ``timing_cache`` the serialized cache after the build, None where none was used,
+    and ``timing`` how it was used; ``inspection`` the inspector's JSON, None where no GPU could load the engine;
+    ``described`` what was made of it, and of the graph that went in. ``flags`` are TensorRT's builder flags that were
+    set. ``table`` is what one of the device's own calibrators made, None without a feed.
+    """
+
+    plan: bytes
+    timing_cache: bytes | None
+    timing: TimingReport
+    inspection: str | None
+    described: Inspection
+    decision: Decision
+    flags: list[str]
+    layers: Layers
+    notes: list[str]
+    info: dict[str, Any]
+    table: Table | None = None
+
+
+def build(
+    request: BuildRequest,
+    caps: Caps,
+    *,
+    timing_cache: bytes | None = None,
+    feed: Feed | None = None,
+    options: Options | None = None,
+    listen: Listener = ignore_events,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Built | None:
+    """Build the engine that ``request`` asks for; None when ``should_stop`` ended it early.
+
+    Args:
+        request: profile, model, precision and, for INT8, the checked table.
+        caps: what the binding offers.
+        timing_cache: a serialized timing cache of this TensorRT and device; None starts an empty one.
+        feed: pictures for one of the device's own calibrators, instead of ``request.table``.
+        options: what the profile does not say, and where this machine's memory is read.
+        listen: hears the progress in percent, and warnings before the work starts.
+        should_stop: asked after every step where TensorRT reports steps (not on 8.6).
+
+    Raises:
+        ModelError: the parser refuses the model; all of its reasons are listed.
+        ProfileError: the profile asks for what this TensorRT does not have.
+        ArtifactError: TensorRT refuses the table.
+        DeviceError: no GPU, no memory, no kernel, no such unit.
+    """
+    options = options or Options()
+    decision = route.decide(request.profile, request.precision, caps)
+    form = _form(request, caps, decision)
+    watch = build_monitor.BuildWatch(listen=listen, should_stop=should_stop)
+    binding = binding_module(caps)
+    with build_monitor.watching(binding, watch) as logger, _quietly():
+        job = _Job(request, caps, decision=decision, form=form, watch=watch, options=options)
+        job.prepare(logger, feed)
+        job.configure(timing_cache, listen)
+        plan = job.run()
+        if plan is None:
+            return None
+        built, cache = job.result(plan, logger), job.cache
+        # TensorRT says what the timing cache has served when it is freed, with everything that holds it.
+        del plan, job
+        return built if cache is None else msgspec.structs.replace(built, timing=cache.report())
+
+
+class _Job:
+    """One build, from parser to plan. TensorRT's objects live here, in the order in which they need each other."""
+
+    def __init__(
+        self,
+        request: BuildRequest,
+        caps: Caps,
+        *,
+        decision: Decision,
+        form: Form,
+        watch: build_monitor.BuildWatch,
+        options: Options,
+    ) -> None:
+        self.request = request
+        self.caps = caps
+        self.decision = decision
+        self.form = form
+        self.watch = watch
+        self.options = options
+        self.binding = binding_module(caps)
+        self.where = str(request.model)
+        self.notes = list(form.notes)
+        self.info: dict[str, Any] = {}
+        self.builder: Any = None
+        self.network: Any = None
+        self.parser: Any = None
+        self.config: Any = None
+        self.source: Serving | Feeding | None = None
+        self.calibrator: Any = None
+        self.monitor: Any = None
+        self.cache: CacheInUse | None = None
+        self.unscaled: list[str] = []
+        self.before_fusion = False
+        self.accelerator = Accelerator()
+
+    def prepare(self, logger: Any, feed: Feed | None) -> None:  # noqa: ANN401
+        """Builder, parsed network, and the calibrator for it."""
+        self.builder = self._made(self.binding.Builder, logger)
+        builder_config.check_units(self.builder, self.request, self.caps)
+        self.network = self.builder.create_network(builder_config.creation_flags(self.binding, self.caps))
+        self._parse(logger)
+        if feed is not None:
+            self.source = Feeding(feed, self.caps)
+            self.calibrator = calibrator.make(self.source, feed.algorithm, self.caps)
+            self.before_fusion = feed.algorithm in {"entropy", "legacy"}
+            self.info["calibrator"] = feed.algorithm
+        elif self.decision.route == "implicit":
+            self.source = self._serving()
+            self.calibrator = calibrator.make(self.source, self.source.table.header.algorithm, self.caps)
+
+    def configure(self, timing_cache: bytes | None, listen: Listener) -> None:
+        """The builder's configuration, and a warning if memory looks too small for what is to come."""
+        build = self.request.profile.build
+        here = memory.read(self.options.root)
+        shared = self.options.shared_memory
+        limits = memory.limits(here, workspace_mib=build.workspace_mib, shared=shared)
+        for text in memory.warnings(here, limits, model_bytes=self._model_bytes(), shared=shared):
+            self.notes.append(text)
+            listen(Note(text, "warning"))
+        self.config = self.builder.create_builder_config()
+        setup = builder_config.BuilderSetup(
+            binding=self.binding, caps=self.caps, request=self.request, decision=self.decision,
+            builder=self.builder, network=self.network, config=self.config, options=self.options,
+            scaled=self._scaled(),
+            calibration_batch=self.source.batch if isinstance(self.source, Feeding) else None,
+        )  # fmt: skip
+        self.accelerator = builder_config.apply(
+            setup, limits=limits, calibrator=self.calibrator, before_fusion=self.before_fusion
+        )
+        self.notes += self.accelerator.notes
+        self.info |= {"workspace_mib": limits.workspace_mib, "tactic_dram_mib": limits.tactic_mib}
+        if self.caps.progress_monitor:
+            self.monitor = build_monitor.progress_monitor(self.binding, self.watch)
+            self.config.progress_monitor = self.monitor
+        if self.request.timing.only:
+            builder_config.refuse_misses(setup)
+        if self._wants_cache() and self.caps.timing_cache:
+            self.cache = CacheInUse(self.config, timing_cache, caps=self.caps, watch=self.watch)
+
+    def run(self) -> Any:  # noqa: ANN401
+        """Build; the plan, or None when it was stopped.
+
+        Raises:
+            EdgeError: as the words say; whatever a callback of ours met comes first, for it is the cause.
+        """
+        plan = None
+        failure: Exception | None = None
+        try:
+            plan = self.builder.build_serialized_network(self.network, self.config)
+        except (RuntimeError, TypeError, ValueError, MemoryError) as exc:
+            failure = exc
+        self.watch.raise_kept()
+        if self.source is not None:
+            self.source.raise_kept()
+        if plan is not None:
+            return plan
+        if self.watch.stopped:
+            return None
+        if log_diagnosis.cancelled(self.watch.errors):
+            raise DeviceError("the build was cancelled", where=self.where)
+        raise log_diagnosis.as_error(self.watch.errors, self.watch.recent, where=self.where) from failure
+
+    def result(self, plan: Any, logger: Any) -> Built:  # noqa: ANN401
+        """What came out, counted."""
+        content = bytes(plan)
+        inspection = self._inspect(content, logger)
+        described = self._describe(inspection)
+        counted = self._count(described)
+        table = self.source.table() if isinstance(self.source, Feeding) else None
+        flags = builder_config.set_flags(self.config, self.binding)
+        return Built(
+            plan=content,
+            timing_cache=None if self.cache is None else self.cache.finish(),
+            timing=TimingReport(use="off" if self.caps.timing_cache else "no effect"),
+            inspection=inspection,
+            described=described,
+            decision=self.decision,
+            flags=flags,
+            layers=counted,
+            notes=self.notes + log_diagnosis.notes(self.watch.warnings),
+            info=self.info,
+            table=table,
+        )
+
+    def _wants_cache(self) -> bool:
+        return self.request.profile.build.timing_cache and self.request.timing.ask
+
+    def _parse(self, logger: Any) -> None:  # noqa: ANN401
+        self.parser = self._made(self.binding.OnnxParser, self.network, logger)
+        if self.form.data is None:
+            parsed = self.parser.parse_from_file(self.where)
+        else:
+            # The path lets the parser find weights that still lie outside.
+            parsed = self.parser.parse(self.form.data, self.where)
+        self.watch.raise_kept()
+        if not parsed:
+            found = parse_errors.problems(self.parser, self.caps, lambda: onnx_variants.nodes(self.form.path))
+            raise parse_errors.as_error(found, where=self.where)
+
+    def _serving(self) -> Serving:
+        if self.request.table is None:
+            raise DeviceError("INT8 needs a calibration table", hint="edge calibrate")
+        dla = self.request.profile.build.dla_core is not None
+        table = calibrator.served(self.request.table, self.caps, dla=dla)
+        completed = missing_scales.complete(table, missing_scales.read(self.network, self.caps))
+        self.info |= {
+            "table_header": self.request.table.header.text,
+            "served_header": table.header.text,
+            "scales_added": len(completed.added),
+        }
+        if completed.unresolved:
+            some = ", ".join(completed.unresolved[:3])
+            self.unscaled = completed.unresolved
+            text = f"{len(completed.unresolved)} tensors of the parsed network have no scale: {some}"
+            self.notes.append(f"{text}; layers at them stay in float")
+        return Serving(completed.table, self.caps, batch=self.request.profile.input.batch.opt)
+
+    def _made(self, factory: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401
+        """What a factory of the binding makes; it raises TypeError over a null pointer when CUDA cannot start."""
+        try:
+            made = factory(*arguments)
+        except (TypeError, RuntimeError) as exc:
+            self.watch.raise_kept()
+            raise log_diagnosis.as_error(self.watch.errors, self.watch.recent, where=self.where) from exc
+        return made
+
+    def _inspect(self, plan: bytes, logger: Any) -> str | None:  # noqa: ANN401
+        """The inspector's JSON. It needs the engine loaded, so a GPU that can run it."""
+        said = len(self.watch.errors)
+        try:
+            runtime = self.binding.Runtime(logger)
+            build = self.request.profile.build
+            if build.dla_core is not None:
+                runtime.DLA_core = build.dla_core
+            if build.version_compatible:
+                # Such an engine brings its own runtime, which is not run unasked.
+                runtime.engine_host_code_allowed = True
+            engine = runtime.deserialize_cuda_engine(plan)
+        except (TypeError, RuntimeError):
+            engine = None
+        if engine is None:
+            why = log_diagnosis.as_error(self.watch.errors[said:]).what
+            self.notes.append(f"the engine was built and could not be loaded here to look into it: {why}")
+            return None
+        kind = self.binding.LayerInformationFormat.JSON
+        return str(engine.create_engine_inspector().get_engine_information(kind))
+
+    def _describe(self, inspection: str | None) -> Inspection:
+        """The graph that went in and, as far as the engine shows them, the layers that came out."""
+        nodes = self.form.nodes()
+        source = self.caps.title
+        lost = {*self.unscaled, *log_diagnosis.unscaled(self.watch.warnings)}
+        if inspection is None:
+            why = "the engine could not be loaded on this machine, so nobody could look into it"
+            return layer_report.absent(why, source=source, nodes=nodes)
+        found = layer_report.read(inspection, source=f"engine inspector of {source}", nodes=nodes, unscaled=lost)
+        return found or layer_report.absent("the inspector lists no layers", source=source, nodes=nodes)
+
+    def _count(self, described: Inspection) -> Layers:
+        """Layers by precision: from the engine where it says so, else from the graph where that decides it.
+
+        Layers that the engine hides (fused by TensorRT's second compiler) are not claimed to be INT8 or FP16, except
+        where the graph or the DLA leaves no choice: in a typed graph, and for what a DLA takes of the network.
+        """
+        precision = self.request.precision
+        counts = described.counts()
+        unknown = counts.weighted.get("?", 0)
+        if described.absent and self.decision.route == "implicit":
+            raise DeviceError(
+                "the engine was built, and its layers cannot be counted: whether INT8 was delivered is not known",
+                where=self.where,
+                hint="build on the device that the engine is for",
+            )
+        if not described.absent:
+            self.info |= {"opaque_layers": counts.opaque, "reformat_layers": counts.reformats}
+        if described.absent or ((counts.opaque or unknown) and self._is_typed()):
+            return self._count_graph()
+        weighted = sum(counts.weighted.values())
+        hidden = max(self.form.weighted - weighted, 0) if counts.opaque else 0
+        on_dla = min(hidden, self.accelerator.weighted)
+        if hidden > on_dla:
+            text = f"{hidden - on_dla} weighted layers are hidden in fused ones and not counted as {precision.upper()}"
+            self.notes.append(text)
+        return Layers(
+            weighted=weighted + hidden,
+            weighted_int8=counts.weighted.get("int8", 0) + (on_dla if precision == "int8" else 0),
+            weighted_fp16=counts.weighted.get("fp16", 0) + (on_dla if precision == "fp16" else 0),
+            weighted_unknown=unknown + hidden - on_dla,
+            by_type=dict(sorted(Counter(layer.kind for layer in described.layers).items())),
+        )
+
+    def _count_graph(self) -> Layers:
+        """Layers of the graph, whose precision is what it says where networks are typed; else it is unknown."""
+        if self.request.precision != "fp32":
+            self.notes.append("layers were counted in the graph, not in the engine, which does not show them all")
+        return Layers(
+            weighted=self.form.weighted,
+            weighted_int8=self.form.quantized,
+            weighted_fp16=self.form.weighted if self.form.half else 0,
+            weighted_unknown=0 if self._is_typed() else self.form.weighted,
+            by_type=missing_scales.read(self.network, self.caps).by_kind(),
+        )
+
+    def _is_typed(self) -> bool:
+        """Whether the graph itself says the precision of every layer."""
+        return self.decision.route == "explicit" or self.form.half or self.request.precision == "fp32"
+
+    def _scaled(self) -> frozenset[str]:
+        if not isinstance(self.source, Serving):
+            return frozenset()
+        bits = self.source.table.bits
+        return frozenset(name for name, pattern in bits.items() if table_check.value_code(pattern) is None)
+
+    def _model_bytes(self) -> int:
+        return len(self.form.data) if self.form.data is not None else self.form.path.stat().st_size
+
+
+def _form(request: BuildRequest, caps: Caps, decision: Decision) -> Form:
+    if decision.route == "explicit":
+        if request.table is None:
+            raise DeviceError("INT8 needs a calibration table", hint="edge calibrate")
+        return onnx_variants.quantized(request.model, request.table)
+    if request.precision == "fp16" and caps.strongly_typed_only:
+        return onnx_variants.half(request.model)
+    return onnx_variants.plain(request.model)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """TensorRT 10 warns at every use of what 11 removed; caps has decided what is used."""
+    with python_warnings.catch_warnings():
+        python_warnings.simplefilter("ignore", DeprecationWarning)
+        yield

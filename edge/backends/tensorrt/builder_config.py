@@ -1,0 +1,275 @@
+"""The builder's configuration: flags, limits, batch range, DLA, compatibility. One function per subject."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge.backends.interface import BuildRequest
+from edge.backends.tensorrt.caps import Caps
+from edge.backends.tensorrt.memory import MIB, Limits
+from edge.backends.tensorrt.route import Decision
+from edge.errors import DeviceError, ModelError, ProfileError
+
+_WEIGHTED = frozenset({"CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "FULLY_CONNECTED"})
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What a build may be told besides the profile.
+
+    ``shared_memory``: CPU and GPU share one memory (a Jetson). ``root``: where ``/proc`` is read.
+    """
+
+    shared_memory: bool = False
+    root: Path = Path("/")
+
+
+class BuilderSetup(msgspec.Struct, frozen=True, kw_only=True):
+    """The objects of one build that its configuration needs; ``scaled`` names the tensors with a usable scale.
+
+    ``calibration_batch`` is the size of the batches that a calibrator brings, None where it brings none.
+    """
+
+    binding: Any
+    caps: Caps
+    request: BuildRequest
+    decision: Decision
+    builder: Any
+    network: Any
+    config: Any
+    options: Options
+    scaled: frozenset[str] = frozenset()
+    calibration_batch: int | None = None
+
+
+def creation_flags(binding: Any, caps: Caps) -> int:  # noqa: ANN401
+    """Flags for ``create_network``: explicit batch where it must be said, strong typing where there is no other."""
+    kinds = binding.NetworkDefinitionCreationFlag
+    flags = 0
+    if caps.explicit_batch:
+        flags |= 1 << int(kinds.EXPLICIT_BATCH)
+    if caps.strongly_typed_only:
+        flags |= 1 << int(kinds.STRONGLY_TYPED)
+    return flags
+
+
+def check_units(builder: Any, request: BuildRequest, caps: Caps) -> None:  # noqa: ANN401
+    """Whether this machine has what the profile asks for; nothing is built in another precision instead.
+
+    Raises:
+        DeviceError: no such DLA core, or a GPU without FP16 or INT8.
+    """
+    core = request.profile.build.dla_core
+    if core is not None and core >= builder.num_DLA_cores:
+        has = f"{builder.num_DLA_cores} DLA cores" if builder.num_DLA_cores else "no DLA that TensorRT can use"
+        raise DeviceError(
+            f"build.dla_core: {core}, and this machine has {has}",
+            hint="leave dla_core out; TensorRT 10.8 to 11.3 use no DLA at all",
+        )
+    if caps.precision_flags and request.precision != "fp32":
+        # 10.x still answers; 11 no longer asks.
+        fast = builder.platform_has_fast_fp16 if request.precision == "fp16" else builder.platform_has_fast_int8
+        if not fast:
+            raise DeviceError(f"this GPU has no fast {request.precision}", hint="--precision fp32")
+
+
+class Accelerator(msgspec.Struct, frozen=True, kw_only=True):
+    """What the DLA takes of the network: weighted layers that it runs in what was asked for; what to tell the user."""
+
+    weighted: int = 0
+    notes: list[str] = []
+
+
+def apply(setup: BuilderSetup, *, limits: Limits, calibrator: Any, before_fusion: bool) -> Accelerator:  # noqa: ANN401
+    """Put everything into ``setup.config``.
+
+    ``before_fusion``: the calibrator is one that looks at fused layers unless told not to (Entropy 1 and Legacy); its
+    table would fit no other device.
+
+    Raises:
+        DeviceError, ModelError, ProfileError: something is asked for that this TensorRT or network cannot do.
+    """
+    config, binding, build = setup.config, setup.binding, setup.request.profile.build
+    batch = setup.request.profile.input.batch
+    config.profiling_verbosity = binding.ProfilingVerbosity.DETAILED
+    if build.optimization_level is not None:
+        config.builder_optimization_level = build.optimization_level
+    _limit_memory(setup, limits)
+    _choose_precision(setup)
+    accelerator = _use_dla(setup)
+    profile = _batch_range(setup)
+    if profile is not None:
+        config.add_optimization_profile(profile)
+    if calibrator is not None:
+        config.int8_calibrator = calibrator
+        if profile is not None:
+            # Without one TensorRT takes profile 0 and warns; with one, min and max become its opt.
+            config.set_calibration_profile(_batch_range(setup, only=setup.calibration_batch or batch.opt))
+        if before_fusion:
+            config.set_quantization_flag(binding.QuantizationFlag.CALIBRATE_BEFORE_FUSION)
+    _make_compatible(setup)
+    return accelerator
+
+
+def attach_timing_cache(config: Any, content: bytes | None) -> tuple[Any, bool]:  # noqa: ANN401
+    """Attach a timing cache to ``config``; the cache, and whether ``content`` was accepted.
+
+    A cache of another device or version is refused, never forced on it (``ignore_mismatch`` "may lead to functional
+    bugs"); an empty one takes its place.
+    """
+    cache = config.create_timing_cache(content or b"")
+    if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+        return cache, True
+    empty = config.create_timing_cache(b"")
+    if empty is not None:
+        config.set_timing_cache(empty, ignore_mismatch=False)
+    return empty, content is None
+
+
+def refuse_misses(setup: BuilderSetup) -> None:
+    """A kernel that the timing cache does not know ends the build.
+
+    Raises:
+        DeviceError: this TensorRT has no such flag.
+    """
+    if not setup.caps.error_on_timing_cache_miss:
+        why = "timing caches have no effect on it" if not setup.caps.timing_cache else "it came with TensorRT 10"
+        raise DeviceError(
+            f"--error-on-miss: {setup.caps.title} cannot refuse what a timing cache lacks ({why})",
+            hint="leave --error-on-miss out; the manifest says how many entries a build added",
+        )
+    setup.config.set_flag(setup.binding.BuilderFlag.ERROR_ON_TIMING_CACHE_MISS)
+
+
+def set_flags(config: Any, binding: Any) -> list[str]:  # noqa: ANN401
+    """Names of the builder flags that are set, TensorRT's defaults among them."""
+    members = binding.BuilderFlag.__members__
+    return sorted(name for name, flag in members.items() if config.get_flag(flag))
+
+
+def _limit_memory(setup: BuilderSetup, limits: Limits) -> None:
+    pools = setup.binding.MemoryPoolType
+    if limits.workspace_mib is not None:
+        setup.config.set_memory_pool_limit(pools.WORKSPACE, limits.workspace_mib * MIB)
+    if limits.tactic_mib is not None and setup.caps.tactic_dram:
+        setup.config.set_memory_pool_limit(pools.TACTIC_DRAM, limits.tactic_mib * MIB)
+
+
+def _choose_precision(setup: BuilderSetup) -> None:
+    """Precision flags. FP16 goes beside INT8: what INT8 does not suit need not fall to FP32.
+
+    TF32 is cleared for FP32 only, where 10 bits of mantissa are not what was asked for. A strict profile asks for INT8
+    in every weighted layer (PREFER: TensorRT may still refuse, and the manifest counts); otherwise TensorRT takes
+    whatever is fastest, as it likes.
+    """
+    config, flags = setup.config, setup.binding.BuilderFlag
+    if setup.request.precision == "fp32":
+        config.clear_flag(flags.TF32)
+    if setup.caps.strongly_typed_only or setup.request.precision == "fp32":
+        return
+    config.set_flag(flags.FP16)
+    if setup.request.precision != "int8":
+        return
+    config.set_flag(flags.INT8)
+    if setup.decision.route == "implicit" and setup.request.profile.build.strict:
+        config.set_flag(flags.PREFER_PRECISION_CONSTRAINTS)
+        for index in range(setup.network.num_layers):
+            layer = setup.network.get_layer(index)
+            if layer.type.name in _WEIGHTED:
+                layer.precision = setup.binding.DataType.INT8
+
+
+def _use_dla(setup: BuilderSetup) -> Accelerator:
+    build, config, binding = setup.request.profile.build, setup.config, setup.binding
+    if build.dla_core is None:
+        return Accelerator()
+    batch = setup.request.profile.input.batch
+    if not batch.min == batch.opt == batch.max:
+        raise ProfileError(
+            f"a DLA takes one batch size, the profile asks for {batch.min} to {batch.max}",
+            where=setup.request.profile.name,
+            hint=f"input.batch: {{min: {batch.opt}, opt: {batch.opt}, max: {batch.opt}}}",
+        )
+    config.default_device_type = binding.DeviceType.DLA
+    config.DLA_core = build.dla_core
+    if build.gpu_fallback:
+        config.set_flag(binding.BuilderFlag.GPU_FALLBACK)
+    layers = [setup.network.get_layer(index) for index in range(setup.network.num_layers)]
+    taken = [layer for layer in layers if config.can_run_on_DLA(layer)]
+    # It has no FP32: what it takes of a network of FP16 runs in FP16, and of INT8 what has its scales.
+    is_fp16 = setup.request.precision == "fp16"
+    weighted = sum(layer.type.name in _WEIGHTED and (is_fp16 or _is_scaled(layer, setup.scaled)) for layer in taken)
+    refused = [layer.name for layer in layers if layer not in taken]
+    if not refused:
+        return Accelerator(weighted=weighted)
+    text = f"{len(refused)} of {len(layers)} layers of the network cannot run on the DLA: {', '.join(refused[:3])}"
+    if build.gpu_fallback:
+        return Accelerator(weighted=weighted, notes=[f"{text}; they go to the GPU"])
+    raise DeviceError(text, where=setup.request.model, hint="build.gpu_fallback: true")
+
+
+def _is_scaled(layer: Any, scaled: frozenset[str]) -> bool:  # noqa: ANN401
+    """Whether every tensor at a layer has a scale: a DLA runs it in FP16, or not at all, when one is missing."""
+    inputs = [layer.get_input(index) for index in range(layer.num_inputs)]
+    outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
+    return all(tensor.name in scaled for tensor in (*inputs, *outputs) if tensor is not None)
+
+
+def _batch_range(setup: BuilderSetup, *, only: int | None = None) -> Any:  # noqa: ANN401
+    """The optimization profile of a network with a dynamic input; None for a fixed one.
+
+    Raises:
+        ModelError: an axis besides batch, height and width is dynamic.
+    """
+    given = setup.network.get_input(0)
+    shape = tuple(given.shape)
+    if all(size >= 0 for size in shape):
+        return None
+    wanted = setup.request.profile.input
+    if len(shape) != 4 or shape[1] < 0:
+        raise ModelError(
+            f"the input {given.name} has the shape {list(shape)}: only batch, height and width may be dynamic",
+            where=setup.request.model,
+            hint="export it as N×3×H×W",
+        )
+    sizes = (only,) * 3 if only is not None else (wanted.batch.min, wanted.batch.opt, wanted.batch.max)
+    shapes = []
+    for size in sizes:
+        asked = (size, shape[1], wanted.height, wanted.width)
+        shapes.append(tuple(new if old < 0 else old for old, new in zip(shape, asked, strict=True)))
+    profile = setup.builder.create_optimization_profile()
+    profile.set_shape(given.name, *shapes)
+    return profile
+
+
+def _make_compatible(setup: BuilderSetup) -> None:
+    """What the profile says of other machines: versions, GPU generations, compute capabilities."""
+    build, caps, config, binding = setup.request.profile.build, setup.caps, setup.config, setup.binding
+    where = setup.request.profile.name
+    if build.version_compatible:
+        if not caps.version_compatible:
+            raise ProfileError(f"build.version_compatible: {caps.title} makes no such engines", where=where)
+        config.set_flag(binding.BuilderFlag.VERSION_COMPATIBLE)
+    if build.hardware_compatibility is not None:
+        if build.hardware_compatibility not in caps.hardware_compatibility:
+            raise ProfileError(
+                f"build.hardware_compatibility: {caps.title} has no {build.hardware_compatibility}",
+                where=where,
+                hint=f"one of {', '.join(caps.hardware_compatibility)}",
+            )
+        level = getattr(binding.HardwareCompatibilityLevel, build.hardware_compatibility)
+        config.hardware_compatibility_level = level
+    unknown = [name for name in build.compute_capabilities if name not in caps.compute_capabilities]
+    if unknown:
+        known = ", ".join(caps.compute_capabilities) or "none: it builds for the GPU that is here"
+        raise ProfileError(
+            f"build.compute_capabilities: {caps.title} cannot build for {', '.join(unknown)}",
+            where=where,
+            hint=f"it knows {known}",
+        )
+    if build.compute_capabilities:
+        config.num_compute_capabilities = len(build.compute_capabilities)
+        for index, name in enumerate(build.compute_capabilities):
+            config.set_compute_capability(getattr(binding.ComputeCapability, name), index)

@@ -1,0 +1,243 @@
+"""Calibrators as TensorRT 8.6 to 10.x wants them: subclasses of its own classes, made when a build needs one.
+
+:class:`Serving` hands over a table that edge has made and checked, and nothing else. If TensorRT asks it for a batch,
+it has refused the table; it then gets none, and :meth:`Serving.raise_kept` says so. What TensorRT wants written is
+never written: a table that it has shortened to what one network of one version needed would replace the checked one.
+
+:class:`Feeding` gives pictures to the device's own algorithms and takes the table that comes out.
+
+TensorRT prints an exception that leaves ``get_batch`` and goes on with the batches that it has. So nothing leaves: the
+exception is kept, the calibration ends, and ``raise_kept`` raises it after the build. A table from too few batches is
+then never seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from edge.backends.tensorrt.caps import CALIBRATORS, Caps, binding_module
+from edge.errors import ArtifactError, DataError, DeviceError
+from edge.quantization import AlgorithmName, Table, calibration_table
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class CalibrationBuffer(Protocol):
+    """Where a batch goes before TensorRT reads it."""
+
+    def upload(self, batch: NDArray[np.float32]) -> int:
+        """Copy a C-contiguous N×3×H×W float32 batch to the device; its address, good until the next call.
+
+        Raises:
+            DeviceError: the copy failed.
+        """
+
+
+class Feed(msgspec.Struct, frozen=True, kw_only=True):
+    """Pictures for one of the device's own calibrators.
+
+    ``batches`` gives float32 N×3×H×W arrays of exactly ``batch`` pictures, ``planned`` of them; ``memory`` is a
+    :class:`DeviceMemory`. ``quantile`` and ``cutoff`` (0 to 1) are the legacy calibrator's.
+    """
+
+    algorithm: AlgorithmName
+    batches: Iterator[Any]
+    planned: int
+    batch: int
+    memory: Any
+    quantile: float = 0.99999
+    cutoff: float = 1.0
+
+
+class BatchSource(Protocol):
+    """What stands behind a calibrator object: the answers to TensorRT's questions."""
+
+    batch: int
+    quantile: float
+    cutoff: float
+
+    def next(self, names: Sequence[str]) -> list[int] | None:
+        """Device address of the next batch of each input; None ends the calibration."""
+
+    def read(self) -> bytes | None:
+        """A finished table, or None to have one made."""
+
+    def write(self, content: bytes) -> None:
+        """The table that TensorRT has made."""
+
+    def raise_kept(self) -> None:
+        """Raise what went wrong inside of TensorRT's calls, also what a batch iterator or an upload raised.
+
+        Raises:
+            EdgeError: the table was refused, or not all batches were taken.
+        """
+
+
+class Serving:
+    """A finished table, under the header of this TensorRT and of the class that is made for it."""
+
+    quantile = 1.0
+    cutoff = 1.0
+
+    def __init__(self, table: Table, caps: Caps, *, batch: int) -> None:
+        self.table = table
+        self.batch = batch
+        self.asked = 0
+        # TensorRT reads the bytes after the call, so they must be the same object for as long as the calibrator lives.
+        self._content = calibration_table.write(table)
+        self._title = caps.title
+
+    def next(self, names: Sequence[str]) -> None:
+        """TensorRT has refused the table and wants pictures: there are none."""
+        del names
+        self.asked += 1
+
+    def read(self) -> bytes:
+        """The whole table, every time."""
+        return self._content
+
+    def write(self, content: bytes) -> None:
+        """Not taken: see the module."""
+
+    def raise_kept(self) -> None:
+        """Raise if the table was refused."""
+        if self.asked:
+            raise ArtifactError(
+                f"{self._title} refused the calibration table ({self.table.header.text}) and asked for pictures",
+                hint="edge table check; edge calibrate --force",
+            )
+
+
+class Feeding:
+    """Batches for a calibrator of the device's own, and the table that it makes."""
+
+    def __init__(self, feed: Feed, caps: Caps) -> None:
+        self.batch = feed.batch
+        self.quantile = feed.quantile
+        self.cutoff = feed.cutoff
+        self.consumed = 0
+        self._feed = feed
+        self._title = caps.title
+        self._ended = False
+        self._kept: BaseException | None = None
+        self._written: bytes | None = None
+
+    def next(self, names: Sequence[str]) -> list[int] | None:
+        """Address of the next batch; None at the end and after an exception."""
+        if self._ended:
+            return None
+        try:
+            found = self._next(names)
+        except BaseException as exc:  # noqa: BLE001 - raised again by raise_kept
+            self._kept = exc
+            found = None
+        self._ended = found is None
+        return found
+
+    def read(self) -> None:
+        """Nothing: the table is to be made from the pictures."""
+
+    def write(self, content: bytes) -> None:
+        """Keep the table."""
+        self._written = content
+
+    def raise_kept(self) -> None:
+        """Raise what :meth:`next` met, or say that not all batches were taken."""
+        if self._kept is not None:
+            raise self._kept
+        if self.consumed != self._feed.planned:
+            raise DeviceError(
+                f"{self._title} took {self.consumed} of {self._feed.planned} calibration batches: "
+                "its table would be of fewer pictures than asked for",
+                hint="run it again; if it stays so, calibrate with edge's own algorithms",
+            )
+
+    def table(self) -> Table:
+        """The table that TensorRT made.
+
+        Raises:
+            DeviceError: it made none. ArtifactError: what it made is no table.
+        """
+        if self._written is None:
+            raise DeviceError(f"{self._title} took {self.consumed} batches and wrote no calibration table")
+        return calibration_table.parse(self._written, where=f"{self._title}'s calibration table")
+
+    def _next(self, names: Sequence[str]) -> list[int] | None:
+        if len(names) != 1:
+            raise DeviceError(f"TensorRT asks for {len(names)} inputs at once: {', '.join(names)}")
+        array = next(self._feed.batches, None)
+        if array is None:
+            return None
+        if array.shape[0] != self.batch or array.dtype.name != "float32":
+            what = f"a batch of {array.shape[0]} {array.dtype.name} pictures, TensorRT takes {self.batch} float32"
+            raise DataError(what, hint="calibrate with a number of pictures that the batch size divides")
+        address = int(self._feed.memory.upload(array))
+        self.consumed += 1
+        return [address]
+
+
+def served(table: Table, caps: Caps, *, dla: bool) -> Table:
+    """``table`` as this TensorRT reads it: the header of its version, and of a calibrator that it has.
+
+    MinMax keeps its class; everything else is served as Entropy2, the one class that a DLA takes. Scales are scales:
+    the class decides how they are found, and these are found already.
+
+    Raises:
+        DeviceError: this TensorRT reads no tables.
+    """
+    version = caps.table_version
+    if version is None:
+        raise DeviceError(f"{caps.title} reads no calibration table", hint="int8_route: explicit")
+    keeps = table.header.algorithm == "minmax" and not dla and "minmax" in caps.calibrators
+    return calibration_table.retarget(table, version, algorithm="minmax" if keeps else "entropy2")
+
+
+def make(source: BatchSource, algorithm: AlgorithmName, caps: Caps) -> Any:  # noqa: ANN401
+    """An object of TensorRT's class for ``algorithm`` that asks ``source``. Keep a reference until the build ends.
+
+    Raises:
+        DeviceError: this TensorRT has no such calibrator.
+    """
+    if algorithm not in caps.calibrators:
+        known = ", ".join(caps.calibrators) or "none"
+        raise DeviceError(f"{caps.title} has no {algorithm} calibrator (it has {known})", hint="int8_route: explicit")
+    base = getattr(binding_module(caps), CALIBRATORS[algorithm])
+
+    class Calibrator(base):  # type: ignore[misc, valid-type]
+        """NVIDIA's interface. Some versions pass more arguments than their documentation shows."""
+
+        def __init__(self) -> None:
+            base.__init__(self)
+
+        def get_batch_size(self, *_: object) -> int:
+            return source.batch
+
+        def get_batch(self, names: Sequence[str], *_: object) -> list[int] | None:
+            return source.next(names)
+
+        def read_calibration_cache(self, *_: object) -> bytes | None:
+            return source.read()
+
+        def write_calibration_cache(self, cache: Any, *_: object) -> None:  # noqa: ANN401
+            # The buffer is TensorRT's own and gone after the call.
+            source.write(bytes(cache))
+
+        # The rest is asked by the legacy calibrator alone.
+        def get_quantile(self, *_: object) -> float:
+            return source.quantile
+
+        def get_regression_cutoff(self, *_: object) -> float:
+            return source.cutoff
+
+        def read_histogram_cache(self, *_: object) -> None:
+            """None: histograms are not kept."""
+
+        def write_histogram_cache(self, *_: object) -> None:
+            """Not taken."""
+
+    return Calibrator()

@@ -1,0 +1,222 @@
+"""The layers of an engine, from TensorRT's engine inspector (JSON, DETAILED).
+
+Fields are looked for by name, never by version. What is known of the forms:
+
+======== ============================================================================================================
+8.6      seen (a real ResNet-50): ``Format/Datatype`` is one phrase, ``Weights``/``ConvWeights`` have type and count,
+         ``Bindings`` are names, ``Metadata`` has the ONNX nodes between 0x1e
+10       by files of others: Myelin's kernels are layers of their own (``kgen``, ``gemm``) without weights, their
+         ``Format/Datatype`` is a word or "N/A due to dynamic shapes", nodes are between 0x1f
+11       by NVIDIA's migration page: a format and a data type apart, ``I/O Tensors`` are objects
+======== ============================================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+from edge.model import Inspection, Layer, LayerTensor, Node, Port, Role, inspection
+
+_WEIGHTED = re.compile(r"Conv|Gemm|MatMul|MatrixMultiply|Fully ?Connected", re.IGNORECASE)
+_HIDING = frozenset({"Myelin", "DLA"})
+# A Myelin kernel whose name says that it only moves: __myl_Move_myl3_0, __myl_CastTran_...
+_MOVING = re.compile(r"^__my(?:l|e)_(?:Move|Cast|Tran|Resh)+(?:_|$)")
+_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\[ONNX Layer: |[\x1e\x1f]|\s*$)", re.DOTALL)
+# Order matters: "bfloat16" holds "float16", "uint8" holds "int8".
+_PRECISIONS = tuple(
+    (re.compile(pattern, re.IGNORECASE), word)
+    for pattern, word in (
+        (r"uint8", "uint8"),
+        (r"int8|\bi8\b", "int8"),
+        (r"bf16|bfloat", "bf16"),
+        (r"fp8|float8|e4m3|e5m2", "fp8"),
+        (r"fp4|float4|e2m1", "fp4"),
+        (r"int4", "int4"),
+        (r"fp16|half|float16", "fp16"),
+        (r"int64", "int64"),
+        (r"int32", "int32"),
+        (r"bool", "bool"),
+        (r"fp32|float", "fp32"),
+    )
+)
+_BITS = {
+    "fp32": 32, "int32": 32, "fp16": 16, "bf16": 16, "int8": 8, "uint8": 8, "fp8": 8, "int64": 64, "int4": 4, "fp4": 4,
+    "bool": 8,
+}  # fmt: skip
+
+
+def read(
+    text: str,
+    *,
+    source: str,
+    nodes: Sequence[Node] = (),
+    unscaled: Collection[str] = (),
+) -> Inspection | None:
+    """Describe an engine from the inspector's JSON; None where it is not JSON or lists layers by name only.
+
+    Args:
+        text: what get_engine_information gave, or what ``trtexec --exportLayerInfo`` wrote.
+        source: who said it: product and version.
+        nodes: the ONNX nodes that went in.
+        unscaled: tensors that INT8 was wanted for and that have no scale.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    listed = content.get("Layers") if isinstance(content, dict) else None
+    if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
+        return None
+    reader = _Reader(nodes, listed)
+    layers = [reader.layer(item, unscaled) for item in listed]
+    return Inspection(
+        format=inspection.FORMAT,
+        source=source,
+        nodes=list(nodes),
+        layers=layers,
+        ports=list(_ports(content, layers)),
+    )
+
+
+def absent(why: str, *, source: str, nodes: Sequence[Node]) -> Inspection:
+    """An engine that nobody could look into here: what went in, and why there is no more."""
+    return Inspection(format=inspection.FORMAT, source=source, nodes=list(nodes), layers=[], ports=[], absent=why)
+
+
+class _Reader:
+    """Layer by layer, with what only all of them together say."""
+
+    def __init__(self, nodes: Sequence[Node], listed: list[dict[str, Any]]) -> None:
+        self._known = {node.name for node in nodes}
+        self._weighted = {node.name for node in nodes if node.weighted}
+        # The layers that are called after what they compute: others may name the same node for moving its data.
+        self._claimed = {name for item in listed if _computes_weighted(item) for name in self._nodes(item)}
+
+    def layer(self, item: dict[str, Any], unscaled: Collection[str]) -> Layer:
+        fused = self._nodes(item)
+        role = self._role(item, fused)
+        inputs, outputs = _tensors(item.get("Inputs")), _tensors(item.get("Outputs"))
+        precision = None if role in {"reformat", "opaque"} else _precision(item, inputs)
+        lost = [tensor.name for tensor in (*inputs, *outputs) if tensor.name in unscaled]
+        is_short = role == "weighted" and precision != "int8" and lost
+        return Layer(
+            name=str(item.get("Name") or ""),
+            kind=_kind(item),
+            role=role,
+            precision=precision,
+            inputs=inputs,
+            outputs=outputs,
+            nodes=fused,
+            weights_bytes=_weights_bytes(item),
+            tactic=_tactic(item),
+            why=f"no scale for {lost[0]}" if is_short else None,
+        )
+
+    def _role(self, item: dict[str, Any], fused: list[str]) -> Role:
+        name, kind = str(item.get("Name", "")), str(item.get("LayerType", ""))
+        if "ForeignNode" in name or kind in _HIDING:
+            return "opaque"
+        if kind == "NoOp":
+            return "free"
+        is_reformat = "Reformat" in f"{kind} {item.get('ParameterType', '')}" or item.get("Origin") == "REFORMAT"
+        if is_reformat or _MOVING.match(name):
+            return "reformat"
+        if _computes_weighted(item):
+            return "weighted"
+        mine = self._weighted.intersection(fused)
+        return "weighted" if mine - self._claimed else "other"
+
+    def _nodes(self, item: dict[str, Any]) -> list[str]:
+        found = _NODE.findall(str(item.get("Metadata") or ""))
+        if not found:
+            # The name of a fused layer is made of the names of its nodes: "/conv/Conv + PWN(/relu/Relu)".
+            words = re.split(r" \+ | \|\| |, ", str(item.get("Name", "")))
+            bare = [re.sub(r"^(?:PWN\()+|\)+$", "", word).strip() for word in words]
+            found = [word for word in bare if word in self._known]
+        return list(dict.fromkeys(found))
+
+
+def _computes_weighted(item: dict[str, Any]) -> bool:
+    # Copies and reshapes carry the name of the layer they serve, so only the kind counts.
+    kinds = f"{item.get('ParameterType', '')} {item.get('LayerType', '')}"
+    return bool(_WEIGHTED.search(kinds)) and "Reformat" not in kinds
+
+
+def _kind(item: dict[str, Any]) -> str:
+    return str(item.get("ParameterType") or item.get("LayerType") or "unknown")
+
+
+def _tactic(item: dict[str, Any]) -> str | None:
+    said = item.get("TacticName") or item.get("TacticValue")
+    return str(said) if said and said != "0x0000000000000000" else None
+
+
+def _precision(item: dict[str, Any], inputs: list[LayerTensor]) -> str | None:
+    """What a layer computes in: that of its weights, else what it says itself, else that of its first input."""
+    weights = next((value for key, value in item.items() if key.endswith("Weights") and isinstance(value, dict)), {})
+    for said in (weights.get("Type"), item.get("Precision")):
+        word = _word(said)
+        if word is not None:
+            return word
+    return inputs[0].precision if inputs else None
+
+
+def _weights_bytes(item: dict[str, Any]) -> int | None:
+    sizes = []
+    for key, value in item.items():
+        if key.endswith(("Weights", "Bias")) and isinstance(value, dict):
+            bits, count = _BITS.get(_word(value.get("Type")) or ""), value.get("Count")
+            if bits is not None and isinstance(count, int) and count > 0:
+                sizes.append(count * bits // 8)
+    return sum(sizes) if sizes else None
+
+
+def _tensors(listed: Any) -> list[LayerTensor]:  # noqa: ANN401
+    found = listed if isinstance(listed, list) else []
+    return [_tensor(item) for item in found if isinstance(item, dict)]
+
+
+def _tensor(item: dict[str, Any]) -> LayerTensor:
+    said = {name.lower().replace(" ", ""): str(value) for name, value in item.items()}
+    datatype = next((value for name, value in said.items() if name.endswith("datatype")), "")
+    # In the old form one phrase says both, if it says more than a word.
+    layout = said.get("format") or (datatype if " " in datatype else None)
+    return LayerTensor(
+        name=str(item.get("Name") or ""),
+        precision=_word(datatype) or _word(layout),
+        layout=layout,
+        shape=_shape(item.get("Dimensions")),
+    )
+
+
+def _ports(content: dict[str, Any], layers: list[Layer]) -> Iterator[Port]:
+    made = {tensor.name: tensor for layer in layers for tensor in layer.outputs}
+    used = {tensor.name: tensor for layer in layers for tensor in layer.inputs}
+    for key in ("I/O Tensors", "Bindings"):
+        listed = content.get(key)
+        for item in listed if isinstance(listed, list) else []:
+            if isinstance(item, dict):
+                tensor = _tensor(item)
+                is_input = str(item.get("IOMode", "")).lower() == "input"
+            else:
+                tensor = made.get(str(item)) or used.get(str(item)) or LayerTensor(name=str(item))
+                is_input = str(item) not in made
+            yield Port(
+                name=tensor.name, mode="input" if is_input else "output", precision=tensor.precision,
+                shape=tensor.shape,
+            )  # fmt: skip
+
+
+def _word(said: object) -> str | None:
+    """A data type in one word, from whatever TensorRT calls it."""
+    text = str(said or "")
+    return next((word for pattern, word in _PRECISIONS if pattern.search(text)), None)
+
+
+def _shape(said: object) -> tuple[int | str, ...] | None:
+    if not isinstance(said, list):
+        return None
+    return tuple(size if isinstance(size, int) else str(size) for size in said)

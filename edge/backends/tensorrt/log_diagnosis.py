@@ -1,0 +1,157 @@
+"""TensorRT's log lines in words: an error of ours for a build that failed, a few notes for one that did not.
+
+The patterns are taken from lines that TensorRT 8 to 11 and TensorRT for RTX 1.7 wrote, here or in public reports
+(NVIDIA/TensorRT issues 1413, 3355, 3566, 4621; mmdeploy 1059; a table of TensorRT 8 handed to 10.3). What no pattern
+knows is passed on as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import msgspec
+
+from edge.backends.tensorrt.build_monitor import LogLine
+from edge.errors import ArtifactError, DeviceError, EdgeError, ModelError
+
+_MEMORY = (
+    "close other programs (a desktop session takes 1 GB), set build.workspace_mib lower, "
+    "add a swap file on disk (edge doctor); on a device that ran for days, reboot"
+)
+_CUDA = "edge doctor; the driver, CUDA and TensorRT must be of one release (on a Jetson: of one JetPack)"
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """A pattern, what it means (``{0}`` is its first group), what to try, and the class of the error."""
+
+    pattern: str
+    what: str
+    hint: str
+    kind: type[EdgeError] = DeviceError
+
+
+# The first rule that fits any line decides, so the cause stands before its consequences.
+RULES: tuple[Rule, ...] = (
+    Rule(
+        r"cudaError 35\b|initialization failure with error:? 35\b|driver version is insufficient",
+        "the NVIDIA driver is missing, or older than this TensorRT needs",
+        _CUDA,
+    ),
+    Rule(
+        r"cudaError 100\b|initialization failure with error:? 100\b|no CUDA-capable device",
+        "there is no NVIDIA GPU, or this process may not see it",
+        "edge doctor; in a container: --runtime nvidia",
+    ),
+    Rule(
+        r"initialization failure with error:? (\d+)|createInferBuilder: Error Code 6",
+        "CUDA cannot be started (error {0})",
+        _CUDA,
+    ),
+    Rule(
+        r"(?:Target GPU SM|SM) ?(\d+) is not supported by this TensorRT|Unsupported SM",
+        "this TensorRT has no kernels for this GPU (SM {0})",
+        "a wheel from PyPI has none for a Jetson: use JetPack's own TensorRT (sudo apt install python3-libnvinfer)",
+    ),
+    Rule(
+        r"does not match calibrator algorithm type|invalid calibration cache|calibration (?:cache|table) .*corrupt",
+        "TensorRT refuses the calibration table",
+        "edge table check",
+        ArtifactError,
+    ),
+    Rule(r"(?i)Calibration failure|no scaling factors detected", "TensorRT's calibration failed", "edge table check"),
+    Rule(
+        r"(?i)ERROR_ON_TIMING_CACHE_MISS|timing cache (?:miss|has no entry)|not found in (?:the )?timing cache",
+        "the timing cache does not know every kernel of this build",
+        "build once without --error-on-miss: what it measures is kept",
+    ),
+    Rule(
+        r"(?i)out ?of ?memory|cudaError 2\b|NvMapMemAlloc\w*|failed to allocate|bad_alloc|ran out of",
+        "the GPU's memory ran out in the build",
+        _MEMORY,
+    ),
+    Rule(
+        r"(\S+) is not supported on DLA|DLA does not support|not supported on DLA",
+        "a layer cannot run on the DLA",
+        "set build.gpu_fallback: true, or leave build.dla_core out",
+    ),
+    Rule(
+        r"Could not find any implementation for node (.+?)\.?\)?$",
+        "TensorRT found no kernel for {0}",
+        f"most often memory was too small for every one that it tried: {_MEMORY}",
+    ),
+    Rule(
+        r"(?i)no optimization profile|profile dimensions|profile .*is (?:not valid|invalid)|violates",
+        "the batch range does not fit the network",
+        "check input.batch in the profile",
+        ModelError,
+    ),
+)
+
+_TACTIC = re.compile(r"Tactic Device request: (\d+) ?MB Available: (\d+) ?MB")
+_SCALE = re.compile(r"Missing scale and zero-point for tensor (.+?), expect fall back")
+_INT64 = re.compile(r"generated with INT64 weights|Attempting to cast down to INT32|cast down.*clamped")
+# What says nothing to anybody: the second line of a tactic that was skipped, and TensorRT's habits.
+_NOISE = re.compile(
+    r"Skipping tactic|setup a local cache instead|differs from one already registered"
+    r"|Calibration Profile is not defined|Try decreasing the workspace size|One or more weights outside the range"
+)
+_MOST_NOTES = 8
+
+
+def as_error(errors: Sequence[LogLine], recent: Sequence[LogLine] = (), *, where: str | None = None) -> EdgeError:
+    """The error behind what TensorRT logged; ``recent`` are lines of lesser rank, looked at only for a cause."""
+    for rule in RULES:
+        for line in (*errors, *recent):
+            if found := re.search(rule.pattern, line.text):
+                groups = [group or "?" for group in found.groups()] or ["?"]
+                said = "" if not errors else f" ({_tidy(errors[0].text)})"
+                return rule.kind(rule.what.format(*groups) + said, where=where, hint=rule.hint)
+    if errors:
+        return DeviceError(f"TensorRT: {_tidy(errors[0].text)}", where=where, hint="edge doctor")
+    return DeviceError("TensorRT gave no engine and no reason", where=where, hint="edge doctor")
+
+
+def unscaled(warnings: Sequence[LogLine]) -> list[str]:
+    """Tensors that TensorRT missed a scale for, in the order in which it said so."""
+    return list(dict.fromkeys(match[1] for line in warnings if (match := _SCALE.search(line.text))))
+
+
+def notes(warnings: Sequence[LogLine]) -> list[str]:
+    """What a user should know of TensorRT's warnings, one sentence each, with equal ones counted."""
+    found = []
+    tactics = [match for line in warnings if (match := _TACTIC.search(line.text))]
+    if tactics:
+        most = max(int(match[1]) for match in tactics)
+        least = min(int(match[2]) for match in tactics)
+        text = f"TensorRT left out {len(tactics)} kernels for lack of memory (largest {most} MB, {least} MB free)"
+        found.append(f"{text}: the engine may be slower than it could be")
+    lost = unscaled(warnings)
+    if lost:
+        some = ", ".join(lost[:3])
+        found.append(f"{len(lost)} tensors have no scale, so the layers at them stay in float: {some}")
+    if any(_INT64.search(line.text) for line in warnings):
+        found.append("TensorRT reads the model's INT64 constants as INT32")
+    rest: dict[str, int] = {}
+    for line in warnings:
+        if not any(known.search(line.text) for known in (_TACTIC, _SCALE, _INT64, _NOISE)):
+            text = _tidy(line.text)
+            rest[text] = rest.get(text, 0) + 1
+    found += [f"TensorRT: {text}{f' ({count} times)' if count > 1 else ''}" for text, count in rest.items()]
+    if len(found) > _MOST_NOTES:
+        found[_MOST_NOTES - 1 :] = [f"and {len(found) - _MOST_NOTES + 1} more kinds of warnings of TensorRT"]
+    return found
+
+
+def cancelled(errors: Sequence[LogLine]) -> bool:
+    """Whether TensorRT says that the progress monitor ended the build."""
+    return any("BuildCanceled" in line.text or "Build canceled by user" in line.text for line in errors)
+
+
+def _tidy(text: str) -> str:
+    """One line, without TensorRT's source positions."""
+    text = re.sub(r"\s+", " ", text)
+    text = re.sub(r" ?(?:In \w+ )?at /_src/\S+", "", text)
+    text = re.sub(r"^(?:\d+: )?(?:\[[\w.:]+\] ?)?", "", text)
+    text = re.sub(r"^(?:[\w./]+\.cpp:\d+: )", "", text)
+    return text if len(text) <= 300 else f"{text[:299]}…"

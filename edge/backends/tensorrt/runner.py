@@ -1,0 +1,371 @@
+"""A TensorRT engine, open for inference on a CUDA device.
+
+Buffers are allocated once, for the largest batch. The input goes through page-locked memory, which a device that shares
+memory with the CPU reads in place. The work of an engine is captured in a CUDA graph at the second run of a batch size:
+at the first TensorRT finishes what it has put off since the size was set. Where it cannot be captured, it is
+enqueued each time, and :attr:`TrtSession.graph_note` says why. Stages are timed by CUDA events on the one stream.
+
+None of this was run with TensorRT on a GPU. What is tried is this: the whole path against doubles of eight bindings,
+with exactly their classes and signatures, in host memory (``tests/trt_runner``); and the CUDA side on a GPU, with a
+kernel in TensorRT's place (``tests/cuda``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge.backends.cuda import DeviceMemory, GpuDevice, Graph, HostMemory
+from edge.backends.interface import Inference
+from edge.backends.tensorrt import build_monitor, log_diagnosis
+from edge.backends.tensorrt.caps import Caps, binding_module
+from edge.backends.tensorrt.io_spec import BYTES, FLOATS, check_gpu, contract
+from edge.config import InputConfig, PreprocessConfig
+from edge.errors import DeviceError, EdgeError, StoreError, require
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edge.backends.cuda import GpuPreprocessor
+
+_FOREIGN = re.compile(r"(?i)version|not compatible|incompatible|platform|magicTag|serialization")
+_MEMORY = re.compile(r"(?i)out ?of ?memory|cudaError 2\b|NvMapMemAlloc|failed to allocate|bad_alloc")
+
+
+class FrameInference(Inference, frozen=True, kw_only=True):
+    """An inference that began with frames: ``preprocess_ms`` is the kernel's time on the device."""
+
+    preprocess_ms: float
+
+
+class TrtSession:
+    """An open engine, for one thread at a time. ``device`` is given back with it.
+
+    Raises:
+        ArtifactError: an engine for other GPUs (``gpus``, as the engine's key names them).
+        DeviceError: no GPU, no memory, an engine of another TensorRT or GPU, or one that edge cannot run.
+        GuestError: PyCUDA is not installed.
+
+    ``host_code`` lets an engine bring its own runtime, as a version-compatible one does. ``dla_core`` is the one that
+    the engine was built for, if any.
+    """
+
+    def __init__(
+        self,
+        engine: Path,
+        caps: Caps,
+        *,
+        precision: str,
+        device: GpuDevice | None = None,
+        graphs: bool = True,
+        gpus: str | None = None,
+        host_code: bool = False,
+        dla_core: int | None = None,
+    ) -> None:
+        self.precision = precision
+        self._caps = caps
+        self._gpus = gpus
+        self._host_code = host_code
+        self._dla_core = dla_core
+        self.graph_note: str | None = None if graphs else "CUDA graphs were not asked for"
+        self._np = require("numpy")
+        self._where = engine
+        self._binding = binding_module(caps)
+        self._watch = build_monitor.BuildWatch()
+        self._events: list[Any] = []
+        self._staging: NDArray[Any] = self._np.empty(0)
+        self._results: NDArray[Any] = self._np.empty(0)
+        self._input_memory: DeviceMemory | None = None
+        self._runtime: Any = None
+        self._engine: Any = None
+        self._context: Any = None
+        self._graph: Graph | None = None
+        self._frames: GpuPreprocessor | None = None
+        self._memory: list[HostMemory | DeviceMemory] = []
+        self._size = 0
+        self._settled = False
+        self._closed = False
+        plan = _read(engine)
+        self._device = _gpu() if device is None else device
+        try:
+            with self._device.active():
+                self._open(plan)
+        except BaseException:
+            self.close()
+            raise
+
+    def infer(self, batch: NDArray[np.float32]) -> Inference:
+        """Run a float32 N×3×H×W batch. A batch below the engine's smallest is filled up; the logits are for N."""
+        count, device = self._count(batch.shape), self._device
+        with device.active():
+            self._fit(count)
+            # What fills up a batch is whatever lies there: a picture's logits do not depend on its neighbours.
+            self._np.copyto(self._staging[:count], batch, casting="same_kind")
+            device.record(self._events[0])
+            if self._input_memory is not None:
+                device.upload(self._input, self._staging[: self._size])
+            device.record(self._events[1])
+            self._run()
+            device.record(self._events[2])
+            logits = self._logits(count, self._events[3])
+            copied, infer, back = self._times(4)
+        return Inference(
+            logits=logits,
+            host_to_device_ms=None if self._input_memory is None else copied,
+            infer_ms=infer,
+            device_to_host_ms=back,
+        )
+
+    def preprocess_on_gpu(self, spec: PreprocessConfig, target: InputConfig) -> None:
+        """Get ready for :meth:`infer_frames`.
+
+        Raises:
+            DeviceError: the engine takes another size, or the kernel cannot be compiled.
+        """
+        from edge.backends.cuda import GpuPreprocessor
+
+        self._check_open()
+        if (3, target.height, target.width) != self.contract.shape:
+            wanted = "×".join(str(size) for size in self.contract.shape)
+            raise DeviceError(f"the engine takes {wanted}, the profile says 3×{target.height}×{target.width}")
+        with self._device.active():
+            if self._frames is not None:
+                self._frames.free()
+            self._frames = GpuPreprocessor(
+                spec, target, self._device, batch=self.contract.max_batch, half=self.contract.dtype == "float16"
+            )
+
+    def infer_frames(self, frames: Sequence[NDArray[np.uint8]]) -> FrameInference:
+        """Preprocess uint8 H×W×3 BGR frames on the device and run them.
+
+        Raises:
+            DataError: a frame is not such an array.
+            DeviceError: the device failed, or ``preprocess_on_gpu`` did not come first.
+        """
+        count = self._count((len(frames), *self.contract.shape))
+        preprocess, device = self._preprocessor(), self._device
+        with device.active():
+            self._fit(count)
+            preprocess.stage(frames)
+            device.record(self._events[0])
+            preprocess.upload()
+            device.record(self._events[1])
+            preprocess.launch(self._input)
+            device.record(self._events[2])
+            self._run()
+            device.record(self._events[3])
+            logits = self._logits(count, self._events[4])
+            copied, preprocessed, infer, back = self._times(5)
+        return FrameInference(
+            logits=logits,
+            host_to_device_ms=copied if preprocess.copies else None,
+            preprocess_ms=preprocessed,
+            infer_ms=infer,
+            device_to_host_ms=back,
+        )
+
+    def close(self) -> None:
+        """Give back everything, TensorRT's objects before the memory that they use; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        with self._device.active():
+            self._drop_graph()
+            self._context = None
+            self._engine = None
+            self._runtime = None
+            if self._frames is not None:
+                self._frames.free()
+            # Page-locked memory goes with the last view of it.
+            self._staging = self._results = self._np.empty(0)
+            for memory in self._memory:
+                memory.free()
+            self._memory, self._events = [], []
+        self._device.close()
+
+    # opening
+
+    def _open(self, plan: bytes) -> None:
+        check_gpu(self._gpus, self._device, self._where)
+        with self._heard() as logger:
+            try:
+                self._runtime = self._binding.Runtime(logger)
+            except (TypeError, RuntimeError) as exc:
+                # The binding's word for a null pointer: CUDA cannot start.
+                raise self._failure("TensorRT cannot start") from exc
+            if self._dla_core is not None:
+                # The engine does not say it itself: it would run on core 0.
+                self._runtime.DLA_core = self._dla_core
+            if self._host_code:
+                # A version-compatible engine brings its own runtime; its bytes were verified against the manifest.
+                self._runtime.engine_host_code_allowed = True
+            if self._caps.plan_check:
+                self._check_plan(plan)
+            self._engine = self._runtime.deserialize_cuda_engine(plan)
+            if self._engine is None:
+                raise self._failure("TensorRT cannot load the engine")
+            self.contract = contract(self._engine)
+            self._context = self._engine.create_execution_context()
+            if self._context is None:
+                raise self._failure("TensorRT gave no execution context")
+            self._events = [self._device.event() for _ in range(5)]
+            self._fit(self.contract.max_batch)
+            self._allocate()
+
+    def _check_plan(self, plan: bytes) -> None:
+        """Ask whether the plan fits this GPU and version, by its first bytes, before it is loaded."""
+        validity, reasons = self._runtime.get_engine_validity(plan[: max(int(self._runtime.engine_header_size), 64)])
+        if validity.name == "INVALID":
+            raise self._failure(f"{self._caps.title} says that the engine does not fit here (diagnostics {reasons})")
+
+    def _allocate(self) -> None:
+        """Buffers for the largest batch, and their addresses, once and for all."""
+        has = self.contract
+        shape = (has.max_batch, *has.shape)
+        nbytes = int(self._np.prod(shape)) * self._np.dtype(has.dtype).itemsize
+        pinned = self._device.pinned(nbytes, mapped=self._device.integrated)
+        self._memory.append(pinned)
+        self._staging = pinned.array[:nbytes].view(has.dtype).reshape(shape)
+        if pinned.address is None:
+            self._input_memory = self._device.memory(nbytes)
+            self._memory.append(self._input_memory)
+            self._input = self._input_memory.address
+        else:
+            self._input = pinned.address
+        self._bind(has.name, self._input)
+        for name, kind in has.outputs:
+            self._allocate_output(name, kind)
+
+    def _allocate_output(self, name: str, kind: str) -> None:
+        shape = tuple(int(size) for size in self._context.get_tensor_shape(name))
+        if any(size < 0 for size in shape) or kind not in BYTES:
+            raise DeviceError(f"the size of the engine's output {name!r} ({kind}) depends on the data")
+        nbytes = int(self._np.prod(shape)) * BYTES[kind]
+        memory = self._device.memory(nbytes)
+        self._memory.append(memory)
+        self._bind(name, memory.address)
+        if name != self.contract.logits:
+            return
+        if not shape or shape[0] != self.contract.max_batch:
+            raise DeviceError(f"the engine's output {name!r} has no batch axis: {'×'.join(map(str, shape))}")
+        pinned = self._device.pinned(nbytes)
+        self._memory.append(pinned)
+        self._output = memory.address
+        self._results = pinned.array[:nbytes].view(FLOATS[kind]).reshape(shape[0], -1)
+
+    def _bind(self, name: str, address: int) -> None:
+        if not self._context.set_tensor_address(name, address):
+            raise self._failure(f"TensorRT refuses the memory of {name!r}")
+
+    # running
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise DeviceError("the session is closed")
+
+    def _preprocessor(self) -> GpuPreprocessor:
+        self._check_open()
+        if self._frames is None:
+            raise DeviceError("frames need preprocess_on_gpu first")
+        return self._frames
+
+    def _count(self, shape: tuple[int, ...]) -> int:
+        self._check_open()
+        if len(shape) != 4 or tuple(shape[1:]) != self.contract.shape:
+            wanted = "×".join(str(size) for size in self.contract.shape)
+            raise DeviceError(f"the engine takes N×{wanted}, not {'×'.join(map(str, shape))}")
+        if not 1 <= shape[0] <= self.contract.max_batch:
+            raise DeviceError(
+                f"a batch of {shape[0]}: the engine takes 1 to {self.contract.max_batch}",
+                hint="set input.batch.max in the profile and build again",
+            )
+        return shape[0]
+
+    def _fit(self, count: int) -> None:
+        """Set the batch size: that of the batch, or the engine's smallest."""
+        size = max(count, self.contract.min_batch)
+        if size == self._size:
+            return
+        self._drop_graph()
+        self._size, self._settled = 0, False
+        if self.contract.dynamic:
+            with self._heard():
+                if not self._context.set_input_shape(self.contract.name, (size, *self.contract.shape)):
+                    raise self._failure(f"TensorRT refuses a batch of {size}")
+        self._size = size
+
+    def _run(self) -> None:
+        """Put the engine's work on the stream."""
+        if self._graph is None and self._settled and self.graph_note is None:
+            try:
+                self._graph = self._device.capture(self._enqueue)
+            except EdgeError as exc:
+                self.graph_note = f"no CUDA graph: {exc.what}"
+        if self._graph is not None:
+            self._graph.launch()
+        else:
+            self._enqueue()
+            self._settled = True
+
+    def _enqueue(self) -> None:
+        with self._heard():
+            if not self._context.execute_async_v3(self._device.stream):
+                raise self._failure("TensorRT could not run the engine")
+
+    def _logits(self, count: int, done: Any) -> NDArray[np.float32]:  # noqa: ANN401
+        """Bring the logits of ``count`` pictures to the host, record ``done``, and wait for all of it."""
+        device, results = self._device, self._results[:count]
+        device.download(results, self._output)
+        device.record(done)
+        device.synchronize()
+        return self._np.array(results, dtype="float32")  # type: ignore[no-any-return]
+
+    def _times(self, events: int) -> list[float]:
+        return [self._device.elapsed_ms(start, end) for start, end in itertools.pairwise(self._events[:events])]
+
+    @contextlib.contextmanager
+    def _heard(self) -> Iterator[Any]:
+        """Inside the block TensorRT's log is heard; gives the logger. What a callback of ours raised comes out here."""
+        self._watch = build_monitor.BuildWatch()
+        with build_monitor.watching(self._binding, self._watch) as logger:
+            try:
+                yield logger
+            finally:
+                self._watch.raise_kept()
+
+    def _drop_graph(self) -> None:
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            graph.free()
+
+    def _failure(self, what: str) -> EdgeError:
+        """An error with what TensorRT logged about it."""
+        errors, recent = self._watch.errors, self._watch.recent
+        lines = [line.text for line in errors]
+        if any(_MEMORY.search(line) for line in lines):
+            hint = "close other programs on this device, or set input.batch.max lower and build again"
+            return DeviceError(f"{what}: out of GPU memory", where=self._where, hint=hint)
+        if self._engine is None and any(_FOREIGN.search(line) for line in lines):
+            hint = "an engine runs only with the TensorRT and the kind of GPU that built it: edge build"
+            return DeviceError(f"{what}: {lines[0]}", where=self._where, hint=hint)
+        if not errors:
+            return DeviceError(what, where=self._where, hint="edge doctor")
+        return log_diagnosis.as_error(errors, list(recent), where=str(self._where))
+
+
+def _read(engine: Path) -> bytes:
+    try:
+        return engine.read_bytes()
+    except OSError as exc:
+        raise StoreError(f"cannot read: {exc.strerror or exc}", where=engine) from exc
+
+
+def _gpu() -> GpuDevice:
+    from edge.backends.cuda import open_device
+
+    return open_device()

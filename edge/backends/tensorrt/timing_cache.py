@@ -1,0 +1,235 @@
+"""Timing caches between builds: one per TensorRT, device, power mode, clocks and CUDA, in ``calib_cache/timing``.
+
+A timing cache holds how long each kernel took on one device. NVIDIA allows its reuse "only within the same
+hardware/software configuration (CUDA/cuDNN/TensorRT versions, device model and clock frequency)", so all of that is the
+key, and another key is another file. What is found and does not fit its manifest is set aside, said, and never used;
+the build then measures again. Writing is read, merge, write under a lock, so two builds lose nothing to each other.
+
+Only TensorRT can merge two caches (``ITimingCache::combine``): it is asked in the build's own process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from edge.artifacts import Key, store
+from edge.backends.tensorrt import timing_cache_format
+from edge.errors import ArtifactError, EdgeError, StoreError, os_error
+from edge.events import Listener, Note, ignore_events
+
+KIND = "timing cache"
+FOLDER = "timing"
+SUFFIX = ".timing"
+_ASIDE = re.compile(r"\.aside-\d+$")
+# Notes on builds that a manifest keeps: the last one of each model and precision.
+_MOST_BUILDS = 100
+
+Merge = Callable[[list[bytes]], bytes]
+
+
+class TimingCacheEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of the folder: a cache, or something set aside or lost. ``problem`` is None where all is well."""
+
+    path: Path
+    state: Literal["ok", "corrupt", "set aside", "no manifest"]
+    bytes: int
+    entries: int | None = None
+    key: dict[str, store.Scalar] = {}
+    created_utc: str | None = None
+    gpu_uuid: str | None = None
+    builds: dict[str, Any] = {}
+    problem: str | None = None
+
+
+class TimingStore:
+    """The timing cache of one key in ``folder``."""
+
+    def __init__(self, folder: Path, key: Key, *, listen: Listener = ignore_events) -> None:
+        self.key = dict(key)
+        self.path = folder / f"{file_stem(key)}{SUFFIX}"
+        self.manifest = self.path.with_suffix(".json")
+        self._listen = listen
+
+    def read(self) -> bytes | None:
+        """The verified cache; None where there is none, or where the one that was there had to be set aside.
+
+        Where the folder cannot be written, what is there and fits is read all the same, and a warning says so.
+        """
+        if not self.manifest.is_file() and not self.path.is_file():
+            return None
+        try:
+            with store.lock(self.path):
+                return self._current()
+        except StoreError as exc:
+            self._listen(Note(f"the timing cache {self.path.name} can at best be read: {exc.what}", "warning"))
+            with contextlib.suppress(ArtifactError, OSError):
+                return self._verified()
+            return None
+
+    def write(self, content: bytes, *, before: bytes | None, merge: Merge, info: Mapping[str, Any]) -> store.Manifest:
+        """Keep ``content``, merged with what others have written since ``before`` was read.
+
+        Raises:
+            StoreError: the folder cannot be written; what was there is untouched.
+            Whatever else ``merge`` raises than that they do not fit together.
+        """
+        with store.lock(self.path):
+            current = self._current()
+            if current is not None and current not in {before, content}:
+                try:
+                    content = merge([current, content])
+                except ArtifactError as exc:
+                    self._set_aside(f"TensorRT does not merge it with what this build has measured ({exc.what})")
+            return store.save(
+                self.manifest, kind=KIND, files={self.path.name: content}, key=self.key,
+                info={"bytes": len(content), **self._history(info)},
+            )  # fmt: skip
+
+    def builds(self) -> dict[str, Any]:
+        """What earlier builds with this cache noted down, by model and precision."""
+        with contextlib.suppress(EdgeError):
+            found = store.load(self.manifest, kind=KIND, check_files=False).info.get("builds")
+            return dict(found) if isinstance(found, dict) else {}
+        return {}
+
+    def refused(self, why: str) -> None:
+        """TensorRT itself refuses the cache: set it aside."""
+        with store.lock(self.path):
+            if self.path.is_file():
+                self._set_aside(why)
+
+    def _history(self, info: Mapping[str, Any]) -> dict[str, Any]:
+        builds = {**self.builds(), **info.get("builds", {})}
+        return {**info, "builds": dict(list(builds.items())[-_MOST_BUILDS:])}
+
+    def _current(self) -> bytes | None:
+        """The content on disk; under the lock."""
+        if not self.manifest.is_file():
+            if self.path.is_file():
+                self._set_aside("it has no manifest, so nobody knows whose it is")
+            return None
+        try:
+            content = self._verified()
+        except ArtifactError as exc:
+            self._set_aside(exc.what)
+            return None
+        except OSError as exc:
+            raise os_error(exc, self.path) from exc
+        return content
+
+    def _verified(self) -> bytes:
+        """The content, when its manifest fits it and this key.
+
+        Raises:
+            ArtifactError: it does not.
+        """
+        manifest = store.load(self.manifest, kind=KIND)
+        if self.path.name not in manifest.files:
+            raise ArtifactError(f"its manifest is that of {', '.join(manifest.files)}", where=self.path)
+        changed = store.differences(manifest.key, self.key)
+        if changed:
+            said = "; ".join(str(item) for item in changed)
+            raise ArtifactError(f"it belongs elsewhere ({said})", where=self.path)
+        return self.path.read_bytes()
+
+    def _set_aside(self, why: str) -> None:
+        number = 1 + max(
+            (int(item.suffix.removeprefix(".aside-")) for item in _aside(self.path.parent, self.path.stem)), default=0
+        )
+        for path in (self.path, self.manifest):
+            if path.is_file():
+                try:
+                    path.rename(path.with_name(f"{path.name}.aside-{number}"))
+                except OSError as exc:
+                    raise os_error(exc, path) from exc
+        text = f"the timing cache {self.path.name} is set aside: {why}; this build measures every kernel again"
+        self._listen(Note(text, "warning"))
+
+
+def folder_of(cache: Path) -> Path:
+    """Where timing caches lie in a calibration cache."""
+    return cache / FOLDER
+
+
+def file_stem(key: Key) -> str:
+    """A name that a reader understands, made distinct by the digest of the whole key."""
+    device = key.get("module") or key.get("gpu") or "gpu"
+    sm = f"sm{key['sm']}" if key.get("sm") else ""
+    words = [f"trt{key.get('tensorrt')}", sm, str(device), str(key.get("power_mode") or "")]
+    text = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", word).strip("_") for word in words if word)
+    return f"{text}-{store.canonical_digest(dict(key))[:8]}"
+
+
+def listing(folder: Path) -> list[TimingCacheEntry]:
+    """Everything in ``folder``, verified, by name; empty where there is no such folder."""
+    found = [_entry(path) for path in sorted(folder.glob(f"*{SUFFIX}"))]
+    orphans = [path for path in sorted(folder.glob("*.json")) if not path.with_suffix(SUFFIX).is_file()]
+    found += [_damaged(path, "corrupt", f"{path.with_suffix(SUFFIX).name} is not there") for path in orphans]
+    aside = [path for path in sorted(folder.glob("*.aside-*")) if _ASIDE.search(path.name)]
+    return found + [_damaged(path, "set aside", "kept for a look; `edge cache gc` removes it") for path in aside]
+
+
+def removable(folder: Path, *, older_than_days: float | None, now: float | None = None) -> Iterator[Path]:
+    """Files that ``edge cache gc`` may remove: what is set aside, damaged or lost, and caches not used for so long."""
+    now = time.time() if now is None else now
+    for entry in listing(folder):
+        if entry.state != "ok":
+            yield entry.path
+            if entry.path.suffix == SUFFIX and entry.path.with_suffix(".json").is_file():
+                yield entry.path.with_suffix(".json")
+        elif older_than_days is not None and now - entry.path.stat().st_mtime > older_than_days * 86400:
+            # The manifest first: a cache without one is never used.
+            yield entry.path.with_suffix(".json")
+            yield entry.path
+
+
+def remove(path: Path) -> None:
+    """Remove one file of the folder.
+
+    Raises:
+        StoreError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as exc:
+        raise os_error(exc, path) from exc
+
+
+def _entry(path: Path) -> TimingCacheEntry:
+    manifest_path = path.with_suffix(".json")
+    if not manifest_path.is_file():
+        return _damaged(path, "no manifest", "it has no manifest, so nobody knows whose it is")
+    try:
+        manifest = store.load(manifest_path, kind=KIND)
+        if path.name not in manifest.files:
+            raise ArtifactError(f"its manifest is that of {', '.join(manifest.files)}")
+    except EdgeError as exc:
+        return _damaged(path, "corrupt", exc.what)
+    with path.open("rb") as file:
+        head = timing_cache_format.header(file.read(4096))
+    info = manifest.info
+    return TimingCacheEntry(
+        path=path,
+        state="ok",
+        bytes=manifest.files[path.name].size,
+        entries=info.get("entries") if info.get("entries") is not None else head.entries,
+        key=manifest.key,
+        created_utc=manifest.created_utc,
+        gpu_uuid=head.gpu_uuid,
+        builds=info.get("builds", {}),
+    )
+
+
+def _damaged(path: Path, state: Literal["corrupt", "set aside", "no manifest"], problem: str) -> TimingCacheEntry:
+    return TimingCacheEntry(path=path, state=state, bytes=path.stat().st_size, problem=problem)
+
+
+def _aside(folder: Path, stem: str) -> list[Path]:
+    return [path for path in folder.glob(f"{stem}.*.aside-*") if _ASIDE.search(path.name)]

@@ -1,0 +1,209 @@
+"""Which table and which engine belong to a profile, and whether the ones on disk are they.
+
+A key names everything that an artifact depends on. An artifact whose key differs in one field is another artifact:
+it is never used, and the difference is said.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from edge.artifacts import Key, KeyDifference, Manifest, store
+from edge.backends import Backend
+from edge.config import Precision, Profile
+from edge.errors import ArtifactError, ProfileError
+from edge.model import onnx_model, preprocessing
+from edge.quantization import DEFINITION, FORMAT, TableFinding, algorithms, calibration_table
+
+# What TensorRT's legacy calibrator is asked for when the profile does not say: the values of NVIDIA's MLPerf code.
+_LEGACY = {"quantile": 0.99999, "cutoff": 1.0}
+TABLE = "calibration table"
+ENGINE = "engine"
+
+
+class TableOrigin(msgspec.Struct, frozen=True):
+    """What the manifest beside a table says; nothing where there is none, as with most tables from elsewhere.
+
+    ``zero_tensors`` were zero for every picture: their scale of 0 is meant.
+    """
+
+    finding: TableFinding | None = None
+    zero_tensors: tuple[str, ...] = ()
+
+
+class FoundArtifact(msgspec.Struct, frozen=True):
+    """A verified artifact that is the one asked for."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the artifact's first file."""
+        return self.manifest.files[self.path.name].sha256
+
+
+def table_path(profile: Profile, cache: Path) -> Path:
+    """Where the profile's table lies: ``<cache>/<model>/<algorithm>[-<parameters>][-tensorrt].table``."""
+    calibration = profile.calibration
+    label = "-".join([calibration.algorithm, *(f"{value:g}" for _, value in sorted(calibration.parameters.items()))])
+    if calibration.engine != "edge":
+        label += f"-{calibration.engine}"
+    return cache / Path(profile.model).stem / f"{label}.table"
+
+
+def table_key(profile: Profile) -> dict[str, store.Scalar]:
+    """What a table depends on, as far as the profile says it; the pictures are known to ``calibrate`` alone."""
+    calibration = profile.calibration
+    common: dict[str, store.Scalar] = {
+        "model": onnx_model.fingerprint(Path(profile.model)),
+        "preprocess": preprocessing.digest(profile.preprocess, profile.input),
+        "algorithm": calibration.algorithm,
+    }
+    if calibration.engine != "edge":
+        # The device's own calibrators: edge's statistics have no part in it.
+        own = {f"algorithm.{name}": value for name, value in sorted(device_parameters(profile).items())}
+        return common | own | {"engine": calibration.engine}
+    _, parameters = algorithms.find(calibration.algorithm, calibration.parameters)
+    return {
+        **common,
+        **{f"algorithm.{name}": value for name, value in sorted(parameters.items())},
+        "statistics_format": FORMAT,
+    }
+
+
+def device_parameters(profile: Profile) -> dict[str, float]:
+    """Parameters of the device's own calibrator: quantile and cutoff of ``legacy``, none of the others.
+
+    Raises:
+        ProfileError: the profile names one that it does not have.
+    """
+    calibration = profile.calibration
+    known = dict(_LEGACY) if calibration.algorithm == "legacy" else {}
+    unknown = sorted(calibration.parameters.keys() - known.keys())
+    if unknown:
+        has = ", ".join(known) or "none"
+        raise ProfileError(
+            f"calibration.parameters: TensorRT's {calibration.algorithm} calibrator has no {', '.join(unknown)}",
+            where=profile.name,
+            hint=f"it has {has}",
+        )
+    return known | calibration.parameters
+
+
+def manifest_path(path: Path) -> Path:
+    """The manifest beside an artifact."""
+    return path.with_suffix(".json")
+
+
+def find_table(profile: Profile, cache: Path) -> FoundArtifact:
+    """The table that belongs to ``profile``, verified.
+
+    Raises:
+        ArtifactError: there is none, it is corrupt, or it was made for something else (which field is said).
+    """
+    path = table_path(profile, cache)
+    with_engine = "" if profile.calibration.engine == "edge" else f" --engine {profile.calibration.engine}"
+    again = f"edge calibrate --profile {profile.name}{with_engine} --images DIR"
+    if not manifest_path(path).is_file():
+        what = "a table without its manifest" if path.is_file() else f"no calibration table for {profile.name}"
+        raise ArtifactError(what, where=path, hint=again)
+    manifest = _loaded(manifest_path(path), kind=TABLE, again=again)
+    if path.name not in manifest.files:
+        raise ArtifactError(f"the manifest beside it is that of {', '.join(manifest.files)}", where=path, hint=again)
+    wanted = table_key(profile)
+    known = {name: manifest.key.get(name) for name in wanted}
+    known |= {name: value for name, value in manifest.key.items() if name.startswith("algorithm.")}
+    changed = store.differences(known, wanted)
+    if changed:
+        raise ArtifactError(
+            f"the table was made for something else ({_said(changed)})", where=path, hint=f"{again} (or --force)"
+        )
+    return FoundArtifact(path, manifest)
+
+
+def origin(path: Path, profile: Profile) -> TableOrigin:
+    """What the manifest beside a table says of the model and the preprocessing that it was made for."""
+    try:
+        manifest = store.load(manifest_path(path), kind=TABLE, check_files=False)
+    except ArtifactError:
+        return TableOrigin()
+    if path.name not in manifest.files:
+        return TableOrigin()
+    again = f"edge calibrate --profile {profile.name} --images DIR"
+    if store.sha256_file(path) != manifest.files[path.name].sha256:
+        text = "the table is not the one that its manifest was written for"
+        return TableOrigin(TableFinding("error", "changed", text, hint=again))
+    wanted = {name: value for name, value in table_key(profile).items() if name in {"model", "preprocess"}}
+    changed = store.differences({name: manifest.key.get(name) for name in wanted}, wanted)
+    if changed:
+        text = f"its manifest says it was made for another {_said(changed)}"
+        return TableOrigin(TableFinding("error", "origin", text, hint=again))
+    return TableOrigin(
+        TableFinding("ok", "origin", "its manifest says it was made for this model and preprocessing"),
+        tuple(manifest.info["zero_tensors"]),
+    )
+
+
+def read_table(found: FoundArtifact) -> calibration_table.Table:
+    """The table behind ``found``."""
+    return calibration_table.parse(found.path.read_bytes(), where=str(found.path))
+
+
+def engine_manifest_path(profile: Profile, engines: Path, precision: Precision) -> Path:
+    """Where the manifest of a profile's engine lies."""
+    return engines / profile.name / f"{Path(profile.model).stem}-{precision}.json"
+
+
+def engine_key(profile: Profile, backend: Backend, *, precision: Precision, table: FoundArtifact | None) -> Key:
+    """Everything that an engine depends on."""
+    batch = profile.input.batch
+    return {
+        "model": onnx_model.fingerprint(Path(profile.model)),
+        "profile": profile.digest,
+        "precision": precision,
+        "int8_route": profile.int8_route if precision == "int8" else None,
+        "table": table.sha256 if table else None,
+        "qdq": DEFINITION if precision == "int8" else None,
+        "batch": f"{batch.min}-{batch.opt}-{batch.max}",
+        "dla_core": profile.build.dla_core,
+        **backend.identity(),
+    }
+
+
+def find_engine(
+    profile: Profile, backend: Backend, *, precision: Precision, cache: Path, engines: Path, called: str | None = None
+) -> FoundArtifact:
+    """The engine that belongs to ``profile`` on this machine, verified before anything reads it.
+
+    ``called``: what its user calls the profile, where that is not its own name.
+
+    Raises:
+        ArtifactError: there is none, it is corrupt, or it was built from or for something else (which field is said).
+    """
+    path = engine_manifest_path(profile, engines, precision)
+    again = f"edge build --profile {called or profile.name}" + (
+        "" if precision == profile.precision else f" --precision {precision}"
+    )
+    if not path.is_file():
+        raise ArtifactError(f"no {precision} engine for {profile.name} has been built", where=path.parent, hint=again)
+    manifest = _loaded(path, kind=ENGINE, again=again)
+    table = find_table(profile, cache) if precision == "int8" else None
+    changed = store.differences(manifest.key, engine_key(profile, backend, precision=precision, table=table))
+    if changed:
+        raise ArtifactError(f"the engine was built for something else ({_said(changed)})", where=path, hint=again)
+    return FoundArtifact(path.parent / next(iter(manifest.files)), manifest)
+
+
+def _loaded(path: Path, *, kind: str, again: str) -> Manifest:
+    """The manifest at ``path``, its files verified; ``again`` is the command that makes them anew."""
+    try:
+        return store.load(path, kind=kind)
+    except ArtifactError as exc:
+        raise ArtifactError(exc.what, where=exc.where, hint=again) from exc
+
+
+def _said(changed: list[KeyDifference]) -> str:
+    return "; ".join(str(difference) for difference in changed)

@@ -1,0 +1,290 @@
+"""Observe the FP32 network over pictures: statistics collected, saved while they grow, and reused.
+
+Pictures are put in the order of their sha256 and cut into chunks; a :class:`Crew` counts the chunks. Every few seconds
+what is done is saved beside the table, so a calibration that is killed goes on where it was, with the same crew or with
+another one (:mod:`edge.calibration`); only the chunks in hand are counted again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import msgspec
+import numpy as np
+
+from edge.artifacts import store
+from edge.calibration import counting, counting_kernel, watch_plan
+from edge.calibration.blocked import Watching, open_blocked
+from edge.calibration.checkpoint import KIND, Checkpoint, load, save
+from edge.config import InputConfig, PreprocessConfig, Profile
+from edge.errors import ArtifactError
+from edge.events import Listener, Progress, ignore_events
+from edge.media import Picture, Pictures, decode
+from edge.model import Model, Preprocessor, onnx_model, use_one_thread
+from edge.quantization import FORMAT, Statistics
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# How many chunks this process takes at once: at the end of each lot, threads wait for the slowest.
+_LOT = 4
+# A crash costs the work of a few seconds; saving takes at most this share of the time.
+_SAVE_EVERY_S = 5.0
+_SAVE_SHARE = 1 / 20
+
+Needs = Literal["ranges", "histogram"]
+Chunks = Mapping[int, Sequence[Picture]]
+
+
+class CollectedStatistics(msgspec.Struct, frozen=True):
+    """Statistics of the watched tensors, where they are kept, and whether they were there before."""
+
+    statistics: Statistics
+    path: Path
+    reused: bool
+
+
+class StatisticsJob(msgspec.Struct, frozen=True):
+    """What to count, in a form that travels to another process; the network is opened there, once."""
+
+    model: str
+    model_sha256: str
+    preprocess: PreprocessConfig
+    input: InputConfig
+    watched: tuple[str, ...]
+    needs: Needs
+    threads: int
+
+
+class PartialStatistics(msgspec.Struct, frozen=True):
+    """What a crew has counted: the numbers of the chunks, and their statistics."""
+
+    chunks: tuple[int, ...]
+    statistics: Statistics
+
+
+class Executor(Protocol):
+    """Who counts: this process alone, or others. Every crew gives the same statistics, to the bit."""
+
+    @property
+    def threads(self) -> int:
+        """Threads that each process counts with, where the user does not say."""
+
+    def count(
+        self,
+        task: StatisticsJob,
+        chunks: Chunks,
+        *,
+        advance: Callable[[int], None],
+        listen: Listener,
+        should_stop: Callable[[], bool],
+    ) -> Generator[PartialStatistics, None, None]:
+        """Count all chunks, each once, and give them as they come; ends early when ``should_stop`` says so.
+
+        ``advance`` hears how many more pictures are done. Closing the generator ends the work.
+
+        Raises:
+            EdgeError: what :func:`count` raises, wherever it ran.
+            DeviceError: those who count died too often, or cannot be reached.
+        """
+        ...
+
+
+class InProcess:
+    """The crew that is this process."""
+
+    @property
+    def threads(self) -> int:
+        """All cores."""
+        return os.cpu_count() or 1
+
+    def count(
+        self,
+        task: StatisticsJob,
+        chunks: Chunks,
+        *,
+        advance: Callable[[int], None],
+        listen: Listener,  # noqa: ARG002 - there is nobody to report on
+        should_stop: Callable[[], bool],
+    ) -> Generator[PartialStatistics, None, None]:
+        """Count the chunks in their order."""
+        order = list(chunks)
+        for start in range(0, len(order), _LOT):
+            numbers = tuple(order[start : start + _LOT])
+            pictures = [picture for number in numbers for picture in chunks[number]]
+            statistics = count(task, pictures, advance=advance, should_stop=should_stop)
+            if statistics is None:
+                return
+            yield PartialStatistics(numbers, statistics)
+
+
+def collect_statistics(
+    profile: Profile,
+    model: Model,
+    plan: watch_plan.WatchPlan,
+    pictures: Pictures,
+    *,
+    needs: Needs,
+    cache: Path,
+    key: store.Key,
+    force: bool = False,
+    threads: int | None = None,
+    crew: Executor | None = None,
+    listen: Listener = ignore_events,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> CollectedStatistics | None:
+    """Statistics of ``plan.watched`` over ``pictures``; None when ``should_stop`` ended it early.
+
+    ``crew`` counts them, or else this process alone; ``threads`` is per process. ``key`` is the table's key; of it, the
+    statistics depend on model, preprocessing and pictures.
+
+    Raises:
+        DataError: a picture is unreadable, broken or changed meanwhile.
+        ModelError: the network overflows on a picture.
+        DeviceError: a crew's workers died too often, or cannot be reached; what they counted is kept.
+        StoreError: ``cache`` cannot be written.
+    """
+    own = {name: key[name] for name in ("model", "preprocess", "images")} | {"format": FORMAT}
+    if not force:
+        for kind in ("histogram", "ranges") if needs == "ranges" else ("histogram",):
+            kept = {**own, "needs": kind}
+            path = _path(cache, kept)
+            found = load(_manifest(path), kind=KIND, key=kept, listen=listen)
+            if found is not None:
+                return CollectedStatistics(found[0], path, reused=True)
+    own |= {"needs": needs}
+    path = _path(cache, own)
+    crew = crew or InProcess()
+    # Absolute: who counts may have another working directory.
+    task = StatisticsJob(
+        str(model.path.absolute()), model.sha256, profile.preprocess, profile.input, tuple(plan.watched), needs,
+        threads or crew.threads,
+    )  # fmt: skip
+    ordered = sorted(pictures, key=lambda picture: picture.sha256)
+    empty = Statistics.empty(task.watched, with_histogram=needs == "histogram")
+    tally = Checkpoint(empty, ordered, manifest=_unfinished(path), key=own)
+    if not force:
+        tally.resume(listen)
+    _complete(tally, task, crew, total=len(ordered), listen=listen, should_stop=should_stop)
+    if not tally.complete:
+        return None
+    save(_manifest(path), path.name, tally.total, kind=KIND, key=own, info={})
+    tally.forget()
+    return CollectedStatistics(tally.total, path, reused=False)
+
+
+def count(
+    task: StatisticsJob,
+    pictures: Sequence[Picture],
+    *,
+    advance: Callable[[int], None] = lambda _done: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Statistics | None:
+    """Statistics of the watched tensors over ``pictures``; runs in any process that has the model file.
+
+    Raises:
+        ArtifactError: the model file here is not the one that was planned with.
+    """
+    session, preprocessor, fixed = _opened(task)
+
+    def run(batch: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
+        real = len(batch)
+        if fixed is not None and real < fixed:
+            batch = np.concatenate([batch, np.repeat(batch[-1:], fixed - real, axis=0)])
+        return [output[:real] for output in (batch, *session.outputs(batch))]
+
+    def load(index: int) -> NDArray[np.float32]:
+        picture = pictures[index]
+        return preprocessor(decode(picture.read_checked(), name=picture.where))
+
+    return counting.collect(
+        [picture.where for picture in pictures],
+        load,
+        run,
+        task.watched,
+        with_histogram=task.needs == "histogram",
+        # One picture at a time: the result does not depend on it, and memory does.
+        batch=fixed or 1,
+        threads=task.threads,
+        advance=advance,
+        should_stop=should_stop,
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(task: StatisticsJob) -> tuple[Watching, Preprocessor, int | None]:
+    path = Path(task.model)
+    model = onnx_model.load(path)
+    if model.sha256 != task.model_sha256:
+        raise ArtifactError("the model is not the one that the calibration was planned with", where=path)
+    _use_one_malloc_arena()
+    # Pictures go to the threads whole; OpenCV's own would only stand in their way.
+    use_one_thread()
+    outputs = watch_plan.with_outputs(onnx_model.read(path), list(task.watched))
+    shape = (model.fixed_batch or 1, 3, task.input.height, task.input.width)
+    probe = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    with ThreadPoolExecutor(1, thread_name_prefix="compile") as beside:
+        # Whether that works out is heard where it is used.
+        beside.submit(counting_kernel.prepare)
+        session = open_blocked(outputs, probe)
+    return session, Preprocessor(task.preprocess, task.input), model.fixed_batch
+
+
+def _use_one_malloc_arena() -> None:
+    """Let all threads share one heap: glibc's heap per thread keeps 40 MiB more of freed memory here, for no speed."""
+    arena_max = -8  # M_ARENA_MAX in malloc.h
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(arena_max, 1)
+
+
+def _complete(
+    tally: Checkpoint,
+    task: StatisticsJob,
+    crew: Executor,
+    *,
+    total: int,
+    listen: Listener,
+    should_stop: Callable[[], bool],
+) -> None:
+    """Let ``crew`` count what is left. However it ends, what came back is saved."""
+    seen = tally.total.pictures
+
+    def advance(more: int) -> None:
+        nonlocal seen
+        seen += more
+        listen(Progress("calibrate", seen, total))
+
+    advance(0)
+    due = time.monotonic() + _SAVE_EVERY_S
+    try:
+        parts = crew.count(task, tally.left, advance=advance, listen=listen, should_stop=should_stop)
+        with contextlib.closing(parts):
+            for part in parts:
+                tally.add(part.chunks, part.statistics)
+                if (start := time.monotonic()) >= due:
+                    tally.save()
+                    due = start + max(_SAVE_EVERY_S, (time.monotonic() - start) / _SAVE_SHARE)
+    finally:
+        if not tally.complete:
+            tally.save()
+
+
+def _path(cache: Path, key: store.Key) -> Path:
+    return cache / f"{store.canonical_digest(dict(key))[:16]}.stats.npz"
+
+
+def _manifest(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _unfinished(path: Path) -> Path:
+    """Manifest of the checkpoint of the statistics at ``path``."""
+    return path.with_name(path.name.replace(".stats.npz", ".partial.json"))

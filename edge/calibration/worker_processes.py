@@ -1,0 +1,196 @@
+"""Processes of this machine, each behind a pipe of its own.
+
+Not :class:`concurrent.futures.ProcessPoolExecutor`, whose workers share their queues: one that is killed while it sends
+leaves the parent reading for ever, all others are ended with it, and they stay behind when the parent is killed. Here a
+death is the end of one pipe and costs one share; only that worker is replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Generator, Iterator, Sequence
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+
+from edge.calibration.collection import Chunks, PartialStatistics, StatisticsJob, count
+from edge.calibration.packed_statistics import PackedStatistics, pack, unpack
+from edge.calibration.work_queue import WorkItem, WorkQueue
+from edge.errors import DeviceError, EdgeError
+from edge.events import Listener, Note
+from edge.media import Picture
+from edge.quantization import Statistics
+
+# How soon a wish to stop is heard.
+_POLL_S = 0.2
+_EXIT_S = 2.0
+
+
+class Processes:
+    """A crew of ``workers`` processes with one thread each.
+
+    They are started afresh ("spawn"): forking a process that runs threads is unsafe. A script that uses this therefore
+    needs ``if __name__ == "__main__":``.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+
+    @property
+    def threads(self) -> int:
+        """One: there are several processes instead."""
+        return 1
+
+    def count(
+        self,
+        task: StatisticsJob,
+        chunks: Chunks,
+        *,
+        advance: Callable[[int], None],
+        listen: Listener,
+        should_stop: Callable[[], bool],
+    ) -> Generator[PartialStatistics, None, None]:
+        """As :meth:`.collection.Executor.count`; a worker that dies is replaced, and its share counted again."""
+        shares = WorkQueue(chunks)
+        idle: list[_Worker] = []
+        busy: dict[object, tuple[_Worker, WorkItem]] = {}
+
+        def hand_out() -> None:
+            while idle and (share := shares.take(self._workers)) is not None:
+                worker = idle.pop()
+                worker.send(share.pictures)
+                busy[worker.pipe] = worker, share
+
+        with contextlib.ExitStack() as ends:
+            idle += [_started(task, ends) for _ in range(min(self._workers, len(chunks)))]
+            while not should_stop():
+                hand_out()
+                if not busy:
+                    return
+                for pipe in wait([worker.pipe for worker, _ in busy.values()], _POLL_S):
+                    worker, share = busy.pop(pipe)
+                    answer = worker.receive()
+                    if answer is not None:
+                        idle.append(worker)
+                        # Before anything else: unpickling and adding up takes a while.
+                        hand_out()
+                        statistics = _statistics(answer)
+                        advance(len(share.pictures))
+                        yield PartialStatistics(share.chunks, statistics)
+                    elif not should_stop():
+                        text = f"a worker process died ({worker.cause()})"
+                        listen(Note(f"{text}; its {len(share.pictures)} pictures are counted again", "warning"))
+                        shares.give_back(share)
+                        idle.append(_started(task, ends))
+
+
+class _Worker:
+    """One process, seen from here."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, there = context.Pipe()
+        self._process = context.Process(target=_work, args=(there,), name="edge-calibrate", daemon=True)
+        try:
+            with _no_interrupt():
+                self._process.start()
+        except OSError as exc:
+            raise DeviceError(f"cannot start a process: {exc.strerror or exc}", hint="fewer --workers") from exc
+        finally:
+            # The only other copy is the worker's: when that goes, this end hears it.
+            there.close()
+
+    def send(self, message: object) -> None:
+        """Send what it waits for."""
+        # One that is dead is found out where its answer is received.
+        with contextlib.suppress(OSError):
+            self.pipe.send(message)
+
+    def receive(self) -> bytes | None:
+        """Its pickled answer; None when it died."""
+        try:
+            return self.pipe.recv_bytes()
+        except (EOFError, OSError):
+            return None
+
+    def cause(self) -> str:
+        """What it died of."""
+        self._process.join(_EXIT_S)
+        code = self._process.exitcode
+        if code is None:
+            return "its pipe broke"
+        known = {-number.value: number.name for number in signal.Signals}
+        return known.get(code, f"exit code {code}")
+
+    def end(self) -> None:
+        """End it at once: it holds nothing that must be put away."""
+        self.pipe.close()
+        self._process.kill()
+        self._process.join()
+
+
+def _started(task: StatisticsJob, ends: contextlib.ExitStack) -> _Worker:
+    worker = _Worker()
+    ends.callback(worker.end)
+    # Not as an argument of the process: what does not fit into that pipe blocks for ever when the process dies early.
+    worker.send(task)
+    return worker
+
+
+def _statistics(answer: bytes) -> Statistics:
+    content = pickle.loads(answer)  # noqa: S301 - from a process of our own
+    if isinstance(content, EdgeError):
+        raise content
+    if not isinstance(content, PackedStatistics):
+        raise RuntimeError(f"a worker process failed\n\n{content}")  # noqa: TRY004 - a bug, with its traceback
+    return unpack(content)
+
+
+@contextlib.contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """A process that is started in here never sees Ctrl-C, not even before it has run its first line."""
+    # Python before 3.13 unblocks SIGINT where it starts this helper of its own.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# what runs in the worker
+
+
+def _work(pipe: Connection) -> None:
+    """Count what comes through the pipe, until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError, OSError):
+        task: StatisticsJob = pipe.recv()
+        while True:
+            pipe.send_bytes(_answer(task, pipe.recv()))
+
+
+def _answer(task: StatisticsJob, pictures: Sequence[Picture]) -> bytes:
+    """Pickled parcel, EdgeError, or the text of any other traceback."""
+    try:
+        statistics = count(task, pictures)
+        content: object = pack(statistics) if statistics else "counting stopped before the end, and nobody asked"
+    except EdgeError as exc:
+        content = exc
+    except Exception:  # noqa: BLE001 - the parent raises it
+        content = traceback.format_exc()
+    return pickle.dumps(content, pickle.HIGHEST_PROTOCOL)
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot end its workers: they do it themselves, even in the middle of a picture."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,307 @@
+"""The verb ``calibrate``: pictures -> statistics (:mod:`edge.calibration.collection`) -> ranges -> calibration table.
+
+:func:`calibrate_on_device` leaves statistics and ranges to the calibrators of the TensorRT that is installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from edge.artifacts import store
+from edge.backends import BuildRequest, TimingUse
+from edge.calibration import cache_keys, collection, watch_plan
+from edge.config import Profile
+from edge.errors import ArtifactError, DataError, DeviceError, EdgeError, ProfileError
+from edge.events import Event, Listener, Note, Progress, ignore_events
+from edge.media import Pictures, decode
+from edge.model import Preprocessor, onnx_model
+from edge.quantization import algorithms, calibration_table
+from edge.system import identify
+
+if TYPE_CHECKING:
+    from edge.backends.tensorrt import Built, Feed, TensorRT
+    from edge.model import Model
+
+# TensorRT 10.3 is what JetPack 6.1 and 6.2 hold; every 10.x reads it, and other versions take it retargeted.
+HEADER_VERSION = calibration_table.TrtVersion(10, 3, 0)
+
+# What says which TensorRT on which device has made a table.
+_MAKER = frozenset({"tensorrt", "module", "sm", "gpu", "machine"})
+
+
+class CalibrationOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What calibrate did. ``changed`` names the fields in which the table that was there differed.
+
+    ``zero_tensors`` were zero for every picture: their range is 0, and the layers that read them stay in float.
+    """
+
+    table: Path
+    sha256: str
+    work: Literal["unchanged", "from statistics", "collected"]
+    changed: list[str]
+    pictures: int
+    tensors: int
+    zero_tensors: list[str]
+    seconds: float
+
+
+def calibrate(
+    profile: Profile,
+    pictures: Pictures,
+    *,
+    cache: Path,
+    force: bool = False,
+    threads: int | None = None,
+    crew: collection.Executor | None = None,
+    listen: Listener = ignore_events,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> CalibrationOutcome | None:
+    """Make the table that ``profile`` asks for, or find that it is there already.
+
+    ``crew`` counts, or else this process alone; ``threads`` is per process. None when ``should_stop`` ended it early;
+    what was counted is kept, and the next call goes on from there, whoever counts then.
+
+    Raises:
+        DataError: a picture is unreadable, broken, or changed meanwhile: never a silently shorter calibration.
+        ModelError: the model is not usable, or overflows on a picture.
+        DeviceError: the workers of a crew died too often, or cannot be reached.
+        StoreError: the cache folder cannot be written.
+    """
+    start = time.monotonic()
+    chosen, parameters = algorithms.find(profile.calibration.algorithm, profile.calibration.parameters)
+    model = onnx_model.load(Path(profile.model))
+    onnx_model.check_fits(model, profile)
+    if not _hashed(pictures, listen=listen, should_stop=should_stop):
+        return None
+    key = {**cache_keys.table_key(profile), "images": pictures.digest(), "batch": profile.calibration.batch}
+    path = cache_keys.table_path(profile, cache)
+    current, changed = _compare(path, key, listen)
+    if current is not None and not changed and not force:
+        return _outcome(path, current, "unchanged", [], start)
+    for difference in changed:
+        listen(Note(f"the table that is there differs in {difference}"))
+
+    graph = onnx_model.read(model.path).graph
+    plan = watch_plan.plan(graph, model.activations)
+    with _locked(path, listen):
+        observed = collection.collect_statistics(
+            profile, model, plan, pictures,
+            needs=chosen.needs, cache=path.parent, key=key, force=force, threads=threads, crew=crew,
+            listen=listen, should_stop=should_stop,
+        )  # fmt: skip
+        if observed is None:
+            return None
+        statistics = plan.complete(observed.statistics)
+        ranges = watch_plan.shared_ranges(graph, algorithms.ranges(statistics, chosen, parameters))
+        table = calibration_table.from_ranges(ranges, algorithm=chosen.table_name, trt_version=HEADER_VERSION)
+        manifest = store.save(
+            cache_keys.manifest_path(path),
+            kind=cache_keys.TABLE,
+            files={path.name: calibration_table.write(table)},
+            key=key,
+            info={
+                "pictures": statistics.pictures,
+                "tensors": len(ranges),
+                "zero_tensors": [tensor for tensor, value in ranges.items() if value == 0.0],
+                "parameters": parameters,
+                "header": table.header.text,
+                "machine": platform.machine(),
+                "statistics": observed.path.name,
+            },
+        )
+    return _outcome(path, manifest, "from statistics" if observed.reused else "collected", changed, start)
+
+
+def calibrate_on_device(
+    profile: Profile,
+    pictures: Pictures,
+    backend: TensorRT,
+    *,
+    cache: Path,
+    force: bool = False,
+    listen: Listener = ignore_events,
+) -> CalibrationOutcome:
+    """Let one of TensorRT's own calibrators make the table, from the same pictures with the same preprocessing.
+
+    The pictures are fed in the order of their sha256: what these calibrators find depends on order and batch. The
+    timing cache learns from it, so the build that follows is not slow a second time.
+
+    Raises:
+        DeviceError: this TensorRT has no calibrators or not this one, took fewer batches than planned, or has no GPU.
+        DataError: a picture is unreadable, or their number is no multiple of the batch.
+        ProfileError, ModelError, GuestError, StoreError: as the words say.
+    """
+    start = time.monotonic()
+    calibration = profile.calibration
+    title, known = backend.calibrators()
+    if calibration.algorithm not in known:
+        raise DeviceError(
+            f"{title} has no {calibration.algorithm} calibrator (it has {', '.join(known) or 'none at all'})",
+            hint="without --engine, edge's own algorithms make the table on any host" if not known else "--algorithm",
+        )
+    if profile.build.dla_core is not None and calibration.algorithm != "entropy2":
+        raise ProfileError("a DLA takes a table of entropy2 only", where=profile.name, hint="--algorithm entropy2")
+    parameters = cache_keys.device_parameters(profile)
+    model = onnx_model.load(Path(profile.model))
+    onnx_model.check_fits(model, profile)
+    batch = model.fixed_batch or calibration.batch
+    whole = len(pictures) // batch * batch
+    if whole != len(pictures) or not whole:
+        raise DataError(
+            f"{len(pictures)} pictures are no multiple of the calibration batch {batch}, and TensorRT takes whole ones",
+            hint=f"--limit {whole}" if whole else "--batch 1",
+        )
+    _hashed(pictures, listen=listen, should_stop=lambda: False)
+    own = {name: value for name, value in backend.identity().items() if name in _MAKER}
+    key = {**cache_keys.table_key(profile), "images": pictures.digest(), "batch": batch, **own}
+    path = cache_keys.table_path(profile, cache)
+    current, changed = _compare(path, key, listen)
+    if current is not None and not changed and not force:
+        return _outcome(path, current, "unchanged", [], start)
+    for difference in changed:
+        listen(Note(f"the table that is there differs in {difference}"))
+    feed = _feed(profile, pictures, batch=batch, parameters=parameters, listen=listen)
+    with _locked(path, listen):
+        built = backend.calibrate(_calibrating(profile, model, cache), feed, listen=_only_notes(listen))
+        manifest = _save_device_table(path, built, key=key, parameters=parameters, pictures=len(pictures), title=title)
+    return _outcome(path, manifest, "collected", changed, start)
+
+
+def _locked(path: Path, listen: Listener) -> contextlib.AbstractContextManager[None]:
+    """The lock of the table at ``path``; that another process holds it is said before the wait."""
+    return store.lock(path, waiting=lambda: listen(Note(f"another process is writing {path.name}: waiting for it")))
+
+
+def _feed(profile: Profile, pictures: Pictures, *, batch: int, parameters: dict[str, float], listen: Listener) -> Feed:
+    """Batches for TensorRT, decoded and preprocessed when they are asked for."""
+    import numpy as np
+
+    from edge.backends.tensorrt import Feed
+    from edge.quantization import AlgorithmName
+
+    preprocessor = Preprocessor(profile.preprocess, profile.input)
+    ordered = sorted(pictures, key=lambda picture: picture.sha256)
+
+    def batches() -> Iterator[object]:
+        for first in range(0, len(ordered), batch):
+            chosen = ordered[first : first + batch]
+            arrays = [preprocessor(decode(picture.read_checked(), name=picture.where)) for picture in chosen]
+            yield np.ascontiguousarray(np.stack(arrays))
+            listen(Progress("calibrate", first + batch, len(ordered)))
+
+    return Feed(
+        algorithm=msgspec.convert(profile.calibration.algorithm, AlgorithmName),
+        batches=batches(),
+        planned=len(ordered) // batch,
+        batch=batch,
+        memory=None,
+        **parameters,
+    )
+
+
+def _calibrating(profile: Profile, model: Model, cache: Path) -> BuildRequest:
+    """The build that calibrates: INT8 by the implicit route, whatever the profile's own builds take."""
+    return BuildRequest(
+        profile=msgspec.structs.replace(profile, int8_route="implicit"), model=model.path, precision="int8",
+        timing=TimingUse(folder=cache),
+    )  # fmt: skip
+
+
+def _only_notes(listen: Listener) -> Listener:
+    """The build's own percent would run through the count of pictures."""
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Note) or event.stage != "calibrate":
+            listen(event)
+
+    return hear
+
+
+def _save_device_table(
+    path: Path, built: Built, *, key: store.Key, parameters: dict[str, float], pictures: int, title: str
+) -> store.Manifest:
+    table = built.table
+    if table is None:
+        raise DeviceError(f"{title} made no calibration table")
+    return store.save(
+        cache_keys.manifest_path(path),
+        kind=cache_keys.TABLE,
+        files={path.name: calibration_table.write(table)},
+        key=key,
+        info={
+            "made_by": title,
+            "device": msgspec.to_builtins(identify()),
+            "pictures": pictures,
+            "tensors": len(table.bits),
+            "zero_tensors": [name for name, bits in table.bits.items() if bits & 0x7FFFFFFF == 0],
+            "parameters": parameters,
+            "header": table.header.text,
+            "machine": platform.machine(),
+            "notes": built.notes,
+        },
+    )
+
+
+def _hashed(pictures: Pictures, *, listen: Listener, should_stop: Callable[[], bool]) -> bool:
+    """Read every picture once for its digest, which the picture keeps; whether it came to the end."""
+    for done, picture in enumerate(pictures, start=1):
+        if should_stop():
+            return False
+        _ = picture.sha256
+        listen(Progress("hash", done, len(pictures)))
+    return True
+
+
+def _compare(path: Path, key: store.Key, listen: Listener) -> tuple[store.Manifest | None, list[str]]:
+    """The manifest of the table that is there, if it is whole, and the fields in which it differs from ``key``.
+
+    Each algorithm has a table of its own; where this one has none yet, the model's nearest other table is compared.
+    """
+    where = cache_keys.manifest_path(path)
+    if not where.is_file():
+        return None, _nearest(where.parent, key)
+    try:
+        manifest = _manifest_of(path)
+    except ArtifactError as exc:
+        listen(Note(f"the table that is there cannot be used and is made again: {exc.what} ({exc.where})", "warning"))
+        return None, []
+    return manifest, [str(difference) for difference in store.differences(manifest.key, key)]
+
+
+def _manifest_of(path: Path) -> store.Manifest:
+    manifest = store.load(cache_keys.manifest_path(path), kind=cache_keys.TABLE)
+    if path.name not in manifest.files:
+        raise ArtifactError(f"its manifest is that of {', '.join(manifest.files)}", where=path)
+    return manifest
+
+
+def _nearest(folder: Path, key: store.Key) -> list[str]:
+    """The fields in which the most similar table in ``folder`` differs from ``key``; empty when there is no table."""
+    found = []
+    for where in sorted(folder.glob("*.json")):
+        # Statistics and their manifests lie here as well, and a damaged neighbour is not what was asked about.
+        with contextlib.suppress(EdgeError):
+            manifest = store.load(where, kind=cache_keys.TABLE, check_files=False)
+            found.append([str(difference) for difference in store.differences(manifest.key, key)])
+    return min(found, key=len, default=[])
+
+
+def _outcome(path: Path, manifest: store.Manifest, work: str, changed: list[str], start: float) -> CalibrationOutcome:
+    content = {
+        "table": path,
+        "sha256": manifest.files[path.name].sha256,
+        "work": work,
+        "changed": changed,
+        "pictures": manifest.info["pictures"],
+        "tensors": manifest.info["tensors"],
+        "zero_tensors": manifest.info["zero_tensors"],
+        "seconds": time.monotonic() - start,
+    }
+    return msgspec.convert(content, CalibrationOutcome)

@@ -1,0 +1,119 @@
+"""How many sessions infer at the same time, with how many threads each, and how many threads prepare for them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from edge.errors import DeviceError, MissingDependencyError, UsageError
+
+if TYPE_CHECKING:
+    from edge.backends import Backend, FrameSession, Session
+    from edge.calibration import cache_keys
+    from edge.config import Profile
+    from edge.model import Preprocessor
+    from edge.runtime import Width
+
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Sessions that infer at the same time.", show_default="by the source"),
+]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Pictures per inference; files only.")]
+# More sessions than this each hold the whole model for little.
+_MOST = 4
+
+
+class Concurrency(msgspec.Struct, frozen=True, kw_only=True):
+    """Sessions, threads per session (None: the backend's choice), and the width of the pipeline around them."""
+
+    workers: int
+    threads: int | None
+    width: Width
+
+
+def choose(
+    profile: Profile, *, live: bool, workers: int | None, threads: int | None, batch: int, cores: int | None = None
+) -> Concurrency:
+    """What suits the backend and the source.
+
+    ONNX Runtime on a CPU: pictures from files go through one session per core, of one thread each, which is the faster
+    way for many (benchmarks/loop.py); a camera's frame goes through one session over all cores, which all work on the
+    newest one. Elsewhere one session keeps the device busy, and the other cores prepare.
+
+    Raises:
+        UsageError: a batch that the engine does not take, or one from a live source.
+    """
+    from edge.runtime import Width
+
+    has = profile.input.batch
+    if batch > has.max:
+        raise UsageError(
+            f"the engine takes {has.max} pictures at most, not {batch}", hint="input.batch.max; edge build"
+        )
+    if batch > 1 and live:
+        raise UsageError("a live source is classified frame by frame", hint="leave --batch out")
+    cores = cores or len(os.sched_getaffinity(0))
+    most, count = threads or profile.run.threads or cores, workers or profile.run.workers
+    prepare = profile.run.prepare or (1 if live else 2)
+    if profile.backend == "onnxruntime":
+        count = count or (1 if live else min(most, _MOST))
+        each = max(most // count, 1)
+        return Concurrency(workers=count, threads=each, width=Width(prepare=prepare, batch=batch, min_batch=has.min))
+    if profile.run.prepare is None and not live:
+        prepare = min(max(cores - 1, 1), _MOST)
+    return Concurrency(
+        workers=count or 1,
+        threads=threads or profile.run.threads,
+        width=Width(prepare=prepare, batch=batch, min_batch=has.min),
+    )
+
+
+def open_sessions(
+    backend: Backend,
+    found: cache_keys.FoundArtifact,
+    profile: Profile,
+    lanes: Concurrency,
+    *,
+    precision: str,
+    stack: contextlib.ExitStack,
+    warn: Callable[[str], None],
+) -> tuple[Sequence[Session] | Sequence[FrameSession], Preprocessor | None]:
+    """Open sessions, closed with ``stack``, and what preprocesses for them: None where they do it on their device.
+
+    Where the profile leaves the choice and the device cannot, ``warn`` hears why, and OpenCV does it.
+
+    Raises:
+        DeviceError: an engine cannot be opened, or the profile asks for the device and it cannot.
+    """
+    from edge.model import Preprocessor
+
+    sessions: list[Any] = []
+    for _ in range(lanes.workers):
+        session = backend.open(
+            Path(found.path), precision=precision, threads=lanes.threads, built_for=found.manifest.key
+        )
+        stack.callback(session.close)
+        sessions.append(session)
+    on_cpu = Preprocessor(profile.preprocess, profile.input)
+    wanted = profile.run.preprocess_on
+    if wanted == "device" and not all(hasattr(session, "preprocess_on_gpu") for session in sessions):
+        raise DeviceError(
+            f"run.preprocess_on: device, and {backend.name} does not preprocess", hint="preprocess_on: auto"
+        )
+    if wanted == "cpu" or not all(hasattr(session, "preprocess_on_gpu") for session in sessions):
+        return sessions, on_cpu
+    try:
+        for session in sessions:
+            session.preprocess_on_gpu(profile.preprocess, profile.input)
+    except (DeviceError, MissingDependencyError) as exc:
+        if wanted == "device":
+            raise
+        warn(f"preprocessing runs on the CPU: {exc.what}")
+        return sessions, on_cpu
+    return sessions, None

@@ -1,0 +1,259 @@
+"""Run one job on many devices, draw it, and say how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from edge.cli import paths, signals
+from edge.cli.target_options import ChosenTargets
+from edge.deploy import (
+    CancellableSession,
+    DeviceOutcome,
+    DeviceTask,
+    Host,
+    RolloutPlan,
+    ShipOutcome,
+    ShipSettings,
+    rollout,
+    ship,
+)
+from edge.deploy.bundle import Bundle, open_bundle
+from edge.deploy.transport import DeviceAddress
+from edge.errors import DeviceError, EdgeError, QualityError, UsageError
+from edge.events import Event
+from edge.ui.terminal import FleetView, Terminal
+
+T = TypeVar("T")
+# Is given the conversation with a device, which the user may end.
+Hold = Callable[[CancellableSession], None]
+_PARALLEL = 8
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be shipped, as far as the command line says it; otherwise the fleet file does."""
+
+    bundle: Path | None
+    profile: str | None
+    cache_dir: Path | None
+
+
+def ship_all(
+    chosen: ChosenTargets,
+    settings: ShipSettings,
+    load: Load,
+    *,
+    parallel: int | None,
+    stop_after: int | None,
+    as_json: bool,
+) -> None:
+    """Ship to every device that was named; print a table, or JSON; raise when any of them did not get it."""
+    terminal = Terminal()
+    with contextlib.ExitStack() as stack:
+        bundles = stack.enter_context(_bundles(chosen, load, terminal))
+
+        def task(host: Host) -> DeviceTask[ShipOutcome]:
+            bundle = bundles[host.place.name]
+            return DeviceTask(
+                host.place.name,
+                lambda listen, hold: ship(bundle, host.place, settings=settings, listen=listen, hold=hold),
+            )
+
+        rules = chosen.fleet.rollout if chosen.fleet else None
+        plan = RolloutPlan(
+            parallel=parallel or (rules.parallel if rules else _PARALLEL),
+            first=chosen.fleet.canary & frozenset(chosen.names) if chosen.fleet else frozenset(),
+            stop_after=stop_after or (rules.stop_after if rules else None),
+        )
+        wish = stack.enter_context(signals.graceful())
+        ended = _run(terminal, [task(host) for host in chosen.hosts], plan, wish, line=_line)
+    outcomes = [_outcome(one, bundles[one.name]) for one in ended]
+    if as_json:
+        terminal.data(msgspec.json.encode(_summary(outcomes)).decode())
+    else:
+        _show(terminal, outcomes)
+    wish.grant()
+    finish(ended, hint="the same command again goes on where it was; devices that have it are left as they are")
+
+
+def each(
+    chosen: ChosenTargets, work: Callable[[DeviceAddress, Hold], T], *, parallel: int | None, as_json: bool
+) -> list[DeviceOutcome[T]]:
+    """Do ``work`` with every device; with ``as_json`` the results are printed."""
+    terminal = Terminal()
+
+    def task(place: DeviceAddress) -> DeviceTask[T]:
+        return DeviceTask(place.name, lambda _listen, hold: work(place, hold))
+
+    tasks = [task(host.place) for host in chosen.hosts]
+    wanted = parallel or (chosen.fleet.rollout.parallel if chosen.fleet else _PARALLEL)
+    with signals.graceful() as wish:
+        ended = _run(terminal, tasks, RolloutPlan(parallel=wanted), wish, line=lambda one: _failure(one) or "ok")
+    if as_json:
+        terminal.data(
+            msgspec.json.encode(
+                [
+                    one.result if one.result is not None else {"target": one.name, "error": _failure(one)}
+                    for one in ended
+                ],
+                enc_hook=str,
+            ).decode()
+        )
+    wish.grant()
+    return ended
+
+
+def finish(ended: list[DeviceOutcome[Any]], *, hint: str | None = None) -> None:
+    """End well, or with the error that there was; several become one, with ``hint``.
+
+    Raises:
+        EdgeError: of the only target; else DeviceError with the number that failed, or QualityError when every device
+            that did not get it went back by itself.
+    """
+    if len(ended) == 1 and ended[0].error is not None:
+        raise ended[0].error
+    failed = [one for one in ended if one.result is None]
+    back = [one.result for one in ended if isinstance(one.result, ShipOutcome) and one.result.work == "rolled back"]
+    broken = sum(one.error is not None for one in failed)
+    left = f", {len(failed) - broken} not begun" if len(failed) > broken else ""
+    if broken or (failed and not back):
+        words = f", {len(back)} went back" if back else ""
+        raise DeviceError(f"{broken} of {len(ended)} devices failed{words}{left}", hint=hint)
+    if back:
+        raise QualityError(
+            f"{len(back)} of {len(ended)} devices went back to the bundle before: the trial failed{left}"
+            if len(ended) > 1 else f"the trial failed, the device went back: {back[0].reason}",
+            hint="edge ship status TARGET; --gate sets the limits",
+        )  # fmt: skip
+
+
+def _run(
+    terminal: Terminal,
+    tasks: list[DeviceTask[T]],
+    plan: RolloutPlan,
+    wish: Callable[[], bool],
+    *,
+    line: Callable[[DeviceOutcome[T]], str],
+) -> list[DeviceOutcome[T]]:
+    view = FleetView(terminal, total=len(tasks))
+    listeners = {task.name: view.listener(task.name) for task in tasks}
+
+    def watch(name: str, what: Event | rollout.Phase, ended: DeviceOutcome[T] | None) -> None:
+        if ended is not None:
+            view.ended(name, work=_word(ended), line=line(ended))
+        elif what == "begun":
+            view.begun(name)
+        elif not isinstance(what, str):
+            listeners[name](what)
+
+    def is_bad(result: T) -> bool:
+        return isinstance(result, ShipOutcome) and result.work == "rolled back"
+
+    with view.showing():
+        return rollout.roll_out(tasks, plan, is_bad=is_bad, watch=watch, should_stop=wish)
+
+
+@contextlib.contextmanager
+def _bundles(chosen: ChosenTargets, load: Load, terminal: Terminal) -> Iterator[dict[str, Bundle]]:
+    """The bundle of every device by its name. Those of profiles are made here: same inputs, same bytes."""
+    known: dict[object, Bundle] = {}
+    found: dict[str, Bundle] = {}
+    with tempfile.TemporaryDirectory(prefix="edge-ship-") as folder:
+        for host in chosen.hosts:
+            path, profile = (load.bundle, load.profile) if load.bundle or load.profile else (host.bundle, host.profile)
+            if path is None and profile is None:
+                raise UsageError(
+                    "nothing is said to be shipped", where=host.place.name,
+                    hint="--bundle FILE, --profile NAME, or bundle: in the fleet file",
+                )  # fmt: skip
+            source: object = path or profile
+            if source not in known:
+                known[source] = open_bundle(path) if path else _made(str(profile), Path(folder), load, terminal)
+            found[host.place.name] = known[source]
+        yield found
+
+
+def _made(name: str, folder: Path, load: Load, terminal: Terminal) -> Bundle:
+    from edge.deploy.bundle import creation
+    from edge.media import open_pictures
+
+    chosen, path = paths.load_profile(name)
+    terminal.say(f"profile {chosen.name} ({path})", style="dim")
+    samples = paths.home() / "samples"
+    out = Path(tempfile.mkdtemp(dir=folder)) / f"{chosen.name}.edge"
+    with terminal.progress() as listen:
+        return creation.create(
+            chosen, cache=paths.cache_folder(load.cache_dir, path), out=out,
+            golden=list(open_pictures(samples)) if samples.is_dir() else [], listen=listen,
+        )  # fmt: skip
+
+
+def _outcome(one: DeviceOutcome[ShipOutcome], bundle: Bundle) -> ShipOutcome:
+    if one.result is not None:
+        return one.result
+    error: EdgeError | None = one.error
+    if error is None:
+        return ShipOutcome(target=one.name, work="stopped", bundle=bundle.digest, reason=one.reason)
+    return ShipOutcome(
+        target=one.name, work="failed", bundle=bundle.digest, reason=error.what, hint=error.hint,
+        exit_code=error.exit_code,
+    )  # fmt: skip
+
+
+def _summary(outcomes: list[ShipOutcome]) -> dict[str, Any]:
+    counts: dict[str, int] = {}
+    for outcome in outcomes:
+        counts[outcome.work] = counts.get(outcome.work, 0) + 1
+    return {"counts": counts, "targets": outcomes}
+
+
+def _show(terminal: Terminal, outcomes: list[ShipOutcome]) -> None:
+    if len(outcomes) == 1:
+        if outcomes[0].work not in {"failed", "stopped"}:
+            terminal.data(f"{outcomes[0].target}: {_said(outcomes[0])}")
+        return
+    rows = [
+        (
+            outcome.target, outcome.work, outcome.bundle[:12], f"{outcome.sent_bytes / 1e6:.2f}",
+            f"{outcome.seconds:.1f}", outcome.reason or "",
+        )
+        for outcome in outcomes
+    ]  # fmt: skip
+    terminal.table(("device", "result", "bundle", "MB sent", "s", "reason"), rows, right=(3, 4))
+
+
+def _line(ended: DeviceOutcome[ShipOutcome]) -> str:
+    return _failure(ended) or (_said(ended.result) if ended.result is not None else "")
+
+
+def _failure(ended: DeviceOutcome[Any]) -> str | None:
+    if ended.error is not None:
+        return f"failed: {ended.error.what}"
+    return ended.reason
+
+
+def _word(ended: DeviceOutcome[Any]) -> str:
+    if isinstance(ended.result, ShipOutcome):
+        return ended.result.work
+    return "ok" if ended.result is not None else "failed" if ended.error is not None else "stopped"
+
+
+def _said(outcome: ShipOutcome) -> str:
+    name = outcome.bundle[:12]
+    sent = f"{outcome.sent_files} files, {outcome.sent_bytes / 1e6:.2f} MB"
+    if outcome.work == "unchanged":
+        return f"unchanged, {name} is there and whole"
+    if outcome.work == "would ship":
+        resumed = f" ({outcome.resumed_bytes / 1e6:.2f} MB are there from before)" if outcome.resumed_bytes else ""
+        return f"would ship {name}: {sent}{resumed}"
+    if outcome.work == "rolled back":
+        return f"rolled back: {outcome.reason}"
+    trial = ""
+    if outcome.canary is not None:
+        trial = ", trial passed" if outcome.canary.passed else f", not tried ({outcome.canary.reason})"
+    return f"{name} is in use, {sent} sent in {outcome.seconds:.1f} s{trial}"

@@ -1,0 +1,185 @@
+"""Where things are when the user does not say: profiles, the cache folder, the engine folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edge.config import Precision, Profile, available_profiles, find_profile, read_profile
+from edge.deploy.bundle import deployed
+from edge.errors import ProfileError, UsageError
+from edge.system import device
+
+if TYPE_CHECKING:
+    from edge.artifacts import Subject
+    from edge.backends import Backend
+    from edge.calibration import FoundArtifact
+
+# A checkout is recognized by what stands beside the package.
+_BESIDE_PACKAGE = Path(__file__).resolve().parents[2]
+
+
+def home() -> Path:
+    """Folder that holds ``profiles/``, ``calib_cache/`` and ``engines/``.
+
+    The working directory when it has a ``profiles`` folder, else the checkout that edge runs from, else the working
+    directory.
+    """
+    here = Path.cwd()
+    if not (here / "profiles").is_dir() and (_BESIDE_PACKAGE / "profiles").is_dir():
+        return _BESIDE_PACKAGE
+    return here
+
+
+def device_home(user: str | None = None) -> Path:
+    """Where a device keeps bundles, what ``edge ship`` brought, and its list of allowed signers: in a user's home.
+
+    Raises:
+        UsageError: there is no such user.
+    """
+    try:
+        home_folder = Path.home() if user is None else Path(f"~{user}").expanduser()
+    except RuntimeError as exc:
+        raise UsageError(f"there is no user {user} here") from exc
+    return home_folder / ".local" / "share" / "edge"
+
+
+def profile_folders() -> list[Path]:
+    """Folders searched for a profile's name, first match wins."""
+    folders = [Path.cwd() / "profiles", _BESIDE_PACKAGE / "profiles"]
+    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+
+
+def profiles() -> dict[str, Path]:
+    """Every profile that has a name here, with its file; ``current`` is that of the bundle shipped to this device."""
+    found = {path.stem: path for path in available_profiles(profile_folders())}
+    shipped = deployed.current(device_home())
+    return found if shipped is None else {**found, deployed.CURRENT: shipped.profile}
+
+
+def default_profile(machine: device.Device, *, user: str | None = None) -> str | None:
+    """The name that a missing one stands for: where no folder of profiles is, what was shipped to this device.
+
+    That lies in the home of the ``user``, or of who runs this. None where no profile fits the machine.
+    """
+    if not profile_folders() and deployed.current(device_home(user)) is not None:
+        return deployed.CURRENT
+    return device.default_profile(machine)
+
+
+def is_current(path: Path, *, user: str | None = None) -> bool:
+    """Whether ``path`` is the profile of the bundle in use, also by another name for that file."""
+    state = device_home(user)
+    shipped = deployed.holding(path, state)
+    return shipped is not None and shipped == deployed.current(state)
+
+
+def load_profile(name: str | None, *, user: str | None = None) -> tuple[Profile, Path]:
+    """The profile called ``name``, or without a name the one that fits this machine; and the file it came from.
+
+    ``current`` is the one of the bundle shipped to this device, in the home of the ``user`` or of who runs this.
+
+    Raises:
+        ProfileError: there is none, it is wrong, or no profile fits this machine.
+    """
+    if name is None:
+        machine = device.identify()
+        name = default_profile(machine, user=user)
+        if name is None:
+            why = f": {machine.unsupported}" if machine.unsupported else ""
+            raise ProfileError(f"no profile fits this machine{why}", hint="name one with --profile; edge profile list")
+    shipped = deployed.current(device_home(user)) if name == deployed.CURRENT else None
+    path = shipped.profile if shipped is not None else find_profile(name, profile_folders())
+    return read_profile(path), path
+
+
+def cache_folder(option: Path | None, of: Path | None = None) -> Path:
+    """The calibration cache: ``--cache-dir``, ``EDGE_CACHE_DIR``, or ``calib_cache`` at :func:`home`.
+
+    For a profile file ``of`` a shipped bundle, it is the tables in that bundle, and not to be written to.
+    """
+    if option is not None:
+        return option
+    named = os.environ.get("EDGE_CACHE_DIR")
+    if named:
+        return Path(named)
+    shipped = _shipped(of)
+    return shipped.tables if shipped is not None else home() / "calib_cache"
+
+
+def build_cache_folder(option: Path | None, of: Path) -> Path:
+    """As :func:`cache_folder`, for builds: they write timing caches, in a shipped bundle's case to this device's."""
+    shipped = _shipped(of) if option is None and not os.environ.get("EDGE_CACHE_DIR") else None
+    return shipped.build_cache() if shipped is not None else cache_folder(option)
+
+
+def own_cache_folder(option: Path | None, of: Path) -> Path:
+    """As :func:`cache_folder`, for those who make tables.
+
+    Raises:
+        UsageError: the profile is a shipped bundle's, which is never written to.
+    """
+    if option is None and _shipped(of) is not None:
+        raise UsageError(
+            "a shipped bundle comes with its table, and is never written to", where=of,
+            hint="calibrate where the bundle is made; or --cache-dir DIR",
+        )  # fmt: skip
+    return cache_folder(option)
+
+
+def engine_folder(option: Path | None, of: Path | None = None) -> Path:
+    """Folder of the engines: ``--engine-dir``, beside the bundle that ``of`` is in, or ``engines`` at :func:`home`."""
+    if option is not None:
+        return option
+    shipped = _shipped(of)
+    return shipped.engines if shipped is not None else home() / "engines"
+
+
+def _shipped(of: Path | None) -> deployed.Deployed | None:
+    return None if of is None else deployed.holding(of, device_home())
+
+
+def find_engine(
+    chosen: Profile, path: Path, *, precision: Precision | None, cache_dir: Path | None, engine_dir: Path | None
+) -> tuple[Backend, Precision, FoundArtifact]:
+    """The backend, the precision and the verified engine on this machine of a profile, which was read from ``path``.
+
+    Raises:
+        ArtifactError: there is no such engine, or it was built for something else.
+    """
+    from edge import backends
+    from edge.calibration import cache_keys
+
+    backend = backends.of(chosen)
+    wanted = precision or chosen.precision
+    cache, engines = cache_folder(cache_dir, path), engine_folder(engine_dir, path)
+    found = cache_keys.find_engine(
+        chosen, backend, precision=wanted, cache=cache, engines=engines,
+        called=deployed.CURRENT if is_current(path) else None,
+    )  # fmt: skip
+    return backend, wanted, found
+
+
+def subject(profile: Profile, backend: Backend, found: FoundArtifact, precision: str, source: Path | str) -> Subject:
+    """What runs where, for a record."""
+    from edge.artifacts import Subject
+    from edge.model import preprocessing
+
+    key = found.manifest.key
+    return Subject(
+        profile=profile.name,
+        profile_digest=profile.digest,
+        model=profile.model,
+        model_sha256=str(key["model"]),
+        engine_sha256=found.sha256,
+        table_sha256=None if key["table"] is None else str(key["table"]),
+        preprocess_digest=preprocessing.digest(profile.preprocess, profile.input),
+        backend=dict(backend.identity()),
+        precision=precision,
+        layers=found.manifest.info["layers"],
+        device=msgspec.to_builtins(device.identify()),
+        source=str(source),
+    )

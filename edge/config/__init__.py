@@ -1,0 +1,58 @@
+"""YAML read with file and line, and device profiles."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edge import lazy_exports
+
+if TYPE_CHECKING:
+    from edge.config.profiles import (
+        BatchRange,
+        CameraConfig,
+        Family,
+        InputConfig,
+        Precision,
+        PreprocessConfig,
+        Profile,
+        available_profiles,
+        find_profile,
+        read_profile,
+    )
+    from edge.config.yaml_source import Document, Kind, did_you_mean
+else:
+    __getattr__ = lazy_exports(
+        __name__,
+        {
+            "profiles": [
+                "BatchRange",
+                "CameraConfig",
+                "Family",
+                "InputConfig",
+                "Precision",
+                "PreprocessConfig",
+                "Profile",
+                "available_profiles",
+                "find_profile",
+                "read_profile",
+            ],
+            "yaml_source": ["Document", "Kind", "did_you_mean"],
+        },
+    )
+
+__all__ = [
+    "BatchRange",
+    "CameraConfig",
+    "Document",
+    "Family",
+    "InputConfig",
+    "Kind",
+    "Precision",
+    "PreprocessConfig",
+    "Profile",
+    "available_profiles",
+    "did_you_mean",
+    "find_profile",
+    "profiles",
+    "read_profile",
+]

@@ -1,0 +1,274 @@
+"""YAML device profiles: read, merged along ``extends``, checked, and frozen.
+
+A profile that is wrong gives ``file:line: key.path: what is wrong``. Paths in a profile are relative to the file that
+names them. Nothing outside this module sees YAML or a raw dict.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from edge.artifacts import canonical_digest
+from edge.config.yaml_source import Document, Kind, did_you_mean
+from edge.errors import ProfileError
+
+Family = Literal["host", "agx-orin", "orin-nx", "orin-nano", "thor", "rtx"]
+BackendName = Literal["onnxruntime", "tensorrt", "fake"]
+Precision = Literal["fp32", "fp16", "int8"]
+Int8Route = Literal["auto", "implicit", "explicit"]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
+Triple = tuple[float, float, float]
+
+_KIND = Kind(
+    name="profile", hint="edge profile list", paths=frozenset({("model",), ("labels",), ("calibration", "images")})
+)
+
+
+class _ConfigSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of every section: frozen, keyword-only, unknown keys are errors."""
+
+
+class BatchRange(_ConfigSection, frozen=True):
+    """Batch sizes that the engine must take, and the one that it is optimized for."""
+
+    min: Positive = 1
+    opt: Positive = 1
+    max: Positive = 1
+
+
+class InputConfig(_ConfigSection, frozen=True):
+    """What the network takes: height and width in pixels."""
+
+    height: Positive = 224
+    width: Positive = 224
+    batch: BatchRange = BatchRange()
+
+
+class PreprocessConfig(_ConfigSection, frozen=True):
+    """From a decoded uint8 picture to the network's float input (see :mod:`edge.model.preprocessing`).
+
+    ``mean`` and ``std`` are per channel in the order of ``color``, in units of 8-bit pixel values (0 to 255).
+    """
+
+    fit: Literal["crop", "letterbox", "squash"] = "crop"
+    resize: Positive = 256
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    color: Literal["rgb", "bgr"] = "rgb"
+    mean: Triple = (123.675, 116.28, 103.53)
+    std: Triple = (58.395, 57.12, 57.375)
+    pad: Annotated[int, msgspec.Meta(ge=0, le=255)] = 114
+
+
+class CalibrationConfig(_ConfigSection, frozen=True):
+    """How the calibration table is made: by edge's own algorithms on any host, or by the device's own calibrators."""
+
+    algorithm: str = "entropy2"
+    parameters: dict[str, float] = {}
+    images: str | None = None
+    batch: Positive = 8
+    engine: Literal["edge", "tensorrt"] = "edge"
+
+
+class BuildConfig(_ConfigSection, frozen=True):
+    """How the engine is built; what a backend has no use for, it ignores and its manifest says so.
+
+    ``min_int8_share`` is the share of convolution and matrix-product layers that must really run in INT8.
+    ``version_compatible`` and ``hardware_compatibility`` (AMPERE_PLUS …) make a TensorRT engine that more machines
+    load, at some cost in speed. ``compute_capabilities`` (SM86 …) are what TensorRT for RTX builds for, all that it
+    knows where there are none.
+    """
+
+    workspace_mib: Positive | None = None
+    timing_cache: bool = True
+    optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None
+    dla_core: Annotated[int, msgspec.Meta(ge=0, le=1)] | None = None
+    gpu_fallback: bool = True
+    strict: bool = True
+    min_int8_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.9
+    version_compatible: bool = False
+    hardware_compatibility: str | None = None
+    compute_capabilities: tuple[Annotated[str, msgspec.Meta(pattern=r"^SM\d{2,3}$")], ...] = ()
+
+
+class RunConfig(_ConfigSection, frozen=True):
+    """How the loop runs. ``threads`` is for the CPU backend; None means all cores.
+
+    ``workers`` is how many sessions infer at the same time, and ``prepare`` how many threads read, decode and
+    preprocess; None leaves the choice to the run. ``preprocess_on``: the GPU where the backend can and its kernel
+    compiles (auto), the GPU or an error (device), or OpenCV (cpu).
+    """
+
+    warmup: Annotated[int, msgspec.Meta(ge=0)] = 10
+    topk: Positive = 5
+    threads: Positive | None = None
+    workers: Positive | None = None
+    prepare: Positive | None = None
+    preprocess_on: Literal["auto", "cpu", "device"] = "auto"
+
+
+class ReconnectConfig(_ConfigSection, frozen=True):
+    """When a camera that was lost is tried again: after ``first_s``, then after twice as long, up to ``max_s``.
+
+    ``give_up_s`` ends the run after that time without a frame; None tries for ever.
+    """
+
+    first_s: PositiveFloat = 0.5
+    max_s: PositiveFloat = 30.0
+    give_up_s: PositiveFloat | None = None
+
+
+class CameraConfig(_ConfigSection, frozen=True):
+    """How a camera is opened, and when it counts as lost.
+
+    Width, height in pixels and fps are asked for; what the camera gives is in the record. ``format`` and ``decoder``
+    are for USB cameras, ``flip`` (0 to 7, nvvidconv's flip-method) for CSI, ``transport`` for RTSP. ``pipeline`` is a
+    GStreamer pipeline for any of them; ``{device}`` in it stands for node, sensor number or URL. ``timeout_s`` is the
+    longest time without a frame, and ``freeze_s`` the longest with the same frame over and over; null where a picture
+    may stand still.
+    """
+
+    width: Positive = 1280
+    height: Positive = 720
+    fps: PositiveFloat = 30.0
+    format: Literal["mjpg", "yuyv", "any"] = "mjpg"
+    decoder: Literal["software", "hardware"] = "software"
+    flip: Annotated[int, msgspec.Meta(ge=0, le=7)] = 0
+    transport: Literal["tcp", "udp"] = "tcp"
+    pipeline: str | None = None
+    timeout_s: PositiveFloat = 5.0
+    freeze_s: PositiveFloat | None = 10.0
+    reconnect: ReconnectConfig = ReconnectConfig()
+
+
+class TelemetryConfig(_ConfigSection, frozen=True):
+    """Where power is read from (``auto`` tries what there is), how often, and how long a run is idle before it begins.
+
+    ``idle_s`` is the baseline for net energy; 0 means none.
+    """
+
+    source: Literal["auto", "hwmon", "tegrastats", "jtop", "nvml", "rapl", "none"] = "auto"
+    rate_hz: Annotated[float, msgspec.Meta(gt=0, le=100)] = 10.0
+    idle_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.0
+
+
+class Profile(_ConfigSection, frozen=True):
+    """Everything about one device, resolved: ``extends`` merged, paths absolute."""
+
+    name: str
+    family: Family
+    backend: BackendName
+    model: str
+    labels: str
+    input: InputConfig = InputConfig()
+    preprocess: PreprocessConfig = PreprocessConfig()
+    precision: Precision = "int8"
+    int8_route: Int8Route = "auto"
+    calibration: CalibrationConfig = CalibrationConfig()
+    build: BuildConfig = BuildConfig()
+    power_mode: str | None = None
+    run: RunConfig = RunConfig()
+    camera: CameraConfig = CameraConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of the settings that an engine depends on; paths and run settings are not among them."""
+        content = msgspec.to_builtins(self)
+        for name in ("name", "model", "labels", "run", "camera", "telemetry", "power_mode", "calibration"):
+            del content[name]
+        return canonical_digest(content)
+
+
+def read_profile(path: Path) -> Profile:
+    """Read the profile at ``path`` and everything that it extends.
+
+    Raises:
+        ProfileError: with ``file:line: key.path`` and, for a misspelt name, the nearest right one.
+    """
+    document = Document.read(path, _KIND)
+    document.reject_unknown(Profile, document.tree)
+    try:
+        profile = msgspec.convert(document.tree, Profile)
+    except msgspec.ValidationError as exc:
+        raise document.error_from(exc, Profile) from exc
+    _check_together(profile, document)
+    return profile
+
+
+def find_profile(name: str, folders: list[Path]) -> Path:
+    """Path of the profile called ``name``: itself a path to a YAML file, or a file in one of ``folders``.
+
+    Raises:
+        ProfileError: there is none; the nearest name is suggested.
+    """
+    if name.endswith((".yaml", ".yml")) or os.sep in name:
+        return Path(name)
+    known = {path.stem: path for path in available_profiles(folders)}
+    if name in known:
+        return known[name]
+    raise ProfileError(
+        f"there is no profile {name!r}{did_you_mean(name, known)}",
+        where=", ".join(str(folder) for folder in folders) or None,
+        hint="edge profile list" if known else "edge in its checkout, or in a folder with profiles/; or --profile FILE",
+    )
+
+
+def available_profiles(folders: list[Path]) -> list[Path]:
+    """Profile files in ``folders``, by name; the first folder wins where two hold the same name."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return [found[name] for name in sorted(found)]
+
+
+def _check_together(profile: Profile, document: Document) -> None:
+    """Checks that need more than one key."""
+    batch, pre = profile.input.batch, profile.preprocess
+    if not batch.min <= batch.opt <= batch.max:
+        raise document.error(("input", "batch"), f"needs min <= opt <= max, got {batch.min}, {batch.opt}, {batch.max}")
+    if pre.fit == "crop" and pre.resize < max(profile.input.height, profile.input.width):
+        size = f"{profile.input.height}x{profile.input.width}"
+        raise document.error(("preprocess", "resize"), f"{pre.resize} is smaller than the {size} crop taken from it")
+    for name, values in (("mean", pre.mean), ("std", pre.std)):
+        if not all(math.isfinite(value) for value in values):
+            raise document.error(("preprocess", name), f"must be finite for every channel, got {list(values)}")
+    if min(pre.std) <= 0:
+        raise document.error(("preprocess", "std"), f"must be above 0 for every channel, got {list(pre.std)}")
+    for name, value in profile.calibration.parameters.items():
+        if not math.isfinite(value):
+            raise document.error(("calibration", "parameters", name), f"must be finite, got {value}")
+    # The name becomes a folder of engines.
+    if profile.name in {"", ".", ".."} or any(sign in profile.name for sign in "/\\\0"):
+        raise document.error(("name",), f"{profile.name!r} cannot be the name of a folder")
+    if profile.build.dla_core is not None and profile.family not in {"agx-orin", "orin-nx"}:
+        raise document.error(("build", "dla_core"), f"{profile.family} has no DLA")
+    if profile.build.dla_core is not None and profile.backend != "tensorrt":
+        raise document.error(("build", "dla_core"), f"backend {profile.backend} has no DLA")
+    if profile.backend == "onnxruntime" and profile.precision == "fp16":
+        raise document.error(("precision",), "ONNX Runtime on a CPU runs fp32 or int8, not fp16")
+    _check_camera(profile.camera, document)
+
+
+def _check_camera(camera: CameraConfig, document: Document) -> None:
+    again = camera.reconnect
+    for key, value in (
+        (("fps",), camera.fps),
+        (("timeout_s",), camera.timeout_s),
+        (("freeze_s",), camera.freeze_s),
+        (("reconnect", "first_s"), again.first_s),
+        (("reconnect", "max_s"), again.max_s),
+        (("reconnect", "give_up_s"), again.give_up_s),
+    ):
+        if value is not None and not math.isfinite(value):
+            raise document.error(("camera", *key), f"must be finite, got {value}")
+    if again.first_s > again.max_s:
+        raise document.error(("camera", "reconnect"), f"needs first_s <= max_s, got {again.first_s}, {again.max_s}")
+    if camera.pipeline is not None and "appsink" not in camera.pipeline:
+        raise document.error(("camera", "pipeline"), "must end in appsink, as in edge's own (docs/running.md)")

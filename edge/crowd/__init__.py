@@ -1,1 +1,0 @@
-"""Crews of many: processes of this machine, and Dask workers on any machine (see :class:`edge.observe.Crew`)."""

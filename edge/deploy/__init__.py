@@ -1,0 +1,57 @@
+"""Deployment: shipping a bundle to devices, its trial there, rollback, fleets, the systemd service."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edge import lazy_exports
+
+if TYPE_CHECKING:
+    from edge.deploy.canary import Measured, TrialReport
+    from edge.deploy.collect import Collected
+    from edge.deploy.fleet import Fleet, Host, load_fleet
+    from edge.deploy.manage import ManageStep, Status
+    from edge.deploy.push import ShipOutcome, ShipSettings, ship
+    from edge.deploy.rollout import CancellableSession, DeviceOutcome, DeviceTask, RolloutPlan
+    from edge.deploy.service import ServiceSettings, Systemctl
+    from edge.deploy.trial import parse_gates
+else:
+    __getattr__ = lazy_exports(
+        __name__,
+        {
+            "canary": ["Measured", "TrialReport"],
+            "collect": ["Collected"],
+            "fleet": ["Fleet", "Host", "load_fleet"],
+            "manage": ["ManageStep", "Status"],
+            "push": ["ShipOutcome", "ShipSettings", "ship"],
+            "rollout": ["CancellableSession", "DeviceOutcome", "DeviceTask", "RolloutPlan"],
+            "service": ["ServiceSettings", "Systemctl"],
+            "trial": ["parse_gates"],
+        },
+    )
+
+__all__ = [
+    "CancellableSession",
+    "Collected",
+    "DeviceOutcome",
+    "DeviceTask",
+    "Fleet",
+    "Host",
+    "ManageStep",
+    "Measured",
+    "RolloutPlan",
+    "ServiceSettings",
+    "ShipOutcome",
+    "ShipSettings",
+    "Status",
+    "Systemctl",
+    "TrialReport",
+    "canary",
+    "collect",
+    "load_fleet",
+    "manage",
+    "parse_gates",
+    "rollout",
+    "service",
+    "ship",
+]

@@ -1,0 +1,110 @@
+"""A bundle that lies on this device, and the folders of what is made from it here.
+
+`edge ship` keeps bundles in ``STATE/bundles/<digest>`` and lets ``STATE/current`` lead to the one in use
+(docs/shipping.md). A bundle is never written to: its files are shared with other bundles. Engines and timing caches lie
+beside them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import msgspec
+
+from edge.artifacts import store
+from edge.deploy.bundle.names import PROFILE, TABLES
+from edge.errors import os_error
+
+CURRENT = "current"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class Deployed(msgspec.Struct, frozen=True, kw_only=True):
+    """A ``folder`` that holds the bundle ``digest``, and the ``state`` folder of the device that it is on."""
+
+    folder: Path
+    digest: str
+    state: Path
+
+    @property
+    def profile(self) -> Path:
+        """The profile, with everything that it extends merged in."""
+        return self.folder / PROFILE
+
+    @property
+    def tables(self) -> Path:
+        """The cache folder for those who only read: calibration tables and their manifests."""
+        return self.folder / TABLES
+
+    @property
+    def engines(self) -> Path:
+        """The folder of the engines that were built from it here."""
+        return self.state / "engines" / self.digest
+
+    def build_cache(self) -> Path:
+        """A cache folder for building: links to the tables of this bundle and to the timing caches of this device.
+
+        Raises:
+            StoreError: the state folder cannot be written.
+            ArtifactError: a timing cache that came with the bundle is corrupt.
+        """
+        folder, timing = self.state / "cache" / self.digest, self.state / "timing"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            timing.mkdir(exist_ok=True)
+            _seed(self.folder / "timing", timing)
+            links = {"timing": timing}
+            if self.tables.is_dir():
+                links |= {path.name: path for path in self.tables.iterdir()}
+            for name, goal in links.items():
+                link = folder / name
+                if not link.is_symlink() or link.readlink() != goal.absolute():
+                    new = folder / f".{name}.{os.getpid()}"
+                    new.symlink_to(goal.absolute())
+                    new.replace(link)
+        except OSError as exc:
+            raise os_error(exc, folder) from exc
+        return folder
+
+
+def current(state: Path) -> Deployed | None:
+    """The bundle in use: where ``current`` leads to at this moment. None where nothing was shipped to this device.
+
+    What it leads to stays as it is when another bundle is shipped meanwhile.
+    """
+    try:
+        digest = (state / CURRENT).readlink().name
+    except OSError:
+        return None
+    return _of(state, digest)
+
+
+def holding(path: Path, state: Path) -> Deployed | None:
+    """The bundle on this device that the file ``path`` is in."""
+    try:
+        inside = path.resolve().relative_to((state / "bundles").resolve())
+    except ValueError:
+        return None
+    return _of(state, inside.parts[0]) if inside.parts else None
+
+
+def _of(state: Path, digest: str) -> Deployed | None:
+    folder = state / "bundles" / digest
+    if _DIGEST.fullmatch(digest) is None or not folder.is_dir():
+        return None
+    return Deployed(folder=folder, digest=digest, state=state)
+
+
+def _seed(source: Path, goal: Path) -> None:
+    """Timing caches that came with the bundle join those of this device; one that it has of that key stays."""
+    from edge.backends.tensorrt import timing_cache
+
+    for manifest in sorted(source.glob("*.json")):
+        found = store.load(manifest, kind=timing_cache.KIND)
+        with store.lock(goal / manifest.with_suffix(".timing").name):
+            if not (goal / manifest.name).exists():
+                for name in found.files:
+                    store.write_bytes(goal / name, (source / name).read_bytes())
+                store.write_bytes(goal / manifest.name, manifest.read_bytes())

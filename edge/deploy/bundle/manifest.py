@@ -1,0 +1,127 @@
+"""What ``bundle.json`` holds: the sha256 and size of every file, and of itself.
+
+There is exactly one way to write a manifest (sorted keys, two blanks of indent, a line end), and only that way is read:
+a key given twice, or anything else that two JSON parsers could take in two ways, does not survive writing it again.
+The id of a bundle is the sha256 of these bytes, so it stands for every byte of every file.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from edge.artifacts import FileEntry, store
+from edge.deploy.bundle.names import MAX_FILES, check_names, printable_name
+from edge.errors import ArtifactError
+
+FORMAT = 1
+MANIFEST = "bundle.json"
+SIGNATURE = "bundle.json.sig"
+MAX_MANIFEST_BYTES = 16 << 20
+MAX_WORD = 200
+# What the size field of a ustar header can say: 11 octal digits.
+MAX_FILE_BYTES = 8**11 - 1
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_HINT = "get the bundle again, or make it anew with edge bundle create"
+
+
+class BundleManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The content of ``bundle.json``.
+
+    ``jetpack`` lists the releases that the bundle is for ("6.2" is meant with all of its updates), None is any;
+    ``profile`` is the name of the profile in it; ``created_with`` the version of edge. ``self_sha256`` covers all the
+    rest.
+    """
+
+    format: int
+    name: str
+    family: str
+    jetpack: list[str] | None
+    profile: str
+    created_with: str
+    files: dict[str, FileEntry]
+    info: dict[str, Any]
+    self_sha256: str = ""
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files together, without the manifest."""
+        return sum(entry.size for entry in self.files.values())
+
+
+def encode_manifest(manifest: BundleManifest) -> bytes:
+    """The one way to write a manifest; its own digest is filled in."""
+    content = msgspec.to_builtins(manifest)
+    content["self_sha256"] = _seal(content)
+    return _write(content)
+
+
+def decode_manifest(data: bytes, *, where: str) -> BundleManifest:
+    """Read a manifest and check its seal, its form and every name and size in it.
+
+    Raises:
+        ArtifactError: it is not a manifest of this format, was changed, or names a file that no bundle may hold.
+    """
+    try:
+        content = json.loads(data.decode())
+        rewritten = _write(content)
+    except (ValueError, RecursionError) as exc:  # also: not UTF-8, NaN, a number of a million digits
+        raise ArtifactError(
+            f"not the manifest of a bundle: {printable_name(str(exc))}", where=where, hint=_HINT
+        ) from exc
+    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+        raise ArtifactError("not the manifest of a bundle", where=where, hint=_HINT)
+    found = content.get("format")
+    if found != FORMAT or isinstance(found, bool):
+        raise ArtifactError(
+            f"bundle format {printable_name(repr(found))}, this edge reads {FORMAT}",
+            where=where,
+            hint="use the edge that made it",
+        )
+    if rewritten != data:
+        raise ArtifactError("the manifest is not in the one form that edge writes", where=where, hint=_HINT)
+    seal = content.get("self_sha256")
+    if not isinstance(seal, str) or not hmac.compare_digest(seal.encode(), _seal(content).encode()):
+        raise ArtifactError("the manifest was changed after it was written", where=where, hint=_HINT)
+    try:
+        manifest = msgspec.convert(content, BundleManifest)
+    except msgspec.ValidationError as exc:
+        raise ArtifactError(
+            f"not the manifest of a bundle: {printable_name(str(exc))}", where=where, hint=_HINT
+        ) from exc
+    words = (manifest.name, manifest.family, manifest.profile, manifest.created_with, *(manifest.jetpack or []))
+    wrong = next((word for word in words if not word.isprintable() or not 0 < len(word) <= MAX_WORD), None)
+    if wrong is not None:
+        raise ArtifactError(f"{wrong[:MAX_WORD]!a} is no name", where=where, hint=_HINT)
+    check_entries(manifest.files, where=where)
+    return manifest
+
+
+def check_entries(files: Mapping[str, FileEntry], *, where: str) -> None:
+    """Check every name, size and digest that a manifest gives.
+
+    Raises:
+        ArtifactError: naming the first that is wrong.
+    """
+    if len(files) > MAX_FILES:
+        raise ArtifactError(f"{len(files)} files; a bundle holds at most {MAX_FILES}", where=where)
+    check_names(files, where=where)
+    for name, entry in files.items():
+        if not 0 <= entry.size <= MAX_FILE_BYTES:
+            raise ArtifactError(f"{name}: a size of {entry.size} bytes", where=where, hint="at most 8 GiB a file")
+        if not _SHA256.fullmatch(entry.sha256):
+            raise ArtifactError(f"{name}: {entry.sha256[:80]!r} is not a sha256", where=where)
+
+
+def _write(content: object) -> bytes:
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return f"{text}\n".encode()
+
+
+def _seal(content: dict[str, Any]) -> str:
+    return store.canonical_digest({name: value for name, value in content.items() if name != "self_sha256"})

@@ -1,0 +1,135 @@
+"""Unpack a bundle into a folder, through the checks that every reader goes through, and into nothing else.
+
+Names were checked when the bundle was opened, contents are checked while they are copied, and the folders on the way
+are made here or are real folders already, never links. ``bundle.json`` comes last: without it a folder is not a bundle,
+so a half-unpacked one is never taken for a whole one; unpacking again goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import IO
+
+from edge.artifacts import store
+from edge.deploy.bundle import archive
+from edge.deploy.bundle.manifest import MANIFEST, SIGNATURE
+from edge.deploy.bundle.reader import Bundle, BundleSource, Meter, open_bundle
+from edge.errors import ArtifactError, os_error
+from edge.events import Listener, ignore_events
+
+
+def unpack_bundle(bundle: BundleSource, folder: Path, *, listen: Listener = ignore_events) -> Bundle:
+    """Write all files of ``bundle`` below ``folder``, which must be absent, empty, or begun with this same bundle.
+
+    Raises:
+        ArtifactError: a content does not fit its digest, or something else is in the folder.
+        StoreError: the disk refused.
+    """
+    _check_target(bundle, folder)
+    signature = bundle.signature()
+    meter = Meter("unpack", bundle.about.total_bytes, listen)
+    for name in sorted(bundle.files):
+        target = _safe_target(folder, name)
+        if not _is_there(bundle, name, target):
+            with store.atomic_write(target) as file:
+                for piece in bundle.pieces(name):
+                    file.write(piece)
+        meter.add(bundle.files[name].size)
+    if signature is not None:
+        store.write_bytes(folder / SIGNATURE, signature)
+    store.write_bytes(folder / MANIFEST, bundle.manifest)
+    return open_bundle(folder)
+
+
+def pack_bundle(bundle: BundleSource, path: Path, *, listen: Listener = ignore_events) -> Bundle:
+    """Write ``bundle`` to the tar ``path``, and its signature beside it.
+
+    Raises:
+        ArtifactError: a content does not fit its digest; nothing is written.
+        StoreError: the disk refused.
+    """
+    signature = bundle.signature()
+    meter = Meter("pack", bundle.about.total_bytes, listen)
+
+    def copy(name: str, target: IO[bytes]) -> None:
+        for piece in bundle.pieces(name):
+            target.write(piece)
+            meter.add(len(piece))
+
+    with store.atomic_write(path) as file:
+        archive.write(file, bundle.manifest, bundle.files, copy)
+    made = open_bundle(path)
+    # A signature that lies there belongs to what was there before.
+    made.signature_path.unlink(missing_ok=True)
+    if signature is not None:
+        store.write_bytes(made.signature_path, signature)
+    return made
+
+
+def _check_target(bundle: BundleSource, folder: Path) -> None:
+    """Refuse a folder in which anything is that this bundle would not have put there; clear what a killed run left."""
+    wanted = {MANIFEST, SIGNATURE, *bundle.files}
+    parents = {"/".join(name.split("/")[:count]) for name in wanted for count in range(1, name.count("/") + 1)}
+    left: list[Path] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for parent, folders, files in os.walk(folder, onerror=_raise):
+            prefix = Path(parent).relative_to(folder).as_posix()
+            prefix = "" if prefix == "." else f"{prefix}/"
+            for name in [f"{prefix}{item}" for item in (*folders, *files)]:
+                mode = (folder / name).lstat().st_mode
+                expected = stat.S_ISDIR(mode) if name in parents else stat.S_ISREG(mode) and name in wanted
+                if _is_leftover(name, wanted, mode):
+                    left.append(folder / name)
+                elif not expected:
+                    raise ArtifactError(
+                        f"{name!a} is there already and not of this bundle",
+                        where=folder,
+                        hint="unpack into a new or empty folder",
+                    )
+        # Only now that everything in here is known to be ours.
+        for path in left:
+            path.unlink()
+    except OSError as exc:
+        raise os_error(exc, folder) from exc
+    there = folder / MANIFEST
+    if there.is_file() and there.read_bytes() != bundle.manifest:
+        raise ArtifactError("another bundle is there", where=folder, hint="unpack into a new or empty folder")
+
+
+def _is_leftover(name: str, wanted: set[str], mode: int) -> bool:
+    """Whether it is a temporary file of ``store`` that a killed run left behind: ``.<name>.<letters>.tmp``."""
+    folder, _, last = name.rpartition("/")
+    parts = last.removeprefix(".").rsplit(".", 2)
+    stem = f"{folder}/{parts[0]}" if folder else parts[0]
+    return stat.S_ISREG(mode) and last.startswith(".") and last.endswith(".tmp") and len(parts) == 3 and stem in wanted
+
+
+def _safe_target(folder: Path, name: str) -> Path:
+    """The path of ``name`` below ``folder``; every folder on the way is a real one, made where it is missing."""
+    at = folder
+    try:
+        for part in name.split("/")[:-1]:
+            at /= part
+            at.mkdir(exist_ok=True)
+            if not stat.S_ISDIR(at.lstat().st_mode):
+                raise ArtifactError("a link stands where a folder is needed", where=at)
+    except OSError as exc:
+        raise os_error(exc, at) from exc
+    return folder / name
+
+
+def _is_there(bundle: BundleSource, name: str, target: Path) -> bool:
+    """Whether an earlier, interrupted run wrote this very content."""
+    try:
+        status = target.lstat()
+    except OSError:
+        return False
+    entry = bundle.files[name]
+    return stat.S_ISREG(status.st_mode) and status.st_size == entry.size and store.sha256_file(target) == entry.sha256
+
+
+def _raise(exc: OSError) -> None:
+    raise exc

@@ -1,0 +1,261 @@
+"""The wheels that install edge on a bare device without a network: for its Python and processor, fetched on a host.
+
+What is fetched is exactly what ``constraints/jetson.txt`` and ``constraints/bootstrap.txt`` pin, so the same checkout
+gives the same wheels on another day; then it is checked that no wheel of them needs what is not there. PyCUDA has no
+wheels: its source goes along, and ``install.sh`` builds it with the device's nvcc.
+
+Only a checkout of edge can do this: an installed edge has neither its own source nor ``install.sh``.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
+from email.parser import HeaderParser
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge.config import Family
+from edge.deploy.bundle.names import name_problem
+from edge.errors import ArtifactError, MissingDependencyError, UsageError, os_error, require
+from edge.events import Listener, Note, ignore_events
+
+FOLDER = "wheels"
+_SCRIPT = "install.sh"
+_PINS = ("constraints/jetson.txt", "constraints/bootstrap.txt")
+_BUILD_PINS = "constraints/build.txt"
+# JetPack's major release -> its Python and the oldest glibc of its releases.
+_JETPACKS = {"6": ("3.10", 35), "7": ("3.12", 39)}
+_OLDEST_GLIBC = 17
+_SOURCES = frozenset({"pycuda"})
+# Ours, and what a wheel may ask for that the device has: install.sh leaves JetPack's OpenCV and NumPy alone.
+_EXTRAS = ("", "host", "registry")
+
+
+class WheelTarget(msgspec.Struct, frozen=True, order=True):
+    """What wheels must fit: Python as "3.10", the processor as ``uname -m`` says, the minor number of its glibc 2."""
+
+    python: str
+    machine: str
+    glibc: int
+
+    def environment(self) -> dict[str, str]:
+        """For markers [packaging.python.org, "Dependency specifiers"]."""
+        return {
+            "python_version": self.python, "python_full_version": f"{self.python}.0", "platform_machine": self.machine,
+            "sys_platform": "linux", "os_name": "posix", "platform_system": "Linux",
+            "implementation_name": "cpython", "platform_python_implementation": "CPython",
+        }  # fmt: skip
+
+    def platforms(self) -> list[str]:
+        """Tags of wheels that run there, for pip."""
+        tags = [f"manylinux_2_{minor}_{self.machine}" for minor in range(self.glibc, _OLDEST_GLIBC - 1, -1)]
+        return [*tags, f"manylinux2014_{self.machine}"]
+
+
+def targets(family: Family, jetpack: Sequence[str]) -> list[WheelTarget]:
+    """What the devices of a bundle run.
+
+    Raises:
+        UsageError: a Jetson, and which JetPack it has is not said, or has no Python that edge knows.
+    """
+    if family in {"host", "rtx"}:
+        minor = int((platform.libc_ver()[1] or "2.17").split(".")[1])
+        return [WheelTarget(f"3.{sys.version_info.minor}", platform.machine(), minor)]
+    if not jetpack:
+        raise UsageError("wheels are for one Python, so for a JetPack: which?", hint="--jetpack 6.2")
+    majors = sorted({release.split(".")[0] for release in jetpack})
+    unknown = [major for major in majors if major not in _JETPACKS]
+    if unknown:
+        raise UsageError(f"no wheels for JetPack {unknown[0]}", hint="6 and 7 are in scope")
+    return [WheelTarget(_JETPACKS[major][0], "aarch64", _JETPACKS[major][1]) for major in majors]
+
+
+def gather(folder: Path, wanted: Sequence[WheelTarget], *, listen: Listener = ignore_events) -> dict[str, Path]:
+    """Fetch everything into ``folder``; the files by their names in the bundle.
+
+    Raises:
+        UsageError: edge is not running from a checkout.
+        GuestError: pip is missing, or cannot get something.
+        ArtifactError: a wheel needs what is not there.
+        StoreError: the disk refused.
+    """
+    root = _checkout()
+    packaging = require("packaging.requirements")
+    pins = [line for name in _PINS for line in _lines(root / name)]
+    try:
+        for target in wanted:
+            listen(Note(f"wheels for Python {target.python} on {target.machine}"))
+            chosen = [req for req in map(packaging.Requirement, pins) if _applies(req, target)]
+            fetch = [f"{req.name}{req.specifier}" for req in chosen if req.name not in _SOURCES]
+            _download(folder, target, fetch)
+            _shorten(folder, target)
+            for req in chosen:
+                if req.name in _SOURCES and target.machine == "aarch64":
+                    _pip(
+                        "download",
+                        "--no-deps",
+                        "--no-binary",
+                        req.name,
+                        "-d",
+                        str(folder),
+                        f"{req.name}{req.specifier}",
+                    )
+        listen(Note("the wheel of edge itself"))
+        _build_edge(root, folder)
+        for target in wanted:
+            check_complete(folder, target)
+        found = {f"{FOLDER}/{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}
+        for name in (_SCRIPT, _PINS[0]):
+            found[f"{FOLDER}/{name}"] = root / name
+    except OSError as exc:
+        raise os_error(exc, exc.filename or folder) from exc
+    return found
+
+
+def check_complete(folder: Path, target: WheelTarget) -> None:
+    """Check that what the wheels in ``folder`` need, for ``target``, is among them.
+
+    Raises:
+        ArtifactError: naming what is missing and who needs it.
+    """
+    canonical = require("packaging.utils").canonicalize_name
+    requirements = require("packaging.requirements")
+    there: dict[str, list[str]] = {}
+    needs: list[tuple[str, Any]] = []
+    for path in _suitable(folder, target):
+        metadata = _metadata(path)
+        name = canonical(metadata["Name"])
+        there.setdefault(name, []).append(metadata["Version"])
+        for line in metadata.get_all("Requires-Dist") or []:
+            requirement = requirements.Requirement(line)
+            if _applies(requirement, target, extras=_EXTRAS if name == "jetson-edge" else ("",)):
+                needs.append((name, requirement))
+    for name, requirement in needs:
+        versions = there.get(canonical(requirement.name), [])
+        if not any(requirement.specifier.contains(version, prereleases=True) for version in versions):
+            has = f", {', '.join(versions)} is there" if versions else ""
+            raise ArtifactError(
+                f"{name} needs {requirement.name}{requirement.specifier}{has}",
+                where=folder,
+                hint=f"pin it in {' or '.join(_PINS)}",
+            )
+
+
+def describe(wanted: Sequence[WheelTarget]) -> dict[str, Any]:
+    """What the bundle's manifest says about its wheels."""
+    return {"python": [item.python for item in wanted], "machine": sorted({item.machine for item in wanted})}
+
+
+def _checkout() -> Path:
+    root = Path(__file__).resolve().parents[2]
+    missing = [name for name in ("pyproject.toml", _SCRIPT, _BUILD_PINS, *_PINS) if not (root / name).is_file()]
+    if missing:
+        raise UsageError(
+            f"only a checkout of edge can gather wheels, and {missing[0]} is not beside this one",
+            where=root,
+            hint="git clone, ./install.sh, and run edge from there",
+        )
+    return root
+
+
+def _lines(path: Path) -> Iterator[str]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        text = line.partition("#")[0].strip()
+        if text:
+            yield text
+
+
+def _applies(requirement: Any, target: WheelTarget, extras: Sequence[str] = ("",)) -> bool:  # noqa: ANN401
+    marker = requirement.marker
+    return marker is None or any(marker.evaluate({**target.environment(), "extra": extra}) for extra in extras)
+
+
+def _download(folder: Path, target: WheelTarget, requirements: Sequence[str]) -> None:
+    platforms = [word for tag in target.platforms() for word in ("--platform", tag)]
+    _pip(
+        "download", "--no-deps", "--only-binary", ":all:", *platforms, "--python-version", target.python,
+        "--implementation", "cp", "-d", str(folder), *requirements,
+    )  # fmt: skip
+
+
+def _shorten(folder: Path, target: WheelTarget) -> None:
+    """Give wheels with very long names, of many platform tags, only one of them: a bundle's names have a limit.
+
+    pip goes by the name of the file [packaging.python.org, "Binary distribution format"].
+    """
+    for path in folder.glob("*.whl"):
+        front, _, tags = path.stem.rpartition("-")
+        fitting = [tag for tag in tags.split(".") if tag in target.platforms()]
+        if name_problem(path.name) is not None and fitting:
+            path.rename(path.with_name(f"{front}-{min(fitting, key=len)}.whl"))
+
+
+def _build_edge(root: Path, folder: Path) -> None:
+    """Build edge's own wheel from a copy of what it is made of, so that nothing is written into the checkout."""
+    copy = folder / "source"
+    shutil.copytree(root / "edge", copy / "edge", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, copy / name)
+    # Absolute: pip takes a bare word for the name of a package.
+    _pip("wheel", "--no-deps", "-w", str(folder), str(copy.resolve()), build_with=root / _BUILD_PINS)
+    shutil.rmtree(copy)
+
+
+def _pip(*arguments: str, build_with: Path | None = None) -> None:
+    try:
+        importlib.metadata.version("pip")
+    except importlib.metadata.PackageNotFoundError as exc:
+        raise MissingDependencyError("pip is not installed beside edge", hint=f"{sys.executable} -m ensurepip") from exc
+    quiet = ("--disable-pip-version-check", "--no-input", "--progress-bar", "off")
+    command = [sys.executable, "-m", "pip", arguments[0], *quiet, *arguments[1:]]
+    # Since 25.3 pip has a setting of its own for what builds; before, this was one for all.
+    # pip cuts these variables at blanks, which an address has none of.
+    where = "" if build_with is None else build_with.resolve().as_uri()
+    pins = dict.fromkeys(("PIP_BUILD_CONSTRAINT", "PIP_CONSTRAINT"), where) if where else {}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, errors="replace", env={**os.environ, **pins}
+    )
+    if done.returncode != 0:
+        raise MissingDependencyError(f"pip {arguments[0]} failed: {_reason(done.stderr)}", hint=_hint(done.stderr))
+
+
+def _reason(text: str) -> str:
+    errors = [line.strip() for line in text.splitlines() if re.match(r"\s*(ERROR|error|OSError)\b", line)]
+    lines = errors or [line.strip() for line in text.splitlines() if line.strip()] or ["no reason given"]
+    return lines[-1].removeprefix("ERROR: ")[:300]
+
+
+def _hint(text: str) -> str | None:
+    if re.search(r"NewConnectionError|NameResolution|unreachable|timed out|Connection refused|ProxyError", text):
+        return "this host needs a network for it; the device does not"
+    return None
+
+
+def _suitable(folder: Path, target: WheelTarget) -> list[Path]:
+    """The wheels in ``folder`` that ``target`` can install."""
+    tags, utils = require("packaging.tags"), require("packaging.utils")
+    version = tuple(int(part) for part in target.python.split("."))
+    supported = {
+        *tags.cpython_tags(version, platforms=target.platforms()),
+        *tags.compatible_tags(version, f"cp{''.join(target.python.split('.'))}", target.platforms()),
+    }
+    return [path for path in sorted(folder.glob("*.whl")) if utils.parse_wheel_filename(path.name)[3] & supported]
+
+
+def _metadata(path: Path) -> Any:  # noqa: ANN401
+    try:
+        with zipfile.ZipFile(path) as wheel:
+            name = next(item for item in wheel.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", item))
+            return HeaderParser().parsestr(wheel.read(name).decode())
+    except (zipfile.BadZipFile, StopIteration, UnicodeDecodeError) as exc:
+        raise ArtifactError("not a wheel", where=path, hint="remove it, and run the same command again") from exc

@@ -1,0 +1,277 @@
+"""Try a bundle on the device that it was shipped to: build its engine, run its golden pictures, compare with before.
+
+Four questions, each with a limit: do the golden pictures keep their labels, are the outputs near the references, is it
+as fast as the previous bundle, and does it take as much energy? Speed and energy are measured against the previous
+bundle in the same process, in turns, so that heat and clocks are the same for both. What could not be measured is
+absent with the reason, and its limit does not count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from edge import __version__
+from edge.artifacts import store
+from edge.backends import Backend, Session
+from edge.calibration import cache_keys
+from edge.config import Profile, profiles
+from edge.deploy.bundle import Bundle, Deployed, golden, target
+from edge.engines import building
+from edge.errors import EdgeError
+from edge.events import Listener, Note, Progress, ignore_events
+from edge.media import decode
+from edge.model import Preprocessor
+from edge.stats import Summary, summarize
+from edge.system import Device
+from edge.telemetry import Energy, NoSource, Sampler, TelemetrySource, Window
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Batch = NDArray[np.float32]
+
+FORMAT = 1
+# Factors against the previous bundle; chosen, not derived: an engine that is rebuilt varies by some percent.
+LATENCY, ENERGY = 1.25, 1.25
+# Below this difference a factor says nothing: the timer and the scheduler are as large.
+_SLOWER_MS = 0.1
+_WARMUP = 10
+_TURN_INFERENCES = 30
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """One bundle in the trial. ``millijoules`` per inference is the board's or rail's share as ``energy`` says.
+
+    ``distance`` is the noise of the outputs against FP32, as a share of the signal's amplitude. ``absent`` says why a
+    quantity is missing.
+    """
+
+    bundle: str
+    name: str
+    precision: str
+    engine: str
+    build: str
+    build_s: float
+    pictures: int
+    other_labels: int | None = None
+    distance: float | None = None
+    latency: Summary | None = None
+    millijoules: float | None = None
+    energy: list[Energy] = []
+    absent: dict[str, str] = {}
+
+
+class TrialReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The verdict. ``failed`` has a sentence for every limit that was passed over; empty means that it may stay."""
+
+    format: int
+    edge_version: str
+    passed: bool
+    failed: list[str]
+    gates: dict[str, float]
+    own: Measured
+    before: Measured | None
+    before_absent: str | None
+    device: dict[str, Any]
+
+
+class Tools(msgspec.Struct, frozen=True, kw_only=True):
+    """What the trial uses of its surroundings: backends by profile, a power source, the machine.
+
+    Every bundle gets ``turns``; with a power source, one is at least ``turn_s`` seconds long, as sensors are read ten
+    times a second.
+    """
+
+    backend: Callable[[Profile], Backend]
+    power: TelemetrySource | NoSource
+    machine: Device
+    turns: int = 6
+    turn_s: float = 1.5
+
+
+def canary(
+    bundle: Bundle,
+    state: Path,
+    *,
+    against: Bundle | None,
+    gates: Mapping[str, float],
+    tools: Tools,
+    listen: Listener = ignore_events,
+) -> TrialReport:
+    """Try ``bundle`` (a folder). Engines are kept in ``state/engines/<digest>``, timing caches in ``state/timing``.
+
+    Raises:
+        DeviceError: the bundle is for another device, or its engine does not run.
+        EdgeError: whatever building raises.
+    """
+    target.check(bundle.about, tools.machine)
+    with contextlib.ExitStack() as stack:
+        own = _Candidate(bundle, state, tools, listen)
+        stack.callback(own.close)
+        before, why = _before(against, state, tools, listen)
+        if before is not None:
+            stack.callback(before.close)
+        own.run_golden()
+        _take_turns([own] if before is None else [own, before], tools, listen)
+        mine = own.measured()
+        theirs = before.measured() if before is not None else None
+    limits = {"latency": LATENCY, "energy": ENERGY, **own.limits, **gates}
+    failed = _judge(mine, theirs, limits)
+    if not own.is_finite:
+        failed.append("the outputs hold NaN or infinity")
+    return TrialReport(
+        format=FORMAT, edge_version=__version__, passed=not failed, failed=failed,
+        gates=limits,
+        own=mine, before=theirs, before_absent=why, device=msgspec.to_builtins(tools.machine),
+    )  # fmt: skip
+
+
+def _before(
+    against: Bundle | None, state: Path, tools: Tools, listen: Listener
+) -> tuple[_Candidate | None, str | None]:
+    if against is None:
+        return None, "there is no previous bundle"
+    try:
+        return _Candidate(against, state, tools, listen), None
+    except EdgeError as exc:
+        # That the old one no longer runs says nothing against the new one.
+        listen(Note(f"the previous bundle cannot be compared with: {exc.what}", "warning"))
+        return None, exc.what
+
+
+class _Candidate:
+    """An open engine of a bundle, and what was measured with it."""
+
+    def __init__(self, bundle: Bundle, state: Path, tools: Tools, listen: Listener) -> None:
+        self._bundle = bundle
+        place = Deployed(folder=bundle.path, digest=bundle.digest, state=state)
+        self._profile: Profile = profiles.read_profile(place.profile)
+        backend = tools.backend(self._profile)
+        listen(Note(f"building {bundle.about.name} ({bundle.digest[:12]})"))
+        self._outcome = building.build(
+            self._profile, backend, cache=place.build_cache(), engines=place.engines, listen=listen
+        )  # fmt: skip
+        assert self._outcome.engine is not None  # noqa: S101 - not a dry run
+        self._session: Session = backend.open(
+            self._outcome.engine, precision=self._outcome.precision, threads=self._profile.run.threads,
+            built_for=store.load(self._outcome.manifest, kind=cache_keys.ENGINE).key,
+        )  # fmt: skip
+        self._turn_s = tools.turn_s
+        self.limits: dict[str, float] = {}
+        self.is_finite = True
+        self._verdict: golden.GoldenVerdict | None = None
+        self._times_ms: list[float] = []
+        self._energy: list[Energy] = []
+        self._energy_count = 0
+        self._absent: dict[str, str] = {}
+        self._inputs = self._read_inputs()
+        for batch in self._inputs[:1] * _WARMUP:
+            self._session.infer(batch)
+
+    def close(self) -> None:
+        """Give the engine back."""
+        self._session.close()
+
+    def run_golden(self) -> None:
+        """Run every golden picture once and compare with the references."""
+        if golden.FILE not in self._bundle.files:
+            self._absent["labels"] = self._absent["distance"] = "the bundle has no golden pictures"
+            return
+        expected = golden.decode_expected(self._bundle.read(golden.FILE), where=str(self._bundle.path / golden.FILE))
+        logits = np.stack([self._session.infer(batch).logits[0] for batch in self._inputs])
+        self._verdict = golden.judge(expected, self._outcome.precision, logits)
+        self.is_finite = bool(np.isfinite(logits).all())
+        tolerance = self._verdict.tolerance
+        self.limits = {"labels": tolerance.max_other_top1, "distance": _as_share(tolerance.min_sqnr_db)}
+
+    def turn(self, power: TelemetrySource | NoSource) -> None:
+        """A stretch of inferences, with power if there is a source."""
+        at_least_s = 0.0 if isinstance(power, NoSource) else self._turn_s
+        sampler = None if isinstance(power, NoSource) else Sampler(power)
+        with contextlib.nullcontext() if sampler is None else sampler:
+            start = time.monotonic()
+            count = 0
+            while count < _TURN_INFERENCES or time.monotonic() - start < at_least_s:
+                begun = time.perf_counter()
+                self._session.infer(self._inputs[count % len(self._inputs)])
+                self._times_ms.append((time.perf_counter() - begun) * 1e3)
+                count += 1
+            window = Window(start, time.monotonic())
+        if sampler is not None:
+            self._energy.append(sampler.energy(window))
+            self._energy_count += count
+
+    def measured(self) -> Measured:
+        """What came of it."""
+        absent = dict(self._absent)
+        joules = [energy.joules for energy in self._energy if energy.joules is not None]
+        millijoules = None
+        if self._energy and len(joules) == len(self._energy):
+            millijoules = 1e3 * sum(joules) / self._energy_count
+        else:
+            absent["energy"] = next((e.refusal for e in self._energy if e.refusal), None) or "there is no power sensor"
+        verdict = self._verdict
+        noise = verdict.sqnr_db if verdict is not None else None
+        return Measured(
+            bundle=self._bundle.digest, name=self._bundle.about.name, precision=self._outcome.precision,
+            engine=str(self._outcome.engine), build=self._outcome.work, build_s=round(self._outcome.seconds, 3),
+            pictures=len(self._inputs),
+            other_labels=verdict.other_top1 if verdict is not None else None,
+            distance=None if verdict is None or not self.is_finite else 0.0 if noise is None else _as_share(noise),
+            latency=summarize(self._times_ms), millijoules=millijoules, energy=self._energy, absent=absent,
+        )  # fmt: skip
+
+    def _read_inputs(self) -> list[Batch]:
+        """The golden pictures as batches of the smallest size that the engine takes."""
+        wanted, repeats = self._profile.input, self._profile.input.batch.min
+        names: list[str] = []
+        if golden.FILE in self._bundle.files:
+            data = self._bundle.read(golden.FILE)
+            names = sorted(golden.decode_expected(data, where=str(self._bundle.path / golden.FILE)).pictures)
+        preprocessor = Preprocessor(self._profile.preprocess, wanted)
+        inputs = [preprocessor(decode(self._bundle.read(name), name=name)) for name in names]
+        if not inputs:
+            # Speed does not depend on what is seen.
+            inputs = [np.zeros((3, wanted.height, wanted.width), np.float32)]
+        return [np.repeat(one[None], repeats, axis=0) for one in inputs]
+
+
+def _take_turns(candidates: list[_Candidate], tools: Tools, listen: Listener) -> None:
+    """Both in turns, and in both orders: what comes second must not always be the same."""
+    for index in range(tools.turns):
+        listen(Progress("trial", index, tools.turns, "turns"))
+        for candidate in candidates if index % 2 == 0 else reversed(candidates):
+            candidate.turn(tools.power)
+    listen(Progress("trial", tools.turns, tools.turns, "turns"))
+
+
+def _judge(mine: Measured, theirs: Measured | None, limits: Mapping[str, float]) -> list[str]:
+    failed = []
+    if mine.other_labels is not None and mine.other_labels > limits["labels"]:
+        allowed = f"{limits['labels']:g} may"
+        failed.append(f"{mine.other_labels} of {mine.pictures} golden pictures have another label, {allowed}")
+    if mine.distance is not None and mine.distance > limits["distance"]:
+        failed.append(f"outputs are {mine.distance:.3g} from the references, {limits['distance']:.3g} is the limit")
+    if theirs is None:
+        return failed
+    if mine.latency is not None and theirs.latency is not None:
+        new, old, limit = mine.latency.p50_ms, theirs.latency.p50_ms, limits["latency"]
+        if new > old * limit and new - old > _SLOWER_MS:
+            failed.append(f"{new:.2f} ms per inference (median), {old:.2f} ms before: more than {limit:g} times")
+    if mine.millijoules is not None and theirs.millijoules is not None:
+        now, then, limit = mine.millijoules, theirs.millijoules, limits["energy"]
+        if now > then * limit:
+            failed.append(f"{now:.2f} mJ per inference, {then:.2f} mJ before: more than {limit:g} times")
+    return failed
+
+
+def _as_share(decibels: float) -> float:
+    """Noise as a share of the signal's amplitude."""
+    return float(10 ** (-decibels / 20))

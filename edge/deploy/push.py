@@ -1,0 +1,282 @@
+"""Ship one bundle to one device. Whatever happens on the way, ``current`` there is a whole, verified bundle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import msgspec
+
+from edge.artifacts import sha256_bytes
+from edge.deploy import agent_protocol, trial
+from edge.deploy.agent_protocol import DeviceState, Need
+from edge.deploy.bundle import MANIFEST, SIGNATURE, Bundle, mismatch, signature
+from edge.deploy.transport import (
+    WORTH_BYTES,
+    DeviceAddress,
+    DeviceSession,
+    connect,
+    rsync_files,
+    rsync_usable,
+    without_cancel,
+)
+from edge.errors import ArtifactError, DeviceError, UsageError
+from edge.events import Listener, Note, Progress, ignore_events
+
+Work = Literal["ok", "unchanged", "rolled back", "would ship", "failed", "stopped"]
+Canary = trial.TrialVerdict
+
+
+class ShipSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How to ship.
+
+    ``gates`` are the canary's limits by name (:data:`edge.deploy.trial.GATES`). ``rsync`` is used where both sides have
+    it.
+    """
+
+    dry_run: bool = False
+    canary: bool = True
+    bootstrap: bool = False
+    rsync: bool = True
+    gates: dict[str, float] = {}
+    lock_wait_s: int = 30
+    canary_wait_s: int = 3600
+
+
+_DEFAULTS = ShipSettings()
+
+
+class ShipOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of one target.
+
+    ``sent_bytes`` counts file contents that travelled, not the lines around them. ``resumed_bytes`` were there from an
+    earlier attempt.
+    """
+
+    target: str
+    work: Work
+    bundle: str
+    previous: str | None = None
+    reason: str | None = None
+    hint: str | None = None
+    files: int = 0
+    sent_files: int = 0
+    sent_bytes: int = 0
+    resumed_bytes: int = 0
+    seconds: float = 0.0
+    signed_by: str | None = None
+    canary: Canary | None = None
+    warnings: list[str] = []
+    exit_code: int = 0
+
+
+def ship(
+    bundle: Bundle,
+    place: DeviceAddress,
+    *,
+    settings: ShipSettings = _DEFAULTS,
+    listen: Listener = ignore_events,
+    hold: Callable[[DeviceSession], None] = without_cancel,
+) -> ShipOutcome:
+    """Send what is missing, verify, switch, try, and go back when the trial fails.
+
+    ``hold`` gets the conversation, so that it can be ended from outside.
+
+    Raises:
+        DeviceError: the device cannot be reached, or the bundle is not for it.
+        StoreError: its disk refuses, or another ship holds its lock.
+        UsageError: edge is to be installed where that cannot be done.
+        ArtifactError: the bundle is damaged, or the device does not accept its signature.
+    """
+    if settings.bootstrap and place.system_root:
+        raise UsageError(
+            "edge cannot be installed for another machine whose disk this is", where=place.name,
+            hint="ship over ssh with --bootstrap, when it runs",
+        )  # fmt: skip
+    start = time.monotonic()
+    with connect(place) as session:
+        hold(session)
+        trip = _Push(bundle, place, settings, session, listen)
+        outcome = trip.plan() if settings.dry_run else trip.go()
+    return msgspec.structs.replace(outcome, seconds=round(time.monotonic() - start, 3))
+
+
+class _Push:
+    """One conversation, from hello to the verdict."""
+
+    def __init__(
+        self, bundle: Bundle, place: DeviceAddress, settings: ShipSettings, session: DeviceSession, listen: Listener
+    ) -> None:
+        self._bundle = bundle
+        self._place = place
+        self._settings = settings
+        self._session = session
+        self._listen = listen
+        self._signature = bundle.signature()
+        # By digest, so that two files with the same content travel once.
+        self._names = {entry.sha256: name for name, entry in bundle.files.items()}
+        self._sizes = {entry.sha256: entry.size for entry in bundle.files.values()}
+        self._loose = {bundle.digest: bundle.manifest}
+        if self._signature is not None:
+            self._loose[sha256_bytes(self._signature)] = self._signature
+        self._sizes.update({digest: len(data) for digest, data in self._loose.items()})
+        self._sent_files = 0
+        self._resumed = 0
+        self._rsynced = 0
+        self._done = 0
+
+    def plan(self) -> ShipOutcome:
+        """What would travel; nothing is written."""
+        state = self._meet()
+        missing = agent_protocol.needs(self._session, self._sizes)
+        return self._outcome(
+            state,
+            "unchanged" if state.current == self._bundle.digest and not missing else "would ship",
+            sent_files=len(missing),
+            sent_bytes=sum(self._sizes[need.sha256] - need.have for need in missing),
+            resumed_bytes=sum(need.have for need in missing),
+        )
+
+    def go(self) -> ShipOutcome:
+        """Ship."""
+        state = agent_protocol.begin(self._session, self._meet(), lock_wait_s=self._settings.lock_wait_s)
+        missing = agent_protocol.needs(self._session, self._sizes)
+        agent_protocol.check_room(state, sum(self._sizes[need.sha256] - need.have for need in missing), self._place)
+        missing = self._with_rsync(missing, state)
+        self._send(missing)
+        signer = self._assemble()
+        if self._settings.bootstrap:
+            state = trial.bootstrap(self._session, self._place, state, self._bundle, self._listen)
+        is_new = state.current != self._bundle.digest
+        line = agent_protocol.history_line("ship", digest=self._bundle.digest, name=self._bundle.about.name)
+        self._session.ask("switch", self._bundle.digest, line)
+        verdict = self._try_out(state, is_new=is_new)
+        work: Work = "ok" if is_new or self._sent_files else "unchanged"
+        if verdict is not None and not verdict.passed:
+            work = "rolled back"
+        return self._outcome(
+            state, work, sent_files=self._sent_files, sent_bytes=self._session.sent + self._rsynced,
+            resumed_bytes=self._resumed, signed_by=signer, canary=verdict,
+            reason=verdict.reason if verdict is not None and not verdict.passed else None,
+            exit_code=1 if work == "rolled back" else 0,
+        )  # fmt: skip
+
+    def _meet(self) -> DeviceState:
+        state = agent_protocol.hello(self._session, self._place)
+        for warning in state.warnings:
+            self._listen(Note(f"{self._place.name}: {warning}", "warning"))
+        why = mismatch(self._bundle.about, state.machine)
+        if why is None:
+            return state
+        if self._place.is_folder and not self._place.system_root:
+            # A disk, a share or a staging folder: this machine says nothing about who will read it.
+            return msgspec.structs.replace(state, edge=None)
+        raise DeviceError(
+            why, where=self._place.name, hint="edge bundle show FILE; make one with the profile of this device"
+        )
+
+    def _with_rsync(self, missing: list[Need], state: DeviceState) -> list[Need]:
+        """Let rsync bring the large files, as differences from those of the bundle in use; whatever is left is sent."""
+        large = {
+            need.sha256: self._names[need.sha256]
+            for need in missing
+            if need.sha256 in self._names and not need.have and self._sizes[need.sha256] >= WORTH_BYTES
+        }
+        # They are there twice for a moment.
+        twice = 2 * sum(self._sizes[digest] for digest in large)
+        has_room = state.free_bytes is None or state.free_bytes > twice + (16 << 20)
+        if not (large and has_room and self._settings.rsync and state.rsync and rsync_usable(self._place)):
+            return missing
+        self._listen(Note(f"{self._place.name}: {len(large)} large files with rsync"))
+        result = rsync_files(
+            {name: self._bundle.pieces(name) for name in large.values()}, place=self._place, root=state.root,
+            has_current=state.current is not None, beat=self._session.beat,
+        )  # fmt: skip
+        self._rsynced = result.sent_bytes
+        if result.problem is not None:
+            self._listen(Note(f"{self._place.name}: rsync did not work ({result.problem}): sending the files whole"))
+        for digest, name in large.items():
+            self._session.ask("adopt", digest, name)
+        return agent_protocol.needs(self._session, self._sizes)
+
+    def _send(self, missing: list[Need]) -> None:
+        """Send files, and once more those that did not arrive as they are (a part of before a power cut, say)."""
+        total = sum(self._sizes[need.sha256] for need in missing)
+        for attempt in (1, 2):
+            for need in missing:
+                # A part that is longer than its file is not one.
+                have = need.have if need.have <= self._sizes[need.sha256] else 0
+                self._resumed += have if attempt == 1 else 0
+                self._advance(have, total)
+                if have < self._sizes[need.sha256] or not have:
+                    self._session.put(
+                        need.sha256, have, self._content(need.sha256, have), hear=lambda n: self._advance(n, total)
+                    )
+                self._session.tell("seal", need.sha256)
+            bad = [frame.text for _ in missing if (frame := self._session.until("sealed", "bad")[-1]).word == "bad"]
+            self._sent_files += len(missing) - len(bad)
+            missing = [Need(digest, 0) for digest in bad]
+            self._done = 0
+            if not missing:
+                return
+        names = ", ".join(self._names.get(need.sha256, MANIFEST) for need in missing)
+        raise ArtifactError(
+            f"arrived changed, twice: {names}", where=self._place.name, hint="its memory or disk is failing; see dmesg"
+        )
+
+    def _advance(self, count: int, total: int) -> None:
+        self._done += count
+        self._listen(Progress(self._place.name, self._done // 1024, max(total, self._done) // 1024, "KiB"))
+
+    def _content(self, digest: str, skip: int) -> Iterator[bytes]:
+        """The content of a file from byte ``skip`` on; all of it is read, so that the digest is checked."""
+        pieces = iter([self._loose[digest]]) if digest in self._loose else self._bundle.pieces(self._names[digest])
+        for piece in pieces:
+            if skip >= len(piece):
+                skip -= len(piece)
+                continue
+            yield piece[skip:]
+            skip = 0
+
+    def _assemble(self) -> str | None:
+        """Have the device put the bundle together and read all of it back; what has rotted there is sent again.
+
+        Who signed it comes back, where the device asks for that.
+        """
+        entries = {name: entry.sha256 for name, entry in self._bundle.files.items()} | {MANIFEST: self._bundle.digest}
+        if self._signature is not None:
+            entries[SIGNATURE] = sha256_bytes(self._signature)
+        lines = [f"{digest} {name}" for name, digest in sorted(entries.items())]
+        # The device's list of files, byte by byte: a disk that was full when it was written must not shorten it.
+        listed = sorted(f"{digest}  ./{name}\n".encode() for name, digest in entries.items())
+        whole = sha256_bytes(b"".join(listed))
+        for _ in range(2):
+            self._listen(Progress(self._place.name, 0, None, "verifying"))
+            frames = self._session.ask("tree", self._bundle.digest, whole, signature.check_script(), *lines, "")
+            rotten = [frame.text for frame in frames if frame.word == "rotten"]
+            if not rotten:
+                return next((frame.text for frame in frames if frame.word == "signed"), None)
+            self._listen(
+                Note(
+                    f"{self._place.name}: {len(rotten)} files had changed on the device: sending them again", "warning"
+                )
+            )
+            self._send([Need(digest, 0) for digest in dict.fromkeys(rotten)])
+        raise ArtifactError(
+            "files change on the device as soon as they are written", where=self._place.name,
+            hint="its memory or disk is failing; see dmesg. `current` was not touched",
+        )  # fmt: skip
+
+    def _try_out(self, state: DeviceState, *, is_new: bool) -> Canary | None:
+        if not self._settings.canary or state.edge is None or (state.proved and not is_new):
+            return None
+        self._listen(Progress(self._place.name, 0, None, "on trial"))
+        return trial.run(self._session, self._bundle, gates=self._settings.gates, wait_s=self._settings.canary_wait_s)
+
+    def _outcome(self, state: DeviceState, work: Work, **fields: Any) -> ShipOutcome:  # noqa: ANN401
+        previous = state.current if state.current != self._bundle.digest else state.previous
+        return ShipOutcome(
+            target=self._place.name, work=work, bundle=self._bundle.digest, previous=previous,
+            files=len(self._bundle.files), warnings=state.warnings, **fields,
+        )  # fmt: skip

@@ -1,0 +1,19 @@
+"""Bundles in an OCI registry: one layer per file, by digest, so that what is there already is not sent again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edge import lazy_exports
+
+if TYPE_CHECKING:
+    from edge.deploy.registry.reference import parse_reference
+else:
+    __getattr__ = lazy_exports(
+        __name__,
+        {
+            "reference": ["parse_reference"],
+        },
+    )
+
+__all__ = ["parse_reference", "pulling", "pushing"]

@@ -1,0 +1,149 @@
+"""From a place to a running script: `sh` here, or the system's OpenSSH client with the user's own configuration."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from edge.deploy.transport.address import DeviceAddress
+from edge.deploy.transport.session import LOADER, PATIENCE, DeviceSession, Timeouts
+from edge.errors import DeviceError, EdgeError, MissingDependencyError
+
+# Nobody sits at a fleet to answer a question: whatever ssh would ask is an error with the words to do about it.
+_SSH_OPTIONS = (
+    "BatchMode=yes",
+    "ClearAllForwardings=yes",
+    "ConnectTimeout=10",
+    "PermitLocalCommand=no",
+    "RemoteCommand=none",
+    "ServerAliveCountMax=4",
+    "ServerAliveInterval=15",
+)
+
+
+def connect(place: DeviceAddress, *, patience: Timeouts = PATIENCE) -> DeviceSession:
+    """Start the script at ``place``; use the session in a ``with`` block.
+
+    Raises:
+        DeviceError: the device cannot be reached, or does not let us in (when the block is entered).
+        GuestError: there is no OpenSSH client on this machine.
+    """
+    command = ["sh", "-c", LOADER] if place.is_folder else [*ssh_command(place), "--", place.host, LOADER]
+
+    def explain(code: int | None, errors: str, noise: str) -> EdgeError:
+        return explain_local(place, errors) if place.is_folder else explain_ssh(place, code, errors, noise)
+
+    return DeviceSession(command, where=place.name, explain=explain, patience=patience)
+
+
+def root_of(place: DeviceAddress) -> str:
+    """The bundle folder as the script is told it."""
+    return os.fspath(place.folder) if place.folder is not None else place.path
+
+
+def ssh_command(place: DeviceAddress) -> list[str]:
+    """The OpenSSH client with its options, without host and command."""
+    command = ["ssh", "-T", "-x"]
+    for option in _SSH_OPTIONS:
+        command += ["-o", option]
+    if place.ssh_config is not None:
+        command += ["-F", os.fspath(place.ssh_config)]
+    if place.port is not None:
+        command += ["-p", str(place.port)]
+    if place.jump is not None:
+        command += ["-J", place.jump]
+    if place.user is not None:
+        command += ["-l", place.user]
+    return command
+
+
+def explain_local(place: DeviceAddress, errors: str) -> EdgeError:
+    """Why the local shell went away."""
+    return DeviceError(
+        f"the shell ended before it answered: {_last_line(errors) or 'no reason given'}", where=place.name
+    )
+
+
+def explain_ssh(place: DeviceAddress, code: int | None, errors: str, noise: str) -> EdgeError:
+    """Why ssh ended, in words that say what to do; from OpenSSH's messages, which are not translated."""
+    if code is None and "No such file" in errors:
+        return MissingDependencyError(
+            "there is no OpenSSH client here", where=place.name, hint="sudo apt install openssh-client"
+        )
+    shown = place.host if place.user is None else f"{place.user}@{place.host}"
+    for pattern, what, hint in _MEANINGS:
+        match = re.search(pattern, errors, re.IGNORECASE)
+        if match:
+            words = {"host": shown, "bare": place.host, "line": _line_of(errors, match.start())}
+            return DeviceError(what.format(**words), where=place.name, hint=hint.format(**words))
+    if code == 255 or (code is not None and code < 0):
+        reason = _last_line(errors) or "without a reason"
+        return DeviceError(f"the connection ended: {reason}", where=place.name, hint="the same command again goes on")
+    said = (noise.strip() or _last_line(errors)).replace("\n", " ")[:200]
+    printed = f" and printed {said!r}" if said else ""
+    return DeviceError(
+        f"the shell there did not start edge's script: it ended with {code}{printed}",
+        where=place.name, hint=f"the account needs a login shell: ssh {shown} true",
+    )  # fmt: skip
+
+
+_MEANINGS: tuple[tuple[str, str, str], ...] = (
+    (
+        r"REMOTE HOST IDENTIFICATION HAS CHANGED",
+        "the host key is not the one that is known: the device was set up anew, or somebody stands in between",
+        "when you know that it was set up anew: ssh-keygen -R {bare}, then ssh {host} once to see and accept its key",
+    ),
+    (
+        r"Host key verification failed|No \S+ host key is known",
+        "the host key is not known yet",
+        "ssh {host} once, compare the fingerprint with the device's, and accept it",
+    ),
+    (
+        r"Permission denied \(|Too many authentication failures",
+        "the device does not let us in: {line}",
+        "ssh-copy-id {host}; a key with a passphrase must be in the agent (ssh-add)",
+    ),
+    (
+        r"Could not resolve hostname",
+        "{line}",
+        "check the name, or give the address; for a name from fleet.yaml, see --fleet",
+    ),
+    (
+        r"open failed: administratively prohibited",
+        "the jump host does not let us through: {line}",
+        "its sshd must allow it (AllowTcpForwarding)",
+    ),
+    (r"Connection refused", "{line}", "is the device on, and sshd running on that port?"),
+    (
+        r"Connection timed out|No route to host|Network is unreachable|Operation timed out",
+        "{line}",
+        "is the device on, and in this network?",
+    ),
+    (
+        r"kex_exchange_identification",
+        "sshd there ended the connection before it began: {line}",
+        "too many at once for it (MaxStartups; --parallel), an address that it blocks, or no sshd on that port",
+    ),
+    (r"Timeout, server .* not responding", "the line was cut: {line}", "the same command again goes on where it was"),
+    (
+        r"Connection (to \S+ )?(closed|reset)|Broken pipe|client_loop",
+        "the line was cut: {line}",
+        "the same command again goes on where it was",
+    ),
+    (r"bad permissions|UNPROTECTED PRIVATE KEY", "{line}", "chmod 600 the key file"),
+    (
+        r"Can't open user config file|Bad configuration option|terminating, \d+ bad configuration",
+        "{line}",
+        "see your ssh configuration",
+    ),
+)
+
+
+def _line_of(text: str, at: int) -> str:
+    start = text.rfind("\n", 0, at) + 1
+    return text[start:].splitlines()[0].strip().removeprefix("ssh: ")
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else ""

@@ -1,0 +1,335 @@
+"""What this machine is, what is missing, and what to do about it: the facts behind ``edge doctor``.
+
+Nothing is changed and nothing is sent. The traps that are looked for are those that Jetson users report most: NumPy 2
+under JetPack 6, an OpenCV without GStreamer, a Python that cannot see TensorRT, missing groups, no swap.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edge.config import Profile, available_profiles, read_profile
+from edge.deploy.bundle import Deployed, deployed
+from edge.errors import GUESTS, ProfileError
+from edge.system import DISTRIBUTIONS, Device, OptionalDependency, Process, identify, this_process
+from edge.telemetry import PROBED, Board, Unavailable, open_source
+
+Level = Literal["ok", "warning", "problem"]
+Group = Literal["machine", "python", "guests", "cameras", "power", "profiles"]
+
+_INSTALL: dict[str, str] = {
+    **GUESTS,
+    "tensorrt": "sudo apt install python3-libnvinfer",
+    "pycuda": "PATH=/usr/local/cuda/bin:$PATH pip install pycuda",
+}
+_FOR_HOST = {"numpy", "cv2", "onnx", "onnxruntime", "llvmlite"}
+_FOR_JETSON = {"numpy", "cv2", "tensorrt", "pycuda"}
+_BACKEND_GUEST = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt"}
+_VENV = "/usr/bin/python3 -m venv --system-site-packages .venv  (and install edge there)"
+
+_LOW_DISK_MIB = 2048
+_VERY_LOW_DISK_MIB = 512
+_SMALL_MEMORY_MIB = 10 * 1024
+
+
+class DoctorFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was looked at. ``value`` is a version or a path where there is one."""
+
+    group: Group
+    name: str
+    level: Level
+    text: str
+    value: str | None = None
+    next_step: str | None = None
+
+
+class DoctorReport(msgspec.Struct, frozen=True):
+    """The device and everything that was found, in the order in which it is shown."""
+
+    device: Device
+    findings: tuple[DoctorFinding, ...]
+
+
+def examine(
+    root: Path, profiles: list[Path], *, shipped: Deployed | None = None, process: Process | None = None
+) -> DoctorReport:
+    """Look at the machine under ``root`` and at the profiles in the folders ``profiles``.
+
+    ``shipped`` is the bundle in use on this device. ``process`` is the Python that runs unless another one is given.
+    Problems are findings: this does not raise.
+    """
+    process = process or this_process()
+    device = identify(root)
+    findings = [
+        *_machine(root, device, process),
+        *_python(root, device, process),
+        *_guests(device, process),
+        *_cameras(root, device, process),
+        *_power(root, device),
+        *_named_power(root, process),
+        *_profiles(profiles, shipped, device, process),
+    ]
+    return DoctorReport(device, tuple(findings))
+
+
+def _machine(root: Path, device: Device, process: Process) -> Iterator[DoctorFinding]:
+    what = ", ".join(
+        word for word in (device.product, device.module, device.model if device.is_jetson else device.cpu) if word
+    )
+    yield _finding("machine", "device", what or "unknown", value=device.family)
+    if device.unsupported:
+        yield _finding("machine", "support", device.unsupported, level="problem", step=_way_out(device))
+    memory = f"{device.memory_mib} MiB" if device.memory_mib else "unknown"
+    yield _finding("machine", "cpu", f"{device.cores or '?'} cores, {memory} of memory, {device.machine or '?'}")
+    if device.is_jetson:
+        system = f"JetPack {device.jetpack or 'unknown'} (L4T {device.l4t or 'unknown'})"
+        gpu = f"GPU of compute capability {device.sm or 'unknown'}"
+        yield _finding("machine", "system", f"{system}, {gpu}", value=device.l4t)
+        locked = {True: "locked", False: "not locked: latency varies with load", None: "unknown"}
+        text = f"{device.power_mode or 'unknown'}, clocks {locked[device.clocks_locked]}"
+        step = "sudo jetson_clocks  (for measurements)" if device.clocks_locked is False else None
+        yield _finding("machine", "power mode", text, value=device.power_mode, step=step)
+        yield from _throttling(root)
+        yield from _swap(root, device)
+    yield _disk(process)
+
+
+def _way_out(device: Device) -> str:
+    if device.family is not None:
+        return "flash JetPack 6 or newer"
+    known = device.soc in {None, "tegra234", "tegra264"}
+    return "name a profile with --profile; edge profile list" if known else "a Jetson Orin or Thor is needed"
+
+
+def _throttling(root: Path) -> Iterator[DoctorFinding]:
+    counts = Board(root, clock=time.monotonic).read().throttles
+    words = {"oc1": "under-voltage", "oc2": "mean over-current", "oc3": "peak over-current"}
+    seen = [f"{counts[name]} × {word}" for name, word in words.items() if counts.get(name)]
+    if seen:
+        # Short peaks (oc3) are counted under any heavy load; the other two mean that the supply does not keep up.
+        serious = bool(counts.get("oc1") or counts.get("oc2"))
+        yield _finding(
+            "machine",
+            "throttling",
+            f"{', '.join(seen)} since boot",
+            level="warning" if serious else "ok",
+            step="check the power supply and its cable, or choose a lower power mode" if serious else None,
+        )
+
+
+def _swap(root: Path, device: Device) -> Iterator[DoctorFinding]:
+    if device.memory_mib is None or device.memory_mib > _SMALL_MEMORY_MIB:
+        return
+    try:
+        lines = (root / "proc/swaps").read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+    except OSError:
+        return
+    areas = [line.split()[0] for line in lines if line.split()]
+    if any("zram" not in area for area in areas):
+        yield _finding("machine", "swap", ", ".join(areas))
+        return
+    yield _finding(
+        "machine",
+        "swap",
+        "only zram, which is memory itself" if areas else "none: an engine build may be killed for lack of memory",
+        level="warning",
+        step="sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && "
+        "sudo swapon /swapfile",
+    )
+
+
+def _disk(process: Process) -> DoctorFinding:
+    level: Level = "ok"
+    if process.free_mib < _LOW_DISK_MIB:
+        level = "problem" if process.free_mib < _VERY_LOW_DISK_MIB else "warning"
+    step = None if level == "ok" else "free some space: engines, tables and timing caches are written here"
+    return _finding("machine", "disk", f"{process.free_mib} MiB free in this folder", level=level, step=step)
+
+
+def _python(root: Path, device: Device, process: Process) -> Iterator[DoctorFinding]:
+    kind = "no virtual environment"
+    if process.in_venv:
+        kind = f"virtual environment{' with system packages' if process.system_site else ''}"
+    yield _finding("python", "python", f"{process.version}, {kind}", value=process.executable)
+    if not device.is_jetson:
+        return
+    hidden = sorted(root.glob("usr/lib/python3*/dist-packages/tensorrt"))
+    if "tensorrt" not in process.guests and hidden:
+        text = "TensorRT is installed for the system's Python, and this one cannot see it"
+        yield _finding("python", "tensorrt", text, level="problem", step=_VENV, value=str(hidden[0]))
+    elif process.base_prefix != "/usr":
+        text = f"this is not the system's Python ({process.base_prefix}): NVIDIA's packages are made for that one"
+        yield _finding("python", "origin", text, level="warning", step=_VENV)
+
+
+def _guests(device: Device, process: Process) -> Iterator[DoctorFinding]:
+    needed = _FOR_JETSON if device.is_jetson else _FOR_HOST
+    for name in DISTRIBUTIONS:
+        guest = process.guests.get(name)
+        if guest is not None:
+            yield _present(name, guest, device)
+        elif name in needed:
+            text = "not installed"
+            yield _finding("guests", name, text, level="problem", step=_INSTALL[name])
+        elif name in _FOR_HOST or device.is_jetson:
+            why = "optional" if name == "jtop" else "only needed to calibrate or evaluate on this machine"
+            yield _finding("guests", name, f"not installed; {why}", step=_INSTALL[name])
+        else:
+            yield _finding("guests", name, "not installed; not needed on this machine")
+
+
+def _present(name: str, guest: OptionalDependency, device: Device) -> DoctorFinding:
+    version = guest.version or "unknown version"
+    level: Level = "warning"
+    on_jetpack6 = (device.l4t or "").startswith("36.")
+    if guest.problem is not None:
+        level, text, step = "problem", guest.problem, f"install it again: {_INSTALL[name]}"
+    elif name == "numpy" and on_jetpack6 and _major(version) >= 2:
+        level, text = "problem", f"{version}: the packages of JetPack 6 are built for NumPy 1"
+        step = "pip install 'numpy<2'"
+    elif name == "cv2" and len(guest.distributions) > 1:
+        text = f"{version}, from several packages that overwrite each other: {', '.join(guest.distributions)}"
+        step = f"pip uninstall {' '.join(guest.distributions)}; then install one of them"
+    elif name == "cv2" and device.is_jetson and guest.gstreamer is False:
+        text = f"{version} without GStreamer: no CSI camera, no hardware decoder"
+        step = f"pip uninstall {' '.join(guest.distributions) or 'opencv-python'}; sudo apt install libopencv-python"
+    else:
+        has = {True: ", with GStreamer", False: ", without GStreamer", None: ""}[guest.gstreamer]
+        return _finding("guests", name, f"{version}{has}", value=guest.version)
+    return _finding("guests", name, text, level=level, value=guest.version, step=step)
+
+
+def _cameras(root: Path, device: Device, process: Process) -> Iterator[DoctorFinding]:
+    nodes = sorted((root / "dev").glob("video[0-9]*"), key=lambda path: (len(path.name), path.name))
+    names: dict[str, str] = {}
+    for link in sorted((root / "dev/v4l/by-id").glob("*")):
+        names.setdefault(link.resolve().name, link.name)
+    for node in nodes:
+        about = root / "sys/class/video4linux" / node.name
+        label = _line(about / "name") or "camera"
+        # Only the first node of a camera gives pictures; the others carry metadata.
+        role = " (metadata)" if (_line(about / "index") or "0") != "0" else ""
+        stable = names.get(node.name)
+        text = f"{label}{role}{f', by-id {stable}' if stable else ''}"
+        if os.access(node, os.R_OK | os.W_OK):
+            yield _finding("cameras", node.name, text, value=f"/dev/{node.name}")
+        else:
+            text, step = f"{text}: no permission", "sudo usermod -aG video $USER  (then log in again)"
+            yield _finding("cameras", node.name, text, level="warning", value=f"/dev/{node.name}", step=step)
+    if not nodes:
+        yield _finding("cameras", "none", "no /dev/video*; videos and folders of pictures need none")
+    video = re.search(r"(?m)^video:[^:]*:(\d{1,9}):", _text(root / "etc/group"))
+    if device.is_jetson and video and process.user_id != 0 and int(video[1]) not in process.groups:
+        step = "sudo usermod -aG video $USER  (then log in again)"
+        text = "this user is not in the group video, which owns cameras and GPU nodes"
+        yield _finding("cameras", "group", text, level="warning", step=step)
+
+
+def _power(root: Path, device: Device) -> Iterator[DoctorFinding]:
+    chosen = False
+    unavailable: list[Unavailable] = []
+    for name in PROBED:
+        source = open_source(name, root)
+        if isinstance(source, Unavailable):
+            unavailable.append(source)
+            continue
+        partial = source.scope == "partial"
+        text = f"works, scope {source.scope}{'' if chosen else '; this one is used'}"
+        text += ": less than the module takes" if partial else ""
+        yield _finding("power", name, text, level="warning" if partial and not chosen else "ok", value=source.scope)
+        source.close()
+        chosen = True
+    for reason in unavailable:
+        # Somebody could do something about it, and there is nothing else: worth a warning.
+        level: Level = "warning" if reason.hint and not chosen else "ok"
+        yield _finding("power", reason.source, f"not used: {reason.reason}", level=level, step=reason.hint)
+    if not chosen:
+        # A Jetson has the sensors: that none can be used is not in order. A host often has none.
+        level = "warning" if device.is_jetson else "ok"
+        yield _finding("power", "none", "power will be reported as not measured", level=level)
+
+
+def _named_power(root: Path, process: Process) -> Iterator[DoctorFinding]:
+    """Sources that are used only when somebody asks for them."""
+    # Not opened: the first client of jtop's service sets its interval for everybody.
+    state = "installed" if "jtop" in process.guests else "not installed"
+    yield _finding("power", "jtop", f"only when asked for (--power jtop); {state}")
+    if root != Path("/"):
+        # NVML asks the driver, and knows no other root.
+        return
+    source = open_source("nvml", root)
+    if isinstance(source, Unavailable):
+        yield _finding("power", "nvml", f"only when asked for (--power nvml); not here: {source.reason}")
+        return
+    text = f"only when asked for (--power nvml); works, scope {source.scope}"
+    yield _finding("power", "nvml", text, value=source.scope)
+    source.close()
+
+
+def _profiles(
+    folders: list[Path], shipped: Deployed | None, device: Device, process: Process
+) -> Iterator[DoctorFinding]:
+    paths = {path.stem: path for path in available_profiles(folders)}
+    if shipped is not None:
+        paths[deployed.CURRENT] = shipped.profile
+    if not paths:
+        where = ", ".join(str(folder) for folder in folders) or "no folder profiles/"
+        step = "edge in its checkout, or in a folder with profiles/NAME.yaml"
+        yield _finding("profiles", "none", f"no profile: {where}", level="warning", step=step)
+    for name, path in paths.items():
+        try:
+            profile = read_profile(path)
+        except ProfileError as exc:
+            text = f"{exc.where}: {exc.what}"
+            yield _finding("profiles", name, text, level="problem", value=str(path), step=exc.hint)
+            continue
+        yield _profile(name, path, profile, device, process)
+
+
+def _profile(name: str, path: Path, profile: Profile, device: Device, process: Process) -> DoctorFinding:
+    fits = profile.family in {"host", device.family}
+    missing, steps = [], []
+    for what, file in (("model", profile.model), ("labels", profile.labels)):
+        if not Path(file).is_file():
+            missing.append(f"{what} {file}")
+            steps.append(f"put the {what} there, or change {path}")
+    guest = _BACKEND_GUEST.get(profile.backend)
+    if fits and guest is not None and (guest not in process.guests or process.guests[guest].problem):
+        missing.append(f"guest {guest}")
+        steps.append(_INSTALL[guest])
+    where = "" if fits else f"for {profile.family}, this is {device.family or 'another device'}"
+    if not missing:
+        text = where or f"ready: {profile.backend}, {profile.precision}"
+        return _finding("profiles", name, text, value=str(path))
+    text = f"{where + '; ' if where else ''}missing: {', '.join(missing)}"
+    level: Level = "problem" if fits else "warning"
+    return _finding("profiles", name, text, level=level, value=str(path), step="; ".join(steps))
+
+
+def _finding(
+    group: Group, name: str, text: str, *, level: Level = "ok", value: str | None = None, step: str | None = None
+) -> DoctorFinding:
+    return DoctorFinding(group=group, name=name, level=level, text=text, value=value, next_step=step)
+
+
+def _major(version: str) -> int:
+    match = re.match(r"\d{1,6}", version)
+    return int(match[0]) if match else 0
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _line(path: Path) -> str:
+    return _text(path).strip()

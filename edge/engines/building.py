@@ -1,0 +1,272 @@
+"""The verb ``build``: profile + model + table -> engine + manifest. Nothing is built that is there already."""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from edge.artifacts import store
+from edge.backends import Backend, BuildRequest, BuiltEngine, Int8Plan, Layers, TimingUse
+from edge.calibration import FoundArtifact, cache_keys
+from edge.config import Precision, Profile
+from edge.errors import ArtifactError, ProfileError, QualityError, os_error
+from edge.events import Event, Listener, Note, ignore_events
+from edge.model import inspection, onnx_model
+from edge.quantization import Table, TableFinding, table_check
+from edge.system import device
+
+# Of the weighted layers of an FP16 engine whose precision is known, at least so many run in FP16 or INT8.
+_MIN_FP16_SHARE = 0.5
+_OTHER_MAJOR = (
+    "edge build --retarget writes the header for it and keeps the scales; or edge calibrate --engine tensorrt"
+)
+# Builds whose times a manifest remembers.
+_KEPT_BUILDS = 5
+
+
+class BuildOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What build did or, for a dry run, would do; ``why`` names what was missing or differed.
+
+    ``route`` is how INT8 reached the engine and ``route_why`` why that way. ``timing`` is how the build used its timing
+    cache, where the backend has one.
+    """
+
+    engine: Path | None
+    manifest: Path
+    precision: Precision
+    work: Literal["unchanged", "built", "would build"]
+    why: list[str]
+    table: Path | None
+    layers: Layers | None
+    seconds: float
+    warnings: list[str]
+    route: str | None = None
+    route_why: str | None = None
+    timing: dict[str, Any] | None = None
+
+
+def build(
+    profile: Profile,
+    backend: Backend,
+    *,
+    cache: Path,
+    engines: Path,
+    precision: Precision | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    retarget: bool = False,
+    timing_cache: bool = True,
+    error_on_miss: bool = False,
+    listen: Listener = ignore_events,
+) -> BuildOutcome:
+    """Build the engine that ``profile`` asks for, unless the one that is there is exactly that.
+
+    ``retarget`` lets a table that another major version of TensorRT has made be used here. ``timing_cache``: False
+    measures every kernel anew and leaves the kept timing cache alone; ``error_on_miss``: a kernel that it does not know
+    ends the build. Both leave the engine's identity as it is.
+
+    Raises:
+        ArtifactError: INT8 is asked for, and its table is missing, corrupt, bad, or made for something else.
+        QualityError: INT8 is asked for and too few layers got it, and the profile is strict.
+        ModelError, DeviceError, GuestError, StoreError: as the words say.
+    """
+    start = time.monotonic()
+    precision = precision or profile.precision
+    if profile.backend == "onnxruntime" and precision == "fp16":
+        raise ProfileError("ONNX Runtime on a CPU runs fp32 or int8, not fp16", hint="--precision fp32")
+    table = cache_keys.find_table(profile, cache) if precision == "int8" else None
+    path = cache_keys.engine_manifest_path(profile, engines, precision)
+    key = cache_keys.engine_key(profile, backend, precision=precision, table=table)
+    existing, why = _existing(path, key)
+    made_from = table.path if table else None
+    if existing is not None and not why and not force:
+        engine = path.parent / next(iter(existing.files))
+        layers = msgspec.convert(existing.info["layers"], Layers)
+        return BuildOutcome(
+            engine=engine, manifest=path, precision=precision, work="unchanged", why=[], table=made_from,
+            layers=layers, seconds=time.monotonic() - start, warnings=existing.info["warnings"],
+            route=existing.info.get("int8_route"), route_why=existing.info.get("why"),
+            timing=existing.info.get("timing"),
+        )  # fmt: skip
+    why = why or ["--force"]
+    if dry_run:
+        return BuildOutcome(
+            engine=None, manifest=path, precision=precision, work="would build", why=why, table=made_from,
+            layers=None, seconds=time.monotonic() - start, warnings=[],
+        )  # fmt: skip
+
+    model = onnx_model.load(Path(profile.model))
+    onnx_model.check_fits(model, profile)
+    warnings: list[str] = []
+    request = BuildRequest(
+        profile=profile, model=model.path, precision=precision, table=None,
+        timing=TimingUse(folder=cache, ask=timing_cache, only=error_on_miss),
+    )  # fmt: skip
+    if table is not None:
+        content = cache_keys.read_table(table)
+        warnings += _checked(content, table, model.activations, profile, backend.int8_plan(profile), retarget=retarget)
+        request = msgspec.structs.replace(request, table=content)
+    built = _built(backend, request, listen, path=path, warnings=warnings)
+    engine = _save(
+        path, built, key=key, warnings=warnings, seconds=time.monotonic() - start, model=model, before=existing
+    )  # fmt: skip
+    return BuildOutcome(
+        engine=engine, manifest=path, precision=precision, work="built", why=why, table=made_from,
+        layers=built.layers, seconds=time.monotonic() - start, warnings=warnings,
+        route=built.route, route_why=built.info.get("why"), timing=built.info.get("timing"),
+    )  # fmt: skip
+
+
+def _built(
+    backend: Backend, request: BuildRequest, listen: Listener, *, path: Path, warnings: list[str]
+) -> BuiltEngine:
+    """Build, and say every warning once; ``warnings`` gets the new ones."""
+    heard: set[str] = set()
+
+    def hear(event: Event) -> None:
+        # What is said before the work starts, such as a lack of memory, comes back among the notes.
+        if isinstance(event, Note):
+            heard.add(event.text)
+        listen(event)
+
+    try:
+        built = backend.build(request, listen=hear)
+    except OSError as exc:
+        # Backends and their guests keep scratch files in the temporary folder.
+        raise os_error(exc, exc.filename or tempfile.tempdir or path) from exc
+    warnings += built.notes + _delivered(built, request.profile, request.precision)
+    for warning in warnings:
+        if warning not in heard:
+            listen(Note(warning, "warning"))
+    return built
+
+
+def _existing(path: Path, key: store.Key) -> tuple[store.Manifest | None, list[str]]:
+    """The manifest of the engine that is there, and why it is not the one asked for."""
+    if not path.is_file():
+        return None, ["there is no engine yet"]
+    try:
+        manifest = store.load(path, kind=cache_keys.ENGINE)
+    except ArtifactError as exc:
+        return None, [f"the engine that is there is not whole: {exc.what}"]
+    return manifest, [str(difference) for difference in store.differences(manifest.key, key)]
+
+
+def _checked(
+    content: Table, table: FoundArtifact, activations: list[str], profile: Profile, plan: Int8Plan, *, retarget: bool
+) -> list[str]:
+    """Check the table against the network, its route and who reads it; errors raise, the rest comes back as warnings.
+
+    The version in the header binds only a table that one of TensorRT's calibrators has made: edge's own scales belong
+    to the ONNX graph, and its tables are written anew for whichever TensorRT is to read them.
+    """
+    made_here = table.manifest.key.get("engine") is None
+    findings = table_check.check(
+        content, activations, route=plan.route,
+        dla=profile.build.dla_core is not None and plan.route == "implicit",
+        trt_version=None if made_here or retarget else plan.reader,
+        ignorable=table.manifest.info["zero_tensors"],
+    )  # fmt: skip
+    if not made_here:
+        findings = [_of_another(finding) for finding in findings]
+    table_check.raise_for(findings, table.path)
+    return [finding.text for finding in findings if finding.level == "warning"]
+
+
+def _of_another(finding: TableFinding) -> TableFinding:
+    """What a finding means for a table that TensorRT itself has made.
+
+    It names the tensors of its own network, which may lack some of the graph's; the build counts what that costs.
+    """
+    if finding.code == "missing":
+        return msgspec.structs.replace(finding, level="warning")
+    if finding.code == "version" and finding.level == "error":
+        return msgspec.structs.replace(finding, hint=_OTHER_MAJOR)
+    return finding
+
+
+def _delivered(built: BuiltEngine, profile: Profile, precision: Precision) -> list[str]:
+    """Whether the precision that was asked for is what the engine runs; what is to be said about it.
+
+    Raises:
+        QualityError: nothing runs in it; or too little, and the profile is strict.
+    """
+    layers = built.layers
+    if precision == "fp32" or not layers.weighted:
+        return []
+    if precision == "int8":
+        delivered, share, wanted = layers.weighted_int8, layers.int8_share, profile.build.min_int8_share
+        limit, hint = f" (build.min_int8_share: {wanted:g})", "edge table check"
+    else:
+        known = layers.reduced_share
+        if known is None:
+            return ["FP16 was asked for, and the engine does not show which of its layers run in it"]
+        # Where FP32 is the faster kernel TensorRT may take it; most layers in FP32 is another engine than was wanted.
+        delivered, share, wanted = layers.weighted_fp16 + layers.weighted_int8, known, _MIN_FP16_SHARE
+        limit, hint = "", "build again: TensorRT chooses by measuring, and another program on the GPU disturbs that"
+    what = f"{precision.upper()} was asked for, and {delivered} of {layers.weighted} weighted layers run in it"
+    if layers.weighted_unknown:
+        what += f" (of {layers.weighted_unknown} the engine does not tell)"
+    if delivered == 0:
+        raise QualityError(what, hint=f"{hint}; edge doctor")
+    if share >= wanted:
+        return []
+    what += limit
+    if profile.build.strict:
+        raise QualityError(what, hint=f"{hint}; or build.strict: false to accept it")
+    return [what]
+
+
+def _save(
+    path: Path,
+    built: BuiltEngine,
+    *,
+    key: store.Key,
+    warnings: list[str],
+    seconds: float,
+    model: onnx_model.Model,
+    before: store.Manifest | None,
+) -> Path:
+    engine = path.with_suffix(built.suffix)
+    machine = device.identify()
+    info = {
+        "layers": msgspec.to_builtins(built.layers),
+        "int8_route": built.route,
+        "warnings": warnings,
+        "build_seconds": round(seconds, 3),
+        "input": str(model.input),
+        "output": str(model.output),
+        "device": msgspec.to_builtins(machine),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        **built.info,
+    }
+    if built.inspection is not None and not built.inspection.absent:
+        info["counts"] = msgspec.to_builtins(built.inspection.counts())
+    info["builds"] = _builds(before, info)
+    with store.lock(path):
+        store.save(path, kind=cache_keys.ENGINE, files=_files(engine, built), key=key, info=info)
+    return engine
+
+
+def _builds(before: store.Manifest | None, info: dict[str, Any]) -> list[dict[str, Any]]:
+    """The last builds of this engine, the newest last: how long each took, and with which timing cache."""
+    earlier = before.info.get("builds") if before is not None else None
+    this = {name: info.get(name) for name in ("build_seconds", "peak_memory_mib", "timing_cache")}
+    this["at_utc"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return [*(earlier if isinstance(earlier, list) else []), this][-_KEPT_BUILDS:]
+
+
+def _files(engine: Path, built: BuiltEngine) -> dict[str, bytes]:
+    """The engine first, then what is known of its inside."""
+    files = {engine.name: built.data}
+    if built.inspection is not None:
+        files[engine.stem + inspection.SUFFIX] = inspection.encode_inspection(built.inspection)
+    if built.raw_inspection is not None:
+        files[engine.stem + inspection.RAW_SUFFIX] = built.raw_inspection
+    return files

@@ -1,0 +1,216 @@
+"""Which engines are there, whether each is the one that its profile asks for today, and which nobody needs any more."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Literal, get_args
+
+import msgspec
+
+from edge.artifacts import KeyDifference, store
+from edge.backends import Backend
+from edge.calibration import cache_keys
+from edge.config import Precision, Profile
+from edge.errors import ArtifactError, EdgeError, StoreError, os_error
+from edge.model import inspection
+
+# current    exactly what its profile asks for on this machine
+# stale      its profile, model, table or runtime has changed: it is refused, and a build replaces it
+# elsewhere  built for another device, or with a backend that is not installed here: right there perhaps
+# orphan     there is no such profile, or it no longer names this model
+# damaged    it does not fit its manifest, or has none that can be read
+# unknown    what it depends on cannot be found here
+State = Literal["current", "stale", "elsewhere", "orphan", "damaged", "unknown"]
+# Fields of an engine's key that say where it runs; the other fields say what it is.
+_ENGINES = frozenset({".plan", ".onnx", ".fake"})
+_PLACE = frozenset({"module", "sm", "machine", "gpu", "gpus", "rtx"})
+
+
+class InventoryEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine. ``why`` says what is not as it should be; ``files`` are its own, the manifest first."""
+
+    manifest: Path
+    profile: str
+    precision: str | None
+    runtime: str | None
+    created_utc: str | None
+    size_bytes: int
+    state: State
+    why: list[str]
+    files: list[Path]
+
+
+class _ManifestHead(msgspec.Struct, frozen=True):
+    format: int
+    kind: str
+
+
+class InventoryScan(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to look things up: the profile of a name, the backend of a profile, and the calibration cache.
+
+    ``resolve`` and ``backend`` raise EdgeError where there is none. ``verify``: read every file and check its digest;
+    without it damaged files pass for whole.
+    """
+
+    resolve: Callable[[str], Profile]
+    backend: Callable[[Profile], Backend]
+    cache: Path
+    verify: bool = True
+
+
+def scan(folder: Path, look: InventoryScan) -> list[InventoryEntry]:
+    """Every engine under ``folder``, by profile and name; none where there is no such folder.
+
+    Raises:
+        StoreError: the folder cannot be read.
+    """
+    return [entry for path in _manifests(folder) if (entry := judge(path, look)) is not None]
+
+
+def judge(path: Path, look: InventoryScan) -> InventoryEntry | None:
+    """The engine whose manifest is at ``path``, and whether it is the one that its profile asks for today.
+
+    None when the file is no manifest of an engine, nor ever was one.
+    """
+    try:
+        manifest = store.load(path, kind=cache_keys.ENGINE, check_files=look.verify)
+    except StoreError as exc:
+        # What cannot be read may be whole.
+        return _unreadable(path, "unknown", exc.what)
+    except ArtifactError as exc:
+        state = _what_it_was(path)
+        return None if state is None else _unreadable(path, state, exc.what)
+    files = [path, *(path.parent / name for name in manifest.files)]
+    state, why = _state(path, manifest, look)
+    return InventoryEntry(
+        manifest=path,
+        profile=path.parent.name,
+        precision=str(manifest.key.get("precision")),
+        runtime=runtime(manifest.key),
+        created_utc=manifest.created_utc,
+        size_bytes=_size(files),
+        state=state,
+        why=why,
+        files=files,
+    )
+
+
+def useless(entries: Iterable[InventoryEntry], *, elsewhere: bool = False) -> list[InventoryEntry]:
+    """Those that can go: stale and damaged ones; with ``elsewhere`` also those of other devices and gone profiles."""
+    gone = {"stale", "damaged"} | ({"elsewhere", "orphan"} if elsewhere else set())
+    return [entry for entry in entries if entry.state in gone]
+
+
+def remove(entry: InventoryEntry, look: InventoryScan) -> bool:
+    """Remove an engine, its manifest first; False where it changed meanwhile: somebody may have built it anew.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    with store.lock(entry.manifest):
+        if not entry.manifest.is_file():
+            return False
+        now = judge(entry.manifest, look)
+        if now is None or (now.state, now.created_utc) != (entry.state, entry.created_utc):
+            return False
+        try:
+            for path in entry.files:
+                path.unlink(missing_ok=True)
+        except OSError as exc:
+            raise os_error(exc, entry.manifest) from exc
+    return True
+
+
+def runtime(key: store.Key) -> str:
+    """Backend and version in words, from an engine's key."""
+    name = str(key.get("backend", "?"))
+    if name == "tensorrt":
+        return f"TensorRT{' for RTX' if key.get('rtx') else ''} {key.get('tensorrt', '?')}"
+    return f"{name} {key.get(name, '')}".strip()
+
+
+def _manifests(folder: Path) -> Iterator[Path]:
+    if not folder.is_dir():
+        return
+    try:
+        paths = sorted(folder.glob("*/*.json"))
+    except OSError as exc:
+        raise StoreError(f"cannot read: {exc.strerror}", where=folder) from exc
+    endings = (inspection.SUFFIX, inspection.RAW_SUFFIX)
+    yield from (path for path in paths if not path.name.endswith(endings) and path.is_file())
+
+
+def _unreadable(path: Path, state: State, why: str) -> InventoryEntry:
+    files = _beside(path)
+    return InventoryEntry(
+        manifest=path, profile=path.parent.name, precision=None, runtime=None, created_utc=None,
+        size_bytes=_size(files), state=state, why=[why], files=files,
+    )  # fmt: skip
+
+
+def _what_it_was(path: Path) -> State | None:
+    """What to make of a manifest that is refused: a damaged engine, one of another edge, or somebody else's file."""
+    try:
+        head = msgspec.json.decode(path.read_bytes(), type=_ManifestHead)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        is_named_so = any(path.stem.endswith(f"-{precision}") for precision in get_args(Precision))
+        return "damaged" if is_named_so and any(item.suffix in _ENGINES for item in _beside(path)) else None
+    if head.kind != cache_keys.ENGINE:
+        return None
+    return "damaged" if head.format == store.FORMAT else "unknown"
+
+
+def _state(path: Path, manifest: store.Manifest, look: InventoryScan) -> tuple[State, list[str]]:
+    try:
+        profile = look.resolve(path.parent.name)
+    except EdgeError as exc:
+        return "orphan", [exc.what]
+    precision = next((known for known in get_args(Precision) if known == manifest.key.get("precision")), None)
+    if precision is None:
+        return "unknown", [f"precision {manifest.key.get('precision')!r}"]
+    if cache_keys.engine_manifest_path(profile, path.parents[1], precision).name != path.name:
+        return "orphan", [f"the profile names {Path(profile.model).name} now"]
+    table, lost = None, None
+    if precision == "int8":
+        try:
+            table = cache_keys.find_table(profile, look.cache)
+        except EdgeError as exc:
+            lost = f"table: {exc.what}"
+    try:
+        key = cache_keys.engine_key(profile, look.backend(profile), precision=precision, table=table)
+    except EdgeError as exc:
+        return ("elsewhere" if manifest.key.get("backend") == profile.backend else "unknown"), [exc.what]
+    changed = store.differences(manifest.key, key)
+    if lost is not None:
+        changed = [item for item in changed if item.field != "table"]
+    return _verdict(changed, lost)
+
+
+def _verdict(changed: list[KeyDifference], lost: str | None) -> tuple[State, list[str]]:
+    why = [str(item) for item in changed] + ([lost] if lost else [])
+    if not changed:
+        return ("unknown", why) if lost else ("current", [])
+    # On another device its versions say nothing about whether it is the right one there.
+    return ("elsewhere" if any(item.field in _PLACE for item in changed) else "stale"), why
+
+
+def _beside(path: Path) -> list[Path]:
+    """Files that go with a manifest which cannot be trusted to name them: those with its own name."""
+    with contextlib.suppress(OSError):
+        named = sorted(item for item in path.parent.iterdir() if item.name.startswith(f"{path.stem}."))
+        return [path, *(item for item in named if item != path and _is_ours(item))]
+    return [path]
+
+
+def _is_ours(path: Path) -> bool:
+    return path.is_file() and path.suffix in {*_ENGINES, ".json"}
+
+
+def _size(files: Iterable[Path]) -> int:
+    total = 0
+    for path in files:
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total

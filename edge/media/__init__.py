@@ -1,0 +1,66 @@
+"""Pictures, lists, TFRecord shards and labels; videos, cameras, recording and replay."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edge import lazy_exports
+
+if TYPE_CHECKING:
+    from edge.media.camera_stream import LiveStream
+    from edge.media.cameras import HasBackend, masked
+    from edge.media.decoding import decode
+    from edge.media.labels import shown
+    from edge.media.opencv_capture import OpenCapture, has_backend, open_opencv_capture
+    from edge.media.picture_sources import open_pictures
+    from edge.media.pictures import Picture, Pictures
+    from edge.media.recorder import SavingStream
+    from edge.media.replay import ReplayStream
+    from edge.media.streams import Frame, LimitedStream, Outage, PictureStream, Stream
+    from edge.media.video import VideoStream
+else:
+    __getattr__ = lazy_exports(
+        __name__,
+        {
+            "camera_stream": ["LiveStream"],
+            "cameras": ["HasBackend", "masked"],
+            "decoding": ["decode"],
+            "labels": ["shown"],
+            "opencv_capture": ["OpenCapture", "has_backend", "open_opencv_capture"],
+            "picture_sources": ["open_pictures"],
+            "pictures": ["Picture", "Pictures"],
+            "recorder": ["SavingStream"],
+            "replay": ["ReplayStream"],
+            "streams": ["Frame", "LimitedStream", "Outage", "PictureStream", "Stream"],
+            "video": ["VideoStream"],
+        },
+    )
+
+__all__ = [
+    "Frame",
+    "HasBackend",
+    "LimitedStream",
+    "LiveStream",
+    "OpenCapture",
+    "Outage",
+    "Picture",
+    "PictureStream",
+    "Pictures",
+    "ReplayStream",
+    "SavingStream",
+    "Stream",
+    "VideoStream",
+    "cameras",
+    "decode",
+    "decoding",
+    "has_backend",
+    "image_lists",
+    "labels",
+    "masked",
+    "open_opencv_capture",
+    "open_pictures",
+    "picture_sets",
+    "picture_sources",
+    "shown",
+    "v4l2",
+]

@@ -1,0 +1,284 @@
+"""The newest frame of a camera or network stream, through unplugging, freezing and whatever else cameras do.
+
+One thread grabs into one slot; a frame that nobody took in time is replaced and counted. When no frame comes for
+``timeout_s``, when the same one comes over and over for ``freeze_s``, or when reading fails, the source is let go and
+opened again after a pause that doubles up to a bound: by udev's links also under another node number. The outage is
+given to whoever asks for frames, as it begins and as it ends.
+
+A call into a driver that never returns holds its thread, and nothing else. At most a few such threads are kept: then
+nothing is opened until one of them comes back, and when none does, the stream ends with an error: another process may
+be able to open what this one no longer can, and a supervisor must not take waiting without trying for being alive.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+import zlib
+from typing import TYPE_CHECKING, NamedTuple
+
+from edge.config import CameraConfig
+from edge.errors import DeviceError
+from edge.media.cameras import CameraAddress
+from edge.media.capture_thread import Reader, words
+from edge.media.opencv_capture import OpenCapture, open_opencv_capture
+from edge.media.streams import Clock, Frame, OpenedSource, Outage
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Pixels = npt.NDArray[np.uint8]
+
+# Threads that may be stuck in a driver at the same time.
+_MOST_STUCK = 3
+# How long nothing is opened for their sake, in lengths of ``timeout_s``.
+_STUCK_TIMES = 10
+# A wait is never longer than this, so that timeouts are noticed in time.
+_LOOK_S = 0.1
+_RELEASE_S = 2.0
+# Every so many pixels in each direction are compared to see whether a picture stands still.
+_STRIDE = 8
+
+
+class _Grabbed(NamedTuple):
+    seq: int
+    pixels: Pixels
+    captured_s: float
+    decode_ms: float
+
+
+class LiveStream:
+    """Frames of ``place``, newest first and no other.
+
+    A source that is not there when this begins is an outage with ``wait``, which ends when it comes; its size is not
+    known then.
+
+    Raises:
+        DeviceError: without ``wait``, the first frame did not come in time, and why.
+    """
+
+    def __init__(
+        self,
+        place: CameraAddress,
+        camera: CameraConfig,
+        *,
+        wait: bool = False,
+        open_capture: OpenCapture = open_opencv_capture,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self.notes: list[str] = []
+        self._place = place
+        self._camera = camera
+        self._open_capture = open_capture
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._slot: _Grabbed | None = None
+        self._seq = 0
+        self._dropped = 0
+        self._print: int | None = None
+        self._newest_s = self._moved_s = 0.0
+        self._size: tuple[int, int] | None = None
+        self._outage: Outage | None = None
+        self._untold: Outage | None = None
+        self._frozen = False
+        self._retry_s = self._pause_s = self._began_s = 0.0
+        self._stuck: list[Reader] = []
+        self._closed = False
+        self._reader: Reader | None = self._new_reader()
+        self.opened = self._wait_for_first(or_begin_without=wait)
+
+    @property
+    def dropped(self) -> int:
+        """Frames that were replaced by newer ones before they were taken."""
+        return self._dropped
+
+    def next(self) -> Frame | Outage | None:
+        """The newest frame that was not taken yet; waits for one. None after ``close``.
+
+        Raises:
+            DeviceError: no frame for ``reconnect.give_up_s``, or calls into the driver never return.
+        """
+        with self._changed:
+            while not self._closed:
+                if self._untold is not None:
+                    outage, self._untold = self._untold, None
+                    return outage
+                given = self._in_outage() if self._outage is not None else self._running()
+                if given is not None:
+                    return given
+                self._changed.wait(_LOOK_S)
+            return None
+
+    def close(self) -> None:
+        """Give the camera back, waiting a moment for a read that is under way."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            reader, self._reader = self._reader, None
+            self._changed.notify_all()
+        if reader is not None:
+            reader.let_go()
+            reader.join(_RELEASE_S)
+
+    # in the thread that asks for frames, holding the lock
+
+    def _running(self) -> Frame | Outage | None:
+        now = self._clock()
+        freeze_s = self._camera.freeze_s
+        if freeze_s is not None and self._seq and now - self._moved_s > freeze_s and self._newest_s > self._moved_s:
+            self._slot, self._frozen = None, True
+            error = self._place.complaint(f"the same frame over and over for {freeze_s:g} s")
+            hint = f"{error.hint}; if the picture may stand still: camera.freeze_s: null in the profile"
+            return self._lost(self._moved_s, error.what, hint)
+        if self._slot is not None:
+            return self._take()
+        if self._reader is not None and self._reader.error is not None:
+            return self._lost(self._newest_s, *words(self._reader.error))
+        if now - self._newest_s > self._camera.timeout_s:
+            error = self._place.complaint(f"no frame for {self._camera.timeout_s:g} s")
+            return self._lost(self._newest_s, error.what, error.hint)
+        return None
+
+    def _take(self) -> Frame:
+        assert self._slot is not None  # noqa: S101 - for mypy
+        seq, pixels, captured_s, decode_ms = self._slot
+        self._slot = None
+        name = f"frame {seq}"
+        return Frame(seq, name, f"{self._place.name}: {name}", captured_s, lambda: pixels, decode_ms)
+
+    def _lost(self, since_s: float, reason: str, hint: str | None) -> Outage:
+        self._outage = Outage(since_s, None, reason, hint)
+        self._pause_s = self._camera.reconnect.first_s
+        self._part()
+        if not self._frozen:
+            # What comes next is new, whatever it shows.
+            self._print = None
+        return self._outage
+
+    def _in_outage(self) -> Outage | None:
+        """Try again when it is time to; the outage as it ended, once frames come."""
+        outage, now = self._outage, self._clock()
+        assert outage is not None  # noqa: S101 - for mypy
+        if self._slot is not None and self._reader is not None:
+            self._outage, self._frozen = None, False
+            return dataclasses.replace(outage, end_s=self._slot.captured_s, reopened_as=self._reader.opened_as)
+        give_up_s = self._camera.reconnect.give_up_s
+        if give_up_s is not None and now - outage.start_s > give_up_s:
+            raise DeviceError(
+                f"no frames for {give_up_s:g} s, {outage.attempts} attempts: {outage.reason}",
+                where=self._place.name,
+                hint=outage.hint,
+            )
+        if self._reader is None:
+            if now >= self._retry_s:
+                self._try_again(outage, now)
+        elif self._reader.error is not None:
+            words(self._reader.error)
+            self._part()
+        elif now - max(self._newest_s, self._began_s) > self._camera.timeout_s or self._still_frozen(now):
+            self._part()
+        return None
+
+    def _try_again(self, outage: Outage, now: float) -> None:
+        if self._may_open():
+            self._outage = dataclasses.replace(outage, attempts=outage.attempts + 1)
+            self._reader = self._new_reader()
+        elif now - self._retry_s > _STUCK_TIMES * self._camera.timeout_s:
+            raise DeviceError(
+                f"{_MOST_STUCK} calls into the driver do not return, and nothing can be opened: {outage.reason}",
+                where=self._place.name,
+                hint=f"start edge again, which gets rid of them; {outage.hint}" if outage.hint else "start edge again",
+            )
+
+    def _part(self) -> None:
+        """Let the reader go, and plan the next one."""
+        if self._reader is not None:
+            self._reader.let_go()
+            self._stuck.append(self._reader)
+        self._reader = None
+        self._retry_s = self._clock() + self._pause_s
+        self._pause_s = min(self._pause_s * 2, self._camera.reconnect.max_s)
+
+    def _may_open(self) -> bool:
+        self._stuck = [reader for reader in self._stuck if reader.is_alive]
+        return len(self._stuck) < _MOST_STUCK
+
+    def _still_frozen(self, now: float) -> bool:
+        freeze_s = self._camera.freeze_s
+        return self._frozen and freeze_s is not None and now - self._began_s > freeze_s
+
+    def _new_reader(self) -> Reader:
+        self._began_s = self._clock()
+        reader = Reader(self._place, self._open_capture, offer=self._offer, ended=self._on_end)
+        self._reader = reader
+        reader.start()
+        return reader
+
+    def _wait_for_first(self, *, or_begin_without: bool) -> OpenedSource:
+        deadline = self._clock() + self._camera.timeout_s
+        with self._changed:
+            reader = self._reader
+            assert reader is not None  # noqa: S101 - for mypy
+            while self._slot is None and reader.error is None and self._clock() < deadline:
+                self._changed.wait(_LOOK_S)
+            if self._slot is not None:
+                height, width = self._slot.pixels.shape[:2]
+                return OpenedSource(
+                    kind=self._place.kind, opened_as=reader.opened_as or self._place.name, live=True, width=width,
+                    height=height, fps=reader.fps,
+                )  # fmt: skip
+            opening = "it did not open" if reader.opened_as is None else "no frame came"
+            error = reader.error or self._place.complaint(f"{opening} within {self._camera.timeout_s:g} s")
+            if or_begin_without and isinstance(error, DeviceError):
+                self._untold = self._lost(self._began_s, error.what, error.hint)
+                return OpenedSource(kind=self._place.kind, opened_as=self._place.name, live=True)
+        self.close()
+        raise error
+
+    # in the reader's thread
+
+    def _offer(self, reader: Reader, pixels: Pixels, captured_s: float, decode_ms: float) -> None:
+        found = zlib.crc32(pixels[::_STRIDE, ::_STRIDE].tobytes())
+        with self._changed:
+            if reader is not self._reader:
+                return
+            now = self._clock()
+            self._newest_s = now
+            if found != self._print:
+                self._print, self._moved_s = found, now
+            elif self._frozen:
+                # Opened again, and still the picture that stood still.
+                return
+            if self._slot is not None:
+                self._dropped += 1
+            self._slot = _Grabbed(self._seq, pixels, captured_s, decode_ms)
+            self._seq += 1
+            self._look_at_size(pixels)
+            self._changed.notify_all()
+
+    def _look_at_size(self, pixels: Pixels) -> None:
+        size = (pixels.shape[1], pixels.shape[0])
+        if size == self._size:
+            return
+        asked = (self._camera.width, self._camera.height)
+        if self._size is not None:
+            self._note(f"the frames changed from {_by(self._size)} to {_by(size)}")
+        elif size != asked and self._place.kind != "network":
+            self._note(f"asked for {_by(asked)}, the camera gives {_by(size)}: v4l2-ctl --list-formats-ext")
+        self._size = size
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes and len(self.notes) < 20:
+            self.notes.append(text)
+
+    def _on_end(self, reader: Reader) -> None:
+        del reader
+        with self._changed:
+            self._changed.notify_all()
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}×{size[1]}"

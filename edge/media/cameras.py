@@ -1,0 +1,220 @@
+"""The kinds of live source: how each is opened, and what to say when it is not there.
+
+Pipelines and settings: docs/running.md names their sources. None of the CSI and hardware-decoder pipelines was run on a
+Jetson; they are the ones that NVIDIA's and others' examples use.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from edge.config import CameraConfig
+from edge.errors import DeviceError, UsageError
+from edge.media import v4l2
+from edge.media.opencv_capture import Api, Request, has_backend, missing_backend
+
+_NETWORK = ("rtsp", "rtsps", "http", "https", "rtmp", "tcp", "udp")
+_FORMS = "0, /dev/video0, /dev/v4l/by-id/…, csi://0, rtsp://… or http://…"
+_BGR = "videoconvert ! video/x-raw,format=BGR ! appsink drop=true max-buffers=1 sync=false"
+# From the module's video memory to what videoconvert takes.
+_FROM_NVMM = f"nvvidconv ! video/x-raw,format=BGRx ! {_BGR}"
+
+HasBackend = Callable[[Api], bool]
+
+
+class CameraAddress(Protocol):
+    """A live source that may come and go."""
+
+    kind: str
+    name: str
+
+    def request(self) -> Request:
+        """How to open it now; where it is may have changed.
+
+        Raises:
+            DeviceError: it is not there.
+        """
+
+    def complaint(self, what: str) -> DeviceError:
+        """The error for ``what`` went wrong, with what was found out about it and the command that helps."""
+
+
+def place(
+    address: str, camera: CameraConfig, *, root: Path = Path("/"), backend: HasBackend = has_backend
+) -> CameraAddress:
+    """The source that ``address`` names, as ``--camera`` takes it.
+
+    Raises:
+        UsageError: the address is of no known form.
+        GuestError: this OpenCV was built without what it needs.
+    """
+    scheme = urlsplit(address).scheme if "://" in address else ""
+    if address.isdecimal():
+        found: UsbCamera | CsiCamera | NetworkCamera = UsbCamera(f"/dev/video{int(address)}", camera, root=root)
+    elif address.startswith("/"):
+        found = UsbCamera(address, camera, root=root)
+    elif scheme == "csi" and address[6:].isdecimal():
+        found = CsiCamera(int(address[6:]), camera)
+    elif scheme in _NETWORK:
+        found = NetworkCamera(address, camera, api="ffmpeg" if backend("ffmpeg") else "gstreamer")
+    else:
+        raise UsageError(f"{address!r} is not the name of a camera", hint=f"--camera {_FORMS}")
+    if not backend(found.api):
+        raise missing_backend(found.api)
+    return found
+
+
+class UsbCamera:
+    """A V4L2 camera, by node or by one of udev's links."""
+
+    kind = "v4l2"
+
+    def __init__(self, path: str, camera: CameraConfig, *, root: Path = Path("/")) -> None:
+        self.name = path
+        self._camera = camera
+        self._root = root
+        self._known: v4l2.VideoNode | None = None
+        by_pipeline = camera.pipeline is not None or camera.decoder == "hardware"
+        self.api: Api = "gstreamer" if by_pipeline else "v4l2"
+
+    def request(self) -> Request:
+        """How to open it; after it was lost, also under another number."""
+        node = v4l2.resolve(self.name, self._root)
+        if self._known is not None:
+            node = v4l2.find_again(self._known, self._root)
+        if node is None:
+            raise self.complaint("it is not there")
+        if self._known is None:
+            self._known = v4l2.look(node, self._root)
+        camera = self._camera
+        opened_as = node if node == self.name else f"{self.name} -> {node}"
+        return Request(
+            api=self.api,
+            target=self._pipeline(node) if self.api == "gstreamer" else node,
+            opened_as=opened_as,
+            width=camera.width,
+            height=camera.height,
+            fps=camera.fps,
+            fourcc={"mjpg": "MJPG", "yuyv": "YUYV", "any": None}[camera.format],
+            timeout_s=camera.timeout_s,
+        )
+
+    def complaint(self, what: str) -> DeviceError:
+        """What is the matter with the node: gone, not permitted, held by another process."""
+        node = v4l2.resolve(self.name, self._root)
+        if node is None and self._known is not None:
+            node = v4l2.find_again(self._known, self._root)
+        if node is None:
+            there = ", ".join(str(found) for found in v4l2.cameras(self._root))
+            return DeviceError(
+                f"there is no camera here{': unplugged?' if self._known else ''}",
+                where=self.name,
+                hint=f"cameras on this machine: {there}" if there else "plug it in; v4l2-ctl --list-devices",
+            )
+        held = v4l2.holders(node, self._root)
+        if held:
+            names = "; ".join(str(holder) for holder in held)
+            return DeviceError(f"{what}: {node} is busy, held by {names}", where=self.name, hint=f"kill {held[0].pid}")
+        if not os.access(self._root / node.lstrip("/"), os.R_OK | os.W_OK):
+            return DeviceError(
+                f"{what}: no permission for {node}",
+                where=self.name,
+                hint='sudo usermod -aG video "$USER", then log in again',
+            )
+        return DeviceError(what, where=self.name, hint=f"sudo fuser -v {node}; v4l2-ctl -d {node} --list-formats-ext")
+
+    def _pipeline(self, node: str) -> str:
+        camera = self._camera
+        if camera.pipeline is not None:
+            return camera.pipeline.replace("{device}", node)
+        size = f"width={camera.width},height={camera.height},framerate={_fraction(camera.fps)}"
+        if camera.format == "mjpg":
+            return f"v4l2src device={node} io-mode=2 ! image/jpeg,{size} ! nvv4l2decoder mjpeg=1 ! {_FROM_NVMM}"
+        return f"v4l2src device={node} ! video/x-raw,{size} ! {_BGR}"
+
+
+class CsiCamera:
+    """A camera on the module's CSI connector, through the argus daemon."""
+
+    kind = "csi"
+    api: Api = "gstreamer"
+
+    def __init__(self, sensor: int, camera: CameraConfig) -> None:
+        self.name = f"csi://{sensor}"
+        self._sensor = sensor
+        self._camera = camera
+
+    def request(self) -> Request:
+        """How to open it; whether the sensor is there only argus knows."""
+        camera = self._camera
+        size = f"width={camera.width},height={camera.height}"
+        pipeline = (
+            f"nvarguscamerasrc sensor-id={self._sensor} ! video/x-raw(memory:NVMM),{size},"
+            f"framerate={_fraction(camera.fps)} ! nvvidconv flip-method={camera.flip} ! "
+            f"video/x-raw,{size},format=BGRx ! {_BGR}"
+        )
+        if camera.pipeline is not None:
+            pipeline = camera.pipeline.replace("{device}", str(self._sensor))
+        return Request(
+            api=self.api, target=pipeline, opened_as=self.name, width=camera.width, height=camera.height,
+            fps=camera.fps, timeout_s=camera.timeout_s,
+        )  # fmt: skip
+
+    def complaint(self, what: str) -> DeviceError:
+        """Argus keeps the session of a client that was killed, until it is started again."""
+        return DeviceError(
+            what,
+            where=self.name,
+            hint="sudo systemctl restart nvargus-daemon (after a reboot if that does not help); is the sensor's "
+            f"ribbon in, and is {self._sensor} its number?",
+        )
+
+
+class NetworkCamera:
+    """A stream by URL."""
+
+    kind = "network"
+
+    def __init__(self, url: str, camera: CameraConfig, *, api: Api = "ffmpeg") -> None:
+        self.name = masked(url)
+        self._url = url
+        self._camera = camera
+        self.api: Api = "gstreamer" if camera.pipeline is not None else api
+
+    def request(self) -> Request:
+        """How to open it. TCP is OpenCV's own choice."""
+        camera = self._camera
+        target = self._url
+        if self.api == "gstreamer":
+            pipeline = camera.pipeline or f"uridecodebin uri={{device}} ! {_BGR}"
+            target = pipeline.replace("{device}", self._url)
+        return Request(
+            api=self.api,
+            target=target,
+            opened_as=self.name,
+            timeout_s=camera.timeout_s,
+            options={"rtsp_transport": "udp"} if camera.transport == "udp" else {},
+        )
+
+    def complaint(self, what: str) -> DeviceError:
+        """Whether the server is there, and what it sends, ffprobe says best."""
+        host = urlsplit(self._url).hostname or "?"
+        transport = "-rtsp_transport tcp " if self._url.startswith("rtsp") else ""
+        return DeviceError(what, where=self.name, hint=f"ping {host}; ffprobe {transport}'{self.name}'")
+
+
+def masked(url: str) -> str:
+    """The URL without its password."""
+    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", url)
+
+
+def _fraction(fps: float) -> str:
+    # 29.97 and its like are n · 1000/1001.
+    if fps == int(fps):
+        return f"{int(fps)}/1"
+    return f"{round(fps * 1001)}/1001" if abs(fps * 1001 - round(fps * 1001, -3)) < 1.1 else f"{round(fps * 1000)}/1000"

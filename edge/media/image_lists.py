@@ -1,0 +1,160 @@
+"""List files: one path per line, relative to the folder of the list, with a class index after a tab where known."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from edge.errors import DataError
+from edge.media import labels
+from edge.media.labels import shown
+from edge.media.pictures import FileOrigin, Picture
+
+# `path<tab>label`, `path label`, and `path: label` as some published lists have it.
+_WITH_LABEL = re.compile(r"(?P<path>\S.*?):?\s+(?P<label>[+-]?[0-9]+)")
+
+
+class Rendered(msgspec.Struct, frozen=True):
+    """A list file: its bytes, how many lines, how many with a label, and how many lie outside the list's folder."""
+
+    data: bytes
+    pictures: int
+    labelled: int
+    outside: int
+
+
+def read_list(path: Path) -> list[Picture]:
+    """Pictures that a list file names, in its order. Blank lines and lines from ``#`` do not count.
+
+    Raises:
+        DataError: files are not there, a label is not an integer, or the list names nothing.
+    """
+    listing = _Listing(path)
+    for number, line in enumerate(labels.read_text(path).split("\n"), start=1):
+        text = line.strip()
+        if text and not text.startswith("#"):
+            listing.add(number, text)
+    return listing.done()
+
+
+def read_csv(path: Path) -> list[Picture]:
+    """Pictures that a CSV names, in its order; columns as :mod:`edge.media.labels` has them, the label may be missing.
+
+    Raises:
+        DataError: files are not there, columns are missing, a label is not an integer, or the CSV names nothing.
+    """
+    listing = _Listing(path)
+    for row in labels.read_rows(path, needs_label=False):
+        listing.add_file(row.line, row.file, row.label)
+    return listing.done()
+
+
+def render_list(pictures: Iterable[Picture], *, folder: Path) -> Rendered:
+    """A list file to be kept in ``folder``: as portable as the place of the pictures allows.
+
+    Raises:
+        DataError: a picture is not a file of its own (it is in a shard), or its name cannot stand on a line.
+    """
+    lines = []
+    labelled = outside = 0
+    for picture in pictures:
+        if not isinstance(picture.origin, FileOrigin):
+            raise DataError(
+                "a list names files, and this picture is inside a shard",
+                where=picture.where,
+                hint="edge data extract SHARD -o FOLDER, then list that folder",
+            )
+        name = _relative(Path(picture.origin.path), folder)
+        outside += name.startswith(("../", "/"))
+        labelled += picture.label is not None
+        lines.append(_line(name, picture.label))
+    data = "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
+    return Rendered(data, len(lines), labelled, outside)
+
+
+def natural(picture: Picture) -> tuple[tuple[int, int, str], ...]:
+    """Sort key under which ``image_2`` comes before ``image_10``."""
+    parts = re.split(r"([0-9]+)", picture.name)
+    return tuple((0, int(part), part) if part[0] in "0123456789" else (1, 0, part.casefold()) for part in parts if part)
+
+
+def picture_at(folder: Path, name: str, label: int | None) -> Picture:
+    """The picture ``folder/name``, called by ``name``."""
+    path = folder / name
+    if Path(name).is_absolute() and path.is_relative_to(folder.absolute()):
+        # As near to portable as an absolute path comes.
+        name = str(path.relative_to(folder.absolute()))
+    return Picture(shown(Path(os.path.normpath(name)).as_posix()), label, FileOrigin(str(path)))
+
+
+class _Listing:
+    """Pictures that a list names, and the lines whose files are not there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.pictures: list[Picture] = []
+        self.missing: list[tuple[int, str]] = []
+
+    def add(self, line: int, text: str) -> None:
+        """A line of a list: a path, or a path and a label."""
+        where = f"{shown(str(self.path))}:{line}"
+        match = _WITH_LABEL.fullmatch(text)
+        if match and (self._find(match["path"]) or not self._find(text)):
+            self.add_file(line, match["path"], labels.to_label(match["label"], where=where))
+        elif "\t" in text and not self._find(text):
+            name, _, label = text.rpartition("\t")
+            self.add_file(line, name.strip(), labels.to_label(label.strip(), where=where))
+        else:
+            self.add_file(line, text, None)
+
+    def add_file(self, line: int, name: str, label: int | None) -> None:
+        """A file name, relative to the folder of the list."""
+        found = self._find(name)
+        if found is None:
+            self.missing.append((line, name))
+        else:
+            self.pictures.append(picture_at(self.path.parent, found, label))
+
+    def done(self) -> list[Picture]:
+        """All pictures, or the DataError that says which files are not there."""
+        total = len(self.missing) + len(self.pictures)
+        if self.missing:
+            line, name = self.missing[0]
+            raise DataError(
+                f"{len(self.missing)} of {total} files are not there; the first is {shown(name)}",
+                where=f"{shown(str(self.path))}:{line}",
+                hint=f"paths are relative to the folder of the list, {shown(str(self.path.parent))}",
+            )
+        if not total:
+            raise DataError("the list names no pictures: every line is blank or a comment", where=self.path)
+        return self.pictures
+
+    def _find(self, name: str) -> str | None:
+        """``name``, or what it is here: lists made on Windows have backslashes."""
+        candidates = (name, name.replace("\\", "/"))
+        # os.path, not Path: a name that no file can have (too long) is just not there.
+        return next((name for name in candidates if os.path.isfile(self.path.parent / name)), None)  # noqa: PTH113
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """``path`` as seen from ``folder``, with ``/``."""
+    name = os.path.relpath(path, folder)
+    try:
+        if (folder / name).samefile(path):
+            return Path(name).as_posix()
+    except OSError:
+        pass
+    # Up from a linked folder leads elsewhere than its name says: go by the real places.
+    return Path(os.path.relpath(path.parent.resolve() / path.name, folder.resolve())).as_posix()
+
+
+def _line(name: str, label: int | None) -> str:
+    if "\n" in name or "\r" in name or name != name.rstrip():
+        raise DataError("a list cannot hold this name: it has a line end, or ends in a blank", where=shown(name))
+    if name.startswith("#") or name != name.lstrip():
+        name = f"./{name}"
+    return name if label is None else f"{name}\t{label}"

@@ -1,0 +1,191 @@
+"""The one place that opens cameras, streams and videos with OpenCV.
+
+Behind :class:`Capture`, so that everything else can be tried with captures that misbehave on purpose.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import msgspec
+
+from edge.errors import DeviceError, MissingDependencyError
+from edge.media.decoding import opencv
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+Api = Literal["v4l2", "gstreamer", "ffmpeg"]
+_CONSTANTS: Mapping[str, str] = {"v4l2": "CAP_V4L2", "gstreamer": "CAP_GSTREAMER", "ffmpeg": "CAP_FFMPEG"}
+# A driver's time of capture that is older than this is on another clock.
+_OLDEST_S = 60.0
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What to open: a node, URL, file or GStreamer pipeline, with the size, rate and FOURCC that are asked for.
+
+    ``opened_as`` is how it is called in records, without passwords.
+    """
+
+    api: Api
+    target: str
+    opened_as: str
+    width: int | None = None
+    height: int | None = None
+    fps: float | None = None
+    fourcc: str | None = None
+    timeout_s: float | None = None
+    options: dict[str, str] = {}
+
+
+class Capture(Protocol):
+    """An open source of frames, for one thread."""
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second as the source says; None when it does not."""
+
+    @property
+    def frames(self) -> int | None:
+        """Number of frames of a file as it says; None for what has no end."""
+
+    def grab(self) -> bool:
+        """Wait for the next frame; False when there is none."""
+
+    def captured_s(self) -> float:
+        """When the grabbed frame was captured, on the monotonic clock."""
+
+    def retrieve(self) -> npt.NDArray[np.uint8] | None:
+        """Decode the grabbed frame: uint8 H×W×3 BGR; None when it cannot be."""
+
+    def release(self) -> None:
+        """Give it back."""
+
+
+OpenCapture = Callable[[Request], Capture]
+
+
+def open_opencv_capture(request: Request) -> Capture:
+    """Open what is asked for.
+
+    Raises:
+        DeviceError: it cannot be opened; why is for the caller to find out, OpenCV does not say.
+        GuestError: OpenCV is missing, or was built without what this needs.
+    """
+    cv2 = opencv()
+    if not cv2.videoio_registry.hasBackend(getattr(cv2, _CONSTANTS[request.api])):
+        raise missing_backend(request.api)
+    _set_environment(request)
+    try:
+        capture = cv2.VideoCapture(request.target, getattr(cv2, _CONSTANTS[request.api]), _parameters(cv2, request))
+    except cv2.error as exc:
+        raise DeviceError(f"OpenCV refuses it: {getattr(exc, 'err', '') or exc}", where=request.opened_as) from exc
+    if not capture.isOpened():
+        capture.release()
+        raise DeviceError("it does not open", where=request.opened_as)
+    if request.api == "v4l2":
+        # The pixel format first: OpenCV would settle for raw YUYV before it tries MJPG, at a few frames per second.
+        _ask(cv2, capture, request)
+    return _OpenCv(cv2, capture, request)
+
+
+def has_backend(api: Api) -> bool:
+    """Whether this OpenCV was built with it.
+
+    Raises:
+        GuestError: OpenCV is not installed.
+    """
+    cv2 = opencv()
+    return bool(cv2.videoio_registry.hasBackend(getattr(cv2, _CONSTANTS[api])))
+
+
+def missing_backend(api: Api) -> MissingDependencyError:
+    """The error for an OpenCV that was built without ``api``, with what to install."""
+    version = getattr(opencv(), "__version__", "?")
+    if api == "gstreamer":
+        return MissingDependencyError(
+            f"OpenCV {version} was built without GStreamer, which this camera needs: PyPI's OpenCV never has it",
+            hint="on a Jetson: sudo apt install libopencv-python, pip uninstall opencv-python opencv-python-headless, "
+            "and a venv with --system-site-packages (./install.sh does all of it); a USB camera works without",
+        )
+    names = {"v4l2": "V4L2 (USB cameras)", "ffmpeg": "FFmpeg (videos and network streams)"}
+    return MissingDependencyError(
+        f"OpenCV {version} was built without {names[api]}", hint="pip install 'jetson-edge[host]', which has both"
+    )
+
+
+class _OpenCv:
+    """A capture of OpenCV's."""
+
+    def __init__(self, cv2: Any, capture: Any, request: Request) -> None:  # noqa: ANN401
+        self._cv2 = cv2
+        self._capture = capture
+        self._api = request.api
+        self.fps = self._positive(cv2.CAP_PROP_FPS)
+        count = self._positive(cv2.CAP_PROP_FRAME_COUNT) if request.api == "ffmpeg" else None
+        self.frames = None if count is None else int(count)
+
+    def grab(self) -> bool:
+        return bool(self._capture.grab())
+
+    def captured_s(self) -> float:
+        now = time.monotonic()
+        if self._api == "v4l2":
+            # The driver's own time stamp, on CLOCK_MONOTONIC for uvcvideo and most others. Frames that lay in the
+            # driver's buffers are as old as they are.
+            stamped = float(self._capture.get(self._cv2.CAP_PROP_POS_MSEC)) / 1e3
+            if 0.0 <= now - stamped < _OLDEST_S:
+                return stamped
+        return now
+
+    def retrieve(self) -> Any:  # noqa: ANN401
+        is_there, pixels = self._capture.retrieve()
+        if not is_there or pixels is None:
+            return None
+        channels = pixels.shape[2] if pixels.ndim == 3 else 1
+        if channels == 3:
+            return pixels
+        # A pipeline of the profile's may end in grey or BGRx.
+        return self._cv2.cvtColor(pixels, self._cv2.COLOR_GRAY2BGR if channels == 1 else self._cv2.COLOR_BGRA2BGR)
+
+    def release(self) -> None:
+        self._capture.release()
+
+    def _positive(self, name: int) -> float | None:
+        value = float(self._capture.get(name))
+        return value if math.isfinite(value) and 0 < value < 1e9 else None
+
+
+def _ask(cv2: Any, capture: Any, request: Request) -> None:  # noqa: ANN401
+    if request.fourcc is not None:
+        capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*request.fourcc))
+    for name, value in (
+        (cv2.CAP_PROP_FRAME_WIDTH, request.width),
+        (cv2.CAP_PROP_FRAME_HEIGHT, request.height),
+        (cv2.CAP_PROP_FPS, request.fps),
+    ):
+        if value is not None:
+            capture.set(name, value)
+
+
+def _parameters(cv2: Any, request: Request) -> list[int]:  # noqa: ANN401
+    if request.api != "ffmpeg" or request.timeout_s is None:
+        return []
+    milliseconds = max(int(request.timeout_s * 1e3), 1)
+    return [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, milliseconds, cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds]
+
+
+def _set_environment(request: Request) -> None:
+    """OpenCV takes these from the environment alone, some of them only when it opens its first capture."""
+    if request.timeout_s is not None:
+        os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(max(math.ceil(request.timeout_s), 1)))
+    # FFmpeg's own lines on stderr (-8 is "quiet"): each failure is an error or an outage of ours already.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    if request.options:
+        options = "|".join(f"{name};{value}" for name, value in request.options.items())
+        os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", options)

@@ -1,0 +1,153 @@
+"""From what the user names (a folder, a picture, a list, a CSV, TFRecord shards) to :class:`~edge.media.Pictures`."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from edge.errors import DataError
+from edge.media import tfrecord
+from edge.media.image_lists import picture_at, read_csv, read_list
+from edge.media.labels import join, load_truth, shown
+from edge.media.pictures import SUFFIXES, Pictures
+
+_LISTS = frozenset({".txt", ".list"})
+_LOOKED_FOR = f"pictures ({', '.join(sorted(s[1:] for s in SUFFIXES))}) or TFRecord shards"
+
+
+def open_pictures(source: Path, *, labels: Path | None = None) -> Pictures:
+    """The pictures that ``source`` names, in a fixed order.
+
+    ======================  ========================================================================================
+    a folder                every picture below it, by name; hidden files and other kinds of files do not count.
+                            Linked folders are entered, each once. A folder of TFRecord shards is read as such
+    a picture               that one
+    a list (.txt, .list)    one path per line, relative to the list's folder, in the order of the list; blank lines
+                            and lines from ``#`` do not count; a label may follow after a tab or a space
+    a CSV                   columns as in :mod:`edge.media.labels`, relative to its folder; the label may be missing
+    TFRecord shards         a shard, or a pattern (``train-*``): every record, in the order of the shards
+    ======================  ========================================================================================
+
+    ``labels`` is a truth file (see :func:`edge.media.labels.load_truth`); its classes replace those of the source.
+
+    Raises:
+        DataError: there is no such source, it is empty, names files that are not there, or pictures have no label in
+            ``labels``. A damaged shard is noticed where its records are listed.
+    """
+    source = _home(source)
+    with _reading(source):
+        pictures = _open(source)
+    if labels is None:
+        return pictures
+    joined = join(pictures, load_truth(labels))
+    return Pictures(source, [picture.labelled(label) for picture, label in joined])
+
+
+def shards_of(source: Path) -> list[Path]:
+    """TFRecord shards that ``source`` names (a shard, folder or pattern), by name; none where it is something else.
+
+    Raises:
+        DataError: a folder holds both shards and pictures, or cannot be read.
+    """
+    source = _home(source)
+    with _reading(source):
+        if source.is_dir():
+            return _shards_in(source)
+        found = [source] if source.exists() else _matches(source)
+        return found if found and all(tfrecord.is_shard(path) for path in found) else []
+
+
+def _shards_in(folder: Path) -> list[Path]:
+    shards = sorted(path for path in folder.iterdir() if tfrecord.is_shard(path) and path.is_file())
+    picture = next(_walk(folder), None) if shards else None
+    if picture is not None:
+        raise DataError(
+            f"the folder holds both pictures ({shown(picture)}, …) and TFRecord shards ({shards[0].name}, …)",
+            where=folder,
+            hint="name one of the two: a pattern such as 'folder/train-*', or a folder of pictures alone",
+        )
+    return shards
+
+
+@contextlib.contextmanager
+def _reading(source: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise DataError(f"cannot read: {exc.strerror or exc}", where=shown(str(source))) from exc
+
+
+def _home(path: Path) -> Path:
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises where there is no such user
+
+
+def _open(source: Path) -> Pictures:
+    if source.is_dir():
+        return _open_folder(source)
+    suffix = source.suffix.lower()
+    if source.exists() and suffix in SUFFIXES:
+        return Pictures(source, [picture_at(source.parent, source.name, None)])
+    if source.exists() and suffix in _LISTS:
+        return Pictures(source, read_list(source))
+    if source.exists() and suffix == ".csv":
+        return Pictures(source, read_csv(source))
+    shards = shards_of(source)
+    if shards:
+        return tfrecord.open_shards(source, shards)
+    if source.exists():
+        raise DataError(
+            "edge does not know this kind of file",
+            where=source,
+            hint="a folder, a picture, a list (.txt), a .csv, or TFRecord shards (.tfrecord, name-00000-of-01024)",
+        )
+    pictures = [path for path in _matches(source) if path.suffix.lower() in SUFFIXES]
+    if not pictures:
+        raise DataError("there is nothing here", where=source, hint=f"name a folder, list or pattern of {_LOOKED_FOR}")
+    base = Path(os.path.commonpath([path.parent for path in pictures]))
+    return Pictures(source, [picture_at(base, path.relative_to(base).as_posix(), None) for path in pictures])
+
+
+def _matches(pattern: Path) -> list[Path]:
+    return [Path(name) for name in sorted(glob.glob(str(pattern)))]  # noqa: PTH207 - Path.glob takes no absolute ones
+
+
+def _open_folder(folder: Path) -> Pictures:
+    shards = _shards_in(folder)
+    if shards:
+        return tfrecord.open_shards(folder, shards)
+    names = sorted(_walk(folder))
+    if not names:
+        raise DataError(f"no pictures: looked for {_LOOKED_FOR} in it and below it", where=folder)
+    return Pictures(folder, [picture_at(folder, name, None) for name in names])
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """Names relative to ``root`` of the pictures in it and below it, in any order.
+
+    A folder is entered once, however many links lead to it, and by its own name before that of any link.
+    """
+    seen: set[tuple[int, int]] = set()
+    folders, links = [root], deque[Path]()
+    while folders or links:
+        folder = folders.pop() if folders else links.popleft()
+        try:
+            state = folder.stat()
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as exc:
+            raise DataError(f"cannot read the folder: {exc.strerror or exc}", where=shown(str(folder))) from exc
+        if (state.st_dev, state.st_ino) in seen:
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        for entry in entries:
+            path = Path(entry.path)
+            if entry.name.startswith("."):
+                continue
+            if os.path.isdir(path):  # noqa: PTH112 - links that go round in a circle are no folders, and no errors
+                (links if entry.is_symlink() else folders).append(path)
+            elif path.suffix.lower() in SUFFIXES and (entry.is_symlink() or entry.is_file()):
+                # A link to nowhere is listed: reading it is an error then, where leaving it out would say nothing.
+                yield path.relative_to(root).as_posix()

@@ -1,0 +1,202 @@
+"""Recorded frames, played again: at their own pace, as a camera would give them, or one after the other.
+
+A recording is a folder that ``edge run --save-frames`` made, or a video, whose frames have the times that its rate
+gives. At its own pace the stream is live: the newest frame that is due is given, and those before it are dropped. What
+comes out says that it is replayed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from edge.errors import DataError
+from edge.media.decoding import decode
+from edge.media.labels import shown
+from edge.media.opencv_capture import OpenCapture, open_opencv_capture
+from edge.media.pictures import FileOrigin
+from edge.media.recorder import FORMAT, INDEX, RecordingHeader, Saved, SavedFrame, SavedOutage
+from edge.media.streams import Clock, Frame, OpenedSource, Outage
+from edge.media.video import VideoStream
+
+_LOOK_S = 0.1
+
+
+class _Due(msgspec.Struct, frozen=True):
+    """A frame or an outage, and when it is due, since the first frame."""
+
+    t_s: float
+    item: SavedFrame | SavedOutage | Frame
+
+
+class _Recording(Protocol):
+    opened: OpenedSource
+
+    def due(self) -> Iterator[_Due]: ...
+
+    def frame(self, due: _Due, since_s: float) -> Frame: ...
+
+
+class ReplayStream:
+    """The recording at ``path``; ``fast`` gives every frame as soon as it is asked for.
+
+    Raises:
+        DataError: there is no recording, or it is damaged.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        fast: bool = False,
+        open_capture: OpenCapture = open_opencv_capture,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._recording: _Recording = (
+            _Folder(path) if path.is_dir() or path.name == INDEX else _Video(path, open_capture)
+        )
+        self.opened = msgspec.structs.replace(
+            self._recording.opened, kind="replay", opened_as=shown(str(path)), live=not fast, replayed=shown(str(path)),
+            total=self._recording.opened.total if fast else None,
+        )  # fmt: skip
+        self.notes: list[str] = []
+        self.dropped: int | None = None if fast else 0
+        self._fast = fast
+        self._clock = clock
+        self._start_s: float | None = None
+        self._all = self._recording.due()
+        self._ahead: _Due | None = None
+        self._closed = threading.Event()
+
+    def next(self) -> Frame | Outage | None:
+        """The next frame, or the newest one that is due; waits for its time."""
+        due = self._following()
+        if due is None or self._closed.is_set():
+            return None
+        if self._start_s is None:
+            self._start_s = self._clock() - due.t_s
+        if not self._fast:
+            due = self._newest(due)
+            if due is None:
+                return None
+        return self._given(due)
+
+    def close(self) -> None:
+        """No more frames."""
+        self._closed.set()
+
+    def _newest(self, due: _Due) -> _Due | None:
+        """Wait until ``due`` is; then skip to the newest frame that is due too, but over no outage."""
+        assert self._start_s is not None  # noqa: S101 - for mypy
+        while (left_s := self._start_s + due.t_s - self._clock()) > 0:
+            if self._closed.wait(min(left_s, _LOOK_S)):
+                return None
+        while not isinstance(due.item, SavedOutage):
+            ahead = self._following()
+            if ahead is None:
+                break
+            if isinstance(ahead.item, SavedOutage) or self._start_s + ahead.t_s > self._clock():
+                self._ahead = ahead
+                break
+            due, self.dropped = ahead, (self.dropped or 0) + 1
+        return due
+
+    def _given(self, due: _Due) -> Frame | Outage:
+        start_s = self._start_s or 0.0
+        if isinstance(due.item, SavedOutage):
+            outage = due.item
+            end_s = None if outage.end_s is None else start_s + outage.end_s
+            return Outage(
+                start_s + outage.start_s, end_s, outage.reason, outage.hint, outage.reopened_as, outage.attempts
+            )
+        # At its own pace a frame is as old as its time says; else its turn has just come.
+        return self._recording.frame(due, self._clock() if self._fast else start_s + due.t_s)
+
+    def _following(self) -> _Due | None:
+        ahead, self._ahead = self._ahead, None
+        return ahead or next(self._all, None)
+
+
+class _Folder:
+    """A folder of saved frames."""
+
+    def __init__(self, path: Path) -> None:
+        self._index = path / INDEX if path.is_dir() else path
+        self._folder = self._index.parent
+        self._where = shown(str(self._index))
+        try:
+            head, *self._lines = self._index.read_bytes().rstrip(b"\0").split(b"\n")
+            header = msgspec.json.decode(head, type=RecordingHeader)
+        except OSError as exc:
+            hint = "edge run --save-frames DIR makes one"
+            raise DataError(f"not a recording: {exc.strerror or exc}", where=self._where, hint=hint) from exc
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            raise DataError(f"not a recording: line 1: {exc}", where=self._where) from exc
+        if header.edge_frames != FORMAT:
+            raise DataError(f"a recording of format {header.edge_frames}; this edge reads {FORMAT}", where=self._where)
+        self._saved = list(self._read())
+        frames = sum(saved.frame is not None for saved in self._saved)
+        if not frames:
+            raise DataError("the recording has no frames", where=self._where)
+        self.opened = msgspec.structs.replace(header.source, total=frames)
+
+    def due(self) -> Iterator[_Due]:
+        """Everything in the order of its times: several threads loaded the frames, and their lines may be mixed up."""
+        return iter(sorted((_due(saved) for saved in self._saved), key=lambda due: due.t_s))
+
+    def frame(self, due: _Due, since_s: float) -> Frame:
+        """A frame whose file is read when it is loaded."""
+        assert isinstance(due.item, SavedFrame)  # noqa: S101 - for mypy
+        path = self._folder / Path(due.item.file).name
+        origin = FileOrigin(str(path))
+        return Frame(
+            due.item.seq, due.item.file, origin.where, since_s, lambda: decode(origin.read(), name=origin.where)
+        )
+
+    def _read(self) -> Iterator[Saved]:
+        for number, line in enumerate(self._lines, start=2):
+            if not line:
+                continue
+            try:
+                saved = msgspec.json.decode(line, type=Saved)
+                if saved.frame or saved.outage:
+                    yield saved
+            except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+                if number == len(self._lines) + 1:
+                    # Cut off when the run was killed.
+                    return
+                raise DataError(f"the recording is damaged: line {number}: {exc}", where=self._where) from exc
+
+
+def _due(saved: Saved) -> _Due:
+    if saved.frame is not None:
+        return _Due(saved.frame.t_s, saved.frame)
+    outage = saved.outage
+    assert outage is not None  # noqa: S101 - for mypy: empty lines were left out
+    return _Due(outage.start_s if outage.end_s is None else outage.end_s, outage)
+
+
+class _Video:
+    """A video; frame n is due n / rate after the first."""
+
+    def __init__(self, path: Path, open_capture: OpenCapture) -> None:
+        self._video = VideoStream(path, open_capture=open_capture)
+        self.opened = self._video.opened
+        if self.opened.fps is None:
+            raise DataError("the video does not say how many frames it has per second", where=shown(str(path)))
+
+    def due(self) -> Iterator[_Due]:
+        """Every frame with its time."""
+        while (frame := self._video.next()) is not None:
+            yield _Due(frame.seq / (self.opened.fps or 1.0), frame)
+
+    def frame(self, due: _Due, since_s: float) -> Frame:
+        """A frame that is decoded already."""
+        frame = due.item
+        assert isinstance(frame, Frame)  # noqa: S101 - for mypy
+        return Frame(frame.seq, frame.name, frame.where, since_s, frame.load, frame.decoded_ms)

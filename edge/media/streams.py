@@ -1,0 +1,167 @@
+"""Frames in order, whatever they come from: pictures, a video, a camera, a recording.
+
+A stream of files gives every frame, as fast as it is asked. A live stream gives the newest frame when it is asked, and
+counts those that nobody asked for in time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from edge.media.decoding import decode
+from edge.media.pictures import Picture, Pictures
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Pixels = npt.NDArray[np.uint8]
+
+Clock = Callable[[], float]
+
+
+class OpenedSource(msgspec.Struct, frozen=True, kw_only=True):
+    """What a stream is: its kind, what it was opened as, size in pixels and rate where known, and whether it is live.
+
+    ``replayed`` names the recording when the frames were captured at another time.
+    """
+
+    kind: str
+    opened_as: str
+    live: bool
+    width: int | None = None
+    height: int | None = None
+    fps: float | None = None
+    total: int | None = None
+    replayed: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame: its number (from 0, gaps where frames were dropped), its name, and when it was captured.
+
+    ``since_s`` is the time of capture for a live stream, and of its turn for files, on the stream's monotonic clock.
+    ``load`` gives the pixels, uint8 H×W×3 BGR; it may be called once, in any thread, and raises DataError when they
+    cannot be had. ``decoded_ms`` is time that was spent on them before, reading a video for example.
+    """
+
+    seq: int
+    name: str
+    where: str
+    since_s: float
+    load: Callable[[], Pixels]
+    decoded_ms: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outage:
+    """A live stream is without frames since ``start_s`` (its clock): still, or until ``end_s``."""
+
+    start_s: float
+    end_s: float | None
+    reason: str
+    hint: str | None = None
+    reopened_as: str | None = None
+    attempts: int = 0
+
+
+class Stream(Protocol):
+    """Where frames come from. One thread at a time asks; ``close`` may be called from any, and ends a wait."""
+
+    @property
+    def opened(self) -> OpenedSource:
+        """What it is."""
+
+    @property
+    def dropped(self) -> int | None:
+        """Frames of a live stream that were replaced before somebody asked; None for files."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the run should know: a file that ended early, a size that was not the one asked for."""
+
+    def next(self) -> Frame | Outage | None:
+        """The next frame, or an outage as it begins and as it ends; None at the end, and after ``close``.
+
+        Raises:
+            DataError, DeviceError: it cannot go on.
+        """
+
+    def close(self) -> None:
+        """Release the source; a second call does nothing."""
+
+
+class PictureStream:
+    """Every picture of a set, in its order."""
+
+    def __init__(self, pictures: Pictures, *, clock: Clock = time.monotonic) -> None:
+        self.opened = OpenedSource(kind="pictures", opened_as=str(pictures.source), live=False, total=len(pictures))
+        self.dropped = None
+        self.notes: list[str] = []
+        self._pictures = enumerate(pictures)
+        self._clock = clock
+        self._closed = False
+
+    def next(self) -> Frame | None:
+        """The next picture; its bytes are read when it is loaded."""
+        if self._closed:
+            return None
+        since_s = self._clock()
+        seq, picture = next(self._pictures, (0, None))
+        if picture is None:
+            return None
+        return Frame(seq, picture.name, picture.where, since_s, _Load(picture))
+
+    def close(self) -> None:
+        """No more pictures."""
+        self._closed = True
+
+
+class _Load:
+    """Reads and decodes a picture when called."""
+
+    __slots__ = ("_picture",)
+
+    def __init__(self, picture: Picture) -> None:
+        self._picture = picture
+
+    def __call__(self) -> Any:  # noqa: ANN401
+        return decode(self._picture.read(), name=self._picture.where)
+
+
+class LimitedStream:
+    """The first ``count`` frames of ``stream``."""
+
+    def __init__(self, stream: Stream, count: int) -> None:
+        total = stream.opened.total
+        self.opened = msgspec.structs.replace(stream.opened, total=count if total is None else min(total, count))
+        self._stream = stream
+        self._left = count
+
+    @property
+    def dropped(self) -> int | None:
+        """As the stream says."""
+        return self._stream.dropped
+
+    @property
+    def notes(self) -> list[str]:
+        """As the stream says."""
+        return self._stream.notes
+
+    def next(self) -> Frame | Outage | None:
+        """The next one, until there were enough."""
+        if not self._left:
+            return None
+        following = self._stream.next()
+        if isinstance(following, Frame):
+            self._left -= 1
+        return following
+
+    def close(self) -> None:
+        """Close the stream."""
+        self._stream.close()

@@ -1,0 +1,159 @@
+"""What an engine is really made of, in words that no backend owns: the network before, the layers after.
+
+A backend fills it in from its own inspector; it is kept as JSON beside the engine, under the engine's manifest. Unknown
+is None, never a guess: an inspector that does not say a precision leaves it open.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from edge.errors import ArtifactError
+
+FORMAT = 1
+# ONNX operators that multiply by weights.
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+# What the file is called beside `<name>.plan` or `<name>.onnx`.
+SUFFIX = ".layers.json"
+# What the backend's own inspector said, for other tools and for questions that nobody thought of.
+RAW_SUFFIX = ".inspector.json"
+# weighted   convolution or matrix product with weights
+# reformat   changes layout or data type of a tensor, computes nothing
+# opaque     several layers in one, which nobody can look into (TensorRT's ForeignNode, a DLA's share)
+# free       takes no time: a view of the same memory
+# other      the rest
+Role = Literal["weighted", "reformat", "opaque", "free", "other"]
+
+
+class LayerTensor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A tensor at a layer. ``precision`` is int8, fp16, fp32, … ; ``layout`` is in the backend's own words."""
+
+    name: str
+    precision: str | None = None
+    layout: str | None = None
+    shape: tuple[int | str, ...] | None = None
+
+
+class Port(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An input or output of the engine."""
+
+    name: str
+    mode: Literal["input", "output"]
+    precision: str | None = None
+    shape: tuple[int | str, ...] | None = None
+
+
+class Node(msgspec.Struct, frozen=True):
+    """A node of the ONNX graph, before anything was optimized."""
+
+    name: str
+    kind: str
+    weighted: bool
+
+
+class Layer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A layer of the engine.
+
+    ``precision`` is the one that it computes in. ``nodes`` are the ONNX nodes that were fused into it.
+    ``weights_bytes`` is what its weights and biases take. ``why`` says why a weighted layer is not in the precision
+    that was asked for.
+    """
+
+    name: str
+    kind: str
+    role: Role
+    precision: str | None = None
+    inputs: list[LayerTensor] = []
+    outputs: list[LayerTensor] = []
+    nodes: list[str] = []
+    weights_bytes: int | None = None
+    tactic: str | None = None
+    why: str | None = None
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """``weighted`` maps a precision to its number of weighted layers; unknown precisions are under ``?``.
+
+    ``weights_bytes`` is None where no layer says what its weights take.
+    """
+
+    layers: int
+    weighted: dict[str, int]
+    reformats: int
+    opaque: int
+    fused: int
+    weights_bytes: int | None
+
+
+class Inspection(msgspec.Struct, frozen=True, kw_only=True):
+    """``source`` says who looked. ``nodes`` are before optimization, ``layers`` after it.
+
+    ``absent`` says why there are no layers, where there are none.
+    """
+
+    format: int
+    source: str
+    nodes: list[Node]
+    layers: list[Layer]
+    ports: list[Port]
+    notes: list[str] = []
+    absent: str | None = None
+
+    def counts(self) -> Counts:
+        """The layers, counted."""
+        weighted = Counter(layer.precision or "?" for layer in self.layers if layer.role == "weighted")
+        sizes = [layer.weights_bytes for layer in self.layers if layer.weights_bytes is not None]
+        return Counts(
+            layers=len(self.layers),
+            weighted=dict(sorted(weighted.items())),
+            reformats=sum(layer.role == "reformat" for layer in self.layers),
+            opaque=sum(layer.role == "opaque" for layer in self.layers),
+            fused=sum(len(layer.nodes) > 1 for layer in self.layers),
+            weights_bytes=sum(sizes) if sizes else None,
+        )
+
+
+def nodes(proto: Any) -> list[Node]:  # noqa: ANN401 - an onnx.ModelProto; onnx itself is not needed to read it
+    """The nodes of an ONNX graph that depend on its input; those that only prepare constants are left out."""
+    graph = proto.graph
+    # Weights may come through Q/DQ: whatever follows from constants alone is constant.
+    constant = {item.name for item in graph.initializer}
+    found = []
+    for node in graph.node:
+        if all(name in constant for name in node.input if name):
+            constant.update(node.output)
+            continue
+        weighted = node.op_type in WEIGHTED and len(node.input) > 1 and node.input[1] in constant
+        found.append(Node(node.name or next(iter(node.output), ""), node.op_type, weighted))
+    return found
+
+
+def encode_inspection(inspection: Inspection) -> bytes:
+    """The file's content: one JSON object, indented."""
+    return msgspec.json.format(msgspec.json.encode(inspection), indent=1) + b"\n"
+
+
+def decode_inspection(data: bytes, *, where: Path) -> Inspection:
+    """Read what :func:`encode` wrote.
+
+    Raises:
+        ArtifactError: not JSON, of another format, or not an inspection.
+    """
+    try:
+        said = msgspec.json.decode(data, type=_Head)
+        if said.format != FORMAT:
+            raise ArtifactError(f"layers in format {said.format}; this edge reads {FORMAT}", where=where, hint=_AGAIN)
+        return msgspec.json.decode(data, type=Inspection)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise ArtifactError(f"not the layers of an engine: {exc}", where=where, hint=_AGAIN) from exc
+
+
+class _Head(msgspec.Struct, frozen=True):
+    format: int
+
+
+_AGAIN = "edge build --force"

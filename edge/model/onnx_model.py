@@ -1,0 +1,303 @@
+"""An ONNX classifier: loaded, checked, fingerprinted. Together with ``calibration`` the only user of ``onnx``."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edge.artifacts import sha256_bytes, sha256_file
+from edge.config import Profile
+from edge.errors import ModelError, require
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, TensorProto
+
+
+# Initializers with up to so many elements may be shapes, axes or bounds.
+_SMALL = 1024
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """Name, type and shape of a network input or output; a dynamic axis is a name or None."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} [{', '.join('?' if d is None else str(d) for d in self.shape)}]"
+
+
+class Model(msgspec.Struct, frozen=True):
+    """A classifier with one float32 N×3×H×W input and one float32 N×classes output.
+
+    ``activations`` names every float tensor that carries activations: the input, then node outputs in graph order.
+    Tensors computed from constants alone are not among them.
+    """
+
+    path: Path
+    sha256: str
+    opset: int
+    input: TensorSpec
+    output: TensorSpec
+    activations: list[str]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        size = self.output.shape[1]
+        return size if isinstance(size, int) else 0
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The only batch size that the model takes, or None when it is dynamic."""
+        size = self.input.shape[0]
+        return size if isinstance(size, int) else None
+
+
+def fingerprint(path: Path) -> str:
+    """Sha256 of the model file, and of its external weight files when it has any.
+
+    Does not import onnx for a model in one file without external data.
+
+    Raises:
+        ModelError: the file is not there.
+    """
+    if not path.is_file():
+        raise ModelError("there is no such model", where=path, hint="check `model:` in the profile")
+    own = sha256_file(path)
+    outside = external_files(path)
+    if not outside:
+        return own
+    return sha256_bytes("\n".join([own, *(f"{name} {sha256_file(path.parent / name)}" for name in outside)]).encode())
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path: Path, _stamp: tuple[int, int]) -> ModelProto:
+    onnx = require("onnx")
+    from google.protobuf.message import DecodeError
+
+    try:
+        # By path, so that the checker also sees external data and models above the protobuf limit.
+        onnx.checker.check_model(str(path))
+        proto: ModelProto = onnx.load(str(path))
+    except (DecodeError, onnx.checker.ValidationError, ValueError) as exc:
+        raise ModelError(f"not a valid ONNX model: {_first_line(exc)}", where=path, hint="export it again") from exc
+    except OSError as exc:
+        raise ModelError(f"cannot read the model: {exc}", where=path) from exc
+    return proto
+
+
+def read(path: Path) -> ModelProto:
+    """The ONNX protobuf of ``path``, checked by onnx. Do not change it: it is kept for the next caller.
+
+    Raises:
+        ModelError: missing, truncated, not ONNX, or refused by onnx's checker.
+    """
+    if not path.is_file():
+        raise ModelError("there is no such model", where=path, hint="check `model:` in the profile")
+    status = path.stat()
+    if status.st_size == 0:
+        raise ModelError("the file is empty", where=path, hint="export it again")
+    return _read(path.resolve(), (status.st_mtime_ns, status.st_size))
+
+
+def load(path: Path) -> Model:
+    """Read ``path`` and check that it is a classifier that edge can work with.
+
+    Raises:
+        ModelError: not ONNX, not one float32 NCHW picture input, or not one N×classes output.
+    """
+    proto = read(path)
+    graph = proto.graph
+    constant = {item.name for item in graph.initializer}
+    inputs = [_tensor(value) for value in graph.input if value.name not in constant]
+    outputs = [_tensor(value) for value in graph.output]
+    if len(inputs) != 1 or len(outputs) != 1:
+        found = f"{_count(inputs, 'input')} and {_count(outputs, 'output')}"
+        raise ModelError(
+            f"a classifier with one input and one output is needed, this has {found}",
+            where=path,
+            hint="export only the picture input and the logits output",
+        )
+    _check_input(inputs[0], path)
+    _check_output(outputs[0], path)
+    opset = max((item.version for item in proto.opset_import if item.domain in {"", "ai.onnx"}), default=0)
+    newest = int(require("onnx").defs.onnx_opset_version())
+    if opset > newest:
+        # A parser may take it all the same, and read an operator in its older meaning.
+        raise ModelError(
+            f"opset {opset}, and the newest that the installed onnx knows is {newest}",
+            where=path,
+            hint="export with opset 17, or install a newer onnx",
+        )
+    return Model(
+        path=path,
+        sha256=fingerprint(path),
+        opset=opset,
+        input=inputs[0],
+        output=outputs[0],
+        activations=_activations(proto, inputs[0].name, path),
+    )
+
+
+def check_fits(model: Model, profile: Profile) -> None:
+    """Check that the profile's input, batch range and model agree.
+
+    Raises:
+        ModelError: naming both values.
+    """
+    height, width = model.input.shape[2], model.input.shape[3]
+    wanted = (profile.input.height, profile.input.width)
+    for name, has, asked in (("height", height, wanted[0]), ("width", width, wanted[1])):
+        if isinstance(has, int) and has != asked:
+            raise ModelError(
+                f"takes pictures of {name} {has}, the profile says {asked}",
+                where=model.path,
+                hint=f"set input.{name}: {has} in the profile",
+            )
+    fixed, batch = model.fixed_batch, profile.input.batch
+    if fixed is not None and (batch.min, batch.max) != (fixed, fixed):
+        raise ModelError(
+            f"takes batches of exactly {fixed}, the profile asks for {batch.min} to {batch.max}",
+            where=model.path,
+            hint=f"set input.batch to {{min: {fixed}, opt: {fixed}, max: {fixed}}}, "
+            "or export the model with a dynamic batch axis",
+        )
+
+
+def _without_weights(proto: ModelProto) -> ModelProto:
+    """The model with its large initializers turned into inputs: shape inference copies whatever it is given."""
+    onnx = require("onnx")
+    graph = proto.graph
+    light: ModelProto = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import)
+    light.functions.extend(proto.functions)
+    for field in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(light.graph, field).extend(getattr(graph, field))
+    light.graph.name = graph.name
+    known = {value.name for value in graph.input}
+    for item in graph.initializer:
+        # Small ones may be shapes or axes, whose values inference needs.
+        if math.prod(item.dims) <= _SMALL:
+            light.graph.initializer.append(item)
+        elif item.name not in known:
+            light.graph.input.append(onnx.helper.make_tensor_value_info(item.name, item.data_type, list(item.dims)))
+    return light
+
+
+def _activations(proto: ModelProto, input_name: str, path: Path) -> list[str]:
+    """Names of the float tensors that depend on the input, in graph order, the input first."""
+    onnx = require("onnx")
+    try:
+        # Not the graph alone: what an operator means depends on the opset.
+        inferred = onnx.shape_inference.infer_shapes(_without_weights(proto)).graph
+    except (onnx.shape_inference.InferenceError, ValueError) as exc:
+        raise ModelError(f"not a valid ONNX model: {_first_line(exc)}", where=path, hint="export it again") from exc
+    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for value in (*inferred.value_info, *inferred.input, *inferred.output)
+    }
+    live = {input_name}
+    names = [input_name]
+    for node in proto.graph.node:
+        if any(name in live for name in node.input):
+            live.update(node.output)
+            # A tensor that shape inference could not type is kept: a missing entry costs more than one too many.
+            names += [name for name in node.output if name and types.get(name, onnx.TensorProto.FLOAT) in floats]
+    return names
+
+
+def _check_input(tensor: TensorSpec, path: Path) -> None:
+    shape = tensor.shape
+    if tensor.dtype != "float32":
+        raise ModelError(
+            f"the input must be float32, this is {tensor}",
+            where=path,
+            hint="export with a float32 input; reduced precision is the engine's business, not the model's",
+        )
+    if len(shape) == 3:
+        raise ModelError(f"the input has no batch axis: {tensor}", where=path, hint="export it as N×3×H×W")
+    if len(shape) == 4 and shape[1] != 3 and shape[3] == 3:
+        raise ModelError(
+            f"the input is NHWC: {tensor}", where=path, hint="export it as N×3×H×W (a Transpose in front will do)"
+        )
+    if len(shape) != 4 or shape[1] != 3:
+        raise ModelError(
+            f"the input must be N×3×H×W, this is {tensor}",
+            where=path,
+            hint="export it as N×3×H×W; only batch, height and width may be dynamic",
+        )
+
+
+def _check_output(tensor: TensorSpec, path: Path) -> None:
+    if tensor.dtype != "float32" or len(tensor.shape) != 2 or not isinstance(tensor.shape[1], int):
+        raise ModelError(
+            f"the output must be float32 N×classes, this is {tensor}", where=path, hint="export the logits, flattened"
+        )
+
+
+def _tensor(value: object) -> TensorSpec:
+    onnx = require("onnx")
+    kind = value.type.tensor_type  # type: ignore[attr-defined]
+    try:
+        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    except (KeyError, ValueError):
+        dtype = "unknown"
+    dims = [d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in kind.shape.dim]
+    return TensorSpec(value.name, dtype, tuple(dims))  # type: ignore[attr-defined]
+
+
+def external_files(path: Path) -> list[str]:
+    """Names of the external weight files of a model, relative to its folder, sorted; empty when it is self-contained.
+
+    Raises:
+        ModelError: it is not ONNX, or one of them is missing.
+    """
+    # The field name stands in the protobuf as plain text, so most models need no parsing.
+    if not _mentions(path, b"location"):
+        return []
+    onnx = require("onnx")
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except Exception as exc:  # onnx raises many kinds for one cause: not ONNX
+        raise ModelError(f"not a valid ONNX model: {exc}", where=path, hint="export it again") from exc
+    names = {entry.value for item in _tensors(proto.graph) for entry in item.external_data if entry.key == "location"}
+    for name in names:
+        if not (path.parent / name).is_file():
+            raise ModelError(f"its weight file {name} is missing", where=path, hint="copy it beside the model")
+    return sorted(names)
+
+
+def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    """Every constant tensor: initializers, and those in the attributes of nodes, also of inner graphs."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
+
+
+def _mentions(path: Path, word: bytes) -> bool:
+    with path.open("rb") as file:
+        tail = b""
+        while piece := file.read(1 << 22):
+            if word in tail + piece:
+                return True
+            tail = piece[-len(word) :]
+    return False
+
+
+def _first_line(exc: Exception) -> str:
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+
+
+def _count(items: list[TensorSpec], noun: str) -> str:
+    names = ", ".join(item.name for item in items)
+    return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}" + (f" ({names})" if len(items) > 1 else "")

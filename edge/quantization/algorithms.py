@@ -1,0 +1,308 @@
+"""From statistics to ranges: one function per algorithm, in a registry.
+
+A range is the largest |x| that INT8 is to represent; the table holds range / 127. To add an algorithm, write a function
+``(TensorStatistics, Parameters) -> float`` and decorate it with :func:`algorithm`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import ProfileError, UsageError
+from edge.quantization.statistics import Histogram, Statistics, TensorStatistics
+
+Parameters = Mapping[str, float]
+Rule = Callable[[TensorStatistics, Parameters], float]
+TableName = Literal["entropy2", "minmax", "entropy", "legacy"]
+
+# INT8 has 127 positive levels; NVIDIA's search uses as many coarse bins.
+LEVELS = 127
+# NVIDIA starts at 1024 bins and doubles them as the range grows: between 1024 and 2048 are in use.
+SEARCH_BINS = 2048
+# What is more than the bulk may be outliers; and no range is cut to fewer bins than this: its end would be a guess.
+BULK, LEAST_BIN = 0.999, 8
+
+
+class Parameter(msgspec.Struct, frozen=True):
+    """A number that an algorithm takes: its default, and what it must lie within."""
+
+    default: float
+    low: float
+    high: float
+
+
+class Algorithm(msgspec.Struct, frozen=True):
+    """A named way from statistics to ranges.
+
+    ``parameters`` are the allowed ones; ``table_name`` says which calibrator's name goes into the
+    table's header, because TensorRT refuses a header that does not fit the calibrator it is served by.
+    """
+
+    name: str
+    rule: Rule
+    needs: Literal["ranges", "histogram"]
+    parameters: dict[str, Parameter]
+    table_name: TableName
+    summary: str
+
+
+REGISTRY: dict[str, Algorithm] = {}
+
+
+def algorithm(
+    name: str,
+    *,
+    needs: Literal["ranges", "histogram"] = "histogram",
+    parameters: Mapping[str, Parameter] | None = None,
+    table_name: TableName = "entropy2",
+) -> Callable[[Rule], Rule]:
+    """Register the decorated rule under ``name``."""
+
+    def register(rule: Rule) -> Rule:
+        summary = (rule.__doc__ or "").strip().split("\n", 1)[0]
+        REGISTRY[name] = Algorithm(name, rule, needs, dict(parameters or {}), table_name, summary)
+        return rule
+
+    return register
+
+
+def find(name: str, parameters: Parameters) -> tuple[Algorithm, dict[str, float]]:
+    """The algorithm called ``name`` and its complete parameters.
+
+    Raises:
+        ProfileError: no such algorithm, or no such parameter.
+    """
+    import difflib
+
+    found = REGISTRY.get(name)
+    if found is None:
+        near = difflib.get_close_matches(name, REGISTRY, n=1)
+        suggestion = f" (did you mean {near[0]!r}?)" if near else f"; there are {', '.join(sorted(REGISTRY))}"
+        raise ProfileError(f"calibration.algorithm: there is no {name!r}{suggestion}")
+    for key in parameters:
+        if key not in found.parameters:
+            allowed = ", ".join(found.parameters) or "none"
+            raise ProfileError(f"calibration.parameters.{key}: {name} has no such parameter (it has: {allowed})")
+        bounds = found.parameters[key]
+        if not bounds.low <= parameters[key] <= bounds.high:
+            raise ProfileError(
+                f"calibration.parameters.{key}: must be {bounds.low:g} to {bounds.high:g}, got {parameters[key]:g}"
+            )
+    return found, {key: float(parameters.get(key, bounds.default)) for key, bounds in found.parameters.items()}
+
+
+def read(word: str) -> tuple[str, dict[str, float]]:
+    """The name and the given parameters in ``NAME``, ``NAME:VALUE`` or ``NAME:KEY=VALUE:KEY=VALUE``.
+
+    ``VALUE`` alone is that of an algorithm with one parameter.
+
+    Raises:
+        UsageError: no such algorithm or parameter, or not a number.
+    """
+    name, *given = word.strip().split(":")
+    known = REGISTRY.get(name)
+    parameters: dict[str, float] = {}
+    for text in given:
+        key, _, value = text.rpartition("=")
+        if not key and known is not None and len(known.parameters) == 1:
+            key = next(iter(known.parameters))
+        if not key:
+            raise UsageError(f"{word!r}: which parameter is {text!r}?", hint=f"{name}:KEY=VALUE")
+        try:
+            parameters[key] = float(value)
+        except ValueError as exc:
+            raise UsageError(f"{word!r}: {value!r} is not a number", hint="percentile:99.99") from exc
+    try:
+        find(name, parameters)
+    except ProfileError as exc:
+        what = exc.what.removeprefix("calibration.").removeprefix("algorithm: ")
+        raise UsageError(what, where="--algorithm") from exc
+    return name, parameters
+
+
+def ranges(statistics: Statistics, chosen: Algorithm, parameters: Parameters) -> dict[str, float]:
+    """Range of every tensor, in network order; 0 for a tensor that is always zero."""
+    return {name: chosen.rule(tensor, parameters) for name, tensor in statistics.tensors.items()}
+
+
+@algorithm("minmax", needs="ranges", table_name="minmax")
+def minmax(tensor: TensorStatistics, _parameters: Parameters) -> float:
+    """Largest |x| seen (TensorRT's IInt8MinMaxCalibrator)."""
+    return tensor.absmax
+
+
+@algorithm("percentile", parameters={"percentile": Parameter(99.99, 1.0, 100.0)})
+def percentile(tensor: TensorStatistics, parameters: Parameters) -> float:
+    """The ``percentile`` of |x|, zeros counted, to the upper edge of its bin.
+
+    Source: pytorch-quantization's and onnxruntime's histogram calibrators; 0 < percentile <= 100.
+    """
+    return _quantile(tensor.histogram(), parameters["percentile"] / 100.0)
+
+
+@algorithm("legacy", parameters={"quantile": Parameter(0.99999, 0.01, 1.0), "cutoff": Parameter(1.0, 0.01, 1.0)})
+def legacy(tensor: TensorStatistics, parameters: Parameters) -> float:
+    """A quantile of |x|, and at most a share of the largest (TensorRT's IInt8LegacyCalibrator).
+
+    Source: NvInfer.h, getQuantile and getRegressionCutoff; the defaults are those of NVIDIA's MLPerf 3D-UNet.
+    TensorRT's own regression between the two is not published, so none is made here. Both are shares, 0 to 1.
+    """
+    histogram = tensor.histogram()
+    return min(_quantile(histogram, parameters["quantile"]), parameters["cutoff"] * histogram.absmax)
+
+
+@algorithm("mse")
+def mse(tensor: TensorStatistics, _parameters: Parameters) -> float:
+    """Least mean squared error between a value and its INT8 form, rounding and clipping together.
+
+    Source: pytorch-quantization's ``mse`` method. A bin counts at its centre; candidates are bin edges from 1/16 of
+    the occupied range upwards, at most 256 of them.
+    """
+    histogram = tensor.histogram().coarsened(SEARCH_BINS)
+    used = histogram.used_bins
+    if used <= LEVELS:
+        return histogram.absmax
+    counts = histogram.counts[:used].astype(np.float64)
+    centres = (np.arange(used) + 0.5) * histogram.width
+    candidates = np.unique(np.linspace(used / 16, used, 256).round()) * histogram.width
+    steps = candidates[:, None] / LEVELS
+    rounded = np.minimum(np.rint(centres / steps), LEVELS) * steps
+    errors = (np.square(rounded - centres) * counts).sum(axis=1)
+    return min(float(candidates[int(np.argmin(errors))]), histogram.absmax)
+
+
+@algorithm("entropy", parameters={"margin": Parameter(0.25, 0.0, 1.0)})
+def entropy(tensor: TensorStatistics, parameters: Parameters) -> float:
+    """Minimal KL divergence as in the first entropy calibrator: no bin is left out, the range is a bin's upper edge.
+
+    Source: Migacz, GTC 2017, s7310, with pytorch-quantization's rule that the first bin counts as much as the second
+    (otherwise the zeros behind every Relu drown the rest). TensorRT's own IInt8EntropyCalibrator looks at the network
+    after fusion; here it is the network as it is in the model. ``margin`` as for entropy2.
+    """
+    histogram = tensor.histogram()
+
+    def counted(part: Histogram) -> NDArray[np.float64]:
+        counts = part.counts[: part.used_bins].astype(np.float64)
+        # A sum, because there may be no second bin.
+        counts[:1] = counts[1:2].sum()
+        return counts
+
+    best = _cut(histogram, counted, margin=parameters["margin"])
+    return histogram.absmax if best is None else min((best.bin + 1) * best.width, histogram.absmax)
+
+
+@algorithm("entropy2", parameters={"margin": Parameter(0.25, 0.0, 1.0)})
+def entropy2(tensor: TensorStatistics, parameters: Parameters) -> float:
+    """Least information lost: minimal KL divergence, as NVIDIA describes IInt8EntropyCalibrator2.
+
+    Source: NVIDIA, MLPerf inference results v1.1 and v3.0, ``closed/NVIDIA/documentation/calibration.md``: for each
+    bin B, all outliers go into B; the truncated histogram is coarsened to 127 bins between 0 and the midpoint of B,
+    its last bin into the last coarse bin; the range is the centre of the B with the least divergence. The first bin is
+    left out. Where that text is silent we follow Migacz (GTC 2017, s7310): the coarse histogram counts no outliers,
+    and empty bins get no share of their coarse bin.
+
+    Ours: ``margin``. For a spiky histogram the divergence is flat and jagged, and its bare minimum clips for next to
+    nothing. A truncation is taken only if its divergence is less by this share than that of no truncation; 0 takes the
+    bare minimum. On EfficientNet-Lite0 that is worth 4 dB of logit SQNR.
+    """
+    histogram = tensor.histogram()
+
+    def counted(part: Histogram) -> NDArray[np.float64]:
+        counts = part.counts[: part.used_bins].astype(np.float64)
+        counts[:1] = 0.0
+        return counts
+
+    best = _cut(histogram, counted, margin=parameters["margin"])
+    return histogram.absmax if best is None else min((best.bin + 0.5) * best.width, histogram.absmax)
+
+
+class _Cut(msgspec.Struct, frozen=True):
+    """Where a histogram is truncated: at ``bin``, in bins of ``width``."""
+
+    bin: int
+    width: float
+
+
+def _cut(histogram: Histogram, counted: Callable[[Histogram], NDArray[np.float64]], *, margin: float) -> _Cut | None:
+    """The truncation with the least divergence, the largest of equals; None where nothing should be truncated.
+
+    Far outliers leave the bulk, 99.9 % of the values, with fewer bins than INT8 has levels, where no loss is to be
+    seen. There the bins that were counted are searched, down to a quarter as wide, and from the end of the bulk on.
+    """
+    part = histogram.coarsened(SEARCH_BINS)
+    while True:
+        counts = counted(part)
+        # With no more bins than levels there is nothing to gain.
+        if counts.size <= LEVELS or counts.sum() == 0.0:
+            return None
+        bulk = int(np.searchsorted(np.cumsum(counts), BULK * counts.sum()))
+        if bulk >= LEVELS or part.width == histogram.width:
+            break
+        part = histogram.coarsened(2 * counts.size)
+    first = min(max(bulk, LEAST_BIN), LEVELS)
+    bins = np.append(np.arange(first, min(counts.size - 1, SEARCH_BINS)), counts.size - 1)
+    divergence = _divergences(counts, bins)
+    least = float(np.min(divergence))
+    if least > float(divergence[-1]) * (1.0 - margin):
+        return None
+    return _Cut(int(bins[np.flatnonzero(divergence == least)[-1]]), part.width)
+
+
+def _quantile(histogram: Histogram, share: float) -> float:
+    """Upper edge of the bin that holds the ``share`` quantile of |x|, and at most the largest |x|."""
+    running = np.cumsum(histogram.counts)
+    if not running[-1]:
+        return 0.0
+    # 0.999 · 20 000 is a little more than 19 980 in floating point, which would be the next value.
+    index = int(np.searchsorted(running, share * running[-1] * (1.0 - 2.0**-40)))
+    return min((index + 1) * histogram.width, histogram.absmax)
+
+
+def _divergences(counts: NDArray[np.float64], bins: NDArray[np.intp]) -> NDArray[np.float64]:
+    """KL divergence in nats for truncation at each of ``bins``, ascending; infinite where one cannot hold outliers.
+
+    All sums over fine bins come from prefix sums, so the cost is bins × levels instead of bins².
+    """
+    total = float(counts.sum())
+    # Prefix sums; entry i covers bins 0 .. i-1.
+    mass = np.concatenate(([0.0], np.cumsum(counts)))
+    filled = np.concatenate(([0.0], np.cumsum(counts > 0)))
+    self_information = np.concatenate(([0.0], np.cumsum(_xlogx(counts))))
+
+    # With fewer bins than levels, each has a coarse bin of its own.
+    few, last = bins[bins < LEVELS], bins[bins >= LEVELS]
+    alone = np.where(counts[few] > 0.0, counts[few], 1.0)
+    edges = _edges(max(int(bins[-1]), SEARCH_BINS))[last - LEVELS]
+    coarse = np.diff(mass[edges], axis=1)
+    share = np.diff(filled[edges], axis=1)
+    level = np.where(coarse > 0.0, coarse / np.maximum(share, 1.0), 1.0)
+
+    inside = mass[bins + 1]
+    outliers = total - inside
+    # sum of p·log p - p·log q over the fine bins, with q = level / inside, p = counts / total, and p(B) + outliers.
+    reference = self_information[bins] + _xlogx(counts[bins] + outliers)
+    candidate = np.concatenate((self_information[few + 1], (coarse * np.log(level)).sum(axis=1)))
+    candidate += outliers * np.log(np.concatenate((alone, level[:, -1])))
+    divergence = (reference - candidate) / total - np.log(total) + np.log(np.maximum(inside, 1.0))
+    return np.where((outliers > 0.0) & (counts[bins] == 0.0), np.inf, divergence)
+
+
+@functools.lru_cache(maxsize=4)
+def _edges(most: int) -> NDArray[np.intp]:
+    """First fine bin of each coarse one, and the end of the last, for truncation at B from LEVELS to ``most``.
+
+    Bin i, centre i + 0.5, belongs to coarse bin floor((i + 0.5) / (B + 0.5) · LEVELS); B itself to the last one.
+    """
+    last = np.arange(LEVELS, most + 1)[:, None]
+    edges = np.ceil(np.arange(LEVELS) * (last + 0.5) / LEVELS - 0.5).astype(np.intp)
+    return np.concatenate((edges, last + 1), axis=1)
+
+
+def _xlogx(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(values > 0.0, values * np.log(np.where(values > 0.0, values, 1.0)), 0.0)

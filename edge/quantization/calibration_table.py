@@ -1,0 +1,397 @@
+"""TensorRT's calibration table: read and written byte for byte.
+
+One header line, then ``<tensor name>: <scale>`` per tensor, LF after every line. A scale is an IEEE-754 float32 as
+eight lower-case hexadecimal digits, most significant first; the dynamic range is 127 · scale. A name may hold blanks,
+slashes and colons, so a line is split at its last ``": "``.
+
+Header forms: ``TRT-<version>-<calibrator>``; ``0 <cutoff> <quantile>``, two float64 in hexadecimal, for the legacy
+calibrator; ``1`` or ``2`` alone, a bare calibrator number, before TensorRT 5.1. The version is
+MAJOR·1000 + MINOR·100 + PATCH before TensorRT 10, and MAJOR·10000 + MINOR·100 + PATCH from 10 on.
+
+Sources: ``readScalesFromCalibrationCache`` and ``setDynamicRange`` in TensorRT 10.3, samples/common/sampleEngines.cpp;
+files in NVIDIA's MLPerf submissions (v0.5 to v3.0) and in NVIDIA-AI-IOT/deepstream_reference_apps (header ``1``).
+The header ``2`` is inferred from the enumeration CalibrationAlgoType; no file with it was seen.
+
+A table keeps bit patterns, not numbers: NaN payloads and -0 come out as they went in. :func:`parse` takes nothing but
+what :func:`write` gives; :func:`parse_lenient` also takes what other programs write, and says what it changed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import struct
+from collections.abc import Mapping
+from typing import Literal, NoReturn
+
+import msgspec
+
+from edge.errors import ArtifactError
+
+AlgorithmName = Literal["entropy2", "minmax", "entropy", "legacy"]
+Where = str | os.PathLike[str]
+
+LEVELS = 127
+# The first TensorRT without calibrators: no header is right for it.
+FIRST_WITHOUT_CALIBRATORS = 11
+
+_CALIBRATORS: dict[str, AlgorithmName] = {
+    "EntropyCalibration2": "entropy2",
+    "MinMaxCalibration": "minmax",
+    "EntropyCalibration": "entropy",
+}
+_NUMBERS: dict[str, AlgorithmName] = {"1": "entropy", "2": "entropy2"}
+_TRT_HEADER = re.compile(r"TRT-([1-9][0-9]{3,5})-(\w+)")
+_LEGACY_HEADER = re.compile(r"0 ([0-9a-f]{1,16}) ([0-9a-f]{1,16})")
+_HEX8 = re.compile(r"[0-9a-f]{8}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_BOM = b"\xef\xbb\xbf"
+_MEND = "`edge table convert --lenient` mends what can be mended and says what it changed"
+
+
+class TrtVersion(msgspec.Struct, frozen=True, order=True):
+    """A TensorRT version, as far as a table's header holds it."""
+
+    major: int
+    minor: int
+    patch: int
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}.{self.patch}"
+
+    @property
+    def code(self) -> int:
+        """The number in the header: 8602 for 8.6.2, 100300 for 10.3.0."""
+        return self.major * (1_000 if self.major < 10 else 10_000) + self.minor * 100 + self.patch
+
+    @classmethod
+    def from_code(cls, code: int) -> TrtVersion:
+        """The version behind a header's number."""
+        size = 1_000 if code < 10_000 else 10_000
+        return cls(code // size, code % size // 100, code % 100)
+
+    @classmethod
+    def parse(cls, text: str) -> TrtVersion:
+        """Read ``10.3.0``; a fourth number (the build) is allowed and dropped.
+
+        Raises:
+            ArtifactError: not a version, or one that a header cannot hold.
+        """
+        match = re.fullmatch(r"([0-9]{1,2})\.([0-9]{1,2})\.([0-9]{1,2})(\.[0-9]+)?", text, re.ASCII)
+        if match is None:
+            raise ArtifactError(f"{text!r} is not a TensorRT version", hint="write it like 10.3.0")
+        version = cls(*(int(part) for part in match.groups()[:3]))
+        if version.major == 0 or cls.from_code(version.code) != version:
+            raise ArtifactError(f"a table's header cannot hold TensorRT {text}", hint="write it like 10.3.0")
+        return version
+
+
+class TableHeader(msgspec.Struct, frozen=True):
+    """First line of a table: its text, and what the text says. Made by :meth:`parse` or :meth:`make`.
+
+    ``kind`` is ``numeric`` for the forms that begin with the calibrator's number and name no version.
+    ``cutoff`` and ``quantile`` are the regression cutoff and the quantile of the legacy calibrator, both 0 to 1.
+    """
+
+    text: str
+    kind: Literal["trt", "numeric"]
+    algorithm: AlgorithmName
+    version: TrtVersion | None = None
+    cutoff: float | None = None
+    quantile: float | None = None
+
+    @classmethod
+    def parse(cls, text: str, *, where: Where | None = None) -> TableHeader:
+        """Read a header line.
+
+        Raises:
+            ArtifactError: not a header of a calibration table.
+        """
+        if match := _TRT_HEADER.fullmatch(text):
+            code, calibrator = match.groups()
+            if calibrator not in _CALIBRATORS:
+                known = ", ".join(_CALIBRATORS)
+                raise ArtifactError(f"unknown calibrator {calibrator!r} in the header; known are {known}", where=where)
+            return cls(text, "trt", _CALIBRATORS[calibrator], TrtVersion.from_code(int(code)))
+        if match := _LEGACY_HEADER.fullmatch(text):
+            cutoff, quantile = (struct.unpack(">d", bytes.fromhex(part.zfill(16)))[0] for part in match.groups())
+            return cls(text, "numeric", "legacy", cutoff=cutoff, quantile=quantile)
+        if text in _NUMBERS:
+            return cls(text, "numeric", _NUMBERS[text])
+        raise ArtifactError(
+            f"not the header of a calibration table: {_short(text)}{_header_guess(text)}",
+            where=where,
+            hint=_MEND if text.endswith("\r") else "the first line should read like TRT-100300-EntropyCalibration2",
+        )
+
+    @classmethod
+    def make(cls, algorithm: AlgorithmName, version: TrtVersion) -> TableHeader:
+        """The header that TensorRT ``version`` writes for ``algorithm``.
+
+        Raises:
+            ArtifactError: legacy, whose header holds a quantile and a cutoff instead of a version.
+        """
+        for calibrator, name in _CALIBRATORS.items():
+            if name == algorithm:
+                return cls(f"TRT-{version.code}-{calibrator}", "trt", algorithm, version)
+        raise ArtifactError(f"no header with a version exists for the {algorithm} calibrator", hint="use entropy2")
+
+
+class Table(msgspec.Struct, frozen=True):
+    """A header, and the float32 bit pattern of each tensor's scale, in file order.
+
+    Raises:
+        ArtifactError: a name that cannot stand in a table, or a pattern of more than 32 bits.
+    """
+
+    header: TableHeader
+    bits: dict[str, int]
+
+    def __post_init__(self) -> None:
+        for name, pattern in self.bits.items():
+            _check_name(name, where=None)
+            if not 0 <= pattern < 1 << 32:
+                raise ArtifactError(f"{name}: {pattern} is not a pattern of 32 bits")
+
+    @property
+    def names(self) -> list[str]:
+        """Tensor names, in file order."""
+        return list(self.bits)
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """Scale of every tensor; may hold NaN and infinity."""
+        return {name: to_float(pattern) for name, pattern in self.bits.items()}
+
+    def scale(self, name: str) -> float:
+        """Scale of one tensor."""
+        return to_float(self.bits[name])
+
+    def range(self, name: str) -> float:
+        """Dynamic range of one tensor: the largest magnitude that INT8 represents, exact in float64."""
+        return self.scale(name) * LEVELS
+
+
+def to_float(pattern: int) -> float:
+    """The float32 with this bit pattern."""
+    value: float = struct.unpack(">f", pattern.to_bytes(4, "big"))[0]
+    return value
+
+
+def to_bits(value: float) -> int:
+    """Bit pattern of ``value`` rounded to the nearest float32; OverflowError when it is too large for one."""
+    return int.from_bytes(struct.pack(">f", value), "big")
+
+
+def from_ranges(ranges: Mapping[str, float], *, algorithm: AlgorithmName, trt_version: TrtVersion) -> Table:
+    """Table with scale = float32(range / 127) for every tensor; ranges in the tensor's own units.
+
+    Raises:
+        ArtifactError: a range that is negative, not finite or too large for float32; a name that cannot stand in a
+            table; the legacy calibrator.
+    """
+    bits = {name: range_bits(value, name=name) for name, value in ranges.items()}
+    return Table(TableHeader.make(algorithm, trt_version), bits)
+
+
+def range_bits(value: float, *, name: str, where: Where | None = None) -> int:
+    """Bit pattern of the scale of a tensor with dynamic range ``value``.
+
+    Raises:
+        ArtifactError: the range is negative, not finite or too large for float32.
+    """
+    if not (math.isfinite(value) and value >= 0):
+        raise ArtifactError(f"{name}: the range must be finite and not negative, got {value}", where=where)
+    try:
+        # Adding 0.0 turns -0.0 into 0.0.
+        return to_bits(value / LEVELS + 0.0)
+    except OverflowError as exc:
+        raise ArtifactError(f"{name}: the range {value} is too large for float32", where=where) from exc
+
+
+def retarget(table: Table, version: TrtVersion, *, algorithm: AlgorithmName | None = None) -> Table:
+    """The same scales under the header of another TensorRT version and, when asked for, another calibrator.
+
+    Raises:
+        ArtifactError: TensorRT 11 and later read no tables; a legacy header holds no version.
+    """
+    if version.major >= FIRST_WITHOUT_CALIBRATORS:
+        raise ArtifactError(
+            f"TensorRT {version} has no calibrators and reads no calibration table",
+            hint="edge table convert --to qdq: it takes INT8 as Q/DQ nodes",
+        )
+    if algorithm is None and table.header.algorithm == "legacy":
+        raise ArtifactError("a legacy header holds no version: there is nothing to change", hint="--as entropy2")
+    return Table(TableHeader.make(algorithm or table.header.algorithm, version), table.bits)
+
+
+def write(table: Table) -> bytes:
+    """The table's file content."""
+    lines = [table.header.text, *(f"{name}: {pattern:08x}" for name, pattern in table.bits.items())]
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def parse(data: bytes, *, where: Where = "table") -> Table:
+    """Read the content of a table file; ``write(parse(data)) == data``.
+
+    Raises:
+        ArtifactError: anything else than TensorRT's own form, with ``file:line`` and what it looks like.
+    """
+    text = _decode(data, where)
+    *lines, ending = text.split("\n")
+    try:
+        header = TableHeader.parse(lines[0] if lines else ending, where=f"{where}:1")
+    except ArtifactError:
+        _refuse_foreign(text, where)
+        raise
+    if ending:
+        at = f"{where}:{len(lines) + 1}"
+        raise ArtifactError("the file does not end with a newline: it may be cut off", where=at, hint=_MEND)
+    bits: dict[str, int] = {}
+    line_of: dict[str, int] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        at = f"{where}:{number}"
+        name, separator, value = line.rpartition(": ")
+        if not separator or not _HEX8.fullmatch(value):
+            _refuse_line(line, at, is_last=not "".join(lines[number:]).strip())
+        _check_name(name, where=at)
+        if name in bits:
+            raise ArtifactError(f"{name}: stands here again, first in line {line_of[name]}", where=at)
+        bits[name] = int(value, 16)
+        line_of[name] = number
+    return Table(header, bits)
+
+
+def parse_lenient(data: bytes, *, where: Where = "table") -> tuple[Table, list[str]]:
+    """Read a table that another program wrote or an editor touched; also returns what was mended, one note each.
+
+    Mended: a byte order mark, CRLF, blanks at the end of a line, empty lines at the end, a missing final newline,
+    ``0x``, upper-case digits, and dropped leading zeros (``hex()`` writes 0 as ``0x0``).
+
+    Raises:
+        ArtifactError: what is left is no table. A short scale at a cut-off end is not padded: its digits are lost.
+    """
+    notes = []
+    if data.startswith(_BOM):
+        data = data.removeprefix(_BOM)
+        notes.append("byte order mark removed")
+    text = _decode(data, where)
+    if "\r\n" in text:
+        text = text.replace("\r\n", "\n")
+        notes.append("CRLF line ends changed to LF")
+    lines = text.rstrip().split("\n")
+    ending = text[len(text.rstrip()) :]
+    if "\n" not in ending:
+        if len(lines) > 1 and not _HEX8.fullmatch(_bare_digits(lines[-1].rpartition(": ")[2])):
+            raise ArtifactError("the file is cut off in this line", where=f"{where}:{len(lines)}", hint="copy it again")
+        notes.append("final newline added")
+    elif ending.count("\n") > 1:
+        notes.append("empty lines at the end removed")
+    mended = [lines[0].rstrip()]
+    if ending.strip("\n") or mended != lines[:1]:
+        notes.append("blanks at line ends removed")
+    for number, line in enumerate(lines[1:], start=2):
+        better = _mend(line)
+        if better != line:
+            notes.append(f"line {number}: {_short(line)} read as {_short(better)}")
+        mended.append(better)
+    return parse("".join(f"{line}\n" for line in mended).encode(), where=where), notes
+
+
+def _mend(line: str) -> str:
+    """The line in TensorRT's form where that is certain; otherwise as it is, for the parser to refuse."""
+    name, separator, value = line.rpartition(": ")
+    digits = _bare_digits(value)
+    return f"{name}: {digits.zfill(8)}" if separator and re.fullmatch(r"[0-9a-f]{1,8}", digits) else line
+
+
+def _bare_digits(value: str) -> str:
+    return value.strip().lower().removeprefix("0x")
+
+
+def _decode(data: bytes, where: Where) -> str:
+    if not data.strip():
+        raise ArtifactError("the file is empty", where=where)
+    if data.startswith(_BOM):
+        raise ArtifactError("begins with a byte order mark", where=f"{where}:1", hint=_MEND)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        line = data.count(b"\n", 0, exc.start) + 1
+        raise ArtifactError(f"not UTF-8: byte 0x{data[exc.start]:02x}", where=f"{where}:{line}") from exc
+
+
+def _refuse_foreign(text: str, where: Where) -> None:
+    """Raise for files that are often taken for a calibration table."""
+    if text.lstrip().startswith(("{", "[")):
+        raise ArtifactError("this is JSON", where=where, hint="edge table convert --from ort-json")
+    if text.startswith("version https://git-lfs"):
+        raise ArtifactError("this is a Git LFS pointer, not the file", where=where, hint="git lfs pull")
+    parts = (line.rpartition(" ") for line in text.rstrip().split("\n"))
+    if all(name and not name.endswith(":") and _is_decimal(value) for name, _, value in parts):
+        raise ArtifactError(
+            "this is onnxruntime's calibration.cache (name, blank, decimal range): TensorRT cannot read it, and its "
+            "ranges are too small where a tensor reaches further below zero than above",
+            where=where,
+            hint="convert the calibration.json beside it: edge table convert --from ort-json",
+        )
+
+
+def _refuse_line(line: str, at: str, *, is_last: bool) -> NoReturn:
+    """Raise for a line that is not ``name: 8 digits``, saying what it looks like; behind the last are blanks only."""
+    name, separator, value = line.rpartition(": ")
+    digits = _bare_digits(value)
+    hint: str | None = _MEND
+    if not line.strip():
+        what, hint = "the line is empty", _MEND if is_last else None
+    elif line.endswith("\r"):
+        what = "the line ends in CRLF"
+    elif not separator or not re.fullmatch(r"[0-9a-f]*", digits):
+        decimal = "; the scale looks decimal" if _is_decimal(line.rpartition(":")[2]) else ""
+        what, hint = f"expected `name: scale` with 8 hexadecimal digits, got {_short(line)}{decimal}", None
+    elif not digits:
+        what, hint = f"{name}: 0 digits instead of 8: the line is cut off", None
+    elif len(digits) < 8:
+        what = (
+            f"{name}: {len(digits)} digits instead of 8: the line is cut off, "
+            "or its writer dropped leading zeros as hex() does"
+        )
+    elif len(digits) > 8:
+        what, hint = f"{name}: {len(digits)} digits instead of 8", None
+    elif digits == value.lower():
+        what = f"{name}: upper-case digits: {value}"
+    else:
+        what = f"{name}: more than 8 digits after the colon: {_short(value)}"
+    raise ArtifactError(what, where=at, hint=hint)
+
+
+def _is_decimal(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_name(name: str, *, where: Where | None) -> None:
+    if not name:
+        raise ArtifactError("a tensor without a name", where=where)
+    if found := _CONTROL.search(name):
+        raise ArtifactError(f"control character {found.group()!r} in the tensor name {_short(name)}", where=where)
+    try:
+        name.encode()
+    except UnicodeEncodeError as exc:
+        raise ArtifactError(f"the tensor name {_short(name)} is not valid Unicode", where=where) from exc
+
+
+def _header_guess(text: str) -> str:
+    if text.endswith("\r"):
+        return "; the line ends in CRLF"
+    if text.startswith("TRT-"):
+        return "; TRT- must be followed by a version of 4 to 6 digits and the calibrator's name"
+    return "; the header line seems to be missing" if ": " in text else ""
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:77]}…")

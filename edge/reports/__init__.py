@@ -1,0 +1,45 @@
+"""HTML pages and plots, and the comparison of run records."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edge import lazy_exports
+
+if TYPE_CHECKING:
+    from edge.reports.html import check
+    from edge.reports.loaded_runs import LoadedRun, run_facts
+    from edge.reports.plots import COLOURS, GRID, MARKERS, SOFT, colour
+    from edge.reports.run_comparison import RunComparison
+    from edge.reports.run_page import difference, ms, ratio
+else:
+    __getattr__ = lazy_exports(
+        __name__,
+        {
+            "html": ["check"],
+            "loaded_runs": ["LoadedRun", "run_facts"],
+            "plots": ["COLOURS", "GRID", "MARKERS", "SOFT", "colour"],
+            "run_comparison": ["RunComparison"],
+            "run_page": ["difference", "ms", "ratio"],
+        },
+    )
+
+__all__ = [
+    "COLOURS",
+    "GRID",
+    "MARKERS",
+    "SOFT",
+    "LoadedRun",
+    "RunComparison",
+    "check",
+    "colour",
+    "difference",
+    "html",
+    "loaded_runs",
+    "ms",
+    "plots",
+    "ratio",
+    "run_comparison",
+    "run_facts",
+    "run_page",
+]

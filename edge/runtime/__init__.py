@@ -1,0 +1,43 @@
+"""The run loop with its statistics and journal, the watchdog, the benchmark, the evaluation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edge import lazy_exports
+
+if TYPE_CHECKING:
+    from edge.runtime.evaluation import Scores
+    from edge.runtime.journal import Journal, Rotation
+    from edge.runtime.pipeline import Width
+    from edge.runtime.run_monitor import Clock, RunMonitor, RunSnapshot
+    from edge.runtime.watchdog import Heartbeat, Notifier, watchdog_s
+else:
+    __getattr__ = lazy_exports(
+        __name__,
+        {
+            "evaluation": ["Scores"],
+            "journal": ["Journal", "Rotation"],
+            "pipeline": ["Width"],
+            "run_monitor": ["Clock", "RunMonitor", "RunSnapshot"],
+            "watchdog": ["Heartbeat", "Notifier", "watchdog_s"],
+        },
+    )
+
+__all__ = [
+    "Clock",
+    "Heartbeat",
+    "Journal",
+    "Notifier",
+    "Rotation",
+    "RunMonitor",
+    "RunSnapshot",
+    "Scores",
+    "Width",
+    "bench_samples",
+    "benchmark",
+    "evaluation",
+    "mlperf",
+    "run_loop",
+    "watchdog_s",
+]

@@ -1,0 +1,180 @@
+"""The record on disk while the run goes, so that a run that is killed leaves everything up to the last flush.
+
+``.jsonl`` grows by lines and is rotated by size; any other name is one JSON document that is written anew. A thread
+writes, so that a slow disk does not slow the run down. A disk that refuses is said once; what was to be written is
+dropped and counted, and the next flush tries again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+from typing import final
+
+import msgspec
+
+from edge.artifacts import FrameResult, Gap, RecordLine, RunRecord, Skip, Tick, run_record, store
+from edge.errors import StoreError
+
+# Lines are handed over early when there are so many bytes of them.
+_LARGE = 1 << 20
+# A disk that does not come back must not fill the memory.
+_MOST_WAITING = 64
+_PATIENCE_S = 30.0
+FLUSH_S = {".jsonl": 10.0}
+FLUSH_JSON_S = 60.0
+Warn = Callable[[str], None]
+
+
+class Rotation(msgspec.Struct, frozen=True, kw_only=True):
+    """When a ``.jsonl`` record begins a new file, in bytes, and how many files are kept."""
+
+    limit: int = 64 << 20
+    files: int = 5
+
+
+@final
+class Journal:
+    """A record that is kept while it grows. ``every_frame`` adds a line per result, which only ``.jsonl`` can hold.
+
+    All methods are for the thread that runs the loop. ``warn`` is told when the disk refuses, and when it takes again.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        flush_s: float | None = None,
+        every_frame: bool = False,
+        rotation: Rotation | None = None,
+        warn: Warn = lambda _text: None,
+    ) -> None:
+        self.path = path
+        self._is_lines = path.suffix == ".jsonl"
+        self._flush_s = flush_s or FLUSH_S.get(path.suffix, FLUSH_JSON_S)
+        self._every_frame = every_frame and self._is_lines
+        self._warn = warn
+        self._next_s = 0.0
+        self._state: RunRecord | None = None
+        self._pending: list[bytes] = []
+        self._size = 0
+        self._encoder = msgspec.json.Encoder()
+        rotation = rotation or Rotation()
+        self._lines = store.Lines(path, head=self._head, limit=rotation.limit, files=rotation.files)
+        self._queue: SimpleQueue[bytes | None] = SimpleQueue()
+        self._failure: StoreError | None = None
+        self._said: StoreError | None = None
+        self._lost = 0
+        self._thread = threading.Thread(target=self._write_all, name="journal", daemon=True)
+
+    def begin(self, state: RunRecord) -> None:
+        """The run begins; ``state`` is its record so far."""
+        self._thread.start()
+        self.flush(0.0, state)
+
+    def heard(self, heard: FrameResult | Skip | Gap) -> None:
+        """Note one result, skip or gap."""
+        if not self._is_lines:
+            return
+        if isinstance(heard, Gap):
+            self._add(RecordLine(gap=heard))
+        elif isinstance(heard, Skip):
+            self._add(RecordLine(skip=heard))
+        elif self._every_frame:
+            self._add(RecordLine(result=heard))
+
+    def ticked(self, ticks: list[Tick]) -> None:
+        """Note bins of the time line that ended."""
+        if self._is_lines:
+            for tick in ticks:
+                self._add(RecordLine(tick=tick))
+
+    def is_due(self, t_s: float) -> bool:
+        """Whether the record on disk is to be brought up to date; ``t_s`` since the run began."""
+        return t_s >= self._next_s
+
+    def flush(self, t_s: float, state: RunRecord) -> None:
+        """Hand everything so far to the thread that writes."""
+        self._next_s = t_s + self._flush_s
+        self._look_at_failure()
+        self._state = msgspec.structs.replace(
+            state, status="interrupted", failure=run_record.KILLED, results=[], results_kept="newest"
+        )
+        if self._is_lines:
+            self._add(RecordLine(state=msgspec.structs.replace(self._state, timeline=[])))
+            self._hand_over()
+        else:
+            self._put(run_record.encode(self._state))
+
+    def end(self, finished: RunRecord) -> None:
+        """Write the finished record.
+
+        Raises:
+            StoreError: the disk refused, or did not answer.
+        """
+        if self._thread.ident is not None:
+            self._queue.put(None)
+            self._thread.join(_PATIENCE_S)
+        if self._thread.is_alive():
+            raise StoreError("the disk does not answer: the record has no end", where=self.path)
+        if self._lost:
+            text = f"the disk refused {self._lost} parts of the record, which lacks them"
+            finished = msgspec.structs.replace(finished, warnings=[*finished.warnings, text])
+        if not self._is_lines:
+            run_record.save(self.path, finished)
+            return
+        self._state = msgspec.structs.replace(finished, results=[])
+        last = msgspec.structs.replace(finished, results=[]) if self._every_frame else finished
+        self._add(RecordLine(end=last))
+        try:
+            self._lines.append(b"".join(self._pending))
+        finally:
+            self._lines.close()
+
+    def _add(self, line: RecordLine) -> None:
+        data = self._encoder.encode(line) + b"\n"
+        self._pending.append(data)
+        self._size += len(data)
+        if self._size >= _LARGE:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        data, self._pending, self._size = b"".join(self._pending), [], 0
+        if data:
+            self._put(data)
+
+    def _put(self, data: bytes) -> None:
+        if self._queue.qsize() < _MOST_WAITING:
+            self._queue.put(data)
+        else:
+            self._lost += 1
+
+    def _head(self) -> bytes:
+        return self._encoder.encode(RecordLine(header=self._state)) + b"\n"
+
+    def _look_at_failure(self) -> None:
+        failure = self._failure
+        if failure is not None and self._said is None:
+            self._warn(f"the record is not being written: {failure}; the run goes on, and it is tried again")
+        elif failure is None and self._said is not None:
+            self._warn(f"the record is being written again: {self.path}")
+        self._said = failure
+
+    # in the thread that writes
+
+    def _write_all(self) -> None:
+        while (data := self._queue.get()) is not None:
+            self._failure = self._write(data)
+
+    def _write(self, data: bytes) -> StoreError | None:
+        try:
+            if self._is_lines:
+                self._lines.append(data)
+            else:
+                store.write_bytes(self.path, data)
+        except StoreError as exc:
+            self._lost += 1
+            return exc
+        return None

@@ -1,0 +1,294 @@
+"""Stages that overlap: some threads prepare frames, one per session infers, and the caller takes labels in order.
+
+::
+
+    stream ─▶ prepare × P ─▶ ready ─▶ infer × K ─▶ done ─▶ the caller: in order, postprocess
+
+OpenCV and the backends let go of the interpreter's lock while they work, so threads are enough. What bounds the queues
+is the number of parcels: one is taken to read a frame and given back when its label is out. A slow consumer therefore
+stops the reading of files, and a live stream drops its oldest frames meanwhile.
+
+A thread that is stuck in a foreign call (a disk that went away, a driver) is left alone: all are daemons, and ending
+waits for them only for a moment.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, final
+
+import msgspec
+import numpy as np
+
+from edge.backends import FrameSession, Inference, Session
+from edge.errors import DataError
+from edge.media import Frame, Outage, Stream
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edge.model import Preprocessor
+
+    Batch = NDArray[np.float32]
+    Pixels = NDArray[np.uint8]
+
+# How long the end waits for a thread that does not come back.
+_PATIENCE_S = 5.0
+
+
+class Width(msgspec.Struct, frozen=True, kw_only=True):
+    """How many threads prepare, how many pictures go into one inference, and the smallest batch of the engine."""
+
+    prepare: int = 1
+    batch: int = 1
+    min_batch: int = 1
+
+
+class BatchItem:
+    """One frame on its way: its times in milliseconds, and its pixels while somebody may want them."""
+
+    __slots__ = ("decode_ms", "frame", "pixels", "preprocess_ms", "skipped")
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+        self.skipped: str | None = None
+        self.pixels: Pixels | None = None
+        self.decode_ms = frame.decoded_ms
+        self.preprocess_ms = 0.0
+
+
+class FrameBatch:
+    """What goes through the stages together: up to a batch of frames, or an outage. Its memory is used again."""
+
+    __slots__ = ("error", "inference", "inputs", "number", "outage", "taken", "wall_ms")
+
+    def __init__(self, inputs: Batch | None) -> None:
+        self.inputs = inputs
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what went through."""
+        self.number = 0
+        self.taken: list[BatchItem] = []
+        self.outage: Outage | None = None
+        self.inference: Inference | None = None
+        self.wall_ms = 0.0
+        self.error: BaseException | None = None
+
+    @property
+    def whole(self) -> list[BatchItem]:
+        """The frames that could be decoded, in the order of the batch."""
+        return [taken for taken in self.taken if taken.skipped is None]
+
+
+@final
+class Pipeline:
+    """Runs while its block does; iterate over it for finished parcels in order, and give each back.
+
+    ``preprocessor`` None means that the sessions preprocess themselves. ``keep_pixels`` keeps each frame's pixels until
+    its parcel is given back.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        sessions: Sequence[Session] | Sequence[FrameSession],
+        preprocessor: Preprocessor | None,
+        *,
+        width: Width,
+        keep_pixels: bool = False,
+    ) -> None:
+        self._stream = stream
+        self._sessions = sessions
+        self._preprocessor = preprocessor
+        self._width = width
+        self._keep_pixels = keep_pixels
+        self._free: SimpleQueue[FrameBatch | None] = SimpleQueue()
+        self._ready: SimpleQueue[FrameBatch | None] = SimpleQueue()
+        self._done: SimpleQueue[FrameBatch | None] = SimpleQueue()
+        self._turn = threading.Lock()
+        self._taken = 0
+        self._ended = False
+        self._failure: BaseException | None = None
+        self._delivered = 0
+        self._threads: list[threading.Thread] = []
+        for _ in range(self._parcels()):
+            self._free.put(FrameBatch(self._inputs()))
+
+    @property
+    def in_flight(self) -> int:
+        """Parcels that were begun and not delivered."""
+        return self._taken - self._delivered
+
+    def __enter__(self) -> Pipeline:
+        for index in range(self._width.prepare):
+            self._start(self._prepare, f"prepare-{index}")
+        for index, session in enumerate(self._sessions):
+            self._start(partial(self._infer, session), f"infer-{index}")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: object, trace: object) -> None:
+        self.stop()
+        for _prepare in range(self._width.prepare):
+            self._free.put(None)
+        for _session in self._sessions:
+            self._ready.put(None)
+        # A second Ctrl-C is no Exception, and waits for nobody.
+        patience_s = _PATIENCE_S if kind is None or issubclass(kind, Exception) else 0.0
+        deadline = time.monotonic() + patience_s
+        for thread in self._threads:
+            thread.join(max(deadline - time.monotonic(), 0.0))
+
+    def stop(self) -> None:
+        """Read no more frames; those that were taken are finished."""
+        self._ended = True
+        self._stream.close()
+
+    def parcels(self, *, poll_s: float) -> Iterator[FrameBatch | None]:
+        """Finished parcels in order; None after each ``poll_s`` without one. Ends when all are out.
+
+        Raises:
+            EdgeError, and whatever else a stage raised: when it is the turn of the parcel that met it.
+        """
+        waiting: dict[int, FrameBatch] = {}
+        while not self._all_out():
+            try:
+                parcel = self._done.get(timeout=poll_s)
+            except Empty:
+                yield None
+                continue
+            if parcel is None:
+                continue
+            waiting[parcel.number] = parcel
+            while (parcel_in_turn := waiting.pop(self._delivered, None)) is not None:
+                if parcel_in_turn.error is not None:
+                    raise parcel_in_turn.error
+                self._delivered += 1
+                yield parcel_in_turn
+        if self._failure is not None:
+            raise self._failure
+
+    def give_back(self, parcel: FrameBatch) -> None:
+        """The parcel may be used again."""
+        parcel.clear()
+        self._free.put(parcel)
+
+    # the stages
+
+    def _prepare(self) -> None:
+        while (parcel := self._free.get()) is not None:
+            with self._turn:
+                has_frames = self._take(parcel)
+            if not has_frames:
+                # Whoever waits for the next one looks again whether there will be one.
+                self._done.put(None)
+                return
+            try:
+                for row, taken in enumerate(parcel.taken):
+                    self._load(parcel, row, taken)
+            except BaseException as exc:  # noqa: BLE001 - raised again in the caller's thread
+                parcel.error = exc
+            (self._ready if parcel.error is None and parcel.whole else self._done).put(parcel)
+
+    def _take(self, parcel: FrameBatch) -> bool:
+        """Fill the parcel with what comes next; False when nothing does."""
+        try:
+            while len(parcel.taken) < self._width.batch and not self._ended:
+                following = self._stream.next()
+                if following is None:
+                    self._ended = True
+                elif isinstance(following, Outage):
+                    parcel.outage = following
+                    break
+                else:
+                    parcel.taken.append(BatchItem(following))
+        except BaseException as exc:  # noqa: BLE001 - raised in the caller's thread, after what was taken before
+            self._failure, self._ended = exc, True
+        if not (parcel.taken or parcel.outage):
+            return False
+        parcel.number = self._taken
+        self._taken += 1
+        return True
+
+    def _load(self, parcel: FrameBatch, row: int, taken: BatchItem) -> None:
+        start = time.monotonic()
+        try:
+            pixels = taken.frame.load()
+        except DataError as exc:
+            taken.skipped = exc.what
+            return
+        decoded = time.monotonic()
+        taken.decode_ms += (decoded - start) * 1e3
+        if self._preprocessor is not None:
+            # Rows of pictures that cannot be decoded are closed up before the inference.
+            self._preprocessor(pixels, out=None if parcel.inputs is None else parcel.inputs[row])
+            taken.preprocess_ms = (time.monotonic() - decoded) * 1e3
+        if self._keep_pixels or self._preprocessor is None:
+            taken.pixels = pixels
+
+    def _infer(self, session: Any) -> None:  # noqa: ANN401
+        while (parcel := self._ready.get()) is not None:
+            start = time.monotonic()
+            try:
+                if self._preprocessor is None:
+                    frames = [taken.pixels for taken in parcel.whole]
+                    parcel.inference = session.infer_frames(frames)
+                else:
+                    parcel.inference = session.infer(self._rows(parcel))
+            except BaseException as exc:  # noqa: BLE001 - raised again in the caller's thread
+                parcel.error = exc
+            parcel.wall_ms = (time.monotonic() - start) * 1e3
+            self._done.put(parcel)
+
+    def _rows(self, parcel: FrameBatch) -> Batch:
+        """The inputs of the pictures that could be decoded; filled up with the first one to the smallest batch."""
+        inputs = parcel.inputs
+        assert inputs is not None  # noqa: S101 - for mypy: there is a preprocessor
+        count = len(parcel.taken)
+        if any(taken.skipped is not None for taken in parcel.taken):
+            rows = [row for row, taken in enumerate(parcel.taken) if taken.skipped is None]
+            count = len(rows)
+            inputs[:count] = inputs[rows]
+        if count < self._width.min_batch:
+            inputs[count : self._width.min_batch] = inputs[0]
+            count = self._width.min_batch
+        return inputs[:count]
+
+    # around them
+
+    def _parcels(self) -> int:
+        """How many frames (or batches) are between the stream and the caller at most.
+
+        Live: one per session, and one that is prepared meanwhile; more would only be older when their turn comes.
+        """
+        if self._stream.opened.live:
+            return len(self._sessions) + 1
+        return 2 * len(self._sessions) + self._width.prepare
+
+    def _inputs(self) -> Batch | None:
+        if self._preprocessor is None:
+            return None
+        target = self._preprocessor.target
+        rows = max(self._width.batch, self._width.min_batch)
+        # Written once, so that its pages are there before the first frame is.
+        return np.zeros((rows, 3, target.height, target.width), np.float32)
+
+    def _all_out(self) -> bool:
+        if not self._ended or self._delivered < self._taken:
+            return False
+        # Whoever reads from the stream at this moment may be about to take one more.
+        if not self._turn.acquire(blocking=False):
+            return False
+        try:
+            return self._delivered >= self._taken
+        finally:
+            self._turn.release()
+
+    def _start(self, work: Any, name: str) -> None:  # noqa: ANN401
+        thread = threading.Thread(target=work, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()

@@ -1,0 +1,144 @@
+"""What a supervisor hears while a run goes: ready, alive, its state, stopping. The protocol is systemd's sd_notify.
+
+systemd gives a service of ``Type=notify`` a Unix datagram socket in ``NOTIFY_SOCKET``; every message is one datagram of
+``KEY=value`` lines (sd_notify(3)). With ``WatchdogSec=`` it kills a service that has not said ``WATCHDOG=1`` for that
+long (``WATCHDOG_USEC``). Without these variables nothing is sent, and nothing is started.
+
+What counts as alive is a pipeline that moves: a picture was labelled or skipped, or its source is being reopened. A
+thread that only lives does not count, so a pipeline that hangs in a driver is ended and started again.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import final
+
+from edge.artifacts import FrameResult, Gap, Skip
+from edge.errors import DeviceError
+
+# How often it is looked whether the pipeline moved, as a share of the watchdog's time.
+_LOOKS = 4
+# Without a watchdog the state is still said, this often.
+_STATE_INTERVAL_S = 5.0
+
+
+class Notifier:
+    """The socket that a supervisor listens on. Messages are sent or lost: a run never waits for its supervisor."""
+
+    def __init__(self, address: str) -> None:
+        # A leading @ is systemd's way to write the zero byte of an abstract address.
+        self._address = f"\0{address[1:]}" if address.startswith("@") else address
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket.settimeout(0)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Notifier | None:
+        """The socket named by ``NOTIFY_SOCKET``, or None where nobody listens.
+
+        Raises:
+            DeviceError: the variable holds something that is no socket address.
+        """
+        address = environment.get("NOTIFY_SOCKET", "")
+        if not address:
+            return None
+        if address[0] not in "/@" or len(os.fsencode(address)) > 107:
+            raise DeviceError(
+                f"NOTIFY_SOCKET is {address!r}, which is no path of a Unix socket",
+                hint="it is set by systemd for services of Type=notify; unset it to run without",
+            )
+        return cls(address)
+
+    def send(self, **values: str) -> bool:
+        """Send one message; whether it was taken. Line breaks in a value would begin another variable."""
+        text = "\n".join(f"{name}={' '.join(value.splitlines())}" for name, value in values.items())
+        try:
+            self._socket.sendto(text.encode(errors="replace"), self._address)
+        except OSError:
+            # Nobody there, or nobody reading: the supervisor decides what that means, not the run.
+            return False
+        return True
+
+    def close(self) -> None:
+        """Give the socket back."""
+        self._socket.close()
+
+
+def watchdog_s(environment: Mapping[str, str] = os.environ) -> float | None:
+    """Seconds without a sign of life after which the supervisor ends this process; None without a watchdog."""
+    text, owner = environment.get("WATCHDOG_USEC", ""), environment.get("WATCHDOG_PID", "")
+    if not text.isdecimal() or int(text) == 0:
+        return None
+    if owner and owner != str(os.getpid()):
+        # Inherited from a parent that is watched itself.
+        return None
+    return int(text) / 1e6
+
+
+@final
+class Heartbeat:
+    """Tells a supervisor that the pipeline moves. Hears what the loop hears; does nothing without a supervisor.
+
+    ``state`` gives the line that ``systemctl status`` shows. Each call of :meth:`look` says ``WATCHDOG=1`` if anything
+    was heard since the last one, or while a gap is open; a thread calls it four times per watchdog time.
+    """
+
+    def __init__(
+        self, notifier: Notifier | None, *, watchdog_s: float | None = None, state: Callable[[], str] = lambda: ""
+    ) -> None:
+        self._notifier = notifier
+        self._watched = watchdog_s is not None
+        self._interval_s = watchdog_s / _LOOKS if watchdog_s else _STATE_INTERVAL_S
+        self._state = state
+        self._heard = 0
+        self._seen = 0
+        self._gap = False
+        self._is_ready = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        if self._notifier is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._notifier is None:
+            return
+        self._stop.set()
+        self._thread.join()
+        # What is left, writing the record, is bounded by TimeoutStopSec and no longer by the watchdog.
+        self._notifier.send(STOPPING="1", STATUS="ending")
+        self._notifier.close()
+
+    def hear(self, heard: FrameResult | Skip | Gap) -> None:
+        """Take in one event of the loop."""
+        self._heard += 1
+        if isinstance(heard, Gap):
+            self._gap = heard.end_s is None
+        if not self._is_ready and self._notifier is not None:
+            self._is_ready = True
+            self._notifier.send(READY="1", STATUS=self._state())
+
+    def look(self) -> bool:
+        """Say that the pipeline is alive, if it is; whether it was said."""
+        heard = self._heard
+        moved = heard != self._seen or self._gap
+        self._seen = heard
+        if self._notifier is None or not self._is_ready:
+            return False
+        state = self._state()
+        if not moved:
+            self._notifier.send(STATUS=f"stuck since: {state}")
+            return False
+        values = {"STATUS": state} | ({"WATCHDOG": "1"} if self._watched else {})
+        return self._notifier.send(**values)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval_s):
+            self.look()

@@ -1,0 +1,36 @@
+"""The machine: which Jetson or host it is, its power modes, its Python environment, small sysfs files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edge import lazy_exports
+
+if TYPE_CHECKING:
+    from edge.system.device import Device, identify
+    from edge.system.power_modes import PowerModeState
+    from edge.system.python_env import DISTRIBUTIONS, OptionalDependency, Process, this_process
+else:
+    __getattr__ = lazy_exports(
+        __name__,
+        {
+            "device": ["Device", "identify"],
+            "power_modes": ["PowerModeState"],
+            "python_env": ["DISTRIBUTIONS", "OptionalDependency", "Process", "this_process"],
+        },
+    )
+
+__all__ = [
+    "DISTRIBUTIONS",
+    "Device",
+    "OptionalDependency",
+    "PowerModeState",
+    "Process",
+    "device",
+    "identify",
+    "nvpmodel",
+    "power_modes",
+    "python_env",
+    "sysfs",
+    "this_process",
+]

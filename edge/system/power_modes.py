@@ -1,0 +1,311 @@
+"""Power modes: show, set and put back, by nvpmodel and jetson_clocks.
+
+nvpmodel asks on its standard input whether it may reboot when a mode needs that (the set of cores or of GPU partitions
+changes: 7 W on an Orin Nano, MAXN on an AGX Orin). Here standard input is closed: it gets no answer and changes
+nothing, and the question becomes an error with the command for a person to run. What was set before is noted on disk
+before anything changes, so it can be put back after a crash as well. Not tried on a Jetson: the tests run scripts in
+the place of both programs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+import msgspec
+
+from edge.artifacts import store
+from edge.errors import ArtifactError, DeviceError, UsageError
+from edge.system import nvpmodel
+from edge.system.nvpmodel import Listing, Mode
+
+FORMAT = 1
+_FOLDERS = ("usr/sbin", "usr/bin", "sbin", "bin")
+_TIMEOUT_S = 60.0
+_NO_NVPMODEL = "there is no nvpmodel on this machine: power modes are a matter of Jetsons"
+
+
+class PowerModeState(msgspec.Struct, frozen=True, kw_only=True):
+    """The power mode of this machine, the modes that it has, and whether the clocks are locked (None: not known).
+
+    ``changed`` is what edge has set and not put back yet. ``notes`` are nvpmodel's own warnings.
+    """
+
+    mode: Mode
+    modes: tuple[Mode, ...]
+    default: Mode | None
+    clocks_locked: bool | None
+    changed: PowerModeChange | None = None
+    notes: tuple[str, ...] = ()
+
+
+class PowerModeChange(msgspec.Struct, frozen=True, kw_only=True):
+    """What was the case before edge changed something: the mode, and whether clocks were stored before locking them."""
+
+    format: int
+    changed_utc: str
+    before: Mode
+    clocks_stored: bool
+
+
+def show(root: Path = Path("/")) -> PowerModeState:
+    """The power mode now, from ``nvpmodel -q``, or from its files where it cannot be run.
+
+    Raises:
+        DeviceError: this machine has no power modes, or they cannot be read.
+    """
+    program = _find(root, "nvpmodel")
+    text, listed = "", nvpmodel.listing(root)
+    if program is not None:
+        text = _run([program, "-q"], timeout_s=_TIMEOUT_S).text
+        if not listed.modes:
+            listed = nvpmodel.parse_listing(_run([program, "-p", "--verbose"], timeout_s=_TIMEOUT_S).text)
+    mode = nvpmodel.parse_query(text) or nvpmodel.current(root)
+    if mode is None:
+        if program is None and not listed.modes:
+            raise DeviceError(_NO_NVPMODEL)
+        said = "; ".join(nvpmodel.complaints(text)) or text.strip() or "nothing"
+        raise DeviceError("the power mode cannot be read", where=program, hint=f"nvpmodel said: {said}")
+    return PowerModeState(
+        mode=mode,
+        modes=listed.modes,
+        default=listed.default,
+        clocks_locked=nvpmodel.clocks_locked(root),
+        changed=_load_change(root),
+        notes=nvpmodel.complaints(text),
+    )
+
+
+def set_mode(
+    wanted: str,
+    root: Path = Path("/"),
+    *,
+    lock_clocks: bool = False,
+    again: str | None = None,
+    timeout_s: float = _TIMEOUT_S,
+) -> PowerModeState:
+    """Switch to the mode with that name or number, and with ``lock_clocks`` hold all clocks at its highest.
+
+    What was set before is noted first; :func:`restore` goes back to it. ``again`` is the command that a person would
+    run as root.
+
+    Raises:
+        DeviceError: not root, not a Jetson, the mode needs a reboot, or nvpmodel or jetson_clocks failed.
+        UsageError: there is no such mode.
+    """
+    now = show(root)
+    mode = _choose(wanted, now)
+    changes_mode = mode.number != now.mode.number
+    if not changes_mode and not lock_clocks:
+        return now
+    _need_root(again)
+    clocks = _need(root, "jetson_clocks") if lock_clocks else None
+    change = now.changed or PowerModeChange(
+        format=FORMAT, changed_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"), before=now.mode,
+        clocks_stored=False,
+    )  # fmt: skip
+    if clocks is not None and not change.clocks_stored:
+        # Stored in the old mode; jetson_clocks asks before it overwrites a file, so there must be none.
+        _clocks_file(root).parent.mkdir(parents=True, exist_ok=True)
+        _clocks_file(root).unlink(missing_ok=True)
+        _run_clocks([clocks, "--store", str(_clocks_file(root))])
+        change = msgspec.structs.replace(change, clocks_stored=True)
+    _save_change(root, change)
+    if changes_mode:
+        try:
+            _switch(_need(root, "nvpmodel"), mode, root, timeout_s=timeout_s)
+        except DeviceError:
+            if now.changed is None:
+                _forget_change(root)
+            raise
+    if clocks is not None:
+        _run_clocks([clocks])
+    return show(root)
+
+
+def restore(root: Path = Path("/"), *, again: str | None = None) -> PowerModeState:
+    """Go back to what was set before edge changed anything.
+
+    Raises:
+        DeviceError: not root, the mode before needs a reboot, or nvpmodel or jetson_clocks failed.
+        UsageError: edge has changed nothing.
+    """
+    change = _load_change(root)
+    if change is None:
+        raise UsageError("edge has changed nothing here that could be put back", hint="edge power set MODE")
+    _need_root(again)
+    now = show(root)
+    if now.mode.number != change.before.number:
+        _switch(_need(root, "nvpmodel"), change.before, root)
+    if change.clocks_stored:
+        _run_clocks([_need(root, "jetson_clocks"), "--restore", str(_clocks_file(root))])
+    _forget_change(root)
+    return show(root)
+
+
+@contextlib.contextmanager
+def during(wanted: str, root: Path = Path("/"), *, again: str | None = None) -> Iterator[PowerModeState]:
+    """Hold the power mode for the length of a block, and put back the one before, however the block ends.
+
+    What an earlier command has set and not put back stays noted, and is what ``edge power restore`` goes back to.
+
+    Raises:
+        DeviceError, UsageError: as :func:`set_mode`; the block does not run then.
+    """
+    before = show(root)
+    state = set_mode(wanted, root, again=again)
+    try:
+        yield state
+    finally:
+        if state.mode.number != before.mode.number:
+            if before.changed is None:
+                restore(root)
+            else:
+                _switch(_need(root, "nvpmodel"), before.mode, root)
+
+
+def doubt(wanted: str | None, root: Path = Path("/")) -> str | None:
+    """A warning when a profile asks for a power mode and the device is in another one, or has none; no program runs."""
+    if wanted is None:
+        return None
+    mode, listed = nvpmodel.current(root), nvpmodel.listing(root)
+    if mode is None:
+        return f"the profile asks for power mode {wanted}, and this machine does not tell its own"
+    target = listed.find(wanted)
+    if target is None and listed.modes:
+        names = ", ".join(m.name for m in listed.modes)
+        return f"the profile asks for power mode {wanted}, which this device does not have (it has {names})"
+    if Listing((mode,)).find(wanted) or (target is not None and target.number == mode.number):
+        return None
+    return f"the profile asks for power mode {wanted}, and the device is in {mode} (edge power set {wanted})"
+
+
+def _choose(wanted: str, now: PowerModeState) -> Mode:
+    mode = Listing(now.modes or (now.mode,)).find(wanted)
+    if mode is None:
+        names = ", ".join(f"{m.name} ({m.number})" for m in now.modes) or "none that its configuration names"
+        raise UsageError(f"there is no power mode {wanted!r} on this device", hint=f"one of {names}")
+    return mode
+
+
+def _switch(program: Path, mode: Mode, root: Path, *, timeout_s: float = _TIMEOUT_S) -> None:
+    """Set the mode and see that it is set."""
+    done = _run([program, "-m", str(mode.number)], timeout_s=timeout_s)
+    after = nvpmodel.parse_query(_run([program, "-q"], timeout_s=_TIMEOUT_S).text) or nvpmodel.current(root)
+    if done.code == 0 and after is not None and after.number == mode.number:
+        return
+    if nvpmodel.asks_to_reboot(done.text):
+        raise DeviceError(
+            f"power mode {mode} needs a reboot, which edge does not do; it is still {after or 'unknown'}",
+            hint=f"sudo nvpmodel -m {mode.number}  asks whether to reboot: answer YES, and run edge afterwards",
+        )
+    said = "; ".join(nvpmodel.complaints(done.text)) or done.text.strip().split("\n")[-1] or f"status {done.code}"
+    raise DeviceError(f"nvpmodel did not switch to {mode}; it is {after or 'unknown'}: {said}", where=program)
+
+
+class _Done(msgspec.Struct, frozen=True):
+    code: int
+    text: str
+
+
+def _run(command: list[Path | str], *, timeout_s: float) -> _Done:
+    """Run a program with nothing on its standard input, away from our terminal, and give what it wrote.
+
+    When we are told to stop meanwhile, it may finish first: a mode that is half set is worse than a late end.
+    """
+    program = Path(command[0])
+    try:
+        child = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "LC_ALL": "C"},
+            start_new_session=True,
+        )
+    except OSError as exc:
+        raise DeviceError(f"cannot be started: {exc.strerror or exc}", where=program) from exc
+    try:
+        out, _ = child.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired as exc:
+        _kill(child)
+        raise DeviceError(f"did not end within {timeout_s:g} s and was stopped", where=program) from exc
+    except BaseException:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.communicate(timeout=10)
+        _kill(child)
+        raise
+    return _Done(child.returncode, out.decode(errors="replace"))
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        child.kill()
+        child.communicate()
+
+
+def _run_clocks(command: list[Path | str]) -> None:
+    done = _run(command, timeout_s=_TIMEOUT_S)
+    if done.code != 0:
+        said = done.text.strip().split("\n")[-1] or "no reason given"
+        raise DeviceError(
+            f"jetson_clocks failed with status {done.code}: {said}",
+            where=Path(command[0]),
+            hint="edge power restore  puts the power mode back",
+        )
+
+
+def _need_root(again: str | None) -> None:
+    if os.geteuid() != 0:
+        raise DeviceError("changing the power mode needs root", hint=f"sudo {again}" if again else "run it with sudo")
+
+
+def _need(root: Path, name: str) -> Path:
+    found = _find(root, name)
+    if found is None:
+        raise DeviceError(f"there is no {name} on this machine", hint="it comes with Jetson Linux (nvidia-l4t-tools)")
+    return found
+
+
+def _find(root: Path, name: str) -> Path | None:
+    with contextlib.suppress(OSError):  # a folder that this user may not enter
+        return next((path for folder in _FOLDERS if (path := root / folder / name).is_file()), None)
+    return None
+
+
+def _change_file(root: Path) -> Path:
+    return root / "var/lib/edge/power.json"
+
+
+def _clocks_file(root: Path) -> Path:
+    return root / "var/lib/edge/jetson_clocks.conf"
+
+
+def _save_change(root: Path, change: PowerModeChange) -> None:
+    store.write_bytes(_change_file(root), msgspec.json.encode(change))
+
+
+def _load_change(root: Path) -> PowerModeChange | None:
+    path = _change_file(root)
+    try:
+        change = msgspec.json.decode(path.read_bytes(), type=PowerModeChange)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise ArtifactError(f"cannot read what was set before: {exc.strerror}", where=path) from exc
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise ArtifactError(
+            f"the note of what was set before is damaged: {exc}", where=path, hint=f"rm {path}"
+        ) from exc
+    if change.format != FORMAT:
+        raise ArtifactError(f"a note of format {change.format}; this edge reads {FORMAT}", where=path)
+    return change
+
+
+def _forget_change(root: Path) -> None:
+    for path in (_change_file(root), _clocks_file(root)):
+        path.unlink(missing_ok=True)

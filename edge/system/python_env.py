@@ -1,0 +1,116 @@
+"""The Python that runs: its version, its environment, its user, and the guest libraries that it can see."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import msgspec
+
+from edge.errors import MissingDependencyError, require
+
+# Distributions that may bring each guest's module.
+DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
+    "numpy": ("numpy",),
+    "cv2": (
+        "opencv-python",
+        "opencv-python-headless",
+        "opencv-contrib-python",
+        "opencv-contrib-python-headless",
+    ),
+    "onnx": ("onnx",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "llvmlite": ("llvmlite",),
+    "tensorrt": ("tensorrt",),
+    "pycuda": ("pycuda",),
+    "jtop": ("jetson-stats",),
+}
+
+
+class OptionalDependency(msgspec.Struct, frozen=True, kw_only=True):
+    """A guest library that is there. ``problem`` says why it does not import, where that was tried."""
+
+    version: str | None = None
+    problem: str | None = None
+    distributions: tuple[str, ...] = ()
+    gstreamer: bool | None = None
+
+
+class Process(msgspec.Struct, frozen=True, kw_only=True):
+    """The Python that runs, its user, and where it stands."""
+
+    version: str
+    executable: str
+    prefix: str
+    base_prefix: str
+    system_site: bool
+    user_id: int
+    groups: frozenset[int]
+    free_mib: int
+    guests: dict[str, OptionalDependency]
+
+    @property
+    def in_venv(self) -> bool:
+        """Whether this is a virtual environment."""
+        return self.prefix != self.base_prefix
+
+
+def this_process() -> Process:
+    """The Python that runs now, with the guests that it can see."""
+    prefix = Path(sys.prefix)
+    try:
+        config = (prefix / "pyvenv.cfg").read_text(encoding="utf-8")
+    except OSError:
+        config = ""
+    guests = {name: find_dependency(name) for name in DISTRIBUTIONS}
+    return Process(
+        version=".".join(str(part) for part in sys.version_info[:3]),
+        executable=sys.executable,
+        prefix=sys.prefix,
+        base_prefix=sys.base_prefix,
+        system_site=bool(re.search(r"(?mi)^include-system-site-packages\s*=\s*true", config)),
+        user_id=os.geteuid(),
+        groups=frozenset((os.getegid(), *os.getgroups())),
+        free_mib=shutil.disk_usage(Path.cwd()).free >> 20,
+        guests={name: guest for name, guest in guests.items() if guest is not None},
+    )
+
+
+def find_dependency(name: str) -> OptionalDependency | None:
+    """What is known of the guest ``name``, or None when it is not installed.
+
+    Versions come from package metadata. Imported are only OpenCV, whose build information says whether it has
+    GStreamer, and guests without metadata, which NVIDIA's Debian packages may lack.
+    """
+    try:
+        if importlib.util.find_spec(name) is None:
+            return None
+    except (ImportError, ValueError):
+        return None
+    versions = {name: v for name in DISTRIBUTIONS[name] if (v := _distribution_version(name)) is not None}
+    version = next(iter(versions.values()), None)
+    if version is not None and name != "cv2":
+        return OptionalDependency(version=version, distributions=tuple(versions))
+    try:
+        module = require(name)
+    except MissingDependencyError as exc:
+        return OptionalDependency(version=version, problem=exc.what, distributions=tuple(versions))
+    build = module.getBuildInformation() if name == "cv2" else ""
+    gstreamer = re.search(r"GStreamer:\s+(YES|NO)", build)
+    return OptionalDependency(
+        version=version or getattr(module, "__version__", None),
+        distributions=tuple(versions),
+        gstreamer=gstreamer[1] == "YES" if gstreamer else None,
+    )
+
+
+def _distribution_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

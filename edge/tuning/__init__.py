@@ -1,0 +1,30 @@
+"""The calibration sweep: algorithms, batch sizes and numbers of pictures, scored on labelled pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edge import lazy_exports
+
+if TYPE_CHECKING:
+    from edge.tuning.sweep_comparison import ConfigurationRow
+    from edge.tuning.sweep_record import Record, sweep_summary
+else:
+    __getattr__ = lazy_exports(
+        __name__,
+        {
+            "sweep_comparison": ["ConfigurationRow"],
+            "sweep_record": ["Record", "sweep_summary"],
+        },
+    )
+
+__all__ = [
+    "ConfigurationRow",
+    "Record",
+    "conclusions",
+    "sweep_page",
+    "sweep_record",
+    "sweep_run",
+    "sweep_settings",
+    "sweep_summary",
+]

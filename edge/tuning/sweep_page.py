@@ -1,0 +1,114 @@
+"""A sweep as one HTML file: no script, no network, light and dark, for a phone and for paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from edge.errors import DataError
+from edge.reports import COLOURS, html
+from edge.stats import Interval
+from edge.tuning import conclusions, sweep_charts
+from edge.tuning.sweep_charts import Point, RankingBar
+from edge.tuning.sweep_comparison import LEVEL, ConfigurationGroup, ConfigurationPair, Findings, Spread
+from edge.tuning.sweep_record import Record
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+class Cell(msgspec.Struct, frozen=True):
+    """One cell of the matrix of algorithms: a difference, its p value, and whether it counts as one."""
+
+    value: Interval
+    p: float
+    differs: bool
+
+
+def render(record: Record) -> str:
+    """The page about ``record``.
+
+    Raises:
+        DataError: nothing was found that could be shown.
+        GuestError: jinja2 or matplotlib is missing.
+    """
+    found = record.findings
+    if found is None:
+        raise DataError("nothing was scored: there is nothing to show")
+    names = list(dict.fromkeys(group.algorithm for group in found.groups))
+    return html.render(
+        _TEMPLATES / "sweep.html",
+        filters={"span": _span, "signed": _signed, "p": _p},
+        record=record,
+        found=found,
+        answers=conclusions.conclusions(record),
+        names=names,
+        number={name: index % COLOURS for index, name in enumerate(names)},
+        trends=[
+            ("Logit SQNR, dB", _trends(found, names, "sqnr_db", unit="SQNR, dB")),
+            ("Same top-1 as FP32, %", _trends(found, names, "agreement", unit="agreement, %")),
+        ],
+        behind=_ranking(found, names, "sqnr_behind_db", unit="dB", title="SQNR of each, minus that of the best"),
+        lost=_ranking(found, names, "top1_against_fp32", unit="points", title="Top-1 of each, minus that of FP32"),
+        matrix=_matrix(found.pairs),
+        level=LEVEL,
+        marks=conclusions.MARKS,
+    )
+
+
+def _trends(found: Findings, names: Sequence[str], measure: str, *, unit: str) -> list[tuple[str, str]]:
+    lines = {name: [_point(g, measure) for g in found.groups if g.algorithm == name] for name in names}
+    every = [point for line in lines.values() for point in line]
+    low = min(min(point.mean.low, point.lowest) for point in every)
+    high = max(max(point.mean.high, point.highest) for point in every)
+    margin = 0.06 * (high - low) or 1.0
+    drawn = []
+    for index, name in enumerate(names):
+        svg = sweep_charts.trend(
+            lines[name],
+            [line for other, line in lines.items() if other != name],
+            index=index,
+            limits=(low - margin, high + margin),
+            unit=unit,
+            title=f"{name}: {unit}, against the number of calibration pictures",
+        )
+        drawn.append((name, svg))
+    return drawn
+
+
+def _point(group: ConfigurationGroup, measure: str) -> Point:
+    spread: Spread = getattr(group, measure)
+    return Point(group.pictures, spread.mean, spread.lowest, spread.highest)
+
+
+def _ranking(found: Findings, names: Sequence[str], measure: str, *, unit: str, title: str) -> str:
+    ordered = sorted(found.groups, key=lambda group: (-group.sqnr_db.mean.value, group.pictures))
+    bars = [RankingBar(f"{g.algorithm}, {g.pictures}", names.index(g.algorithm), getattr(g, measure)) for g in ordered]
+    return sweep_charts.ranking(bars, unit=unit, title=title)
+
+
+def _matrix(pairs: Sequence[ConfigurationPair]) -> tuple[list[str], dict[tuple[str, str], Cell]]:
+    """Names from the best down; above the diagonal SQNR, row minus column; below it top-1, likewise."""
+    names = list(dict.fromkeys(name for pair in pairs for name in (pair.a, pair.b)))
+    cells = {}
+    for pair in pairs:
+        against = pair.against
+        if against.sqnr_db is not None and against.sqnr_p_holm is not None:
+            cells[pair.a, pair.b] = Cell(against.sqnr_db, against.sqnr_p_holm, against.sqnr_p_holm < LEVEL)
+        top1 = Interval(-against.top1.value, -against.top1.high, -against.top1.low)
+        cells[pair.b, pair.a] = Cell(top1, against.top1_p_holm, against.top1_p_holm < LEVEL)
+    return names, cells
+
+
+def _span(value: Interval, digits: int = 1) -> str:
+    return f"{value.low:.{digits}f} – {value.high:.{digits}f}"
+
+
+def _signed(value: float, digits: int = 2) -> str:
+    text = f"{value:+.{digits}f}".replace("-", "−")
+    return text if any(digit in text for digit in "123456789") else text[1:]
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"

@@ -1,0 +1,139 @@
+"""Many devices at once: one row for each that is at work, and a count of how the others ended.
+
+Without a terminal, there is a line when a device has ended.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from edge.events import Event, Note, Progress
+from edge.ui.terminal.glyphs import Glyphs
+from edge.ui.terminal.terminal import Style, Terminal
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+STYLES: dict[str, Style] = {
+    "ok": "green", "unchanged": "dim", "would ship": "cyan",
+    "rolled back": "yellow", "failed": "red", "stopped": "yellow",
+}  # fmt: skip
+_REFRESH_HZ = 8
+_BAR = 24
+_PLAIN_INTERVAL_S = 5.0
+
+
+class FleetView:
+    """What happens on ``total`` devices. Its methods may be called from any thread."""
+
+    def __init__(self, terminal: Terminal, *, total: int, unit: str = "devices") -> None:
+        self._terminal = terminal
+        self._total = total
+        self._unit = unit
+        self._guard = threading.Lock()
+        self._running: dict[str, tuple[Progress | None, float]] = {}
+        self._counts: dict[str, int] = {}
+        self._said: dict[str, float] = {}
+
+    @contextmanager
+    def showing(self) -> Iterator[FleetView]:
+        """Draw until the block ends; the table of results then takes the view's place."""
+        if not self._terminal.is_live:
+            yield self
+            return
+        from rich.live import Live
+
+        with Live(
+            console=self._terminal.err, refresh_per_second=_REFRESH_HZ, transient=True, get_renderable=self.drawn,
+            redirect_stdout=False, vertical_overflow="crop",
+        ):  # fmt: skip
+            yield self
+
+    def begun(self, name: str) -> None:
+        """Work on a device has begun."""
+        with self._guard:
+            self._running[name] = (None, time.monotonic())
+
+    def ended(self, name: str, *, work: str, line: str) -> None:
+        """Work on a device has ended; ``line`` says how."""
+        with self._guard:
+            self._running.pop(name, None)
+            self._counts[work] = self._counts.get(work, 0) + 1
+            done = sum(self._counts.values())
+        if self._total > 1:
+            self._say(f"[{done}/{self._total}] {name}: {line}", style=STYLES.get(work, ""))
+
+    def listener(self, name: str) -> Callable[[Event], None]:
+        """Who listens to one device."""
+
+        def listen(event: Event) -> None:
+            if isinstance(event, Note):
+                self._say(event.text, style="yellow" if event.level == "warning" else "dim")
+                return
+            with self._guard:
+                begun = self._running.get(name, (None, time.monotonic()))[1]
+                self._running[name] = (event, begun)
+            self._tell(name, event)
+
+        return listen
+
+    def drawn(self) -> RenderableType:
+        """The view as it is now, in the size that the terminal has now."""
+        from rich.table import Table
+
+        width, height = self._terminal.err.size
+        with self._guard:
+            running, counts = dict(self._running), dict(self._counts)
+        glyphs = Glyphs(self._terminal.err.encoding)
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True, max_width=max(12, width // 3), overflow="ellipsis")
+        table.add_column(no_wrap=True, width=_BAR)
+        table.add_column(no_wrap=True, overflow="ellipsis")
+        room = max(1, height - 3)
+        for name, (event, begun) in list(running.items())[:room]:
+            table.add_row(name, *_row(event, time.monotonic() - begun, glyphs))
+        if len(running) > room:
+            table.add_row(f"and {len(running) - room} more", "", "")
+        if self._total > 1:
+            done = sum(counts.values())
+            words = ", ".join(f"{count} {work}" for work, count in counts.items())
+            table.add_row(f"{done} of {self._total} {self._unit}", _bar(done, self._total, glyphs), words, style="bold")
+        return table
+
+    def _say(self, text: str, *, style: Style) -> None:
+        with self._guard:
+            self._terminal.say(text, style=style)
+
+    def _tell(self, name: str, event: Progress) -> None:
+        """A sign of life in plain lines, now and then."""
+        if self._terminal.is_live:
+            return
+        now = time.monotonic()
+        if now - self._said.setdefault(name, now) >= _PLAIN_INTERVAL_S:
+            self._said[name] = now
+            self._say(f"{name}: {_words(event)}", style="")
+
+
+def _row(event: Progress | None, seconds: float, glyphs: Glyphs) -> tuple[Text | str, str]:
+    if event is None:
+        return "", f"connecting  {seconds:.0f} s"
+    bar = "" if event.total is None else _bar(event.done, event.total, glyphs)
+    return bar, f"{_words(event)}  {seconds:.0f} s"
+
+
+def _words(event: Progress) -> str:
+    if event.total is None:
+        return event.unit
+    return f"{event.done / 1024:.1f} of {event.total / 1024:.1f} MiB"
+
+
+def _bar(done: int, total: int, glyphs: Glyphs) -> Text:
+    from rich.text import Text
+
+    filled, empty = glyphs.bar(done / total if total else 1.0, _BAR)
+    return Text.assemble((filled, "cyan"), (empty, "dim"))

@@ -1,0 +1,256 @@
+"""The live view of a run: what is seen, how fast, at what power. Without a terminal there are plain lines.
+
+It is drawn from a :class:`~edge.runtime.RunMonitor`, a few times a second, in as much room as the terminal has: rows
+give way in the order of their worth, and below the size of a panel one line is left.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from edge.artifacts import FrameResult, Gap, Guess, Skip
+from edge.runtime import RunMonitor, RunSnapshot
+from edge.stats import percentile
+from edge.ui.terminal.glyphs import Glyphs
+from edge.ui.terminal.terminal import Terminal
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+_WIDEST = 100
+_PANEL_WIDTH, _PANEL_HEIGHT = 30, 6
+_PLAIN_INTERVAL_S = 5.0
+_REFRESH_HZ = 5
+# Fewer than 100 have no 99th percentile to speak of.
+_FEW = 100
+
+
+class LiveView:
+    """Shows a run while it goes. ``headline`` says what runs, ``power`` how power is measured, or why it is not."""
+
+    def __init__(self, terminal: Terminal, pulse: RunMonitor, *, headline: str, power: str) -> None:
+        self._terminal = terminal
+        self._pulse = pulse
+        self._headline = headline
+        self._power = power
+        self._said = time.monotonic()
+        self._throttling: tuple[str, ...] = ()
+
+    @contextmanager
+    def showing(self) -> Iterator[LiveView]:
+        """Draw until the block ends. The view disappears then: the summary takes its place."""
+        if not self._terminal.is_live:
+            yield self
+            return
+        from rich.live import Live
+
+        # Stdout is data, and may be a file: rich would print it on this console instead.
+        with Live(
+            console=self._terminal.err, refresh_per_second=_REFRESH_HZ, transient=True, get_renderable=self.drawn,
+            redirect_stdout=False, vertical_overflow="crop",
+        ):  # fmt: skip
+            yield self
+
+    def hear(self, heard: FrameResult | Skip | Gap) -> None:
+        """Say in plain lines what the panel would show; on a terminal, the panel does."""
+        if self._terminal.is_live:
+            return
+        if isinstance(heard, Skip):
+            self._terminal.warn(f"skipped {heard.name}: {heard.reason}")
+        elif isinstance(heard, Gap):
+            hint = f"\n  try: {heard.hint}" if heard.hint and heard.end_s is None else ""
+            self._terminal.warn(f"{_gap_line(heard)}{hint}")
+        elif time.monotonic() - self._said >= _PLAIN_INTERVAL_S:
+            self._said = time.monotonic()
+            now = self._pulse.now()
+            self._terminal.say(now.line)
+            throttling = now.reading.throttling if now.reading is not None else ()
+            if throttling and throttling != self._throttling:
+                self._terminal.warn(f"throttled: {', '.join(throttling)}")
+            self._throttling = throttling
+
+    def drawn(self) -> RenderableType:
+        """What the view shows now, in the size that the terminal has now."""
+        width, height = self._terminal.err.size
+        return drawn(
+            self._pulse.now(), headline=self._headline, power=self._power, width=width, height=height,
+            glyphs=Glyphs(self._terminal.err.encoding),
+        )  # fmt: skip
+
+
+def drawn(now: RunSnapshot, *, headline: str, power: str, width: int, height: int, glyphs: Glyphs) -> RenderableType:
+    """The panel for a terminal of ``width`` columns and ``height`` rows; one line where that is too small."""
+    from rich import box
+    from rich.console import Group
+    from rich.panel import Panel
+
+    if width < _PANEL_WIDTH or height < _PANEL_HEIGHT:
+        return _one_line(now, width, glyphs)
+    inner = min(width, _WIDEST) - 4
+    # A row less than the terminal has: with the cursor's line, a full one would scroll.
+    rows = _fitting(_rows(now, inner, power, glyphs), height - 3)
+    elapsed = int(now.t_s)
+    clock = f"{elapsed // 3600}:{elapsed % 3600 // 60:02d}:{elapsed % 60:02d}"
+    return Panel(
+        Group(*rows), title=_cut(headline.replace("·", glyphs.dot), inner - 4), title_align="left",
+        subtitle=clock if now.result or now.gap else None, subtitle_align="right",
+        box=box.ROUNDED if glyphs.is_fine else box.ASCII, width=min(width, _WIDEST),
+        border_style="red" if now.gap is not None else "yellow" if _is_throttled(now) else "",
+    )  # fmt: skip
+
+
+def _rows(now: RunSnapshot, width: int, power: str, glyphs: Glyphs) -> list[tuple[int, Text]]:
+    """All rows from top to bottom, each with its worth: where there is no room, the lowest go first."""
+    rows: list[tuple[int, Text]] = []
+    if now.gap is not None:
+        rows.append((99, _text(_gap_line(now.gap), style="bold red")))
+        if now.gap.hint:
+            rows.append((60, _text(f"  try: {now.gap.hint}", style="red")))
+    if now.result is not None:
+        rows.append((70, _text(now.result.name, style="dim" if now.gap else "bold")))
+        for index, guess in enumerate(now.result.guesses):
+            rows.append((98 if index == 0 else 50 - index, _guess_row(guess, width, glyphs, first=index == 0)))
+    elif now.gap is None:
+        rows.append((98, _text("warming up …" if glyphs.is_fine else "warming up ...", style="dim")))
+    rows.append((20, _text("")))
+    rows.append((90, _field("rate", _rate(now, glyphs))))
+    rows.append((85, _field("latency", _percentiles(now.recent_ms, glyphs))))
+    chart = width - 9
+    latency = glyphs.sparkline([tick.total_p50_ms for tick in now.history] or list(now.recent_ms), chart)
+    if latency:
+        rows.append((55, _field("", latency, style="cyan")))
+    if now.recent_age_ms and (now.dropped is not None):
+        rows.append((65, _field("age", _percentiles(now.recent_age_ms, glyphs))))
+    rows += _telemetry_rows(now, chart, power, glyphs)
+    if _is_throttled(now) and now.reading is not None:
+        rows.append((97, _field("throttle", ", ".join(now.reading.throttling), style="bold yellow")))
+    if now.last_skip is not None:
+        said = f"{now.skipped}, last: {now.last_skip.name}: {now.last_skip.reason}"
+        rows.append((45, _field("skipped", said, style="yellow")))
+    if now.gaps_count > (now.gap is not None):
+        last = [gap for gap in now.gaps if gap.end_s is not None][-1:]
+        rows.append((58, _field("gaps", f"{now.gaps_count}" + "".join(f", last: {g.reason}" for g in last))))
+    return rows
+
+
+def _telemetry_rows(now: RunSnapshot, chart: int, power: str, glyphs: Glyphs) -> list[tuple[int, Text]]:
+    reading = now.reading
+    if reading is None or reading.power_mw is None:
+        rows = [(40, _field("power", power, style="dim"))]
+    else:
+        rows = [(80, _field("power", f"{reading.power_mw / 1e3:.2f} W", note=power))]
+        line = glyphs.sparkline([tick.power_mw for tick in now.history], chart)
+        if line:
+            rows.append((54, _field("", line, style="magenta")))
+    if reading is not None and reading.temps_c:
+        hottest = sorted(reading.temps_c.items(), key=lambda item: -item[1])
+        values = "  ".join(f"{name} {value:.0f}" for name, value in hottest)
+        rows.append((75, _field(glyphs.degree, values)))
+    if reading is not None and reading.loads_percent:
+        loads = "  ".join(f"{name} {value:.0f}" for name, value in reading.loads_percent.items())
+        rows.append((30, _field("load %", loads)))
+    return rows
+
+
+def _fitting(rows: list[tuple[int, Text]], room: int) -> list[Text]:
+    worth = sorted((value for value, _row in rows), reverse=True)
+    least = worth[min(room, len(worth)) - 1] if worth else 0
+    kept = [(value, row) for value, row in rows if value >= least]
+    return [row for _value, row in kept][:room]
+
+
+def _one_line(now: RunSnapshot, width: int, glyphs: Glyphs) -> Text:
+    if now.gap is not None:
+        return _text(_cut(f"NO FRAMES {now.gap.reason}", width), style="bold red")
+    if now.result is None or not now.result.guesses:
+        return _text(_cut("warming up", width), style="dim")
+    best = now.result.guesses[0]
+    words = [f"{best.confidence:.0%} {_words(best.label)}"]
+    if now.rate_per_s is not None:
+        words.append(f"{now.rate_per_s:.0f}/s")
+    if now.reading is not None and now.reading.power_mw is not None:
+        words.append(f"{now.reading.power_mw / 1e3:.1f}W")
+    if _is_throttled(now):
+        words.insert(0, "THROTTLED")
+    return _text(_cut(f" {glyphs.dot} ".join(words), width), style="yellow" if _is_throttled(now) else "green")
+
+
+def _guess_row(guess: Guess, width: int, glyphs: Glyphs, *, first: bool) -> Text:
+    from rich.text import Text
+
+    line = Text(no_wrap=True, overflow="ellipsis")
+    room = max(min(width // 2, width - 9), 10)
+    bar = max(width - room - 9, 0)
+    line.append(f"{_cut(_words(guess.label), room):<{room}} ", style="bold green" if first else "")
+    filled, empty = glyphs.bar(guess.confidence, bar)
+    line.append(filled, style="green" if first else "dim green")
+    line.append(empty, style="dim")
+    line.append(f" {guess.confidence:6.1%}", style="bold" if first else "")
+    return line
+
+
+def _rate(now: RunSnapshot, glyphs: Glyphs) -> str:
+    words = [f"{now.rate_per_s:.1f} pictures/s" if now.rate_per_s is not None else glyphs.dash]
+    words.append(f"{now.pictures}" + (f" of {now.total}" if now.total is not None else "") + " done")
+    if now.dropped is not None:
+        words.append(f"{now.dropped} dropped")
+    return f" {glyphs.dot} ".join(words)
+
+
+def _percentiles(values_ms: tuple[float, ...], glyphs: Glyphs) -> str:
+    if not values_ms:
+        return glyphs.dash
+    ordered = sorted(values_ms)
+    n = len(ordered)
+    tail = f"p99 {percentile(ordered, 0.99):.1f}" if n >= _FEW else f"max {ordered[-1]:.1f}"
+    middle, high = percentile(ordered, 0.5), percentile(ordered, 0.9)
+    return f"p50 {middle:.1f}  p90 {high:.1f}  {tail} ms, last {n}"
+
+
+def _gap_line(gap: Gap) -> str:
+    if gap.end_s is None:
+        tries = f" ({gap.attempts} tries)" if gap.attempts else ""
+        return f"no frames: {gap.reason}; reopening{tries}"
+    found = f", reopened as {gap.reopened_as}" if gap.reopened_as else ""
+    return f"frames again after {gap.end_s - gap.start_s:.1f} s{found} (it was: {gap.reason})"
+
+
+def _is_throttled(now: RunSnapshot) -> bool:
+    return now.reading is not None and bool(now.reading.throttling)
+
+
+def _words(label: str) -> str:
+    return _printable(label.replace("_", " "))
+
+
+def _printable(text: str) -> str:
+    """``text`` without what moves a terminal's cursor or changes its colours."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _cut(text: str, width: int) -> str:
+    from rich.cells import cell_len, set_cell_size
+
+    text = _printable(text)
+    return text if cell_len(text) <= width else set_cell_size(text, max(width - 1, 0)).rstrip() + "…"
+
+
+def _text(text: str, *, style: str = "") -> Text:
+    from rich.text import Text
+
+    return Text(_printable(text), style=style, no_wrap=True, overflow="ellipsis")
+
+
+def _field(name: str, value: str, *, style: str = "", note: str = "") -> Text:
+    from rich.text import Text
+
+    line = Text(no_wrap=True, overflow="ellipsis")
+    line.append(f"{name:<9}", style="dim")
+    line.append(_printable(value), style=style)
+    if note:
+        line.append(f"  {note}", style="dim")
+    return line

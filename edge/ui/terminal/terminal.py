@@ -1,0 +1,157 @@
+"""The only place that draws on a terminal.
+
+Data goes to stdout, everything else to stderr. Markup, emoji and highlighting are off: a path with brackets must come
+out as it is. Without a terminal, or with ``NO_COLOR``, there are plain lines and no moving parts.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+from edge.errors import EdgeError
+from edge.events import Event, Listener, Note, Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+Style = Literal["", "bold", "dim", "green", "yellow", "red", "cyan"]
+
+# Plain progress lines (no terminal) come at most this often.
+_PLAIN_INTERVAL_S = 5.0
+
+
+class Terminal:
+    """Standard output and standard error, drawn with rich."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        from rich.console import Console
+
+        for stream in (sys.stdout, sys.stderr):
+            # A Latin-1 or ASCII locale must not turn a file name or a × into a crash.
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        options = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
+        if is_plain():
+            # Rich's own NO_COLOR takes the colours away and leaves bold and dim, which are escape codes as well.
+            options["color_system"] = None  # type: ignore[assignment]
+        self.out: Console = Console(file=sys.stdout, **options)  # type: ignore[arg-type]
+        self.err: Console = Console(file=sys.stderr, **options)  # type: ignore[arg-type]
+        self.quiet = quiet
+
+    @property
+    def is_live(self) -> bool:
+        """Whether moving parts may be drawn on stderr."""
+        return self.err.is_terminal and not is_plain() and not self.quiet
+
+    def data(self, text: str) -> None:
+        """Write ``text`` to stdout as it is: no wrapping, no colour. For JSON and for lists that scripts read."""
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+    def show(self, item: RenderableType, *, style: Style = "") -> None:
+        """Draw a result on stdout."""
+        self.out.print(item, style=style or None)
+
+    def marked(self, mark: str, text: str, *, style: Style, on_stderr: bool = False) -> None:
+        """A line whose first word alone has a colour: results with a verdict in front."""
+        from rich.text import Text
+
+        (self.err if on_stderr else self.out).print(Text.assemble((mark, style), text))
+
+    def say(self, text: str, *, style: Style = "") -> None:
+        """One line for the person, on stderr."""
+        if not self.quiet:
+            self.err.print(text, style=style or None)
+
+    def warn(self, text: str) -> None:
+        """A warning, on stderr; also when quiet."""
+        self.err.print(f"warning: {text}", style="yellow")
+
+    def error(self, exc: EdgeError) -> None:
+        """An expected failure: what, where, and what to do next."""
+        self.err.print(f"error: {exc}", style="red")
+
+    def table(
+        self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), title: str = ""
+    ) -> None:
+        """A table on stdout; ``right`` names the columns that are aligned to the right."""
+        from rich import box
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+        for index, name in enumerate(columns):
+            table.add_column(name, justify="right" if index in right else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self.out.print(table, soft_wrap=False)
+
+    @contextmanager
+    def progress(self) -> Iterator[Listener]:
+        """A listener that draws a bar with rate and ETA on a terminal, plain lines elsewhere."""
+        if self.is_live:
+            yield from self._bars()
+        else:
+            yield self._plain_listener()
+
+    def _bars(self) -> Iterator[Listener]:
+        from rich import progress
+
+        columns = (
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(bar_width=32),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[rate]}"),
+            progress.TimeRemainingColumn(compact=True),
+        )
+        with progress.Progress(*columns, console=self.err, transient=True, redirect_stdout=False) as bars:
+            tasks: dict[str, progress.TaskID] = {}
+
+            def listen(event: Event) -> None:
+                if isinstance(event, Note):
+                    self._note(event)
+                    return
+                if event.stage not in tasks:
+                    tasks[event.stage] = bars.add_task(event.stage, total=event.total, rate="")
+                task = tasks[event.stage]
+                speed = bars.tasks[bars.task_ids.index(task)].speed
+                rate = f"{speed:.1f} {event.unit}/s" if speed else ""
+                bars.update(task, completed=event.done, total=event.total, rate=rate)
+
+            yield listen
+
+    def _plain_listener(self) -> Listener:
+        said_at: dict[str, float] = {}
+
+        def listen(event: Event) -> None:
+            if isinstance(event, Note):
+                self._note(event)
+                return
+            now = time.monotonic()
+            ended = event.total is not None and event.done >= event.total
+            if ended or now - said_at.setdefault(event.stage, now) >= _PLAIN_INTERVAL_S:
+                said_at[event.stage] = now
+                self.say(_progress_line(event))
+
+        return listen
+
+    def _note(self, event: Note) -> None:
+        if event.level == "warning":
+            self.warn(event.text)
+        else:
+            self.say(event.text)
+
+
+def is_plain() -> bool:
+    """Whether the environment asks for plain lines: ``NO_COLOR`` (no-color.org), or a terminal that can do no more."""
+    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+
+
+def _progress_line(event: Progress) -> str:
+    total = f"/{event.total}" if event.total is not None else ""
+    return f"{event.stage}: {event.done}{total} {event.unit}"

@@ -1,0 +1,43 @@
+"""A run in a browser and for Prometheus: read-only pages, on loopback unless an address and a token say otherwise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edge import lazy_exports
+
+if TYPE_CHECKING:
+    from edge.ui.web.access import Access, new_token, read_token
+    from edge.ui.web.address import Address, listen, parse_address
+    from edge.ui.web.app import application
+    from edge.ui.web.metrics import Metrics, check
+    from edge.ui.web.server import Server
+    from edge.ui.web.view import RunView
+else:
+    __getattr__ = lazy_exports(
+        __name__,
+        {
+            "access": ["Access", "new_token", "read_token"],
+            "address": ["Address", "listen", "parse_address"],
+            "app": ["application"],
+            "metrics": ["Metrics", "check"],
+            "server": ["Server"],
+            "view": ["RunView"],
+        },
+    )
+
+__all__ = [
+    "Access",
+    "Address",
+    "Metrics",
+    "RunView",
+    "Server",
+    "app",
+    "application",
+    "check",
+    "listen",
+    "new_token",
+    "parse_address",
+    "read_token",
+    "server",
+]

@@ -1,0 +1,107 @@
+"""``HOST:PORT`` as it is typed, the socket for it, and who may be asked for by which name."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import socket
+
+import msgspec
+
+from edge.errors import DeviceError, UsageError
+
+# A client that takes nothing for so long is cut off by the kernel.
+_STALLED_MS = 15_000
+_BACKLOG = 16
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where to listen. ``port`` 0 means any that is free."""
+
+    host: str
+    port: int
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def url(self) -> str:
+        """What a browser on this machine or in its network is given."""
+        try:
+            any_address = ipaddress.ip_address(self.host).is_unspecified
+        except ValueError:
+            any_address = False
+        host = socket.gethostname() if any_address else f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}/"
+
+
+def parse_address(text: str, *, option: str) -> Address:
+    """``8080``, ``:8080``, ``HOST:8080`` or ``[IPV6]:8080``; without a host it is the loopback address.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    host, _, port = text.strip().rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        valid = _is_ipv6(host)
+    else:
+        valid = ":" not in host and "/" not in host and host.isprintable() and " " not in host
+    if not valid or not port.isdecimal() or not port.isascii() or int(port) > 65535:
+        raise UsageError(
+            f"{text!r} is no HOST:PORT", where=option, hint=f"{option} 127.0.0.1:8080, or {option} 0.0.0.0:8080"
+        )
+    return Address(host or "127.0.0.1", int(port))
+
+
+def listen(address: Address, *, option: str) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        DeviceError: the port is in use or not permitted, or this machine does not have the address.
+    """
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _name, target = found[0]
+        made = socket.socket(family, kind, protocol)
+    except OSError as exc:
+        raise DeviceError(f"cannot listen on {address.host}: {exc.strerror}", where=option) from exc
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted connections inherit these: bounded buffers, and an end for those who never read.
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 128 << 10)
+        with contextlib.suppress(OSError):
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STALLED_MS)
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _STALLED_MS // 1000)
+        made.bind(target)
+        made.listen(_BACKLOG)
+    except OSError as exc:
+        made.close()
+        raise DeviceError(
+            f"cannot listen on {address.host}:{address.port}: {exc.strerror}", where=option, hint=_hint(exc, address)
+        ) from exc
+    return made
+
+
+def _hint(exc: OSError, address: Address) -> str | None:
+    hints = {
+        errno.EADDRINUSE: f"ss -ltnp 'sport = :{address.port}' shows who has it; choose another port",
+        errno.EACCES: "ports below 1024 are for root: choose another port",
+        errno.EADDRNOTAVAIL: "this machine has no such address: ip -brief address lists them",
+    }
+    return hints.get(exc.errno or 0)
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).version == 6
+    except ValueError:
+        return False

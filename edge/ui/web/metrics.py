@@ -1,0 +1,209 @@
+"""A run for Prometheus. Names and units follow its conventions (seconds, watts, degrees Celsius, ``_total``).
+
+The text is written by Prometheus' own client library (pure Python, no dependencies): escaping and the choice between
+the two formats are its business. docs/web.md lists every metric. No label of a picture becomes a metric: what a camera
+sees stays out of a time-series database, and so does a thousand series.
+"""
+
+from __future__ import annotations
+
+import bisect
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from edge import __version__
+from edge.artifacts import FrameResult, Gap, Skip, Subject
+from edge.errors import require
+from edge.runtime import RunMonitor, RunSnapshot
+
+# From half a millisecond to ten seconds; about 1, 2, 5 per decade.
+_BOUNDS_S = (
+    0.0005,
+    0.001,
+    0.002,
+    0.003,
+    0.005,
+    0.0075,
+    0.01,
+    0.015,
+    0.02,
+    0.03,
+    0.05,
+    0.075,
+    0.1,
+    0.2,
+    0.5,
+    1.0,
+    2.0,
+    5.0,
+    10.0,
+)
+_STAGES = ("decode", "preprocess", "host_to_device", "infer", "device_to_host", "postprocess", "total", "age")
+
+
+def check() -> None:
+    """Make sure that metrics can be written.
+
+    Raises:
+        GuestError: prometheus_client is missing.
+    """
+    require("prometheus_client")
+
+
+class _Histogram:
+    """Counts per bucket, the last one for what is above all bounds; and the sum in seconds."""
+
+    __slots__ = ("counts", "sum_s")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(_BOUNDS_S) + 1)
+        self.sum_s = 0.0
+
+    def add(self, value_s: float) -> None:
+        self.counts[bisect.bisect_left(_BOUNDS_S, value_s)] += 1
+        self.sum_s += value_s
+
+
+class Metrics:
+    """Hears a run, and says its state when asked. ``joules`` gives the energy since the beginning, where it is known.
+
+    Raises:
+        GuestError: prometheus_client is missing.
+    """
+
+    def __init__(
+        self,
+        pulse: RunMonitor,
+        subject: Subject,
+        *,
+        power: tuple[str, str] | None = None,
+        joules: Callable[[], float | None] = lambda: None,
+        started: Callable[[], float] = time.time,
+    ) -> None:
+        self._pulse = pulse
+        self._subject = subject
+        self._power = power
+        self._joules = joules
+        self._started_s = started()
+        self._lock = threading.Lock()
+        self._stages: dict[str, _Histogram] = {}
+        self._gap_s = 0.0
+        self._core: Any = require("prometheus_client.core")
+        self._exposition: Any = require("prometheus_client.exposition")
+        registry: Any = require("prometheus_client.registry")
+        self._registry = registry.CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def hear(self, heard: FrameResult | Skip | Gap) -> None:
+        """Count one event of the loop."""
+        with self._lock:
+            if isinstance(heard, Gap) and heard.end_s is not None:
+                self._gap_s += max(heard.end_s - heard.start_s, 0.0)
+            if not isinstance(heard, FrameResult):
+                return
+            for stage in _STAGES:
+                value_ms = getattr(heard.stages, f"{stage}_ms")
+                if value_ms is not None:
+                    if stage not in self._stages:
+                        self._stages[stage] = _Histogram()
+                    self._stages[stage].add(value_ms / 1e3)
+
+    def text(self, accept: str = "") -> tuple[bytes, str]:
+        """Everything in the format that ``accept`` asks for, and its content type."""
+        encode, kind = self._exposition.choose_encoder(accept)
+        data: bytes = encode(self._registry)
+        return data, str(kind)
+
+    def collect(self) -> Iterator[Any]:
+        """What prometheus_client asks for at each scrape."""
+        now = self._pulse.now()
+        yield from self._about()
+        yield from self._counts(now)
+        yield from self._histograms()
+        yield from self._telemetry(now)
+
+    def _about(self) -> Iterator[Any]:
+        subject, device = self._subject, self._subject.device
+        yield self._core.InfoMetricFamily(
+            "edge_run", "What runs, where.",
+            value={
+                "version": __version__, "profile": subject.profile, "model": subject.model.rpartition("/")[2],
+                "engine": subject.engine_sha256[:12], "precision": subject.precision,
+                "backend": str(subject.backend.get("backend", "")),
+                "device": str(device.get("product") or device.get("model") or device.get("cpu") or ""),
+                "power_mode": str(device.get("power_mode") or ""),
+            },
+        )  # fmt: skip
+        gauge = self._core.GaugeMetricFamily
+        yield gauge("edge_run_start_time_seconds", "Unix time at which the run began.", value=self._started_s)
+
+    def _counts(self, now: RunSnapshot) -> Iterator[Any]:
+        frames = self._core.CounterMetricFamily("edge_frames", "Frames by what became of them.", labels=["outcome"])
+        frames.add_metric(["labelled"], now.pictures)
+        frames.add_metric(["skipped"], now.skipped)
+        if now.dropped is not None:
+            frames.add_metric(["dropped"], now.dropped)
+        yield frames
+        yield self._core.GaugeMetricFamily(
+            "edge_source_up", "1 while frames come, 0 while the source is being reopened.",
+            value=0 if now.gap is not None else 1,
+        )  # fmt: skip
+        yield self._core.CounterMetricFamily(
+            "edge_source_gaps", "Times without frames that began.", value=now.gaps_count
+        )  # fmt: skip
+        with self._lock:
+            gap_s = self._gap_s
+        yield self._core.CounterMetricFamily(
+            "edge_source_gap_seconds", "Length of the times without frames that ended.", value=gap_s
+        )
+
+    def _histograms(self) -> Iterator[Any]:
+        with self._lock:
+            stages = {stage: (list(item.counts), item.sum_s) for stage, item in self._stages.items()}
+        family = self._core.HistogramMetricFamily(
+            "edge_stage_seconds", "Time of each stage for one picture; total is all of them, age is since capture.",
+            labels=["stage"],
+        )  # fmt: skip
+        for stage, (counts, sum_s) in stages.items():
+            below, buckets = 0, []
+            for bound, count in zip([*map(str, _BOUNDS_S), "+Inf"], counts, strict=True):
+                below += count
+                buckets.append((bound, below))
+            family.add_metric([stage], buckets, sum_s)
+        yield family
+
+    def _telemetry(self, now: RunSnapshot) -> Iterator[Any]:
+        gauge, counter = self._core.GaugeMetricFamily, self._core.CounterMetricFamily
+        reading = now.reading
+        if self._power is not None:
+            joules = self._joules()
+            if joules is not None:
+                energy = counter("edge_energy_joules", "Energy since the run began.", labels=["scope", "source"])
+                energy.add_metric(list(self._power), joules)
+                yield energy
+        if reading is None:
+            return
+        if reading.power_mw is not None and self._power is not None:
+            power = gauge("edge_power_watts", "Power now; scope says what it covers.", labels=["scope", "source"])
+            power.add_metric(list(self._power), reading.power_mw / 1e3)
+            yield power
+        for name, text, label, values in (
+            ("edge_temperature_celsius", "Temperatures.", "sensor", reading.temps_c),
+            ("edge_load_ratio", "Load of each unit, 0 to 1.", "unit", _scaled(reading.loads_percent, 0.01)),
+            ("edge_clock_hertz", "Clock of each unit.", "unit", _scaled(reading.clocks_mhz, 1e6)),
+            ("edge_throttling", "1 for what is slowed down for heat now.", "by", dict.fromkeys(reading.throttling, 1)),
+        ):
+            family = gauge(name, text, labels=[label])
+            for key, value in values.items():
+                family.add_metric([key], value)
+            yield family
+        events = counter("edge_throttle_events", "Throttle and over-current events since boot.", labels=["counter"])
+        for key, count in reading.throttles.items():
+            events.add_metric([key], count)
+        yield events
+
+
+def _scaled(values: dict[str, float], factor: float) -> dict[str, float]:
+    return {name: value * factor for name, value in values.items()}

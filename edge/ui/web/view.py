@@ -1,0 +1,157 @@
+"""What a browser is shown of a run: the state as JSON, and the newest labelled frame as JPEG.
+
+Nothing is prepared for nobody: without a request in the last seconds a frame is not even kept, and one frame is encoded
+once however many look, at most eight times a second.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from edge.artifacts import FrameResult, Gap, RunRecord, Skip, Subject
+from edge.media import decoding
+from edge.runtime import Clock, RunMonitor, RunSnapshot
+from edge.stats import QuantileSketch
+
+# uint8 H×W×3 BGR; NumPy is not for this layer, which only passes it on.
+Pixels = Any
+
+_WANTED_S = 3.0
+_ENCODE_S = 0.125
+# Ticks that one answer holds at most; the page asks for those after the last one it has.
+_MOST_TICKS = 600
+
+
+class FrameImage(msgspec.Struct, frozen=True):
+    """A JPEG and the number of the frame that it shows."""
+
+    seq: int
+    data: bytes
+
+
+class RunView:
+    """``headline`` says what runs, ``power`` how power is measured or why it is not."""
+
+    def __init__(
+        self,
+        pulse: RunMonitor,
+        subject: Subject,
+        *,
+        headline: str,
+        power: str,
+        clock: Clock = time.monotonic,
+        encode: Callable[[Any], bytes] = decoding.encode,
+    ) -> None:
+        self.pulse = pulse
+        self.subject = subject
+        self.headline = headline
+        self.power = power
+        self._clock = clock
+        self._encode = encode
+        self._lock = threading.Lock()
+        self._all = QuantileSketch()
+        self._frame: tuple[Pixels, int] | None = None
+        self._asked_s = -_WANTED_S
+        self._picture: FrameImage | None = None
+        self._encoded_s = -_ENCODE_S
+        self._ended: dict[str, Any] | None = None
+        self._told = threading.Event()
+
+    def hear(self, heard: FrameResult | Skip | Gap) -> None:
+        """Count one event of the loop."""
+        if isinstance(heard, FrameResult):
+            with self._lock:
+                self._all.add(max(heard.stages.total_ms, 0.0))
+
+    def show(self, pixels: Pixels, result: FrameResult) -> None:
+        """Keep the newest labelled frame, if somebody has looked within the last seconds."""
+        if self._clock() - self._asked_s < _WANTED_S:
+            self._frame = (pixels, result.seq)
+
+    def picture(self) -> FrameImage | None:
+        """The newest labelled frame as JPEG; None while there is none."""
+        with self._lock:
+            now = self._clock()
+            self._asked_s = now
+            frame = self._frame
+            if frame is None or now - self._encoded_s < _ENCODE_S:
+                return self._picture
+            pixels, seq = frame
+            if self._picture is None or self._picture.seq != seq:
+                self._picture = FrameImage(seq, self._encode(pixels))
+                self._encoded_s = now
+            return self._picture
+
+    def state(self, *, since_s: float) -> dict[str, Any]:
+        """Everything on the page but the picture; of the history, what came after ``since_s``."""
+        now = self.pulse.now()
+        with self._lock:
+            summary = self._all.summary()
+            ended = self._ended
+        if ended is not None:
+            self._told.set()
+        reading = now.reading
+        return {
+            "t_s": now.t_s,
+            "pictures": now.pictures,
+            "total": now.total,
+            "skipped": now.skipped,
+            "dropped": now.dropped,
+            "rate_per_s": now.rate_per_s,
+            "gap": None if now.gap is None else msgspec.to_builtins(now.gap),
+            "gaps": now.gaps_count,
+            "name": None if now.result is None else now.result.name,
+            "guesses": [] if now.result is None else msgspec.to_builtins(now.result.guesses[:5]),
+            "age_ms": None if now.result is None else now.result.stages.age_ms,
+            "latency": None if summary is None else msgspec.to_builtins(summary),
+            "power_mw": None if reading is None else reading.power_mw,
+            "temps_c": {} if reading is None else reading.temps_c,
+            "loads_percent": {} if reading is None else reading.loads_percent,
+            "throttling": [] if reading is None else list(reading.throttling),
+            "history": _history(now, since_s),
+            "ended": ended,
+        }
+
+    def about(self) -> dict[str, Any]:
+        """What runs, for the page's head and its table."""
+        subject = self.subject
+        device = subject.device
+        return {
+            "headline": self.headline,
+            "power": self.power,
+            "facts": {
+                "model": subject.model.rpartition("/")[2],
+                "precision": subject.precision,
+                "engine": subject.engine_sha256[:12],
+                "backend": ", ".join(f"{name} {value}" for name, value in subject.backend.items()),
+                "device": str(device.get("product") or device.get("model") or device.get("cpu") or "unknown"),
+                "power mode": str(device.get("power_mode") or "–"),
+                "source": subject.source,
+            },
+        }
+
+    def end(self, record: RunRecord, *, wait_s: float = 1.5) -> None:
+        """The run is over: whoever looks is told so, for which the server stays a moment longer."""
+        energy = (record.power or {}).get("joules_per_picture")
+        with self._lock:
+            self._ended = {"status": record.status, "measured_s": record.measured_s, "joules_per_picture": energy}
+            is_watched = self._clock() - self._asked_s < _WANTED_S
+        if is_watched:
+            self._told.wait(wait_s)
+
+
+def _history(now: RunSnapshot, since_s: float) -> list[dict[str, Any]]:
+    return [
+        {
+            "t": tick.t_s, "n": tick.frames, "d": tick.dropped, "p50": tick.total_p50_ms, "max": tick.total_max_ms,
+            "w": None if tick.power_mw is None else tick.power_mw / 1e3, "c": tick.temps_c,
+            "x": len(tick.throttling),
+        }
+        for tick in now.history[-_MOST_TICKS:]
+        if tick.t_s > since_s
+    ]  # fmt: skip
