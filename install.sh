@@ -542,7 +542,7 @@ run_demo() {
 run_tests() {
   local failed=""
   cd -- "$here"
-  [ -z "${EDGE_FETCH_TENSORRT:-}" ] || tests/trt/fetch.sh "$venv/bin/python"
+  [ -z "${EDGE_FETCH_TENSORRT:-}" ] || tests/support/tensorrt/fetch.sh "$venv/bin/python"
   run_check ruff check .
   run_check ruff format --check .
   run_check mypy

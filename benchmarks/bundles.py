@@ -26,11 +26,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/bundle"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/registry"))
-
-from bundles import FILES, tar_of
-from registries import Counting, reserved, wait_for
 
 from edge.deploy.bundle import wheels
 from edge.deploy.bundle.reader import Bundle, open_bundle, verify_bundle
@@ -39,6 +34,8 @@ from edge.deploy.registry.pulling import pull
 from edge.deploy.registry.pushing import push
 from edge.deploy.registry.reference import parse_reference
 from edge.errors import EdgeError
+from tests.support.bundles import FILES, tar_of
+from tests.support.registries import Counting, reserved, wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_BYTES, TABLE_BYTES = 100_000_000, 10_000

@@ -65,7 +65,7 @@ def model_file(word: str, folder: Path) -> Path:
         return ROOT / "models/efficientnet_lite0.onnx"
     if word != "resnet50":
         return Path(word)
-    where = ROOT / "tests/trt/networks.py"
+    where = ROOT / "tests/support/tensorrt/networks.py"
     spec = importlib.util.spec_from_file_location("networks", where)
     if spec is None or spec.loader is None:
         raise SystemExit(f"cannot import {where}")

@@ -21,18 +21,14 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/cuda"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/trt"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/trt_runner"))
-
-from engine_double import addresses, tensorrt, write_engine
-from host_device import HostDevice
 
 from edge.backends.cuda.driver import open_device
 from edge.backends.cuda.protocols import GpuDevice
 from edge.backends.tensorrt import caps
 from edge.backends.tensorrt.runner import TrtSession
 from edge.errors import EdgeError
+from tests.support.cuda.host_device import HostDevice
+from tests.support.tensorrt.engine_double import addresses, tensorrt, write_engine
 
 SIDE, CLASSES, RUNS, WARMUP = 224, 1000, 2000, 200
 KERNEL = """

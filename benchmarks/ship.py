@@ -26,15 +26,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "ship")]
-
-import interrupts  # noqa: E402
-import loopback  # noqa: E402
-from devices import QUICK, current, tar_of  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from edge.deploy.bundle.reader import Bundle, open_bundle  # noqa: E402
 from edge.deploy.push import ship  # noqa: E402
 from edge.deploy.transport.address import DeviceAddress  # noqa: E402
+from tests.support import interrupts, loopback  # noqa: E402
+from tests.support.devices import QUICK, current, tar_of  # noqa: E402
 
 EDGE = [sys.executable, "-m", "edge"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}

@@ -31,13 +31,12 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests/report"))
-
-from run_records import made  # noqa: E402 - found by the line above
+sys.path.insert(0, str(ROOT))
 
 from edge.runtime.run_monitor import RunMonitor  # noqa: E402
 from edge.ui.web.metrics import Metrics  # noqa: E402
 from edge.ui.web.view import RunView  # noqa: E402
+from tests.support.run_records import made  # noqa: E402 - found by the line above
 
 STRETCH_S = 1.5
 

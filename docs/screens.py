@@ -22,11 +22,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-sys.path.insert(0, str(ROOT / "tests/web"))
+sys.path.insert(0, str(ROOT))
 
-from browser import Browser, browser
 from rich.console import Console
 from rich.text import Text
+
+from tests.support.browser import Browser, browser
 
 EDGE = [sys.executable, "-m", "edge"]
 RATE_HZ = 12.0

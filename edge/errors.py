@@ -6,7 +6,7 @@
     ├── QualityError    1  a quality gate failed (accuracy, agreement, quantized share)
     ├── UsageError      2  the command line asks for something impossible
     ├── ProfileError    3  a profile is missing or wrong
-    ├── GuestError      4  a guest library is missing, too old or broken
+    ├── MissingDependencyError      4  a guest library is missing, too old or broken
     ├── ModelError      5  an ONNX file is not what edge can work with
     ├── DataError       6  pictures, lists, labels or frames are unusable
     ├── ArtifactError   7  a table, statistics, engine or manifest is corrupt, foreign or stale
@@ -129,7 +129,7 @@ def require(name: str) -> ModuleType:
     """Import the guest library ``name``, or say how to install it.
 
     Raises:
-        GuestError: it is missing, or it is there and fails to import (the cause is kept).
+        MissingDependencyError: it is missing, or it is there and fails to import (the cause is kept).
     """
     try:
         with contextlib.nullcontext() if name in sys.modules else _signals_wait():

@@ -138,8 +138,8 @@ def test_the_help_of_a_sub_command_needs_no_guest(name: str, command: str, witho
 
 def test_a_missing_guest_is_an_error_with_its_install_line(without_guests: Run, tmp_path: Path) -> None:
     done = without_guests(
-        "from edge.errors import require, GuestError\n"
-        "try:\n    require('cv2')\nexcept GuestError as exc:\n    print(exc)\n"
+        "from edge.errors import require, MissingDependencyError\n"
+        "try:\n    require('cv2')\nexcept MissingDependencyError as exc:\n    print(exc)\n"
     )
     assert done.stdout.startswith("cv2 is not installed\n  try: pip install 'jetson-edge[host]'")
 

@@ -155,7 +155,7 @@ class Backend(Protocol):
         Must be cheap: it is asked on every no-op build, before any guest is imported.
 
         Raises:
-            GuestError: the guest library is not installed.
+            MissingDependencyError: the guest library is not installed.
         """
 
     def int8_plan(self, profile: Profile) -> Int8Plan:
@@ -163,14 +163,14 @@ class Backend(Protocol):
 
         Raises:
             ProfileError: the profile asks for a route or a unit that is not here.
-            GuestError: the guest library is not installed.
+            MissingDependencyError: the guest library is not installed.
         """
 
     def build(self, request: BuildRequest, *, listen: Listener = ignore_events) -> BuiltEngine:
         """Build an engine; ``listen`` hears how far it is, and warnings before the work starts.
 
         Raises:
-            DeviceError, ModelError, GuestError: it cannot be built.
+            DeviceError, ModelError, MissingDependencyError: it cannot be built.
         """
 
     def open(

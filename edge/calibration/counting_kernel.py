@@ -43,7 +43,7 @@ def count(values: Values, counts: Counts | None, *, exponent: int, seen: list[fl
     Stops in front of the first block with a value outside the range, or with NaN; returns how many values are done.
 
     Raises:
-        GuestError: llvmlite is not installed, or cannot compile for this processor.
+        MissingDependencyError: llvmlite is not installed, or cannot compile for this processor.
         ValueError: an array of another type or layout.
     """
     if values.dtype != np.float32 or not values.flags.c_contiguous:
@@ -66,7 +66,7 @@ def prepare() -> None:
     """Compile the loop now; ahead of time, beside other work.
 
     Raises:
-        GuestError: as :func:`count`.
+        MissingDependencyError: as :func:`count`.
     """
     _compiled()
 

@@ -200,7 +200,7 @@ def connect(
     """The crew of all workers of the Dask scheduler at ``address`` (``tcp://HOST:PORT``).
 
     Raises:
-        GuestError: ``distributed`` is not installed.
+        MissingDependencyError: ``distributed`` is not installed.
         UsageError: ``address`` is not one.
         DeviceError: no scheduler answers there within ``timeout_s``, or no worker comes within ``worker_timeout_s``.
     """

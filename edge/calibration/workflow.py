@@ -136,7 +136,7 @@ def calibrate_on_device(
     Raises:
         DeviceError: this TensorRT has no calibrators or not this one, took fewer batches than planned, or has no GPU.
         DataError: a picture is unreadable, or their number is no multiple of the batch.
-        ProfileError, ModelError, GuestError, StoreError: as the words say.
+        ProfileError, ModelError, MissingDependencyError, StoreError: as the words say.
     """
     start = time.monotonic()
     calibration = profile.calibration

@@ -68,7 +68,7 @@ def open_ports(wishes: HttpOptions, stack: contextlib.ExitStack, terminal: Termi
     Raises:
         UsageError: an address is none.
         DeviceError: a port is in use.
-        GuestError: starlette, uvicorn or prometheus_client is missing.
+        MissingDependencyError: starlette, uvicorn or prometheus_client is missing.
         ArtifactError: the file of the token cannot be read.
     """
     asked = [("--web", wishes.web), ("--metrics", wishes.metrics)]

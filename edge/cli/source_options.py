@@ -81,7 +81,7 @@ class FrameSource(msgspec.Struct, frozen=True, kw_only=True):
         """What opens the stream; what can be found out without opening it is found out now.
 
         Raises:
-            UsageError, DataError, GuestError: the source cannot be had.
+            UsageError, DataError, MissingDependencyError: the source cannot be had.
         """
         opening = self._plan(profile)
 

@@ -180,8 +180,8 @@ def install(settings: ServiceSettings, *, folder: Path, systemctl: Systemctl | N
     Raises:
         ArtifactError: a file of that name is there that is not ours.
         StoreError: the folder cannot be written.
-        DeviceError, GuestError: systemctl refused, or is not there; a unit that was not there before is removed again
-            when systemd has not read it.
+        DeviceError, MissingDependencyError: systemctl refused, or is not there; a unit that was not there before is
+            removed again when systemd has not read it.
     """
     path = folder / unit_name(settings.name)
     text = unit(settings)

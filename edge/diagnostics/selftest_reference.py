@@ -48,7 +48,7 @@ def compute(profile: Profile, pictures: Pictures, *, threads: int | None = None)
     """Logits of every picture, float32 n×classes, in the order of ``pictures``.
 
     Raises:
-        GuestError: onnxruntime is missing. DataError, ModelError, DeviceError: as the words say.
+        MissingDependencyError: onnxruntime is missing. DataError, ModelError, DeviceError: as the words say.
     """
     model = onnx_model.read(Path(profile.model)).SerializeToString()
     session = OrtSession(model, precision="fp32", threads=threads)

@@ -74,7 +74,7 @@ def build(
     Raises:
         ArtifactError: INT8 is asked for, and its table is missing, corrupt, bad, or made for something else.
         QualityError: INT8 is asked for and too few layers got it, and the profile is strict.
-        ModelError, DeviceError, GuestError, StoreError: as the words say.
+        ModelError, DeviceError, MissingDependencyError, StoreError: as the words say.
     """
     start = time.monotonic()
     precision = precision or profile.precision

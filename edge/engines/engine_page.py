@@ -55,7 +55,7 @@ def render(card: EngineReport, times: LayerTimes | None = None) -> str:
     """The page about ``card``, and where its time goes if that is known.
 
     Raises:
-        GuestError: jinja2 is missing.
+        MissingDependencyError: jinja2 is missing.
     """
     info = card.manifest.info if card.manifest else {}
     return html.render(
@@ -83,7 +83,7 @@ def render_difference(a: EngineReport, b: EngineReport, found: EngineComparison)
     """The page about two engines.
 
     Raises:
-        GuestError: jinja2 is missing.
+        MissingDependencyError: jinja2 is missing.
     """
     legend = dict(_legend(a)) | dict(_legend(b))
     return html.render(

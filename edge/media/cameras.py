@@ -51,7 +51,7 @@ def place(
 
     Raises:
         UsageError: the address is of no known form.
-        GuestError: this OpenCV was built without what it needs.
+        MissingDependencyError: this OpenCV was built without what it needs.
     """
     scheme = urlsplit(address).scheme if "://" in address else ""
     if address.isdecimal():

@@ -29,7 +29,7 @@ def decode(data: bytes, *, name: str) -> npt.NDArray[np.uint8]:
 
     Raises:
         DataError: no bytes, not a picture, cut off, or damaged so that OpenCV refuses it.
-        GuestError: OpenCV is not installed.
+        MissingDependencyError: OpenCV is not installed.
     """
     wrong = problem(data)
     if wrong is not None:
@@ -69,7 +69,7 @@ def encode(pixels: npt.NDArray[np.uint8], *, longest_px: int = 640, quality: int
 
     Raises:
         DataError: OpenCV cannot encode it.
-        GuestError: OpenCV is missing.
+        MissingDependencyError: OpenCV is missing.
     """
     cv2 = require("cv2")
     height, width = pixels.shape[:2]

@@ -75,7 +75,7 @@ def open_opencv_capture(request: Request) -> Capture:
 
     Raises:
         DeviceError: it cannot be opened; why is for the caller to find out, OpenCV does not say.
-        GuestError: OpenCV is missing, or was built without what this needs.
+        MissingDependencyError: OpenCV is missing, or was built without what this needs.
     """
     cv2 = opencv()
     if not cv2.videoio_registry.hasBackend(getattr(cv2, _CONSTANTS[request.api])):
@@ -98,7 +98,7 @@ def has_backend(api: Api) -> bool:
     """Whether this OpenCV was built with it.
 
     Raises:
-        GuestError: OpenCV is not installed.
+        MissingDependencyError: OpenCV is not installed.
     """
     cv2 = opencv()
     return bool(cv2.videoio_registry.hasBackend(getattr(cv2, _CONSTANTS[api])))

@@ -36,7 +36,7 @@ def check(source: Path, *, labels: Path | None = None, listen: Listener = ignore
 
     Raises:
         DataError: the source cannot be opened, or the labels are unusable. A bad picture is no error, but a result.
-        GuestError: OpenCV, or what TFRecord shards need, is not installed.
+        MissingDependencyError: OpenCV, or what TFRecord shards need, is not installed.
     """
     bad: list[Bad] = []
     pictures: list[Picture] = []

@@ -96,7 +96,7 @@ def open_shards(source: Path, shards: Sequence[Path]) -> Pictures:
 
     Raises:
         DataError: the first shard is not a TFRecord file, or no shard has a record; later damage is found on listing.
-        GuestError: google-crc32c or protobuf is missing.
+        MissingDependencyError: google-crc32c or protobuf is missing.
     """
     pictures = Pictures(source, _list(source, shards))
     pictures.take(1)

@@ -32,7 +32,7 @@ class VideoStream:
 
     Raises:
         DataError: there is no such file, or not one frame can be had from it.
-        GuestError: this OpenCV was built without FFmpeg.
+        MissingDependencyError: this OpenCV was built without FFmpeg.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ def build(pairs: Iterable[tuple[str, str]]) -> bytes:
     """FlatBuffers content with ``pairs`` in their order.
 
     Raises:
-        GuestError: the flatbuffers library is missing (it comes with onnxruntime).
+        MissingDependencyError: the flatbuffers library is missing (it comes with onnxruntime).
     """
     builder = require("flatbuffers").Builder(1024)
     made = []

@@ -114,7 +114,7 @@ def to_ort_flatbuffers(table: Table) -> bytes:
 
     Raises:
         ArtifactError: a scale that is no range (NaN, infinite, negative).
-        GuestError: the flatbuffers library is missing (it comes with onnxruntime).
+        MissingDependencyError: the flatbuffers library is missing (it comes with onnxruntime).
     """
     return flat_table.build((name, repr(value)) for name, value in _ranges(table).items())
 

@@ -17,7 +17,7 @@ def check() -> None:
     """Make sure that a page can be made, before the work that it is about.
 
     Raises:
-        GuestError: jinja2 or matplotlib is missing.
+        MissingDependencyError: jinja2 or matplotlib is missing.
     """
     require("jinja2")
     require("matplotlib")
@@ -27,7 +27,7 @@ def render(template: Path, *, filters: Mapping[str, Callable[..., str]], **conte
     """The page that ``template`` makes of ``content``; it may include ``style.css``.
 
     Raises:
-        GuestError: jinja2 is missing.
+        MissingDependencyError: jinja2 is missing.
     """
     jinja2 = require("jinja2")
     environment = jinja2.Environment(

@@ -39,7 +39,7 @@ def style(salt: str) -> Iterator[None]:
     """What is drawn in the block is drawn in our style; ``salt`` keeps the ids of two plots in one page apart.
 
     Raises:
-        GuestError: matplotlib is missing.
+        MissingDependencyError: matplotlib is missing.
     """
     library = require("matplotlib")
     with library.rc_context(_settings(library, salt)):

@@ -53,7 +53,7 @@ def render(runs: Sequence[LoadedRun], comparison: RunComparison) -> str:
 
     Raises:
         DataError: not one of them has a picture.
-        GuestError: jinja2 or matplotlib is missing.
+        MissingDependencyError: jinja2 or matplotlib is missing.
     """
     if not any(run.record.pictures for run in runs):
         raise DataError("no run has a labelled picture: there is nothing to show")

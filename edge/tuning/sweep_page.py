@@ -31,7 +31,7 @@ def render(record: Record) -> str:
 
     Raises:
         DataError: nothing was found that could be shown.
-        GuestError: jinja2 or matplotlib is missing.
+        MissingDependencyError: jinja2 or matplotlib is missing.
     """
     found = record.findings
     if found is None:

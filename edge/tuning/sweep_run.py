@@ -42,7 +42,7 @@ def sweep(
         DataError: a picture is in both sets, has no label, or cannot be used.
         UsageError: the settings ask for what there is not, or ``output`` is about something else (unless ``force``).
         ArtifactError: ``output`` is not a sweep's record.
-        ModelError, DeviceError, GuestError, StoreError: as the words say.
+        ModelError, DeviceError, MissingDependencyError, StoreError: as the words say.
     """
     start = time.monotonic()
     threads = settings.threads or profile.run.threads or os.cpu_count() or 1

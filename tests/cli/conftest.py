@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from network_camera import Server
 
 from edge.backends import registry
 from edge.calibration import workflow
@@ -20,6 +19,7 @@ from edge.cli import main
 from edge.config import profiles
 from edge.engines import building
 from edge.media.picture_sources import open_pictures
+from tests.support.network_camera import Server
 
 # Python code that runs before a command, in the process that becomes it: what it sets stays after exec.
 # Permissions do not hold for root until CAP_DAC_OVERRIDE (1) and CAP_DAC_READ_SEARCH (2) are dropped

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import tar_of, tree
+
+from tests.support.bundles import tar_of, tree
 
 Edge = Callable[..., Any]
 
@@ -163,7 +164,7 @@ def test_pushed_and_pulled(place: Path, edge: Edge, registry_host: str, monkeypa
 @pytest.fixture
 def registry_host(tmp_path: Path) -> Any:
     """The address of a registry on this machine."""
-    from registries import reserved, wait_for
+    from tests.support.registries import reserved, wait_for
 
     config, log = tmp_path / "registry.yml", tmp_path / "registry.log"
     with reserved() as host, log.open("wb") as file:

@@ -17,9 +17,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from network_camera import Server
 
 from edge.artifacts import run_record
+from tests.support.network_camera import Server
 
 Process = Callable[..., Any]
 Place = Callable[..., Path]

@@ -23,7 +23,7 @@ EXIT_CODES = {
     "QualityError": 1,
     "UsageError": 2,
     "ProfileError": 3,
-    "GuestError": 4,
+    "MissingDependencyError": 4,
     "ModelError": 5,
     "DataError": 6,
     "ArtifactError": 7,

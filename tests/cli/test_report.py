@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_records import made
 
 from edge.artifacts import run_record
+from tests.support.run_records import made
 
 Edge = Callable[..., Any]
 Place = Callable[..., Path]

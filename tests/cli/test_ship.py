@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from devices import current, tar_of
 
 from edge.deploy.transport.address import DeviceAddress
+from tests.support.devices import current, tar_of
 
 Edge = Callable[..., Any]
 FILES = {"profile.yaml": b"name: tiny\n", "model/tiny.onnx": b"weights " * 100}

@@ -13,9 +13,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from network_camera import Server
 
 from edge.artifacts import run_record
+from tests.support.network_camera import Server
 
 Edge = Callable[..., Any]
 Place = Callable[..., Path]

@@ -1,7 +1,7 @@
 """TensorRT from the command line, with each of the eight doubles: calibrate, build, run, and what goes wrong.
 
 Builds and calibrations run in processes of their own, as they do on a device, so the doubles lie on the search path as
-packages (``tests/trt/site_double.py``). What they compute, ONNX Runtime computes.
+packages (``tests/support/tensorrt/site_double.py``). What they compute, ONNX Runtime computes.
 """
 
 from __future__ import annotations
@@ -14,17 +14,14 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "trt"))
-
-import site_double
-from double import VERSIONS
-from timing_double import content
-
 from edge.artifacts import store
 from edge.backends.tensorrt import timing_cache
 from edge.calibration import cache_keys
 from edge.quantization import calibration_table
 from edge.quantization.calibration_table import TrtVersion
+from tests.support.tensorrt import site_double
+from tests.support.tensorrt.double import VERSIONS
+from tests.support.tensorrt.timing_double import content
 
 Edge = Callable[..., Any]
 Place = Callable[..., Path]

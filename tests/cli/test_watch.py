@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from network_camera import Server
 
 from edge.artifacts import run_record
+from tests.support.network_camera import Server
 
 Edge = Callable[..., Any]
 Place = Callable[..., Path]

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from boards import Grow, ManualClock
+
+from tests.support.boards import Grow, ManualClock
 
 
 @pytest.fixture

@@ -6,7 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from boards import (
+
+from edge.telemetry.hwmon import Hwmon
+from edge.telemetry.source import NoSource, Unavailable
+from edge.telemetry.sources import probe
+from tests.support.boards import (
     AGX_ORIN,
     AGX_XAVIER_JP4,
     NANO_JP4,
@@ -19,10 +23,6 @@ from boards import (
     ina3221,
     nvpmodel,
 )
-
-from edge.telemetry.hwmon import Hwmon
-from edge.telemetry.source import NoSource, Unavailable
-from edge.telemetry.sources import probe
 
 
 def opened(root: Path, clock: ManualClock | None = None) -> Hwmon:

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from boards import ManualClock
 
 from edge.telemetry.jtop import Jtop
 from edge.telemetry.source import Unavailable
+from tests.support.boards import ManualClock
 
 
 class JtopException(Exception):

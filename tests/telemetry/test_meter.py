@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from boards import ManualClock
 
 from edge.runtime.measurement_warnings import unsteady
 from edge.telemetry.energy import Energy, Window
 from edge.telemetry.meter import Telemetry, idle_baseline
 from edge.telemetry.sampler import Sampler
 from edge.telemetry.source import NoSource, Reading, Scope, Unavailable
+from tests.support.boards import ManualClock
 
 
 class Scripted:

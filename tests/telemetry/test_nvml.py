@@ -6,11 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from boards import Grow, ManualClock
 
 from edge.telemetry.board import Board
 from edge.telemetry.nvml import Nvml, gpu_load
 from edge.telemetry.source import Unavailable
+from tests.support.boards import Grow, ManualClock
 
 
 class NVMLError(Exception):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from boards import Grow, ManualClock
 
 from edge.telemetry.rapl import Rapl
 from edge.telemetry.source import Unavailable
+from tests.support.boards import Grow, ManualClock
 
 _CLASS = "sys/class/powercap"
 

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from boards import ManualClock
-from run_records import made
 
 from edge.artifacts import run_record
 from edge.errors import ArtifactError, UsageError
@@ -17,6 +15,8 @@ from edge.telemetry.source import NoSource, Reading, Scope
 from edge.telemetry.sources import check_name, probe
 from edge.telemetry.telemetry_log import Log
 from edge.telemetry.telemetry_replay import Replay, load, parse_spec
+from tests.support.boards import ManualClock
+from tests.support.run_records import made
 
 LINE = "{stamp}RAM 3000/7620MB (lfb 8x4MB) CPU [10%@1510] GR3D_FREQ 55% cpu@50C VDD_IN {mw}mW/{mw}mW VDD_SOC 2100mW/1mW"
 HEAD = b'{"edge_telemetry": 1, "source": "x", "scope": "card", "started_utc": ""}\n'

@@ -38,7 +38,7 @@ def open_device(ordinal: int = 0) -> CudaDevice:
     """The GPU with that number.
 
     Raises:
-        GuestError: PyCUDA is not installed.
+        MissingDependencyError: PyCUDA is not installed.
         DeviceError: no driver, a driver too old, no CUDA library, no GPU, or no such GPU.
     """
     driver = _pycuda()

@@ -117,7 +117,7 @@ class TensorRT:
 
         Raises:
             DeviceError: this TensorRT has no such calibrator, or there is no GPU.
-            GuestError: TensorRT or PyCUDA is not installed.
+            MissingDependencyError: TensorRT or PyCUDA is not installed.
         """
         from edge.backends.tensorrt import caps
 
@@ -135,7 +135,8 @@ class TensorRT:
         """All of their entries in one cache.
 
         Raises:
-            ArtifactError: TensorRT refuses one of them. GuestError, DeviceError: no TensorRT or no GPU to ask.
+            ArtifactError: TensorRT refuses one of them.
+            MissingDependencyError, DeviceError: no TensorRT or no GPU to ask.
         """
         from edge.backends.tensorrt import caps, subprocess_build, timing_cache_merge
 
@@ -150,7 +151,7 @@ class TensorRT:
         """The timing cache of this TensorRT on this device in ``folder``.
 
         Raises:
-            GuestError: TensorRT is not installed. DeviceError: timing caches have no effect on it.
+            MissingDependencyError: TensorRT is not installed. DeviceError: timing caches have no effect on it.
         """
         from edge.backends.tensorrt import caps
 
@@ -166,7 +167,7 @@ class TensorRT:
 
         Raises:
             ArtifactError: it was built for another TensorRT or GPU; which field differs is said, before it is loaded.
-            DeviceError, GuestError: no GPU, no driver, no PyCUDA.
+            DeviceError, MissingDependencyError: no GPU, no driver, no PyCUDA.
         """
         del threads
         from edge.backends.tensorrt import caps

@@ -60,7 +60,7 @@ def served(meal: FeedSpec, pipe: IO[bytes], ask: Callable[[], None]) -> Iterator
     """A feed whose batches come out of ``pipe``, each after ``ask``, through memory of the GPU that is given back.
 
     Raises:
-        GuestError: PyCUDA is not installed. DeviceError: no GPU, or no memory.
+        MissingDependencyError: PyCUDA is not installed. DeviceError: no GPU, or no memory.
     """
     from edge.backends.cuda import open_device
 

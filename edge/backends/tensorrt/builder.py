@@ -2,7 +2,7 @@
 
 Nothing here was run on a Jetson. What is tried is this: the whole path against doubles of eight bindings that have
 exactly their classes, flags and signatures; loggers, monitors and calibrators against the real bindings; parsing and
-building against TensorRT for RTX on a CPU (see ``tests/trt``).
+building against TensorRT for RTX on a CPU (see ``tests/backends/tensorrt``).
 """
 
 from __future__ import annotations

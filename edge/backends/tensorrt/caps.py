@@ -94,7 +94,7 @@ def load(*, rtx: bool | None = None) -> Caps:
         rtx: True for TensorRT for RTX only, False for TensorRT only, None for whichever is there, TensorRT first.
 
     Raises:
-        GuestError: there is none, it does not import (a missing driver or library), or it is older than 8.6.
+        MissingDependencyError: there is none, it does not import (driver or library missing), or it is older than 8.6.
     """
     finders = {"tensorrt": _tensorrt, "tensorrt_rtx": _tensorrt_rtx, "tensorrt_rtx_bindings": _tensorrt_rtx_bindings}
     wanted = [name for name in finders if rtx is None or rtx == name.startswith("tensorrt_rtx")]
@@ -119,7 +119,7 @@ def of(binding: Any, name: str) -> Caps:  # noqa: ANN401
     """What ``binding``, imported as ``name``, offers.
 
     Raises:
-        GuestError: older than TensorRT 8.6, or not TensorRT at all.
+        MissingDependencyError: older than TensorRT 8.6, or not TensorRT at all.
     """
     version = str(getattr(binding, "__version__", ""))
     if not hasattr(getattr(binding, "IBuilderConfig", None), "builder_optimization_level"):

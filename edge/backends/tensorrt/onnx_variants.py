@@ -55,7 +55,7 @@ def half(path: Path) -> Form:
     """The model in FP16, its input and output float32.
 
     Raises:
-        ModelError: it cannot be converted, or is above 2 GB. GuestError: onnxruntime is missing.
+        ModelError: it cannot be converted, or is above 2 GB. MissingDependencyError: onnxruntime is missing.
     """
     proto = onnx_model.read(path)
     require("onnxruntime")

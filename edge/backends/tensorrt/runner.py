@@ -6,8 +6,8 @@ at the first TensorRT finishes what it has put off since the size was set. Where
 enqueued each time, and :attr:`TrtSession.graph_note` says why. Stages are timed by CUDA events on the one stream.
 
 None of this was run with TensorRT on a GPU. What is tried is this: the whole path against doubles of eight bindings,
-with exactly their classes and signatures, in host memory (``tests/trt_runner``); and the CUDA side on a GPU, with a
-kernel in TensorRT's place (``tests/cuda``).
+with exactly their classes and signatures, in host memory (``tests/backends/tensorrt/runner``); and the CUDA side on a
+GPU, with a kernel in TensorRT's place (``tests/backends/cuda``).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class TrtSession:
     Raises:
         ArtifactError: an engine for other GPUs (``gpus``, as the engine's key names them).
         DeviceError: no GPU, no memory, an engine of another TensorRT or GPU, or one that edge cannot run.
-        GuestError: PyCUDA is not installed.
+        MissingDependencyError: PyCUDA is not installed.
 
     ``host_code`` lets an engine bring its own runtime, as a version-compatible one does. ``dla_core`` is the one that
     the engine was built for, if any.

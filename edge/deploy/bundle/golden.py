@@ -108,7 +108,7 @@ def refer(
     """Run the network on ``pictures`` (by their paths in the bundle) and keep what it says.
 
     Raises:
-        GuestError: onnxruntime is missing.
+        MissingDependencyError: onnxruntime is missing.
         DeviceError: an answer holds NaN or infinity.
         DataError: a picture cannot be decoded.
     """

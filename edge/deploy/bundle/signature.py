@@ -90,7 +90,7 @@ def sign(bundle: Bundle, key: Path) -> Path:
 
     Raises:
         UsageError: there is no such key, or ssh-keygen cannot sign with it.
-        GuestError: ssh-keygen is missing.
+        MissingDependencyError: ssh-keygen is missing.
     """
     if not key.is_file():
         raise UsageError("there is no such key", where=key, hint="ssh-keygen -t ed25519 -f edge_key")
@@ -106,7 +106,7 @@ def check(bundle: BundleSource, allowed_signers: Path) -> Signer:
 
     Raises:
         ArtifactError: nobody of the list; or the bundle is not signed, or was changed since.
-        GuestError: ssh-keygen is missing.
+        MissingDependencyError: ssh-keygen is missing.
     """
     signature = bundle.signature()
     if signature is None:

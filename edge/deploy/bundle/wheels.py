@@ -85,7 +85,7 @@ def gather(folder: Path, wanted: Sequence[WheelTarget], *, listen: Listener = ig
 
     Raises:
         UsageError: edge is not running from a checkout.
-        GuestError: pip is missing, or cannot get something.
+        MissingDependencyError: pip is missing, or cannot get something.
         ArtifactError: a wheel needs what is not there.
         StoreError: the disk refused.
     """

@@ -95,7 +95,7 @@ def pull(
     Raises:
         ArtifactError: there is no such artifact, it is not a bundle, or the registry lies about a digest.
         DeviceError: the registry cannot be reached, or refuses access.
-        GuestError: oras is not installed.
+        MissingDependencyError: oras is not installed.
     """
     connection = Connection(reference, plain_http=plain_http, ca_file=ca_file)
     with contextlib.closing(connection):

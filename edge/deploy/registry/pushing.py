@@ -41,7 +41,7 @@ def push(
         UsageError: the reference has a digest.
         ArtifactError: the bundle is not whole.
         DeviceError: the registry cannot be reached, refuses access, or does not take it.
-        GuestError: oras is not installed.
+        MissingDependencyError: oras is not installed.
     """
     if reference.digest is not None:
         raise UsageError("push takes a tag, not a digest: the digest comes out of what is pushed", where=str(reference))

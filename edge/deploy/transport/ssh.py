@@ -26,7 +26,7 @@ def connect(place: DeviceAddress, *, patience: Timeouts = PATIENCE) -> DeviceSes
 
     Raises:
         DeviceError: the device cannot be reached, or does not let us in (when the block is entered).
-        GuestError: there is no OpenSSH client on this machine.
+        MissingDependencyError: there is no OpenSSH client on this machine.
     """
     command = ["sh", "-c", LOADER] if place.is_folder else [*ssh_command(place), "--", place.host, LOADER]
 

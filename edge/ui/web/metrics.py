@@ -47,7 +47,7 @@ def check() -> None:
     """Make sure that metrics can be written.
 
     Raises:
-        GuestError: prometheus_client is missing.
+        MissingDependencyError: prometheus_client is missing.
     """
     require("prometheus_client")
 
@@ -70,7 +70,7 @@ class Metrics:
     """Hears a run, and says its state when asked. ``joules`` gives the energy since the beginning, where it is known.
 
     Raises:
-        GuestError: prometheus_client is missing.
+        MissingDependencyError: prometheus_client is missing.
     """
 
     def __init__(

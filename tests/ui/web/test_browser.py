@@ -1,0 +1,103 @@
+"""The page as a person has it: in headless Chromium, wide and on a phone, with and without a token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from edge.artifacts.run_record import Gap, Guess
+from tests.support.browser import Browser, browser, missing
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
+
+Make = Callable[..., Any]
+TOKEN = "a-token-of-this-test"
+TEXT = "return document.body.innerText"
+LABELLED = "return (document.getElementById('guesses') || {children: []}).children.length > 0"
+
+
+@pytest.fixture(scope="module")
+def window() -> Iterator[Browser]:
+    with browser() as opened:
+        yield opened
+
+
+def fed(run: Any, pictures: int = 12) -> None:
+    """Twelve seconds of a run."""
+    for seq in range(pictures):
+        run.label(seq)
+        run.clock.t_s += 1.0
+    run.label(pictures)
+
+
+def test_everything_is_on_the_page(window: Browser, running: Make) -> None:
+    run = running()
+    fed(run)
+    window.looks_like(width=1180, height=900)
+    window.open(f"http://127.0.0.1:{run.port}/")
+    window.wait(LABELLED)
+    run.label(13)
+    window.wait("return document.getElementById('picture').naturalWidth > 0")
+    text = window.run(TEXT)
+    assert "orin · net · int8" in text
+    for shown in ("giant panda", "7.00 W", "module_input", "52 °C", "Slowed down for heat or current"):
+        assert shown in text
+    for chart in ("latency", "power", "temps"):
+        assert window.run(f"return document.getElementById('{chart}').querySelectorAll('path, polyline').length") > 0
+    assert window.complaints() == []
+
+
+def test_news_come_without_a_reload(window: Browser, running: Make) -> None:
+    run = running()
+    fed(run, 2)
+    window.open(f"http://127.0.0.1:{run.port}/")
+    window.wait(LABELLED)
+    run.clock.t_s += 1.0
+    run.hear(Gap(start_s=3.0, end_s=None, reason="no frame for 5 s", hint="see dmesg"))
+    window.wait("return document.body.innerText.includes('no frame for 5 s')")
+    assert "see dmesg" in window.run(TEXT)
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_phone_needs_no_sideways_scrolling(window: Browser, running: Make, dark: bool) -> None:
+    run = running()
+    fed(run)
+    window.looks_like(width=360, height=740, dark=dark, scale=2)
+    window.open(f"http://127.0.0.1:{run.port}/")
+    window.wait(LABELLED)
+    assert window.run("return document.documentElement.scrollWidth") <= 360
+    background = window.run("return getComputedStyle(document.body).backgroundColor")
+    brightness = sum(int(part) for part in background[background.index("(") + 1 : -1].split(",")[:3])
+    assert (brightness < 384) == dark
+    window.looks_like(width=1180, height=900)
+
+
+def test_labels_are_text_and_never_markup(window: Browser, running: Make) -> None:
+    import msgspec
+
+    run = running()
+    evil = Guess(0, "<img src=x onerror=document.title='owned'>", 0.9)
+    result = run.label(0)
+    run.hear(msgspec.structs.replace(result, name="<b>x</b>", guesses=[evil]))
+    window.open(f"http://127.0.0.1:{run.port}/")
+    window.wait("return document.getElementById('guesses').innerText.includes('onerror')")
+    assert window.run("return document.title") != "owned"
+    assert window.run("return document.querySelectorAll('#guesses img').length") == 0
+
+
+def test_a_token_in_the_address_opens_the_page_and_leaves_it(window: Browser, running: Make) -> None:
+    run = running(token=TOKEN)
+    fed(run, 2)
+    window.open(f"http://127.0.0.1:{run.port}/#token={TOKEN}")
+    window.wait(LABELLED)
+    assert TOKEN not in window.run("return location.href")
+    assert window.run("return document.cookie") == ""
+
+
+def test_a_wrong_token_is_said(window: Browser, running: Make) -> None:
+    run = running(token=TOKEN)
+    window.open(f"http://127.0.0.1:{run.port}/#token=not-that-token-at-all")
+    window.wait("return document.getElementById('wrong') && !document.getElementById('wrong').hidden")
+    assert "not the token" in window.run(TEXT)

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from prometheus_client import openmetrics, parser
+from prometheus_client.openmetrics import parser as openmetrics_parser
+
+from edge.artifacts.run_record import Gap, Skip
+from edge.runtime.run_monitor import RunMonitor
+from edge.telemetry.source import Reading
+from edge.ui.web.metrics import Metrics
+from tests.support.run_records import made
+
+Make = Callable[..., Any]
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+DOCUMENTED = {
+    "edge_run", "edge_run_start_time_seconds", "edge_frames", "edge_source_up", "edge_source_gaps",
+    "edge_source_gap_seconds", "edge_stage_seconds", "edge_energy_joules", "edge_power_watts",
+    "edge_temperature_celsius", "edge_load_ratio", "edge_clock_hertz", "edge_throttling", "edge_throttle_events",
+}  # fmt: skip
+
+
+def samples(text: str) -> dict[str, list[tuple[dict[str, str], float]]]:
+    found: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for family in parser.text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return found
+
+
+def test_everything_has_its_name_unit_and_value(running: Make) -> None:
+    run = running()
+    for seq in range(10):
+        run.label(seq)
+    run.hear(
+        Skip(7, "7.jpg", "broken"),
+        Gap(start_s=1.0, end_s=None, reason="gone"), Gap(start_s=1.0, end_s=3.5, reason="gone"),
+        Gap(start_s=9.0, end_s=None, reason="gone"),
+    )  # fmt: skip
+    answer = run.ask("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    found = samples(answer.body.decode())
+    assert {labels["outcome"]: value for labels, value in found["edge_frames_total"]} == {
+        "labelled": 10.0, "skipped": 1.0, "dropped": 3.0,
+    }  # fmt: skip
+    assert found["edge_source_up"] == [({}, 0.0)]
+    assert found["edge_source_gaps_total"] == [({}, 2.0)]
+    assert found["edge_source_gap_seconds_total"] == [({}, 2.5)]
+    scope = {"scope": "module_input", "source": "hwmon"}
+    assert found["edge_power_watts"] == [(scope, 7.0)]
+    assert found["edge_energy_joules_total"] == [(scope, 12.5)]
+    assert found["edge_temperature_celsius"] == [({"sensor": "tj"}, 51.5)]
+    assert found["edge_load_ratio"] == [({"unit": "gpu"}, 0.8)]
+    assert found["edge_clock_hertz"] == [({"unit": "gpu"}, 625e6)]
+    assert found["edge_throttling"] == [({"by": "cpu-throttle-alert"}, 1.0)]
+    assert found["edge_throttle_events_total"] == [({"counter": "oc3_event_cnt"}, 4.0)]
+    assert found["edge_run_start_time_seconds"] == [({}, 1e9)]
+    [(about, one)] = found["edge_run_info"]
+    assert one == 1.0
+    assert about["precision"] == "int8"
+
+
+def test_a_histogram_adds_up(running: Make) -> None:
+    run = running()
+    for seq in range(20):
+        run.label(seq)
+    found = samples(run.ask("/metrics").body.decode())
+    results = made(30).results[:20]
+    for stage in ("decode", "infer", "total", "age"):
+        times = [getattr(result.stages, f"{stage}_ms") / 1e3 for result in results]
+        buckets = [
+            (float(labels["le"]), n) for labels, n in found["edge_stage_seconds_bucket"] if labels["stage"] == stage
+        ]
+        assert [n for _bound, n in buckets] == [sum(time <= bound for time in times) for bound, _n in buckets]
+        assert buckets[-1] == (float("inf"), 20.0)
+        [total] = [value for labels, value in found["edge_stage_seconds_sum"] if labels["stage"] == stage]
+        assert total == pytest.approx(sum(times))
+
+
+def test_both_formats_are_read_by_prometheus_own_parsers(running: Make) -> None:
+    run = running()
+    run.label()
+    plain = list(parser.text_string_to_metric_families(run.ask("/metrics").body.decode()))
+    answer = run.ask("/metrics", accept=OPENMETRICS)
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    strict = list(openmetrics_parser.text_string_to_metric_families(answer.body.decode()))
+    assert {family.name for family in strict} == DOCUMENTED
+    assert len(plain) == len(strict)
+    assert openmetrics is not None
+
+
+def test_the_list_in_the_documentation_is_whole(repository: Any) -> None:
+    text = (repository / "docs" / "web.md").read_text()
+    for name in DOCUMENTED:
+        assert f"`{name}" in text, name
+
+
+def test_hostile_names_are_escaped() -> None:
+    nasty = 'a"b\\c\nd{}#= \u2028'
+    reading = Reading(t_s=0.0, power_mw=1.0, temps_c={nasty: 1.0}, throttling=(nasty,), throttles={nasty: 1})
+    subject = msgspec.structs.replace(
+        made(1).subject, profile=nasty, model=nasty, backend={"backend": nasty}, device={}
+    )
+    metrics = Metrics(RunMonitor(reading=lambda: reading), subject, power=(nasty, nasty))
+    data, _kind = metrics.text()
+    found = samples(data.decode())
+    assert found["edge_temperature_celsius"] == [({"sensor": nasty}, 1.0)]
+    assert found["edge_run_info"][0][0]["profile"] == nasty
+
+
+def test_what_is_not_measured_is_absent() -> None:
+    metrics = Metrics(RunMonitor(), made(1).subject)
+    data, _kind = metrics.text()
+    found = samples(data.decode())
+    assert not [name for name in found if "power" in name or "temperature" in name or "energy" in name]
+    assert {labels["outcome"] for labels, _value in found["edge_frames_total"]} == {"labelled", "skipped"}
+
+
+def test_labels_of_pictures_are_not_metrics(running: Make) -> None:
+    run = running()
+    run.label()
+    assert b"hen" not in run.ask("/metrics").body
+
+
+def test_metrics_without_a_page(running: Make) -> None:
+    run = running(has_page=False, token="a-token-of-this-test")
+    assert run.ask("/").status == 401
+    assert run.ask("/", authorization="Bearer a-token-of-this-test").status == 404
+    assert run.ask("/metrics", authorization="Bearer a-token-of-this-test").status == 200
