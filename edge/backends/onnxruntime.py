@@ -59,7 +59,7 @@ class OnnxRuntime:
         del listen
         from edge.model import onnx_model
 
-        proto = onnx_model.read(request.model)
+        proto = onnx_model.read(request.model, request.profile.outputs)
         route: str | None = None
         info: dict[str, Any] = {}
         notes: list[str] = []

@@ -24,7 +24,7 @@ from edge.artifacts import store
 from edge.calibration import counting, counting_kernel, watch_plan
 from edge.calibration.blocked import Watching, open_blocked
 from edge.calibration.checkpoint import KIND, Checkpoint, load, save
-from edge.config import InputConfig, PreprocessConfig, Profile
+from edge.config import InputConfig, OutputOptions, PreprocessConfig, Profile
 from edge.errors import ArtifactError
 from edge.events import Listener, Progress, ignore_events
 from edge.media import Picture, Pictures, decode
@@ -62,6 +62,7 @@ class StatisticsJob(msgspec.Struct, frozen=True):
     watched: tuple[str, ...]
     needs: Needs
     threads: int
+    outputs: OutputOptions = OutputOptions()
 
 
 class PartialStatistics(msgspec.Struct, frozen=True):
@@ -166,7 +167,7 @@ def collect_statistics(
     # Absolute: who counts may have another working directory.
     task = StatisticsJob(
         str(model.path.absolute()), model.sha256, profile.preprocess, profile.input, tuple(plan.watched), needs,
-        threads or crew.threads,
+        threads or crew.threads, model.outputs,
     )  # fmt: skip
     ordered = sorted(pictures, key=lambda picture: picture.sha256)
     empty = Statistics.empty(task.watched, with_histogram=needs == "histogram")
@@ -222,13 +223,13 @@ def count(
 @functools.lru_cache(maxsize=2)
 def _opened(task: StatisticsJob) -> tuple[Watching, Preprocessor, int | None]:
     path = Path(task.model)
-    model = onnx_model.load(path)
+    model = onnx_model.load(path, task.outputs)
     if model.sha256 != task.model_sha256:
         raise ArtifactError("the model is not the one that the calibration was planned with", where=path)
     _use_one_malloc_arena()
     # Pictures go to the threads whole; OpenCV's own would only stand in their way.
     use_one_thread()
-    outputs = watch_plan.with_outputs(onnx_model.read(path), list(task.watched))
+    outputs = watch_plan.with_outputs(onnx_model.read(path, task.outputs), list(task.watched))
     shape = (model.fixed_batch or 1, 3, task.input.height, task.input.width)
     probe = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     with ThreadPoolExecutor(1, thread_name_prefix="compile") as beside:

@@ -76,7 +76,7 @@ def calibrate(
     """
     start = time.monotonic()
     chosen, parameters = algorithms.find(profile.calibration.algorithm, profile.calibration.parameters)
-    model = onnx_model.load(Path(profile.model))
+    model = onnx_model.load(Path(profile.model), profile.outputs)
     onnx_model.check_fits(model, profile)
     if not _hashed(pictures, listen=listen, should_stop=should_stop):
         return None
@@ -88,7 +88,7 @@ def calibrate(
     for difference in changed:
         listen(Note(f"the table that is there differs in {difference}"))
 
-    graph = onnx_model.read(model.path).graph
+    graph = onnx_model.read(model.path, model.outputs).graph
     plan = watch_plan.plan(graph, model.activations)
     with _locked(path, listen):
         observed = collection.collect_statistics(
@@ -149,7 +149,7 @@ def calibrate_on_device(
     if profile.build.dla_core is not None and calibration.algorithm != "entropy2":
         raise ProfileError("a DLA takes a table of entropy2 only", where=profile.name, hint="--algorithm entropy2")
     parameters = cache_keys.device_parameters(profile)
-    model = onnx_model.load(Path(profile.model))
+    model = onnx_model.load(Path(profile.model), profile.outputs)
     onnx_model.check_fits(model, profile)
     batch = model.fixed_batch or calibration.batch
     whole = len(pictures) // batch * batch

@@ -35,7 +35,7 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Run the verb."""
-    from edge.backends import OnnxRuntime
+    from edge.backends import OrtSession
     from edge.cli import paths, signals
     from edge.media import open_pictures
     from edge.model import onnx_model, preprocessing
@@ -68,8 +68,11 @@ def command(
         )
         reference = None
         if against is not None:
-            onnx_model.load(Path(chosen.model))
-            exact = OnnxRuntime().open(Path(chosen.model), precision="fp32", threads=cpu_threads)
+            exact = OrtSession(
+                onnx_model.read(Path(chosen.model), chosen.outputs).SerializeToString(),
+                precision="fp32",
+                threads=cpu_threads,
+            )
             stack.callback(exact.close)
             reference = evaluation.logits(
                 chosen_pictures, exact, preprocessor, batch=batch, stage="fp32", listen=listen, should_stop=wish

@@ -83,7 +83,7 @@ def check(name: Name = None, *, as_json: options.Json = False) -> None:
 
     chosen, path = paths.load_profile(name)
     algorithms.find(chosen.calibration.algorithm, chosen.calibration.parameters)
-    found = onnx_model.load(Path(chosen.model))
+    found = onnx_model.load(Path(chosen.model), chosen.outputs)
     onnx_model.check_fits(found, chosen)
     classes = len(labels.load_names(Path(chosen.labels)))
     if classes != found.classes:

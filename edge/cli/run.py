@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from edge.artifacts import RunRecord
+    from edge.calibration import FoundArtifact
+    from edge.config import Profile
+    from edge.runtime import RunSettings, Width
 
 # Pictures listed at the end of a run; all of them are in the record.
 _SHOWN = 20
@@ -107,9 +110,7 @@ def command(  # noqa: PLR0913 - one argument per option
                 preprocessor=preprocessor,
                 names=names,
                 subject=run.subject,
-                settings=run_loop.RunSettings(
-                    topk=topk or chosen.run.topk, warmup=chosen.run.warmup, width=width.width, duration_s=duration_s
-                ),
+                settings=_settings(chosen, found, width.width, topk=topk, duration_s=duration_s),
                 telemetry=telemetry,
                 hear=followers,
                 show=followers.show,
@@ -120,6 +121,17 @@ def command(  # noqa: PLR0913 - one argument per option
     if record is not None and not as_json:
         terminal.say(f"record: {record}")
     wish.grant()
+
+
+def _settings(
+    chosen: Profile, found: FoundArtifact, width: Width, *, topk: int | None, duration_s: float | None
+) -> RunSettings:
+    from edge.runtime import RunSettings, output_kind
+
+    return RunSettings(
+        topk=topk or chosen.run.topk, warmup=chosen.run.warmup, width=width, duration_s=duration_s,
+        output=output_kind(chosen.output, found.manifest.info),
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -104,7 +104,7 @@ def check_(
         from edge.model import onnx_model
 
         loaded, _ = paths.load_profile(profile)
-        expected = onnx_model.load(Path(loaded.model)).activations
+        expected = onnx_model.load(Path(loaded.model), loaded.outputs).activations
         dla = loaded.build.dla_core is not None
         route = _route(loaded, version)
         made = cache_keys.origin(table, loaded)

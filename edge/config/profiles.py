@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,10 +26,6 @@ Int8Route = Literal["auto", "implicit", "explicit"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
 Triple = tuple[float, float, float]
-
-_KIND = Kind(
-    name="profile", hint="edge profile list", paths=frozenset({("model",), ("labels",), ("calibration", "images")})
-)
 
 
 class _ConfigSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -157,14 +155,35 @@ class TelemetryConfig(_ConfigSection, frozen=True):
     idle_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.0
 
 
+OutputKind = Literal["logits", "probabilities"]
+
+
+class OutputOptions(msgspec.Struct, frozen=True):
+    """What a profile says about the model's output.
+
+    Attributes:
+        name: which of several outputs holds the classes; None where there is one.
+        kind: what its numbers are; None: edge looks at the model.
+    """
+
+    name: str | None = None
+    kind: OutputKind | None = None
+
+
 class Profile(_ConfigSection, frozen=True):
-    """Everything about one device, resolved: ``extends`` merged, paths absolute."""
+    """Everything about one device, resolved: ``extends`` merged, paths absolute.
+
+    ``output`` says what the network's numbers are where edge cannot see it (null: it looks), and ``output_name`` which
+    of several outputs is the classes'.
+    """
 
     name: str
     family: Family
     backend: BackendName
     model: str
     labels: str
+    output: OutputKind | None = None
+    output_name: str | None = None
     input: InputConfig = InputConfig()
     preprocess: PreprocessConfig = PreprocessConfig()
     precision: Precision = "int8"
@@ -177,11 +196,20 @@ class Profile(_ConfigSection, frozen=True):
     telemetry: TelemetryConfig = TelemetryConfig()
 
     @property
+    def outputs(self) -> OutputOptions:
+        """``output_name`` and ``output`` together."""
+        return OutputOptions(self.output_name, self.output)
+
+    @property
     def digest(self) -> str:
         """Sha256 of the settings that an engine depends on; paths and run settings are not among them."""
         content = msgspec.to_builtins(self)
         for name in ("name", "model", "labels", "run", "camera", "telemetry", "power_mode", "calibration"):
             del content[name]
+        for name in ("output", "output_name"):
+            # Newer than the first engines: only what is set counts, so that those stay valid.
+            if content[name] is None:
+                del content[name]
         return canonical_digest(content)
 
 
@@ -241,6 +269,7 @@ def _check_together(profile: Profile, document: Document) -> None:
             raise document.error(("preprocess", name), f"must be finite for every channel, got {list(values)}")
     if min(pre.std) <= 0:
         raise document.error(("preprocess", "std"), f"must be above 0 for every channel, got {list(pre.std)}")
+    _check_units(pre, document)
     for name, value in profile.calibration.parameters.items():
         if not math.isfinite(value):
             raise document.error(("calibration", "parameters", name), f"must be finite, got {value}")
@@ -254,6 +283,76 @@ def _check_together(profile: Profile, document: Document) -> None:
     if profile.backend == "onnxruntime" and profile.precision == "fp16":
         raise document.error(("precision",), "ONNX Runtime on a CPU runs fp32 or int8, not fp16")
     _check_camera(profile.camera, document)
+
+
+def _check_units(pre: PreprocessConfig, document: Document) -> None:
+    """Refuse mean and std in units of 0 to 1, which torchvision and timm use.
+
+    0 and 1 are kept: a network that takes pixel values as they are has them.
+    """
+    is_small = max(map(abs, pre.mean)) <= 1 and max(pre.std) <= 1
+    if is_small and (pre.mean, pre.std) != ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)):
+        mean, std = (_pasted(value * 255 for value in values) for values in (pre.mean, pre.std))
+        raise document.error(
+            ("preprocess", "mean"),
+            f"mean {_pasted(pre.mean)} and std {_pasted(pre.std)} are in units of 0 to 1 (torchvision), and pixel "
+            "values here are 0 to 255",
+            hint=f"mean: {mean}, std: {std}; or add scale: 1/255 beside them",
+        )
+
+
+def _pasted(values: Iterable[float]) -> str:
+    return f"[{', '.join(f'{value:.6g}' for value in values)}]"
+
+
+def _convert_units(document: Document) -> None:
+    """Bring ``preprocess.mean`` and ``std`` of one file to three values in units of 0 to 255."""
+    section = document.tree.get("preprocess")
+    if not isinstance(section, dict):
+        return
+    for name in ("mean", "std"):
+        if _is_number(section.get(name)):
+            section[name] = [section[name]] * 3
+    if "scale" not in section:
+        return
+    scale = _scale(section.pop("scale"), document)
+    for name in ("mean", "std"):
+        if name not in section:
+            raise document.error(
+                ("preprocess", "scale"), f"needs {name} beside it, in the same file",
+                hint="for an input of 0 to 1: scale: 1/255, mean: 0, std: 1",
+            )  # fmt: skip
+        values = section[name]
+        if isinstance(values, list) and all(map(_is_number, values)):
+            section[name] = [value / scale for value in values]
+
+
+def _scale(value: object, document: Document) -> float:
+    """The value of ``preprocess.scale``: a number, or a fraction such as 1/255."""
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9.]+)\s*/\s*([0-9.]+)\s*", value)
+        try:
+            number = float(match[1]) / float(match[2]) if match else math.nan
+        except (ValueError, ZeroDivisionError):
+            number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise document.error(
+            ("preprocess", "scale"), f"must be a number or fraction above 0, got {value!r}", hint="1/255"
+        )
+    return number
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_KIND = Kind(
+    name="profile",
+    hint="edge profile list",
+    paths=frozenset({("model",), ("labels",), ("calibration", "images")}),
+    convert=_convert_units,
+)
 
 
 def _check_camera(camera: CameraConfig, document: Document) -> None:

@@ -11,7 +11,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,14 +25,16 @@ _MAX_EXTENDS = 8
 
 
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
-    """What a file is called in messages, what to do when it is not there, and which of its keys are paths.
+    """A kind of YAML file: its name in messages, what to do when it is missing, and which of its keys are paths.
 
-    A path in ``paths`` is read relative to the file that names it.
+    A path in ``paths`` is read relative to the file that names it. ``convert`` may change the values of one file before
+    it is merged over what it extends, such as values in another unit.
     """
 
     name: str
     hint: str | None = None
     paths: frozenset[Key] = frozenset()
+    convert: Callable[[Document], None] | None = None
 
 
 class Document:
@@ -88,7 +90,10 @@ class Document:
         except yaml.YAMLError as exc:
             mark = getattr(exc, "problem_mark", None)
             line = f":{mark.line + 1}" if mark else ""
-            raise ProfileError(f"not YAML: {getattr(exc, 'problem', exc)}", where=f"{path}{line}") from exc
+            problem = str(getattr(exc, "problem", exc))
+            # The most common mistake, and PyYAML's words for it name no tab.
+            hint = "indent with spaces: YAML takes no tabs" if "'\\t'" in problem else None
+            raise ProfileError(f"not YAML: {problem}", where=f"{path}{line}", hint=hint) from exc
         except RecursionError as exc:
             raise ProfileError("not YAML that edge can read: nested too deeply", where=path) from exc
         if root is None:
@@ -101,15 +106,18 @@ class Document:
             value = _Values(path, kind.paths, places, yaml.SafeLoader("")).of(root, ())
         except RecursionError as exc:
             raise ProfileError("an alias that stands inside of what it names", where=path) from exc
-        return cls(path, value, places)
+        document = cls(path, value, places)
+        if kind.convert is not None:
+            kind.convert(document)
+        return document
 
-    def error(self, key: Key, what: str) -> ProfileError:
+    def error(self, key: Key, what: str, *, hint: str | None = None) -> ProfileError:
         """A ProfileError that points at ``key``, or at its nearest parent that is in a file."""
         at = key
         while at and at not in self.places:
             at = at[:-1]
         path, line = self.places.get(at, (self.path, 1))
-        return ProfileError(f"{'.'.join(key)}: {what}" if key else what, where=f"{path}:{line}")
+        return ProfileError(f"{'.'.join(key)}: {what}" if key else what, where=f"{path}:{line}", hint=hint)
 
     def error_from(self, exc: msgspec.ValidationError, struct: type[msgspec.Struct], *, at: Key = ()) -> ProfileError:
         """Translate msgspec's `` - at `$.a.b[0]` `` into file, line and key; ``struct`` stands at ``at``."""
@@ -154,17 +162,25 @@ class _Values:
         if not isinstance(node, yaml.MappingNode):
             return self._scalar(node, at)
         result: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
                 raise ProfileError("a key must be a word", where=f"{self._path}:{line}")
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                for part in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
+                    found = self.of(part, at)
+                    if not isinstance(found, dict):
+                        raise ProfileError("<< merges mappings only", where=f"{self._path}:{line}")
+                    merged = {**found, **merged}
+                continue
             name = str(key_node.value)
             key = (*at, name)
             if name in result:
                 raise ProfileError(f"{'.'.join(key)}: given twice", where=f"{self._path}:{line}")
             self._places[key] = (self._path, line)
             result[name] = self.of(value_node, key)
-        return result
+        return {**merged, **result}
 
     def _scalar(self, node: Any, at: Key) -> Any:  # noqa: ANN401
         import yaml

@@ -50,7 +50,7 @@ def compute(profile: Profile, pictures: Pictures, *, threads: int | None = None)
     Raises:
         MissingDependencyError: onnxruntime is missing. DataError, ModelError, DeviceError: as the words say.
     """
-    model = onnx_model.read(Path(profile.model)).SerializeToString()
+    model = onnx_model.read(Path(profile.model), profile.outputs).SerializeToString()
     session = OrtSession(model, precision="fp32", threads=threads)
     preprocessor = preprocessing.Preprocessor(profile.preprocess, profile.input)
     try:

@@ -101,7 +101,7 @@ def build(
             layers=None, seconds=time.monotonic() - start, warnings=[],
         )  # fmt: skip
 
-    model = onnx_model.load(Path(profile.model))
+    model = onnx_model.load(Path(profile.model), profile.outputs)
     onnx_model.check_fits(model, profile)
     warnings: list[str] = []
     request = BuildRequest(
@@ -242,6 +242,8 @@ def _save(
         "build_seconds": round(seconds, 3),
         "input": str(model.input),
         "output": str(model.output),
+        "output_kind": model.kind,
+        "adaption": list(model.changes),
         "device": msgspec.to_builtins(machine),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         **built.info,

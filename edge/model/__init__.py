@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from edge import lazy_exports
 
 if TYPE_CHECKING:
+    from edge.model.adaption import AdaptedModel, adapt
     from edge.model.inspection import (
         RAW_SUFFIX,
         SUFFIX,
@@ -25,6 +26,7 @@ else:
     __getattr__ = lazy_exports(
         __name__,
         {
+            "adaption": ["AdaptedModel", "adapt"],
             "inspection": [
                 "Counts",
                 "Inspection",
@@ -45,6 +47,7 @@ else:
 __all__ = [
     "RAW_SUFFIX",
     "SUFFIX",
+    "AdaptedModel",
     "Box",
     "Counts",
     "Inspection",
@@ -55,6 +58,7 @@ __all__ = [
     "Port",
     "Preprocessor",
     "Role",
+    "adapt",
     "decode_inspection",
     "inspection",
     "onnx_model",

@@ -1,4 +1,4 @@
-"""An ONNX classifier: loaded, checked, fingerprinted. Together with ``calibration`` the only user of ``onnx``."""
+"""An ONNX classifier: loaded, checked, fingerprinted, and brought into the form that edge works with."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge.artifacts import sha256_bytes, sha256_file
-from edge.config import Profile
+from edge.config import OutputKind, OutputOptions, Profile
 from edge.errors import ModelError, require
+from edge.model.adaption import AdaptedModel, adapt
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, TensorProto
@@ -34,10 +35,20 @@ class TensorSpec(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """A classifier with one float32 N×3×H×W input and one float32 N×classes output.
+    """A classifier with one float32 N×3×H×W input and one float32 N×classes output, adapted where the file has others.
 
-    ``activations`` names every float tensor that carries activations: the input, then node outputs in graph order.
-    Tensors computed from constants alone are not among them.
+    Attributes:
+        path: the file.
+        sha256: of the file and its external weights.
+        opset: version of the default operator set.
+        input, output: after adaption (see :mod:`edge.model.adaption`).
+        activations: every float tensor that carries activations: the input, then node outputs in graph order. Tensors
+            computed from constants alone are not among them.
+        outputs: what the profile says about the output.
+        kind: what the output's numbers are.
+        changes: what adaption changed, in words.
+        raw_pixels: the input takes pixel values of 0 to 255 as they are (it was uint8).
+        grey: the input had one channel.
     """
 
     path: Path
@@ -46,6 +57,11 @@ class Model(msgspec.Struct, frozen=True):
     input: TensorSpec
     output: TensorSpec
     activations: list[str]
+    outputs: OutputOptions = OutputOptions()
+    kind: OutputKind = "logits"
+    changes: tuple[str, ...] = ()
+    raw_pixels: bool = False
+    grey: bool = False
 
     @property
     def classes(self) -> int:
@@ -93,41 +109,49 @@ def _read(path: Path, _stamp: tuple[int, int]) -> ModelProto:
     return proto
 
 
-def read(path: Path) -> ModelProto:
-    """The ONNX protobuf of ``path``, checked by onnx. Do not change it: it is kept for the next caller.
+def read(path: Path, outputs: OutputOptions = OutputOptions()) -> ModelProto:  # noqa: B008
+    """Read the ONNX protobuf of ``path``, in the form that edge works with (see :mod:`edge.model.adaption`).
+
+    It is kept for the next caller: do not change it.
 
     Raises:
-        ModelError: missing, truncated, not ONNX, or refused by onnx's checker.
+        ModelError: missing, truncated, not ONNX, refused by onnx's checker, or no classifier.
+    """
+    return read_adapted(path, outputs).proto
+
+
+def read_adapted(path: Path, outputs: OutputOptions = OutputOptions()) -> AdaptedModel:  # noqa: B008
+    """As :func:`read`, with what was changed.
+
+    Raises:
+        ModelError: as :func:`read`.
     """
     if not path.is_file():
         raise ModelError("there is no such model", where=path, hint="check `model:` in the profile")
     status = path.stat()
     if status.st_size == 0:
         raise ModelError("the file is empty", where=path, hint="export it again")
-    return _read(path.resolve(), (status.st_mtime_ns, status.st_size))
+    return _adapted(path.resolve(), (status.st_mtime_ns, status.st_size), outputs, str(path))
 
 
-def load(path: Path) -> Model:
+@functools.lru_cache(maxsize=4)
+def _adapted(path: Path, stamp: tuple[int, int], outputs: OutputOptions, where: str) -> AdaptedModel:
+    return adapt(_read(path, stamp), outputs, where=where)
+
+
+def load(path: Path, outputs: OutputOptions = OutputOptions()) -> Model:  # noqa: B008
     """Read ``path`` and check that it is a classifier that edge can work with.
 
     Raises:
-        ModelError: not ONNX, not one float32 NCHW picture input, or not one N×classes output.
+        ModelError: not ONNX, no picture input, or no output of classes.
     """
-    proto = read(path)
-    graph = proto.graph
+    adapted = read_adapted(path, outputs)
+    graph = adapted.proto.graph
     constant = {item.name for item in graph.initializer}
-    inputs = [_tensor(value) for value in graph.input if value.name not in constant]
-    outputs = [_tensor(value) for value in graph.output]
-    if len(inputs) != 1 or len(outputs) != 1:
-        found = f"{_count(inputs, 'input')} and {_count(outputs, 'output')}"
-        raise ModelError(
-            f"a classifier with one input and one output is needed, this has {found}",
-            where=path,
-            hint="export only the picture input and the logits output",
-        )
-    _check_input(inputs[0], path)
-    _check_output(outputs[0], path)
-    opset = max((item.version for item in proto.opset_import if item.domain in {"", "ai.onnx"}), default=0)
+    taken = next(_tensor(value) for value in graph.input if value.name not in constant)
+    given = _tensor(graph.output[0])
+    _check_output(given, path)
+    opset = max((item.version for item in adapted.proto.opset_import if item.domain in {"", "ai.onnx"}), default=0)
     newest = int(require("onnx").defs.onnx_opset_version())
     if opset > newest:
         # A parser may take it all the same, and read an operator in its older meaning.
@@ -140,9 +164,14 @@ def load(path: Path) -> Model:
         path=path,
         sha256=fingerprint(path),
         opset=opset,
-        input=inputs[0],
-        output=outputs[0],
-        activations=_activations(proto, inputs[0].name, path),
+        input=taken,
+        output=given,
+        activations=_activations(adapted.proto, taken.name, path),
+        outputs=outputs,
+        kind=adapted.kind,
+        changes=adapted.changes,
+        raw_pixels=adapted.raw_pixels,
+        grey=adapted.grey,
     )
 
 
@@ -161,6 +190,7 @@ def check_fits(model: Model, profile: Profile) -> None:
                 where=model.path,
                 hint=f"set input.{name}: {has} in the profile",
             )
+    _check_preprocess(model, profile)
     fixed, batch = model.fixed_batch, profile.input.batch
     if fixed is not None and (batch.min, batch.max) != (fixed, fixed):
         raise ModelError(
@@ -171,8 +201,8 @@ def check_fits(model: Model, profile: Profile) -> None:
         )
 
 
-def _without_weights(proto: ModelProto) -> ModelProto:
-    """The model with its large initializers turned into inputs: shape inference copies whatever it is given."""
+def without_weights(proto: ModelProto) -> ModelProto:
+    """Turn the large initializers of a model into inputs: shape inference copies whatever it is given."""
     onnx = require("onnx")
     graph = proto.graph
     light: ModelProto = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import)
@@ -195,7 +225,7 @@ def _activations(proto: ModelProto, input_name: str, path: Path) -> list[str]:
     onnx = require("onnx")
     try:
         # Not the graph alone: what an operator means depends on the opset.
-        inferred = onnx.shape_inference.infer_shapes(_without_weights(proto)).graph
+        inferred = onnx.shape_inference.infer_shapes(without_weights(proto)).graph
     except (onnx.shape_inference.InferenceError, ValueError) as exc:
         raise ModelError(f"not a valid ONNX model: {_first_line(exc)}", where=path, hint="export it again") from exc
     floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
@@ -213,26 +243,27 @@ def _activations(proto: ModelProto, input_name: str, path: Path) -> list[str]:
     return names
 
 
-def _check_input(tensor: TensorSpec, path: Path) -> None:
-    shape = tensor.shape
-    if tensor.dtype != "float32":
+def _check_preprocess(model: Model, profile: Profile) -> None:
+    """Check that pixels are normalized once, and that a one-channel input gets equal channels."""
+    spec = profile.preprocess
+    if model.raw_pixels and (spec.mean, spec.std) != ((0.0,) * 3, (1.0,) * 3):
         raise ModelError(
-            f"the input must be float32, this is {tensor}",
-            where=path,
-            hint="export with a float32 input; reduced precision is the engine's business, not the model's",
+            f"takes uint8 pixel values as they are, and the profile says mean {list(spec.mean)}, std {list(spec.std)}",
+            where=model.path,
+            hint="preprocess: {mean: 0, std: 1}; the network normalizes by itself",
         )
-    if len(shape) == 3:
-        raise ModelError(f"the input has no batch axis: {tensor}", where=path, hint="export it as N×3×H×W")
-    if len(shape) == 4 and shape[1] != 3 and shape[3] == 3:
+    if not model.grey:
+        return
+    if spec.color != "rgb":
         raise ModelError(
-            f"the input is NHWC: {tensor}", where=path, hint="export it as N×3×H×W (a Transpose in front will do)"
-        )
-    if len(shape) != 4 or shape[1] != 3:
+            "takes one channel, the luma of an RGB picture, and the profile says color: bgr", where=model.path,
+            hint="color: rgb",
+        )  # fmt: skip
+    if len(set(spec.mean)) > 1 or len(set(spec.std)) > 1:
         raise ModelError(
-            f"the input must be N×3×H×W, this is {tensor}",
-            where=path,
-            hint="export it as N×3×H×W; only batch, height and width may be dynamic",
-        )
+            "takes one channel, and the profile has different mean or std for red, green and blue", where=model.path,
+            hint=f"mean: {sum(spec.mean) / 3:.6g}, std: {sum(spec.std) / 3:.6g}, or what the model was trained with",
+        )  # fmt: skip
 
 
 def _check_output(tensor: TensorSpec, path: Path) -> None:
@@ -240,6 +271,8 @@ def _check_output(tensor: TensorSpec, path: Path) -> None:
         raise ModelError(
             f"the output must be float32 N×classes, this is {tensor}", where=path, hint="export the logits, flattened"
         )
+    if tensor.shape[1] < 1:
+        raise ModelError(f"the model has no classes: its output is {tensor}", where=path, hint="export it again")
 
 
 def _tensor(value: object) -> TensorSpec:
@@ -296,8 +329,3 @@ def _mentions(path: Path, word: bytes) -> bool:
 
 def _first_line(exc: Exception) -> str:
     return (str(exc).strip().splitlines() or [type(exc).__name__])[0]
-
-
-def _count(items: list[TensorSpec], noun: str) -> str:
-    names = ", ".join(item.name for item in items)
-    return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}" + (f" ({names})" if len(items) > 1 else "")

@@ -7,18 +7,22 @@ from typing import TYPE_CHECKING
 from edge import lazy_exports
 
 if TYPE_CHECKING:
+    from edge.runtime.classifier import output_kind, probabilities
     from edge.runtime.evaluation import Scores
     from edge.runtime.journal import Journal, Rotation
     from edge.runtime.pipeline import Width
+    from edge.runtime.run_loop import RunSettings
     from edge.runtime.run_monitor import Clock, RunMonitor, RunSnapshot
     from edge.runtime.watchdog import Heartbeat, Notifier, watchdog_s
 else:
     __getattr__ = lazy_exports(
         __name__,
         {
+            "classifier": ["output_kind", "probabilities"],
             "evaluation": ["Scores"],
             "journal": ["Journal", "Rotation"],
             "pipeline": ["Width"],
+            "run_loop": ["RunSettings"],
             "run_monitor": ["Clock", "RunMonitor", "RunSnapshot"],
             "watchdog": ["Heartbeat", "Notifier", "watchdog_s"],
         },
@@ -31,6 +35,7 @@ __all__ = [
     "Notifier",
     "Rotation",
     "RunMonitor",
+    "RunSettings",
     "RunSnapshot",
     "Scores",
     "Width",
@@ -38,6 +43,8 @@ __all__ = [
     "benchmark",
     "evaluation",
     "mlperf",
+    "output_kind",
+    "probabilities",
     "run_loop",
     "watchdog_s",
 ]

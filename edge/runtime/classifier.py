@@ -1,41 +1,77 @@
-"""From logits to labels."""
+"""From the network's output to labels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edge.artifacts import Guess
+from edge.config import OutputKind
 from edge.errors import DeviceError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+# Probabilities sum to one within this, also after INT8 and FP16; logits do so by chance only.
+_TOLERANCE = 1e-3
+
+
+def output_kind(asked: OutputKind | None, info: Mapping[str, Any]) -> OutputKind | None:
+    """What an engine's outputs are.
+
+    Args:
+        asked: ``output`` of the profile.
+        info: of the engine's manifest; those of earlier versions say nothing.
+
+    Returns:
+        The kind, or None where each row is to be looked at (see :func:`probabilities`).
+    """
+    built: OutputKind = "probabilities" if info.get("output_kind", asked) == "probabilities" else "logits"
+    return built if built == "probabilities" or asked == "logits" else None
+
+
+def probabilities(values: NDArray[np.float32], kind: OutputKind | None) -> NDArray[np.float32]:
+    """Class probabilities of outputs, float32 …×classes.
+
+    Args:
+        values: finite outputs, float32 …×classes.
+        kind: logits get a softmax, probabilities stay. None decides by row: one that is nowhere negative and sums to
+            one holds probabilities, so that a Softmax that nobody saw in the graph is not applied twice.
+    """
+    if kind == "probabilities":
+        return values
+    exp = np.exp(values - values.max(axis=-1, keepdims=True))
+    softmax: NDArray[np.float32] = exp / exp.sum(axis=-1, keepdims=True)
+    if kind == "logits":
+        return softmax
+    is_done = (values.min(axis=-1) >= 0) & (np.abs(values.sum(axis=-1) - 1) < _TOLERANCE)
+    return np.where(is_done[..., None], values, softmax)
+
 
 class Classifier:
-    """The ``topk`` classes with the largest logits, with their names and softmax shares, best first."""
+    """The ``topk`` most probable classes of an output, with their names and probabilities, best first."""
 
-    def __init__(self, names: Sequence[str], *, topk: int) -> None:
+    def __init__(self, names: Sequence[str], *, topk: int, kind: OutputKind | None = None) -> None:
         self._names = names
         self._topk = topk
+        self._kind = kind
 
-    def __call__(self, logits: NDArray[np.float32], *, where: str) -> list[Guess]:
-        """Guesses for one picture's float32 logits; classes without a name are called by their number.
+    def __call__(self, output: NDArray[np.float32], *, where: str) -> list[Guess]:
+        """Guesses for one picture's outputs, float32; classes without a name are called by their number.
 
         Raises:
-            DeviceError: the logits hold NaN or infinity.
+            DeviceError: the output holds NaN or infinity.
         """
-        if not np.isfinite(logits).all():
+        if not np.isfinite(output).all():
             raise DeviceError(
                 f"the engine's answer holds NaN or infinity for {where}",
                 hint="the engine overflows: build it with --precision fp32, and see whether the model itself does",
             )
-        top = np.argsort(-logits, kind="stable")[: self._topk]
-        shares = np.exp(logits - logits[top[0]])
-        total = float(shares.sum())
-        return [Guess(int(i), self._label(int(i)), float(shares[i]) / total) for i in top]
+        top = np.argsort(-output, kind="stable")[: self._topk]
+        shares = probabilities(output, self._kind)
+        return [Guess(int(i), self._label(int(i)), float(shares[i])) for i in top]
 
     def _label(self, index: int) -> str:
         return self._names[index] if index < len(self._names) else f"class {index}"

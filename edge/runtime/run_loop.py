@@ -15,6 +15,7 @@ import numpy as np
 
 from edge.artifacts import FrameResult, Gap, RunRecord, Skip, Stages, Status, Subject, Warmup
 from edge.backends import FrameSession, Inference, Session
+from edge.config import OutputKind
 from edge.errors import DataError, EdgeError, StoreError
 from edge.media import Outage, Stream
 from edge.model import Preprocessor
@@ -46,13 +47,15 @@ _WARM_SIZE = (480, 640)
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How to run: guesses per picture, warm-up inferences per session, and how wide the pipeline is.
 
-    ``duration_s`` ends the run after that time, which is then complete.
+    ``duration_s`` ends the run after that time, which is then complete. ``output`` is what the engine's outputs are
+    (see :func:`edge.runtime.classifier.output_kind`).
     """
 
     topk: int = 5
     warmup: int = 10
     width: Width = Width()
     duration_s: float | None = None
+    output: OutputKind | None = None
 
 
 def run(
@@ -88,7 +91,8 @@ def run(
         subject=subject, source=msgspec.to_builtins(opened), replayed=opened.replayed,
         telemetry=telemetry, started_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )  # fmt: skip
-    loop = _Loop(account, stream, classify=Classifier(names, topk=settings.topk), hear=hear, show=show, journal=journal)
+    classify = Classifier(names, topk=settings.topk, kind=settings.output)
+    loop = _Loop(account, stream, classify=classify, hear=hear, show=show, journal=journal)
     error: BaseException | None = None
     try:
         loop.warmup = warm_up(sessions, preprocessor, settings, size=(opened.height, opened.width))

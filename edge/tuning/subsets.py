@@ -193,7 +193,7 @@ def count_in_batches(
     For comparison only: :func:`edge.calibration.collection.count` takes one at a time.
     """
     session = OrtSession(
-        watch_plan.with_outputs(onnx_model.read(model), list(task.watched)), precision="fp32", threads=1
+        watch_plan.with_outputs(onnx_model.read(model, task.outputs), list(task.watched)), precision="fp32", threads=1
     )
     preprocessor = Preprocessor(task.preprocess, task.input)
 

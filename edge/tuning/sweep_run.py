@@ -46,7 +46,7 @@ def sweep(
     """
     start = time.monotonic()
     threads = settings.threads or profile.run.threads or os.cpu_count() or 1
-    model = onnx_model.load(Path(profile.model))
+    model = onnx_model.load(Path(profile.model), profile.outputs)
     onnx_model.check_fits(model, profile)
     truth = _truth(labelled)
     if not _hashed([*pictures, *labelled], listen=listen, should_stop=should_stop):
@@ -65,7 +65,7 @@ def sweep(
     at = time.monotonic()
     inputs = Inputs(labelled, preprocessing.Preprocessor(profile.preprocess, profile.input))
     examiner = Scorer(
-        onnx_model.read(model.path), inputs, truth,
+        onnx_model.read(model.path, model.outputs), inputs, truth,
         batch=profile.input.batch.min, threads=threads, should_stop=should_stop,
     )  # fmt: skip
     try:

@@ -41,12 +41,12 @@ class Calibrations:
         self._profile, self._model, self._pictures, self._settings = profile, model, list(pictures), settings
         self._set = pictures
         self._threads, self._listen, self._should_stop = threads, listen, should_stop
-        self._graph = onnx_model.read(model.path).graph
+        self._graph = onnx_model.read(model.path, model.outputs).graph
         self._plan = watch_plan.plan(self._graph, model.activations)
         needs = {candidate.algorithm.needs for candidate in settings.candidates}
         self._task = collection.StatisticsJob(
             str(model.path.absolute()), model.sha256, profile.preprocess, profile.input, tuple(self._plan.watched),
-            "histogram" if "histogram" in needs else "ranges", 1,
+            "histogram" if "histogram" in needs else "ranges", 1, model.outputs,
         )  # fmt: skip
         self._batch = model.fixed_batch or 1
 

@@ -243,7 +243,9 @@ class _Job:
             parsed = self.parser.parse(self.form.data, self.where)
         self.watch.raise_kept()
         if not parsed:
-            found = parse_errors.problems(self.parser, self.caps, lambda: onnx_variants.nodes(self.form.path))
+            found = parse_errors.problems(
+                self.parser, self.caps, lambda: onnx_variants.nodes(self.form.path, self.form.outputs)
+            )
             raise parse_errors.as_error(found, where=self.where)
 
     def _serving(self) -> Serving:
@@ -365,13 +367,14 @@ class _Job:
 
 
 def _form(request: BuildRequest, caps: Caps, decision: Decision) -> Form:
+    outputs = request.profile.outputs
     if decision.route == "explicit":
         if request.table is None:
             raise DeviceError("INT8 needs a calibration table", hint="edge calibrate")
-        return onnx_variants.quantized(request.model, request.table)
+        return onnx_variants.quantized(request.model, request.table, outputs)
     if request.precision == "fp16" and caps.strongly_typed_only:
-        return onnx_variants.half(request.model)
-    return onnx_variants.plain(request.model)
+        return onnx_variants.half(request.model, outputs)
+    return onnx_variants.plain(request.model, outputs)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from edge.config import OutputOptions
 from edge.errors import ArtifactError, ModelError, require
 from edge.model import inspection, onnx_model
 from edge.quantization import Table, qdq
@@ -33,31 +34,39 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
     quantized: int = 0
     half: bool = False
     notes: list[str] = []
+    outputs: OutputOptions = OutputOptions()
 
     @property
     def weighted(self) -> int:
         """How many convolutions and matrix products with constant weights the model has; reads the file."""
-        return sum(node.weighted for node in inspection.nodes(onnx_model.read(self.path)))
+        return sum(node.weighted for node in inspection.nodes(onnx_model.read(self.path, self.outputs)))
 
     def nodes(self) -> list[inspection.Node]:
         """What the parser gets, node by node."""
         if self.data is None:
-            return inspection.nodes(onnx_model.read(self.path))
+            return inspection.nodes(onnx_model.read(self.path, self.outputs))
         return inspection.nodes(require("onnx").load_model_from_string(self.data))
 
 
-def plain(path: Path) -> Form:
-    """The file as it is. TensorRT reads it itself, with its external weights and above 2 GB."""
-    return Form(path=path)
+def plain(path: Path, outputs: OutputOptions = OutputOptions()) -> Form:  # noqa: B008
+    """Take the file as it is, unless it needs adaption: TensorRT reads external weights and more than 2 GB itself.
+
+    Raises:
+        ModelError: no classifier, or an adapted one above 2 GB.
+    """
+    adapted = onnx_model.read_adapted(path, outputs)
+    if not adapted.changes:
+        return Form(path=path, outputs=outputs)
+    return Form(path=path, data=_serialized(adapted.proto, path), outputs=outputs)
 
 
-def half(path: Path) -> Form:
+def half(path: Path, outputs: OutputOptions = OutputOptions()) -> Form:  # noqa: B008
     """The model in FP16, its input and output float32.
 
     Raises:
         ModelError: it cannot be converted, or is above 2 GB. MissingDependencyError: onnxruntime is missing.
     """
-    proto = onnx_model.read(path)
+    proto = onnx_model.read(path, outputs)
     require("onnxruntime")
     from onnxruntime.transformers import float16
 
@@ -71,17 +80,17 @@ def half(path: Path) -> Form:
         ) from exc
     # The converter puts the casts of inputs at the end; everybody but TensorRT wants producers first.
     _sort(converted)
-    return Form(path=path, data=_serialized(converted, path), half=True)
+    return Form(path=path, data=_serialized(converted, path), half=True, outputs=outputs)
 
 
-def quantized(path: Path, table: Table) -> Form:
+def quantized(path: Path, table: Table, outputs: OutputOptions = OutputOptions()) -> Form:  # noqa: B008
     """The model with Q/DQ nodes that hold ``table``'s scales to the bit; the rest stays float32.
 
     Raises:
         ModelError: the quantizer cannot handle the model, or the result is above 2 GB.
         ArtifactError: the table has no usable scale at any weighted layer.
     """
-    result = qdq.insert(onnx_model.read(path), table, target="tensorrt")
+    result = qdq.insert(onnx_model.read(path, outputs), table, target="tensorrt")
     if result.weighted and not result.quantized:
         # TensorRT would take it for an INT8 network without any scale, and ask for a calibrator.
         what = f"the table has no usable scale at any of the {result.weighted} weighted layers: nothing can run in INT8"
@@ -91,12 +100,12 @@ def quantized(path: Path, table: Table) -> Form:
         some = ", ".join(result.unscaled[:3])
         notes.append(f"{len(result.unscaled)} tensors have no usable scale and keep their layers in float: {some}")
     data = _serialized(result.model, path)
-    return Form(path=path, data=data, quantized=result.quantized, notes=notes)
+    return Form(path=path, data=data, quantized=result.quantized, notes=notes, outputs=outputs)
 
 
-def nodes(path: Path) -> list[tuple[str, str]]:
+def nodes(path: Path, outputs: OutputOptions = OutputOptions()) -> list[tuple[str, str]]:  # noqa: B008
     """Name and operator of every node, in graph order: what a parser error of TensorRT 8.6 points at by number."""
-    return [(node.name, node.op_type) for node in onnx_model.read(path).graph.node]
+    return [(node.name, node.op_type) for node in onnx_model.read(path, outputs).graph.node]
 
 
 def _serialized(proto: Any, path: Path) -> bytes:  # noqa: ANN401

@@ -130,7 +130,7 @@ def _without_none(value: Any) -> Any:  # noqa: ANN401
 
 def _add_model(profile: Profile, contents: dict[str, Content], info: dict[str, Any]) -> None:
     path = Path(profile.model)
-    model = onnx_model.load(path)
+    model = onnx_model.load(path, profile.outputs)
     onnx_model.check_fits(model, profile)
     names = labels.load_names(Path(profile.labels))
     if len(names) != model.classes:
