@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up edge in .venv beside this file. Needs no root and may be run again at any time; see ./install.sh --help.
-# In the folder wheels/ of a bundle it installs edge from what lies beside it, for this user and without a network.
+# Sets up edge in .venv next to this file. Needs no root and may be run again at any time; see ./install.sh --help.
+# In the folder wheels/ of a bundle it installs edge from what is next to it, for this user and without a network.
 #
 # Tried on x86-64 Linux with Python 3.10 to 3.13. Never run on a Jetson: there, the detection and the choice of packages
 # were tried against a copied file tree on x86-64, the pinned set (constraints/jetson.txt) was resolved for aarch64, and
@@ -317,7 +317,7 @@ compare_with_stamp() {
 
 check_space() {  # MiB needed
   local free_mib used_mib=0
-  # The free space stands before the percentage; the names before and after them may hold spaces.
+  # The free space is before the percentage; the names before and after them may hold spaces.
   free_mib="$(df -Pk "${home:-$here}" 2>/dev/null | awk '
     NR == 2 { for (i = 2; i <= NF; i++) if ($i ~ /%$/) { print int($(i - 1) / 1024); exit } }')"
   case "$free_mib" in "" | *[!0-9]*) return 0 ;; esac

@@ -1,4 +1,4 @@
-"""Calibration beside its peers: time, memory and quality, in one run on the same pictures.
+"""Calibration next to its peers: time, memory and quality, in one run on the same pictures.
 
     python benchmarks/calibration.py [--model lite0|resnet50|FILE] [--calib DIR] [--eval DIR] [--only edge,ort,modelopt]
     python benchmarks/calibration.py --memory 50,400,4000

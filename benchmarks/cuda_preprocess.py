@@ -3,8 +3,8 @@
     python benchmarks/cuda_preprocess.py [--sweep]
 
 A batch of 32 frames of 1280×720 to 224: the bytes that crop and scale must read and the output must write, over the
-time of a launch, beside what a copy reaches on the same GPU in the same run. Eight sets of frames and outputs take
-turns, so that none is found in the cache. Then one frame from host memory to the network's input, beside the CPU path
+time of a launch, next to what a copy reaches on the same GPU in the same run. Eight sets of frames and outputs take
+turns, so that none is found in the cache. Then one frame from host memory to the network's input, next to the CPU path
 with OpenCV: its upload and kernel alone, and with the copy to page-locked memory that comes before.
 """
 
@@ -166,7 +166,7 @@ def launches_ms(device: GpuDevice, launch: Callable[[], None], repeats: int) -> 
 
 
 def one_frame(device: GpuDevice) -> None:
-    """One frame from host memory to the network's input, waited for; beside OpenCV on the CPU."""
+    """One frame from host memory to the network's input, waited for; next to OpenCV on the CPU."""
     import cv2
 
     print(f"\none frame {WIDTH}×{HEIGHT} -> {TARGET.width}, bilinear, from host memory to the finished input")

@@ -2,8 +2,9 @@
 
     python benchmarks/engine_cards.py [--model models/efficientnet_lite0.onnx]
 
-Per precision: a build by ONNX Runtime, beside the same build without looking into the engine; the kept description; the
-report card; and the share of ONNX nodes that are found in a layer of the optimized graph. Times are medians of five.
+Per precision: a build by ONNX Runtime, next to the same build without looking into the engine; the kept description;
+the report card; and the share of ONNX nodes that are found in a layer of the optimized graph. Times are medians of
+five.
 """
 
 from __future__ import annotations

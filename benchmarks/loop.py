@@ -1,4 +1,4 @@
-"""What the loop costs: ratios, each beside its baseline from the same process, in turns.
+"""What the loop costs: ratios, each next to its baseline from the same process, in turns.
 
     python benchmarks/loop.py [engine] [host] [memory] [watching]     all of them without a name
 

@@ -1,4 +1,4 @@
-"""Figures of the main job on this machine, each beside its baseline from the same run.
+"""Figures of the main job on this machine, each next to its baseline from the same run.
 
     python benchmarks/main_job.py --calib DIR --eval DIR --labels labels.csv
 

@@ -86,7 +86,7 @@ def opened(device: GpuDevice, *, graphs: bool) -> TrtSession:
 
 
 def trivial(device: GpuDevice) -> Callable[..., None]:
-    """What stands in TensorRT's place: the kernel above, on the session's stream."""
+    """What is in TensorRT's place: the kernel above, on the session's stream."""
     with device.active():
         module = device.kernels(KERNEL)
 

@@ -6,7 +6,7 @@ interrupt   200 ships are interrupted at random moments: client killed, the serv
             (a tmpfs; needs root, left out otherwise). After each, `current` is read from outside and compared with its
             digests, and the same ship is run again without any cleaning.
 unchanged   a second ship of the same bundle (100 MB): time, and bytes on the line.
-changed     a table of 10 kB changed beside a model of 100 MB: bytes on the line.
+changed     a table of 10 kB changed next to a model of 100 MB: bytes on the line.
 hosts       50 devices, 50 servers, 8 at a time.
 simulated   500 devices that are folders, in one run.
 """

@@ -1,4 +1,4 @@
-"""What a full sweep costs beside one calibration, stage by stage.
+"""What a full sweep costs next to one calibration, stage by stage.
 
     python benchmarks/sweep_cost.py [--images DIR] [--eval DIR with labels.csv] [--seeds 3] [--output FILE]
 
@@ -6,7 +6,7 @@ One calibration (entropy2 over all pictures, statistics and table), then a sweep
 pictures, three seeds, both with all cores in this process. What must cost little more than one calibration is making
 the tables: ``count`` (one pass over the pictures for all subsets), ``tables`` (statistics to ranges), and ``batches``
 (the smallest subset counted once more with another batch). ``score`` runs each different table's INT8 network over all
-labelled pictures; it is given beside that many bare INT8 forward passes, below which it cannot come.
+labelled pictures; it is given next to that many bare INT8 forward passes, below which it cannot come.
 """
 
 from __future__ import annotations

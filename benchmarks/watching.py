@@ -108,7 +108,7 @@ def stretches(kind: str, listed: Path, seconds: int) -> list[float]:
     lines = map(json.loads, record.read_text().splitlines())
     times = np.array(sorted(line["result"]["t_s"] for line in lines if "result" in line))
     rates = [(np.searchsorted(times, end) - np.searchsorted(times, start)) / (end - start) for start, end, _ in spans]
-    # A stretch with the client against the mean of the two beside it, so that a slow drift falls out.
+    # A stretch with the client against the mean of the two next to it, so that a slow drift falls out.
     return [
         float(rates[i] / ((rates[i - 1] + rates[i + 1]) / 2))
         for i in range(1, len(spans) - 1)

@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def rounded(model: onnx.ModelProto, *, balance: bool) -> onnx.ModelProto:
-    """A copy of ``model`` whose weights lie on INT8 levels."""
+    """A copy of ``model`` whose weights are on INT8 levels."""
     copy = qdq.named_copy(model)
     constant = {item.name: item for item in copy.graph.initializer}
     nodes = [node for node in copy.graph.node if node.op_type in qdq.WEIGHTED and node.input[1] in constant]
@@ -65,7 +65,7 @@ def rounded(model: onnx.ModelProto, *, balance: bool) -> onnx.ModelProto:
 
 
 def load_calibration() -> Any:  # noqa: ANN401 - a module
-    """The benchmark beside this one, which knows how to score."""
+    """The benchmark next to this one, which knows how to score."""
     spec = importlib.util.spec_from_file_location("calibration", Path(__file__).with_name("calibration.py"))
     if spec is None or spec.loader is None:
         raise SystemExit("calibration.py is missing")

@@ -6,7 +6,7 @@
     ├── QualityError    1  a quality gate failed (accuracy, agreement, quantized share)
     ├── UsageError      2  the command line asks for something impossible
     ├── ProfileError    3  a profile is missing or wrong
-    ├── MissingDependencyError      4  a guest library is missing, too old or broken
+    ├── MissingDependencyError      4  an optional dependency is missing, too old or broken
     ├── ModelError      5  an ONNX file is not what edge can work with
     ├── DataError       6  pictures, lists, labels or frames are unusable
     ├── ArtifactError   7  a table, statistics, engine or manifest is corrupt, foreign or stale
@@ -67,7 +67,7 @@ class ProfileError(EdgeError):
 
 
 class MissingDependencyError(EdgeError):
-    """A guest library is missing, too old or broken."""
+    """An optional dependency is missing, too old or broken."""
 
     exit_code = 4
 
@@ -102,7 +102,7 @@ class StoreError(EdgeError):
     exit_code = 9
 
 
-# How each guest arrives; shown when it is missing, and by `edge doctor`.
+# How each optional dependency arrives; shown when it is missing, and by `edge doctor`.
 GUESTS: dict[str, str] = {
     "numpy": "pip install 'jetson-edge[host]'",
     "cv2": "pip install 'jetson-edge[host]'  (on a Jetson: sudo apt install libopencv-python, which has GStreamer)",
@@ -126,7 +126,7 @@ GUESTS: dict[str, str] = {
 
 
 def require(name: str) -> ModuleType:
-    """Import the guest library ``name``, or say how to install it.
+    """Import the optional dependency ``name``, or say how to install it.
 
     Raises:
         MissingDependencyError: it is missing, or it is there and fails to import (the cause is kept).
@@ -141,7 +141,7 @@ def require(name: str) -> ModuleType:
             what, hint=GUESTS.get(missing, GUESTS.get(name, f"pip install {missing}"))
         ) from exc
     except (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError) as exc:
-        # A guest built for another NumPy, protobuf or CUDA fails in its own way: keep its words.
+        # An optional dependency built for another NumPy, protobuf or CUDA fails in its own way: keep its words.
         raise MissingDependencyError(
             f"{name} is installed but does not import: {exc}",
             hint=f"edge doctor; or reinstall it: {GUESTS.get(name, f'pip install --force-reinstall {name}')}",
@@ -152,9 +152,9 @@ def require(name: str) -> ModuleType:
 def _signals_wait() -> Iterator[None]:
     """Signals that come in here are handled at the end.
 
-    A handler that raises in the middle of a guest's initialization is taken for its failure: onnxruntime makes an
+    A handler that raises in the middle of a dependency's initialization is taken for its failure: onnxruntime makes an
     ImportError of it, and onnx ends the process (nanobind, std::terminate). Blocking them would leave them to the
-    guests' other threads.
+    optional dependencies' other threads.
     """
     if threading.current_thread() is not threading.main_thread():
         # Handlers run in the main thread.
@@ -175,7 +175,7 @@ def _signals_wait() -> Iterator[None]:
 
 
 def missing_dependency(exc: ModuleNotFoundError) -> MissingDependencyError | None:
-    """The error for a guest that an import statement did not find; None when it is no guest, so a bug."""
+    """The error for a dependency that an import statement did not find; None when it is no dependency, so a bug."""
     name = (exc.name or "").partition(".")[0]
     return MissingDependencyError(f"{name} is not installed", hint=GUESTS[name]) if name in GUESTS else None
 

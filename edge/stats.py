@@ -127,7 +127,7 @@ class QuantileSketch:
 
     The logarithmic bins of DDSketch (Masson, Rim and Lee, VLDB 2019) over a range that is wide enough for durations, so
     bins are never collapsed; merging is exact addition. Count, mean, spread (Welford 1962; Chan, Golub and LeVeque
-    1979), least and largest value are kept beside the bins. For one thread at a time.
+    1979), least and largest value are kept next to the bins. For one thread at a time.
 
     Own code, because the kept libraries cost more than they save here: `datasketches` needs NumPy, which this layer has
     not; `hdrhistogram` needs pbr and setuptools at run time; `ddsketch` needs six, is slower, and its bins are private.

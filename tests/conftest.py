@@ -38,7 +38,7 @@ def pytest_configure() -> None:
 
 def pytest_report_header() -> str:
     """Versions of what the results depend on."""
-    return "guests: " + ", ".join(f"{name} {_version(name)}" for name in GUESTS)
+    return "optional dependencies: " + ", ".join(f"{name} {_version(name)}" for name in GUESTS)
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,7 @@ def tiny_model(tmp_path: Path) -> Callable[..., Path]:
 def pictures() -> Callable[..., list[Path]]:
     """``pictures(folder, n=4, size=(48, 64), seed=0, labels=False)``: small smooth colourful JPEGs, each different.
 
-    Size is height, width. With ``labels`` a ``labels.csv`` beside them gives picture i the class i modulo 10.
+    Size is height, width. With ``labels`` a ``labels.csv`` next to them gives picture i the class i modulo 10.
     """
     import cv2
 

@@ -1,4 +1,4 @@
-"""The tree of errors: exit codes, the text of a message, guests, and what the disk says."""
+"""The tree of errors: exit codes, the text of a message, optional dependencies, and what the disk says."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_an_error_survives_the_way_from_another_process(travel) -> None:
     assert (type(back), str(back), back.where, back.hint) == (ModelError, str(original), "a/b.onnx", "export it")
 
 
-# guests
+# optional dependencies
 
 
 def test_require_gives_the_module() -> None:
@@ -108,7 +108,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("guest", errors.GUESTS)
+@pytest.mark.parametrize("optional dependency", errors.GUESTS)
 def test_every_guest_has_an_install_line(guest: str) -> None:
     assert "pip install" in errors.GUESTS[guest]
 
@@ -218,7 +218,7 @@ def test_a_bug_keeps_its_traceback() -> None:
 
 
 def test_a_signal_waits_until_the_guest_is_there(module: Callable[[str, str], str]) -> None:
-    """In the middle of its initialization, a guest in C would say that it does not import, or end the process."""
+    """In the middle of its initialization, a dependency in C would say that it does not import, or end the process."""
 
     class Stop(BaseException):
         pass

@@ -347,7 +347,7 @@ def test_unfinished_venv_is_made_anew(bench: Bench) -> None:
     (bench.venv / "left over").touch()
     bench.calls()
     result = bench.run_fake()
-    assert "making .venv anew" in result.stdout
+    assert "making .venv again" in result.stdout
     assert bench.calls()[0] == "-m venv REPO/.venv"
     assert not (bench.venv / "left over").exists()
 
@@ -616,10 +616,11 @@ def test_jetson_without_nvcc_goes_on_without_pycuda(jetson: Jetson) -> None:
 def test_new_jetpack_makes_the_venv_anew(jetson: Jetson) -> None:
     jetson.run()
     jetson.put("etc/nv_tegra_release", "# R38 (release), REVISION: 4.0, GCID: 1, BOARD: generic\n")
-    assert "making .venv anew" in jetson.run().stdout
+    assert "making .venv again" in jetson.run().stdout
 
 
-# ---- beside the wheels of a bundle -----------------------------------------------------------------------------------
+# ---- next to the wheels of a bundle
+# -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -778,7 +779,7 @@ def test_wheels_on_a_jetson(jetson: Jetson) -> None:
     assert "-c constraints/jetson.txt" in rest
 
 
-# ---- what lies beside the script -------------------------------------------------------------------------------------
+# ---- what is next to the script -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("python_version", ["3.10", "3.12"])

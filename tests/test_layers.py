@@ -333,7 +333,7 @@ def test_a_class_name_means_one_thing() -> None:
 
 
 def test_one_tree_of_at_most_ten_exceptions() -> None:
-    """All in ``errors``; only the signal handler's BaseException stands outside."""
+    """All in ``errors``; only the signal handler's BaseException is outside."""
     raised = {"Exception", "BaseException", "EdgeError"}
     found = []
     for _ in range(2):  # the second round knows the classes of the first

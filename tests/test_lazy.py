@@ -1,36 +1,40 @@
-"""`import edge` and every `--help` work on a machine that has none of the guests (DESIGN decision 2).
+"""``import edge`` and every ``--help`` work on a machine that has none of the optional dependencies.
 
-Each check runs in a process of its own in which importing a guest raises ModuleNotFoundError, as it does where it is
-not installed; what was asked for is written to a file, so that a swallowed error is noticed too.
+One process in which importing an optional dependency raises ModuleNotFoundError, as it does where it is not installed,
+imports the modules and prints every help text. It writes down what was imported, so a swallowed error is noticed too.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
 from edge.cli import COMMANDS
 
-GUESTS = (
+OPTIONAL = (
     "numpy", "cv2", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda", "jtop", "pynvml", "llvmlite",
-    "google_crc32c", "flatbuffers",
+    "google_crc32c", "flatbuffers", "jinja2", "matplotlib", "distributed", "oras", "requests", "packaging", "starlette",
+    "uvicorn", "prometheus_client",
 )  # fmt: skip
 
-# Kept apart from the code under test: a finder that comes first and refuses, and a note of what was asked.
+# Independent of the code under test: a finder that comes first, refuses, and writes down what was asked for.
 BLOCKER = """
 import importlib.metadata, sys
+
+asked = []
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in BLOCKED:
-            with open("asked.txt", "a") as file:
-                file.write(name + "\\n")
+            asked.append(name)
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return None
 
@@ -42,104 +46,131 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 """
 
-CLI = Path(importlib.import_module("edge.cli").__file__ or "").parent
+# Prints one JSON object: for every step, what it printed, how it ended, and what it asked for.
+STEPS = """
+import contextlib, importlib, io, json, traceback
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
+def step(do):
+    asked.clear()
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            do()
+        except SystemExit as exc:
+            code = exc.code
+        except BaseException:
+            traceback.print_exc()
+            code = -1
+    modules = sorted(name for name in sys.modules if name.startswith("edge.cli."))
+    return {"code": code, "out": out.getvalue(), "err": err.getvalue(), "asked": list(asked), "modules": modules}
+
+def show_help(arguments):
+    from edge.cli import main
+    sys.argv = ["edge", *arguments, "--help"]
+    main()
+
+found = {name: step(lambda: importlib.import_module(name)) for name in BLOCKED + MODULES[:1]}
+found |= {"edge " + " ".join(line): step(lambda: show_help(line)) for line in LINES}
+found |= {name: step(lambda: importlib.import_module(name)) for name in MODULES}
+print(json.dumps(found))
+"""
+
+EDGE = Path(importlib.import_module("edge").__file__ or "").parent
+CLI = EDGE / "cli"
+
+
+def _packages() -> list[str]:
+    return sorted(
+        ".".join(path.parent.relative_to(EDGE.parent).parts)
+        for path in EDGE.rglob("__init__.py")
+        if path.parent != EDGE
+    )
+
+
+def _sub_commands(name: str) -> list[str]:
+    """Names that a command's module gives to its sub-commands."""
+    return [
+        node.decorator_list[0].args[0].value if getattr(node.decorator_list[0], "args", None) else node.name  # type: ignore[attr-defined]
+        for node in ast.parse((CLI / f"{name}.py").read_text()).body
+        if isinstance(node, ast.FunctionDef) and any("app.command" in ast.unparse(item) for item in node.decorator_list)
+    ]
+
+
+# Modules that must not need an optional dependency before one of their functions is called: all interfaces, and these.
+MODULES = (
+    "edge", *_packages(), "edge.errors", "edge.events", "edge.stats",
+    "edge.artifacts.store", "edge.artifacts.run_record",
+    "edge.config.profiles", "edge.model.onnx_model", "edge.model.preprocessing", "edge.media.labels",
+    "edge.media.pictures", "edge.system.device", "edge.backends.onnxruntime", "edge.backends.fake",
+    "edge.telemetry.sampler", "edge.quantization.calibration_table", "edge.quantization.table_check",
+)  # fmt: skip
+LINES = ((), *((name,) for name in COMMANDS), *((name, sub) for name in COMMANDS for sub in _sub_commands(name)))
+
+
+class Step(NamedTuple):
+    """What one step left behind."""
+
+    code: int
+    out: str
+    err: str
+    asked: list[str]
+    modules: list[str]
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Step]:
+    """All steps, of one process."""
+    code = f"BLOCKED, MODULES, LINES = {OPTIONAL!r}, {MODULES!r}, {LINES!r}\n{BLOCKER}{STEPS}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120,
+        cwd=tmp_path_factory.mktemp("lazy"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return {name: Step(**found) for name, found in json.loads(done.stdout).items()}
 
 
 @pytest.fixture
-def without_guests(tmp_path: Path) -> Run:
-    """Run Python code in a process where no guest, or only some of them, can be imported."""
+def without(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``without("cv2", code)``: Python code in a process where one library cannot be imported."""
 
-    def run(code: str, *, blocked: tuple[str, ...] = GUESTS) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", f"BLOCKED = {blocked!r}\n{BLOCKER}{code}"]
+    def run(library: str, code: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", f"BLOCKED = {(library,)!r}\n{BLOCKER}{code}"]
         return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60)
 
     return run
 
 
-def asked(tmp_path: Path) -> list[str]:
-    path = tmp_path / "asked.txt"
-    return path.read_text().split() if path.exists() else []
+def test_the_blocker_blocks(steps: dict[str, Step]) -> None:
+    for library in OPTIONAL:
+        assert steps[library].code == -1
+        assert f"No module named '{library}'" in steps[library].err
+        assert steps[library].asked == [library]
 
 
-def edge(*arguments: str) -> str:
-    """Code that runs the command line as `python -m edge ...` does."""
-    return f"import runpy\nsys.argv = ['edge', *{arguments!r}]\nrunpy.run_module('edge', run_name='__main__')\n"
+def test_importing_needs_no_optional_dependency(steps: dict[str, Step]) -> None:
+    assert {name: steps[name] for name in MODULES if steps[name].code != 0 or steps[name].asked} == {}
 
 
-@pytest.mark.parametrize("guest", GUESTS)
-def test_the_blocker_blocks(guest: str, without_guests: Run, tmp_path: Path) -> None:
-    done = without_guests(f"import {guest}")
-    assert done.returncode == 1
-    assert f"No module named '{guest}'" in done.stderr
-    assert asked(tmp_path) == [guest]
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import edge",
-        "import edge.cli",
-        "import edge.errors, edge.events, edge.config.profiles, edge.artifacts.run_record, edge.stats",
-        "import edge.artifacts.store, edge.ui.terminal",
-        "import edge.model.onnx_model, edge.model.preprocessing, edge.media.labels, edge.system.device, edge.backends",
-        "import edge.backends.onnxruntime, edge.backends.fake, edge.media, edge.telemetry.sampler",
-        "import edge.quantization.calibration_table, edge.quantization.table_check",
-    ],
-)
-def test_importing_needs_no_guest(code: str, without_guests: Run, tmp_path: Path) -> None:
-    done = without_guests(code)
-    assert done.returncode == 0, done.stderr
-    assert asked(tmp_path) == []
-
-
-def test_help_needs_no_guest_and_names_every_command(without_guests: Run, tmp_path: Path) -> None:
-    done = without_guests(edge("--help"))
-    assert done.returncode == 0, done.stderr
-    assert asked(tmp_path) == []
+def test_help_names_every_command_and_imports_none(steps: dict[str, Step]) -> None:
+    ended = steps["edge "]
+    assert (ended.code, ended.err, ended.asked) == (0, "", [])
     for name, text in COMMANDS.items():
-        assert any(line.split() == [name, *text.split()] for line in done.stdout.splitlines()), name
+        assert any(line.split() == [name, *text.split()] for line in ended.out.splitlines()), name
+    assert ended.modules == ["edge.cli.app", "edge.cli.signals"]
 
 
-def test_help_imports_no_command(without_guests: Run) -> None:
-    """With ten commands the start would otherwise be ten times as slow."""
-    allowed = sorted(f"edge.cli.{name}" for name in ("app", "signals"))
-    code = (
-        "import atexit\n"
-        "atexit.register(lambda: print(sorted(m for m in sys.modules if m.startswith('edge.cli.'))))\n" + edge("--help")
-    )
-    assert without_guests(code).stdout.splitlines()[-1] == str(allowed)
+@pytest.mark.parametrize("line", LINES[1:], ids=" ".join)
+def test_the_help_of_a_command_needs_no_optional_dependency(line: tuple[str, ...], steps: dict[str, Step]) -> None:
+    ended = steps["edge " + " ".join(line)]
+    assert (ended.code, ended.err, ended.asked) == (0, "", [])
+    assert ended.out.lstrip().startswith("Usage: edge " + " ".join(line))
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_the_help_of_a_command_needs_no_guest(name: str, without_guests: Run, tmp_path: Path) -> None:
-    done = without_guests(edge(name, "--help"))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.lstrip().startswith("Usage: edge " + name)
-    assert asked(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("name", "command"),
-    [(name, command) for name in COMMANDS for command in [
-        node.decorator_list[0].args[0].value if getattr(node.decorator_list[0], "args", None) else node.name
-        for node in ast.parse((CLI / f"{name}.py").read_text()).body
-        if isinstance(node, ast.FunctionDef) and any("app.command" in ast.unparse(d) for d in node.decorator_list)
-    ]],
-    ids=lambda value: value,
-)  # fmt: skip
-def test_the_help_of_a_sub_command_needs_no_guest(name: str, command: str, without_guests: Run, tmp_path: Path) -> None:
-    done = without_guests(edge(name, command, "--help"))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.lstrip().startswith(f"Usage: edge {name} {command}")
-    assert asked(tmp_path) == []
-
-
-def test_a_missing_guest_is_an_error_with_its_install_line(without_guests: Run, tmp_path: Path) -> None:
-    done = without_guests(
+def test_a_missing_dependency_is_an_error_with_its_install_line(without: Callable[..., Any]) -> None:
+    done = without(
+        "cv2",
         "from edge.errors import require, MissingDependencyError\n"
-        "try:\n    require('cv2')\nexcept MissingDependencyError as exc:\n    print(exc)\n"
+        "try:\n    require('cv2')\nexcept MissingDependencyError as exc:\n    print(exc)\n",
     )
     assert done.stdout.startswith("cv2 is not installed\n  try: pip install 'jetson-edge[host]'")
 
@@ -153,50 +184,50 @@ WORK = {
 
 
 @pytest.mark.parametrize(
-    ("command", "guest"),
+    ("command", "library"),
     [
         ("calibrate", "onnx"),
         ("calibrate", "onnxruntime"),
         ("calibrate", "cv2"),
-        ("calibrate", "llvmlite"),
         ("build", "onnx"),
         ("build", "onnxruntime"),
         *((name, "numpy") for name in WORK),
     ],
 )
-def test_a_command_without_its_guest_ends_with_exit_code_4(
+def test_a_command_without_its_dependency_ends_with_exit_code_4(
     command: str,
-    guest: str,
-    without_guests: Run,
+    library: str,
+    without: Callable[..., Any],
     tiny_profile: Callable[..., Path],
     pictures: Callable[..., list[Path]],
     tmp_path: Path,
 ) -> None:
     tiny_profile(tmp_path)
     pictures("in", 2, labels=True)
-    done = without_guests(edge(*WORK[command]), blocked=(guest,))
+    arguments = ["edge", *WORK[command]]
+    done = without(library, f"import runpy\nsys.argv = {arguments!r}\nrunpy.run_module('edge', run_name='__main__')\n")
     assert done.returncode == 4, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    assert f"{guest} is not installed" in done.stderr or f"needs {guest}, which is not installed" in done.stderr
+    assert f"{library} is not installed" in done.stderr or f"needs {library}, which is not installed" in done.stderr
     assert "pip install" in done.stderr
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_the_text_in_the_table_of_contents_is_the_commands_own(name: str) -> None:
-    """``edge --help`` shows COMMANDS, ``edge <name> --help`` the module's docstring: they must not part."""
-    text = ast.get_docstring(ast.parse((CLI / f"{name}.py").read_text()))
-    assert text is not None
-    assert text.splitlines()[0] == COMMANDS[name]
+def test_the_text_in_the_table_of_contents_is_the_commands_own() -> None:
+    """``edge --help`` shows COMMANDS, ``edge NAME --help`` the module's docstring: they must agree."""
+    for name, shown in COMMANDS.items():
+        text = ast.get_docstring(ast.parse((CLI / f"{name}.py").read_text()))
+        assert text is not None, name
+        assert text.splitlines()[0] == shown, name
 
 
-def test_every_command_has_exactly_one_way_in() -> None:
+def test_every_command_has_exactly_one_entry_point() -> None:
     for name in COMMANDS:
         module = importlib.import_module(f"edge.cli.{name}")
         assert hasattr(module, "app") != hasattr(module, "command"), name
 
 
 def test_every_module_of_a_command_is_in_the_table_of_contents() -> None:
-    """A module with ``command`` or ``app`` that nobody can reach is a mistake."""
+    """A module with ``command`` or ``app`` that no command line reaches is a mistake."""
     reachable = {
         path.stem
         for path in CLI.glob("*.py")

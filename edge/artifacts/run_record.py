@@ -21,7 +21,7 @@ from edge.errors import ArtifactError
 from edge.stats import Bin, Summary
 
 FORMAT = 2
-# Most that a record holds of each; the counts beside them are of everything.
+# Most that a record holds of each; the counts next to them are of everything.
 MOST_RESULTS = 1000
 MOST_SKIPS = 100
 MOST_GAPS = 1000

@@ -98,7 +98,7 @@ def differences(old: Key, new: Key) -> list[KeyDifference]:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside ``path``; sync and rename it over ``path`` when the block ends well.
+    """Open a temporary file next to ``path``; sync and rename it over ``path`` when the block ends well.
 
     On any exception, also Ctrl-C, the temporary file is removed and ``path`` is untouched.
 
@@ -208,7 +208,7 @@ def save(
     key: Key,
     info: Mapping[str, Any],
 ) -> Manifest:
-    """Write the files of an artifact beside ``manifest_path``, then its manifest.
+    """Write the files of an artifact next to ``manifest_path``, then its manifest.
 
     ``files`` maps a plain file name to its content, or to a function that writes it.
 

@@ -1,4 +1,4 @@
-"""A public test double: a backend that needs no guest and takes exactly as long as it is told.
+"""A public test double: a backend that needs no optional dependency and takes exactly as long as it is told.
 
 Its logits depend on nothing but the batch, so runs can be compared. It is a double, not a device: records say
 ``backend: fake``, and no figure made with it is a measurement of a device.

@@ -27,7 +27,7 @@ Route = Literal["implicit", "explicit"]
 class TimingUse(msgspec.Struct, frozen=True, kw_only=True):
     """How a build uses timing caches, where its backend has them.
 
-    ``folder`` holds them, None where none is kept. ``ask`` is False for a build that measures every kernel anew and
+    ``folder`` holds them, None where none is kept. ``ask`` is False for a build that measures every kernel again and
     keeps nothing. ``only``: a kernel that the cache does not know is an error.
     """
 
@@ -152,10 +152,10 @@ class Backend(Protocol):
     def identity(self) -> Mapping[str, Scalar]:
         """What an engine of this backend depends on besides profile, model and table: versions and device.
 
-        Must be cheap: it is asked on every no-op build, before any guest is imported.
+        Must be cheap: it is asked on every no-op build, before any optional dependency is imported.
 
         Raises:
-            MissingDependencyError: the guest library is not installed.
+            MissingDependencyError: the optional dependency is not installed.
         """
 
     def int8_plan(self, profile: Profile) -> Int8Plan:
@@ -163,7 +163,7 @@ class Backend(Protocol):
 
         Raises:
             ProfileError: the profile asks for a route or a unit that is not here.
-            MissingDependencyError: the guest library is not installed.
+            MissingDependencyError: the optional dependency is not installed.
         """
 
     def build(self, request: BuildRequest, *, listen: Listener = ignore_events) -> BuiltEngine:

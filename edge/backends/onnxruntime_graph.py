@@ -88,7 +88,7 @@ class _Source:
         return output
 
     def is_inserted(self, node: Any) -> bool:  # noqa: ANN401
-        """Whether onnxruntime added a node that only moves data."""
+        """True if onnxruntime added a node that only moves data."""
         return node.op_type in {"Transpose", "ReorderInput", "ReorderOutput"} and node.name not in self.by_name
 
     def between(self, tensor: str, stops: Collection[str]) -> list[str]:

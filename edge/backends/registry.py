@@ -8,7 +8,7 @@ from edge.errors import DeviceError
 
 
 def get(name: str, profile: Profile | None = None) -> Backend:
-    """The backend called ``name``; its guest library is imported when it is first used.
+    """The backend called ``name``; its optional dependency is imported when it is first used.
 
     ``profile`` tells it what the engines are for: with TensorRT, an engine may belong to this very GPU or to many.
 

@@ -125,7 +125,7 @@ class BlockedSession:
         """See :meth:`Watching.outputs`."""
         run = getattr(self._own, "run", None)
         if run is None:
-            # ONNX Runtime's own memory would be asked for anew, and be twice as much.
+            # ONNX Runtime's own memory would be asked for again, and be twice as much.
             run = self._own.run = self._session.into([np.empty(shape, np.float32) for shape in self._shapes])
         given = run(batch)
         return [
@@ -187,7 +187,7 @@ def _padded(shape: Shape, block: int) -> Shape:
 
 
 def _same(plain: NDArray[np.float32], own: NDArray[np.float32], block: int | None) -> bool:
-    """Whether ``own`` holds the bits of ``plain``, in blocks of ``block`` channels or as it is."""
+    """True if ``own`` holds the bits of ``plain``, in blocks of ``block`` channels or as it is."""
     if block is not None:
         pictures, channels, height, width = own.shape
         split = own.reshape(pictures, channels // block, height, width, block).transpose(0, 1, 4, 2, 3)

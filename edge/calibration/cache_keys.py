@@ -24,7 +24,7 @@ ENGINE = "engine"
 
 
 class TableOrigin(msgspec.Struct, frozen=True):
-    """What the manifest beside a table says; nothing where there is none, as with most tables from elsewhere.
+    """What the manifest next to a table says; nothing where there is none, as with most tables from elsewhere.
 
     ``zero_tensors`` were zero for every picture: their scale of 0 is meant.
     """
@@ -94,7 +94,7 @@ def device_parameters(profile: Profile) -> dict[str, float]:
 
 
 def manifest_path(path: Path) -> Path:
-    """The manifest beside an artifact."""
+    """The manifest next to an artifact."""
     return path.with_suffix(".json")
 
 
@@ -112,7 +112,7 @@ def find_table(profile: Profile, cache: Path) -> FoundArtifact:
         raise ArtifactError(what, where=path, hint=again)
     manifest = _loaded(manifest_path(path), kind=TABLE, again=again)
     if path.name not in manifest.files:
-        raise ArtifactError(f"the manifest beside it is that of {', '.join(manifest.files)}", where=path, hint=again)
+        raise ArtifactError(f"the manifest next to it is that of {', '.join(manifest.files)}", where=path, hint=again)
     wanted = table_key(profile)
     known = {name: manifest.key.get(name) for name in wanted}
     known |= {name: value for name, value in manifest.key.items() if name.startswith("algorithm.")}
@@ -125,7 +125,7 @@ def find_table(profile: Profile, cache: Path) -> FoundArtifact:
 
 
 def origin(path: Path, profile: Profile) -> TableOrigin:
-    """What the manifest beside a table says of the model and the preprocessing that it was made for."""
+    """What the manifest next to a table says of the model and the preprocessing that it was made for."""
     try:
         manifest = store.load(manifest_path(path), kind=TABLE, check_files=False)
     except ArtifactError:
@@ -198,7 +198,7 @@ def find_engine(
 
 
 def _loaded(path: Path, *, kind: str, again: str) -> Manifest:
-    """The manifest at ``path``, its files verified; ``again`` is the command that makes them anew."""
+    """The manifest at ``path``, its files verified; ``again`` is the command that makes them again."""
     try:
         return store.load(path, kind=kind)
     except ArtifactError as exc:

@@ -54,7 +54,7 @@ class Checkpoint:
 
     @property
     def complete(self) -> bool:
-        """Whether every picture is in."""
+        """True if every picture is in."""
         return len(self._done) == len(self._numbers)
 
     def resume(self, listen: Listener) -> None:
@@ -115,7 +115,7 @@ class Checkpoint:
 
 
 def save(manifest: Path, name: str, statistics: Statistics, *, kind: str, key: store.Key, info: Info) -> None:
-    """Keep statistics as ``name`` beside ``manifest``."""
+    """Keep statistics as ``name`` next to ``manifest``."""
     about = {"pictures": statistics.pictures, "tensors": len(statistics.tensors), **info}
     store.save(manifest, kind=kind, files={name: statistics.to_bytes()}, key=key, info=about)
 

@@ -1,8 +1,8 @@
 """Observe the FP32 network over pictures: statistics collected, saved while they grow, and reused.
 
 Pictures are put in the order of their sha256 and cut into chunks; a :class:`Crew` counts the chunks. Every few seconds
-what is done is saved beside the table, so a calibration that is killed goes on where it was, with the same crew or with
-another one (:mod:`edge.calibration`); only the chunks in hand are counted again.
+what is done is saved next to the table, so a calibration that is killed goes on where it was, with the same crew or
+with another one (:mod:`edge.calibration`); only the chunks in hand are counted again.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def count(values: Values, counts: Counts | None, *, exponent: int, seen: list[fl
 
 
 def prepare() -> None:
-    """Compile the loop now; ahead of time, beside other work.
+    """Compile the loop now; ahead of time, next to other work.
 
     Raises:
         MissingDependencyError: as :func:`count`.

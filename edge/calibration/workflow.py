@@ -1,4 +1,4 @@
-"""The verb ``calibrate``: pictures -> statistics (:mod:`edge.calibration.collection`) -> ranges -> calibration table.
+"""Calibration from pictures to the table: statistics (:mod:`edge.calibration.collection`), ranges, calibration table.
 
 :func:`calibrate_on_device` leaves statistics and ranges to the calibrators of the TensorRT that is installed.
 """
@@ -286,7 +286,7 @@ def _nearest(folder: Path, key: store.Key) -> list[str]:
     """The fields in which the most similar table in ``folder`` differs from ``key``; empty when there is no table."""
     found = []
     for where in sorted(folder.glob("*.json")):
-        # Statistics and their manifests lie here as well, and a damaged neighbour is not what was asked about.
+        # Statistics and their manifests are here as well, and a damaged neighbour is not what was asked about.
         with contextlib.suppress(EdgeError):
             manifest = store.load(where, kind=cache_keys.TABLE, check_files=False)
             found.append([str(difference) for difference in store.differences(manifest.key, key)])

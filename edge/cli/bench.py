@@ -1,6 +1,6 @@
 """Measure an engine by the scenarios of MLPerf Inference.
 
-They are single-stream, multi-stream and offline. Pictures lie in memory, decoded and preprocessed; what is timed is the
+They are single-stream, multi-stream and offline. Pictures are in memory, decoded and preprocessed; what is timed is the
 engine, copies included. The rules ask for 600 seconds. A shorter run is allowed, and says that it is not by the rules.
 Nothing made here is an MLPerf submission.
 """
@@ -59,7 +59,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
-    """Run the verb."""
+    """Run the operation."""
     from edge.artifacts import run_record
     from edge.cli import paths, power_options, signals
     from edge.runtime import bench_samples, benchmark, mlperf

@@ -30,7 +30,7 @@ def command(
     engine_dir: options.EngineDir = None,
     no_timing_cache: Annotated[
         bool,
-        typer.Option("--no-timing-cache", help="Measure every kernel anew, and leave the kept timing cache alone."),
+        typer.Option("--no-timing-cache", help="Measure every kernel again, and leave the kept timing cache alone."),
     ] = False,
     error_on_miss: Annotated[
         bool,
@@ -43,7 +43,7 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and why; write nothing.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Run the verb."""
+    """Run the operation."""
     from edge import backends
     from edge.cli import paths
     from edge.engines import building
@@ -112,7 +112,7 @@ def _timing(outcome: BuildOutcome) -> str:
         return ""
     if timing["use"] == "off":
         return "timing cache: off, every kernel was measured"
-    words = {"used": "used", "started": "started", "refused": "refused by TensorRT, started anew"}[timing["use"]]
+    words = {"used": "used", "started": "started", "refused": "refused by TensorRT, started again"}[timing["use"]]
     parts = [f"timing cache: {words}"]
     if timing["entries_before"] is not None and timing["entries_after"] is not None:
         parts.append(f"{timing['entries_before']} entries before, {timing['misses']} added")

@@ -166,7 +166,7 @@ def verify(
 def sign(
     bundle: Source, *, key: Annotated[Path, typer.Option(help="SSH key, private or, with an agent, public.")]
 ) -> None:
-    """Sign a bundle with an SSH key; the signature is a file beside it."""
+    """Sign a bundle with an SSH key; the signature is a file next to it."""
     from edge.deploy.bundle import open_bundle, signature, verify_bundle
 
     found = open_bundle(bundle)

@@ -1,6 +1,6 @@
 """List, verify, merge, clear and fetch timing caches.
 
-A timing cache holds how long TensorRT's kernels took on one device; it lies in calib_cache/timing and belongs to one
+A timing cache holds how long TensorRT's kernels took on one device; it is in calib_cache/timing and belongs to one
 TensorRT, module or GPU, power mode and CUDA. Builds keep and use it by themselves.
 """
 

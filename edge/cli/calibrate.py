@@ -9,7 +9,7 @@ with the same version on the same kind of CPU: another version is warned about, 
 Ctrl-C keeps what came back; the next call goes on from there, with the same workers or others.
 
 --engine tensorrt lets the calibrators of this device's TensorRT (8.6 to 10) make the table, from the same pictures and
-preprocessing. It is kept beside edge's own; `edge build` takes it where the profile says calibration.engine: tensorrt.
+preprocessing. It is kept next to edge's own; `edge build` takes it where the profile says calibration.engine: tensorrt.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Count all pictures again.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Run the verb."""
+    """Run the operation."""
     from edge.calibration import workflow
     from edge.cli import paths, signals
     from edge.media import Pictures, open_pictures
@@ -94,7 +94,7 @@ def command(
         engine=engine.value if engine else asked.engine,
     )
     built, chosen = chosen, msgspec.structs.replace(chosen, calibration=settings)
-    # A Dask worker stands in another folder, where a relative path leads elsewhere.
+    # A Dask worker is in another folder, where a relative path leads elsewhere.
     pictures = open_pictures(source.absolute() if dask else source)
     if limit is not None and limit < len(pictures):
         # A folder is often sorted by class: its first N would be a few classes only.

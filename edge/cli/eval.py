@@ -34,7 +34,7 @@ def command(
     threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
-    """Run the verb."""
+    """Run the operation."""
     from edge.backends import OrtSession
     from edge.cli import paths, signals
     from edge.media import open_pictures

@@ -58,7 +58,7 @@ class ListeningPorts:
 
     @property
     def has_page(self) -> bool:
-        """Whether anybody can look at pictures."""
+        """True if anybody can look at pictures."""
         return any(door.has_page for door in self.each)
 
 
@@ -76,7 +76,7 @@ def open_ports(wishes: HttpOptions, stack: contextlib.ExitStack, terminal: Termi
         if wishes.token_file is not None:
             raise UsageError("a token for nothing", where="--token-file", hint="it is for --web and --metrics")
         return ListeningPorts([], None)
-    # The guests are met here, before anything is opened.
+    # The optional dependencies are met here, before anything is opened.
     from edge.ui.web import Access, Address, app, check, listen, new_token, parse_address, read_token, server  # noqa: F401
 
     if wishes.metrics is not None:

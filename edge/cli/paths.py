@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edge.backends import Backend
     from edge.calibration import FoundArtifact
 
-# A checkout is recognized by what stands beside the package.
+# A checkout is recognized by what is next to the package.
 _BESIDE_PACKAGE = Path(__file__).resolve().parents[2]
 
 
@@ -63,7 +63,7 @@ def profiles() -> dict[str, Path]:
 def default_profile(machine: device.Device, *, user: str | None = None) -> str | None:
     """The name that a missing one stands for: where no folder of profiles is, what was shipped to this device.
 
-    That lies in the home of the ``user``, or of who runs this. None where no profile fits the machine.
+    That is in the home of the ``user``, or of who runs this. None where no profile fits the machine.
     """
     if not profile_folders() and deployed.current(device_home(user)) is not None:
         return deployed.CURRENT
@@ -71,7 +71,7 @@ def default_profile(machine: device.Device, *, user: str | None = None) -> str |
 
 
 def is_current(path: Path, *, user: str | None = None) -> bool:
-    """Whether ``path`` is the profile of the bundle in use, also by another name for that file."""
+    """True if ``path`` is the profile of the bundle in use, also by another name for that file."""
     state = device_home(user)
     shipped = deployed.holding(path, state)
     return shipped is not None and shipped == deployed.current(state)
@@ -131,7 +131,7 @@ def own_cache_folder(option: Path | None, of: Path) -> Path:
 
 
 def engine_folder(option: Path | None, of: Path | None = None) -> Path:
-    """Folder of the engines: ``--engine-dir``, beside the bundle that ``of`` is in, or ``engines`` at :func:`home`."""
+    """Folder of the engines: ``--engine-dir``, next to the bundle that ``of`` is in, or ``engines`` at :func:`home`."""
     if option is not None:
         return option
     shipped = _shipped(of)

@@ -30,7 +30,7 @@ def command(
     across: Annotated[bool, typer.Option("--across", help="One axis for runs that are not alike.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Run the verb."""
+    """Run the operation."""
     from edge.artifacts import store
     from edge.reports import loaded_runs, run_comparison, run_page
 

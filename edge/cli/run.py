@@ -62,7 +62,7 @@ def command(  # noqa: PLR0913 - one argument per option
     batch: concurrency.Batch = 1,
     as_json: options.Json = False,
 ) -> None:
-    """Run the verb."""
+    """Run the operation."""
     from edge.cli import observers, paths, power_options, signals
     from edge.media import labels
     from edge.runtime import run_loop

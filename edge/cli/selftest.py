@@ -31,7 +31,7 @@ _MARKS: dict[str, tuple[str, Style]] = {
     "skipped": ("skipped", "dim"),
 }
 _NAME_WIDTH = 21
-# Mark, name and seconds stand before the text.
+# Mark, name and seconds are before the text.
 _INDENT = _NAME_WIDTH + 20
 
 
@@ -47,7 +47,7 @@ def command(
         bool,
         typer.Option(
             "--write-reference",
-            help="Only write the FP32 answers beside the pictures, for machines without onnxruntime.",
+            help="Only write the FP32 answers next to the pictures, for machines without onnxruntime.",
         ),
     ] = False,
     camera: Annotated[
@@ -71,7 +71,7 @@ def command(
         from edge.diagnostics import selftest_reference
 
         if pictures is None or not folder.is_dir():
-            raise UsageError("the answers are kept beside the pictures: these are in no folder", hint="--images DIR")
+            raise UsageError("the answers are kept next to the pictures: these are in no folder", hint="--images DIR")
         answers = selftest_reference.compute(chosen, pictures, threads=threads)
         terminal.data(str(selftest_reference.save(folder, chosen, pictures, answers)))
         return
@@ -125,7 +125,7 @@ def _show(terminal: Terminal, step: SelfTestStep, *, as_json: bool) -> None:
 
 
 def _wrapped(terminal: Terminal, text: str, *, as_json: bool) -> list[str]:
-    """Lines that fit beside the other columns; where nobody looks, one line."""
+    """Lines that fit next to the other columns; where nobody looks, one line."""
     console = terminal.err if as_json else terminal.out
     if not console.is_terminal:
         return [text]

@@ -20,13 +20,13 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """Whether a signal has asked to end; call it to know."""
+    """True if a signal has asked to end; call it to know."""
 
     def __init__(self) -> None:
         self.number: int | None = None
 
     def __call__(self) -> bool:
-        """Whether a signal came."""
+        """True if a signal came."""
         return self.number is not None
 
     def grant(self) -> None:

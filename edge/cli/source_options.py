@@ -74,7 +74,7 @@ class FrameSource(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_live(self) -> bool:
-        """Whether frames come in their own time."""
+        """True if frames come in their own time."""
         return self.camera is not None or (self.replay is not None and not self.fast)
 
     def plan(self, profile: Profile) -> Open:

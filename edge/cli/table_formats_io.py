@@ -59,7 +59,7 @@ def import_table(
         return table_formats.from_ort_json(data, version=version, algorithm=algorithm, where=source)
     terminal.warn(
         "onnxruntime leaves negative values out of this file unless it calibrated symmetrically: "
-        "prefer the calibration.json beside it"
+        "prefer the calibration.json next to it"
     )
     return table_formats.from_ort_flatbuffers(data, version=version, algorithm=algorithm, where=source)
 

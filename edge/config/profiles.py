@@ -297,7 +297,7 @@ def _check_units(pre: PreprocessConfig, document: Document) -> None:
             ("preprocess", "mean"),
             f"mean {_pasted(pre.mean)} and std {_pasted(pre.std)} are in units of 0 to 1 (torchvision), and pixel "
             "values here are 0 to 255",
-            hint=f"mean: {mean}, std: {std}; or add scale: 1/255 beside them",
+            hint=f"mean: {mean}, std: {std}; or add scale: 1/255 next to them",
         )
 
 
@@ -319,7 +319,7 @@ def _convert_units(document: Document) -> None:
     for name in ("mean", "std"):
         if name not in section:
             raise document.error(
-                ("preprocess", "scale"), f"needs {name} beside it, in the same file",
+                ("preprocess", "scale"), f"needs {name} next to it, in the same file",
                 hint="for an input of 0 to 1: scale: 1/255, mean: 0, std: 1",
             )  # fmt: skip
         values = section[name]

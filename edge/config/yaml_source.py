@@ -120,7 +120,7 @@ class Document:
         return ProfileError(f"{'.'.join(key)}: {what}" if key else what, where=f"{path}:{line}", hint=hint)
 
     def error_from(self, exc: msgspec.ValidationError, struct: type[msgspec.Struct], *, at: Key = ()) -> ProfileError:
-        """Translate msgspec's `` - at `$.a.b[0]` `` into file, line and key; ``struct`` stands at ``at``."""
+        """Translate msgspec's `` - at `$.a.b[0]` `` into file, line and key; ``struct`` is at ``at``."""
         text = str(exc)
         match = re.search(r" - at `\$([^`]*)`$", text)
         raw = match.group(1) if match else ""

@@ -2,7 +2,7 @@
 
 A device is believed in nothing: names are checked, digests are compared, artifacts are verified before they join ours.
 Timing caches are merged by key, under the lock of the one here: the next device of the same kind then starts warm.
-Where both sides have one with different content, the one with more entries is kept here and the other lies beside the
+Where both sides have one with different content, the one with more entries is kept here and the other is next to the
 device's records: only TensorRT can join two, on such a device (``edge cache merge``).
 """
 

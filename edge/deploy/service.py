@@ -1,4 +1,4 @@
-"""The verb ``service``: a systemd unit that keeps ``edge run`` going for weeks, and its life with systemctl.
+"""The operation ``service``: a systemd unit that keeps ``edge run`` going for weeks, and its life with systemctl.
 
 The unit is of ``Type=notify`` with a watchdog (:mod:`edge.runtime.watchdog` answers it). Its words, and how
 they are escaped,
@@ -21,10 +21,11 @@ from edge.errors import ArtifactError, DeviceError, EdgeError, MissingDependency
 
 Scope = Literal["system", "user"]
 
-_MARK = "# Written by edge service; `edge service uninstall` removes it, `edge service install` writes it anew."
+_MARK = "# Written by edge service; `edge service uninstall` removes it, `edge service install` writes it again."
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
-# What asking again does not change: command line, profile, guest, model, artifact. Cameras and disks may come back.
+# What asking again does not change: command line, profile, dependency, model, artifact. Cameras and disks may come
+# back.
 _FINAL_CODES = (2, 3, 4, 5, 7)
 # Ended as asked, by SIGHUP, SIGINT or SIGTERM, with the record written.
 _ASKED_CODES = (129, 130, 143)
@@ -131,7 +132,7 @@ def unit(settings: ServiceSettings) -> str:
         "Restart=on-failure",
         "RestartSec=5",
         f"SuccessExitStatus={' '.join(map(str, _ASKED_CODES))}",
-        "# Command line, profile, guest, model, artifact: starting again changes nothing (README, exit codes).",
+        "# Command line, profile, dependency, model, artifact: starting again changes nothing (README, exit codes).",
         f"RestartPreventExitStatus={' '.join(map(str, _FINAL_CODES))}",
         "StandardOutput=journal",
         "StandardError=journal",
@@ -287,7 +288,7 @@ def _systemctl_hint(words: str, scope: Scope) -> str:
 
 
 def _ours(path: Path) -> bool:
-    """Whether the unit at ``path`` is there.
+    """True if the unit at ``path`` is there.
 
     Raises:
         ArtifactError: it is, and somebody else wrote it.
@@ -328,7 +329,7 @@ def _quoted(word: str, *, variables: bool = False) -> str:
 
 
 def _path(path: Path) -> str:
-    """A path that stands alone on its line: no quotes there, only ``%``."""
+    """A path that is alone on its line: no quotes there, only ``%``."""
     text = _plain(str(path)).replace("%", "%%")
     if not path.is_absolute() or text != text.strip() or text.endswith("\\"):
         raise UsageError("a unit file cannot name this folder", where=path, hint="run it from another folder")
@@ -338,5 +339,5 @@ def _path(path: Path) -> str:
 def _plain(text: str) -> str:
     """``text``, if a unit file can hold it: one line of UTF-8 without control characters."""
     if not text.isprintable() or any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise UsageError(f"{text!r} cannot stand in a unit file", hint="it holds a line break or a control character")
+        raise UsageError(f"{text!r} cannot be in a unit file", hint="it holds a line break or a control character")
     return text

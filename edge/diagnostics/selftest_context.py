@@ -72,7 +72,7 @@ class SelfTestContext:
 
     @property
     def has_gpu(self) -> bool:
-        """Whether an NVIDIA GPU is there to run an engine on: a Jetson's, or one with the desktop driver."""
+        """True if an NVIDIA GPU is there to run an engine on: a Jetson's, or one with the desktop driver."""
         return self.machine.is_jetson or (self.root / "dev/nvidia0").exists()
 
     def variants(self) -> list[Variant]:

@@ -1,6 +1,6 @@
 """What the FP32 network answers to the pictures: computed by ONNX Runtime where it is there, else as it was kept.
 
-Kept answers (``reference.json`` and ``reference.npz`` beside the pictures) are an artifact like any other: their key
+Kept answers (``reference.json`` and ``reference.npz`` next to the pictures) are an artifact like any other: their key
 names model, preprocessing and pictures, and answers to other questions are not used. A Jetson without ONNX Runtime
 needs them; elsewhere they show whether this machine decodes, scales and computes as the one did that they come from.
 """
@@ -64,7 +64,7 @@ def compute(profile: Profile, pictures: Pictures, *, threads: int | None = None)
 
 
 def save(folder: Path, profile: Profile, pictures: Pictures, answers: NDArray[np.float32]) -> Path:
-    """Keep answers beside the pictures; the manifest's path.
+    """Keep answers next to the pictures; the manifest's path.
 
     Raises:
         StoreError: the disk refused.

@@ -34,7 +34,7 @@ def pictures(bench: SelfTestContext) -> StepOutcome:
 
 
 def power(bench: SelfTestContext) -> StepOutcome:
-    """Whether power can be read, from where, and what it is right now."""
+    """True if power can be read, from where, and what it is right now."""
     source = telemetry.probe(bench.root)
     if isinstance(source, telemetry.NoSource):
         reasons = {reason.source: reason.reason for reason in source.reasons}
@@ -61,7 +61,7 @@ def power(bench: SelfTestContext) -> StepOutcome:
 
 
 def camera(bench: SelfTestContext) -> StepOutcome:
-    """Whether the camera gives frames: the one that was named, else the first that is there."""
+    """True if the camera gives frames: the one that was named, else the first that is there."""
     address = bench.camera
     if address is None:
         there = v4l2.cameras(bench.root)

@@ -1,4 +1,4 @@
-"""The verb ``build``: profile + model + table -> engine + manifest. Nothing is built that is there already."""
+"""The operation ``build``: profile + model + table -> engine + manifest. Nothing is built that is there already."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def build(
     """Build the engine that ``profile`` asks for, unless the one that is there is exactly that.
 
     ``retarget`` lets a table that another major version of TensorRT has made be used here. ``timing_cache``: False
-    measures every kernel anew and leaves the kept timing cache alone; ``error_on_miss``: a kernel that it does not know
-    ends the build. Both leave the engine's identity as it is.
+    measures every kernel again and leaves the kept timing cache alone; ``error_on_miss``: a kernel that it does not
+    know ends the build. Both leave the engine's identity as it is.
 
     Raises:
         ArtifactError: INT8 is asked for, and its table is missing, corrupt, bad, or made for something else.
@@ -138,7 +138,7 @@ def _built(
     try:
         built = backend.build(request, listen=hear)
     except OSError as exc:
-        # Backends and their guests keep scratch files in the temporary folder.
+        # Backends and their optional dependencies keep scratch files in the temporary folder.
         raise os_error(exc, exc.filename or tempfile.tempdir or path) from exc
     warnings += built.notes + _delivered(built, request.profile, request.precision)
     for warning in warnings:
@@ -164,7 +164,7 @@ def _checked(
     """Check the table against the network, its route and who reads it; errors raise, the rest comes back as warnings.
 
     The version in the header binds only a table that one of TensorRT's calibrators has made: edge's own scales belong
-    to the ONNX graph, and its tables are written anew for whichever TensorRT is to read them.
+    to the ONNX graph, and its tables are written again for whichever TensorRT is to read them.
     """
     made_here = table.manifest.key.get("engine") is None
     findings = table_check.check(
@@ -192,7 +192,7 @@ def _of_another(finding: TableFinding) -> TableFinding:
 
 
 def _delivered(built: BuiltEngine, profile: Profile, precision: Precision) -> list[str]:
-    """Whether the precision that was asked for is what the engine runs; what is to be said about it.
+    """True if the precision that was asked for is what the engine runs; what is to be said about it.
 
     Raises:
         QualityError: nothing runs in it; or too little, and the profile is strict.

@@ -1,4 +1,4 @@
-"""Two engines beside each other: what they were built from, which nodes changed precision, what is fused in one only.
+"""Two engines next to each other: what they were built from, which nodes changed precision, what is fused in one only.
 
 Layers of two engines cannot be matched by name: FP32 and INT8, or two versions of TensorRT, cut the network
 differently. The ONNX nodes are the same, so each node is looked up in both.
@@ -57,7 +57,7 @@ class EngineComparison(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_equal(self) -> bool:
-        """Whether nothing differs but names, times and sizes."""
+        """True if nothing differs but names, times and sizes."""
         return not (self.built_from or self.changes or self.only_a or self.only_b)
 
 

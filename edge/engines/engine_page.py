@@ -1,4 +1,4 @@
-"""The report card of an engine, and two engines beside each other, as pages of one file: no script, no network."""
+"""The report card of an engine, and two engines next to each other, as pages of one file: no script, no network."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The report card of one engine: what was asked for, what was built, and where the two part.
 
-An engine is named by its own file, by its manifest, or by the layers beside it. A file that ``trtexec
+An engine is named by its own file, by its manifest, or by the layers next to it. A file that ``trtexec
 --exportLayerInfo`` wrote is read as well: then nothing but the layers is known.
 """
 
@@ -95,7 +95,7 @@ def load(path: Path) -> EngineReport:
         )
     manifest = store.load(manifest_path, kind=cache_keys.ENGINE)
     if whole.suffix != ".json" and whole.name not in manifest.files:
-        raise ArtifactError(f"the manifest beside it is that of {', '.join(manifest.files)}", where=path)
+        raise ArtifactError(f"the manifest next to it is that of {', '.join(manifest.files)}", where=path)
     return of(manifest, manifest_path)
 
 
@@ -125,7 +125,7 @@ def of(manifest: Manifest, manifest_path: Path) -> EngineReport:
 
 
 def _whole_name(path: Path) -> Path:
-    """The engine's own name, where one of the files beside it was named."""
+    """The engine's own name, where one of the files next to it was named."""
     for ending in (SUFFIX, RAW_SUFFIX):
         if path.name.endswith(ending):
             manifest = path.with_name(path.name.removesuffix(ending) + ".json")

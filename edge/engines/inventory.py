@@ -104,7 +104,7 @@ def useless(entries: Iterable[InventoryEntry], *, elsewhere: bool = False) -> li
 
 
 def remove(entry: InventoryEntry, look: InventoryScan) -> bool:
-    """Remove an engine, its manifest first; False where it changed meanwhile: somebody may have built it anew.
+    """Remove an engine, its manifest first; False where it changed meanwhile: somebody may have built it again.
 
     Raises:
         StoreError: the folder cannot be written.

@@ -202,7 +202,7 @@ class NetworkCamera:
         )
 
     def complaint(self, what: str) -> DeviceError:
-        """Whether the server is there, and what it sends, ffprobe says best."""
+        """True if the server is there, and what it sends, ffprobe says best."""
         host = urlsplit(self._url).hostname or "?"
         transport = "-rtsp_transport tcp " if self._url.startswith("rtsp") else ""
         return DeviceError(what, where=self.name, hint=f"ping {host}; ffprobe {transport}'{self.name}'")

@@ -53,7 +53,7 @@ class Reader:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread still runs, or is stuck."""
+        """True if the thread still runs, or is stuck."""
         return self._thread.is_alive()
 
     def let_go(self) -> None:

@@ -19,7 +19,7 @@ _WITH_LABEL = re.compile(r"(?P<path>\S.*?):?\s+(?P<label>[+-]?[0-9]+)")
 
 
 class Rendered(msgspec.Struct, frozen=True):
-    """A list file: its bytes, how many lines, how many with a label, and how many lie outside the list's folder."""
+    """A list file: its bytes, how many lines, how many with a label, and how many are outside the list's folder."""
 
     data: bytes
     pictures: int
@@ -57,7 +57,7 @@ def render_list(pictures: Iterable[Picture], *, folder: Path) -> Rendered:
     """A list file to be kept in ``folder``: as portable as the place of the pictures allows.
 
     Raises:
-        DataError: a picture is not a file of its own (it is in a shard), or its name cannot stand on a line.
+        DataError: a picture is not a file of its own (it is in a shard), or its name cannot be on a line.
     """
     lines = []
     labelled = outside = 0

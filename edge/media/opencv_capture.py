@@ -95,7 +95,7 @@ def open_opencv_capture(request: Request) -> Capture:
 
 
 def has_backend(api: Api) -> bool:
-    """Whether this OpenCV was built with it.
+    """True if this OpenCV was built with it.
 
     Raises:
         MissingDependencyError: OpenCV is not installed.

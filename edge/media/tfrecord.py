@@ -41,7 +41,7 @@ _MAX_RECORD = 1 << 30
 
 
 def is_shard(path: Path) -> bool:
-    """Whether the name is one that TFRecord shards have: ``train-00000-of-01024``, ``*.tfrecord``, or both."""
+    """True if the name is one that TFRecord shards have: ``train-00000-of-01024``, ``*.tfrecord``, or both."""
     return path.name.lower().endswith(_SUFFIXES) or _NAME.search(path.name) is not None
 
 

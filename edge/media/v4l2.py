@@ -37,7 +37,7 @@ class Holder(msgspec.Struct, frozen=True):
 
 
 def cameras(root: Path = Path("/")) -> list[VideoNode]:
-    """The nodes that give pictures, by number; the metadata nodes beside them are left out."""
+    """The nodes that give pictures, by number; the metadata nodes next to them are left out."""
     return [
         look(f"/dev/{path.name}", root)
         for path in sorted((root / "dev").glob("video*"), key=lambda path: (len(path.name), path.name))

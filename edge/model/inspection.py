@@ -1,7 +1,7 @@
 """What an engine is really made of, in words that no backend owns: the network before, the layers after.
 
-A backend fills it in from its own inspector; it is kept as JSON beside the engine, under the engine's manifest. Unknown
-is None, never a guess: an inspector that does not say a precision leaves it open.
+A backend fills it in from its own inspector; it is kept as JSON next to the engine, under the engine's manifest.
+Unknown is None, never a guess: an inspector that does not say a precision leaves it open.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edge.errors import ArtifactError
 FORMAT = 1
 # ONNX operators that multiply by weights.
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-# What the file is called beside `<name>.plan` or `<name>.onnx`.
+# What the file is called next to `<name>.plan` or `<name>.onnx`.
 SUFFIX = ".layers.json"
 # What the backend's own inspector said, for other tools and for questions that nobody thought of.
 RAW_SUFFIX = ".inspector.json"

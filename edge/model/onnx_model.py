@@ -292,7 +292,7 @@ def external_files(path: Path) -> list[str]:
     Raises:
         ModelError: it is not ONNX, or one of them is missing.
     """
-    # The field name stands in the protobuf as plain text, so most models need no parsing.
+    # The field name is in the protobuf as plain text, so most models need no parsing.
     if not _mentions(path, b"location"):
         return []
     onnx = require("onnx")
@@ -303,7 +303,7 @@ def external_files(path: Path) -> list[str]:
     names = {entry.value for item in _tensors(proto.graph) for entry in item.external_data if entry.key == "location"}
     for name in names:
         if not (path.parent / name).is_file():
-            raise ModelError(f"its weight file {name} is missing", where=path, hint="copy it beside the model")
+            raise ModelError(f"its weight file {name} is missing", where=path, hint="copy it next to the model")
     return sorted(names)
 
 

@@ -57,7 +57,7 @@ def region(height: int, width: int, spec: PreprocessConfig, target: InputConfig)
 
 
 def placed(box: Box, spec: PreprocessConfig, target: InputConfig) -> Box:
-    """Where the resized region lies in the network input, in target pixels."""
+    """Where the resized region is in the network input, in target pixels."""
     if spec.fit != "letterbox":
         return Box(0, 0, target.height, target.width)
     scale = min(target.height / box.height, target.width / box.width)

@@ -30,7 +30,7 @@ BULK, LEAST_BIN = 0.999, 8
 
 
 class Parameter(msgspec.Struct, frozen=True):
-    """A number that an algorithm takes: its default, and what it must lie within."""
+    """A number that an algorithm takes: its default, and what it must be within."""
 
     default: float
     low: float

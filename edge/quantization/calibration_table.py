@@ -142,7 +142,7 @@ class Table(msgspec.Struct, frozen=True):
     """A header, and the float32 bit pattern of each tensor's scale, in file order.
 
     Raises:
-        ArtifactError: a name that cannot stand in a table, or a pattern of more than 32 bits.
+        ArtifactError: a name that cannot be in a table, or a pattern of more than 32 bits.
     """
 
     header: TableHeader
@@ -188,7 +188,7 @@ def from_ranges(ranges: Mapping[str, float], *, algorithm: AlgorithmName, trt_ve
     """Table with scale = float32(range / 127) for every tensor; ranges in the tensor's own units.
 
     Raises:
-        ArtifactError: a range that is negative, not finite or too large for float32; a name that cannot stand in a
+        ArtifactError: a range that is negative, not finite or too large for float32; a name that cannot be in a
             table; the legacy calibrator.
     """
     bits = {name: range_bits(value, name=name) for name, value in ranges.items()}
@@ -257,7 +257,7 @@ def parse(data: bytes, *, where: Where = "table") -> Table:
             _refuse_line(line, at, is_last=not "".join(lines[number:]).strip())
         _check_name(name, where=at)
         if name in bits:
-            raise ArtifactError(f"{name}: stands here again, first in line {line_of[name]}", where=at)
+            raise ArtifactError(f"{name}: is here again, first in line {line_of[name]}", where=at)
         bits[name] = int(value, 16)
         line_of[name] = number
     return Table(header, bits)
@@ -334,7 +334,7 @@ def _refuse_foreign(text: str, where: Where) -> None:
             "this is onnxruntime's calibration.cache (name, blank, decimal range): TensorRT cannot read it, and its "
             "ranges are too small where a tensor reaches further below zero than above",
             where=where,
-            hint="convert the calibration.json beside it: edge table convert --from ort-json",
+            hint="convert the calibration.json next to it: edge table convert --from ort-json",
         )
 
 

@@ -37,7 +37,7 @@ Scales = Mapping[str, float]
 
 # Layers with weights: what INT8 is about, and what a quality gate counts.
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# Quantized beside them, so that no float island costs two conversions.
+# Quantized next to them, so that no float island costs two conversions.
 _ALONG = {
     "tensorrt": ("GlobalAveragePool", "AveragePool"),
     "onnxruntime": ("Add", "GlobalAveragePool", "AveragePool", "MaxPool", "Concat"),
@@ -217,7 +217,7 @@ def _move_before_activations(model: ModelProto, scales: dict[str, float]) -> Non
 
 
 def _has_weights(node: NodeProto, constant: set[str]) -> bool:
-    """Whether this is a weighted layer with constant weights; a product of two activations is none."""
+    """True if this is a weighted layer with constant weights; a product of two activations is none."""
     return node.op_type in WEIGHTED and len(node.input) > 1 and node.input[1] in constant
 
 

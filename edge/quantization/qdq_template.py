@@ -102,7 +102,7 @@ class Template:
             _put(constants[layer.bias_scale], (given * roomy).reshape(-1))
             bias = layer.exact_bias.astype(np.float64) / (given * roomy).astype(np.float64)
             _put(constants[layer.bias], bias.round().astype(np.int32))
-            # Few channels: those whose weights do nothing beside their bias.
+            # Few channels: those whose weights do nothing next to their bias.
             changed = np.flatnonzero(larger | (before != roomy))
             if changed.size:
                 levels = np.moveaxis(read(constants[layer.weights]).copy(), layer.axis, 0)

@@ -30,7 +30,7 @@ Counts = NDArray[np.int64]
 
 
 class Histogram(msgspec.Struct, frozen=True):
-    """Histogram of |x| from 0: ``counts[j]`` values lie in [j·width, (j+1)·width)."""
+    """Histogram of |x| from 0: ``counts[j]`` values are in [j·width, (j+1)·width)."""
 
     counts: Counts
     width: float

@@ -21,7 +21,7 @@ Route = Literal["implicit", "explicit"]
 
 # A table that names fewer of the network's tensors than this was made for another model.
 _FOREIGN_BELOW = 0.5
-# An outlier lies at least 2^10 from the median scale, and six standard deviations of what the table spreads itself.
+# An outlier is at least 2^10 from the median scale, and six standard deviations of what the table spreads itself.
 _OUTLIER_LOG2 = 10.0
 _OUTLIER_SIGMAS = 6.0
 _OUTLIER_MIN_ENTRIES = 8

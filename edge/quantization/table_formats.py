@@ -48,7 +48,7 @@ _METHOD_OF: dict[AlgorithmName, str] = {
     "entropy": "Entropy",
     "legacy": "Percentile",
 }
-# Ours beside onnxruntime's keys, which its loader passes over.
+# Ours next to onnxruntime's keys, which its loader passes over.
 _HEADER_KEY = "tensorrt_header"
 # Keys of the metadata in a Q/DQ file of ours: the table as it was, and the digest of the graph made from it.
 _TABLE_KEY = "edge.calibration_table"
@@ -126,7 +126,7 @@ def from_ort_flatbuffers(
 
     onnxruntime writes max(highest, lowest) there, without taking magnitudes: unless it calibrated with
     ``symmetric=True``, a tensor that reaches further below zero than above has too small a range, which cannot be seen
-    in the file. Prefer the JSON file beside it.
+    in the file. Prefer the JSON file next to it.
 
     Raises:
         ArtifactError: not such a file, truncated, a tensor twice, a range that is negative or not finite, no version.
@@ -134,7 +134,7 @@ def from_ort_flatbuffers(
     bits: dict[str, int] = {}
     for name, text in flat_table.entries(data, where=where):
         if name in bits:
-            raise ArtifactError(f"{name}: stands there twice", where=where)
+            raise ArtifactError(f"{name}: is there twice", where=where)
         try:
             value = float(text)
         except ValueError as exc:
@@ -143,7 +143,7 @@ def from_ort_flatbuffers(
             raise ArtifactError(
                 f"{name}: the range {value} is negative: onnxruntime kept the maximum of a tensor below zero",
                 where=where,
-                hint="convert the calibration.json beside it, which holds minimum and maximum",
+                hint="convert the calibration.json next to it, which holds minimum and maximum",
             )
         bits[name] = range_bits(value, name=name, where=where)
     header = _header(None, version=version, algorithm=algorithm, default="entropy2", where=where)
@@ -346,7 +346,7 @@ def _unique(pairs: list[tuple[str, Any]], where: Where) -> dict[str, Any]:
     if len(result) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ArtifactError(f"{twice}: stands there twice", where=where)
+        raise ArtifactError(f"{twice}: is there twice", where=where)
     return result
 
 

@@ -79,7 +79,7 @@ class LoadedRun(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def not_by_the_rules(self) -> str | None:
-        """Why a scenario was not measured as MLPerf asks, where it was not."""
+        """The reason why a scenario was not measured as MLPerf asks, where it was not."""
         bench = self.record.bench
         if bench is None or bench.get("by_the_rules") is True:
             return None
@@ -142,7 +142,7 @@ def run_facts(run: LoadedRun) -> dict[str, str]:
 
 
 def _rules(run: LoadedRun) -> str:
-    """Whether a scenario was measured as the rules ask, or why not."""
+    """True if a scenario was measured as the rules ask, or why not."""
     if run.record.bench is None:
         return "–"
     return "followed" if run.not_by_the_rules is None else f"NOT followed: {run.not_by_the_rules}"

@@ -64,9 +64,9 @@ def svg(made: Any, title: str) -> str:  # noqa: ANN401 - a matplotlib Figure
     # A style element inside a page is about the whole page: the page's own says the same of its plots.
     text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
     text = re.sub(r' transform="rotate\(-0 [^"]*"', "", text)
-    # Coordinates to 1/100 pt; never what stands between the tags, which may be percentile:99.999.
+    # Coordinates to 1/100 pt; never what is between the tags, which may be percentile:99.999.
     text = re.sub(r"<[^>]*>", lambda tag: _LONG.sub(lambda number: f"{float(number.group()):.2f}", tag.group()), text)
-    # matplotlib numbers its groups anew in each plot, and nothing refers to these ids.
+    # matplotlib numbers its groups again in each plot, and nothing refers to these ids.
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     head, rest = text.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', head)

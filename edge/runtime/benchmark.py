@@ -1,4 +1,4 @@
-"""Running a scenario: queries one after the other on pictures that lie in memory, and the record of it.
+"""Running a scenario: queries one after the other on pictures that are in memory, and the record of it.
 
 As in MLPerf, pictures are decoded, preprocessed and laid out as batches before the clock starts. The time of a query is
 wall time around the session: copies to and from the device and waiting for it are in it.

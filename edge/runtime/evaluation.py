@@ -1,4 +1,4 @@
-"""The verb ``eval``: labelled pictures -> top-1, top-5, and agreement with the FP32 network, with intervals."""
+"""The operation ``eval``: labelled pictures -> top-1, top-5, and agreement with the FP32 network, with intervals."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The record on disk while the run goes, so that a run that is killed leaves everything up to the last flush.
 
-``.jsonl`` grows by lines and is rotated by size; any other name is one JSON document that is written anew. A thread
+``.jsonl`` grows by lines and is rotated by size; any other name is one JSON document that is written again. A thread
 writes, so that a slow disk does not slow the run down. A disk that refuses is said once; what was to be written is
 dropped and counted, and the next flush tries again.
 """
@@ -92,7 +92,7 @@ class Journal:
                 self._add(RecordLine(tick=tick))
 
     def is_due(self, t_s: float) -> bool:
-        """Whether the record on disk is to be brought up to date; ``t_s`` since the run began."""
+        """True if the record on disk is to be brought up to date; ``t_s`` since the run began."""
         return t_s >= self._next_s
 
     def flush(self, t_s: float, state: RunRecord) -> None:

@@ -34,7 +34,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
 class Bound(msgspec.Struct, frozen=True, kw_only=True):
     """What early stopping allows to claim: with 99 % confidence the percentile is at most ``estimate_ms``.
 
-    None when there are fewer than ``fewest`` queries. ``over`` of them, the slowest, may lie at it or above.
+    None when there are fewer than ``fewest`` queries. ``over`` of them, the slowest, may be at it or above.
     """
 
     percentile: float

@@ -111,7 +111,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def identify(root: Path = Path("/")) -> Device:
-    """The machine whose ``/proc``, ``/sys`` and ``/etc`` lie under ``root``."""
+    """The machine whose ``/proc``, ``/sys`` and ``/etc`` are under ``root``."""
     compatible = _text(root / "proc/device-tree/compatible") or ""
     model = _text(root / "proc/device-tree/model")
     soc = next(iter(re.findall(r"tegra\d{3}\b", compatible)), None)

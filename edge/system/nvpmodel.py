@@ -68,7 +68,7 @@ def complaints(text: str) -> tuple[str, ...]:
 
 
 def asks_to_reboot(text: str) -> bool:
-    """Whether nvpmodel says that this mode needs a reboot."""
+    """True if nvpmodel says that this mode needs a reboot."""
     return bool(_REBOOT.search(text))
 
 
@@ -101,7 +101,7 @@ def gpu_devfreq(root: Path) -> Path | None:
 
 
 def clocks_locked(root: Path = Path("/")) -> bool | None:
-    """Whether the GPU is held at one clock, as jetson_clocks does: lowest equals highest. None when it is not known."""
+    """True if the GPU is held at one clock, as jetson_clocks does: lowest equals highest. None when it is not known."""
     gpu = gpu_devfreq(root)
     low, high = (_text(gpu / name) for name in ("min_freq", "max_freq")) if gpu is not None else (None, None)
     return None if not low or not high else low == high

@@ -1,4 +1,4 @@
-"""The Python that runs: its version, its environment, its user, and the guest libraries that it can see."""
+"""The Python that runs: its version, its environment, its user, and the optional dependencies that it can see."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import msgspec
 
 from edge.errors import MissingDependencyError, require
 
-# Distributions that may bring each guest's module.
+# Distributions that may bring each optional dependency's module.
 DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "numpy": ("numpy",),
     "cv2": (
@@ -33,7 +33,7 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
 
 
 class OptionalDependency(msgspec.Struct, frozen=True, kw_only=True):
-    """A guest library that is there. ``problem`` says why it does not import, where that was tried."""
+    """An optional dependency that is there. ``problem`` says why it does not import, where that was tried."""
 
     version: str | None = None
     problem: str | None = None
@@ -56,12 +56,12 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def in_venv(self) -> bool:
-        """Whether this is a virtual environment."""
+        """True if this is a virtual environment."""
         return self.prefix != self.base_prefix
 
 
 def this_process() -> Process:
-    """The Python that runs now, with the guests that it can see."""
+    """The Python that runs now, with the optional dependencies that it can see."""
     prefix = Path(sys.prefix)
     try:
         config = (prefix / "pyvenv.cfg").read_text(encoding="utf-8")
@@ -82,10 +82,10 @@ def this_process() -> Process:
 
 
 def find_dependency(name: str) -> OptionalDependency | None:
-    """What is known of the guest ``name``, or None when it is not installed.
+    """What is known of the optional dependency ``name``, or None when it is not installed.
 
     Versions come from package metadata. Imported are only OpenCV, whose build information says whether it has
-    GStreamer, and guests without metadata, which NVIDIA's Debian packages may lack.
+    GStreamer, and optional dependencies without metadata, which NVIDIA's Debian packages may lack.
     """
     try:
         if importlib.util.find_spec(name) is None:

@@ -1,6 +1,6 @@
 """Reading small sysfs files often: one open, one read, one close, no exceptions for what comes and goes.
 
-Files are opened anew each time on purpose: a sensor that was unbound and bound again keeps its name, but a descriptor
+Files are opened again each time on purpose: a sensor that was unbound and bound again keeps its name, but a descriptor
 that was open across that fails for ever.
 """
 
@@ -45,7 +45,7 @@ def read_int(path: str) -> int | None:
 
 
 def is_forbidden(path: str | Path) -> bool:
-    """Whether a file is there and this user may not read it."""
+    """True if a file is there and this user may not read it."""
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     except PermissionError:

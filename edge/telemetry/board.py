@@ -136,7 +136,7 @@ class Board:
 
 
 def is_temperature(temp_c: float) -> bool:
-    """Whether a zone's value can be one: a sensor that is off says -256 degrees Celsius."""
+    """True if a zone's value can be one: a sensor that is off says -256 degrees Celsius."""
     return -100.0 < temp_c < 200.0
 
 
@@ -200,7 +200,7 @@ def _cpu_times(path: str) -> tuple[int, int] | None:
     """Busy and total jiffies of all cores since boot."""
     words = (sysfs.read_bytes(path) or b"").split(b"\n", 1)[0].split()
     try:
-        # user nice system idle iowait irq softirq steal; guest time is already in user.
+        # user nice system idle iowait irq softirq steal; optional dependency time is already in user.
         times = [int(word) for word in words[1:9]]
     except ValueError:
         return None

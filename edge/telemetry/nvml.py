@@ -1,6 +1,6 @@
 """NVML: power and state of a graphics card, and the load of Thor's GPU, which no file shows.
 
-The only module that imports ``pynvml`` (distribution ``nvidia-ml-py``, a guest). On Orin the library is there and
+The only module that imports ``pynvml`` (distribution ``nvidia-ml-py``, a dependency). On Orin the library is there and
 answers "not supported" to everything. Units: milliwatts, MHz, percent, degrees Celsius [NVML API reference]. Tried on
 an H100; Thor's and Orin's answers come from doubles in the tests.
 """

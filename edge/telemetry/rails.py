@@ -60,5 +60,5 @@ def total_of(names: Iterable[str]) -> Total | None:
 
 
 def is_connected(label: str) -> bool:
-    """Whether a channel's label names a rail: ``NC`` marks a channel that is wired to nothing."""
+    """True if a channel's label names a rail: ``NC`` marks a channel that is wired to nothing."""
     return bool(label) and not _NOT_CONNECTED.fullmatch(label)

@@ -61,7 +61,7 @@ class TelemetrySource(Protocol):
 
 
 class Unavailable(msgspec.Struct, frozen=True):
-    """Why a source cannot be used here, and what would change that."""
+    """The reason why a source cannot be used here, and what would change that."""
 
     source: str
     reason: str

@@ -48,7 +48,7 @@ PROBED = ("hwmon", "tegrastats", "rapl")
 
 
 def check_name(name: str) -> None:
-    """Whether ``name`` is auto, a source, or a recording.
+    """True if ``name`` is auto, a source, or a recording.
 
     Raises:
         UsageError: it is none of these; the hint lists them.

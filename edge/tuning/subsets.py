@@ -215,7 +215,7 @@ def count_in_batches(
 
 
 def equal(a: Statistics, b: Statistics) -> bool:
-    """Whether two statistics are the same to the last bit."""
+    """True if two statistics are the same to the last bit."""
     return (
         a.pictures == b.pictures
         and list(a.tensors) == list(b.tensors)

@@ -524,7 +524,7 @@ def test_workers_and_dask_exclude_each_other(edge: Callable[..., subprocess.Pope
 def test_dask_from_the_command_line(
     edge: Callable[..., subprocess.Popen[str]], run: Callable[..., Any], own_dask: Dask, tmp_path: Path
 ) -> None:
-    """The scheduler has no edge; the workers stand in another folder; they come after the command."""
+    """The scheduler has no edge; the workers are in another folder; they come after the command."""
     address, _process = own_dask.scheduler(PYTHONPATH="")
     command = edge("--dask", address)
     own_dask.worker(address)

@@ -1,4 +1,4 @@
-"""The verb ``calibrate``: the table it leaves, when it does nothing, and what it does with what is broken."""
+"""The operation ``calibrate``: the table it leaves, when it does nothing, and what it does with what is broken."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def test_a_service_follows_what_is_shipped(edge: Edge, shipped: Path, monkeypatc
 def test_a_service_for_somebody_looks_into_that_home(
     edge: Edge, shipped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Under sudo, HOME is root's: what was shipped lies in the home of who called it."""
+    """Under sudo, HOME is root's: what was shipped is in the home of who called it."""
     monkeypatch.setenv("SUDO_USER", "nobody-of-that-name")
     ended = edge("service", "print", "--profile", "current", "--", "--camera", "0")
     assert (ended.code, "there is no user nobody-of-that-name" in ended.err) == (2, True)

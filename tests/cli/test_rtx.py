@@ -46,7 +46,7 @@ def test_engines_are_really_built(gpus: tuple[str, ...], edge: Edge, desktop: Pl
         assert kept["key"]["gpus"] == ("+".join(gpus) or "all that it knows")
         assert kept["info"]["timing_cache"] is None
     assert kept["info"]["int8_route"] == "explicit"
-    assert "INT8 stands in the graph as Q/DQ" in ended.err
+    assert "INT8 is in the graph as Q/DQ" in ended.err
 
 
 def test_a_gpu_that_this_version_does_not_know(edge: Edge, desktop: Place) -> None:

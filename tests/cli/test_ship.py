@@ -181,7 +181,7 @@ def test_ctrl_c_ends_the_line_and_says_what_was_done(
     assert out.count(" ok ") == 1
 
 
-@pytest.mark.parametrize("verb", ["rollback", "gc"])
+@pytest.mark.parametrize("operation", ["rollback", "gc"])
 def test_a_supervisor_that_stops_it_does_not_wait_for_a_device(
     start: Callable[..., subprocess.Popen[str]], edge: Edge, bundles: Path, verb: str
 ) -> None:

@@ -1,6 +1,6 @@
 """TensorRT from the command line, with each of the eight doubles: calibrate, build, run, and what goes wrong.
 
-Builds and calibrations run in processes of their own, as they do on a device, so the doubles lie on the search path as
+Builds and calibrations run in processes of their own, as they do on a device, so the doubles are on the search path as
 packages (``tests/support/tensorrt/site_double.py``). What they compute, ONNX Runtime computes.
 """
 
@@ -468,7 +468,7 @@ def test_a_timing_cache_that_tensorrt_refuses_is_said_once(
     ended = edge("build", *TINY, "--force")
     assert ended.code == 0
     assert ended.err.count("this build measures every kernel again") == 1
-    assert "timing cache: refused by TensorRT, started anew" in ended.err
+    assert "timing cache: refused by TensorRT, started again" in ended.err
     assert len(list((folder / "calib_cache/timing").glob("*.timing.aside-1"))) == 1
 
 

@@ -500,7 +500,7 @@ def test_mean_and_std_of_torchvision_are_refused_with_the_converted_values(write
     assert said(write("p", f"{BASE}preprocess:\n  {UNITS}")) == (
         "p.yaml:6: preprocess.mean: mean [0.485, 0.456, 0.406] and std [0.229, 0.224, 0.225] are in units of 0 to 1 "
         "(torchvision), and pixel values here are 0 to 255\n"
-        "  try: mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375]; or add scale: 1/255 beside them"
+        "  try: mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375]; or add scale: 1/255 next to them"
     )
 
 
@@ -540,7 +540,7 @@ def test_a_scale_holds_for_its_own_file_alone(write: Write) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{scale: 1/255}", "preprocess.scale: needs mean beside it, in the same file"),
+        ("{scale: 1/255}", "preprocess.scale: needs mean next to it, in the same file"),
         ("{scale: 1/0, mean: 0, std: 1}", "preprocess.scale: must be a number or fraction above 0, got '1/0'"),
         ("{scale: true, mean: 0, std: 1}", "preprocess.scale: must be a number or fraction above 0, got True"),
         ("{scale: -1, mean: 0, std: 1}", "preprocess.scale: must be a number or fraction above 0, got -1"),

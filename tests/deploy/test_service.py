@@ -94,8 +94,8 @@ def test_any_arguments_come_through_or_are_refused(words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"command": ("/usr/bin/env", "two\nlines")}, "cannot stand in a unit file"),
-        ({"command": ("/usr/bin/env", "\udce4")}, "cannot stand in a unit file"),
+        ({"command": ("/usr/bin/env", "two\nlines")}, "cannot be in a unit file"),
+        ({"command": ("/usr/bin/env", "\udce4")}, "cannot be in a unit file"),
         ({"command": ("/opt/$x/python", "run")}, r"replaces \$"),
         ({"folder": Path("relative")}, "cannot name this folder"),
         ({"folder": Path("/ends with ")}, "cannot name this folder"),
@@ -103,8 +103,8 @@ def test_any_arguments_come_through_or_are_refused(words: list[str]) -> None:
         ({"name": "../../etc"}, "cannot be the name"),
         ({"name": ""}, "cannot be the name"),
         ({"name": "a b"}, "cannot be the name"),
-        ({"user": "a\nRoot=x"}, "cannot stand in a unit file"),
-        ({"profile": "x\n[Service]"}, "cannot stand in a unit file"),
+        ({"user": "a\nRoot=x"}, "cannot be in a unit file"),
+        ({"profile": "x\n[Service]"}, "cannot be in a unit file"),
     ],
 )
 def test_what_a_unit_file_cannot_say_is_refused(changes: dict[str, Any], match: str, tmp_path: Path) -> None:

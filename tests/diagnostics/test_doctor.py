@@ -117,19 +117,19 @@ def test_a_jetson_that_is_in_order(grow: Grow, profiles: Path) -> None:
     assert "tegrastats is not there" in look(report, "power", "tegrastats").text
     assert look(report, "power", "jtop").text == "only when asked for (--power jtop); not installed"
     assert look(report, "profiles", "orin-nano").text == "ready: tensorrt, int8"
-    assert look(report, "guests", "jtop").text == "not installed; optional"
-    assert "jetson-stats" in (look(report, "guests", "jtop").next_step or "")
+    assert look(report, "optional dependencies", "jtop").text == "not installed; optional"
+    assert "jetson-stats" in (look(report, "optional dependencies", "jtop").next_step or "")
 
 
 def test_a_host_without_guests(grow: Grow, profiles: Path) -> None:
     report = examine(grow(HOST), [profiles], process=changed(guests={}))
     for name in ("numpy", "cv2", "onnx", "onnxruntime", "llvmlite"):
-        finding = look(report, "guests", name)
+        finding = look(report, "optional dependencies", name)
         assert (finding.level, finding.text) == ("problem", "not installed")
         assert "pip install" in (finding.next_step or "")
-    assert look(report, "guests", "tensorrt").level == "ok"
+    assert look(report, "optional dependencies", "tensorrt").level == "ok"
     host = look(report, "profiles", "host")
-    assert (host.level, host.text) == ("problem", "missing: guest onnxruntime")
+    assert (host.level, host.text) == ("problem", "missing: optional dependency onnxruntime")
     other = look(report, "profiles", "orin-nano")
     assert (other.level, other.text) == ("ok", "for orin-nano, this is host")
     assert look(report, "power", "none").level == "ok"
@@ -151,7 +151,7 @@ def test_an_old_jetson_is_out_of_scope(grow: Grow) -> None:
         pytest.param(
             {},
             with_guest("numpy", OptionalDependency(version="2.2.1", distributions=("numpy",))),
-            ("guests", "numpy"),
+            ("optional dependencies", "numpy"),
             "problem",
             "built for NumPy 1",
             "numpy<2",
@@ -160,7 +160,7 @@ def test_an_old_jetson_is_out_of_scope(grow: Grow) -> None:
         pytest.param(
             {},
             with_guest("cv2", OptionalDependency(version="4.12.0", distributions=("opencv-python",), gstreamer=False)),
-            ("guests", "cv2"),
+            ("optional dependencies", "cv2"),
             "warning",
             "without GStreamer: no CSI camera",
             "apt install libopencv-python",
@@ -171,7 +171,7 @@ def test_an_old_jetson_is_out_of_scope(grow: Grow) -> None:
             with_guest(
                 "cv2", OptionalDependency(version="4.10", distributions=("opencv-python", "opencv-python-headless"))
             ),
-            ("guests", "cv2"),
+            ("optional dependencies", "cv2"),
             "warning",
             "several packages",
             "pip uninstall opencv-python opencv-python-headless",
@@ -180,11 +180,11 @@ def test_an_old_jetson_is_out_of_scope(grow: Grow) -> None:
         pytest.param(
             {},
             with_guest("cv2", OptionalDependency(problem="cv2 is installed but does not import: libGL")),
-            ("guests", "cv2"),
+            ("optional dependencies", "cv2"),
             "problem",
             "does not import: libGL",
             "again",
-            id="broken-guest",
+            id="broken-optional dependency",
         ),
         pytest.param(
             {"usr/lib/python3.10/dist-packages/tensorrt/__init__.py": ""},
@@ -198,7 +198,7 @@ def test_an_old_jetson_is_out_of_scope(grow: Grow) -> None:
         pytest.param(
             {},
             with_guest("tensorrt", None),
-            ("guests", "tensorrt"),
+            ("optional dependencies", "tensorrt"),
             "problem",
             "not installed",
             "python3-libnvinfer",
@@ -284,7 +284,7 @@ def test_traps(
 )
 def test_numpy_2_is_right_elsewhere(grow: Grow, files: dict[str, object]) -> None:
     report = examine(grow(files), [], process=with_guest("numpy", OptionalDependency(version="2.2.1")))
-    assert look(report, "guests", "numpy").level == "ok"
+    assert look(report, "optional dependencies", "numpy").level == "ok"
 
 
 def test_cameras(grow: Grow) -> None:
@@ -392,7 +392,7 @@ def test_the_command_runs_here(option: list[str]) -> None:
     assert "\x1b" not in done.stdout
     if option:
         findings = json.loads(done.stdout)["findings"]
-        assert {finding["group"] for finding in findings} >= {"machine", "guests", "power"}
+        assert {finding["group"] for finding in findings} >= {"machine", "optional dependencies", "power"}
         assert {finding["name"] for finding in findings if finding["group"] == "power"} >= {*SOURCES} - {"none"}
     else:
         assert done.stdout.startswith("machine\n")

@@ -1,4 +1,4 @@
-"""The verb ``build``: what makes it work, what makes it do nothing, and INT8 that was asked for and not delivered."""
+"""The function ``build``: when it builds, when it does nothing, and INT8 that was requested and not delivered."""
 
 from __future__ import annotations
 
@@ -366,7 +366,7 @@ def test_fp16_on_a_cpu_is_refused(run: Callable[..., building.BuildOutcome]) -> 
 @pytest.mark.parametrize(
     "error",
     [DeviceError("told to fail"), MissingDependencyError("not there"), ModelError("refused")],
-    ids=["device", "guest", "model"],
+    ids=["device", "optional dependency", "model"],
 )
 def test_a_build_that_fails_leaves_the_old_engine(
     error: EdgeError, run: Callable[..., building.BuildOutcome], tiny: Profile, tmp_path: Path

@@ -16,7 +16,7 @@ def test_fp32_against_int8(make: Make) -> None:
     weighted = [change.node for change in found.changes if change.weighted]
     assert weighted == ["conv_0", "conv_2", "conv_4", "gemm_9"]
     assert not found.is_equal
-    # A quantized Clip stands alone; in FP32 it is part of the convolution.
+    # A quantized Clip is alone; in FP32 it is part of the convolution.
     assert ["conv_0", "clip_1"] in found.only_a
     figures = {pair.name: pair for pair in found.figures}
     assert figures["weighted layers in INT8"].a == 0

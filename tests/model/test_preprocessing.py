@@ -130,7 +130,7 @@ def test_the_resize_is_the_documented_one(
     spec, target = PreprocessConfig(fit="squash", interpolation=kind), InputConfig(height=wanted[0], width=wanted[1])
     found = Preprocessor(spec, target).pixels(source).astype(np.float64)
     expected = np.clip(slow_resize(source, *wanted, kind), 0, 255)
-    # One level each for OpenCV's fixed-point weights and for a mean that lies between two levels.
+    # One level each for OpenCV's fixed-point weights and for a mean that is between two levels.
     assert np.abs(found - expected).max() <= 2.0
     assert np.abs(found - expected).mean() <= 0.5
 
@@ -299,7 +299,7 @@ def test_normalization_is_float32_arithmetic_to_the_bit(mean: Any, std: Any) -> 
 def test_one_colour_stays_that_colour(
     colour: Any, fit: Any, kind: Any, h: int, w: int, height: int, width: int
 ) -> None:
-    """Weights that do not sum to one, or a pixel read from beside the picture, would show here."""
+    """Weights that do not sum to one, or a pixel read from next to the picture, would show here."""
     source = np.full((h, w, 3), colour, np.uint8)
     spec, target = (
         PreprocessConfig(fit=fit, resize=24, interpolation=kind, pad=7),

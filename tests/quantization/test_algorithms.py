@@ -166,7 +166,7 @@ def test_a_tensor_that_is_always_zero_has_range_zero(name: str, tensor: TensorSt
 @pytest.mark.parametrize("name", REGISTRY)
 @pytest.mark.parametrize("value", [1.0, -2.5, 255.0, 1e-30, 0.999])
 def test_a_constant_keeps_its_value(name: str, value: float) -> None:
-    """To within the bin that it lies in, and never less: a constant that is clipped is simply wrong."""
+    """To within the bin that it is in, and never less: a constant that is clipped is simply wrong."""
     tensor = of_values(np.full(5000, value))
     width = tensor.histogram().coarsened(SEARCH_BINS).width
     assert tensor.absmax - width <= range_of(name, tensor) <= tensor.absmax
@@ -335,7 +335,7 @@ def test_a_rare_far_outlier_is_cut_off(name: str, far: float, kind: str) -> None
 
 @pytest.mark.parametrize("name", KL)
 def test_an_outlier_that_leaves_the_bulk_no_bins_is_kept(name: str) -> None:
-    """The limit of what was counted: all others lie in the first of 8192 bins, and nothing is known of their shape."""
+    """The limit of what was counted: all others are in the first of 8192 bins, and nothing is known of their shape."""
     tensor = of_values(gaussian(outliers=(2.0**17, -(2.0**17))))
     assert range_of(name, tensor) == 2.0**17
 

@@ -62,7 +62,7 @@ def test_every_form_is_written_back_byte_for_byte(text: str) -> None:
     assert parse_lenient(data) == (table, [])
 
 
-@pytest.mark.skipif(not REAL_TABLES, reason="the real tables are not beside this repository")
+@pytest.mark.skipif(not REAL_TABLES, reason="the real tables are not next to this repository")
 @pytest.mark.parametrize("path", REAL_TABLES, ids=lambda path: path.stem)
 def test_real_tables_are_written_back_byte_for_byte(path: Path) -> None:
     data = path.read_bytes()

@@ -381,7 +381,7 @@ def test_what_is_no_statistics_file_is_refused(data: bytes) -> None:
 
 
 def test_flipped_bits_are_refused_or_change_nothing() -> None:
-    """A zip file has bytes that mean nothing (dates, versions); the sha256 beside the file covers those too. One kind
+    """A zip file has bytes that mean nothing (dates, versions); the sha256 next to the file covers those too. One kind
     of damage can hide the histograms from zipfile: then there are none, and asking for one is an error."""
     before, data = saved()
     chosen = random.Random(8)

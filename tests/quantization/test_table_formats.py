@@ -36,7 +36,7 @@ def test_flatbuffers_and_back_is_the_same_table_when_told_the_header() -> None:
     assert write(table_formats.from_ort_flatbuffers(data, version=V10, algorithm="minmax")) == write(TABLE)
 
 
-@pytest.mark.skipif(not REAL_TABLES, reason="the real tables are not beside this repository")
+@pytest.mark.skipif(not REAL_TABLES, reason="the real tables are not next to this repository")
 @pytest.mark.parametrize("path", REAL_TABLES, ids=lambda path: path.stem)
 def test_real_tables_through_both_formats(path: Path) -> None:
     table = parse(path.read_bytes())
@@ -144,7 +144,7 @@ BAD_JSON = {
     "nan": (b'{"x": [NaN, 1.0]}', "finite"),
     "infinity": (b'{"x": [-Infinity, 1.0]}', "finite"),
     "huge": (b'{"x": [0, 1' + b"0" * 400 + b"]}", "finite"),
-    "twice": (b'{"x": [0, 1], "x": [0, 2]}', "x: stands there twice"),
+    "twice": (b'{"x": [0, 1], "x": [0, 2]}', "x: is there twice"),
     "newline-in-name": (b'{"x\\ny": [0, 1]}', "control character"),
     "no-name": (b'{"": [0, 1]}', "without a name"),
     "surrogate": (b'{"\\ud800": [0, 1]}', "not valid Unicode"),

@@ -1,4 +1,4 @@
-"""The verb ``eval``: shares, intervals and differences of logits whose scores are known by hand."""
+"""The operation ``eval``: shares, intervals and differences of logits whose scores are known by hand."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_a_good_map_is_not_doubted() -> None:
 
 
 class Told:
-    """A session whose logits are the mean of the picture, and where it stands in its batch does not matter."""
+    """A session whose logits are the mean of the picture, and where it is in its batch does not matter."""
 
     precision = "fp32"
 

@@ -163,7 +163,7 @@ class Full:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        folder.write_text("a file stands here")
+        folder.write_text("a file is here")
 
     def free(self) -> None:
         self._folder.unlink()

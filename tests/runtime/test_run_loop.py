@@ -1,4 +1,4 @@
-"""The verb ``run``: stages, warm-up, skips, interruption and power, with sessions whose answers are known."""
+"""The operation ``run``: stages, warm-up, skips, interruption and power, with sessions whose answers are known."""
 
 from __future__ import annotations
 

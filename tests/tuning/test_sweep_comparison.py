@@ -78,7 +78,7 @@ def test_rows_are_ordered_and_marked() -> None:
     sqnr = [row.sqnr_db.value for row in found.rows]
     assert sqnr == sorted(sqnr, reverse=True)
     marks = {row.configuration.algorithm: row.mark for row in found.rows}
-    # Of two equal tables, the one from fewer pictures stands first.
+    # Of two equal tables, the one from fewer pictures is first.
     top = {"copy": "best", "best": "same"} if found.rows[0].configuration.table == "best" else {"close": "best"}
     assert top.items() <= marks.items()
     assert marks["noisy"] == "top-1 alike"

@@ -67,7 +67,7 @@ class GpuPreprocessor:
 
     @property
     def copies(self) -> bool:
-        """Whether frames are copied to the device; false where it reads them in place."""
+        """True if frames are copied to the device; false where it reads them in place."""
         return not self._device.integrated
 
     def plan(self, height: int, width: int) -> LaunchPlan:

@@ -79,7 +79,7 @@ class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Frames(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a batch of equal frames lies in memory that the device can read; distances in bytes.
+    """Where a batch of equal frames is in memory that the device can read; distances in bytes.
 
     ``address`` is that of row ``top``, column ``left`` of the first picture; height × width pixels from there are in
     memory. ``row_stride`` may be negative. ``guard`` bytes before and after each frame may be read, whatever they hold.

@@ -90,7 +90,7 @@ class GpuDevice(Protocol):
 
     @property
     def integrated(self) -> bool:
-        """Whether CPU and GPU share one memory, as on a Jetson: then mapped host memory needs no copy."""
+        """True if CPU and GPU share one memory, as on a Jetson: then mapped host memory needs no copy."""
 
     @property
     def stream(self) -> int:
@@ -123,7 +123,7 @@ class GpuDevice(Protocol):
     def row_copy(self, address: int, rows: NDArray[np.uint8]) -> RowCopy:
         """A copy of a two-dimensional page-locked array, its rows any distance apart, to tightly packed rows.
 
-        Nothing is copied yet: it is set up once and started for every frame that comes to lie there.
+        Nothing is copied yet: it is set up once and started for every frame that comes to be there.
         """
 
     def download(self, array: NDArray[Any], address: int) -> None:

@@ -280,7 +280,7 @@ class TensorRT:
 
 
 def as_engine(built: Built, found: Caps, here: Environment) -> BuiltEngine:
-    """What the verb ``build`` keeps of a built engine."""
+    """What the operation ``build`` keeps of a built engine."""
     decision = built.decision
     return BuiltEngine(
         data=built.plan,

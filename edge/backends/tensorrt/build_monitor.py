@@ -25,7 +25,7 @@ from edge.events import Listener, Progress, ignore_events
 
 Severity = Literal["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"]
 STAGE = "build engine"
-# Lines of no consequence that stand before an error often explain it; VERBOSE ones come by the hundred thousand.
+# Lines of no consequence that are before an error often explain it; VERBOSE ones come by the hundred thousand.
 _RECENT = 50
 _KEPT_WARNINGS = 2000
 

@@ -239,7 +239,7 @@ class _Job:
         if self.form.data is None:
             parsed = self.parser.parse_from_file(self.where)
         else:
-            # The path lets the parser find weights that still lie outside.
+            # The path lets the parser find weights that still are outside.
             parsed = self.parser.parse(self.form.data, self.where)
         self.watch.raise_kept()
         if not parsed:
@@ -353,7 +353,7 @@ class _Job:
         )
 
     def _is_typed(self) -> bool:
-        """Whether the graph itself says the precision of every layer."""
+        """True if the graph itself says the precision of every layer."""
         return self.decision.route == "explicit" or self.form.half or self.request.precision == "fp32"
 
     def _scaled(self) -> frozenset[str]:

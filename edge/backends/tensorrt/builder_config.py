@@ -56,7 +56,7 @@ def creation_flags(binding: Any, caps: Caps) -> int:  # noqa: ANN401
 
 
 def check_units(builder: Any, request: BuildRequest, caps: Caps) -> None:  # noqa: ANN401
-    """Whether this machine has what the profile asks for; nothing is built in another precision instead.
+    """True if this machine has what the profile asks for; nothing is built in another precision instead.
 
     Raises:
         DeviceError: no such DLA core, or a GPU without FP16 or INT8.
@@ -158,7 +158,7 @@ def _limit_memory(setup: BuilderSetup, limits: Limits) -> None:
 
 
 def _choose_precision(setup: BuilderSetup) -> None:
-    """Precision flags. FP16 goes beside INT8: what INT8 does not suit need not fall to FP32.
+    """Precision flags. FP16 goes next to INT8: what INT8 does not suit need not fall to FP32.
 
     TF32 is cleared for FP32 only, where 10 bits of mantissa are not what was asked for. A strict profile asks for INT8
     in every weighted layer (PREFER: TensorRT may still refuse, and the manifest counts); otherwise TensorRT takes
@@ -211,7 +211,7 @@ def _use_dla(setup: BuilderSetup) -> Accelerator:
 
 
 def _is_scaled(layer: Any, scaled: frozenset[str]) -> bool:  # noqa: ANN401
-    """Whether every tensor at a layer has a scale: a DLA runs it in FP16, or not at all, when one is missing."""
+    """True if every tensor at a layer has a scale: a DLA runs it in FP16, or not at all, when one is missing."""
     inputs = [layer.get_input(index) for index in range(layer.num_inputs)]
     outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
     return all(tensor.name in scaled for tensor in (*inputs, *outputs) if tensor is not None)

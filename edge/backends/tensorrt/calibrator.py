@@ -55,7 +55,7 @@ class Feed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchSource(Protocol):
-    """What stands behind a calibrator object: the answers to TensorRT's questions."""
+    """What is behind a calibrator object: the answers to TensorRT's questions."""
 
     batch: int
     quantile: float

@@ -67,12 +67,12 @@ class Caps(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def strongly_typed_only(self) -> bool:
-        """Whether precision can be said in no other way than in the ONNX graph."""
+        """True if precision can be said in no other way than in the ONNX graph."""
         return not self.precision_flags
 
     @property
     def implicit_int8(self) -> bool:
-        """Whether a calibration table can be handed to TensorRT itself."""
+        """True if a calibration table can be handed to TensorRT itself."""
         return self.precision_flags and "entropy2" in self.calibrators
 
     @property
@@ -82,7 +82,7 @@ class Caps(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def table_version(self) -> TrtVersion | None:
-        """The version that stands in the header of this TensorRT's calibration tables; None where it reads none."""
+        """The version that is in the header of this TensorRT's calibration tables; None where it reads none."""
         numbers = re.match(r"\d+\.\d+\.\d+", self.version)
         return TrtVersion.parse(numbers[0]) if numbers and self.implicit_int8 else None
 

@@ -1,7 +1,7 @@
 """What an engine and a timing cache depend on besides TensorRT itself: device, GPU, CUDA, driver. Read from files.
 
-Everything lies under a root folder, so a test gives its own; what cannot be read is None. The compute capability of a
-discrete GPU stands in no file: the CUDA driver says it (:mod:`edge.backends.cuda.capability`), and it is asked only
+Everything is under a root folder, so a test gives its own; what cannot be read is None. The compute capability of a
+discrete GPU is in no file: the CUDA driver says it (:mod:`edge.backends.cuda.capability`), and it is asked only
 where a
 GPU is listed.
 """
@@ -34,7 +34,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def look(root: Path = Path("/"), *, machine: Device | None = None) -> Environment:
-    """The surroundings whose ``/proc``, ``/usr/local/cuda`` and package database lie under ``root``."""
+    """The surroundings whose ``/proc``, ``/usr/local/cuda`` and package database are under ``root``."""
     found = identify(root) if machine is None else machine
     gpu = None if found.is_jetson else gpu_name(root)
     return Environment(

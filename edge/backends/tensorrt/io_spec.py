@@ -72,7 +72,7 @@ def contract(engine: Any) -> Contract:  # noqa: ANN401
 
 
 def check_gpu(gpus: str | None, device: GpuDevice, engine: Path) -> None:
-    """Whether ``device`` is one of those that an engine was built for: ``SM86+SM89``, AMPERE_PLUS, or whatever it is.
+    """True if ``device`` is one of those that an engine was built for: ``SM86+SM89``, AMPERE_PLUS, or whatever it is.
 
     Raises:
         ArtifactError: it is not.

@@ -31,7 +31,7 @@ class Rule(msgspec.Struct, frozen=True):
     kind: type[EdgeError] = DeviceError
 
 
-# The first rule that fits any line decides, so the cause stands before its consequences.
+# The first rule that fits any line decides, so the cause is before its consequences.
 RULES: tuple[Rule, ...] = (
     Rule(
         r"cudaError 35\b|initialization failure with error:? 35\b|driver version is insufficient",
@@ -144,7 +144,7 @@ def notes(warnings: Sequence[LogLine]) -> list[str]:
 
 
 def cancelled(errors: Sequence[LogLine]) -> bool:
-    """Whether TensorRT says that the progress monitor ended the build."""
+    """True if TensorRT says that the progress monitor ended the build."""
     return any("BuildCanceled" in line.text or "Build canceled by user" in line.text for line in errors)
 
 

@@ -40,7 +40,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(root: Path = Path("/")) -> Memory:
-    """The memory of the machine whose ``/proc`` lies under ``root``."""
+    """The memory of the machine whose ``/proc`` is under ``root``."""
     meminfo = _text(root / "proc/meminfo")
     disk = zram = 0
     for line in _text(root / "proc/swaps").splitlines()[1:]:
@@ -74,7 +74,7 @@ def limits(memory: Memory, *, workspace_mib: int | None, shared: bool) -> Limits
 
 
 def warnings(memory: Memory, chosen: Limits, *, model_bytes: int, shared: bool) -> list[str]:
-    """Why the out-of-memory killer may end this build; empty when it has no reason to."""
+    """The reason why the out-of-memory killer may end this build; empty when it has no reason to."""
     if not shared or memory.available_mib is None:
         return []
     # The parsed weights, their packed form, and the one being timed.
@@ -92,7 +92,7 @@ def warnings(memory: Memory, chosen: Limits, *, model_bytes: int, shared: bool) 
 def peak_rss_mib() -> int | None:
     """The most memory that this process has held at once, in MiB, or None where the kernel does not say.
 
-    VmHWM begins anew with the program that runs, unlike getrusage, which still knows the parent's. On a Jetson what
+    VmHWM begins again with the program that runs, unlike getrusage, which still knows the parent's. On a Jetson what
     CUDA takes of the shared memory is not part of it.
     """
     return _kib(_text(Path("/proc/self/status")), "VmHWM")

@@ -57,7 +57,7 @@ class ParsedTensor(msgspec.Struct, frozen=True):
 
     @property
     def is_float(self) -> bool:
-        """Whether INT8 concerns it."""
+        """True if INT8 concerns it."""
         return self.dtype in _FLOATS and not self.is_shape
 
 

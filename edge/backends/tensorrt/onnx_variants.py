@@ -1,9 +1,9 @@
 """The form in which a model goes to TensorRT's parser: as it is, in FP16, or with Q/DQ nodes.
 
 FP16 for strongly typed networks is made by ``onnxruntime.transformers.float16``. Reasons, against the others that were
-looked at: it is kept (onnxruntime is released every few months), it is there already (onnxruntime is a guest that edge
-has on every machine, so nothing is installed for it), and what it makes is parsed and built by TensorRT for RTX in the
-tests. ``onnxconverter-common``, from which it grew, lacks its fixes and would be one more package. NVIDIA's Model
+looked at: it is kept (onnxruntime is released every few months), it is there already (onnxruntime is a dependency that
+edge has on every machine, so nothing is installed for it), and what it makes is parsed and built by TensorRT for RTX in
+the tests. ``onnxconverter-common``, from which it grew, lacks its fixes and would be one more package. NVIDIA's Model
 Optimizer (``modelopt.onnx.autocast``) chooses per node and is the better tool where FP16 overflows, but is a stack of
 its own to install; its output is an ONNX file that edge takes like any other.
 

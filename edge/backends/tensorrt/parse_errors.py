@@ -1,4 +1,4 @@
-"""Why TensorRT's ONNX parser refuses a model: node, operator, reason and what to try, for every error that it has.
+"""Explain a model that TensorRT's ONNX parser refuses: node, operator, reason, and what to try, for each of its errors.
 
 Reasons come as C++ assertions. The words here are for those of NVIDIA's parser (onnx-tensorrt: onnxOpCheckers.cpp,
 onnxOpImporters.cpp); others are shown as they are. TensorRT 8.6 gives only a node's number.
@@ -18,7 +18,7 @@ from edge.errors import ModelError
 _MOST = 12
 _REPLACE = "replace it in the exporter by operators that TensorRT has, or cut it off and compute it outside"
 _HINTS: tuple[tuple[str, str], ...] = (
-    (r"(?i)external|Failed to open file|convertOnnxWeights", "copy the model's weight files beside it"),
+    (r"(?i)external|Failed to open file|convertOnnxWeights", "copy the model's weight files next to it"),
     (r"(?i)INT64|out of range|INT32", "export with indices that fit INT32"),
     (r"(?i)double|FLOAT64", "export in float32"),
     (r"(?i)dynamic|shape tensor|build-time constant", "export with fixed sizes; only the batch may be dynamic"),
@@ -93,7 +93,7 @@ def _words(description: str, code: str) -> tuple[str, str]:
     if "Failed to parse the ONNX model" in text or code == "MODEL_DESERIALIZE_FAILED":
         return "the file cannot be read as ONNX: it is cut off, changed, or above 2 GB in one piece", "export it again"
     if weights := re.search(r"Failed to import initializer: (?!In node)(\S+)", text):
-        return f"the weights {weights[1]} cannot be read", "copy the model's weight files beside it"
+        return f"the weights {weights[1]} cannot be read", "copy the model's weight files next to it"
     reason = _message(text)
     for pattern, attempt in _HINTS:
         if re.search(pattern, text):

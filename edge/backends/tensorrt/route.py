@@ -53,7 +53,7 @@ def decide(profile: Profile, precision: Precision, caps: Caps) -> Decision:
     if asked != "auto":
         return Decision(route=asked, why=f"the profile says int8_route: {asked}")
     if not caps.implicit_int8:
-        return Decision(route="explicit", why=f"{caps.title} has no calibrators: INT8 stands in the graph as Q/DQ")
+        return Decision(route="explicit", why=f"{caps.title} has no calibrators: INT8 is in the graph as Q/DQ")
     if dla:
         return Decision(route="implicit", why=f"on {caps.title} a DLA takes INT8 only from a calibration table")
     # A Q/DQ engine was up to 30 % slower than a calibrated one of the same network (NVIDIA/TensorRT#4366).
@@ -67,4 +67,4 @@ def _float_words(precision: Precision, caps: Caps) -> str:
         return "fp32 is the network as it is, with TF32 off"
     if caps.precision_flags:
         return f"fp16 is a build flag on {caps.title}"
-    return f"networks are strongly typed on {caps.title}: fp16 stands in the graph"
+    return f"networks are strongly typed on {caps.title}: fp16 is in the graph"

@@ -104,7 +104,7 @@ class TrtSession:
         count, device = self._count(batch.shape), self._device
         with device.active():
             self._fit(count)
-            # What fills up a batch is whatever lies there: a picture's logits do not depend on its neighbours.
+            # What fills up a batch is whatever is there: a picture's logits do not depend on its neighbours.
             self._np.copyto(self._staging[:count], batch, casting="same_kind")
             device.record(self._events[0])
             if self._input_memory is not None:

@@ -56,7 +56,7 @@ _KILLED = (
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that the child must know. ``folder`` takes the results; a timing cache to start from lies there.
+    """Everything that the child must know. ``folder`` takes the results; a timing cache to start from is there.
 
     ``meal``: batches for a calibrator follow behind the job. ``merge``: nothing is built; that many timing caches in
     ``folder`` are merged into one, and ``profile`` and what belongs to it are not there.

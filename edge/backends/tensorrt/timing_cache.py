@@ -154,7 +154,7 @@ class TimingStore:
 
 
 def folder_of(cache: Path) -> Path:
-    """Where timing caches lie in a calibration cache."""
+    """Where timing caches are in a calibration cache."""
     return cache / FOLDER
 
 

@@ -25,7 +25,7 @@ from edge.errors import ArtifactError
 BLOCK = 512
 # tar pads to twenty blocks.
 _RECORD = 20 * BLOCK
-_HINT = "get the bundle again, or make it anew with edge bundle create"
+_HINT = "get the bundle again, or make it again with edge bundle create"
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -49,7 +49,7 @@ def header(name: str, size: int) -> bytes:
 
 
 def layout(manifest_bytes: int, files: Mapping[str, FileEntry]) -> Layout:
-    """Where every file lies in the tar of a manifest of so many bytes."""
+    """Where every file is in the tar of a manifest of so many bytes."""
     at = BLOCK + _padded(manifest_bytes)
     offsets = {}
     for name in sorted(files):

@@ -103,7 +103,7 @@ def _finish(
     )
     _write(out, encode_manifest(about), files, contents, listen=listen)
     made = open_bundle(out)
-    # The signature that lies there belongs to the bundle that was there before.
+    # The signature that is there belongs to the bundle that was there before.
     made.signature_path.unlink(missing_ok=True)
     return made
 
@@ -246,7 +246,7 @@ def check_words(profile: Profile, name: str | None, jetpack: Sequence[str]) -> N
 
 
 def is_tar(out: Path) -> bool:
-    """Whether a bundle of this name is written as one file."""
+    """True if a bundle of this name is written as one file."""
     return out.suffix in {SUFFIX, ".tar"}
 
 

@@ -1,8 +1,8 @@
-"""A bundle that lies on this device, and the folders of what is made from it here.
+"""A bundle that is on this device, and the folders of what is made from it here.
 
 `edge ship` keeps bundles in ``STATE/bundles/<digest>`` and lets ``STATE/current`` lead to the one in use
 (docs/shipping.md). A bundle is never written to: its files are shared with other bundles. Engines and timing caches lie
-beside them.
+next to them.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ def decode_expected(data: bytes, *, where: str) -> Expected:
 
 
 def judge(expected: Expected, precision: Precision, logits: NDArray[np.float32]) -> GoldenVerdict:
-    """Whether an engine's ``logits`` (n×classes, pictures in the order of their names) are good enough.
+    """True if an engine's ``logits`` (n×classes, pictures in the order of their names) are good enough.
 
     Raises:
         ArtifactError: the references have no such precision, or another number of pictures or classes.

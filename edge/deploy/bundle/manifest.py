@@ -27,7 +27,7 @@ MAX_WORD = 200
 # What the size field of a ustar header can say: 11 octal digits.
 MAX_FILE_BYTES = 8**11 - 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_HINT = "get the bundle again, or make it anew with edge bundle create"
+_HINT = "get the bundle again, or make it again with edge bundle create"
 
 
 class BundleManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

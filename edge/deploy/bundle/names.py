@@ -11,7 +11,7 @@ MAX_FILES = 10_000
 # A ustar header has 155 bytes for folders and 100 for the rest.
 _MAX_TAIL = 100
 _MAX_HEAD = 155
-# Where what every bundle holds lies in it: its profile, and the tables, as in a cache folder.
+# Where what every bundle holds is in it: its profile, and the tables, as in a cache folder.
 PROFILE = "profile.yaml"
 TABLES = "tables"
 RESERVED = frozenset({"bundle.json", "bundle.json.sig"})
@@ -41,11 +41,11 @@ def check_names(names: Iterable[str], *, where: str) -> None:
     for name in sorted(files):
         parts = name.split("/")
         if any("/".join(parts[:count]) in files for count in range(1, len(parts))):
-            raise ArtifactError(f"{name!r} lies in a file, not in a folder", where=where)
+            raise ArtifactError(f"{name!r} is in a file, not in a folder", where=where)
 
 
 def name_problem(name: str) -> str | None:
-    """Why a bundle may not hold a file called ``name``; None when it may."""
+    """The reason why a bundle may not hold a file called ``name``; None when it may."""
     parts = name.split("/")
     problems = (
         (name.startswith("/"), "an absolute path"),

@@ -22,7 +22,7 @@ from edge.events import Listener, Progress, ignore_events
 MAX_SIGNATURE_BYTES = 64 << 10
 _PIECE = 1 << 20
 _MAX_ENTRIES = 3 * MAX_FILES
-_HINT = "get the bundle again, or make it anew with edge bundle create"
+_HINT = "get the bundle again, or make it again with edge bundle create"
 
 
 class BundleSource(Protocol):
@@ -81,7 +81,7 @@ class Bundle:
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a folder, not a tar."""
+        """True if it is a folder, not a tar."""
         return self._layout is None
 
     def open(self, name: str) -> IO[bytes]:
@@ -132,7 +132,7 @@ class Bundle:
 
     @property
     def signature_path(self) -> Path:
-        """Where the detached signature lies: in the folder, or beside the tar."""
+        """Where the detached signature lies: in the folder, or next to the tar."""
         return self.path / SIGNATURE if self.is_folder else self.path.with_name(f"{self.path.name}.sig")
 
     def signature(self) -> bytes | None:

@@ -1,4 +1,4 @@
-"""Whether a bundle is for a machine: its device family and its JetPack release."""
+"""True if a bundle is for a machine: its device family and its JetPack release."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from edge.system import Device
 
 
 def mismatch(about: BundleManifest, machine: Device) -> str | None:
-    """Why the bundle is not for ``machine``, in words; None when it is.
+    """The reason why the bundle is not for ``machine``, in words; None when it is.
 
     A desktop with an RTX card is a host like any other to :mod:`edge.system.device`, so a bundle for ``rtx`` is
     for hosts.

@@ -44,7 +44,7 @@ def unpack_bundle(bundle: BundleSource, folder: Path, *, listen: Listener = igno
 
 
 def pack_bundle(bundle: BundleSource, path: Path, *, listen: Listener = ignore_events) -> Bundle:
-    """Write ``bundle`` to the tar ``path``, and its signature beside it.
+    """Write ``bundle`` to the tar ``path``, and its signature next to it.
 
     Raises:
         ArtifactError: a content does not fit its digest; nothing is written.
@@ -61,7 +61,7 @@ def pack_bundle(bundle: BundleSource, path: Path, *, listen: Listener = ignore_e
     with store.atomic_write(path) as file:
         archive.write(file, bundle.manifest, bundle.files, copy)
     made = open_bundle(path)
-    # A signature that lies there belongs to what was there before.
+    # A signature that is there belongs to what was there before.
     made.signature_path.unlink(missing_ok=True)
     if signature is not None:
         store.write_bytes(made.signature_path, signature)
@@ -100,7 +100,7 @@ def _check_target(bundle: BundleSource, folder: Path) -> None:
 
 
 def _is_leftover(name: str, wanted: set[str], mode: int) -> bool:
-    """Whether it is a temporary file of ``store`` that a killed run left behind: ``.<name>.<letters>.tmp``."""
+    """True if it is a temporary file of ``store`` that a killed run left behind: ``.<name>.<letters>.tmp``."""
     folder, _, last = name.rpartition("/")
     parts = last.removeprefix(".").rsplit(".", 2)
     stem = f"{folder}/{parts[0]}" if folder else parts[0]
@@ -122,7 +122,7 @@ def _safe_target(folder: Path, name: str) -> Path:
 
 
 def _is_there(bundle: BundleSource, name: str, target: Path) -> bool:
-    """Whether an earlier, interrupted run wrote this very content."""
+    """True if an earlier, interrupted run wrote this very content."""
     try:
         status = target.lstat()
     except OSError:

@@ -161,7 +161,7 @@ def _checkout() -> Path:
     missing = [name for name in ("pyproject.toml", _SCRIPT, _BUILD_PINS, *_PINS) if not (root / name).is_file()]
     if missing:
         raise UsageError(
-            f"only a checkout of edge can gather wheels, and {missing[0]} is not beside this one",
+            f"only a checkout of edge can gather wheels, and {missing[0]} is not next to this one",
             where=root,
             hint="git clone, ./install.sh, and run edge from there",
         )
@@ -215,7 +215,9 @@ def _pip(*arguments: str, build_with: Path | None = None) -> None:
     try:
         importlib.metadata.version("pip")
     except importlib.metadata.PackageNotFoundError as exc:
-        raise MissingDependencyError("pip is not installed beside edge", hint=f"{sys.executable} -m ensurepip") from exc
+        raise MissingDependencyError(
+            "pip is not installed next to edge", hint=f"{sys.executable} -m ensurepip"
+        ) from exc
     quiet = ("--disable-pip-version-check", "--no-input", "--progress-bar", "off")
     command = [sys.executable, "-m", "pip", arguments[0], *quiet, *arguments[1:]]
     # Since 25.3 pip has a setting of its own for what builds; before, this was one for all.

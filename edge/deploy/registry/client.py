@@ -57,7 +57,7 @@ class Connection:
         self._client.session.close()
 
     def has_blob(self, digest: str) -> bool:
-        """Whether the repository has the blob."""
+        """True if the repository has the blob."""
         response = self._request("HEAD", f"{self._base}/blobs/{digest}")
         if response.status_code not in {200, 404}:
             raise self._refused(response, "asking for a blob")
@@ -138,7 +138,7 @@ class Connection:
             raise ArtifactError(f"the registry took {digest} and says that it has {said}", where=str(self.reference))
 
     def _connected(self, plain_http: bool, ca_file: str | None) -> tuple[str, Any]:  # noqa: FBT001
-        """Whether it is http or https, and a client that knows how this registry asks for credentials."""
+        """True if it is http or https, and a client that knows how this registry asks for credentials."""
         # A registry on this machine may speak either, and nobody is between it and us.
         prefixes = ["http"] if plain_http else ["https", "http"] if self.reference.is_loopback else ["https"]
         problem: EdgeError | None = None

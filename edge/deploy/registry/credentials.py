@@ -68,8 +68,8 @@ def _from_file(path: Path, host: str) -> Credentials | None:
     except OSError as exc:
         raise StoreError(f"cannot read: {exc.strerror or exc}", where=path) from exc
     except (ValueError, RecursionError) as exc:
-        # Its words may quote what stands in the file.
-        raise StoreError("not JSON", where=path, hint="docker login writes it anew") from exc
+        # Its words may quote what is in the file.
+        raise StoreError("not JSON", where=path, hint="docker login writes it again") from exc
     helpers, entries = _mapping(content, "credHelpers"), _mapping(content, "auths")
     entry = next((value for key, value in entries.items() if _same_host(key, host)), None)
     if isinstance(entry, dict) and isinstance(entry.get("auth"), str) and entry["auth"]:
@@ -84,9 +84,9 @@ def _decoded(text: str, path: Path) -> Credentials:
     try:
         user, colon, password = base64.b64decode(text, validate=True).decode().partition(":")
     except (binascii.Error, UnicodeDecodeError) as exc:
-        raise StoreError("an entry is not base64", where=path, hint="docker login writes it anew") from exc
+        raise StoreError("an entry is not base64", where=path, hint="docker login writes it again") from exc
     if not colon:
-        raise StoreError("an entry has no password", where=path, hint="docker login writes it anew")
+        raise StoreError("an entry has no password", where=path, hint="docker login writes it again")
     return Credentials(user, password)
 
 

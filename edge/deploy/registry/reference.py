@@ -1,4 +1,4 @@
-"""Where a bundle lies in a registry: ``oci://host[:port]/name[:tag][@sha256:…]``."""
+"""Where a bundle is in a registry: ``oci://host[:port]/name[:tag][@sha256:…]``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Reference(msgspec.Struct, frozen=True):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the registry is on this machine, where nobody listens on the way."""
+        """True if the registry is on this machine, where nobody listens on the way."""
         return is_loopback(self.host)
 
     @property
@@ -47,8 +47,8 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 def is_loopback(netloc: str) -> bool:
-    """Whether ``host[:port]`` is this machine."""
-    # An address of IPv6 stands in brackets, and has colons of its own.
+    """True if ``host[:port]`` is this machine."""
+    # An address of IPv6 is in brackets, and has colons of its own.
     host = netloc if netloc.endswith("]") else re.sub(r":[0-9]*$", "", netloc)
     if host.lower() == "localhost":
         return True

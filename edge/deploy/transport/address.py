@@ -39,7 +39,7 @@ class DeviceAddress(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a folder of this machine."""
+        """True if it is a folder of this machine."""
         return self.folder is not None
 
 
@@ -81,7 +81,7 @@ def remote_address(address: str, *, name: str, path: str = "") -> DeviceAddress:
 
 
 def check_jump(jump: str) -> str | None:
-    """Why ``jump`` is not a list of ``[user@]host[:port]``; None when it is one."""
+    """The reason why ``jump`` is not a list of ``[user@]host[:port]``; None when it is one."""
     for hop in jump.split(","):
         address, _, port = hop.rpartition(":") if re.search(r":\d+$", hop) else (hop, "", "")
         user, _, host = address.rpartition("@")

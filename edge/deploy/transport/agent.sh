@@ -1,7 +1,7 @@
 # The device's side of `edge ship`: read by `sh` from its standard input, so nothing needs to be installed there.
 #
-# Requests are lines on standard input: a verb, then its arguments, one a line. Names are data: they are read with
-# `read -r`, only ever stand in double quotes behind a folder, and no command is ever put together from one. Answers are
+# Requests are lines on standard input: an operation, then its arguments, one a line. Names are data: they are read with
+# `read -r`, only ever are in double quotes behind a folder, and no command is ever put together from one. Answers are
 # lines on standard output that begin with the nonce of this session, so what a login shell prints does not matter.
 # Needs a POSIX sh and GNU coreutils, findutils, util-linux (flock): what Ubuntu calls essential.
 #
@@ -310,7 +310,7 @@ tree() {
     try sync -- "$root/bundles/$digest"
     rm -rf -- "$new"
   else
-    # Something stands there that is not this bundle: somebody changed it, or the disk did.
+    # Something is there that is not this bundle: somebody changed it, or the disk did.
     [ ! -e "$root/bundles/$digest" ] || try mv -- "$root/bundles/$digest" "$root/incoming/damaged.$$"
     try mv -T -- "$new" "$root/bundles/$digest"
   fi
@@ -330,7 +330,7 @@ differs_in_signature() {
   } 9>&- | sort | cmp -s - "$list"
 }
 
-# The list stays beside the bundle, for `sha256sum -c` and for going back.
+# The list stays next to the bundle, for `sha256sum -c` and for going back.
 keep_list() {
   try sync -- "$list"
   try mv -f -- "$list" "$root/bundles/$digest.sha256"

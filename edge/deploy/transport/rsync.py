@@ -34,7 +34,7 @@ class RsyncResult(msgspec.Struct, frozen=True):
 
 
 def rsync_usable(place: DeviceAddress) -> bool:
-    """Whether rsync is on this machine and the place is behind ssh."""
+    """True if rsync is on this machine and the place is behind ssh."""
     return not place.is_folder and shutil.which("rsync") is not None
 
 
@@ -48,7 +48,7 @@ def rsync_files(
 ) -> RsyncResult:
     """Bring ``files`` (contents by name) to ``incoming/rsync`` below ``root`` on the device.
 
-    ``beat`` is called now and then, so that the conversation beside it stays alive.
+    ``beat`` is called now and then, so that the conversation next to it stays alive.
 
     Raises:
         StoreError: there is no room here for a copy of the files.

@@ -276,7 +276,7 @@ class DeviceSession:
             self._frames.append(MessageFrame(word, text))
 
     def _gone(self) -> EdgeError:
-        """Why the program ended before it answered."""
+        """The reason why the program ended before it answered."""
         deadline = time.monotonic() + (0 if self._is_killed else 5)
         while time.monotonic() < deadline:
             data = _read(self._stderr)

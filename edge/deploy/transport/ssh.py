@@ -58,14 +58,14 @@ def ssh_command(place: DeviceAddress) -> list[str]:
 
 
 def explain_local(place: DeviceAddress, errors: str) -> EdgeError:
-    """Why the local shell went away."""
+    """The reason why the local shell went away."""
     return DeviceError(
         f"the shell ended before it answered: {_last_line(errors) or 'no reason given'}", where=place.name
     )
 
 
 def explain_ssh(place: DeviceAddress, code: int | None, errors: str, noise: str) -> EdgeError:
-    """Why ssh ended, in words that say what to do; from OpenSSH's messages, which are not translated."""
+    """The reason why ssh ended, in words that say what to do; from OpenSSH's messages, which are not translated."""
     if code is None and "No such file" in errors:
         return MissingDependencyError(
             "there is no OpenSSH client here", where=place.name, hint="sudo apt install openssh-client"
@@ -90,8 +90,8 @@ def explain_ssh(place: DeviceAddress, code: int | None, errors: str, noise: str)
 _MEANINGS: tuple[tuple[str, str, str], ...] = (
     (
         r"REMOTE HOST IDENTIFICATION HAS CHANGED",
-        "the host key is not the one that is known: the device was set up anew, or somebody stands in between",
-        "when you know that it was set up anew: ssh-keygen -R {bare}, then ssh {host} once to see and accept its key",
+        "the host key is not the one that is known: the device was set up again, or somebody stands in between",
+        "when you know that it was set up again: ssh-keygen -R {bare}, then ssh {host} once to see and accept its key",
     ),
     (
         r"Host key verification failed|No \S+ host key is known",

@@ -46,7 +46,7 @@ class Terminal:
 
     @property
     def is_live(self) -> bool:
-        """Whether moving parts may be drawn on stderr."""
+        """True if moving parts may be drawn on stderr."""
         return self.err.is_terminal and not is_plain() and not self.quiet
 
     def data(self, text: str) -> None:
@@ -148,7 +148,7 @@ class Terminal:
 
 
 def is_plain() -> bool:
-    """Whether the environment asks for plain lines: ``NO_COLOR`` (no-color.org), or a terminal that can do no more."""
+    """True if the environment asks for plain lines: ``NO_COLOR`` (no-color.org), or a terminal that can do no more."""
     return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
 
 

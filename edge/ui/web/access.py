@@ -31,7 +31,7 @@ class Access:
         self._names = {"localhost", own, f"{own}.local", own.partition(".")[0]}
 
     def is_ours(self, host: str) -> bool:
-        """Whether a ``Host`` header names this machine."""
+        """True if a ``Host`` header names this machine."""
         name = host.strip().lower()
         if name.startswith("["):
             name = name[1:].partition("]")[0]
@@ -44,11 +44,11 @@ class Access:
         return True
 
     def is_token(self, given: str) -> bool:
-        """Whether ``given`` is the token; takes the same time for every wrong one."""
+        """True if ``given`` is the token; takes the same time for every wrong one."""
         return self.token is None or hmac.compare_digest(given.encode(errors="replace"), self.token.encode())
 
     def may_look(self, *, cookie: str | None, authorization: str | None) -> bool:
-        """Whether a request with this cookie or ``Authorization`` header is let in."""
+        """True if a request with this cookie or ``Authorization`` header is let in."""
         if self.token is None:
             return True
         if cookie is not None and hmac.compare_digest(cookie.encode(errors="replace"), self._session.encode()):

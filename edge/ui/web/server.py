@@ -1,4 +1,4 @@
-"""The HTTP server beside a run: a thread of its own with uvicorn in it, few connections, and nothing that can wait."""
+"""The HTTP server next to a run: a thread of its own with uvicorn in it, few connections, and nothing that can wait."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     compute-sanitizer --tool memcheck --error-exitcode 9 python tests/backends/cuda/memcheck.py 40
     compute-sanitizer --tool racecheck --error-exitcode 9 python tests/backends/cuda/memcheck.py 20
 
-Frames lie in allocations of exactly their size. Results are compared too, where cv2 is installed.
+Frames are in allocations of exactly their size. Results are compared too, where cv2 is installed.
 """
 
 from __future__ import annotations

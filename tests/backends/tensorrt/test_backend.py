@@ -1,4 +1,4 @@
-"""The backend as the verbs see it, and builds in a process of their own."""
+"""The backend as the operations see it, and builds in a process of their own."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ LOST = "r1"
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., building.BuildOutcome]:
-    """``run(profile, leave_out=("r1",))``: the verb, with a table that lacks some tensors."""
+    """``run(profile, leave_out=("r1",))``: the operation, with a table that lacks some tensors."""
 
     def call(
         profile: Profile, *, leave_out: tuple[str, ...] = (), zero: tuple[str, ...] = (), **options: Any

@@ -76,7 +76,7 @@ def test_fused_by_the_second_compiler() -> None:
 
 
 def test_kernels_of_the_second_compiler_one_by_one() -> None:
-    """10.x: what a kernel computes stands in its metadata only, and one that moves data names the same nodes."""
+    """10.x: what a kernel computes is in its metadata only, and one that moves data names the same nodes."""
     half = [{"Name": "x", "Format/Datatype": "Half"}]
     listed = [
         {"Name": "__myl_Move_myl0_0", "LayerType": "kgen", "Inputs": half, "Metadata": "[ONNX Layer: /conv]"},

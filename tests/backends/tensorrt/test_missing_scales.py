@@ -151,7 +151,7 @@ def gemm_name(path: Path) -> str:
 
 @needs_rtx
 def test_the_range_before_the_bias_holds(repository: Path, tmp_path: Path) -> None:
-    """The product is computed by ONNX Runtime, and lies within the range that is made for it."""
+    """The product is computed by ONNX Runtime, and is within the range that is made for it."""
     import onnxruntime as ort
 
     path = repository / "models/efficientnet_lite0.onnx"

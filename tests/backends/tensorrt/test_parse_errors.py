@@ -105,7 +105,7 @@ def test_what_helps_all_is_said_once_and_what_helps_one_beside_it() -> None:
     assert "replace it in the exporter" in str(same.hint)
     mixed = parse_errors.as_error(parse_errors.problems(parser(det, weights), CAPS, list), where="m.onnx")
     assert "Det (d): TensorRT has no such operator; try: replace it" in mixed.what
-    assert "try: copy the model's weight files beside it" in mixed.what
+    assert "try: copy the model's weight files next to it" in mixed.what
     assert mixed.hint is None
 
 

@@ -23,7 +23,7 @@ Key = Callable[..., Path]
 
 @pytest.fixture
 def key(tmp_path: Path) -> Key:
-    """``key("alice")``: a new private key; its public half is beside it."""
+    """``key("alice")``: a new private key; its public half is next to it."""
 
     def make(name: str = "alice", *options: str) -> Path:
         path = tmp_path / name
@@ -60,7 +60,7 @@ def test_signed_by_somebody_on_the_list(small: Path, key: Key, tmp_path: Path) -
     signer = signature.check(bundle, listed)
     assert signer.name == "alice@lab"
     assert signer.key.startswith("ED25519 SHA256:")
-    # It travels: unpacked, and beside a copy.
+    # It travels: unpacked, and next to a copy.
     assert signature.check(unpack_bundle(bundle, tmp_path / "out"), listed).name == "alice@lab"
 
 

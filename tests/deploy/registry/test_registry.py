@@ -122,7 +122,7 @@ def test_the_signature_goes_along(registry: Running, tmp_path: Path) -> None:
         pytest.raises(ArtifactError, match="not signed"),
     ):
         signature.check(remote, listed)
-    # A signature beside the file that the unsigned one replaces does not stay.
+    # A signature next to the file that the unsigned one replaces does not stay.
     with pull(parse_reference(at(registry.host, "t:unsigned"))) as remote:
         assert pack_bundle(remote, tmp_path / "b.edge").signature() is None
 

@@ -1,4 +1,4 @@
-"""Random cases for the preprocessing kernel, laid out in memory as hard as they come, and the CPU path beside it.
+"""Random cases for the preprocessing kernel, laid out in memory as hard as they come, and the CPU path next to it.
 
 A case has one to three frames of one size in one block of memory: rows any distance apart, rows upwards or downwards,
 any alignment. Sizes go from one pixel to several hundred, targets from one pixel to more than two tiles.

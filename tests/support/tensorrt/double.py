@@ -1,4 +1,4 @@
-"""A module that looks exactly like one released binding of TensorRT, generated from ``api/*.json`` beside it.
+"""A module that looks exactly like one released binding of TensorRT, generated from ``api/*.json`` next to it.
 
 An attribute that the version lacks raises AttributeError, also when it is assigned; a call is checked against the
 signature that NVIDIA's binding prints; an object that the binding does not let Python make cannot be made. What the

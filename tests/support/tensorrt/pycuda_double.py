@@ -1,6 +1,6 @@
 """``pycuda.driver`` in ordinary memory, as far as edge's CUDA room uses it: addresses are those of the process.
 
-Copied into a folder on ``sys.path`` by :mod:`site_double`. ``settings.json`` beside the package says what fails:
+Copied into a folder on ``sys.path`` by :mod:`site_double`. ``settings.json`` next to the package says what fails:
 ``no_driver`` (a message of the dynamic linker), ``no_gpu``, ``memory`` (bytes that may be allocated).
 """
 

@@ -160,7 +160,7 @@ def _calibrator(caps: Any, algorithm: Any, batches: list[Any], first: int) -> di
         "raises": _after_an_exception(caps, algorithm, first),
     }
     if algorithm == "legacy":
-        # Behind the base's functions; in 8.6 its two destructors stand there, in 10 before them.
+        # Behind the base's functions; in 8.6 its two destructors are there, in 10 before them.
         at = first + 7 if first == 0 else first + 5
         result["quantile"] = virtual.call(at, ctypes.c_double)
         result["cutoff"] = virtual.call(at + 1, ctypes.c_double)

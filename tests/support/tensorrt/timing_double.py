@@ -16,7 +16,7 @@ MAGIC = b"ptrt"
 
 
 class Kernels:
-    """What stands behind an ITimingCache; says what it has served when it goes."""
+    """What is behind an ITimingCache; says what it has served when it goes."""
 
     def __init__(self, world: Any, logger: Any, owner: str | None, known: list[str]) -> None:
         self.world, self.logger = world, logger

@@ -113,7 +113,7 @@ async function look() {
     }
     const last = history_.length ? history_[history_.length - 1].t : -1;
     const state = await (await get(`/state?since=${last}`)).json();
-    // The same server with a new run: its clock began anew.
+    // The same server with a new run: its clock began again.
     if (state.t_s < last - 2) history_ = [];
     history_ = history_.concat(state.history).filter((tick) => tick.t > state.t_s - KEPT_S);
     cards(state); guesses(state); alert_(state); draw();
