@@ -4,9 +4,8 @@
 
 One calibration (entropy2 over all pictures, statistics and table), then a sweep of all algorithms, 50, 100, 200 and all
 pictures, three seeds, both with all cores in this process. What must cost little more than one calibration is making
-the tables: ``count`` (one pass over the pictures for all subsets), ``tables`` (statistics to ranges), and ``batches``
-(the smallest subset counted once more with another batch). ``score`` runs each different table's INT8 network over all
-labelled pictures; it is given next to that many bare INT8 forward passes, below which it cannot come.
+the tables: ``count`` (one pass over the pictures for all subsets) and ``tables`` (statistics to ranges). ``score`` runs
+each different table's INT8 network over all labelled pictures; it is given next to that many bare INT8 forward passes.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from edge.config import profiles
 from edge.media.picture_sources import open_pictures
 from edge.model import onnx_model
 from edge.quantization import calibration_table, qdq
-from edge.tuning import sweep_run, sweep_settings
+from edge.tuning import sweep, sweep_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,11 +51,11 @@ def main() -> None:
             raise SystemExit("stopped")
         one = time.perf_counter() - start
         pass_s = int8_pass_s(chosen, outcome.table, len(labelled))
-        settings = sweep_settings.SweepSettings(
-            candidates=sweep_settings.candidates([]), sizes=sweep_settings.sizes([], len(pictures)), seeds=options.seeds
+        settings = sweep_tables.SweepSettings(
+            candidates=sweep_tables.candidates([]), sizes=sweep_tables.sizes([], len(pictures)), seeds=options.seeds
         )
         start = time.perf_counter()
-        record = sweep_run.sweep(
+        record = sweep.sweep(
             chosen, pictures, labelled, settings, cache=cache / "sweep", output=options.output, force=True
         )
         whole = time.perf_counter() - start
@@ -67,7 +66,7 @@ def main() -> None:
     print(f"sweep, {len(record.configurations)} configurations, {scored} different tables: {whole:.1f} s")
     for stage, seconds in record.seconds.items():
         print(f"  {stage:<10}{seconds:>8.1f} s  {seconds / one:>6.2f} calibrations")
-    tables = sum(record.seconds.get(stage, 0.0) for stage in ("count", "tables", "batches"))
+    tables = sum(record.seconds.get(stage, 0.0) for stage in ("count", "tables"))
     print(f"  all tables made: {tables:.1f} s, {tables / one:.2f} calibrations")
     bare = pass_s * (scored + 1)
     print(

@@ -9,6 +9,7 @@ from edge import lazy_exports
 if TYPE_CHECKING:
     from edge.calibration.cache_keys import FoundArtifact
     from edge.calibration.collection import Executor
+    from edge.calibration.scoring import PictureInputs, Score, Scorer, TableForms
     from edge.calibration.worker_processes import Processes
     from edge.calibration.workflow import HEADER_VERSION, CalibrationOutcome
 else:
@@ -17,6 +18,7 @@ else:
         {
             "cache_keys": ["FoundArtifact"],
             "collection": ["Executor"],
+            "scoring": ["PictureInputs", "Score", "Scorer", "TableForms"],
             "worker_processes": ["Processes"],
             "workflow": ["CalibrationOutcome", "HEADER_VERSION"],
         },
@@ -27,11 +29,16 @@ __all__ = [
     "CalibrationOutcome",
     "Executor",
     "FoundArtifact",
+    "PictureInputs",
     "Processes",
+    "Score",
+    "Scorer",
+    "TableForms",
     "cache_keys",
     "collection",
     "counting",
     "dask_workers",
+    "scoring",
     "watch_plan",
     "workflow",
 ]

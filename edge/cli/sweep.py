@@ -1,7 +1,7 @@
 """Compare calibration algorithms and picture counts.
 
-Every algorithm calibrates with random subsets of the pictures; each table is scored on labelled pictures, in INT8, by
-ONNX Runtime on this machine's CPU. All intervals are 95 %, all comparisons paired.
+Every algorithm calibrates with random subsets of the pictures. Each table is scored on labelled pictures in its
+TensorRT form, with float32 arithmetic on this machine's CPU. All intervals are 95 %, all comparisons paired.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     pictures: Annotated[
         str | None, typer.Option(help="Numbers of pictures, or all.", show_default="50,100,200,400,all")
     ] = None,
-    batch: Annotated[str, typer.Option(help="Calibration batches to compare.")] = "1,8",
+    batch: Annotated[str | None, typer.Option(hidden=True)] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Random subsets of each number.")] = 3,
     limit: Annotated[int | None, typer.Option(min=1, help="Score with N pictures only, spread over all.")] = None,
     cache_dir: options.CacheDir = None,
@@ -54,12 +54,14 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     force: Annotated[bool, typer.Option("--force", help="Write over an --output about something else.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Run the flow."""
+    """Run the sweep."""
     from edge.cli import paths, signals
     from edge.media import open_pictures
-    from edge.tuning import sweep_record, sweep_run, sweep_settings
+    from edge.tuning import sweep, sweep_record, sweep_tables
 
     terminal = Terminal()
+    if batch is not None:
+        raise UsageError("--batch is gone: statistics do not depend on the batch", hint="leave --batch out")
     if html is not None:
         _check_page(html)
     if earlier is not None:
@@ -78,15 +80,14 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
         terminal.say(f"profile {chosen.name} ({path})", style="dim")
     calibration = open_pictures(source)
     labelled = open_pictures(scored, labels=labels if evaluate is not None else None)
-    settings = sweep_settings.SweepSettings(
-        candidates=sweep_settings.candidates(_words(algorithm)),
-        sizes=sweep_settings.sizes(_words(pictures), len(calibration)),
+    settings = sweep_tables.SweepSettings(
+        candidates=sweep_tables.candidates(_words(algorithm)),
+        sizes=sweep_tables.sizes(_words(pictures), len(calibration)),
         seeds=seeds,
-        batches=_batches(batch),
         threads=threads,
     )
     with signals.graceful() as wish, terminal.progress() as listen:
-        found = sweep_run.sweep(
+        found = sweep.sweep(
             chosen,
             calibration,
             _spread(labelled, limit),
@@ -140,11 +141,11 @@ def _show(terminal: Terminal, record: Record) -> None:
     columns += ["p", "top-1, %", "top-5, %"] if wide else []
     terminal.table(
         columns,
-        [[conclusions.MARKS[row.mark], *_row(row, found.batch, wide=wide)] for row in found.rows],
+        [[conclusions.MARKS[row.mark], *_row(row, wide=wide)] for row in found.rows],
         right=range(2, len(columns)),
     )
     terminal.show(
-        "* highest SQNR; = not told from it by SQNR; ~ told from it by SQNR, not by top-1 "
+        "* highest SQNR; = not significantly different in SQNR; ~ different in SQNR, not in top-1 "
         f"({found.n} pictures, {len(found.rows) - 1} comparisons, corrected by Holm's method)"
     )
     how = (
@@ -165,9 +166,9 @@ def _show(terminal: Terminal, record: Record) -> None:
         )
 
 
-def _row(row: ConfigurationRow, batch: int, *, wide: bool) -> list[str]:
+def _row(row: ConfigurationRow, *, wide: bool) -> list[str]:
     item = row.configuration
-    name = item.algorithm if item.batch == batch else f"{item.algorithm}, batch {item.batch}"
+    name = item.algorithm if item.batch == 1 else f"{item.algorithm}, batch {item.batch}"
     cells = [name, str(item.pictures), "all" if item.seed is None else str(item.seed)]
     shown = _interval if wide else _plus_minus
     cells += [shown(row.sqnr_db, 2), shown(row.agreement), shown(row.against_fp32.top1, sign="+")]
@@ -187,13 +188,6 @@ def _words(given: list[str] | str | None) -> list[str]:
     """Words from options that may be repeated and may hold commas."""
     texts = [given] if isinstance(given, str) else given or []
     return [word.strip() for text in texts for word in text.split(",") if word.strip()]
-
-
-def _batches(text: str) -> tuple[int, ...]:
-    words = _words(text)
-    if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise UsageError(f"{text!r} is not a list of batches", where="--batch", hint="--batch 1,8")
-    return tuple(int(word) for word in words)
 
 
 def _check_page(path: Path) -> None:

@@ -9,8 +9,7 @@ from edge import lazy_exports
 if TYPE_CHECKING:
     from edge.quantization.algorithms import Algorithm
     from edge.quantization.calibration_table import LEVELS, AlgorithmName, Table, TrtVersion
-    from edge.quantization.qdq import DEFINITION
-    from edge.quantization.qdq_template import Template
+    from edge.quantization.qdq import DEFINITION, QdqResult
     from edge.quantization.statistics import BINS, FORMAT, MAX_EXPONENT, Statistics, TensorStatistics, exponent_of
     from edge.quantization.table_check import Route, TableComparison, TableFinding
 else:
@@ -19,8 +18,7 @@ else:
         {
             "algorithms": ["Algorithm"],
             "calibration_table": ["AlgorithmName", "LEVELS", "Table", "TrtVersion"],
-            "qdq": ["DEFINITION"],
-            "qdq_template": ["Template"],
+            "qdq": ["DEFINITION", "QdqResult"],
             "statistics": ["BINS", "FORMAT", "MAX_EXPONENT", "Statistics", "TensorStatistics", "exponent_of"],
             "table_check": ["Route", "TableComparison", "TableFinding"],
         },
@@ -34,12 +32,12 @@ __all__ = [
     "MAX_EXPONENT",
     "Algorithm",
     "AlgorithmName",
+    "QdqResult",
     "Route",
     "Statistics",
     "Table",
     "TableComparison",
     "TableFinding",
-    "Template",
     "TensorStatistics",
     "TrtVersion",
     "algorithms",

@@ -22,9 +22,9 @@ __all__ = [
     "ConfigurationRow",
     "Record",
     "conclusions",
+    "sweep",
     "sweep_page",
     "sweep_record",
-    "sweep_run",
-    "sweep_settings",
     "sweep_summary",
+    "sweep_tables",
 ]

@@ -1,4 +1,4 @@
-"""What a sweep says about the three questions that everybody asks, in sentences made from its numbers."""
+"""Conclusions of a sweep in sentences: which algorithm, and how many pictures."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Conclusion(msgspec.Struct, frozen=True):
 
 
 def conclusions(record: Record) -> list[Conclusion]:
-    """Which algorithm, which batch, how many pictures; empty when nothing was found."""
+    """Which algorithm and how many pictures; empty when nothing was scored."""
     if record.findings is None:
         return []
-    return [_which_algorithm(record.findings), _which_batch(record), _how_many(record.findings)]
+    return [_which_algorithm(record.findings), _how_many(record.findings)]
 
 
 def _which_algorithm(found: Findings) -> Conclusion:
@@ -41,17 +41,18 @@ def _which_algorithm(found: Findings) -> Conclusion:
     behind = [pair for pair in against.values() if _differs(pair)]
     detail = [lead]
     if alike:
-        detail.append(f"{_listed(alike)} cannot be told from it")
+        verb = "is" if len(alike) == 1 else "are"
+        detail.append(f"{_listed(alike)} {verb} not significantly different from it")
     detail += [f"{pair.b} is {_below(pair.against.sqnr_db)} below it" for pair in behind]
     apart = [f"{pair.a} from {pair.b}" for pair in found.pairs if pair.against.top1_p_holm < LEVEL]
     if not apart:
-        detail.append("by top-1, no two of them can be told apart")
+        detail.append("in top-1, no two of them differ significantly")
     else:
         more = f"; and {len(apart) - _PAIRS} more pairs" if len(apart) > _PAIRS else ""
-        detail.append(f"by top-1, one can tell {'; '.join(apart[:_PAIRS])}{more}")
+        detail.append(f"in top-1, these differ significantly: {'; '.join(apart[:_PAIRS])}{more}")
     detail.append(_against_fp32(found))
     if not behind:
-        short = f"It does not show: none of {len(there)} can be told from the best"
+        short = f"No significant difference: none of {len(there)} is worse than the best in SQNR"
     elif not alike:
         short = f"{first.algorithm}: {_smallest(behind):.2f} dB above the next"
     elif len(behind) <= len(alike):
@@ -59,24 +60,6 @@ def _which_algorithm(found: Findings) -> Conclusion:
     else:
         short = _listed([first.algorithm, *alike], word="or")
     return Conclusion(question, short, detail)
-
-
-def _which_batch(record: Record) -> Conclusion:
-    question = "Which batch?"
-    if not record.batches:
-        return Conclusion(question, "Not compared", ["only one batch was tried"])
-    detail = []
-    for check in record.batches:
-        how = "the same to the last bit" if check.statistics_identical else "not the same"
-        same, all_of = len(check.tables_identical), len(record.settings["algorithms"])
-        text = (
-            f"{check.pictures} pictures, {check.batch} at a time: statistics {how}, {same} of {all_of} tables identical"
-        )
-        change = f"; a scale changes by up to {check.largest_change:.2g} of itself" if check.largest_change else ""
-        detail.append(text + change)
-    if all(check.largest_change == 0.0 for check in record.batches):
-        return Conclusion(question, "Any: the tables are the same", detail)
-    return Conclusion(question, "It makes a small difference here", detail)
 
 
 def _how_many(found: Findings) -> Conclusion:
@@ -92,14 +75,14 @@ def _how_many(found: Findings) -> Conclusion:
     spreads = [g.sqnr_db.highest - g.sqnr_db.lowest for g in few]
     if max(g.seeds for g in few) > 1:
         draws = max(g.seeds for g in few)
-        detail.append(f"the {draws} draws of {fewest} lie {min(spreads):.2f} to {max(spreads):.2f} dB apart")
+        detail.append(f"the {draws} draws of {fewest} differ by {min(spreads):.2f} to {max(spreads):.2f} dB")
     if worse:
         short = f"More than {fewest} help {_listed([g.algorithm for g in worse])}"
         short += f"; too many hurt {_listed([g.algorithm for g in better])}" if better else ""
     elif better:
         short = f"{fewest} are enough; more make {_listed([g.algorithm for g in better])} worse"
     else:
-        short = f"{fewest} are enough: more change nothing that shows"
+        short = f"{fewest} are enough: more change nothing significantly"
     return Conclusion(question, short, detail)
 
 
@@ -108,12 +91,12 @@ def _against_fp32(found: Findings) -> str:
     alone = f"FP32 has {interval(found.fp32_top1)} % top-1"
     if not lost:
         return (
-            f"{alone}; none of {len(found.rows)} tables can be told from it by top-1 "
-            f"(of {found.n} pictures, at least {found.visible_points:.1f} points would have to change)"
+            f"{alone}; none of {len(found.rows)} tables differs significantly from it in top-1 "
+            f"(with {found.n} pictures, a difference below {found.visible_points:.1f} points cannot be significant)"
         )
     worst = min(lost, key=lambda row: row.against_fp32.top1.value)
     return (
-        f"{alone}; {len(lost)} of {len(found.rows)} tables differ from it by top-1, the most {_named(worst)}: "
+        f"{alone}; {len(lost)} of {len(found.rows)} tables differ from it in top-1, the most {_named(worst)}: "
         f"{_signed(worst.against_fp32.top1)} points"
     )
 

@@ -1,10 +1,9 @@
-"""Statistics of many random subsets of one set of pictures, for about the price of counting the set once.
+"""Statistics of many random subsets of one set of pictures, for about the cost of collecting the set once.
 
 The subsets of one seed are nested: the first 50, 100, 200 pictures of one random order. Statistics merge by addition,
-so each picture runs through the network once, and what it holds is added to one segment (0-50, 50-100, 100-200 …) of
-each seed; a subset is the sum of its seed's first segments. Pictures that fall into the same segments of all seeds are
-counted together. What a further seed costs is memory (one set of histograms per size: 131 kB per tensor) and additions,
-never another pass.
+so each picture runs through the network once and is added to one segment (0-50, 50-100, 100-200 …) of each seed; a
+subset is the sum of its seed's first segments. Pictures in the same segments of all seeds are collected together. A
+further seed costs memory (one set of histograms per size: 131 kB per tensor) and additions, but no other pass.
 """
 
 from __future__ import annotations
@@ -13,23 +12,14 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
-from edge.backends import OrtSession
-from edge.calibration import collection, counting, watch_plan
+from edge.calibration import collection
 from edge.errors import UsageError
 from edge.events import Listener, Progress, ignore_events
-from edge.media import Picture, decode
-from edge.model import Preprocessor, onnx_model
+from edge.media import Picture
 from edge.quantization import Statistics
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
 
 # Pictures that are counted into one set of histograms before it is added to its segments.
 _UNIT = 16
@@ -177,52 +167,3 @@ def _grown(drawn: SubsetPlan, totals: Mapping[Segment, Statistics]) -> Iterator[
             else:
                 running.merge(part)
             yield subset, running
-
-
-def count_in_batches(
-    task: collection.StatisticsJob,
-    pictures: Sequence[Picture],
-    *,
-    batch: int,
-    model: Path,
-    threads: int,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Statistics | None:
-    """Statistics over ``pictures`` with ``batch`` of them at a time; None when ``should_stop`` ended it early.
-
-    For comparison only: :func:`edge.calibration.collection.count` takes one at a time.
-    """
-    session = OrtSession(
-        watch_plan.with_outputs(onnx_model.read(model, task.outputs), list(task.watched)), precision="fp32", threads=1
-    )
-    preprocessor = Preprocessor(task.preprocess, task.input)
-
-    def load(index: int) -> NDArray[np.float32]:
-        return preprocessor(decode(pictures[index].read_checked(), name=pictures[index].where))
-
-    found = counting.collect(
-        [picture.where for picture in pictures],
-        load,
-        lambda values: [values, *session.outputs(values)],
-        task.watched,
-        with_histogram=task.needs == "histogram",
-        batch=batch,
-        threads=threads,
-        should_stop=should_stop,
-    )
-    session.close()
-    return found
-
-
-def equal(a: Statistics, b: Statistics) -> bool:
-    """True if two statistics are the same to the last bit."""
-    return (
-        a.pictures == b.pictures
-        and list(a.tensors) == list(b.tensors)
-        and all(
-            (x.low, x.high, x.count, x.exponent) == (y.low, y.high, y.count, y.exponent)
-            and (x.counts is None) == (y.counts is None)
-            and (x.counts is None or y.counts is None or np.array_equal(x.counts, y.counts))
-            for x, y in zip(a.tensors.values(), b.tensors.values(), strict=True)
-        )
-    )

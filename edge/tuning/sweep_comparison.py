@@ -23,7 +23,6 @@ import msgspec
 import numpy as np
 
 from edge.stats import Interval, fewest_visible, holm, mcnemar, paired_difference, wilson
-from edge.tuning.scorer import Answers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,17 +37,32 @@ LEVEL = 0.05
 Mark = Literal["best", "same", "top-1 alike", "different"]
 
 
+class Answers(msgspec.Struct, frozen=True, kw_only=True):
+    """Answers of one network to the labelled pictures, in their order.
+
+    ``predicted`` is the top-1 class; ``top5`` has ``1`` where the true class is among the first five, else ``0``.
+    ``energy`` is the sum of squares of a picture's logits; for INT8 that of their difference from FP32's, to seven
+    digits. ``quantized`` of ``weighted`` layers with weights are in INT8 form (FP32: 0 of 0).
+    """
+
+    predicted: list[int]
+    top5: str
+    energy: list[float]
+    quantized: int = 0
+    weighted: int = 0
+
+
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     """One way to calibrate, and which table it gave: ``table`` is the digest of its scales.
 
-    ``seed`` is None for all pictures. ``batch`` is how many went through the network at a time.
+    ``seed`` is None for all pictures. ``batch`` differs from 1 only in records of edge 0.1, which compared batches.
     """
 
     algorithm: str
     pictures: int
     seed: int | None
-    batch: int
     table: str
+    batch: int = 1
 
 
 class Against(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,8 +85,8 @@ class Against(msgspec.Struct, frozen=True, kw_only=True):
 class ConfigurationRow(msgspec.Struct, frozen=True, kw_only=True):
     """One configuration: shares in percent, SQNR of the logits in dB, each with its 95 % interval.
 
-    ``mark``: ``best`` has the highest SQNR; ``same`` cannot be told from it by SQNR; ``top-1 alike`` cannot be told
-    from it by top-1, though by SQNR; ``different`` can by both. Equal tables are the same.
+    ``mark``: ``best`` has the highest SQNR; ``same`` is not significantly different from it in SQNR; ``top-1 alike``
+    is, but not in top-1; ``different`` is in both. Equal tables are the same.
     """
 
     configuration: Configuration
@@ -123,13 +137,11 @@ class ConfigurationPair(msgspec.Struct, frozen=True):
 class Findings(msgspec.Struct, frozen=True, kw_only=True):
     """What a sweep found. ``rows`` from the highest SQNR down.
 
-    ``batch`` is how many pictures at a time everything was counted with, unless a row says otherwise.
     ``visible_points`` is the smallest difference of top-1 that so many pictures could show in one comparison, and
     ``visible_points_holm`` in as many as there are against the best; in points, where nothing speaks against it.
     """
 
     n: int
-    batch: int
     resamples: int
     fp32_top1: Interval
     fp32_top5: Interval
@@ -147,12 +159,11 @@ def findings(
     known = [item for item in configurations if item.table in answers]
     sheet = _ResampledScores(exact, {item.table: answers[item.table] for item in known}, np.asarray(truth))
     # Of equal ones the cheaper comes first.
-    known.sort(key=lambda item: (-sheet.sqnr(item.table), item.pictures, item.batch, item.seed or 0))
+    known.sort(key=lambda item: (-sheet.sqnr(item.table), item.pictures, item.seed or 0))
     rows = _rows(known, sheet)
     others = max(len(sheet.tables) - 1, 1)
     return Findings(
         n=sheet.n,
-        batch=min(item.batch for item in configurations),
         resamples=RESAMPLES,
         fp32_top1=_percent(wilson(int(sheet.exact_hit.sum()), sheet.n)),
         fp32_top5=_percent(wilson(int(sheet.exact_hit5.sum()), sheet.n)),
@@ -273,11 +284,9 @@ def _groups(
     configurations: Sequence[Configuration], known: Sequence[Configuration], sheet: _ResampledScores
 ) -> list[ConfigurationGroup]:
     """Algorithms in the order in which they were asked for, then by number of pictures."""
-    batch = min(item.batch for item in configurations)
     members: dict[tuple[str, int], list[str]] = {}
     for item in known:
-        if item.batch == batch:
-            members.setdefault((item.algorithm, item.pictures), []).append(item.table)
+        members.setdefault((item.algorithm, item.pictures), []).append(item.table)
     best = max(members.values(), key=lambda tables: sheet.sqnr(*tables))
     groups = []
     for name in dict.fromkeys(item.algorithm for item in configurations):
@@ -312,10 +321,9 @@ def _pairs(
 ) -> list[ConfigurationPair]:
     """Every two algorithms with the most pictures that all were tried with; the first seed where there are several."""
     most = max(item.pictures for item in configurations)
-    batch = min(item.batch for item in configurations)
     chosen: dict[str, Configuration] = {}
     for item in sorted(known, key=lambda item: item.seed or 0):
-        if item.pictures == most and item.batch == batch:
+        if item.pictures == most:
             chosen.setdefault(item.algorithm, item)
     ordered = sorted(chosen.values(), key=lambda item: -sheet.sqnr(item.table))
     two = list(itertools.combinations(ordered, 2))

@@ -1,4 +1,4 @@
-"""A sweep as one HTML file: no script, no network, light and dark, for a phone and for paper."""
+"""The sweep as one HTML file with its plots: no script, no network, light and dark, for phones and for print."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 import msgspec
 
 from edge.errors import DataError
-from edge.reports import COLOURS, html
+from edge.reports import COLOURS, GRID, MARKERS, SOFT, colour, html, plots
 from edge.stats import Interval
-from edge.tuning import conclusions, sweep_charts
-from edge.tuning.sweep_charts import Point, RankingBar
+from edge.tuning import conclusions
 from edge.tuning.sweep_comparison import LEVEL, ConfigurationGroup, ConfigurationPair, Findings, Spread
 from edge.tuning.sweep_record import Record
 
@@ -27,10 +26,10 @@ class Cell(msgspec.Struct, frozen=True):
 
 
 def render(record: Record) -> str:
-    """The page about ``record``.
+    """Render ``record`` as a page.
 
     Raises:
-        DataError: nothing was found that could be shown.
+        DataError: nothing was scored.
         MissingDependencyError: jinja2 or matplotlib is missing.
     """
     found = record.findings
@@ -65,7 +64,7 @@ def _trends(found: Findings, names: Sequence[str], measure: str, *, unit: str) -
     margin = 0.06 * (high - low) or 1.0
     drawn = []
     for index, name in enumerate(names):
-        svg = sweep_charts.trend(
+        svg = trend_chart(
             lines[name],
             [line for other, line in lines.items() if other != name],
             index=index,
@@ -85,7 +84,7 @@ def _point(group: ConfigurationGroup, measure: str) -> Point:
 def _ranking(found: Findings, names: Sequence[str], measure: str, *, unit: str, title: str) -> str:
     ordered = sorted(found.groups, key=lambda group: (-group.sqnr_db.mean.value, group.pictures))
     bars = [RankingBar(f"{g.algorithm}, {g.pictures}", names.index(g.algorithm), getattr(g, measure)) for g in ordered]
-    return sweep_charts.ranking(bars, unit=unit, title=title)
+    return ranking_chart(bars, unit=unit, title=title)
 
 
 def _matrix(pairs: Sequence[ConfigurationPair]) -> tuple[list[str], dict[tuple[str, str], Cell]]:
@@ -112,3 +111,84 @@ def _signed(value: float, digits: int = 2) -> str:
 
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+
+class Point(msgspec.Struct, frozen=True):
+    """One number of pictures: mean with interval, and each seed's extreme."""
+
+    pictures: int
+    mean: Interval
+    lowest: float
+    highest: float
+
+
+class RankingBar(msgspec.Struct, frozen=True):
+    """One line of a ranking; ``colour`` is the algorithm's number, ``value`` None for the one compared with."""
+
+    label: str
+    colour: int
+    value: Interval | None
+
+
+def trend_chart(
+    points: Sequence[Point],
+    others: Sequence[Sequence[Point]],
+    *,
+    index: int,
+    limits: tuple[float, float],
+    unit: str,
+    title: str,
+) -> str:
+    """One algorithm against the number of pictures, the ``others`` faintly behind it; ``title`` is read out."""
+    with plots.style(title):
+        figure, [axes] = plots.figure(3.3, 2.35)
+        ticks = sorted({point.pictures for line in (points, *others) for point in line})
+        for line in others:
+            axes.plot([p.pictures for p in line], [p.mean.value for p in line], color=GRID, linewidth=1.2, zorder=1)
+        x = [point.pictures for point in points]
+        mean = [point.mean.value for point in points]
+        own = colour(index)
+        axes.errorbar(
+            x,
+            mean,
+            yerr=[
+                [point.mean.value - point.mean.low for point in points],
+                [point.mean.high - point.mean.value for point in points],
+            ],
+            color=own, elinewidth=1.0, capsize=3, linewidth=1.8,
+            marker=MARKERS[index % COLOURS], markersize=5, zorder=3,
+        )  # fmt: skip
+        spread = [point for point in points if point.highest > point.lowest]
+        axes.vlines(
+            [point.pictures for point in spread], [point.lowest for point in spread],
+            [point.highest for point in spread], color=own, linewidth=5, alpha=0.4, zorder=2,
+        )  # fmt: skip
+        if len(ticks) > 1:
+            axes.set_xscale("log")
+            axes.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
+        axes.set_ylim(*limits)
+        axes.set_xlabel("calibration pictures")
+        axes.set_ylabel(unit)
+        axes.grid(axis="y", color=GRID, linewidth=0.6)
+        return plots.svg(figure, title)
+
+
+def ranking_chart(bars: Sequence[RankingBar], *, unit: str, title: str) -> str:
+    """Differences with their intervals, the first on top; a line at 0."""
+    with plots.style(title):
+        figure, [axes] = plots.figure(4.6, 0.7 + 0.2 * len(bars))
+        axes.axvline(0.0, color=SOFT, linewidth=1.0, zorder=1)
+        for row, bar in enumerate(bars):
+            value = bar.value or Interval(0.0, 0.0, 0.0)
+            own, marker = colour(bar.colour), MARKERS[bar.colour % COLOURS]
+            axes.plot([value.low, value.high], [row, row], color=own, linewidth=1.6, zorder=2)
+            axes.plot([value.value], [row], color=own, marker=marker, markersize=5, zorder=3)
+        axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
+        axes.set_ylim(len(bars) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color=GRID, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.set_xlabel(unit)
+        return plots.svg(figure, title)

@@ -1,30 +1,87 @@
-"""From pictures to the table of every configuration: one pass over the pictures, and the comparison of batches."""
+"""What a sweep tries, and the calibration table of every configuration, with one pass over the pictures."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import msgspec
 
 from edge.artifacts import store
 from edge.calibration import HEADER_VERSION, cache_keys, collection, watch_plan
 from edge.config import Profile
-from edge.events import Listener, Note, Progress
+from edge.errors import UsageError
+from edge.events import Listener, Progress
 from edge.media import Pictures
 from edge.model import onnx_model
-from edge.quantization import Statistics, Table, algorithms, calibration_table
+from edge.quantization import Algorithm, Statistics, Table, algorithms, calibration_table
 from edge.tuning import subsets
 from edge.tuning.subsets import Subset
 from edge.tuning.sweep_comparison import Configuration
-from edge.tuning.sweep_record import BatchCheck
-from edge.tuning.sweep_settings import Candidate, SweepSettings
 
-Made = list[tuple[Configuration, Table]]
+ConfigurationTables = list[tuple[Configuration, Table]]
+# Numbers of pictures that are tried where the user names none.
+SIZES = (50, 100, 200, 400)
 
 
-class Calibrations:
-    """From pictures to tables."""
+class Candidate(msgspec.Struct, frozen=True):
+    """An algorithm with its parameters; ``label`` is how the user would write it."""
+
+    label: str
+    algorithm: Algorithm
+    parameters: dict[str, float]
+
+
+class SweepSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sweep tries: ``sizes`` are numbers of pictures, ``seeds`` how many subsets of each are drawn."""
+
+    candidates: list[Candidate]
+    sizes: list[int]
+    seeds: int = 3
+    threads: int | None = None
+
+
+def candidates(words: Sequence[str]) -> list[Candidate]:
+    """Read words as :func:`edge.quantization.algorithms.read` does; no word means every algorithm.
+
+    Raises:
+        UsageError: no such algorithm or parameter, not a number, or the same one twice.
+    """
+    found: dict[tuple[str, tuple[tuple[str, float], ...]], Candidate] = {}
+    for word in words or list(algorithms.REGISTRY):
+        name, parameters = algorithms.read(word)
+        chosen, complete = algorithms.find(name, parameters)
+        same = (name, tuple(sorted(complete.items())))
+        if same in found:
+            raise UsageError(f"{word!r} is given twice", where="--algorithm")
+        found[same] = Candidate(word.strip(), chosen, complete)
+    return list(found.values())
+
+
+def sizes(words: Sequence[str], total: int) -> list[int]:
+    """Read numbers of pictures, ``all`` among them; no word means those of 50, 100, 200, 400 that there are, and all.
+
+    Raises:
+        UsageError: not a number above 0, or more than ``total``.
+    """
+    if not words:
+        return sorted({*(size for size in SIZES if size < total), total})
+    found = set()
+    for word in words:
+        if word.strip() != "all" and not (word.strip().isdecimal() and int(word) > 0):
+            raise UsageError(f"{word!r} is not a number of pictures", where="--pictures", hint="--pictures 50,100,all")
+        found.add(total if word.strip() == "all" else int(word))
+    if max(found) > total:
+        raise UsageError(
+            f"{max(found)} pictures requested, only {total} available", where="--pictures", hint="--pictures all"
+        )
+    return sorted(found)
+
+
+class SweepTables:
+    """Makes the table of every algorithm, number of pictures and seed; ``seconds`` says how long each stage took."""
 
     def __init__(
         self,
@@ -38,8 +95,7 @@ class Calibrations:
         should_stop: Callable[[], bool],
     ) -> None:
         self.seconds: dict[str, float] = {}
-        self._profile, self._model, self._pictures, self._settings = profile, model, list(pictures), settings
-        self._set = pictures
+        self._profile, self._model, self._pictures, self._settings = profile, model, pictures, settings
         self._threads, self._listen, self._should_stop = threads, listen, should_stop
         self._graph = onnx_model.read(model.path, model.outputs).graph
         self._plan = watch_plan.plan(self._graph, model.activations)
@@ -48,10 +104,14 @@ class Calibrations:
             str(model.path.absolute()), model.sha256, profile.preprocess, profile.input, tuple(self._plan.watched),
             "histogram" if "histogram" in needs else "ranges", 1, model.outputs,
         )  # fmt: skip
-        self._batch = model.fixed_batch or 1
 
-    def tables(self, cache: Path, digest: str) -> tuple[Made, list[BatchCheck]] | None:
-        """Every configuration with its table, and what the batch did; None when stopped."""
+    def make(self, cache: Path, digest: str) -> ConfigurationTables | None:
+        """Every configuration with its table; None when stopped.
+
+        Args:
+            cache: Folder of the statistics that ``edge calibrate`` keeps.
+            digest: Digest of the set of pictures.
+        """
         at = time.monotonic()
         drawn = subsets.draw(
             [picture.sha256 for picture in self._pictures], sizes=self._settings.sizes, seeds=self._settings.seeds
@@ -61,95 +121,46 @@ class Calibrations:
             counted = None if whole is None else iter([(drawn.subsets[0], whole)])
         else:
             counted = subsets.count(
-                self._task, self._pictures, drawn,
+                self._task, list(self._pictures), drawn,
                 threads=self._threads, listen=self._listen, should_stop=self._should_stop,
             )  # fmt: skip
         if counted is None:
             return None
         self.seconds["count"] = time.monotonic() - at
         at = time.monotonic()
-        found: Made = []
-        smallest: Statistics | None = None
+        found: ConfigurationTables = []
         for subset, statistics in counted:
-            if subset == drawn.subsets[0]:
-                # It grows into the next one: what is compared with later must stay as it is now.
-                smallest = Statistics.empty(statistics.tensors, with_histogram=self._task.needs == "histogram")
-                smallest.merge(statistics)
-            found += self._calibrated(subset, statistics, batch=self._batch)
+            found += self._calibrated(subset, statistics)
             done = len(found) // len(self._settings.candidates)
             self._listen(Progress("tables", done, len(drawn.subsets), unit="sets of pictures"))
         self.seconds["tables"] = time.monotonic() - at
-        if smallest is None:
-            return None
-        checks = self._in_batches(drawn.subsets[0], smallest, found)
-        return None if checks is None else (found, checks)
+        return found
 
     def _whole(self, cache: Path, digest: str) -> Statistics | None:
-        """Statistics of all pictures, by the way of ``edge calibrate``: those that it has kept will do."""
+        """Statistics of all pictures as ``edge calibrate`` collects and keeps them."""
         path = cache_keys.table_path(self._profile, cache)
         key = {**cache_keys.table_key(self._profile), "images": digest}
         with store.lock(path):
             observed = collection.collect_statistics(
-                self._profile, self._model, self._plan, self._set,
+                self._profile, self._model, self._plan, self._pictures,
                 needs=self._task.needs, cache=path.parent, key=key, threads=self._threads,
                 listen=self._listen, should_stop=self._should_stop,
             )  # fmt: skip
         return None if observed is None else observed.statistics
 
-    def _calibrated(self, subset: Subset, statistics: Statistics, *, batch: int) -> Made:
+    def _calibrated(self, subset: Subset, statistics: Statistics) -> ConfigurationTables:
         complete = self._plan.complete(statistics)
 
-        def make(candidate: Candidate) -> Table:
+        def make(candidate: Candidate) -> tuple[Configuration, Table]:
             ranges = algorithms.ranges(complete, candidate.algorithm, candidate.parameters)
-            return calibration_table.from_ranges(
+            table = calibration_table.from_ranges(
                 watch_plan.shared_ranges(self._graph, ranges),
                 algorithm=candidate.algorithm.table_name, trt_version=HEADER_VERSION,
             )  # fmt: skip
+            digest = store.canonical_digest(table.bits)
+            return Configuration(
+                algorithm=candidate.label, pictures=subset.pictures, seed=subset.seed, table=digest
+            ), table  # fmt: skip
 
         with ThreadPoolExecutor(self._threads) as pool:
-            made = list(pool.map(make, self._settings.candidates))
-        return [
-            (
-                Configuration(
-                    algorithm=candidate.label, pictures=subset.pictures, seed=subset.seed, batch=batch,
-                    table=store.canonical_digest(table.bits),
-                ),
-                table,
-            )
-            for candidate, table in zip(self._settings.candidates, made, strict=True)
-        ]  # fmt: skip
-
-    def _in_batches(self, subset: Subset, alone: Statistics, found: Made) -> list[BatchCheck] | None:
-        """Count ``subset`` again with each batch; tables that come out different are added to ``found``."""
-        at = time.monotonic()
-        if self._model.fixed_batch is not None:
-            self._listen(Note(f"the model takes batches of {self._batch} only: no other batch can be compared"))
-            return []
-        members = subsets.order([picture.sha256 for picture in self._pictures], subset.seed or 1)[: subset.pictures]
-        before = {item.algorithm: table for item, table in found if Subset(item.pictures, item.seed) == subset}
-        checks = []
-        for batch in sorted(set(self._settings.batches) - {self._batch}):
-            counted = subsets.count_in_batches(
-                self._task, [self._pictures[i] for i in members],
-                batch=batch, model=self._model.path, threads=self._threads, should_stop=self._should_stop,
-            )  # fmt: skip
-            if counted is None:
-                return None
-            again = self._calibrated(subset, counted, batch=batch)
-            same = [item.algorithm for item, table in again if table.bits == before[item.algorithm].bits]
-            found += [(item, table) for item, table in again if item.algorithm not in same]
-            change = max(_largest_change(before[item.algorithm], table) for item, table in again)
-            checks.append(
-                BatchCheck(
-                    batch=batch, pictures=subset.pictures, statistics_identical=subsets.equal(alone, counted),
-                    tables_identical=same, largest_change=change,
-                )
-            )  # fmt: skip
-            self._listen(Progress("batches", len(checks), len(self._settings.batches), unit="batches"))
-        self.seconds["batches"] = time.monotonic() - at
-        return checks
-
-
-def _largest_change(before: Table, after: Table) -> float:
-    changes = [abs(after.scale(name) / before.scale(name) - 1.0) for name in before.names if before.scale(name)]
-    return max(changes, default=0.0)
+            return list(pool.map(make, self._settings.candidates))

@@ -32,7 +32,7 @@ def test_a_sweep_prints_a_table_and_what_it_says(edge: Run, sets: tuple) -> None
         for size, seed in (("3", "1"), ("3", "2"), ("6", "all"))
     )
     assert rows[0].startswith(" *")
-    for question in ("Which algorithm?", "Which batch?", "How many pictures?"):
+    for question in ("Which algorithm?", "How many pictures?"):
         assert any(line.startswith(question) for line in lines)
     assert "counting the pictures took" in done.err
 
@@ -55,12 +55,11 @@ def test_the_labels_alone_name_the_pictures_to_score_with(edge: Run, sets: tuple
 
 
 def test_json_is_all_that_is_on_stdout(edge: Run, sets: tuple) -> None:
-    done = edge("sweep", *sets, *ASKED, "--json", "--limit", "12", "--batch", "1,2,4")
+    done = edge("sweep", *sets, *ASKED, "--json", "--limit", "12")
     found = json.loads(done.out)
     assert found["status"] == "complete"
     assert found["findings"]["n"] == 12
     assert len(found["findings"]["rows"]) >= 6
-    assert [check["batch"] for check in found["batches"]] == [2, 4]
     assert found["settings"]["algorithms"] == {"minmax": {}, "percentile:90": {"percentile": 90.0}}
 
 
@@ -135,13 +134,11 @@ def test_ctrl_c_while_hashing_leaves_no_file(start: Run, sets: tuple, gate: Any)
         (("-a", "percentile:lots"), 2, "'lots' is not a number"),
         (("-a", "minmax:1"), 2, "which parameter"),
         (("-a", "minmax,minmax"), 2, "twice"),
-        (("--pictures", "7"), 2, "7 pictures are asked for, and there are 6"),
+        (("--pictures", "7"), 2, "7 pictures requested, only 6 available"),
         (("--pictures", "some"), 2, "'some' is not a number of pictures"),
         (("--seeds", "0"), 2, "--seeds"),
         (("--seeds", "-2"), 2, "--seeds"),
-        (("--batch", "0"), 2, "not a list of batches"),
-        (("--batch", ","), 2, "not a list of batches"),
-        (("--batch", "two"), 2, "not a list of batches"),
+        (("--batch", "1,8"), 2, "--batch is gone: statistics do not depend on the batch"),
         (("--limit", "0"), 2, "limit"),
         (("--profile", "tinyy"), 3, "did you mean 'tiny'"),
         (("--images", "nowhere"), 6, "nowhere"),

@@ -12,7 +12,7 @@ from edge.config import profiles
 from edge.config.profiles import Profile
 from edge.media.picture_sources import open_pictures
 from edge.media.pictures import Picture, Pictures
-from edge.tuning import sweep_run, sweep_settings
+from edge.tuning import sweep, sweep_tables
 from edge.tuning.sweep_record import Record
 
 
@@ -30,18 +30,16 @@ class Bench(NamedTuple):
         algorithms: tuple[str, ...] = ("minmax", "percentile:90"),
         sizes: tuple[int, ...] = (4, 12),
         seeds: int = 2,
-        batches: tuple[int, ...] = (1, 4),
         threads: int = 2,
         **more: Any,
     ) -> Record:
-        settings = sweep_settings.SweepSettings(
-            candidates=sweep_settings.candidates(algorithms),
+        settings = sweep_tables.SweepSettings(
+            candidates=sweep_tables.candidates(algorithms),
             sizes=list(sizes),
             seeds=seeds,
-            batches=batches,
             threads=threads,
         )
-        return sweep_run.sweep(self.profile, self.pictures, self.labelled, settings, cache=self.cache, **more)
+        return sweep.sweep(self.profile, self.pictures, self.labelled, settings, cache=self.cache, **more)
 
 
 @pytest.fixture

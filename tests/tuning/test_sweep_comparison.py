@@ -5,8 +5,7 @@ import pytest
 
 from edge.stats import mcnemar, paired_difference, wilson
 from edge.tuning import sweep_comparison
-from edge.tuning.scorer import Answers
-from edge.tuning.sweep_comparison import Configuration
+from edge.tuning.sweep_comparison import Answers, Configuration
 
 N = 200
 RNG = np.random.default_rng(7)
@@ -34,10 +33,8 @@ EXACT = Answers(
 )
 
 
-def configuration(
-    algorithm: str, table: str, *, pictures: int = 100, seed: int | None = None, batch: int = 1
-) -> Configuration:
-    return Configuration(algorithm=algorithm, pictures=pictures, seed=seed, batch=batch, table=table)
+def configuration(algorithm: str, table: str, *, pictures: int = 100, seed: int | None = None) -> Configuration:
+    return Configuration(algorithm=algorithm, pictures=pictures, seed=seed, table=table)
 
 
 def find(known: list[Configuration], said: dict[str, Answers]) -> sweep_comparison.Findings:
@@ -179,14 +176,6 @@ def test_what_was_not_scored_is_left_out() -> None:
     assert [row.configuration.algorithm for row in found.rows] == ["a"]
     assert [group.algorithm for group in found.groups] == ["a"]
     assert found.pairs == []
-
-
-def test_a_table_from_another_batch_is_a_row_and_not_in_a_group() -> None:
-    said = {"t": answers(wrong=20, noise_db=20.0), "u": answers(wrong=20, noise_db=19.0)}
-    found = find([configuration("a", "t"), configuration("a", "u", batch=8)], said)
-    assert len(found.rows) == 2
-    assert found.batch == 1
-    assert [group.seeds for group in found.groups] == [1]
 
 
 def test_int8_that_equals_fp32_is_no_infinity() -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from edge.errors import DataError
 from edge.stats import Interval
-from edge.tuning import sweep_charts, sweep_page
-from edge.tuning.sweep_charts import Point, RankingBar
+from edge.tuning import sweep_page
+from edge.tuning.sweep_page import Point, RankingBar
 from edge.tuning.sweep_record import Record
 from tests.support.html_reader import Reader
 
@@ -30,7 +30,7 @@ def test_the_page_shows_everything_and_is_whole(found: Record) -> None:
     assert read.tags.count("svg") == 6
     # The rows and their head; the matrix of two and its head.
     assert read.tags.count("tr") == 6 + 1 + 2 + 1
-    for word in ("minmax", "percentile:90", "Which batch?", "McNemar", "Holm", "model.onnx", found.key["model"][:12]):
+    for word in ("minmax", "percentile:90", "McNemar", "Holm", "model.onnx", found.key["model"][:12]):
         assert word in read.text
     assert found.findings is not None
     for row in found.findings.rows:
@@ -90,14 +90,14 @@ def test_an_unfinished_sweep_says_so(found: Record) -> None:
 
 
 def test_one_algorithm_and_one_number_of_pictures_make_a_page(bench: Callable[..., Any]) -> None:
-    read = Reader(sweep_page.render(bench()(algorithms=("minmax",), sizes=(12,), batches=(1,))))
+    read = Reader(sweep_page.render(bench()(algorithms=("minmax",), sizes=(12,))))
     assert read.tags.count("svg") == 4
     assert "Against each other" not in read.text
 
 
 def test_more_algorithms_than_colours_make_a_page(bench: Callable[..., Any]) -> None:
     words = tuple(f"percentile:{80 + i}" for i in range(10))
-    read = Reader(sweep_page.render(bench()(algorithms=words, sizes=(12,), batches=(1,))))
+    read = Reader(sweep_page.render(bench()(algorithms=words, sizes=(12,))))
     assert read.tags.count("svg") == 22
     assert "percentile:89" in read.text
 
@@ -127,7 +127,7 @@ def points(*values: float) -> list[Point]:
 
 
 def test_a_trend_says_what_it_is_in_words_and_keeps_text_as_text() -> None:
-    svg = sweep_charts.trend(
+    svg = sweep_page.trend_chart(
         points(18.0, 19.0), [points(17.0, 17.5)], index=3, limits=(15, 21), unit="dB", title='a < "b"'
     )
     read = Reader(svg)
@@ -142,12 +142,12 @@ def test_a_trend_says_what_it_is_in_words_and_keeps_text_as_text() -> None:
 
 
 def test_one_number_of_pictures_is_a_trend_too() -> None:
-    assert "50" in Reader(sweep_charts.trend(points(18.0), [], index=0, limits=(15, 21), unit="dB", title="t")).text
+    assert "50" in Reader(sweep_page.trend_chart(points(18.0), [], index=0, limits=(15, 21), unit="dB", title="t")).text
 
 
 def test_a_ranking_has_a_line_for_each() -> None:
     bars = [RankingBar("percentile:99.9999, 400", 0, None), RankingBar("second <b>", 9, Interval(-1.0, -2.0, 0.5))]
-    read = Reader(sweep_charts.ranking(bars, unit="points", title="t"))
+    read = Reader(sweep_page.ranking_chart(bars, unit="points", title="t"))
     for word in ("percentile:99.9999, 400", "second <b>", "points"):
         assert word in read.text
 
@@ -155,6 +155,6 @@ def test_a_ranking_has_a_line_for_each() -> None:
 def test_a_matplotlibrc_of_the_user_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     import matplotlib as mpl
 
-    expected = sweep_charts.ranking([RankingBar("a", 0, Interval(1.0, 0.5, 1.5))], unit="dB", title="t")
+    expected = sweep_page.ranking_chart([RankingBar("a", 0, Interval(1.0, 0.5, 1.5))], unit="dB", title="t")
     with mpl.rc_context({"font.size": 30, "axes.grid": True, "svg.fonttype": "path", "lines.linewidth": 9}):
-        assert sweep_charts.ranking([RankingBar("a", 0, Interval(1.0, 0.5, 1.5))], unit="dB", title="t") == expected
+        assert sweep_page.ranking_chart([RankingBar("a", 0, Interval(1.0, 0.5, 1.5))], unit="dB", title="t") == expected

@@ -15,8 +15,8 @@ from edge.errors import ArtifactError, DataError, ModelError, StoreError, UsageE
 from edge.events import Note, Progress
 from edge.media.picture_sources import open_pictures
 from edge.quantization import calibration_table
-from edge.tuning import conclusions, sweep_record, sweep_settings
-from edge.tuning.scorer import Answers
+from edge.tuning import conclusions, sweep_record, sweep_tables
+from edge.tuning.sweep_comparison import Answers
 from edge.tuning.sweep_record import Record
 
 Bench = Callable[..., Any]
@@ -40,11 +40,11 @@ Bench = Callable[..., Any]
     ],
 )
 def test_algorithms_are_read(words: list[str], expected: dict[str, dict[str, float]]) -> None:
-    assert {item.label: item.parameters for item in sweep_settings.candidates(words)} == expected
+    assert {item.label: item.parameters for item in sweep_tables.candidates(words)} == expected
 
 
 def test_no_word_means_every_algorithm() -> None:
-    names = [item.label for item in sweep_settings.candidates([])]
+    names = [item.label for item in sweep_tables.candidates([])]
     assert {"minmax", "percentile", "mse", "entropy", "entropy2", "legacy"} <= set(names)
 
 
@@ -65,7 +65,7 @@ def test_no_word_means_every_algorithm() -> None:
 )
 def test_algorithms_that_are_wrong(words: list[str], what: str) -> None:
     with pytest.raises(UsageError, match=what):
-        sweep_settings.candidates(words)
+        sweep_tables.candidates(words)
 
 
 @pytest.mark.parametrize(
@@ -80,13 +80,13 @@ def test_algorithms_that_are_wrong(words: list[str], what: str) -> None:
     ],
 )
 def test_numbers_of_pictures_are_read(words: list[str], total: int, expected: list[int]) -> None:
-    assert sweep_settings.sizes(words, total) == expected
+    assert sweep_tables.sizes(words, total) == expected
 
 
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        (["10"], "10 pictures are asked for, and there are 9"),
+        (["10"], "10 pictures requested, only 9 available"),
         (["0"], "'0' is not"),
         (["-3"], "'-3'"),
         (["many"], "'many'"),
@@ -94,7 +94,7 @@ def test_numbers_of_pictures_are_read(words: list[str], total: int, expected: li
 )
 def test_numbers_of_pictures_that_are_wrong(words: list[str], what: str) -> None:
     with pytest.raises(UsageError, match=what):
-        sweep_settings.sizes(words, 9)
+        sweep_tables.sizes(words, 9)
 
 
 # the flow
@@ -104,8 +104,8 @@ def test_a_sweep_tries_everything_that_it_is_asked_for(bench: Bench) -> None:
     heard: list[object] = []
     found = bench()(listen=heard.append)
     assert found.status == "complete"
-    assert {(c.algorithm, c.pictures, c.seed, c.batch) for c in found.configurations} == {
-        (name, size, seed, 1)
+    assert {(c.algorithm, c.pictures, c.seed) for c in found.configurations} == {
+        (name, size, seed)
         for name in ("minmax", "percentile:90")
         for size, seed in ((4, 1), (4, 2), (12, None))
     }  # fmt: skip
@@ -116,8 +116,8 @@ def test_a_sweep_tries_everything_that_it_is_asked_for(bench: Bench) -> None:
     assert found.exact is not None
     assert found.exact.truth == [index % 10 for index in range(20)]
     assert set(found.answers) == {c.table for c in found.configurations}
-    assert {event.stage for event in heard if isinstance(event, Progress)} >= {"hash", "count", "fp32", "score"}
-    assert found.seconds.keys() == {"count", "tables", "batches", "score", "total"}
+    assert {event.stage for event in heard if isinstance(event, Progress)} >= {"hash", "count", "prepare", "score"}
+    assert found.seconds.keys() == {"count", "tables", "score", "total"}
 
 
 def test_the_tables_are_those_of_edge_calibrate(bench: Bench) -> None:
@@ -144,30 +144,6 @@ def test_all_pictures_alone_take_the_statistics_that_calibrate_kept(bench: Bench
     assert {path: path.stat().st_mtime_ns for path in small.cache.rglob("*.npz")} == kept
     assert not [event for event in heard if isinstance(event, Progress) and event.stage == "count"]
     assert again.findings == first.findings
-
-
-def test_the_batch_is_really_tried(bench: Bench) -> None:
-    found = bench()(sizes=(5, 12), seeds=1, batches=(1, 4, 8))
-    assert [check.batch for check in found.batches] == [4, 8]
-    assert {check.pictures for check in found.batches} == {5}
-    for check in found.batches:
-        # Where a batch gives another table, it must be among the rows; where it does not, it must not.
-        others = {c.algorithm for c in found.configurations if c.batch == check.batch}
-        assert others | set(check.tables_identical) == {"minmax", "percentile:90"}
-        assert not others & set(check.tables_identical)
-        assert (check.largest_change == 0.0) == (not others)
-        if check.statistics_identical:
-            assert not others
-
-
-def test_a_model_with_a_fixed_batch_says_that_no_other_can_be_tried(bench: Bench, tiny_model: Callable) -> None:
-    tiny_model("profiles/model.onnx", batch=4)
-    heard: list[object] = []
-    found = bench(input={"batch": {"min": 4, "opt": 4, "max": 4}})(listen=heard.append)
-    assert found.status == "complete"
-    assert found.batches == []
-    assert {c.batch for c in found.configurations} == {4}
-    assert [event for event in heard if isinstance(event, Note) and "batches of 4 only" in event.text]
 
 
 def test_equal_tables_are_scored_once(bench: Bench) -> None:
@@ -238,7 +214,7 @@ def test_a_sweep_that_is_stopped_at_once_has_found_nothing(bench: Bench, tmp_pat
     assert not output.exists()
 
 
-@pytest.mark.parametrize("stage", ["count", "tables", "batches", "prepare"])
+@pytest.mark.parametrize("stage", ["count", "tables", "prepare"])
 def test_a_sweep_that_is_stopped_before_the_first_score(bench: Bench, tmp_path: Path, stage: str) -> None:
     small, output = bench(), tmp_path / "sweep.json"
     there = False
@@ -391,7 +367,7 @@ def told(bench: Bench, said: dict[tuple[str, int, int | None], Answers]) -> dict
     real: Record = bench()(sizes=(12,))
     exact = Answers(predicted=[1] * 10 + [0] * 90, top5="1" * 100, energy=[100.0 + i % 3 for i in range(100)])
     known = [
-        sweep_comparison.Configuration(algorithm=name, pictures=size, seed=seed, batch=1, table=f"{name} {size} {seed}")
+        sweep_comparison.Configuration(algorithm=name, pictures=size, seed=seed, table=f"{name} {size} {seed}")
         for name, size, seed in said
     ]
     answers = {item.table: found for item, found in zip(known, said.values(), strict=True)}
@@ -401,19 +377,19 @@ def told(bench: Bench, said: dict[tuple[str, int, int | None], Answers]) -> dict
     }
 
 
-def test_algorithms_that_cannot_be_told_apart_are_said_to_be_so(bench: Bench, blank: Callable) -> None:
+def test_algorithms_without_a_significant_difference_are_named_so(bench: Bench, blank: Callable) -> None:
     answers = told(bench, {("a", 400, None): blank(1.0), ("b", 400, None): blank(1.0)})
-    assert answers["Which algorithm?"].short == "It does not show: none of 2 can be told from the best"
+    assert answers["Which algorithm?"].short == "No significant difference: none of 2 is worse than the best in SQNR"
     assert answers["How many pictures?"].short == "Only one number was tried"
 
 
-def test_the_best_algorithm_is_said_with_its_lead(bench: Bench, blank: Callable) -> None:
+def test_the_best_algorithm_is_named_with_its_lead(bench: Bench, blank: Callable) -> None:
     answers = told(
         bench, {("a", 400, None): blank(2.0), ("b", 400, None): blank(1.0), ("c", 400, None): blank(4.0, 60)}
     )
     which = answers["Which algorithm?"]
     assert which.short == "b: 3.01 dB above the next"
-    assert "by top-1, one can tell b from c; a from c" in which.detail
+    assert "in top-1, these differ significantly: b from c; a from c" in which.detail
     assert any("1 of 3 tables differ" in line and "-50.00" in line for line in which.detail)
 
 
@@ -429,7 +405,7 @@ def test_one_algorithm_is_no_comparison(bench: Bench, blank: Callable) -> None:
 @pytest.mark.parametrize(
     ("few", "short"),
     [
-        (1.0, "50 are enough: more change nothing that shows"),
+        (1.0, "50 are enough: more change nothing significantly"),
         (2.0, "More than 50 help a"),
         (0.5, "50 are enough; more make a worse"),
     ],
@@ -438,16 +414,4 @@ def test_the_number_of_pictures(bench: Bench, blank: Callable, few: float, short
     said = {("a", 50, 1): blank(few), ("a", 50, 2): blank(few), ("a", 400, None): blank(1.0)}
     answers = told(bench, said)
     assert answers["How many pictures?"].short == short
-    assert answers["How many pictures?"].detail[-1] == "the 2 draws of 50 lie 0.00 to 0.00 dB apart"
-
-
-def test_the_batch_is_answered_from_what_was_counted(bench: Bench) -> None:
-    real = bench()(sizes=(12,), batches=(1, 4))
-    (which,) = [answer for answer in conclusions.conclusions(real) if answer.question == "Which batch?"]
-    assert "12 pictures, 4 at a time" in which.detail[0]
-    (none,) = [
-        answer
-        for answer in conclusions.conclusions(msgspec.structs.replace(real, batches=[]))
-        if answer.question == "Which batch?"
-    ]
-    assert none.short == "Not compared"
+    assert answers["How many pictures?"].detail[-1] == "the 2 draws of 50 differ by 0.00 to 0.00 dB"

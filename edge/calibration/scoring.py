@@ -1,0 +1,265 @@
+"""The one scorer of INT8 accuracy: logit SQNR and agreement with FP32 on pictures, with faithful arithmetic.
+
+A Q/DQ network is run operator by operator in float32 (no graph optimization, no integer kernels): every tensor is
+rounded exactly where the network says so, and everything else is exact. That is what TensorRT's INT8 kernels compute up
+to the order of float additions. ONNX Runtime's own integer kernels round in other places as well, so they may give
+another answer; :mod:`edge.runtime` shows both where that matters.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from edge.backends import OrtSession
+from edge.errors import DataError, DeviceError
+from edge.events import Listener, Progress, ignore_events
+from edge.media import Picture, decode
+from edge.model import Preprocessor
+from edge.quantization import QdqResult, Table, qdq, table_check
+from edge.stats import sqnr_db
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+# Inputs up to this many bytes are kept in memory.
+KEEP_BYTES = 1 << 30
+# SQNR that stands for "equal" and for "holds NaN or infinity", where a number is needed for an order.
+_EQUAL_DB, _BROKEN_DB = 200.0, -100.0
+
+
+class Score(msgspec.Struct, frozen=True):
+    """Distance of a network's logits from those of FP32 over ``n`` pictures.
+
+    ``sqnr_db`` is 10·log10(Σ reference² / Σ difference²) over all logits of all pictures, None when they are equal;
+    ``agreement`` is the share of pictures (0 to 1) with the same top-1 class.
+    """
+
+    sqnr_db: float | None
+    agreement: float
+    n: int
+
+    @property
+    def db(self) -> float:
+        """SQNR as a number that can be ordered, also where the logits are equal."""
+        return _EQUAL_DB if self.sqnr_db is None else self.sqnr_db
+
+
+def compare(own: NDArray[np.float32], reference: NDArray[np.float32]) -> Score:
+    """Score of ``own`` logits against ``reference``, both n × classes; the lowest score where ``own`` is not finite."""
+    if not np.isfinite(own).all():
+        return Score(_BROKEN_DB, 0.0, len(own))
+    same = own.argmax(axis=1) == reference.argmax(axis=1)
+    return Score(sqnr_db(own, reference), float(same.mean()), len(own))
+
+
+class Scorer:
+    """Scores networks against one FP32 network on fixed pictures; all threads work on one network at a time.
+
+    Args:
+        reference: The user's own ONNX: an onnx.ModelProto, serialized, or a path.
+        pictures: Preprocessed pictures, float32 3×H×W each; they are looked up when they are needed.
+        fixed_batch: The only batch that the network takes; None where it takes one picture.
+        threads: How many calls run at the same time; all cores where None.
+        should_stop: Asked before every call; where true, scoring raises :class:`concurrent.futures.CancelledError`.
+
+    Raises:
+        DataError: No pictures.
+    """
+
+    def __init__(
+        self,
+        reference: Any,  # noqa: ANN401 - an onnx.ModelProto, bytes or a path
+        pictures: Sequence[NDArray[np.float32]],
+        *,
+        fixed_batch: int | None = None,
+        threads: int | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        if not pictures:
+            raise DataError("no pictures to score with")
+        self.pictures = pictures
+        self._size = fixed_batch or 1
+        self._threads = threads or os.cpu_count() or 1
+        self._should_stop = should_stop
+        self._model = reference
+        self._reference: NDArray[np.float32] | None = None
+
+    @property
+    def reference(self) -> NDArray[np.float32]:
+        """Logits of the FP32 network, n × classes.
+
+        Raises:
+            DataError: All logits are zero.
+            DeviceError: NaN or infinity.
+            ModelError: The network cannot be loaded.
+            CancelledError: ``should_stop`` was true.
+        """
+        if self._reference is None:
+            found = self.logits(self._model, optimize=True)
+            if not np.isfinite(found).all():
+                raise DeviceError("the FP32 network's answer holds NaN or infinity")
+            if not found.any():
+                raise DataError("all logits of the FP32 network are zero: there is nothing to compare with")
+            self._reference = found
+        return self._reference
+
+    @property
+    def batches(self) -> Iterator[NDArray[np.float32]]:
+        """The pictures as the network takes them, float32 N×3×H×W; the last batch is filled with its last picture."""
+        return (self._batch(start) for start in range(0, len(self.pictures), self._size))
+
+    def logits(self, model: Any, *, optimize: bool = False, most: int | None = None) -> NDArray[np.float32]:  # noqa: ANN401
+        """Logits of a network, n × classes.
+
+        Args:
+            model: An onnx.ModelProto, serialized, or a path.
+            optimize: Let onnxruntime optimize the graph; right for float networks only.
+            most: Use only the first ``most`` pictures.
+
+        Raises:
+            ModelError, DeviceError: The network cannot be loaded, or fails.
+            CancelledError: ``should_stop`` was true.
+        """
+        data = model.read_bytes() if isinstance(model, Path) else model
+        data = data if isinstance(data, bytes) else bytes(data.SerializeToString())
+        # One thread per picture scales better than many threads in one.
+        session = OrtSession(data, precision="float arithmetic", threads=1, optimize=optimize)
+        del data
+        count = min(most or len(self.pictures), len(self.pictures))
+
+        def run(start: int) -> NDArray[np.float32]:
+            if self._should_stop():
+                raise CancelledError
+            rows = min(self._size, count - start)
+            return np.asarray(session.outputs(self._batch(start))[0])[:rows].reshape(rows, -1)
+
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="score") as pool:
+            try:
+                return np.concatenate(list(pool.map(run, range(0, count, self._size))))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            finally:
+                session.close()
+
+    def score(self, model: Any, *, most: int | None = None) -> Score:  # noqa: ANN401
+        """Score of a network (an onnx.ModelProto, serialized, or a path) on all or the first ``most`` pictures."""
+        return compare(self.logits(model, most=most), self.reference[:most])
+
+    def deviation(self, model: Any) -> float:  # noqa: ANN401
+        """Largest difference between the logits of a float network and the reference, as a share of the largest."""
+        return float(np.abs(self.logits(model, optimize=True) - self.reference).max() / np.abs(self.reference).max())
+
+    def _batch(self, start: int) -> NDArray[np.float32]:
+        last = len(self.pictures) - 1
+        return np.stack([self.pictures[min(index, last)] for index in range(start, start + self._size)])
+
+
+class PictureInputs(Sequence["NDArray[np.float32]"]):
+    """Preprocessed pictures, float32 3×H×W each.
+
+    They are kept in memory up to ``keep_bytes``; of more, each picture is decoded again on every look.
+    """
+
+    def __init__(
+        self,
+        pictures: Sequence[Picture],
+        preprocessor: Preprocessor,
+        *,
+        keep_bytes: int = KEEP_BYTES,
+    ) -> None:
+        target = preprocessor.target
+        self._pictures, self._preprocessor = pictures, preprocessor
+        self._keeps = len(pictures) * 3 * target.height * target.width * 4 <= keep_bytes
+        self._kept: list[NDArray[np.float32] | None] = [None] * len(pictures)
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 - as Sequence has it
+        kept = self._kept[index]
+        return self._load(index) if kept is None else kept
+
+    def prepare(
+        self,
+        *,
+        threads: int | None = None,
+        listen: Listener = ignore_events,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Decode what is kept, with a progress event for each picture.
+
+        Raises:
+            DataError: a picture cannot be read or decoded.
+            CancelledError: ``should_stop`` said so.
+        """
+
+        def load(index: int) -> None:
+            if should_stop():
+                raise CancelledError
+            self._load(index)
+
+        if not self._keeps:
+            return
+        with ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="prepare") as pool:
+            try:
+                for done, _ in enumerate(pool.map(load, range(len(self))), start=1):
+                    listen(Progress("prepare", done, len(self)))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _load(self, index: int) -> NDArray[np.float32]:
+        picture = self._pictures[index]
+        loaded = self._preprocessor(decode(picture.read_checked(), name=picture.where))
+        if self._keeps:
+            self._kept[index] = loaded
+        return loaded
+
+
+def spread(pictures: Sequence[Picture], count: int) -> list[Picture]:
+    """``count`` of the pictures at even distances: a folder is often sorted by class."""
+    kept = min(count, len(pictures))
+    return [pictures[index * len(pictures) // kept] for index in range(kept)]
+
+
+class TableForms:
+    """TensorRT Q/DQ forms of one model for many tables: the quantizer runs once, then only scales are replaced.
+
+    A table that scales other tensors than the one before gives other Q/DQ nodes and goes through the quantizer again.
+    """
+
+    def __init__(self, model: Any) -> None:  # noqa: ANN401 - an onnx.ModelProto
+        self._model = model
+        self._form: QdqResult | None = None
+        self._scaled: frozenset[str] = frozenset()
+
+    def insert(self, table: Table) -> QdqResult:
+        """As :func:`edge.quantization.qdq.insert`; the model is overwritten by the next call.
+
+        Raises:
+            ModelError: the quantizer cannot handle the model.
+        """
+        usable = frozenset(name for name, bits in table.bits.items() if table_check.value_code(bits) is None)
+        if self._form is None or usable != self._scaled:
+            self._form, self._scaled = qdq.insert(self._model, table, target="tensorrt"), usable
+            return self._form
+        graph = self._form.model.graph
+        constants = {item.name: item for item in graph.initializer}
+        for node in graph.node:
+            if node.op_type == "QuantizeLinear" and node.input[0] in usable:
+                item, scale = constants[node.input[1]], np.float32(table.scale(node.input[0]))
+                # In the encoding that the quantizer gave it.
+                if item.float_data:
+                    item.float_data[:] = [float(scale)]
+                else:
+                    item.raw_data = scale.tobytes()
+        return self._form
