@@ -1,7 +1,7 @@
 """Try a bundle on this device, against the one before.
 
 The engine is built, the golden pictures are run, and speed and energy are measured in turns with the other bundle.
-`edge ship` runs this on a device after it has switched to a new bundle, and takes the device back when it ends with 1.
+`edge ship` runs this on a device before it switches to a new bundle: only a bundle whose trial passed comes into use.
 Run by hand it changes nothing but the folder of engines.
 """
 
@@ -32,9 +32,13 @@ def command(
     state: Annotated[
         Path | None, typer.Option(help="Where engines and timing caches are kept.", show_default="~/.local/share/edge")
     ] = None,
+    nonce: Annotated[
+        str,
+        typer.Option(help="Word to repeat in the report, by which `edge ship` knows it.", show_default="none"),
+    ] = "",
     as_json: options.Json = False,
 ) -> None:
-    """Run the flow."""
+    """Run the trial."""
     from edge import backends, telemetry
     from edge.cli import paths
     from edge.deploy import canary, parse_gates
@@ -50,7 +54,8 @@ def command(
         with terminal.progress() as listen:
             report = canary.canary(
                 found, state or paths.device_home(), against=other, gates=gates,
-                tools=canary.Tools(backend=backends.of, power=power, machine=device.identify()), listen=listen,
+                tools=canary.Tools(backend=backends.of, power=power, machine=device.identify()), nonce=nonce,
+                listen=listen,
             )  # fmt: skip
     finally:
         if not isinstance(power, telemetry.NoSource):
@@ -64,10 +69,11 @@ def command(
 
 
 def _show(terminal: Terminal, report: TrialReport) -> None:
-    columns = [report.own] if report.before is None else [report.own, report.before]
+    columns = [column for column in (report.own, report.before) if column is not None]
     heads = ["", "this bundle", "before"][: len(columns) + 1]
     rows = [[name, *(value(column) for column in columns)] for name, value in _ROWS]
-    terminal.table(heads, rows, right=tuple(range(1, len(heads))))
+    if columns:
+        terminal.table(heads, rows, right=tuple(range(1, len(heads))))
     if report.before_absent:
         terminal.say(f"not compared: {report.before_absent}", style="dim")
     terminal.data("passed" if report.passed else "failed")

@@ -13,6 +13,7 @@ import msgspec
 from edge.cli import paths, signals
 from edge.cli.target_options import ChosenTargets
 from edge.deploy import (
+    REFUSED,
     CancellableSession,
     DeviceOutcome,
     DeviceTask,
@@ -118,18 +119,28 @@ def finish(ended: list[DeviceOutcome[Any]], *, hint: str | None = None) -> None:
     if len(ended) == 1 and ended[0].error is not None:
         raise ended[0].error
     failed = [one for one in ended if one.result is None]
-    back = [one.result for one in ended if isinstance(one.result, ShipOutcome) and one.result.work == "rolled back"]
+    refused = [one.result for one in ended if isinstance(one.result, ShipOutcome) and one.result.work in REFUSED]
     broken = sum(one.error is not None for one in failed)
     left = f", {len(failed) - broken} not begun" if len(failed) > broken else ""
-    if broken or (failed and not back):
-        words = f", {len(back)} went back" if back else ""
+    if broken or (failed and not refused):
+        words = f", {len(refused)} did not take the bundle" if refused else ""
         raise DeviceError(f"{broken} of {len(ended)} devices failed{words}{left}", hint=hint)
-    if back:
+    if refused:
         raise QualityError(
-            f"{len(back)} of {len(ended)} devices went back to the bundle before: the trial failed{left}"
-            if len(ended) > 1 else f"the trial failed, the device went back: {back[0].reason}",
-            hint="edge ship status TARGET; --gate sets the limits",
+            f"{len(refused)} of {len(ended)} devices did not take the bundle{left}"
+            if len(ended) > 1 else f"{_refusal(refused[0])}{left}",
+            hint="edge ship status TARGET; --gate sets the limits, --no-canary switches without a trial",
         )  # fmt: skip
+
+
+def _refusal(outcome: ShipOutcome) -> str:
+    """Why a bundle is not in use, and what the device showed to be in use instead."""
+    now = f"{outcome.current[:12]} is in use" if outcome.current else "no bundle is in use"
+    if outcome.work == "not tried":
+        return f"not tried: {outcome.reason}; {now}, as before"
+    if outcome.work == "rolled back":
+        return f"the trial failed: {outcome.reason}; the device went back, {now}"
+    return f"the trial failed: {outcome.reason}; {now}, as before"
 
 
 def _run(
@@ -152,7 +163,7 @@ def _run(
             listeners[name](what)
 
     def is_bad(result: T) -> bool:
-        return isinstance(result, ShipOutcome) and result.work == "rolled back"
+        return isinstance(result, ShipOutcome) and result.work in REFUSED
 
     with view.showing():
         return rollout.roll_out(tasks, plan, is_bad=is_bad, watch=watch, should_stop=wish)
@@ -251,9 +262,7 @@ def _said(outcome: ShipOutcome) -> str:
     if outcome.work == "would ship":
         resumed = f" ({outcome.resumed_bytes / 1e6:.2f} MB are there from before)" if outcome.resumed_bytes else ""
         return f"would ship {name}: {sent}{resumed}"
-    if outcome.work == "rolled back":
-        return f"rolled back: {outcome.reason}"
-    trial = ""
-    if outcome.canary is not None:
-        trial = ", trial passed" if outcome.canary.passed else f", not tried ({outcome.canary.reason})"
+    if outcome.work in REFUSED:
+        return _refusal(outcome)
+    trial = ", trial passed" if outcome.verdict == "passed" else f", {outcome.verdict}"
     return f"{name} is in use, {sent} sent in {outcome.seconds:.1f} s{trial}"

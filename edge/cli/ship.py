@@ -222,8 +222,7 @@ def _show_one(terminal: Terminal, found: Status) -> None:
         ]  # fmt: skip
         terminal.table(("", "bundle", "digest", "arrived", "trial"), rows)
     for entry in found.history[-5:]:
-        words = {name: str(entry.get(name) or "-") for name in ("at", "action", "by", "bundle")}
-        terminal.data(f"{words['at']}  {words['action']:8}  {_short(words['bundle'])}  {words['by']}")
+        terminal.data(f"{entry.at}  {entry.action:12}  {_short(entry.bundle)}  {entry.by}")
     for warning in found.warnings:
         terminal.warn(warning)
 
@@ -237,4 +236,4 @@ def _state(found: Status) -> str:
 
 
 def _short(digest: str | None) -> str:
-    return "-" if digest is None else digest[:12]
+    return digest[:12] if digest else "-"

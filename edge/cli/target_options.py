@@ -58,6 +58,8 @@ def choose(words: Sequence[str], *, fleet_file: Path | None, ssh_config: Path | 
             mine = [Host(place=place)]
         elif known is not None:
             mine = known.find(word)
+        elif word == "all":
+            raise UsageError(f"'all' needs a fleet.yaml; none found in {Path.cwd()}", hint="--fleet FILE")
         else:
             mine = [Host(place=address.remote_address(word, name=word))]
         for host in mine:

@@ -22,9 +22,9 @@ from edge.artifacts import store
 from edge.backends import Backend, Session
 from edge.calibration import cache_keys
 from edge.config import Profile, profiles
-from edge.deploy.bundle import Bundle, Deployed, golden, target
+from edge.deploy.bundle import Bundle, Deployed, golden, target, verify_bundle
 from edge.engines import building
-from edge.errors import EdgeError
+from edge.errors import ArtifactError, DataError, DeviceError, EdgeError, ModelError, ProfileError, QualityError
 from edge.events import Listener, Note, Progress, ignore_events
 from edge.media import decode
 from edge.model import Preprocessor
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
     Batch = NDArray[np.float32]
 
-FORMAT = 1
+FORMAT = 2
+PROGRAM = "edge canary"
 # Factors against the previous bundle; chosen, not derived: an engine that is rebuilt varies by some percent.
 LATENCY, ENERGY = 1.25, 1.25
 # Below this difference a factor says nothing: the timer and the scheduler are as large.
@@ -69,17 +70,24 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TrialReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The verdict. ``failed`` has a sentence for every limit that was passed over; empty means that it may stay."""
+    """The result of a trial. The device's script reads the first five fields as they stand here (``agent.sh``).
 
-    format: int
-    edge_version: str
+    ``nonce`` is the word that the ship gave to this trial. ``failed`` has a sentence for every limit that was exceeded,
+    or the reason why the bundle does not run here; ``own`` is then None.
+    """
+
+    program: str = PROGRAM
+    format: int = FORMAT
+    bundle: str
+    nonce: str
     passed: bool
     failed: list[str]
-    gates: dict[str, float]
-    own: Measured
-    before: Measured | None
-    before_absent: str | None
-    device: dict[str, Any]
+    edge_version: str = __version__
+    gates: dict[str, float] = {}
+    own: Measured | None = None
+    before: Measured | None = None
+    before_absent: str | None = None
+    device: dict[str, Any] = {}
 
 
 class Tools(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,34 +111,45 @@ def canary(
     against: Bundle | None,
     gates: Mapping[str, float],
     tools: Tools,
+    nonce: str = "",
     listen: Listener = ignore_events,
 ) -> TrialReport:
     """Try ``bundle`` (a folder). Engines are kept in ``state/engines/<digest>``, timing caches in ``state/timing``.
 
+    A bundle that is damaged, is for another device, or whose engine cannot be built or run has failed. A full disk or a
+    missing library says nothing about the bundle, and is raised.
+
     Raises:
-        DeviceError: the bundle is for another device, or its engine does not run.
-        EdgeError: whatever building raises.
+        StoreError, MissingDependencyError, UsageError: the trial cannot be made.
     """
-    target.check(bundle.about, tools.machine)
-    with contextlib.ExitStack() as stack:
-        own = _Candidate(bundle, state, tools, listen)
-        stack.callback(own.close)
-        before, why = _before(against, state, tools, listen)
-        if before is not None:
-            stack.callback(before.close)
-        own.run_golden()
-        _take_turns([own] if before is None else [own, before], tools, listen)
-        mine = own.measured()
-        theirs = before.measured() if before is not None else None
+    machine = msgspec.to_builtins(tools.machine)
+    try:
+        verify_bundle(bundle)
+        target.check(bundle.about, tools.machine)
+        with contextlib.ExitStack() as stack:
+            own = _Candidate(bundle, state, tools, listen)
+            stack.callback(own.close)
+            before, why = _before(against, state, tools, listen)
+            if before is not None:
+                stack.callback(before.close)
+            own.run_golden()
+            _take_turns([own] if before is None else [own, before], tools, listen)
+            mine = own.measured()
+            theirs = before.measured() if before is not None else None
+    except _ABOUT_THE_BUNDLE as exc:
+        return TrialReport(bundle=bundle.digest, nonce=nonce, passed=False, failed=[str(exc.what)], device=machine)
     limits = {"latency": LATENCY, "energy": ENERGY, **own.limits, **gates}
     failed = _judge(mine, theirs, limits)
     if not own.is_finite:
         failed.append("the outputs hold NaN or infinity")
     return TrialReport(
-        format=FORMAT, edge_version=__version__, passed=not failed, failed=failed,
-        gates=limits,
-        own=mine, before=theirs, before_absent=why, device=msgspec.to_builtins(tools.machine),
+        bundle=bundle.digest, nonce=nonce, passed=not failed, failed=failed, gates=limits, own=mine, before=theirs,
+        before_absent=why, device=machine,
     )  # fmt: skip
+
+
+# Errors that speak against the bundle on this device.
+_ABOUT_THE_BUNDLE = (ArtifactError, DataError, DeviceError, ModelError, ProfileError, QualityError)
 
 
 def _before(

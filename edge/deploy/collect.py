@@ -8,6 +8,7 @@ device's records: only TensorRT can join two, on such a device (``edge cache mer
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import tempfile
@@ -20,6 +21,7 @@ import msgspec
 from edge.artifacts import FileEntry, Manifest, store
 from edge.deploy import agent_protocol
 from edge.deploy.bundle import name_problem
+from edge.deploy.manage import check_folder
 from edge.deploy.transport import DeviceAddress, DeviceSession, connect, without_cancel
 from edge.errors import ArtifactError, DeviceError, EdgeError, StoreError
 from edge.events import Listener, Progress, ignore_events
@@ -28,6 +30,7 @@ from edge.events import Listener, Progress, ignore_events
 FOLDERS = ("timing", "engines", "selftest", "canary", "records")
 TIMING_CACHE = "timing cache"
 _LARGEST_BYTES = 256 << 20
+_LARGEST_JSON_BYTES = 16 << 20
 
 What = Literal["new", "unchanged", "updated", "merged", "conflict", "refused"]
 
@@ -69,17 +72,24 @@ def fetch(
         DeviceError: the device cannot be reached.
         StoreError: something cannot be written here.
     """
-    folder = output / re.sub(r"[^A-Za-z0-9_.@-]+", "_", place.name).strip("._") if place.name else output
+    folder = output / folder_name(place.name)
+    check_folder(place)
     with connect(place) as session, tempfile.TemporaryDirectory(prefix="edge-pull-") as name:
         hold(session)
         agent_protocol.hello(session, place)
-        entries = _entries(session.ask("listing", *FOLDERS, "", silence_s=600), place)
+        entries = _entries(session.ask("listing", *FOLDERS, "", limit_s=600), place)
         trip = _Pull(session, folder, cache / "timing", Path(name), entries)
         pieces: list[CollectedFile] = []
         for index, path in enumerate(sorted(entries)):
             listen(Progress(place.name, index, len(entries), "files"))
             pieces += trip.one(path)
     return Collected(target=place.name, folder=str(folder), pieces=pieces)
+
+
+def folder_name(name: str) -> str:
+    """The folder of a device: its name, or what is left of it and a digest, so that no two devices share one."""
+    plain = re.sub(r"[^A-Za-z0-9_.@-]+", "_", name).strip("._-")[:100]
+    return plain if plain == name else f"{plain or 'device'}-{store.sha256_bytes(name.encode(errors='replace'))[:8]}"
 
 
 class _Pull:
@@ -188,11 +198,12 @@ class _Pull:
         """
         if path not in self._entries:
             raise ArtifactError(f"{path} is not on the device")
-        self._session.tell("get", path, str(_LARGEST_BYTES))
-        answer = self._session.until("data", "gone")[-1]
-        if answer.word == "gone":
-            raise ArtifactError(answer.text)
-        data = self._session.data(most=_LARGEST_BYTES)
+        most = _LARGEST_BYTES if path.startswith("timing/") else _LARGEST_JSON_BYTES
+        received = io.BytesIO()
+        gone = self._session.get(path, most=most, write=received.write)
+        if gone is not None:
+            raise ArtifactError(gone)
+        data = received.getvalue()
         if store.sha256_bytes(data) != self._entries[path]:
             raise ArtifactError("it changed while it was read: pull again")
         return data

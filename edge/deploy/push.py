@@ -10,13 +10,14 @@ import msgspec
 
 from edge.artifacts import sha256_bytes
 from edge.deploy import agent_protocol, trial
-from edge.deploy.agent_protocol import DeviceState, Need
+from edge.deploy.agent_protocol import DeviceState, Need, Trial, Verdict
 from edge.deploy.bundle import MANIFEST, SIGNATURE, Bundle, mismatch, signature
 from edge.deploy.transport import (
     WORTH_BYTES,
     DeviceAddress,
     DeviceSession,
     connect,
+    invalid,
     rsync_files,
     rsync_usable,
     without_cancel,
@@ -24,8 +25,11 @@ from edge.deploy.transport import (
 from edge.errors import ArtifactError, DeviceError, UsageError
 from edge.events import Listener, Note, Progress, ignore_events
 
-Work = Literal["ok", "unchanged", "rolled back", "would ship", "failed", "stopped"]
-Canary = trial.TrialVerdict
+Result = Literal[
+    "ok", "unchanged", "trial failed", "not tried", "rolled back", "would ship", "failed", "stopped"
+]  # fmt: skip
+# The verdict did not let the bundle into use.
+REFUSED: frozenset[Result] = frozenset({"trial failed", "not tried", "rolled back"})
 
 
 class ShipSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,18 +49,23 @@ class ShipSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _DEFAULTS = ShipSettings()
+# Even a slow card reads faster than this.
+_READ_BACK_BPS = 5_000_000
 
 
 class ShipOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What came of one target.
 
-    ``sent_bytes`` counts file contents that travelled, not the lines around them. ``resumed_bytes`` were there from an
-    earlier attempt.
+    ``current`` is the bundle that the device showed to be in use at the end, ``verdict`` that of
+    its trial. ``sent_bytes`` counts file contents that travelled, not the lines around them. ``resumed_bytes`` were
+    there from an earlier attempt.
     """
 
     target: str
-    work: Work
+    work: Result
     bundle: str
+    current: str | None = None
+    verdict: Verdict | None = None
     previous: str | None = None
     reason: str | None = None
     hint: str | None = None
@@ -66,7 +75,7 @@ class ShipOutcome(msgspec.Struct, frozen=True, kw_only=True):
     resumed_bytes: int = 0
     seconds: float = 0.0
     signed_by: str | None = None
-    canary: Canary | None = None
+    canary: Trial | None = None
     warnings: list[str] = []
     exit_code: int = 0
 
@@ -79,7 +88,7 @@ def ship(
     listen: Listener = ignore_events,
     hold: Callable[[DeviceSession], None] = without_cancel,
 ) -> ShipOutcome:
-    """Send what is missing, verify, switch, try, and go back when the trial fails.
+    """Send what is missing, verify, try, and switch when the trial passed.
 
     ``hold`` gets the conversation, so that it can be ended from outside.
 
@@ -97,8 +106,8 @@ def ship(
     start = time.monotonic()
     with connect(place) as session:
         hold(session)
-        trip = _Push(bundle, place, settings, session, listen)
-        outcome = trip.plan() if settings.dry_run else trip.go()
+        push = _Push(bundle, place, settings, session, listen)
+        outcome = push.plan() if settings.dry_run else push.run()
     return msgspec.structs.replace(outcome, seconds=round(time.monotonic() - start, 3))
 
 
@@ -138,7 +147,7 @@ class _Push:
             resumed_bytes=sum(need.have for need in missing),
         )
 
-    def go(self) -> ShipOutcome:
+    def run(self) -> ShipOutcome:
         """Ship."""
         state = agent_protocol.begin(self._session, self._meet(), lock_wait_s=self._settings.lock_wait_s)
         missing = agent_protocol.needs(self._session, self._sizes)
@@ -148,19 +157,55 @@ class _Push:
         signer = self._assemble()
         if self._settings.bootstrap:
             state = trial.bootstrap(self._session, self._place, state, self._bundle, self._listen)
-        is_new = state.current != self._bundle.digest
-        line = agent_protocol.history_line("ship", digest=self._bundle.digest, name=self._bundle.about.name)
-        self._session.ask("switch", self._bundle.digest, line)
-        verdict = self._try_out(state, is_new=is_new)
-        work: Work = "ok" if is_new or self._sent_files else "unchanged"
-        if verdict is not None and not verdict.passed:
-            work = "rolled back"
+        found = self._into_use(state)
+        after = agent_protocol.look(self._session, state)
+        work = self._result(state, found, after)
         return self._outcome(
-            state, work, sent_files=self._sent_files, sent_bytes=self._session.sent + self._rsynced,
-            resumed_bytes=self._resumed, signed_by=signer, canary=verdict,
-            reason=verdict.reason if verdict is not None and not verdict.passed else None,
-            exit_code=1 if work == "rolled back" else 0,
+            state, work, current=after.current, verdict=after.verdict, sent_files=self._sent_files,
+            sent_bytes=self._session.sent + self._rsynced, resumed_bytes=self._resumed, signed_by=signer, canary=found,
+            reason=found.reason if found is not None and work in REFUSED else None,
+            exit_code=1 if work in REFUSED else 0,
         )  # fmt: skip
+
+    def _into_use(self, state: DeviceState) -> Trial | None:
+        """Have the device use the bundle: after a trial that passed, or without one where there is to be none."""
+        is_new = state.current != self._bundle.digest
+        if self._settings.canary and state.edge is not None:
+            if not is_new and state.verdict == "passed":
+                return None
+            self._listen(Progress(self._place.name, 0, None, "on trial"))
+            settings = self._settings
+            return trial.run(self._session, self._bundle, gates=settings.gates, limit_s=settings.canary_wait_s)
+        if is_new:
+            about = {"digest": self._bundle.digest, "name": self._bundle.about.name}
+            self._session.ask(
+                "switch", self._bundle.digest, agent_protocol.history_line("ship", trial="not tried", **about)
+            )
+        return None
+
+    def _result(self, before: DeviceState, found: Trial | None, after: DeviceState) -> Result:
+        """What became of it, by what the device shows to be in use now.
+
+        Raises:
+            DeviceError: that does not fit the verdict.
+        """
+        digest = self._bundle.digest
+        is_used, was_used = after.current == digest, before.current == digest
+        if found is None or found.verdict == "passed":
+            if not is_used:
+                raise DeviceError(
+                    f"the bundle is in order there, and {_short(after.current)} is in use", where=self._place.name,
+                    hint="edge ship status TARGET; another program changes `current` on the device",
+                )  # fmt: skip
+            return "ok" if not was_used or self._sent_files else "unchanged"
+        if found.verdict != "failed":
+            return "not tried"
+        if is_used:
+            raise DeviceError(
+                f"the trial failed ({found.reason}), and the bundle is still in use", where=self._place.name,
+                hint="edge ship rollback TARGET",
+            )  # fmt: skip
+        return "rolled back" if was_used else "trial failed"
 
     def _meet(self) -> DeviceState:
         state = agent_protocol.hello(self._session, self._place)
@@ -191,7 +236,7 @@ class _Push:
         self._listen(Note(f"{self._place.name}: {len(large)} large files with rsync"))
         result = rsync_files(
             {name: self._bundle.pieces(name) for name in large.values()}, place=self._place, root=state.root,
-            has_current=state.current is not None, beat=self._session.beat,
+            has_current=state.current is not None, keepalive=self._session.keepalive,
         )  # fmt: skip
         self._rsynced = result.sent_bytes
         if result.problem is not None:
@@ -211,10 +256,10 @@ class _Push:
                 self._advance(have, total)
                 if have < self._sizes[need.sha256] or not have:
                     self._session.put(
-                        need.sha256, have, self._content(need.sha256, have), hear=lambda n: self._advance(n, total)
+                        need.sha256, have, self._content(need.sha256, have), on_sent=lambda n: self._advance(n, total)
                     )
                 self._session.tell("seal", need.sha256)
-            bad = [frame.text for _ in missing if (frame := self._session.until("sealed", "bad")[-1]).word == "bad"]
+            bad = [need.sha256 for need in missing if not self._is_sealed(need.sha256)]
             self._sent_files += len(missing) - len(bad)
             missing = [Need(digest, 0) for digest in bad]
             self._done = 0
@@ -224,6 +269,13 @@ class _Push:
         raise ArtifactError(
             f"arrived changed, twice: {names}", where=self._place.name, hint="its memory or disk is failing; see dmesg"
         )
+
+    def _is_sealed(self, digest: str) -> bool:
+        """Whether the file arrived as it is; files are answered in the order in which they were sent."""
+        frame = self._session.until("sealed", "bad", request="seal")[-1]
+        if frame.text != digest:
+            raise invalid(f"{frame.word} {frame.text}", request=f"seal {digest}", where=self._place.name)
+        return frame.word == "sealed"
 
     def _advance(self, count: int, total: int) -> None:
         self._done += count
@@ -253,8 +305,13 @@ class _Push:
         whole = sha256_bytes(b"".join(listed))
         for _ in range(2):
             self._listen(Progress(self._place.name, 0, None, "verifying"))
-            frames = self._session.ask("tree", self._bundle.digest, whole, signature.check_script(), *lines, "")
+            frames = self._session.ask(
+                "tree", self._bundle.digest, whole, signature.check_script(), *lines, "",
+                limit_s=180 + self._bundle.about.total_bytes / _READ_BACK_BPS,
+            )  # fmt: skip
             rotten = [frame.text for frame in frames if frame.word == "rotten"]
+            if unknown := [digest for digest in rotten if digest not in self._sizes]:
+                raise invalid(f"rotten {unknown[0]}", request="tree", where=self._place.name)
             if not rotten:
                 return next((frame.text for frame in frames if frame.word == "signed"), None)
             self._listen(
@@ -265,18 +322,16 @@ class _Push:
             self._send([Need(digest, 0) for digest in dict.fromkeys(rotten)])
         raise ArtifactError(
             "files change on the device as soon as they are written", where=self._place.name,
-            hint="its memory or disk is failing; see dmesg. `current` was not touched",
+            hint="its memory or disk is failing; see dmesg. The bundle in use is the same as before",
         )  # fmt: skip
 
-    def _try_out(self, state: DeviceState, *, is_new: bool) -> Canary | None:
-        if not self._settings.canary or state.edge is None or (state.proved and not is_new):
-            return None
-        self._listen(Progress(self._place.name, 0, None, "on trial"))
-        return trial.run(self._session, self._bundle, gates=self._settings.gates, wait_s=self._settings.canary_wait_s)
-
-    def _outcome(self, state: DeviceState, work: Work, **fields: Any) -> ShipOutcome:  # noqa: ANN401
+    def _outcome(self, state: DeviceState, work: Result, **fields: Any) -> ShipOutcome:  # noqa: ANN401
         previous = state.current if state.current != self._bundle.digest else state.previous
         return ShipOutcome(
             target=self._place.name, work=work, bundle=self._bundle.digest, previous=previous,
             files=len(self._bundle.files), warnings=state.warnings, **fields,
         )  # fmt: skip
+
+
+def _short(digest: str | None) -> str:
+    return "no bundle" if digest is None else digest[:12]

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from edge.deploy.bundle import open_bundle
 from edge.deploy.transport.address import DeviceAddress
-from tests.support.devices import current, tar_of
+from tests.support.devices import current, passed, tar_of
 
 Edge = Callable[..., Any]
 FILES = {"profile.yaml": b"name: tiny\n", "model/tiny.onnx": b"weights " * 100}
@@ -43,6 +44,9 @@ def test_ship_status_rollback_gc(edge: Edge, bundles: Path) -> None:
     assert edge("ship", "./device", "-b", "b.edge", "--no-canary").code == 0
     status = edge("ship", "status", "./device", "--verify")
     assert (status.code, "in use, verified" in status.out) == (0, True)
+    refused = edge("ship", "rollback", "./device")
+    assert (refused.code, "no other bundle here has passed its trial" in refused.err) == (2, True)
+    passed(DeviceAddress(name="d", folder=bundles / "device"), open_bundle(bundles / "a.edge"))
     assert edge("ship", "rollback", "./device").out.startswith("./device: back to ")
     assert edge("ship", "gc", "./device").out == "./device: 0 bundles removed, 0.0 MB freed\n"
     unchanged = edge("ship", "./device", "--bundle", "a.edge", "--no-canary")
@@ -102,7 +106,7 @@ def test_canary_hosts_and_the_stop_threshold(edge: Edge, bundles: Path) -> None:
     assert not (bundles / "devices" / "d0").exists()
 
 
-def test_a_canary_host_that_went_back_is_all_that_is_wrong(edge: Edge, bundles: Path) -> None:
+def test_a_canary_host_that_could_not_try_is_all_that_is_wrong(edge: Edge, bundles: Path) -> None:
     program = bundles / "edge"
     program.write_text("#!/bin/sh\nexit 4\n")
     program.chmod(0o755)
@@ -110,7 +114,11 @@ def test_a_canary_host_that_went_back_is_all_that_is_wrong(edge: Edge, bundles: 
     text = (bundles / "fleet.yaml").read_text()
     (bundles / "fleet.yaml").write_text(text.replace("devices/d0", f"devices/d0, edge: {program}"))
     ended = edge("ship", "all")
-    assert (ended.code, "1 of 3 devices went back" in ended.err, "2 not begun" in ended.err) == (1, True, True)
+    assert (ended.code, "1 of 3 devices did not take the bundle" in ended.err, "2 not begun" in ended.err) == (
+        1,
+        True,
+        True,
+    )
 
 
 def test_a_fleet_that_is_wrong_has_a_line(edge: Edge, bundles: Path) -> None:
@@ -137,7 +145,10 @@ def test_a_gate_of_a_fleet_that_is_none(edge: Edge, bundles: Path) -> None:
         (("-oProxyCommand=x", "--bundle", "a.edge"), 2, ""),
         (("ada@$(x)", "--bundle", "a.edge"), 2, "cannot be the name of a host"),
         (("./device", "--bundle", "a.edge", "--bootstrap"), 2, "holds no wheels"),
-        (("rollback", "./device"), 7, "no bundle on this device"),
+        (("rollback", "./device"), 8, "there is no such folder"),
+        (("status", "./device"), 8, "there is no such folder"),
+        (("all",), 2, "'all' needs a fleet.yaml; none found in"),
+        (("status", "all"), 2, "'all' needs a fleet.yaml; none found in"),
         (("status",), 2, ""),
     ],
 )
@@ -215,6 +226,7 @@ def test_what_devices_know_comes_home(edge: Edge, bundles: Path) -> None:
     record = bundles / "devices" / "d1" / "records" / "r.json"
     record.parent.mkdir(parents=True)
     record.write_text("{}")
+    (bundles / "devices" / "d0").mkdir()
     ended = edge("cache", "pull", "all", "--output", "home")
     assert ended.code == 0
     assert "d0: nothing there yet" in ended.out

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from edge.artifacts import store
-from edge.deploy.collect import Collected, failed, fetch
+from edge.deploy.collect import Collected, failed, fetch, folder_name
 from edge.deploy.transport.address import DeviceAddress
+from edge.errors import DeviceError
 from tests.support import loopback
 from tests.support.devices import root_of, tree
 
@@ -59,8 +60,29 @@ def test_everything_that_is_worth_having(tmp_path: Path, folder: DeviceAddress, 
 
 
 def test_a_device_with_nothing(folder: DeviceAddress, pull: Callable[..., Collected]) -> None:
+    with pytest.raises(DeviceError, match="there is no such folder"):
+        pull()
+    root_of(folder).mkdir()
     assert pull().pieces == []
-    assert not root_of(folder).exists()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("a/b", "a_b"),
+        ("./a", "a"),
+        ("ssh://h:1/x", "ssh://h/1/x"),
+        ("h:", "h"),
+        ("é", "è"),
+        (".", "_"),
+        ("a" * 300, "a" * 301),
+    ],
+)
+def test_two_devices_never_share_a_folder(one: str, other: str) -> None:
+    names = folder_name(one), folder_name(other)
+    assert len(set(names)) == 2
+    assert all(Path(name).name == name and not name.startswith(".") and len(name) < 200 for name in names)
+    assert folder_name("orin-1") == "orin-1"
 
 
 @pytest.mark.parametrize(("theirs", "kept"), [(5, b"ptrt theirs"), (2, b"ptrt ours")])

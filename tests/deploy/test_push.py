@@ -24,7 +24,7 @@ from edge.deploy.transport.session import MessageFrame, refusal
 from edge.deploy.transport.ssh import connect
 from edge.errors import ArtifactError, DeviceError, StoreError, UsageError
 from edge.events import Event, Note
-from tests.support.devices import QUICK, current, root_of, tree
+from tests.support.devices import QUICK, current, passed, root_of, tree
 
 Make = Callable[..., Bundle]
 
@@ -118,7 +118,7 @@ def test_requests_that_make_no_sense_are_refused(folder: DeviceAddress, lines: t
         for part in "\n".join(lines).split("\n"):
             session.tell(part)
         with pytest.raises(DeviceError, match="did not understand"):
-            session.until("done")
+            session.until("done", request="look")
     assert current(folder) is None
 
 
@@ -266,7 +266,7 @@ def test_an_rsync_that_outlived_its_client_does_not_change_what_was_verified(fol
             rsync.write(b"content")
             session.ask("adopt", digest, "model/large")
             session.tell("seal", digest)
-            assert session.until("sealed", "bad")[-1] == MessageFrame("sealed", digest)
+            assert session.until("sealed", "bad", request="seal")[-1] == MessageFrame("sealed", digest)
             rsync.write(b" and more")
     assert tree(root_of(folder) / "blobs") == {f"sha256/{digest}": b"content"}
 
@@ -278,9 +278,9 @@ def test_contents_that_are_swapped_are_refused_there(bundle: Make, folder: Devic
         session.ask("hello", str(folder.folder), "", "", "")
         session.ask("begin", "5", "test")
         for digest, data in ((one, b"two"), (two, b"one")):
-            session.put(digest, 0, [data], hear=lambda _n: None)
+            session.put(digest, 0, [data], on_sent=lambda _n: None)
             session.tell("seal", digest)
-            assert session.until("sealed", "bad")[-1] == MessageFrame("bad", digest)
+            assert session.until("sealed", "bad", request="seal")[-1] == MessageFrame("bad", digest)
         listed = sha256_bytes(f"{one}  ./a\n{two}  ./b\n".encode())
         answer = session.ask("tree", "3" * 64, listed, "", f"{one} a", f"{two} b", "")
         assert answer == [MessageFrame("rotten", one), MessageFrame("rotten", two)]
@@ -301,18 +301,34 @@ def test_a_list_that_a_full_disk_cut_short_makes_no_bundle(bundle: Make, folder:
 def test_going_back_and_forth(bundle: Make, folder: DeviceAddress) -> None:
     first, second = bundle("a"), bundle("b", {"x": b"1"})
     ship(first, folder, settings=QUICK)
+    passed(folder, first)
     with pytest.raises(UsageError, match="nothing to go back to"):
         manage.rollback(folder)
     ship(second, folder, settings=QUICK)
+    passed(folder, second)
     assert manage.rollback(folder).current == first.digest
     assert current(folder) == first.digest
     assert manage.rollback(folder).current == second.digest
-    assert [entry["action"] for entry in manage.status(folder).history] == ["ship", "ship", "rollback", "rollback"]
+    history = manage.status(folder).history
+    assert [entry.action for entry in history] == ["ship", "ship", "rollback", "rollback"]
+    assert [entry.bundle for entry in history[2:]] == [first.digest, second.digest]
 
 
-def test_a_damaged_previous_bundle_is_not_gone_back_to(bundle: Make, folder: DeviceAddress) -> None:
+def test_a_bundle_that_was_not_tried_is_not_gone_back_to(bundle: Make, folder: DeviceAddress) -> None:
+    first, second, third = bundle("a"), bundle("b", {"x": b"1"}), bundle("c", {"x": b"2"})
+    for one in (first, second, third):
+        ship(one, folder, settings=QUICK)
+    with pytest.raises(UsageError, match="no other bundle here has passed"):
+        manage.rollback(folder)
+    assert current(folder) == third.digest
+    passed(folder, first)
+    assert manage.rollback(folder).current == first.digest
+
+
+def test_a_damaged_bundle_is_not_gone_back_to(bundle: Make, folder: DeviceAddress) -> None:
     first, second = bundle("a", {"y": b"only here"}), bundle("b")
     ship(first, folder, settings=QUICK)
+    passed(folder, first)
     ship(second, folder, settings=QUICK)
     (root_of(folder) / "previous" / "y").unlink()
     with pytest.raises(ArtifactError, match="is damaged; nothing was changed"):
@@ -332,13 +348,17 @@ def test_clearing_up_keeps_current_and_previous(bundle: Make, folder: DeviceAddr
     assert step.freed_bytes == sum(len(one.manifest) + one.files["own"].size for one in sent[:2])
     assert sorted(p.name for p in (root / "bundles").iterdir() if p.is_dir()) == sorted(o.digest for o in sent[2:])
     assert current(folder) == sent[4].digest
+    passed(folder, sent[3])
     assert manage.rollback(folder).current == sent[3].digest
     assert manage.clear(folder).removed == [sent[2].digest]
     assert list((root / "incoming").iterdir()) == []
 
 
-def test_clearing_up_where_nothing_is(folder: DeviceAddress) -> None:
-    assert manage.clear(folder).removed == []
+def test_a_folder_that_is_not_there_is_no_empty_device(folder: DeviceAddress) -> None:
+    """A stick that is not mounted."""
+    for work in (manage.status, manage.clear, manage.rollback):
+        with pytest.raises(DeviceError, match="there is no such folder"):
+            work(folder)
     assert not root_of(folder).exists()
 
 
@@ -347,7 +367,7 @@ def test_a_torn_line_of_history_stays_alone(bundle: Make, folder: DeviceAddress)
     with (root_of(folder) / "history.jsonl").open("a") as file:
         file.write('{"at": "2026-')
     ship(bundle("b", {"x": b"1"}), folder, settings=QUICK)
-    assert [entry["name"] for entry in manage.status(folder).history] == ["a", "b"]
+    assert [entry.name for entry in manage.status(folder).history] == ["a", "b"]
 
 
 def test_nothing_that_a_terminal_obeys_is_passed_on(bundle: Make, folder: DeviceAddress) -> None:
@@ -356,9 +376,9 @@ def test_nothing_that_a_terminal_obeys_is_passed_on(bundle: Make, folder: Device
     (root / "history.jsonl").write_text('{"by": "\\u001b[31mred", "action": "\x1b[32mgreen"}\n{"by": "ada\\nbob"}\n')
     about = root / "current" / "bundle.json"
     about.unlink()
-    about.write_text('{"name": "\\u001b]0;title\\u0007", "profile": ["\\u001b"]}')
+    about.write_text('{\n  "name": "\\u001b]0;title\\u0007",\n  "profile": ["\\u001b"]\n}')
     found = manage.status(folder)
-    assert all(entry["by"].isprintable() for entry in found.history)
+    assert all(entry.by.isprintable() for entry in found.history)
     assert [(str(kept.name).isprintable(), str(kept.profile).isprintable()) for kept in found.bundles] == [(True, True)]
     assert "\x1b" not in str(found)
 
@@ -508,24 +528,18 @@ def test_a_file_that_gets_shorter_while_it_is_read(
     """A `stat` that says more than is there."""
     tools = tmp_path / "tools"
     tools.mkdir()
-    (tools / "stat").write_text("#!/bin/sh\necho 8\n")
+    (tools / "stat").write_text("#!/bin/sh\n[ $1 = -f ] && echo 8 8 || echo 8\n")
     (tools / "stat").chmod(0o755)
     monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
     root_of(folder).mkdir()
     (root_of(folder) / "x").write_text("12345")
     with connect(folder) as session:
         session.ask("hello", str(folder.folder), "", "", "")
-        session.tell("get", "x", "100")
-        session.until("data")
-        assert session.data(most=100) == b"12345\0\0\0"
-        session.tell("get", "x", "7")
-        assert session.until("gone")[-1].text.startswith("8 bytes are more")
-        session.tell("get", "y", "100")
-        assert session.until("gone")[-1].text.startswith("it went away")
-        session.tell("get", "x", "100")
-        session.until("data")
-        with pytest.raises(DeviceError, match="8 bytes where at most 7"):
-            session.data(most=7)
+        received = bytearray()
+        assert session.get("x", most=100, write=received.extend) is None
+        assert bytes(received) == b"12345\0\0\0"
+        assert str(session.get("x", most=7, write=received.extend)).startswith("8 bytes are more")
+        assert str(session.get("y", most=100, write=received.extend)).startswith("it went away")
 
 
 def test_many_at_once_all_end_well(bundle: Make, folder: DeviceAddress) -> None:
@@ -547,7 +561,7 @@ def test_many_at_once_all_end_well(bundle: Make, folder: DeviceAddress) -> None:
         ("write dd: No space left on device", StoreError, "No space left", "edge ship gc"),
         ("write ", StoreError, "the file size limit was reached", ""),
         ("locked ada@x", StoreError, "another ship is at work on this device: ada@x", "two minutes"),
-        ("tools flock", DeviceError, "flock is not on the device", "apt install"),
+        ("tools flock date", DeviceError, "missing on the device: flock, date; nothing was sent", "apt install"),
         ("signature refused", ArtifactError, "refuses the signature", "sign"),
         ("protocol what", DeviceError, "did not understand", "bug"),
     ],

@@ -16,7 +16,7 @@ from edge.deploy.push import ship
 from edge.deploy.transport.address import DeviceAddress
 from edge.errors import ArtifactError, DeviceError
 from tests.support import loopback
-from tests.support.devices import QUICK, current, root_of
+from tests.support.devices import QUICK, current, passed, root_of
 
 Make = Callable[..., Bundle]
 
@@ -97,8 +97,9 @@ def test_a_bundle_in_use_is_signed_later(bundle: Make, folder: DeviceAddress, ke
 
 def test_going_back_asks_for_the_signature_again(bundle: Make, folder: DeviceAddress, key: Path) -> None:
     """Of a bundle that came before the list, or whose signer has left it."""
-    ship(bundle("a"), folder, settings=QUICK)
-    sent = bundle("b", {"x": b"1"})
+    first, sent = bundle("a"), bundle("b", {"x": b"1"})
+    ship(first, folder, settings=QUICK)
+    passed(folder, first)
     signature.sign(sent, key)
     ship(sent, folder, settings=QUICK)
     allow(folder, key)
@@ -107,6 +108,7 @@ def test_going_back_asks_for_the_signature_again(bundle: Make, folder: DeviceAdd
     assert current(folder) == sent.digest
     (root_of(folder) / "allowed_signers").unlink()
     manage.rollback(folder)
+    passed(folder, sent)
     allow(folder, key)
     assert manage.rollback(folder).current == sent.digest
 

@@ -157,7 +157,7 @@ def describe(wanted: Sequence[WheelTarget]) -> dict[str, Any]:
 
 
 def _checkout() -> Path:
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     missing = [name for name in ("pyproject.toml", _SCRIPT, _BUILD_PINS, *_PINS) if not (root / name).is_file()]
     if missing:
         raise UsageError(

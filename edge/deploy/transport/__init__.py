@@ -8,16 +8,18 @@ from edge import lazy_exports
 
 if TYPE_CHECKING:
     from edge.deploy.transport.address import DeviceAddress, check_jump, remote_address
+    from edge.deploy.transport.frames import MessageFrame, invalid, printable_lines
     from edge.deploy.transport.rsync import WORTH_BYTES, rsync_files, rsync_usable
-    from edge.deploy.transport.session import DeviceSession, MessageFrame, clean_text, without_cancel
+    from edge.deploy.transport.session import DeviceSession, without_cancel
     from edge.deploy.transport.ssh import connect, root_of
 else:
     __getattr__ = lazy_exports(
         __name__,
         {
+            "frames": ["MessageFrame", "invalid", "printable_lines"],
             "address": ["DeviceAddress", "check_jump", "remote_address"],
             "rsync": ["WORTH_BYTES", "rsync_files", "rsync_usable"],
-            "session": ["DeviceSession", "MessageFrame", "clean_text", "without_cancel"],
+            "session": ["DeviceSession", "without_cancel"],
             "ssh": ["connect", "root_of"],
         },
     )
@@ -29,8 +31,9 @@ __all__ = [
     "MessageFrame",
     "address",
     "check_jump",
-    "clean_text",
     "connect",
+    "invalid",
+    "printable_lines",
     "remote_address",
     "root_of",
     "rsync_files",

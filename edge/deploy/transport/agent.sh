@@ -1,12 +1,16 @@
 # The device's side of `edge ship`: read by `sh` from its standard input, so nothing needs to be installed there.
 #
-# Requests are lines on standard input: an operation, then its arguments, one a line. Names are data: they are read with
+# Requests are lines on standard input: a name, then its arguments, one a line. File names are data: they are read with
 # `read -r`, only ever are in double quotes behind a folder, and no command is ever put together from one. Answers are
 # lines on standard output that begin with the nonce of this session, so what a login shell prints does not matter.
-# Needs a POSIX sh and GNU coreutils, findutils, util-linux (flock): what Ubuntu calls essential.
+# Needs a POSIX sh and GNU coreutils, findutils, sed, util-linux (flock): what Ubuntu calls essential.
 #
 # What holds at every moment: `current` is absent, or a symbolic link to a folder whose files were all read back and
 # compared with their sha256 after they were written and synced.
+#
+# The verdict of a bundle's trial lies in canary/: <digest>.json passed; <digest>.failed.json failed; <digest>.trying a
+# trial is at work, or was cut off; <digest>.unknown one was cut off before. No file: not tried. docs/shipping.md has the
+# states and transitions.
 
 set -u
 LC_ALL=C
@@ -16,15 +20,15 @@ umask 022
 exec 3>&1
 IFS= read -r nonce || exit 0
 
-say() { printf '%s %s\n' "$nonce" "$*" >&3; }
+answer() { printf '%s %s\n' "$nonce" "$*" >&3; }
 fail() { # kind words…
-  say fail "$@"
+  answer fail "$@"
   exit 0
 }
 oneline() { printf '%s' "$1" | tr '\n\r\t' '   ' | cut -c 1-300; }
 first() { oneline "$(printf '%s\n' "$1" | head -n 1)"; }
-# A command that writes; its own words tell why it did not.
-try() {
+# A command that writes; its error message is the reason.
+must() {
   words=$("$@" 2>&1 >/dev/null 9>&-) || fail write "$(first "$words")"
 }
 
@@ -41,12 +45,12 @@ need_path() {
 }
 need_lock() { [ -n "$locked" ] || fail protocol "not locked"; }
 
-root='' edge='' system='' own='' locked='' beat='' watcher='' older=''
+root='' edge='' system='' own='' locked='' beat='' watcher='' foreign_edge=''
 
-# The bundle that link $1 leads to, as bundles/<digest>; nothing where it leads anywhere else.
+# The digest of the bundle that link $1 leads to; nothing where it leads anywhere else.
 leads_to() {
   goal=$(readlink -- "$root/$1") || return 0
-  case $goal in bundles/*) if is_digest "${goal#bundles/}"; then printf '%s' "$goal"; fi ;; esac
+  case $goal in bundles/*) if is_digest "${goal#bundles/}"; then printf '%s' "${goal#bundles/}"; fi ;; esac
 }
 
 # ---- who is there ----------------------------------------------------------------------------------------------------
@@ -57,32 +61,40 @@ hello() {
   IFS= read -r system
   IFS= read -r own
   case $root in /*) ;; *) root=${HOME:-/}/$root ;; esac
-  for tool in base64 cmp cp cut dd find flock ln mkdir mv readlink rm sha256sum sort stat sync tail tr; do
-    command -v "$tool" >/dev/null 2>&1 || fail tools "$tool"
+  missing=''
+  for tool in base64 cat chmod cmp cp cut date dd find flock head ln ls mkdir mv readlink rm sed sha256sum sleep sort stat \
+    sync tac tail tr; do
+    command -v "$tool" >/dev/null 2>&1 || missing="$missing $tool"
   done
-  say root "$root"
-  if [ -d "$root/bundles" ]; then say there yes; fi
-  say clock "$(date +%s)"
+  [ -z "$missing" ] || fail tools "${missing# }"
+  answer root "$root"
+  if [ -d "$root/bundles" ]; then answer there yes; fi
+  answer clock "$(date +%s)"
   situation
   find_edge
-  if command -v rsync >/dev/null 2>&1; then say rsync yes; fi
+  if command -v rsync >/dev/null 2>&1; then answer rsync yes; fi
   for file in proc/device-tree/compatible proc/device-tree/model etc/nv_tegra_release proc/sys/kernel/arch; do
-    if [ -r "$system/$file" ]; then say file "$file" "$(base64 -w0 <"$system/$file" 2>/dev/null)"; fi
+    if [ -r "$system/$file" ]; then answer file "$file" "$(base64 -w0 <"$system/$file" 2>/dev/null)"; fi
   done
-  say done
+  answer done
 }
 
 # What another ship may change while this one waits for the lock.
 situation() {
   folder=$root
   while [ ! -d "$folder" ] && [ -n "${folder%/*}" ]; do folder=${folder%/*}; done
-  say free "$(stat -f -c '%a %S' -- "$folder" 2>/dev/null)"
+  answer free "$(stat -f -c '%a %S' -- "$folder" 2>/dev/null)"
   for name in current previous; do
     now=$(leads_to "$name")
-    [ -z "$now" ] || say "$name" "$now"
-    # What the canary said about the bundle in use.
-    if [ "$name" = current ] && [ -n "$now" ] && [ -f "$root/canary/${now##*/}.json" ]; then say proved yes; fi
+    [ -z "$now" ] || answer "$name" "$now"
+    if [ "$name" = current ] && [ -n "$now" ]; then answer verdict "$(verdict_of "$now")"; fi
   done
+}
+
+# What is in use now.
+look() {
+  situation
+  answer done
 }
 
 # A shell without a terminal has a short PATH, so the usual places are looked at too. Nothing is run from a folder that
@@ -91,14 +103,22 @@ find_edge() {
   if [ -z "$edge$system" ]; then
     for place in "${own:+$root/venv/bin/edge}" "$(command -v edge 2>/dev/null)" "${HOME:-}/.local/bin/edge" \
       "${HOME:-}/edge/.venv/bin/edge"; do
-      if [ -n "$place" ] && [ -x "$place" ]; then
+      [ -n "$place" ] && [ -f "$place" ] && [ -x "$place" ] || continue
+      if is_script "$place"; then
         edge=$place
         break
       fi
+      foreign_edge=$place
     done
+  elif [ -n "$edge" ] && [ -x "$edge" ] && ! is_script "$edge"; then
+    foreign_edge=$edge edge=''
   fi
-  if [ -n "$edge" ] && [ -x "$edge" ]; then say edge "$edge"; else edge=''; fi
+  if [ -n "$edge" ] && [ -x "$edge" ]; then answer edge "$edge"; else edge=''; fi
+  if [ -z "$edge" ] && [ -n "$foreign_edge" ]; then answer foreign "$foreign_edge"; fi
 }
+
+# edge's command is a script. A compiled program of that name is another one: Debian's n2n has /usr/sbin/edge.
+is_script() { [ "$(head -c 2 -- "$1" 2>/dev/null | base64 -w0)" = IyE= ]; }
 
 # ---- one at a time ---------------------------------------------------------------------------------------------------
 
@@ -107,7 +127,7 @@ begin() {
   IFS= read -r who
   need_number "$patience"
   no_links
-  try mkdir -p -- "$root/blobs/sha256" "$root/bundles" "$root/incoming" "$root/canary"
+  must mkdir -p -- "$root/blobs/sha256" "$root/bundles" "$root/incoming" "$root/canary"
   # `exec` with a redirection that fails would end the shell without a word.
   words=$( (: >>"$root/lock") 2>&1) || fail write "$(oneline "$words")"
   exec 9>>"$root/lock"
@@ -115,15 +135,16 @@ begin() {
   flock -w "$patience" 9 >/dev/null 2>&1 3>&- || fail locked "$(oneline "$(cut -c 1-200 <"$root/lock")")"
   locked=yes
   for name in incoming $foreign; do
-    [ ! -d "$root/$name" ] || try find "$root/$name" ! -type f ! -type d -exec rm -f -- {} +
+    [ ! -d "$root/$name" ] || must find "$root/$name" ! -type f ! -type d -exec rm -f -- {} +
   done
   (printf '%s (process %s)\n' "$who" $$ >"$root/lock") 2>/dev/null
+  note_cut_off_trials
   beat=$root/incoming/beat.$$
   watch &
   watcher=$!
   trap 'kill "$watcher" 2>/dev/null; rm -f -- "$beat"' EXIT
   situation
-  say done
+  answer done
 }
 
 # Somebody may have prepared a stick or a share: nothing is written or cleared away behind a link in it.
@@ -174,7 +195,7 @@ want() {
     if [ ! -f "$root/blobs/sha256/$line" ]; then
       have=0
       if [ -f "$root/incoming/$line.part" ]; then have=$(stat -c %s -- "$root/incoming/$line.part"); fi
-      say need "$line" "$have"
+      answer need "$line" "$have"
     fi
   done
   for left in "$root"/incoming/*; do
@@ -184,7 +205,7 @@ want() {
     case $wanted in *" ${name%.part} "*) continue ;; esac
     rm -rf -- "$left"
   done
-  say done
+  answer done
 }
 
 # The next bytes of a file.
@@ -218,13 +239,13 @@ seal() {
   part=$root/incoming/$sha.part
   sum=$(sha256sum <"$part" 9>&-)
   if [ "${sum%% *}" = "$sha" ]; then
-    try chmod 0444 "$part"
-    try sync -- "$part"
-    try mv -f -- "$part" "$root/blobs/sha256/$sha"
-    say sealed "$sha"
+    must chmod 0444 "$part"
+    must sync -- "$part"
+    must mv -f -- "$part" "$root/blobs/sha256/$sha"
+    answer sealed "$sha"
   else
     rm -f -- "$part"
-    say bad "$sha"
+    answer bad "$sha"
   fi
 }
 
@@ -245,7 +266,7 @@ adopt() {
     }
     rm -f -- "$root/incoming/rsync/$path"
   fi
-  say done
+  answer done
 }
 
 # ---- bundles ---------------------------------------------------------------------------------------------------------
@@ -275,25 +296,28 @@ tree() {
     [ "${line#* }" != bundle.json.sig ] || sig=${line%% *}
     printf '%s  ./%s\n' "${line%% *}" "${line#* }"
   done >>"$list"
-  try sort -o "$list" -- "$list"
+  must sort -o "$list" -- "$list"
   # A full disk may have cut the list short: a bundle of half of the files would then fit it.
   sum=$(sha256sum <"$list" 9>&-)
   [ "${sum%% *}" = "$whole" ] || fail write "No space left on device (the list of files)"
   if fits "$root/bundles/$digest" "$list"; then
     check_signature "$root/bundles/$digest"
     keep_list
-    say done
+    answer done
     return
   fi
   new=$root/incoming/tree.$$
   rm -rf -- "$new"
-  try mkdir -- "$new"
+  must mkdir -- "$new"
   while IFS= read -r line; do
     path=$new/${line#*  ./}
-    [ -d "${path%/*}" ] || try mkdir -p -- "${path%/*}"
+    [ -d "${path%/*}" ] || must mkdir -p -- "${path%/*}"
     blob=$root/blobs/sha256/${line%% *}
-    # A file system without hard links gets copies.
-    [ ! -f "$blob" ] || ln -- "$blob" "$path" 2>/dev/null || try cp -- "$blob" "$path"
+    # A file system without hard links gets copies, which are synced like the files that they are copies of.
+    if [ -f "$blob" ] && ! ln -- "$blob" "$path" 2>/dev/null; then
+      must cp -- "$blob" "$path"
+      must sync -- "$path"
+    fi
   done <"$list"
   if ! fits "$new" "$list"; then
     rm -rf -- "$new"
@@ -301,23 +325,23 @@ tree() {
     return
   fi
   check_signature "$new"
-  try find "$new" -type d -exec sync -- {} +
-  try sync -- "$root/blobs/sha256"
+  must find "$new" -type d -exec sync -- {} +
+  must sync -- "$root/blobs/sha256"
   if differs_in_signature "$root/bundles/$digest"; then
     # It may be in use, so it stays where it is.
-    if [ -n "$sig" ]; then try mv -f -- "$new/bundle.json.sig" "$root/bundles/$digest/bundle.json.sig"
-    else try rm -f -- "$root/bundles/$digest/bundle.json.sig"; fi
-    try sync -- "$root/bundles/$digest"
+    if [ -n "$sig" ]; then must mv -f -- "$new/bundle.json.sig" "$root/bundles/$digest/bundle.json.sig"
+    else must rm -f -- "$root/bundles/$digest/bundle.json.sig"; fi
+    must sync -- "$root/bundles/$digest"
     rm -rf -- "$new"
   else
     # Something is there that is not this bundle: somebody changed it, or the disk did.
-    [ ! -e "$root/bundles/$digest" ] || try mv -- "$root/bundles/$digest" "$root/incoming/damaged.$$"
-    try mv -T -- "$new" "$root/bundles/$digest"
+    [ ! -e "$root/bundles/$digest" ] || must mv -- "$root/bundles/$digest" "$root/incoming/damaged.$$"
+    must mv -T -- "$new" "$root/bundles/$digest"
   fi
   keep_list
-  try sync -- "$root/bundles"
+  must sync -- "$root/bundles"
   rm -rf -- "$root/incoming/damaged.$$"
-  say done
+  answer done
 }
 
 # Whether folder $1 would fit $list with the signature $sig, or without one: it was signed later, or by somebody else.
@@ -332,8 +356,8 @@ differs_in_signature() {
 
 # The list stays next to the bundle, for `sha256sum -c` and for going back.
 keep_list() {
-  try sync -- "$list"
-  try mv -f -- "$list" "$root/bundles/$digest.sha256"
+  must sync -- "$list"
+  must mv -f -- "$list" "$root/bundles/$digest.sha256"
 }
 
 # Files of the list that are not what their names say are thrown out and named.
@@ -347,20 +371,23 @@ rotten() {
     [ "${sum%% *}" = "$sha" ] && continue
     rm -rf -- "$blob"
     some=yes
-    say rotten "$sha"
+    answer rotten "$sha"
   done <"$list"
   [ -n "$some" ] || fail write "Input/output error (files that are whole do not make a whole bundle)"
-  say done
+  answer done
 }
 
 # Where this device keeps a list of allowed signers, only bundles that one of them signed are taken.
 check_signature() { # folder, with the script $check
-  words=$(printf '%s' "$check" | base64 -d | sh -s -- "$1" "$root" "$system" 2>&1 9>&- 3>&-)
+  is_signed "$1" "$check"
   case $? in
-    0) [ -z "$words" ] || say signed "$(oneline "$words")" ;;
+    0) [ -z "$words" ] || answer signed "$(oneline "$words")" ;;
     69) fail tools ssh-keygen ;;
     *) fail signature "$(oneline "$words")" ;;
   esac
+}
+is_signed() { # folder, script; what it printed is left in $words
+  words=$(printf '%s' "$2" | base64 -d | sh -s -- "$1" "$root" "$system" 2>&1 9>&- 3>&-)
 }
 
 # Install edge itself, from the wheels in a bundle that was verified.
@@ -370,18 +397,27 @@ bootstrap() {
   need_digest "$digest"
   wheels=$root/bundles/$digest/wheels
   bash "$wheels/install.sh" --offline "$wheels" --home "$root" >"$root/incoming/install.log" 2>&1 </dev/null 3>&- 9>&-
-  say code $?
-  say log "$(tail -c 4000 -- "$root/incoming/install.log" | base64 -w0)"
+  answer code $?
+  answer log "$(tail -c 4000 -- "$root/incoming/install.log" | base64 -w0)"
   edge='' own=yes
   find_edge
-  say done
+  answer done
 }
 
-point() { # name target: in one step
-  try rm -f -- "$root/incoming/link.$$"
-  try ln -s -- "$2" "$root/incoming/link.$$"
-  try mv -fT -- "$root/incoming/link.$$" "$root/$1"
-  try sync -- "$root"
+# ---- which bundle is in use, and what its trial showed ---------------------------------------------------------------
+
+point() { # name digest: in one step
+  must rm -f -- "$root/incoming/link.$$"
+  must ln -s -- "bundles/$2" "$root/incoming/link.$$"
+  must mv -fT -- "$root/incoming/link.$$" "$root/$1"
+  must sync -- "$root"
+}
+
+use() { # digest
+  left=$(leads_to current)
+  [ "$left" != "$1" ] || return 0
+  [ -z "$left" ] || point previous "$left"
+  point current "$1"
 }
 
 note() { # one line of JSON
@@ -393,79 +429,232 @@ note() { # one line of JSON
   sync -- "$root/history.jsonl"
 }
 
+need_bundle() { [ -f "$root/bundles/$1.sha256" ] && [ -d "$root/bundles/$1" ] || fail protocol "there is no such bundle"; }
+
+# passed, failed, unknown, or untried.
+verdict_of() { # digest
+  if [ -f "$root/canary/$1.trying" ] || [ -f "$root/canary/$1.unknown" ]; then printf unknown
+  elif [ -f "$root/canary/$1.failed.json" ]; then printf failed
+  elif [ -f "$root/canary/$1.json" ] && is_passed_report "$root/canary/$1.json"; then printf passed
+  elif shipped_by_older_edge "$1"; then printf passed
+  else printf untried
+  fi
+}
+
+is_passed_report() { case $(head -c 4096 -- "$1" 2>/dev/null) in *'"passed":true'*) ;; *) return 1 ;; esac; }
+
+# Before verdicts there was only the history: such a bundle counts as passed when it came into use and was not taken
+# back. Lines of today's edge have a "trial".
+shipped_by_older_edge() { # digest
+  [ -f "$root/history.jsonl" ] || return 1
+  found=$(
+    sed -n "/\"bundle\": \"$1\"/p" <"$root/history.jsonl" 2>/dev/null | tail -n 50 | (
+      good=''
+      while IFS= read -r entry; do
+        case $entry in
+          *'"action": "rollback"'*) ;;
+          *'"trial": '*) good='' ;;
+          *'"action": "ship"'*) good=yes ;;
+          *'"action": "back"'*) good='' ;;
+        esac
+      done
+      printf '%s' "$good"
+    )
+  )
+  [ -n "$found" ]
+}
+
+# With the lock held no trial is at work, so one that is marked was cut off: a reset, a power cut. Twice is a failure.
+note_cut_off_trials() {
+  for mark in "$root"/canary/*.trying; do
+    [ -f "$mark" ] || continue
+    digest=${mark##*/}
+    digest=${digest%.trying}
+    is_digest "$digest" || continue
+    if [ -f "$root/canary/$digest.unknown" ]; then
+      words=$( (printf '%s\n' "$cut_off" >"$root/incoming/verdict.$$") 2>&1) || fail write "$(oneline "$words")"
+      record_verdict "$digest" failed "$root/incoming/verdict.$$"
+    else
+      must mv -f -- "$mark" "$root/canary/$digest.unknown"
+      must sync -- "$root/canary"
+    fi
+  done
+}
+cut_off='{"cut_off":2,"passed":false,"failed":["its trial was cut off twice, by a reset or a power cut"]}'
+
+# Keep the report of a trial as the bundle's verdict. The marks go last: until then the verdict is unknown.
+record_verdict() { # digest passed|failed report
+  own_verdict=$root/canary/$1.json other_verdict=$root/canary/$1.failed.json
+  if [ "$2" = failed ]; then own_verdict=$other_verdict other_verdict=$root/canary/$1.json; fi
+  must sync -- "$3"
+  must mv -f -- "$3" "$own_verdict"
+  must rm -f -- "$other_verdict"
+  must sync -- "$root/canary"
+  must rm -f -- "$root/canary/$1.trying" "$root/canary/$1.unknown"
+  must sync -- "$root/canary"
+}
+
+# Use a bundle without a trial; its verdict stays what it is.
 switch() {
   need_lock
   IFS= read -r digest
   IFS= read -r line
   need_digest "$digest"
-  [ -f "$root/bundles/$digest.sha256" ] && [ -d "$root/bundles/$digest" ] || fail protocol "there is no such bundle"
-  old=$(leads_to current)
-  older=''
-  if [ "$old" != "bundles/$digest" ]; then
-    older=$(leads_to previous)
-    [ -z "$old" ] || point previous "$old"
-    point current "bundles/$digest"
+  need_bundle "$digest"
+  if [ "$(leads_to current)" != "$digest" ]; then
+    use "$digest"
     note "$line" 2>/dev/null
   fi
-  say done
+  situation
+  answer done
+}
+
+# The bundle to go back to: the last one that passed its trial, other than $1, read back and compared. Its digest is left
+# in $fallback, empty when there is none; $damaged and $unsigned name one that was passed over.
+find_fallback() { # digest to leave, script that checks a signature
+  fallback='' damaged='' unsigned='' seen=" $1 "
+  for candidate in $(
+    leads_to previous
+    echo
+    tail -n 1000 -- "$root/history.jsonl" 2>/dev/null | sed -n 's/.*"bundle": "\([0-9a-f]\{64\}\)".*/\1/p' | tac
+    # What the history has lost.
+    (cd -- "$root/canary" 2>/dev/null && ls -t) | sed -n 's/^\([0-9a-f]\{64\}\)\.json$/\1/p'
+  ); do
+    case $seen in *" $candidate "*) continue ;; esac
+    seen="$seen$candidate "
+    [ -d "$root/bundles/$candidate" ] && [ "$(verdict_of "$candidate")" = passed ] || continue
+    if ! fits "$root/bundles/$candidate" "$root/bundles/$candidate.sha256"; then
+      damaged=$candidate
+    elif ! is_signed "$root/bundles/$candidate" "$2"; then
+      # Who may sign may have changed since it was shipped.
+      unsigned=$words
+    else
+      fallback=$candidate
+      return
+    fi
+  done
 }
 
 rollback() {
   need_lock
   IFS= read -r line
   IFS= read -r check
-  back=$(leads_to previous)
-  [ -n "$back" ] || fail nothing "no previous bundle"
-  old=$(leads_to current)
-  [ "$back" != "$old" ] || fail nothing "the previous bundle is the current one"
-  fits "$root/$back" "$root/$back.sha256" || fail damaged "$back"
-  # Who may sign may have changed since it was shipped.
-  check_signature "$root/$back"
-  [ -z "$old" ] || point previous "$old"
-  point current "$back"
+  left=$(leads_to current)
+  find_fallback "${left:-none}" "$check"
+  if [ -z "$fallback" ]; then
+    [ -z "$unsigned" ] || fail signature "$(oneline "$unsigned")"
+    [ -z "$damaged" ] || fail damaged "bundles/$damaged"
+    fail nothing "no other bundle here has passed its trial"
+  fi
+  use "$fallback"
+  # Which one it is going to be, the client did not know.
+  case $line in
+    *'"bundle": null'*) line=${line%%'"bundle": null'*}'"bundle": "'$fallback'"'${line#*'"bundle": null'} ;;
+  esac
   note "$line" 2>/dev/null
-  say current "$back"
-  say done
+  answer back "$fallback"
+  situation
+  answer done
 }
 
-# Try the bundle, and go back when it does not pass: whether or not anybody is listening by then.
-canary() {
+# Try a bundle while `current` stays as it is. Only a report that edge wrote for this bundle and this ship is a verdict:
+# passed switches; failed changes nothing, or goes back where the bundle was in use without a trial; anything else is
+# untried. This goes on to its end whether or not anybody is listening by then.
+trial() {
   need_lock
   IFS= read -r digest
-  IFS= read -r line
+  IFS= read -r trial_nonce
+  IFS= read -r check
+  IFS= read -r line_passed
+  IFS= read -r line_failed
   need_digest "$digest"
+  case $trial_nonce in '' | *[!0-9a-f]*) fail protocol "not a nonce" ;; esac
   set --
   while IFS= read -r word && [ -n "$word" ]; do set -- "$@" "$word"; done
   [ -n "$edge" ] || fail protocol "there is no edge"
+  need_bundle "$digest"
   trap '' HUP PIPE INT TERM
-  old=$(leads_to previous)
-  against=''
-  if [ -n "$old" ] && [ -d "$root/$old" ] && [ "$old" != "bundles/$digest" ]; then against=$root/$old; fi
-  rm -f -- "$root/canary/$digest.json" "$root/canary/$digest.failed.json"
-  log=$root/incoming/canary.log
-  "$edge" canary "$root/bundles/$digest" ${against:+--against "$against"} --state "$root" --json "$@" \
-    >"$root/incoming/canary.json" 2>"$log" </dev/null 3>&- 9>&-
+  failure=$root/canary/$digest.failed.json
+  if [ -f "$failure" ] && case $(head -c 64 -- "$failure") in '{"cut_off":'*) ;; *) false ;; esac; then
+    # A trial that resets the device is not begun a third time.
+    answer report "$(base64 -w0 <"$failure")"
+    verdict=failed
+    trial_failed
+  else
+    run_trial "$@"
+  fi
+  answer result "$verdict"
+  situation
+  answer done
+  trap - HUP PIPE INT TERM
+}
+
+run_trial() { # options of edge canary
+  against=$(leads_to current)
+  [ "$against" != "$digest" ] || against=$(leads_to previous)
+  [ -n "$against" ] && [ "$against" != "$digest" ] && [ -d "$root/bundles/$against" ] || against=''
+  report=$root/incoming/canary.$$.json log=$root/incoming/canary.$$.log
+  words=$( (printf '%s\n' "$trial_nonce" >"$root/canary/$digest.trying") 2>&1) || fail write "$(oneline "$words")"
+  must sync -- "$root/canary/$digest.trying"
+  must sync -- "$root/canary"
+  "$edge" canary "$root/bundles/$digest" ${against:+--against "$root/bundles/$against"} --state "$root" --json \
+    --nonce "$trial_nonce" "$@" >"$report" 2>"$log" </dev/null 3>&- 9>&-
   code=$?
-  say report "$(base64 -w0 <"$root/incoming/canary.json" 2>/dev/null)"
-  say log "$(tail -c 2000 -- "$log" 2>/dev/null | base64 -w0)"
-  case $code in
-    0)
-      sync -- "$root/incoming/canary.json"
-      mv -f -- "$root/incoming/canary.json" "$root/canary/$digest.json"
+  begins='{"program":"edge canary","format":2,"bundle":"'$digest'","nonce":"'$trial_nonce'","passed":'
+  verdict=untried
+  case $code:$(head -c 4096 -- "$report" 2>/dev/null | tr -d '\0') in
+    "0:${begins}true,"*) verdict=passed ;;
+    "1:${begins}false,"*) verdict=failed ;;
+  esac
+  # Nothing is answered before the verdict is kept: a client that does not read must not hold the device up.
+  report64=$(head -c 262144 -- "$report" 2>/dev/null | base64 -w0)
+  case $verdict in
+    passed)
+      record_verdict "$digest" passed "$report"
+      if [ "$(leads_to current)" != "$digest" ]; then
+        use "$digest"
+        note "$line_passed" 2>/dev/null
+      fi
       ;;
-    2 | 126 | 127) ;; # this edge does not know how, or does not start: that says nothing about the bundle
+    failed)
+      record_verdict "$digest" failed "$report"
+      trial_failed
+      ;;
     *)
-      # Also when there was nothing before: no bundle is better than one that does not work.
-      if [ -n "$against" ]; then point current "$old"; else try rm -f -- "$root/current"; fi
-      if [ -n "$older" ] && [ -d "$root/$older" ]; then point previous "$older"; else try rm -f -- "$root/previous"; fi
-      note "$line" 2>/dev/null
-      mv -f -- "$root/incoming/canary.json" "$root/canary/$digest.failed.json"
-      say back "$old"
+      must rm -f -- "$root/canary/$digest.trying"
+      must sync -- "$root/canary"
       ;;
   esac
-  say code "$code"
-  say done
-  trap - HUP PIPE INT TERM
+  answer code "$code"
+  answer report "$report64"
+  answer log "$(tail -c 2000 -- "$log" 2>/dev/null | base64 -w0)"
+  if [ "$verdict" = untried ]; then name_foreign; fi
+}
+
+# A bundle that was in use without a trial, and has failed it now, makes way for the last one that passed; no bundle at
+# all is better than one that does not work.
+trial_failed() {
+  if [ "$(leads_to current)" = "$digest" ]; then
+    find_fallback "$digest" "$check"
+    if [ -n "$fallback" ]; then
+      point current "$fallback"
+    else
+      must rm -f -- "$root/current"
+      must sync -- "$root"
+    fi
+    answer left "$digest"
+  fi
+  if [ "$(leads_to previous)" = "$digest" ] || [ "$(leads_to previous)" = "$(leads_to current)" ]; then
+    must rm -f -- "$root/previous"
+    must sync -- "$root"
+  fi
+  note "$line_failed" 2>/dev/null
+}
+
+# A script of the same name is known by what it says to --version.
+name_foreign() {
+  words=$("$edge" --version </dev/null 2>&1 3>&- 9>&- | head -c 2000 | tr -d '\0')
+  case $words in 'edge '[0-9]*) ;; *) answer foreign "$edge" ;; esac
 }
 
 # ---- looking, clearing up, fetching ----------------------------------------------------------------------------------
@@ -476,23 +665,22 @@ status() {
     digest=${list##*/}
     digest=${digest%.sha256}
     is_digest "$digest" || continue
-    proved=untried
-    [ ! -f "$root/canary/$digest.json" ] || proved=passed
-    [ ! -f "$root/canary/$digest.failed.json" ] || proved=failed
-    say bundle "$digest" "$proved" "$(stat -c %Y -- "$list")" \
-      "$(base64 -w0 <"$root/bundles/$digest/bundle.json" 2>/dev/null)"
+    verdict=$(verdict_of "$digest")
+    # The manifest has one form: these two lines of it are enough.
+    answer bundle "$digest" "$verdict" "$(stat -c %Y -- "$list")" \
+      "$(sed -n '/^  "\(name\|profile\)": /p' -- "$root/bundles/$digest/bundle.json" 2>/dev/null | head -c 4096 | base64 -w0)"
   done
-  say history "$(tail -n 20 -- "$root/history.jsonl" 2>/dev/null | base64 -w0)"
-  [ -z "$edge" ] || say version "$(oneline "$("$edge" --version 2>&1 </dev/null)")"
-  say done
+  answer history "$(tail -n 20 -- "$root/history.jsonl" 2>/dev/null | tail -c 32768 | base64 -w0)"
+  [ -z "$edge" ] || answer version "$(oneline "$("$edge" --version 2>&1 </dev/null)")"
+  answer done
 }
 
 # Whether the bundle that is in use, or $digest, is whole.
 verify() {
   IFS= read -r digest
   need_digest "$digest"
-  if fits "$root/bundles/$digest" "$root/bundles/$digest.sha256"; then say whole; else say damaged; fi
-  say done
+  if fits "$root/bundles/$digest" "$root/bundles/$digest.sha256"; then answer whole; else answer damaged; fi
+  answer done
 }
 
 # Keep current, previous and the $spare newest others; throw out what no bundle holds any more.
@@ -501,23 +689,26 @@ gc() {
   IFS= read -r spare
   need_number "$spare"
   one=$(leads_to current) two=$(leads_to previous)
+  # Signatures may change again: whoever passed stays, whoever signed it.
+  find_fallback "${one:-none}" "$(printf 'exit 0' | base64 -w0)"
   find "$root/bundles" -maxdepth 1 -name '*.sha256' -printf '%T@ %f\n' | sort -rn | cut -d ' ' -f 2 |
     while IFS= read -r name; do
       digest=${name%.sha256}
       is_digest "$digest" || continue
-      case bundles/$digest in "$one" | "$two") continue ;; esac
+      case $digest in "$one" | "$two" | "$fallback") continue ;; esac
       if [ "$spare" -gt 0 ]; then
         spare=$((spare - 1))
         continue
       fi
-      rm -f -- "$root/bundles/$name" "$root/canary/$digest.json" "$root/canary/$digest.failed.json"
+      rm -f -- "$root/bundles/$name" "$root/canary/$digest.json" "$root/canary/$digest.failed.json" \
+        "$root/canary/$digest.trying" "$root/canary/$digest.unknown"
       mv -T -- "$root/bundles/$digest" "$root/incoming/old.$$"
       rm -rf -- "$root/incoming/old.$$" "$root/engines/$digest"
-      say removed "$digest"
+      answer removed "$digest"
     done
   # Folders without a list were never finished.
   for folder in "$root"/bundles/*; do
-    case bundles/${folder##*/} in *.sha256 | "$one" | "$two") continue ;; esac
+    case ${folder##*/} in *.sha256 | "$one" | "$two" | "$fallback") continue ;; esac
     [ -f "$folder.sha256" ] || rm -rf -- "$folder"
   done
   find "$root/incoming" -mindepth 1 -maxdepth 1 ! -name "beat.$$" -exec rm -rf -- {} +
@@ -526,10 +717,10 @@ gc() {
   find "$root/blobs/sha256" -type f -printf '%f\n' |
     while IFS= read -r sha; do
       case $kept in *"$sha"*) continue ;; esac
-      say freed "$(stat -c %s -- "$root/blobs/sha256/$sha")"
+      answer freed "$(stat -c %s -- "$root/blobs/sha256/$sha")"
       rm -f -- "$root/blobs/sha256/$sha"
     done
-  say done
+  answer done
 }
 
 # Files below the folders that are named, with digest and size; a name that a line cannot hold is left out.
@@ -539,9 +730,9 @@ listing() {
     [ -d "$root/$folder" ] || continue
     (cd -- "$root" && find "$folder" -type f ! -name '*.lock' ! -name '.*' ! -path '*[[:cntrl:]\\]*' \
       -exec sha256sum {} +) 2>/dev/null |
-      while IFS= read -r line; do say entry "$line"; done
+      while IFS= read -r line; do answer entry "$line"; done
   done
-  say done
+  answer done
 }
 
 # A device goes on working meanwhile: what was listed may be gone, or get shorter while it is read.
@@ -553,11 +744,11 @@ get() {
   size=''
   if [ -f "$root/$path" ] && [ ! -L "$root/$path" ]; then size=$(stat -c %s -- "$root/$path" 2>/dev/null); fi
   if [ -z "$size" ]; then
-    say gone "it went away while others were read"
+    answer gone "it went away while others were read"
   elif [ "$size" -gt "$most" ]; then
-    say gone "$size bytes are more than a file of this kind has"
+    answer gone "$size bytes are more than a file of this kind has"
   else
-    say data "$size"
+    answer data "$size"
     # As many bytes as were said, whatever happens to the file.
     cat -- "$root/$path" /dev/zero 2>/dev/null | head -c "$size" >&3
   fi
@@ -566,19 +757,21 @@ get() {
 # ---- the conversation ------------------------------------------------------------------------------------------------
 
 printf '\n' >&3
-say ready 1
+answer ready 1
 while
   tell_beat waits
-  IFS= read -r verb
+  IFS= read -r request
 do
   tell_beat works
-  case $verb in
-    hello | begin | want | seal | adopt | tree | switch | rollback | bootstrap | canary | status | verify | gc | listing | get) "$verb" ;;
+  case $request in
+    hello | look | begin | want | seal | adopt | tree | switch | rollback | bootstrap | trial | status | verify | gc | listing | get)
+      "$request"
+      ;;
     put)
       tell_beat waits
       put
       ;;
-    beat) ;;
-    *) fail protocol "no such verb" ;;
+    keepalive) ;;
+    *) fail protocol "no such request" ;;
   esac
 done

@@ -23,7 +23,7 @@ from edge.errors import os_error
 
 # Below this a second connection costs more than the differences save.
 WORTH_BYTES = 1 << 20
-_BEAT_S = 15.0
+_KEEPALIVE_S = 15.0
 
 
 class RsyncResult(msgspec.Struct, frozen=True):
@@ -44,11 +44,11 @@ def rsync_files(
     place: DeviceAddress,
     root: str,
     has_current: bool,
-    beat: Callable[[], None],
+    keepalive: Callable[[], None],
 ) -> RsyncResult:
     """Bring ``files`` (contents by name) to ``incoming/rsync`` below ``root`` on the device.
 
-    ``beat`` is called now and then, so that the conversation next to it stays alive.
+    ``keepalive`` is called now and then, so that the conversation next to it stays alive.
 
     Raises:
         StoreError: there is no room here for a copy of the files.
@@ -66,7 +66,7 @@ def rsync_files(
             except OSError as exc:
                 raise os_error(exc, copy) from exc
         (folder / "names").write_bytes(b"".join(path.encode() + b"\0" for path in files))
-        return _run(_command(folder, place, root, has_current=has_current), beat)
+        return _run(_command(folder, place, root, has_current=has_current), keepalive)
 
 
 def _command(folder: Path, place: DeviceAddress, root: str, *, has_current: bool) -> list[str]:
@@ -86,7 +86,7 @@ def _quoted(word: str) -> str:
     return "'" + word.replace("'", "''") + "'"
 
 
-def _run(command: list[str], beat: Callable[[], None]) -> RsyncResult:
+def _run(command: list[str], keepalive: Callable[[], None]) -> RsyncResult:
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
@@ -98,8 +98,8 @@ def _run(command: list[str], beat: Callable[[], None]) -> RsyncResult:
                 output, _ = process.communicate(timeout=1.0)
                 break
             except subprocess.TimeoutExpired:
-                if time.monotonic() - said_at >= _BEAT_S:
-                    beat()
+                if time.monotonic() - said_at >= _KEEPALIVE_S:
+                    keepalive()
                     said_at = time.monotonic()
     finally:
         if process.poll() is None:

@@ -1,75 +1,70 @@
 """One conversation with the script on a device (``agent.sh``), over the pipes of a program that was started for it.
 
-Every answer is a line that begins with a random word made for this conversation, so whatever a login shell, a banner or
-a profile script prints is passed over. Reading and writing never block for good: without any sign of life for a while,
-the conversation ends with an error.
+What comes back is read by :mod:`edge.deploy.transport.frames` alone. Reading and writing never block for good: the sign
+of life is progress, not bytes, so every answer has a time limit of its own, and every transfer a lowest rate.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 import selectors
 import subprocess
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 
 import msgspec
 
+from edge.deploy.transport.frames import Answer, FrameReader, MessageFrame, invalid, printable_lines
 from edge.errors import ArtifactError, DeviceError, EdgeError, StoreError, UsageError
 
 # The only command that a remote shell ever sees; it means the same in sh, bash, zsh, fish and csh. The script and all
 # names follow on standard input. `dd bs=1` reads not one byte too many.
 LOADER = """exec sh -c 'read -r n; eval "$(dd bs=1 count=$n 2>/dev/null)"'"""
 
-_PIECE = 1 << 22
-_READ = 1 << 16
+_CHUNK_BYTES = 1 << 22
+_READ_BYTES = 1 << 16
 _KEPT_STDERR = 16_384
-_KEPT_NOISE = 2_000
+_MAX_STDERR_BYTES = 1 << 20
+# A transfer that is slower than this over one piece is given up.
+_LOWEST_RATE_BPS = 5_000
+# Requests whose answer takes as long as the device works by itself.
+_LONG_REQUESTS = frozenset({"begin", "trial", "bootstrap"})
 
 Explain = Callable[[int | None, str, str], EdgeError]
 
 
-class MessageFrame(msgspec.Struct, frozen=True):
-    """One line of the device: its first word, and the rest."""
-
-    word: str
-    text: str
-
-
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
-    """How long to wait, in seconds: for the script to start, and then without any sign of life."""
+    """How long to wait, in seconds: for the script to start, and for the answer to a request."""
 
     start_s: float = 30.0
-    silence_s: float = 180.0
+    answer_s: float = 180.0
 
 
-PATIENCE = Timeouts()
+TIMEOUTS = Timeouts()
 
 
 def without_cancel(_session: DeviceSession) -> None:
-    """Nobody wants to end the conversation from outside."""
+    """Nobody can end the conversation from outside."""
 
 
 class DeviceSession:
     """A running script on a device; use it in a ``with`` block."""
 
-    def __init__(self, command: Sequence[str], *, where: str, explain: Explain, patience: Timeouts = PATIENCE) -> None:
+    def __init__(self, command: Sequence[str], *, where: str, explain: Explain, timeouts: Timeouts = TIMEOUTS) -> None:
         self.where = where
         self.sent = 0
         self._explain = explain
-        self._patience = patience
+        self._timeouts = timeouts
         self._nonce = secrets.token_hex(16).encode()
         self._out = bytearray()
-        self._in = bytearray()
-        self._noise = ""
-        self._frames: deque[MessageFrame] = deque()
-        self._raw: int | None = None  # bytes that a `data` line has promised
+        self._reader = FrameReader(self._nonce, where=where)
         self._errors = bytearray()
+        self._stderr_bytes = 0
+        self._request = "start"
+        self._progress_at = time.monotonic()
         try:
             self._process = subprocess.Popen(
                 list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
@@ -92,7 +87,7 @@ class DeviceSession:
         try:
             script = resources.files("edge.deploy.transport").joinpath("agent.sh").read_bytes()
             self._queue(b"%d\n" % len(script) + script + self._nonce + b"\n")
-            self.until("ready", silence_s=self._patience.start_s)
+            self.until("ready", request="start", limit_s=self._timeouts.start_s)
         except BaseException:
             self.kill()
             self._release()
@@ -102,24 +97,36 @@ class DeviceSession:
     def __exit__(self, *_exc: object) -> None:
         self.close()
 
-    def tell(self, verb: str, *lines: str) -> None:
-        """Queue a request; names are one line each and hold no line ends (:func:`.address.parse`)."""
+    @property
+    def idle_s(self) -> float:
+        """Seconds since anything was sent or answered; 0 while the device is known to work by itself."""
+        return 0.0 if self._request in _LONG_REQUESTS else time.monotonic() - self._progress_at
+
+    def tell(self, request: str, *lines: str) -> None:
+        """Queue a request; its arguments are one line each and hold no line ends (:func:`.address.parse`)."""
         for line in lines:
             if "\n" in line or "\0" in line:
                 raise UsageError(f"{line!r} holds a line end", where=self.where)
-        self._queue("".join(f"{line}\n" for line in (verb, *lines)).encode("utf-8", "surrogateescape"))
+        self._queue("".join(f"{line}\n" for line in (request, *lines)).encode("utf-8", "surrogateescape"))
 
-    def ask(self, verb: str, *lines: str, silence_s: float | None = None) -> list[MessageFrame]:
-        """Send a request and return its answer up to ``done``.
+    def ask(self, request: str, *lines: str, limit_s: float | None = None) -> list[MessageFrame]:
+        """Send a request and return its answer, without ``done``.
+
+        Args:
+            request: its name in the script.
+            lines: its arguments.
+            limit_s: seconds until the answer must be complete.
 
         Raises:
-            EdgeError: the device says why it cannot, or went away.
+            EdgeError: the device says why it cannot, answers something invalid, or went away.
         """
-        self.tell(verb, *lines)
-        return self.until("done", silence_s=silence_s)[:-1]
+        self.tell(request, *lines)
+        return self.until("done", request=request, limit_s=limit_s)[:-1]
 
-    def put(self, sha256: str, offset: int, pieces: Iterable[bytes], *, hear: Callable[[int], None]) -> None:
-        """Send the rest of a file from byte ``offset`` on; ``hear`` gets the number of bytes of each piece sent.
+    def put(
+        self, sha256: str, offset: int, chunks: Iterable[bytes], *, on_sent: Callable[[int], None] = lambda _n: None
+    ) -> None:
+        """Send the rest of a file from byte ``offset`` on; ``on_sent`` gets the number of bytes of each chunk.
 
         There is no answer to wait for: ask for the file to be sealed afterwards.
 
@@ -127,53 +134,70 @@ class DeviceSession:
             EdgeError: the device says why it cannot (its disk is full, say), or went away.
         """
         at = offset
-        for piece in _pieces(pieces):
-            self._queue(f"put\n{sha256} {at} {len(piece)}\n".encode())
-            self._queue(piece)
-            self._pump(lambda: not self._out, silence_s=self._patience.silence_s)
+        for chunk in _chunks(chunks):
+            self._queue(f"put\n{sha256} {at} {len(chunk)}\n".encode())
+            self._queue(chunk)
+            self._flush()
             if self._is_deaf:
-                self.until("fail")
-            at += len(piece)
-            self.sent += len(piece)
-            hear(len(piece))
+                self.until("fail", request="put")
+            at += len(chunk)
+            self.sent += len(chunk)
+            on_sent(len(chunk))
 
-    def data(self, *, most: int) -> bytes:
-        """The bytes that the last answer promised (after :meth:`until` ``data``).
+    def get(self, path: str, *, most: int, write: Callable[[bytes], object]) -> str | None:
+        """Have the device send a file of at most ``most`` bytes, which ``write`` gets in chunks.
 
-        Raises:
-            DeviceError: they are more than ``most``, which the device was told, or it went away.
-        """
-        if self._raw is not None and self._raw > most:
-            raise DeviceError(f"it sends {self._raw} bytes where at most {most} were asked for", where=self.where)
-        self._pump(lambda: self._raw is None or len(self._in) >= self._raw, silence_s=self._patience.silence_s)
-        size = self._raw or 0
-        content = bytes(self._in[:size])
-        del self._in[:size]
-        self._raw = None
-        self._parse()
-        return content
-
-    def until(self, *words: str, silence_s: float | None = None) -> list[MessageFrame]:
-        """Frames up to the first whose word is one of ``words``.
+        Returns:
+            Why there is no such file any more; None when it was received.
 
         Raises:
-            EdgeError: the device says why it cannot, or went away.
+            DeviceError: the device sends more than it was asked for, or went away.
         """
+        self._reader.expects_data = True
+        self.tell("get", path, str(most))
+        answer = self.until("data", "gone", request="get")[-1]
+        self._reader.expects_data = False
+        if answer.word == "gone":
+            return answer.text
+        size = int(answer.text)
+        if size > most:
+            raise DeviceError(f"it sends {size} bytes where at most {most} were asked for", where=self.where)
+        limit_s = self._timeouts.answer_s + size / _LOWEST_RATE_BPS
+        deadline = time.monotonic() + limit_s
+        while self._reader.data_bytes:
+            self._pump(self._reader.has_data, limit_s=limit_s, deadline=deadline)
+            write(self._reader.take())
+        return None
+
+    def until(self, *words: str, request: str, limit_s: float | None = None) -> list[MessageFrame]:
+        """Frames of the answer to ``request`` up to the first whose word is one of ``words``.
+
+        Raises:
+            EdgeError: the device says why it cannot, answers something invalid, or went away.
+        """
+        limit = self._timeouts.answer_s if limit_s is None else limit_s
+        deadline = time.monotonic() + limit
+        answer = Answer(request, where=self.where)
         found: list[MessageFrame] = []
-        limit = self._patience.silence_s if silence_s is None else silence_s
+        self._request = request
         while True:
-            self._pump(lambda: bool(self._frames), silence_s=limit)
-            frame = self._frames.popleft()
+            self._pump(lambda: bool(self._reader.frames), limit_s=limit, deadline=deadline)
+            frame = self._reader.frames.popleft()
+            answer.check(frame)
+            self._progress_at = time.monotonic()
             if frame.word == "fail":
                 raise refusal(frame.text, self.where)
             found.append(frame)
             if frame.word in words:
+                self._request = ""
                 return found
+            if frame.word == "done":
+                raise invalid("done", request=request, where=self.where)
 
-    def beat(self) -> None:
+    def keepalive(self) -> None:
         """Tell the device that its client is alive."""
-        self.tell("beat")
-        self._pump(lambda: not self._out, silence_s=self._patience.silence_s)
+        self.tell("keepalive")
+        self._flush()
 
     def close(self) -> None:
         """End the conversation: the script sees the end of its input, finishes what it does and goes."""
@@ -201,28 +225,34 @@ class DeviceSession:
     def _queue(self, data: bytes) -> None:
         self._out += data
 
-    def _pump(self, is_done: Callable[[], bool], *, silence_s: float) -> None:
+    def _flush(self) -> None:
+        limit_s = self._timeouts.answer_s + len(self._out) / _LOWEST_RATE_BPS
+        self._pump(lambda: not self._out, limit_s=limit_s, deadline=time.monotonic() + limit_s)
+
+    def _pump(self, is_done: Callable[[], bool], *, limit_s: float, deadline: float) -> None:
         """Write and read until ``is_done``."""
-        heard = time.monotonic()
         while not is_done():
-            if self._ended and any(frame.word == "fail" for frame in self._frames):
-                # It said why before it went: that is heard next.
+            if self._ended and any(frame.word == "fail" for frame in self._reader.frames):
+                # It said why before it went: that is read next.
                 self._out.clear()
                 self._is_deaf = True
                 return
             if self._ended or self._is_killed:
                 raise self._gone()
             self._watch_stdin(wanted=bool(self._out))
-            ready = self._selector.select(timeout=min(silence_s, 1.0))
-            if any([self._handle(key.fd) for key, _ in ready]):  # noqa: C419 - all of them, not up to the first
-                heard = time.monotonic()
-            elif time.monotonic() - heard > silence_s:
-                self._process.kill()
-                noise = f"; it printed {self._noise.strip()!r}" if self._noise.strip() else ""
-                raise DeviceError(
-                    f"no answer for {silence_s:g} s{noise}", where=self.where,
-                    hint="does `ssh` by hand get through, without a question? then the same command again",
-                )  # fmt: skip
+            for key, _ in self._selector.select(timeout=max(0.0, min(deadline - time.monotonic(), 1.0))):
+                self._handle(key.fd)
+            if time.monotonic() > deadline and not is_done():
+                raise self._too_slow(limit_s)
+
+    def _too_slow(self, limit_s: float) -> EdgeError:
+        self._process.kill()
+        noise = (self._reader.noise + self._reader.rest).strip()
+        printed = f"; it printed {noise[:200]!r}" if noise else ""
+        return DeviceError(
+            f"no answer within {limit_s:.3g} s{printed}", where=self.where,
+            hint="does `ssh` by hand get through, without a question? then the same command again",
+        )  # fmt: skip
 
     def _watch_stdin(self, *, wanted: bool) -> None:
         if wanted and not self._writes:
@@ -231,49 +261,44 @@ class DeviceSession:
             self._selector.unregister(self._stdin)
         self._writes = wanted
 
-    def _handle(self, handle: int) -> bool:
-        """Read or write what can be; whether anything moved."""
+    def _handle(self, handle: int) -> None:
+        """Read or write what can be."""
         if handle == self._stdin:
-            try:
-                written = os.write(self._stdin, memoryview(self._out)[: 1 << 18])
-            except BlockingIOError:
-                return False
-            except OSError:
-                # It is gone; why, it may still have said.
-                self._out.clear()
-                self._is_deaf = True
-                return False
-            del self._out[:written]
-            return True
+            self._write()
+            return
         data = _read(handle)
         if data is None:
-            return False
+            return
         if handle == self._stderr:
-            self._errors = (self._errors + data)[-_KEPT_STDERR:]
+            self._keep_stderr(data)
             if not data:
                 self._selector.unregister(self._stderr)
         elif data:
-            self._in += data
-            self._parse()
+            self._reader.feed(data)
         else:
             self._ended = True
-        return bool(data)
 
-    def _parse(self) -> None:
-        """Turn whole lines into frames; lines without our word are somebody else's."""
-        while self._raw is None and (end := self._in.find(b"\n")) >= 0:
-            line = bytes(self._in[:end])
-            del self._in[: end + 1]
-            start = line.find(self._nonce + b" ")
-            if start < 0:
-                self._noise = (self._noise + line.decode(errors="replace") + "\n")[-_KEPT_NOISE:]
-                continue
-            word, _, text = clean_text(line[start + len(self._nonce) + 1 :]).partition(" ")
-            if word == "data":
-                if not re.fullmatch(r"[0-9]{1,15}", text):
-                    raise DeviceError(f"an answer that makes no sense: {text[:100]!r}", where=self.where)
-                self._raw = int(text)
-            self._frames.append(MessageFrame(word, text))
+    def _write(self) -> None:
+        try:
+            written = os.write(self._stdin, memoryview(self._out)[: 1 << 18])
+        except BlockingIOError:
+            return
+        except OSError:
+            # It is gone; why, it may still have said.
+            self._out.clear()
+            self._is_deaf = True
+            return
+        del self._out[:written]
+        self._progress_at = time.monotonic()
+
+    def _keep_stderr(self, data: bytes) -> None:
+        self._errors = (self._errors + data)[-_KEPT_STDERR:]
+        self._stderr_bytes += len(data)
+        if self._stderr_bytes > _MAX_STDERR_BYTES:
+            raise DeviceError(
+                f"it writes error messages without end: {printable_lines(self._errors[-80:])!r}", where=self.where,
+                hint="ssh by hand shows them",
+            )  # fmt: skip
 
     def _gone(self) -> EdgeError:
         """The reason why the program ended before it answered."""
@@ -285,14 +310,13 @@ class DeviceSession:
             if data is None:
                 time.sleep(0.02)
                 continue
-            self._errors = (self._errors + data)[-_KEPT_STDERR:]
+            self._keep_stderr(data)
         try:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = None
-        noise = self._noise + self._in.decode(errors="replace")
-        return self._explain(code, clean_text(self._errors), noise)
+        return self._explain(code, printable_lines(self._errors), self._reader.noise + self._reader.rest)
 
     def _close_stdin(self) -> None:
         if self._writes:
@@ -300,11 +324,6 @@ class DeviceSession:
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
-
-
-def clean_text(data: bytes | bytearray) -> str:
-    """A stranger's text without what a terminal obeys: only what can be printed, and line ends."""
-    return "".join(sign if sign.isprintable() or sign == "\n" else "\ufffd" for sign in data.decode(errors="replace"))
 
 
 def refusal(text: str, where: str) -> EdgeError:
@@ -319,8 +338,8 @@ def refusal(text: str, where: str) -> EdgeError:
         )  # fmt: skip
     if kind == "tools":
         return DeviceError(
-            f"{words} is not on the device", where=where,
-            hint="sudo apt install coreutils findutils util-linux openssh-client",
+            f"missing on the device: {words.replace(' ', ', ')}; nothing was sent", where=where,
+            hint="sudo apt install coreutils findutils sed util-linux openssh-client",
         )  # fmt: skip
     if kind == "signature":
         return ArtifactError(
@@ -333,14 +352,17 @@ def refusal(text: str, where: str) -> EdgeError:
             f"{words} on the device is damaged; nothing was changed", where=where, hint="ship that bundle again"
         )
     if kind == "nothing":
-        return UsageError(f"there is nothing to go back to: {words}", where=where, hint="edge ship status")
+        return UsageError(
+            f"there is nothing to go back to: {words}", where=where,
+            hint="edge ship TARGET --bundle FILE --no-canary uses a bundle that was not tried",
+        )  # fmt: skip
     return DeviceError(f"the device did not understand edge ({text})", where=where, hint="report this as a bug")
 
 
 def _disk(words: str, where: str) -> StoreError:
     lower = words.lower()
     if "no space" in lower or "quota" in lower or "file size limit" in lower or "too large" in lower:
-        hint = "free some space there (edge ship gc TARGET), then the same command again; `current` was not touched"
+        hint = "free some space there (edge ship gc TARGET), then the same command again"
     elif "read-only" in lower:
         hint = "the file system is read-only: remount it, or ship to another path (user@host:path)"
     elif "symbolic link" in lower and "not permitted" in lower:
@@ -348,22 +370,22 @@ def _disk(words: str, where: str) -> StoreError:
     elif "permission denied" in lower or "not permitted" in lower:
         hint = "ship to a path that this user may write (user@host:path), or change its owner there"
     else:
-        hint = "look at that path on the device; `current` was not touched"
+        hint = "look at that path on the device; edge ship status TARGET shows what is in use"
     return StoreError(
         f"cannot write on the device: {words or 'the file size limit was reached'}", where=where, hint=hint
     )
 
 
-def _pieces(source: Iterable[bytes]) -> Iterable[bytes]:
+def _chunks(source: Iterable[bytes]) -> Iterable[bytes]:
     """The same bytes in pieces of at most 4 MiB; one empty piece when there are none, so that the file comes to be."""
     pending = bytearray()
     given = False
     for data in source:
         pending += data
-        while len(pending) >= _PIECE:
-            yield bytes(pending[:_PIECE])
+        while len(pending) >= _CHUNK_BYTES:
+            yield bytes(pending[:_CHUNK_BYTES])
             given = True
-            del pending[:_PIECE]
+            del pending[:_CHUNK_BYTES]
     if pending or not given:
         yield bytes(pending)
 
@@ -371,7 +393,7 @@ def _pieces(source: Iterable[bytes]) -> Iterable[bytes]:
 def _read(handle: int) -> bytes | None:
     """What can be read now; None when nothing can, empty at the end."""
     try:
-        return os.read(handle, _READ)
+        return os.read(handle, _READ_BYTES)
     except BlockingIOError:
         return None
     except OSError:

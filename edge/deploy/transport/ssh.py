@@ -6,7 +6,7 @@ import os
 import re
 
 from edge.deploy.transport.address import DeviceAddress
-from edge.deploy.transport.session import LOADER, PATIENCE, DeviceSession, Timeouts
+from edge.deploy.transport.session import LOADER, TIMEOUTS, DeviceSession, Timeouts
 from edge.errors import DeviceError, EdgeError, MissingDependencyError
 
 # Nobody sits at a fleet to answer a question: whatever ssh would ask is an error with the words to do about it.
@@ -21,7 +21,7 @@ _SSH_OPTIONS = (
 )
 
 
-def connect(place: DeviceAddress, *, patience: Timeouts = PATIENCE) -> DeviceSession:
+def connect(place: DeviceAddress, *, timeouts: Timeouts = TIMEOUTS) -> DeviceSession:
     """Start the script at ``place``; use the session in a ``with`` block.
 
     Raises:
@@ -33,7 +33,7 @@ def connect(place: DeviceAddress, *, patience: Timeouts = PATIENCE) -> DeviceSes
     def explain(code: int | None, errors: str, noise: str) -> EdgeError:
         return explain_local(place, errors) if place.is_folder else explain_ssh(place, code, errors, noise)
 
-    return DeviceSession(command, where=place.name, explain=explain, patience=patience)
+    return DeviceSession(command, where=place.name, explain=explain, timeouts=timeouts)
 
 
 def root_of(place: DeviceAddress) -> str:
