@@ -1,11 +1,13 @@
 """What the loop costs: ratios, each next to its baseline from the same process, in turns.
 
-    python benchmarks/loop.py [engine] [host] [memory] [watching]     all of them without a name
+    python benchmarks/loop.py [engine] [host] [cameras] [memory] [watching]     all of them without a name
 
 * ``engine``: an engine that takes exactly 1 ms (a double that sleeps and yields) and frames in memory: how near to
   1,000 per second the loop comes, and how much it adds to a frame.
 * ``host``: the pictures of ImageNet with the INT8 engine of the profile ``host``, against the plain sequential loop of
   OpenCV decode, preprocess and ``session.run``, and against what the stages' CPU time allows on these cores.
+* ``cameras``: four recordings of 30 frames per second each through one engine that takes 4 ms for one picture and 6 ms
+  for four, in one run; and one of them alone.
 * ``memory``: growth of resident memory over 200,000 frames.
 * ``watching``: what the live view and the power sampler together take from the throughput of ``host``.
 """
@@ -26,21 +28,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from edge.artifacts.run_record import RunRecord, Subject
 from edge.backends.fake import Fake, FakeSession
+from edge.backends.interface import Inference
 from edge.backends.registry import get
 from edge.cli import concurrency
 from edge.config import profiles
 from edge.engines import building
 from edge.media import labels
+from edge.media.camera_group import CameraGroup
 from edge.media.decoding import decode
 from edge.media.picture_sources import open_pictures
 from edge.media.pictures import Pictures
+from edge.media.recorder import RecordingHeader, Saved, SavedFrame
+from edge.media.replay import ReplayStream
 from edge.media.streams import Frame, OpenedSource, PictureStream
 from edge.model.preprocessing import Preprocessor
 from edge.runtime import pipeline, run_loop
+from edge.runtime.statistics import RunStatistics
 from edge.telemetry.meter import Telemetry
 from edge.telemetry.source import NoSource
 
@@ -52,11 +61,11 @@ PR_SET_TIMERSLACK = 29
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="engine, host, memory, watching")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="engine, host, cameras, memory, watching")
     parser.add_argument("--eval", type=Path, default=ROOT.parent / "shared/data/eval")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    wanted = options.parts or ["engine", "host", "memory", "watching"]
+    wanted = options.parts or ["engine", "host", "cameras", "memory", "watching"]
     say("cores", str(len(os.sched_getaffinity(0))))
     if "engine" in wanted:
         engine(options.rounds)
@@ -67,6 +76,8 @@ def main() -> None:
                 bench.throughput(options.rounds)
             if "watching" in wanted:
                 bench.watching(2 * options.rounds)
+    if "cameras" in wanted:
+        cameras()
     if "memory" in wanted:
         memory()
 
@@ -247,7 +258,6 @@ def watchers(*, is_watched: bool, total: int) -> Iterator[dict[str, Any]]:
         return
     from rich.console import Console
 
-    from edge.runtime.run_monitor import RunMonitor
     from edge.telemetry.sampler import Sampler
     from edge.telemetry.source import Reading
     from edge.ui.terminal.live_view import LiveView
@@ -267,15 +277,73 @@ def watchers(*, is_watched: bool, total: int) -> Iterator[dict[str, Any]]:
     with Path(os.devnull).open("w") as sink, Sampler(Source()) as sampler:  # type: ignore[arg-type]
         terminal = Terminal()
         terminal.err = Console(file=sink, force_terminal=True, width=100, height=40)
-        pulse = RunMonitor(total=total, reading=lambda: sampler.latest)
-        view = LiveView(terminal, pulse, headline="benchmark", power="files")
-
-        def hear(heard: run_loop.Heard) -> None:
-            pulse.hear(heard)
-            view.hear(heard)
-
+        statistics = RunStatistics(total=total, reading=lambda: sampler.latest)
+        view = LiveView(terminal, statistics, headline="benchmark", power="files")
         with view.showing():
-            yield {"hear": hear, "telemetry": Telemetry(sampler=sampler, no_power=None)}
+            yield {
+                "statistics": statistics, "observers": run_loop.Observers(on_event=view.on_event),
+                "telemetry": Telemetry(sampler=sampler, no_power=None),
+            }  # fmt: skip
+
+
+# several cameras
+
+
+class Batched:
+    """An engine that takes 4 ms for one picture, and 2/3 ms more for each further one."""
+
+    precision = "fp32"
+
+    def infer(self, batch: NDArray[np.float32]) -> Inference:
+        """Answers that mean nothing, after that time."""
+        infer_ms = 4.0 + (len(batch) - 1) * 2 / 3
+        exactly(infer_ms / 1e3)
+        return Inference(logits=np.zeros((len(batch), 10), np.float32), infer_ms=infer_ms)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def cameras(*, seconds: int = 10, count: int = 4) -> None:
+    """``count`` recordings of 30 frames per second through one engine, and one of them alone."""
+    import msgspec
+
+    spec = profiles.read_profile(ROOT / "profiles/host.yaml")
+    with tempfile.TemporaryDirectory(prefix="edge-benchmark-") as name:
+        sample = cv2.imread(str(next((ROOT / "samples").glob("*.jpg"))))
+        picture = cv2.imencode(".jpg", cv2.resize(sample, (640, 480)))[1].tobytes()
+        folders = []
+        for camera in range(count):
+            folder = Path(name) / str(camera)
+            folder.mkdir()
+            lines: list[Any] = [
+                RecordingHeader(
+                    edge_frames=1, source=OpenedSource(kind="v4l2", opened_as=f"camera {camera}", live=True)
+                )
+            ]
+            for seq in range(30 * seconds):
+                (folder / f"{seq:08d}.jpg").write_bytes(picture)
+                # The cameras are not in step.
+                t_s = (seq + camera / count) / 30
+                lines.append(Saved(frame=SavedFrame(file=f"{seq:08d}.jpg", seq=seq, t_s=t_s)))
+            (folder / "frames.jsonl").write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+            folders.append(folder)
+        for several in (folders[:1], folders):
+            opens = {path.name: (lambda path=path: ReplayStream(path)) for path in several}
+            stream = CameraGroup(opens) if len(several) > 1 else ReplayStream(several[0])  # type: ignore[arg-type]
+            record = run_loop.run(
+                stream, sessions=[Batched()], preprocessor=Preprocessor(spec.preprocess, spec.input), names=NAMES,
+                subject=SUBJECT, telemetry=UNMEASURED,
+                settings=run_loop.RunSettings(width=pipeline.Width(batch=len(several), batch_wait_s=0.005)),
+            )  # fmt: skip
+            stream.close()
+            what = f"{len(several)} camera{'s' if len(several) > 1 else ''} of 30 per second"
+            age = record.latency["age"]
+            say(what, f"{record.rate_per_s:.1f} per second, {record.dropped} of {30 * seconds * len(several)} dropped")
+            say(f"{what}, age", f"p50 {age.p50_ms:.1f}, p99 {age.p99_ms or 0:.1f} ms (target for 4: at most 45)")
+            for camera in record.cameras:
+                found = camera.latency["age"]
+                say(f"  camera {camera.name}", f"{camera.pictures} labelled, age p50 {found.p50_ms:.1f} ms")
 
 
 # memory

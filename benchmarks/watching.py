@@ -33,8 +33,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from edge.runtime.run_monitor import RunMonitor  # noqa: E402
-from edge.ui.web.metrics import Metrics  # noqa: E402
+from edge.runtime.statistics import RunStatistics  # noqa: E402
 from edge.ui.web.view import RunView  # noqa: E402
 from tests.support.run_records import made  # noqa: E402 - found by the line above
 
@@ -64,12 +63,11 @@ def main() -> None:
 def nobody(n: int = 20_000) -> None:
     """Microseconds per frame of the listeners, with nobody there."""
     record = made(100)
-    pulse = RunMonitor()
-    view, metrics = RunView(pulse, record.subject, headline="", power=""), Metrics(pulse, record.subject)
+    statistics = RunStatistics()
+    view = RunView(statistics, record.subject, headline="", power="")
     pixels = np.zeros((480, 640, 3), np.uint8)
     for name, calls in (
-        ("pulse", [pulse.hear]), ("--web", [view.hear, lambda result: view.show(pixels, result)]),
-        ("--metrics", [metrics.hear]),
+        ("statistics", [statistics.record]), ("--web", [lambda result: view.show(pixels, result)]),
     ):  # fmt: skip
         times = []
         for _ in range(5):

@@ -196,6 +196,24 @@ class QuantileSketch:
         middle = 0.0 if index == _FIRST else 2.0 * _GROWTH**index / (_GROWTH + 1.0)
         return min(max(middle, self.min_ms), self.max_ms)
 
+    @property
+    def sum_ms(self) -> float:
+        """Sum of everything that was counted."""
+        return self.mean_ms * self.n
+
+    def cumulative(self, bounds_ms: Sequence[float]) -> list[int]:
+        """How many values are at most each of the ascending ``bounds_ms``; a bound is exact to within 1.8 %."""
+        counts, seen = [], 0
+        ordered = iter(sorted(self._bins.items()))
+        index, count = next(ordered, (_LAST + 1, 0))
+        for bound_ms in bounds_ms:
+            last = math.floor(math.log(bound_ms) / _LOG_GROWTH + 0.5)
+            while index <= last:
+                seen += count
+                index, count = next(ordered, (_LAST + 1, 0))
+            counts.append(seen)
+        return counts
+
     def bins(self, *, most: int = 100) -> list[Bin]:
         """The counts, lowest first, as a histogram of at most ``most`` bars, empty ones included, on a log scale."""
         if not self._bins:

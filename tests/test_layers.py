@@ -56,6 +56,7 @@ ADAPTERS: dict[str, frozenset[str]] = {
     "jtop": frozenset({"telemetry.jtop"}),
     "oras": frozenset({"deploy.registry.client"}),
     "packaging": frozenset({"deploy.bundle.wheels"}),
+    "paho": frozenset({"runtime.notify"}),
     "pycuda": frozenset({"backends.cuda.driver"}),
     "pynvml": frozenset({"telemetry.nvml"}),
     "requests": frozenset({"deploy.registry.client"}),  # comes with oras

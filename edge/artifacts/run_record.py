@@ -58,22 +58,37 @@ class Stages(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     age_ms: float | None = None
 
 
-class FrameResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One classified picture, best guess first; ``t_s`` is when it got its label, since the measured window began."""
+class LabelDecision(msgspec.Struct, frozen=True):
+    """What is seen, after smoothing over time; ``unknown`` and no index where the confidence is below the least."""
+
+    index: int | None
+    label: str
+    confidence: float
+
+
+class FrameResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One classified picture, best guess first; ``t_s`` is when it got its label, since the measured window began.
+
+    ``camera`` is the name of the one that it comes from, where there are several. ``decision`` is there where the
+    profile asks for smoothing or for a least confidence; the guesses are those of this picture alone.
+    """
 
     seq: int
     name: str
     guesses: list[Guess]
     stages: Stages
     t_s: float
+    camera: str | None = None
+    decision: LabelDecision | None = None
 
 
-class Skip(msgspec.Struct, frozen=True):
+class Skip(msgspec.Struct, frozen=True, omit_defaults=True):
     """One picture that could not be used, and why."""
 
     seq: int
     name: str
     reason: str
+    camera: str | None = None
 
 
 class Gap(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +103,7 @@ class Gap(msgspec.Struct, frozen=True, kw_only=True):
     hint: str | None = None
     reopened_as: str | None = None
     attempts: int = 0
+    camera: str | None = None
 
 
 class Tick(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,12 +126,44 @@ class Tick(msgspec.Struct, frozen=True, kw_only=True):
     throttling: tuple[str, ...] = ()
 
 
+class CameraRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One camera of several in a run: its counts, its latency (``total`` and ``age``), and its most frequent labels.
+
+    ``reconnects`` counts the gaps after which it gave frames again.
+    """
+
+    name: str
+    pictures: int
+    skipped_count: int
+    dropped: int | None
+    gaps_count: int
+    reconnects: int
+    latency: dict[str, Summary]
+    top_labels: list[LabelCount]
+
+
 class LabelCount(msgspec.Struct, frozen=True):
     """How many pictures got this label."""
 
     index: int
     label: str
     count: int
+
+
+class NotifyCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the notifications to one target: its address is masked.
+
+    ``retried`` counts attempts that were made again, ``failed`` messages that were given up, ``dropped`` those that did
+    not fit into the queue, ``waiting`` those in it.
+    """
+
+    target: str
+    sent: int
+    failed: int
+    retried: int
+    dropped: int
+    waiting: int
+    last_error: str | None
 
 
 class Warmup(msgspec.Struct, frozen=True):
@@ -155,6 +203,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     ``skipped``, ``gaps``, ``timeline``, ``top_labels`` and ``results`` are bounded (``MOST_…``); ``skipped`` and
     ``gaps`` keep the first ones, ``results`` the newest, and ``results_kept`` says whether these are all. ``bench`` is
     there when a scenario of ``edge bench`` made the record: its result, and whether MLPerf's rules would take it.
+    ``cameras`` has one entry per camera where a run had several; the figures beside it are those of all together.
+    ``top_decisions`` counts decisions as ``top_labels`` counts guesses; ``unknown`` has the index -1.
     """
 
     format: int
@@ -185,6 +235,9 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     results: list[FrameResult]
     results_kept: Literal["all", "newest"]
     bench: dict[str, Any] | None = None
+    cameras: list[CameraRecord] = []
+    top_decisions: list[LabelCount] = []
+    notify: list[NotifyCounts] = []
 
 
 class RecordLine(msgspec.Struct, frozen=True, omit_defaults=True):

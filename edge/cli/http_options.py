@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +14,7 @@ from edge.errors import UsageError
 
 if TYPE_CHECKING:
     from edge.artifacts import Subject
-    from edge.runtime import RunMonitor
+    from edge.runtime import RunStatistics
     from edge.telemetry import Sampler
     from edge.ui.terminal import Terminal
     from edge.ui.web import Access, Address, Metrics, RunView
@@ -108,25 +107,17 @@ def _say(terminal: Terminal, door: ListeningPort, token: str | None) -> None:
         terminal.say(f"metrics: {door.address.url}metrics" + (f" (bearer token {token})" if token else ""))
 
 
-class ServedPorts:
-    """What is served: its listeners, and the view whose frames are shown."""
-
-    def __init__(self, hear: list[Callable[..., None]], view: RunView | None) -> None:
-        self.hear = hear
-        self.view = view
-
-
 def serve(
-    doors: ListeningPorts, stack: contextlib.ExitStack, pulse: RunMonitor, subject: Subject, *, sampler: Sampler | None,
-    headline: str, power: str,
-) -> ServedPorts:  # fmt: skip
-    """Serve the run behind ``doors`` until ``stack`` unwinds."""
+    doors: ListeningPorts, stack: contextlib.ExitStack, statistics: RunStatistics, subject: Subject, *,
+    sampler: Sampler | None, headline: str, power: str,
+) -> RunView | None:  # fmt: skip
+    """Serve the run at the open addresses until ``stack`` unwinds; returns the view that shows its frames, if any."""
     if not doors.each or doors.access is None:
-        return ServedPorts([], None)
+        return None
     from edge.ui.web import RunView, Server, application
 
-    view = RunView(pulse, subject, headline=headline, power=power) if doors.has_page else None
-    metrics = _metrics(pulse, subject, sampler) if any(door.has_metrics for door in doors.each) else None
+    view = RunView(statistics, subject, headline=headline, power=power) if doors.has_page else None
+    metrics = _metrics(statistics, subject, sampler) if any(door.has_metrics for door in doors.each) else None
     for door in doors.each:
         app = application(
             doors.access,
@@ -135,17 +126,17 @@ def serve(
             cookie=f"edge_{door.address.port}",
         )
         stack.enter_context(Server(app, door.listening))
-    return ServedPorts([item.hear for item in (view, metrics) if item is not None], view)
+    return view
 
 
-def _metrics(pulse: RunMonitor, subject: Subject, sampler: Sampler | None) -> Metrics:
+def _metrics(statistics: RunStatistics, subject: Subject, sampler: Sampler | None) -> Metrics:
     import time
 
     from edge.telemetry import Window
     from edge.ui.web import Metrics
 
     if sampler is None:
-        return Metrics(pulse, subject)
+        return Metrics(statistics, subject)
     started_s = time.monotonic()
 
     def joules() -> float | None:
@@ -154,4 +145,4 @@ def _metrics(pulse: RunMonitor, subject: Subject, sampler: Sampler | None) -> Me
     source = sampler.source
     # A replay is called so wherever its figures go.
     name = f"replay of {source.name}" if getattr(source, "replayed", None) else source.name
-    return Metrics(pulse, subject, power=(source.scope, name), joules=joules)
+    return Metrics(statistics, subject, power=(source.scope, name), joules=joules)

@@ -11,11 +11,11 @@ import msgspec
 
 from edge.artifacts import FrameResult, Gap, RunRecord, Skip, Subject
 from edge.cli import http_options
-from edge.runtime import Heartbeat, Notifier, RunMonitor, watchdog_s
+from edge.runtime import Heartbeat, Notifier, watchdog_s
 from edge.ui.terminal import LiveView
 
 if TYPE_CHECKING:
-    from edge.media import Stream
+    from edge.runtime import RunStatistics
     from edge.telemetry import Sampler
     from edge.ui.terminal import Terminal
     from edge.ui.web import RunView
@@ -50,40 +50,29 @@ class ObservedRun(msgspec.Struct, frozen=True, kw_only=True):
 
 @contextmanager
 def gather(
-    terminal: Terminal,
-    stream: Stream,
-    sampler: Sampler | None,
-    run: ObservedRun,
-    *,
-    seen: http_options.ListeningPorts,
-    as_json: bool,
-) -> Iterator[RunObservers]:
+    terminal: Terminal, statistics: RunStatistics, sampler: Sampler | None, run: ObservedRun, *,
+    seen: http_options.ListeningPorts, as_json: bool,
+) -> Iterator[RunObservers]:  # fmt: skip
     """Who follows this run, until the block ends; give what the loop says to what this yields."""
-    pulse = RunMonitor(
-        total=stream.opened.total,
-        dropped=lambda: stream.dropped,
-        reading=lambda: sampler.latest if sampler is not None else None,
-    )
     with contextlib.ExitStack() as stack:
-        panel = LiveView(terminal, pulse, headline=run.headline, power=run.power)
-        listeners: list[Callable[[Heard], None]] = [pulse.hear, _printer(terminal) if as_json else panel.hear]
+        panel = LiveView(terminal, statistics, headline=run.headline, power=run.power)
+        listeners: list[Callable[[Heard], None]] = [_printer(terminal) if as_json else panel.on_event]
         notifier = Notifier.from_environment()
         if notifier is not None:
-            beat = Heartbeat(notifier, watchdog_s=watchdog_s(), state=lambda: pulse.now().line)
-            listeners.append(stack.enter_context(beat).hear)
-        served = http_options.serve(
-            seen, stack, pulse, run.subject, sampler=sampler, headline=run.headline, power=run.power
+            beat = Heartbeat(notifier, watchdog_s=watchdog_s(), state=lambda: statistics.snapshot().status_line)
+            listeners.append(stack.enter_context(beat).on_event)
+        view = http_options.serve(
+            seen, stack, statistics, run.subject, sampler=sampler, headline=run.headline, power=run.power
         )
-        listeners += served.hear
         # On one and the same terminal, the panel and the JSON lines would run through each other.
         if not (as_json and terminal.out.is_terminal):
             stack.enter_context(panel.showing())
         try:
-            yield RunObservers(listeners, served.view)
+            yield RunObservers(listeners, view)
         finally:
             # A browser that still looks is told the end, for which this waits a second or two at most.
-            if served.view is not None and run.kept:
-                served.view.end(run.kept[-1])
+            if view is not None and run.kept:
+                view.end(run.kept[-1])
 
 
 def _printer(terminal: Terminal) -> Callable[[Heard], None]:

@@ -98,12 +98,13 @@ def command(  # noqa: PLR0913 - one argument per option
         telemetry = stack.enter_context(power_options.measured(chosen, wishes, terminal=terminal, should_stop=wish))
         stream = open_stream()
         stack.callback(stream.close)
+        statistics = run_loop.statistics_of(stream, telemetry)
         run = observers.ObservedRun(
             subject=paths.subject(chosen, backend, found, wanted, Path(name)),
                 power=power_options.power_line(telemetry),
             headline=f"{chosen.name} · {Path(chosen.model).stem} · {wanted}", kept=kept,
         )  # fmt: skip
-        with observers.gather(terminal, stream, telemetry.sampler, run, seen=opened, as_json=as_json) as followers:
+        with observers.gather(terminal, statistics, telemetry.sampler, run, seen=opened, as_json=as_json) as followers:
             run_loop.run(
                 stream,
                 sessions=sessions,
@@ -112,9 +113,8 @@ def command(  # noqa: PLR0913 - one argument per option
                 subject=run.subject,
                 settings=_settings(chosen, found, width.width, topk=topk, duration_s=duration_s),
                 telemetry=telemetry,
-                hear=followers,
-                show=followers.show,
-                keep=kept.append,
+                statistics=statistics,
+                observers=run_loop.Observers(on_event=followers, on_frame=followers.show, on_record=kept.append),
                 journal=wished.journal(terminal),
                 should_stop=wish,
             )

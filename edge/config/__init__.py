@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from edge.config.profiles import (
         BatchRange,
         CameraConfig,
+        DecisionSettings,
         Family,
         InputConfig,
+        NotifyRule,
         OutputKind,
         OutputOptions,
         Precision,
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
         Profile,
         available_profiles,
         find_profile,
+        parse_duration,
         read_profile,
     )
     from edge.config.yaml_source import Document, Kind, did_you_mean
@@ -29,15 +32,18 @@ else:
             "profiles": [
                 "BatchRange",
                 "CameraConfig",
+                "DecisionSettings",
                 "Family",
                 "InputConfig",
                 "OutputOptions",
                 "OutputKind",
+                "NotifyRule",
                 "Precision",
                 "PreprocessConfig",
                 "Profile",
                 "available_profiles",
                 "find_profile",
+                "parse_duration",
                 "read_profile",
             ],
             "yaml_source": ["Document", "Kind", "did_you_mean"],
@@ -47,10 +53,12 @@ else:
 __all__ = [
     "BatchRange",
     "CameraConfig",
+    "DecisionSettings",
     "Document",
     "Family",
     "InputConfig",
     "Kind",
+    "NotifyRule",
     "OutputKind",
     "OutputOptions",
     "Precision",
@@ -59,6 +67,7 @@ __all__ = [
     "available_profiles",
     "did_you_mean",
     "find_profile",
+    "parse_duration",
     "profiles",
     "read_profile",
 ]

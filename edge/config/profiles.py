@@ -110,6 +110,71 @@ class RunConfig(_ConfigSection, frozen=True):
     preprocess_on: Literal["auto", "cpu", "device"] = "auto"
 
 
+class DecisionSettings(_ConfigSection, frozen=True):
+    """How guesses become a decision: smoothed over the last ``window_s`` seconds of a camera, or not.
+
+    Below ``min_confidence`` (0 to 1) the decision is ``unknown``.
+    """
+
+    smoothing: Literal["none", "exponential", "majority"] = "none"
+    window_s: PositiveFloat = 0.5
+    min_confidence: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+
+
+class NotifyRule(_ConfigSection, frozen=True):
+    """When a label is reported, and to whom.
+
+    ``to`` is one address or several (``http://…``, ``mqtt://…``, ``exec:COMMAND``, or ``@FILE`` that holds one);
+    without it the rule is for ``--notify``. ``labels`` are names or class numbers, all where there are none. A label
+    must be seen ``for`` that long with ``min_confidence``, is reported once until it changes (``on_change``), and no
+    more often than ``every``. Times are seconds, or texts such as 0.5s and 2m.
+    """
+
+    to: str | tuple[str, ...] = ()
+    labels: tuple[int | str, ...] = ()
+    min_confidence: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    hold: float | str = msgspec.field(default=0.0, name="for")
+    every: float | str = 0.0
+    on_change: bool = True
+
+    @property
+    def for_s(self) -> float:
+        """Seconds that a label must be seen."""
+        return parse_duration(self.hold)
+
+    @property
+    def every_s(self) -> float:
+        """Seconds between two reports of one camera at least."""
+        return parse_duration(self.every)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where it reports to."""
+        return (self.to,) if isinstance(self.to, str) else self.to
+
+
+_UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration(text: float | str) -> float:
+    """Seconds of a duration: a number, or a text such as 10s, 1.5m, 2h, 7d.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if isinstance(text, str):
+        number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
+        unit = text[len(number) :]
+        if unit not in _UNITS:
+            raise ValueError(f"invalid duration {text!r}")
+        seconds = float(number) * _UNITS[unit]
+    else:
+        seconds = float(text)
+    if not 0.0 <= seconds < 1e9:
+        raise ValueError(f"invalid duration {text!r}")
+    return seconds
+
+
 class ReconnectConfig(_ConfigSection, frozen=True):
     """When a camera that was lost is tried again: after ``first_s``, then after twice as long, up to ``max_s``.
 
@@ -193,6 +258,8 @@ class Profile(_ConfigSection, frozen=True):
     power_mode: str | None = None
     run: RunConfig = RunConfig()
     camera: CameraConfig = CameraConfig()
+    decision: DecisionSettings = DecisionSettings()
+    notify: tuple[NotifyRule, ...] = ()
     telemetry: TelemetryConfig = TelemetryConfig()
 
     @property
@@ -204,7 +271,18 @@ class Profile(_ConfigSection, frozen=True):
     def digest(self) -> str:
         """Sha256 of the settings that an engine depends on; paths and run settings are not among them."""
         content = msgspec.to_builtins(self)
-        for name in ("name", "model", "labels", "run", "camera", "telemetry", "power_mode", "calibration"):
+        for name in (
+            "name",
+            "model",
+            "labels",
+            "run",
+            "camera",
+            "decision",
+            "notify",
+            "telemetry",
+            "power_mode",
+            "calibration",
+        ):
             del content[name]
         for name in ("output", "output_name"):
             # Newer than the first engines: only what is set counts, so that those stay valid.
@@ -258,6 +336,20 @@ def available_profiles(folders: list[Path]) -> list[Path]:
 
 def _check_together(profile: Profile, document: Document) -> None:
     """Checks that need more than one key."""
+    _check_preprocess(profile, document)
+    _check_backend(profile, document)
+    for name, value in profile.calibration.parameters.items():
+        if not math.isfinite(value):
+            raise document.error(("calibration", "parameters", name), f"must be finite, got {value}")
+    # The name becomes a folder of engines.
+    if profile.name in {"", ".", ".."} or any(sign in profile.name for sign in "/\\\0"):
+        raise document.error(("name",), f"{profile.name!r} cannot be the name of a folder")
+    _check_camera(profile.camera, document)
+    for index, rule in enumerate(profile.notify):
+        _check_rule(rule, document, ("notify", str(index)))
+
+
+def _check_preprocess(profile: Profile, document: Document) -> None:
     batch, pre = profile.input.batch, profile.preprocess
     if not batch.min <= batch.opt <= batch.max:
         raise document.error(("input", "batch"), f"needs min <= opt <= max, got {batch.min}, {batch.opt}, {batch.max}")
@@ -270,19 +362,29 @@ def _check_together(profile: Profile, document: Document) -> None:
     if min(pre.std) <= 0:
         raise document.error(("preprocess", "std"), f"must be above 0 for every channel, got {list(pre.std)}")
     _check_units(pre, document)
-    for name, value in profile.calibration.parameters.items():
-        if not math.isfinite(value):
-            raise document.error(("calibration", "parameters", name), f"must be finite, got {value}")
-    # The name becomes a folder of engines.
-    if profile.name in {"", ".", ".."} or any(sign in profile.name for sign in "/\\\0"):
-        raise document.error(("name",), f"{profile.name!r} cannot be the name of a folder")
+
+
+def _check_backend(profile: Profile, document: Document) -> None:
     if profile.build.dla_core is not None and profile.family not in {"agx-orin", "orin-nx"}:
         raise document.error(("build", "dla_core"), f"{profile.family} has no DLA")
     if profile.build.dla_core is not None and profile.backend != "tensorrt":
         raise document.error(("build", "dla_core"), f"backend {profile.backend} has no DLA")
     if profile.backend == "onnxruntime" and profile.precision == "fp16":
         raise document.error(("precision",), "ONNX Runtime on a CPU runs fp32 or int8, not fp16")
-    _check_camera(profile.camera, document)
+
+
+def _check_rule(rule: NotifyRule, document: Document, key: tuple[str, ...]) -> None:
+    for name, duration in (("for", rule.hold), ("every", rule.every)):
+        if not _is_duration(duration):
+            raise document.error((*key, name), f"invalid duration {duration!r} (examples: 0.5, 0.5s, 2m)")
+
+
+def _is_duration(value: float | str) -> bool:
+    try:
+        parse_duration(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_units(pre: PreprocessConfig, document: Document) -> None:

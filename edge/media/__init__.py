@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from edge import lazy_exports
 
 if TYPE_CHECKING:
+    from edge.media.camera_group import CameraGroup
     from edge.media.camera_stream import LiveStream
     from edge.media.cameras import HasBackend, masked
     from edge.media.decoding import decode
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
     from edge.media.pictures import Picture, Pictures
     from edge.media.recorder import SavingStream
     from edge.media.replay import ReplayStream
-    from edge.media.streams import Frame, LimitedStream, Outage, PictureStream, Stream
+    from edge.media.streams import Frame, GroupStream, LimitedGroup, LimitedStream, Outage, PictureStream, Stream
     from edge.media.video import VideoStream
 else:
     __getattr__ = lazy_exports(
         __name__,
         {
+            "camera_group": ["CameraGroup"],
             "camera_stream": ["LiveStream"],
             "cameras": ["HasBackend", "masked"],
             "decoding": ["decode"],
@@ -31,14 +33,17 @@ else:
             "pictures": ["Picture", "Pictures"],
             "recorder": ["SavingStream"],
             "replay": ["ReplayStream"],
-            "streams": ["Frame", "LimitedStream", "Outage", "PictureStream", "Stream"],
+            "streams": ["Frame", "GroupStream", "LimitedGroup", "LimitedStream", "Outage", "PictureStream", "Stream"],
             "video": ["VideoStream"],
         },
     )
 
 __all__ = [
+    "CameraGroup",
     "Frame",
+    "GroupStream",
     "HasBackend",
+    "LimitedGroup",
     "LimitedStream",
     "LiveStream",
     "OpenCapture",

@@ -53,7 +53,7 @@ class LiveStream:
     """Frames of ``place``, newest first and no other.
 
     A source that is not there when this begins is an outage with ``wait``, which ends when it comes; its size is not
-    known then.
+    known then, and ``first_error`` says why.
 
     Raises:
         DeviceError: without ``wait``, the first frame did not come in time, and why.
@@ -69,6 +69,7 @@ class LiveStream:
         clock: Clock = time.monotonic,
     ) -> None:
         self.notes: list[str] = []
+        self.first_error: DeviceError | None = None
         self._place = place
         self._camera = camera
         self._open_capture = open_capture
@@ -233,6 +234,7 @@ class LiveStream:
             opening = "it did not open" if reader.opened_as is None else "no frame came"
             error = reader.error or self._place.complaint(f"{opening} within {self._camera.timeout_s:g} s")
             if or_begin_without and isinstance(error, DeviceError):
+                self.first_error = error
                 self._untold = self._lost(self._began_s, error.what, error.hint)
                 return OpenedSource(kind=self._place.kind, opened_as=self._place.name, live=True)
         self.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -28,7 +28,8 @@ Clock = Callable[[], float]
 class OpenedSource(msgspec.Struct, frozen=True, kw_only=True):
     """What a stream is: its kind, what it was opened as, size in pixels and rate where known, and whether it is live.
 
-    ``replayed`` names the recording when the frames were captured at another time.
+    ``replayed`` names the recording when the frames were captured at another time. ``cameras`` describes each camera of
+    several.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class OpenedSource(msgspec.Struct, frozen=True, kw_only=True):
     fps: float | None = None
     total: int | None = None
     replayed: str | None = None
+    cameras: dict[str, OpenedSource] = {}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class Frame:
 
     ``since_s`` is the time of capture for a live stream, and of its turn for files, on the stream's monotonic clock.
     ``load`` gives the pixels, uint8 H×W×3 BGR; it may be called once, in any thread, and raises DataError when they
-    cannot be had. ``decoded_ms`` is time that was spent on them before, reading a video for example.
+    cannot be had. ``decoded_ms`` is time that was spent on them before, reading a video for example. ``camera`` is the
+    name of the one that it comes from, where there are several.
     """
 
     seq: int
@@ -56,6 +59,7 @@ class Frame:
     since_s: float
     load: Callable[[], Pixels]
     decoded_ms: float = 0.0
+    camera: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,6 +72,7 @@ class Outage:
     hint: str | None = None
     reopened_as: str | None = None
     attempts: int = 0
+    camera: str | None = None
 
 
 class Stream(Protocol):
@@ -94,6 +99,18 @@ class Stream(Protocol):
 
     def close(self) -> None:
         """Release the source; a second call does nothing."""
+
+
+@runtime_checkable
+class GroupStream(Stream, Protocol):
+    """A stream of several cameras, whose frames can be put into one batch."""
+
+    @property
+    def cameras(self) -> dict[str, Callable[[], int | None]]:
+        """By the name of each camera, what tells how many of its frames were dropped."""
+
+    def next_within(self, wait_s: float) -> Frame | Outage | None:
+        """As ``next``; None when nothing came within ``wait_s`` seconds."""
 
 
 class PictureStream:
@@ -155,9 +172,9 @@ class LimitedStream:
 
     def next(self) -> Frame | Outage | None:
         """The next one, until there were enough."""
-        if not self._left:
-            return None
-        following = self._stream.next()
+        return self._counted(self._stream.next()) if self._left else None
+
+    def _counted(self, following: Frame | Outage | None) -> Frame | Outage | None:
         if isinstance(following, Frame):
             self._left -= 1
         return following
@@ -165,3 +182,20 @@ class LimitedStream:
     def close(self) -> None:
         """Close the stream."""
         self._stream.close()
+
+
+class LimitedGroup(LimitedStream):
+    """The first ``count`` frames of several cameras."""
+
+    def __init__(self, stream: GroupStream, count: int) -> None:
+        super().__init__(stream, count)
+        self._group = stream
+
+    @property
+    def cameras(self) -> dict[str, Callable[[], int | None]]:
+        """As the stream says."""
+        return self._group.cameras
+
+    def next_within(self, wait_s: float) -> Frame | Outage | None:
+        """The next one in time, until there were enough."""
+        return self._counted(self._group.next_within(wait_s)) if self._left else None

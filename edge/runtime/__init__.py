@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from edge.runtime.classifier import output_kind, probabilities
     from edge.runtime.evaluation import Scores
     from edge.runtime.journal import Journal, Rotation
+    from edge.runtime.notify import Notifications
     from edge.runtime.pipeline import Width
     from edge.runtime.run_loop import RunSettings
-    from edge.runtime.run_monitor import Clock, RunMonitor, RunSnapshot
+    from edge.runtime.statistics import CameraSnapshot, Clock, Event, RunSnapshot, RunStatistics
     from edge.runtime.watchdog import Heartbeat, Notifier, watchdog_s
 else:
     __getattr__ = lazy_exports(
@@ -21,22 +22,26 @@ else:
             "classifier": ["output_kind", "probabilities"],
             "evaluation": ["Scores"],
             "journal": ["Journal", "Rotation"],
+            "notify": ["Notifications"],
             "pipeline": ["Width"],
             "run_loop": ["RunSettings"],
-            "run_monitor": ["Clock", "RunMonitor", "RunSnapshot"],
+            "statistics": ["CameraSnapshot", "Clock", "Event", "RunSnapshot", "RunStatistics"],
             "watchdog": ["Heartbeat", "Notifier", "watchdog_s"],
         },
     )
 
 __all__ = [
+    "CameraSnapshot",
     "Clock",
+    "Event",
     "Heartbeat",
     "Journal",
+    "Notifications",
     "Notifier",
     "Rotation",
-    "RunMonitor",
     "RunSettings",
     "RunSnapshot",
+    "RunStatistics",
     "Scores",
     "Width",
     "bench_samples",

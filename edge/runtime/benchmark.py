@@ -19,7 +19,7 @@ from edge import __version__
 from edge.artifacts import FORMAT, RunRecord, Status, Subject, Warmup
 from edge.errors import UsageError
 from edge.events import Listener, Progress, ignore_events
-from edge.runtime.measurement_warnings import unsteady
+from edge.runtime.measurement_warnings import condition_warnings
 from edge.runtime.mlperf import CONFIDENCE, Rules, bound
 from edge.runtime.timeline import Timeline
 from edge.stats import Bin, QuantileSketch, Summary, percentile, summarize
@@ -166,7 +166,7 @@ class _Course:
         sampler = self.telemetry.sampler
         t_s = self.end_s - self.start_s
         self.timeline.advance(t_s, reading=sampler.latest if sampler else None)
-        self.timeline.add(t_s, latency_ms, None)
+        self.timeline.add(latency_ms, None)
         self.latencies_ms.append(latency_ms)
         for name, values in self.stages.items():
             parts = [getattr(answer, f"{name}_ms") for answer in answers]
@@ -222,7 +222,7 @@ def _record(
         power_unavailable=unavailable,
         conditions=conditions,
         top_labels=[],
-        warnings=[*course.telemetry.notes, *_doubts(course.latencies_ms, ordered, conditions)],
+        warnings=[*course.telemetry.notes, *_warnings(course.latencies_ms, ordered, conditions)],
         results=[],
         results_kept="newest",
         bench={**result, "batches": sizes, "seed": settings.seed},
@@ -276,8 +276,8 @@ def _result(
     return {**result, "by_the_rules": not why_not, "why_not": why_not}
 
 
-def _doubts(in_order: Sequence[float], ordered: Sequence[float], conditions: dict[str, Any]) -> list[str]:
-    """What a reader of the figures should know before quoting them."""
+def _warnings(in_order: Sequence[float], ordered: Sequence[float], conditions: dict[str, Any]) -> list[str]:
+    """Warn of a run that was not steady, of a long tail, and of what its conditions speak against."""
     found = []
     n = len(ordered)
     half = n // 2
@@ -293,4 +293,4 @@ def _doubts(in_order: Sequence[float], ordered: Sequence[float], conditions: dic
         found.append(
             f"the 99th percentile is {summary.p99_ms / summary.p50_ms:.1f} times the median: something else was running"
         )
-    return [*found, *unsteady(conditions)]
+    return [*found, *condition_warnings(conditions)]

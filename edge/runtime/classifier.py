@@ -58,20 +58,25 @@ class Classifier:
         self._topk = topk
         self._kind = kind
 
-    def __call__(self, output: NDArray[np.float32], *, where: str) -> list[Guess]:
-        """Guesses for one picture's outputs, float32; classes without a name are called by their number.
+    def shares(self, output: NDArray[np.float32], *, where: str) -> NDArray[np.float32]:
+        """Class probabilities of one picture's output, float32.
 
         Raises:
-            DeviceError: the output holds NaN or infinity.
+            DeviceError: The output holds NaN or infinity.
         """
         if not np.isfinite(output).all():
             raise DeviceError(
                 f"the engine's answer holds NaN or infinity for {where}",
                 hint="the engine overflows: build it with --precision fp32, and see whether the model itself does",
             )
-        top = np.argsort(-output, kind="stable")[: self._topk]
-        shares = probabilities(output, self._kind)
-        return [Guess(int(i), self._label(int(i)), float(shares[i])) for i in top]
+        return probabilities(output, self._kind)
 
-    def _label(self, index: int) -> str:
+    def guesses(self, output: NDArray[np.float32], shares: NDArray[np.float32]) -> list[Guess]:
+        """The best classes of one picture; those without a name are called by their number."""
+        # Not by the shares: of large logits, most of them are 0.
+        top = np.argsort(-output, kind="stable")[: self._topk]
+        return [Guess(int(i), self.label(int(i)), float(shares[i])) for i in top]
+
+    def label(self, index: int) -> str:
+        """The name of a class."""
         return self._names[index] if index < len(self._names) else f"class {index}"

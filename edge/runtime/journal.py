@@ -15,8 +15,9 @@ from typing import final
 
 import msgspec
 
-from edge.artifacts import FrameResult, Gap, RecordLine, RunRecord, Skip, Tick, run_record, store
+from edge.artifacts import Gap, RecordLine, RunRecord, Skip, Tick, run_record, store
 from edge.errors import StoreError
+from edge.runtime.statistics import Event
 
 # Lines are handed over early when there are so many bytes of them.
 _LARGE = 1 << 20
@@ -74,19 +75,19 @@ class Journal:
         self._thread.start()
         self.flush(0.0, state)
 
-    def heard(self, heard: FrameResult | Skip | Gap) -> None:
-        """Note one result, skip or gap."""
+    def record(self, event: Event) -> None:
+        """Add one result, skip or gap."""
         if not self._is_lines:
             return
-        if isinstance(heard, Gap):
-            self._add(RecordLine(gap=heard))
-        elif isinstance(heard, Skip):
-            self._add(RecordLine(skip=heard))
+        if isinstance(event, Gap):
+            self._add(RecordLine(gap=event))
+        elif isinstance(event, Skip):
+            self._add(RecordLine(skip=event))
         elif self._every_frame:
-            self._add(RecordLine(result=heard))
+            self._add(RecordLine(result=event))
 
-    def ticked(self, ticks: list[Tick]) -> None:
-        """Note bins of the time line that ended."""
+    def add_ticks(self, ticks: list[Tick]) -> None:
+        """Add bins of the time line that ended."""
         if self._is_lines:
             for tick in ticks:
                 self._add(RecordLine(tick=tick))

@@ -1,4 +1,4 @@
-"""What a reader of a run's figures should know before quoting them."""
+"""Warnings about a measurement: what a reader of its figures should know before quoting them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ _DRIFT = 1.15
 _HALF = _FEW // 4
 
 
-def find_warnings(
+def measurement_warnings(
     first_ms: Sequence[float], timeline: Sequence[Tick], conditions: dict[str, Any], *, pictures: int
 ) -> list[str]:
-    """``first_ms`` are the total times of the first pictures: of all of them where they are no fewer than ``pictures``.
+    """Warn of few pictures, of a run that was not steady, and of what its conditions speak against.
 
-    Else the time line says whether the run was steady.
+    Args:
+        first_ms: Total times of the first pictures: of all of them where they are no fewer than ``pictures``. Else the
+            time line says whether the run was steady.
+        conditions: As :func:`condition_warnings` takes them.
     """
     found = []
     if 0 < pictures < _FEW:
@@ -33,11 +36,15 @@ def find_warnings(
             found.append(
                 f"the second half was slower (median {second:.2f} ms against {first:.2f} ms): not one steady state"
             )
-    return [*found, *unsteady(conditions)]
+    return [*found, *condition_warnings(conditions)]
 
 
-def unsteady(conditions: dict[str, Any]) -> list[str]:
-    """What the conditions of a run (:class:`edge.telemetry.sampler.Conditions`, as plain values) speak against."""
+def condition_warnings(conditions: dict[str, Any]) -> list[str]:
+    """Warn of throttling, and of a power mode or a clock that changed.
+
+    Args:
+        conditions: :class:`edge.telemetry.sampler.Conditions` as plain values.
+    """
     found = []
     causes = [*conditions.get("throttling", ()), *(f"{name}: {n} events" for name, n in _events(conditions).items())]
     if causes:

@@ -26,7 +26,7 @@ import numpy as np
 
 from edge.backends import FrameSession, Inference, Session
 from edge.errors import DataError
-from edge.media import Frame, Outage, Stream
+from edge.media import Frame, GroupStream, Outage, Stream
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,11 +41,15 @@ _PATIENCE_S = 5.0
 
 
 class Width(msgspec.Struct, frozen=True, kw_only=True):
-    """How many threads prepare, how many pictures go into one inference, and the smallest batch of the engine."""
+    """How many threads prepare, how many pictures go into one inference, and the smallest batch of the engine.
+
+    A frame of several cameras waits for those of the others until it is ``batch_wait_s`` old.
+    """
 
     prepare: int = 1
     batch: int = 1
     min_batch: int = 1
+    batch_wait_s: float = 0.0
 
 
 class BatchItem:
@@ -103,6 +107,7 @@ class Pipeline:
         keep_pixels: bool = False,
     ) -> None:
         self._stream = stream
+        self._is_group = isinstance(stream, GroupStream)
         self._sessions = sessions
         self._preprocessor = preprocessor
         self._width = width
@@ -198,14 +203,15 @@ class Pipeline:
         """Fill the parcel with what comes next; False when nothing does."""
         try:
             while len(parcel.taken) < self._width.batch and not self._ended:
-                following = self._stream.next()
+                following = self._following(parcel)
                 if following is None:
-                    self._ended = True
-                elif isinstance(following, Outage):
+                    # Nothing from the other cameras in time, or the end of the stream.
+                    self._ended = not (parcel.taken and self._is_group)
+                    break
+                if isinstance(following, Outage):
                     parcel.outage = following
                     break
-                else:
-                    parcel.taken.append(BatchItem(following))
+                parcel.taken.append(BatchItem(following))
         except BaseException as exc:  # noqa: BLE001 - raised in the caller's thread, after what was taken before
             self._failure, self._ended = exc, True
         if not (parcel.taken or parcel.outage):
@@ -213,6 +219,14 @@ class Pipeline:
         parcel.number = self._taken
         self._taken += 1
         return True
+
+    def _following(self, parcel: FrameBatch) -> Frame | Outage | None:
+        """What comes next. Frames of other cameras are waited for no longer than the first frame may wait."""
+        stream = self._stream
+        if not (parcel.taken and isinstance(stream, GroupStream)):
+            return stream.next()
+        left_s = parcel.taken[0].frame.since_s + self._width.batch_wait_s - time.monotonic()
+        return stream.next_within(max(left_s, 0.0))
 
     def _load(self, parcel: FrameBatch, row: int, taken: BatchItem) -> None:
         start = time.monotonic()

@@ -1,4 +1,4 @@
-"""From a stream of frames to a record: the pipeline runs, its labels are heard in order, everything is counted."""
+"""The run loop: frames go through the pipeline, their labels come out in order, everything is counted."""
 
 from __future__ import annotations
 
@@ -15,33 +15,44 @@ import numpy as np
 
 from edge.artifacts import FrameResult, Gap, RunRecord, Skip, Stages, Status, Subject, Warmup
 from edge.backends import FrameSession, Inference, Session
-from edge.config import OutputKind
+from edge.config import DecisionSettings, OutputKind
 from edge.errors import DataError, EdgeError, StoreError
-from edge.media import Outage, Stream
+from edge.media import GroupStream, Outage, Stream
 from edge.model import Preprocessor
 from edge.runtime.classifier import Classifier
+from edge.runtime.decision import Decider
 from edge.runtime.journal import Journal
 from edge.runtime.pipeline import BatchItem, FrameBatch, Pipeline, Width
-from edge.runtime.run_account import RunAccount
-from edge.telemetry import Telemetry, Window
+from edge.runtime.statistics import Event, RunStatistics
+from edge.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Pixels = NDArray[np.uint8]
 
-Heard = FrameResult | Skip | Gap
-Hear = Callable[[Heard], None]
-Keep = Callable[[RunRecord], None]
-Show = Callable[["Pixels", FrameResult], None]
-
-
-# Nothing may keep a wish to stop, or the end of a duration, waiting for longer.
+# A request to stop, and the end of a duration, are noticed within this time.
 _POLL_S = 0.1
-# Frames in hand are finished after the wish to stop, but not for longer than this.
+# Frames in flight are finished after a request to stop, but not for longer than this.
 _DRAIN_S = 10.0
 # Size of the noise that warms the engine up, where the stream does not know its own.
 _WARM_SIZE = (480, 640)
+
+
+def _ignore(_item: object) -> None:
+    """Observe nothing."""
+
+
+class Observers(msgspec.Struct, frozen=True, kw_only=True):
+    """Callbacks of a run, all in the thread that runs it: a slow one slows the run down.
+
+    ``on_event`` gets results, skips and gaps in order; ``on_frame`` the pixels of each labelled frame (uint8 H×W×3 BGR)
+    with its result; ``on_record`` the record, once, however the run ended.
+    """
+
+    on_event: Callable[[Event], None] = _ignore
+    on_frame: Callable[[Pixels, FrameResult], None] | None = None
+    on_record: Callable[[RunRecord], None] = _ignore
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +63,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     topk: int = 5
+    decision: DecisionSettings = DecisionSettings()
     warmup: int = 10
     width: Width = Width()
     duration_s: float | None = None
@@ -67,41 +79,40 @@ def run(
     subject: Subject,
     settings: RunSettings,
     telemetry: Telemetry,
-    hear: Hear = lambda _heard: None,
-    show: Show | None = None,
-    keep: Keep = lambda _record: None,
+    statistics: RunStatistics | None = None,
+    observers: Observers | None = None,
     journal: Journal | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> RunRecord:
     """Classify every frame of ``stream``; a picture that cannot be decoded is skipped, counted and named.
 
     One thread per session infers, so sessions must be independent, or the same one where it allows that.
-    ``preprocessor`` None means that they preprocess themselves. ``hear`` gets results, skips and gaps in order, and
-    ``show`` the pixels of each labelled frame with its result; both in this thread, and a slow one slows the run down.
-    ``should_stop`` ends it after the frames in hand; the record then says ``interrupted``. ``keep`` gets the record
-    once, however the run ended, also when this raises; ``journal`` keeps it on disk meanwhile. ``telemetry`` has a
-    running sampler, or says why none.
+    ``preprocessor`` None means that they preprocess themselves. ``statistics`` counts the run, for who shows it while
+    it goes. ``should_stop`` ends it after the frames in flight; the record then says ``interrupted``. ``journal`` keeps
+    the record on disk meanwhile. ``telemetry`` has a running sampler, or says why none.
 
     Raises:
         DataError: not one picture could be decoded.
         DeviceError: the backend or the camera failed, or the engine gave NaN or infinity.
     """
     opened = stream.opened
-    account = RunAccount(
-        subject=subject, source=msgspec.to_builtins(opened), replayed=opened.replayed,
-        telemetry=telemetry, started_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    observers = observers or Observers()
+    loop = _Loop(
+        stream, statistics or statistics_of(stream, telemetry),
+        classifier=Classifier(names, topk=settings.topk, kind=settings.output), decision=settings.decision,
+        subject=subject, telemetry=telemetry, observers=observers, journal=journal,
     )  # fmt: skip
-    classify = Classifier(names, topk=settings.topk, kind=settings.output)
-    loop = _Loop(account, stream, classify=classify, hear=hear, show=show, journal=journal)
     error: BaseException | None = None
     try:
         loop.warmup = warm_up(sessions, preprocessor, settings, size=(opened.height, opened.width))
-        pipeline = Pipeline(stream, sessions, preprocessor, width=settings.width, keep_pixels=show is not None)
+        pipeline = Pipeline(
+            stream, sessions, preprocessor, width=settings.width, keep_pixels=observers.on_frame is not None
+        )
         loop.go(pipeline, should_stop, duration_s=settings.duration_s)
     except Exception as exc:  # noqa: BLE001 - raised again when the record is kept
         error = exc
     finished = loop.record(loop.status if error is None else "failed", failure=None if error is None else _words(error))
-    keep(finished)
+    observers.on_record(finished)
     if journal is not None:
         # The error of the run says more than that of its record.
         with contextlib.nullcontext() if error is None else contextlib.suppress(StoreError):
@@ -109,6 +120,17 @@ def run(
     if error is not None:
         raise error
     return finished
+
+
+def statistics_of(stream: Stream, telemetry: Telemetry) -> RunStatistics:
+    """Statistics for a run over ``stream``, with nothing counted."""
+    sampler = telemetry.sampler
+    return RunStatistics(
+        total=stream.opened.total,
+        dropped=lambda: stream.dropped,
+        cameras=stream.cameras if isinstance(stream, GroupStream) else None,
+        reading=lambda: None if sampler is None else sampler.latest,
+    )
 
 
 def warm_up(
@@ -138,42 +160,38 @@ class _Loop:
 
     def __init__(
         self,
-        account: RunAccount,
         stream: Stream,
+        statistics: RunStatistics,
         *,
-        classify: Classifier,
-        hear: Hear,
-        show: Show | None,
+        classifier: Classifier,
+        decision: DecisionSettings,
+        subject: Subject,
+        telemetry: Telemetry,
+        observers: Observers,
         journal: Journal | None,
     ) -> None:
         self.status: Status = "complete"
         self.warmup = Warmup(0, None, None)
-        self._account = account
         self._stream = stream
-        self._classify = classify
-        self._hear = hear
-        self._show = show
+        self._statistics = statistics
+        self._subject = subject
+        self._telemetry = telemetry
+        self._notes: list[str] = []
+        self._started_utc = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._classifier = classifier
+        decider = Decider(decision, classifier)
+        self._decider = decider if decider.is_needed else None
+        self._observers = observers
         self._journal = journal
-        self._begin()
-
-    def _begin(self) -> None:
-        """The measured window begins: frames that were replaced until now are not counted."""
-        self._start_s = time.monotonic()
-        self._dropped_before = self._stream.dropped
-
-    @property
-    def dropped(self) -> int | None:
-        """Frames that were dropped since the window began."""
-        now, before = self._stream.dropped, self._dropped_before
-        return None if now is None or before is None else now - before
+        self._start_s = statistics.begin()
 
     def go(self, pipeline: Pipeline, should_stop: Callable[[], bool], *, duration_s: float | None) -> None:
-        """Until the stream or the duration ends, or a wish to stop.
+        """Run until the stream or the duration ends, or a stop is requested.
 
         Raises:
             DataError: not one picture could be decoded.
         """
-        self._begin()
+        self._start_s = self._statistics.begin()
         if self._journal is not None:
             self._journal.begin(self.record("interrupted"))
         if should_stop():
@@ -181,9 +199,9 @@ class _Loop:
             return
         with pipeline:
             self._take(pipeline, should_stop, self._start_s + (math.inf if duration_s is None else duration_s))
-        account = self._account
-        if not account.pictures and account.skipped_count and self.status == "complete":
-            raise DataError(f"none of the {account.skipped_count} pictures could be decoded: {account.first_reason}")
+        counts = self._statistics
+        if not counts.pictures and counts.skipped and self.status == "complete":
+            raise DataError(f"none of the {counts.skipped} pictures could be decoded: {counts.first_reason}")
 
     def _take(self, pipeline: Pipeline, should_stop: Callable[[], bool], end_s: float) -> None:
         give_up_s: float | None = None
@@ -200,44 +218,51 @@ class _Loop:
                     pipeline.stop()
                     give_up_s = now + _DRAIN_S
             elif now >= give_up_s:
-                self._account.notes.append(
-                    f"{pipeline.in_flight} frames in hand were given up: a stage did not come back in {_DRAIN_S:g} s"
+                self._notes.append(
+                    f"{pipeline.in_flight} frames in flight were given up: a stage did not come back in {_DRAIN_S:g} s"
                 )
                 return
 
     def record(self, status: Status, *, failure: str | None = None) -> RunRecord:
         """The record of everything so far."""
-        return self._account.record(
-            status, failure=failure, warmup=self.warmup, window=Window(self._start_s, time.monotonic()),
-            dropped=self.dropped, notes=self._stream.notes,
+        opened = self._stream.opened
+        return self._statistics.to_record(
+            status, failure=failure, subject=self._subject, source=msgspec.to_builtins(opened),
+            replayed=opened.replayed, started_utc=self._started_utc, warmup=self.warmup, telemetry=self._telemetry,
+            notes=[*self._stream.notes, *self._notes],
         )  # fmt: skip
 
     def _keep_up(self, t_s: float) -> None:
-        ticks = self._account.advance(t_s, dropped=self.dropped)
+        ticks = self._statistics.advance()
         if self._journal is not None:
-            self._journal.ticked(ticks)
+            self._journal.add_ticks(ticks)
             if self._journal.is_due(t_s):
                 self._journal.flush(t_s, self.record("interrupted"))
 
     def _deliver(self, parcel: FrameBatch) -> None:
         if parcel.outage is not None:
-            self._tell(self._gap(parcel.outage))
+            self._report(self._gap(parcel.outage))
         row = 0
         for taken in parcel.taken:
             if taken.skipped is not None:
-                self._tell(Skip(taken.frame.seq, taken.frame.name, taken.skipped))
+                self._report(Skip(taken.frame.seq, taken.frame.name, taken.skipped, taken.frame.camera))
                 continue
             result = self._result(parcel, taken, row)
             row += 1
-            self._tell(result)
-            if self._show is not None and taken.pixels is not None:
-                self._show(taken.pixels, result)
+            self._report(result)
+            on_frame = self._observers.on_frame
+            if on_frame is not None and taken.pixels is not None:
+                on_frame(taken.pixels, result)
 
     def _result(self, parcel: FrameBatch, taken: BatchItem, row: int) -> FrameResult:
         inference, frame = parcel.inference, taken.frame
         assert inference is not None  # noqa: S101 - for mypy: a frame that was not skipped was inferred
         start = time.monotonic()
-        guesses = self._classify(inference.logits[row], where=frame.where)
+        logits = inference.logits[row]
+        shares = self._classifier.shares(logits, where=frame.where)
+        guesses = self._classifier.guesses(logits, shares)
+        decide = self._decider
+        decision = None if decide is None else decide(shares, camera=frame.camera, t_s=frame.since_s)
         end = time.monotonic()
         own_ms = taken.decode_ms + taken.preprocess_ms + parcel.wall_ms + (end - start) * 1e3
         stages = Stages(
@@ -250,7 +275,10 @@ class _Loop:
             total_ms=own_ms,
             age_ms=(end - frame.since_s) * 1e3,
         )
-        return FrameResult(seq=frame.seq, name=frame.name, guesses=guesses, stages=stages, t_s=end - self._start_s)
+        return FrameResult(
+            seq=frame.seq, name=frame.name, guesses=guesses, stages=stages, t_s=end - self._start_s,
+            camera=frame.camera, decision=decision,
+        )  # fmt: skip
 
     def _gap(self, outage: Outage) -> Gap:
         return Gap(
@@ -260,13 +288,14 @@ class _Loop:
             hint=outage.hint,
             reopened_as=outage.reopened_as,
             attempts=outage.attempts,
+            camera=outage.camera,
         )
 
-    def _tell(self, heard: Heard) -> None:
-        self._account.add(heard)
+    def _report(self, event: Event) -> None:
+        self._statistics.record(event)
         if self._journal is not None:
-            self._journal.heard(heard)
-        self._hear(heard)
+            self._journal.record(event)
+        self._observers.on_event(event)
 
 
 def _words(error: BaseException) -> str:

@@ -1,66 +1,91 @@
-"""The time line of a run: what happened in each bin of time, in a bounded number of bins.
-
-A bin begins as one second. When there are too many, neighbours are merged and bins are twice as long from then on, so a
-run of weeks keeps 300 to 600 of them.
-"""
+"""The time line of a run: what happened in each bin of time, in a bounded number of bins."""
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+
+import msgspec
 
 from edge.artifacts import MOST_TICKS, Tick
-from edge.stats import QuantileSketch
+from edge.stats import percentile
+from edge.telemetry import Reading
 
-if TYPE_CHECKING:
-    from edge.telemetry import Reading
-
-_BIN_S = 1.0
+# Seconds of history that are kept one by one.
+HISTORY_S = 600
 
 
 class Timeline:
-    """Bins of ``bin_s`` seconds at first, of which there are never more than ``most``."""
+    """What happened in each bin of time, in a bounded number of bins.
 
-    def __init__(self, *, bin_s: float = _BIN_S, most: int = MOST_TICKS) -> None:
-        self._bin_s = bin_s
+    A bin begins as one second. When there are ``most``, neighbours are merged and bins are twice as long from then on,
+    so a run of weeks keeps 300 to 600 of them. ``seconds`` are the newest 600 bins of one second.
+    """
+
+    def __init__(self, *, most: int = MOST_TICKS) -> None:
+        self.seconds: deque[Tick] = deque(maxlen=HISTORY_S)
         self._most = most
         self._ticks: list[Tick] = []
-        self._end_s = bin_s
-        self._total, self._age = QuantileSketch(), QuantileSketch()
-        self._dropped = self._dropped_before = 0
+        self._bin_s = 1.0
+        self._bin_end_s = self._second_end_s = 1.0
+        self._bin: Tick | None = None
+        self._in_bin = 0
+        self._total: list[float] = []
+        self._age: list[float] = []
+        self._dropped_before = 0
 
-    def add(self, t_s: float, total_ms: float, age_ms: float | None) -> None:
-        """Count one labelled frame; :meth:`advance` comes first."""
-        del t_s
-        self._total.add(total_ms)
+    def add(self, total_ms: float, age_ms: float | None) -> None:
+        """Count one picture in the second that is open; :meth:`advance` comes first."""
+        self._total.append(total_ms)
         if age_ms is not None:
-            self._age.add(age_ms)
+            self._age.append(age_ms)
+
+    def is_due(self, t_s: float) -> bool:
+        """True when a second is over at ``t_s``."""
+        return t_s >= self._second_end_s
 
     def advance(self, t_s: float, *, dropped: int = 0, reading: Reading | None = None) -> list[Tick]:
         """Close the bins that ended before ``t_s``; ``dropped`` counts since the beginning. The closed ones."""
-        closed = []
-        self._dropped = dropped
-        while t_s >= self._end_s:
-            closed.append(self._close(self._end_s, reading))
-            self._end_s += self._bin_s
+        closed: list[Tick] = []
+        while t_s >= self._second_end_s:
+            tick = self._tick(self._second_end_s, dropped, reading)
+            self._total, self._age, self._dropped_before = [], [], dropped
+            self.seconds.append(tick)
+            whole = tick if self._bin is None else merged(self._bin, tick, weights=(self._in_bin, 1))
+            self._bin, self._in_bin = whole, self._in_bin + 1
+            pending: Tick | None = whole
+            if self._second_end_s >= self._bin_end_s:
+                closed.append(self._close_bin(whole))
+                pending = None
+            # After a long sleep of the machine, only the seconds that are kept are closed one by one.
+            asleep_until_s = float(int(t_s)) - HISTORY_S
+            while self._bin_end_s < asleep_until_s:
+                self._second_end_s = self._bin_end_s
+                empty = self._tick(self._bin_end_s, dropped, reading)
+                closed.append(self._close_bin(empty if pending is None else pending))
+                pending = None
+            self._second_end_s += 1.0
         return closed
 
-    def ticks(self, t_s: float, *, reading: Reading | None = None) -> list[Tick]:
+    def ticks(self, t_s: float, *, dropped: int = 0, reading: Reading | None = None) -> list[Tick]:
         """All bins, the last one cut off at ``t_s``."""
-        if t_s <= self._end_s - self._bin_s:
-            return list(self._ticks)
-        return [*self._ticks, self._tick(min(t_s, self._end_s), reading)]
+        if t_s <= self._second_end_s - 1.0:
+            return [*self._ticks, *([self._bin] if self._bin is not None else [])]
+        tick = self._tick(min(t_s, self._second_end_s), dropped, reading)
+        last = tick if self._bin is None else merged(self._bin, tick, weights=(self._in_bin, 1))
+        return [*self._ticks, last]
 
-    def _tick(self, t_s: float, reading: Reading | None) -> Tick:
-        total, age = self._total, self._age
+    def _tick(self, t_s: float, dropped: int, reading: Reading | None) -> Tick:
+        total, age = sorted(self._total), sorted(self._age)
         return Tick(
             t_s=t_s,
-            frames=total.n,
-            dropped=self._dropped - self._dropped_before,
-            total_p50_ms=total.quantile(0.5) if total.n else None,
-            total_max_ms=total.max_ms if total.n else None,
-            age_p50_ms=age.quantile(0.5) if age.n else None,
-            age_max_ms=age.max_ms if age.n else None,
+            frames=len(total),
+            dropped=dropped - self._dropped_before,
+            total_p50_ms=percentile(total, 0.5) if total else None,
+            total_max_ms=total[-1] if total else None,
+            age_p50_ms=percentile(age, 0.5) if age else None,
+            age_max_ms=age[-1] if age else None,
             power_mw=None if reading is None else reading.power_mw,
             temps_c={} if reading is None else reading.temps_c,
             loads_percent={} if reading is None else reading.loads_percent,
@@ -68,14 +93,14 @@ class Timeline:
             throttling=() if reading is None else reading.throttling,
         )
 
-    def _close(self, t_s: float, reading: Reading | None) -> Tick:
-        tick = self._tick(t_s, reading)
+    def _close_bin(self, whole: Tick) -> Tick:
+        tick = msgspec.structs.replace(whole, t_s=self._bin_end_s)
+        self._bin, self._in_bin = None, 0
         self._ticks.append(tick)
-        self._total, self._age = QuantileSketch(), QuantileSketch()
-        self._dropped_before = self._dropped
         if len(self._ticks) >= self._most:
             self._ticks = halved(self._ticks)
             self._bin_s *= 2
+        self._bin_end_s += self._bin_s
         return tick
 
 
@@ -85,12 +110,17 @@ def halved(ticks: list[Tick]) -> list[Tick]:
     return pairs + ticks[len(pairs) * 2 :]
 
 
-def merged(first: Tick, second: Tick) -> Tick:
+def merged(first: Tick, second: Tick, *, weights: tuple[int, int] = (1, 1)) -> Tick:
     """Two neighbours as one: counts are added and maxima kept.
 
     A median is the mean of both medians weighted by frames, which is near, not exact. Power, loads and clocks are means
-    of what was read, temperatures the higher ones.
+    of what was read, weighted by the ``weights`` of the two; temperatures are the higher ones.
     """
+
+    def mean(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
+        pairs = {name: _weighted((a.get(name), weights[0]), (b.get(name), weights[1])) for name in {**a, **b}}
+        return {name: value for name, value in pairs.items() if value is not None}
+
     return Tick(
         t_s=second.t_s,
         frames=first.frames + second.frames,
@@ -99,10 +129,13 @@ def merged(first: Tick, second: Tick) -> Tick:
         total_max_ms=_highest(first.total_max_ms, second.total_max_ms),
         age_p50_ms=_weighted((first.age_p50_ms, first.frames), (second.age_p50_ms, second.frames)),
         age_max_ms=_highest(first.age_max_ms, second.age_max_ms),
-        power_mw=_weighted((first.power_mw, 1), (second.power_mw, 1)),
-        temps_c={name: max(values) for name, values in _both(first.temps_c, second.temps_c).items()},
-        loads_percent={name: sum(v) / len(v) for name, v in _both(first.loads_percent, second.loads_percent).items()},
-        clocks_mhz={name: sum(v) / len(v) for name, v in _both(first.clocks_mhz, second.clocks_mhz).items()},
+        power_mw=_weighted((first.power_mw, weights[0]), (second.power_mw, weights[1])),
+        temps_c={
+            name: max(first.temps_c.get(name, -math.inf), second.temps_c.get(name, -math.inf))
+            for name in {**first.temps_c, **second.temps_c}
+        },
+        loads_percent=mean(first.loads_percent, second.loads_percent),
+        clocks_mhz=mean(first.clocks_mhz, second.clocks_mhz),
         throttling=tuple(dict.fromkeys(first.throttling + second.throttling)),
     )
 
@@ -115,10 +148,3 @@ def _weighted(*pairs: tuple[float | None, int]) -> float | None:
 
 def _highest(*values: float | None) -> float | None:
     return max((value for value in values if value is not None), default=None)
-
-
-def _both(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, list[float]]:
-    return {
-        name: [values[name] for values in (first, second) if name in values]
-        for name in dict.fromkeys([*first, *second])
-    }

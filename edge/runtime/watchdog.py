@@ -116,11 +116,11 @@ class Heartbeat:
         self._notifier.send(STOPPING="1", STATUS="ending")
         self._notifier.close()
 
-    def hear(self, heard: FrameResult | Skip | Gap) -> None:
+    def on_event(self, event: FrameResult | Skip | Gap) -> None:
         """Take in one event of the loop."""
         self._heard += 1
-        if isinstance(heard, Gap):
-            self._gap = heard.end_s is None
+        if isinstance(event, Gap):
+            self._gap = event.end_s is None
         if not self._is_ready and self._notifier is not None:
             self._is_ready = True
             self._notifier.send(READY="1", STATUS=self._state())

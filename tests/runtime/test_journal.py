@@ -47,10 +47,10 @@ def written(path: Path, state: RunRecord, **options: Any) -> Journal:
     journal = Journal(path, **options)
     journal.begin(state)
     for number in range(3):
-        journal.heard(result(number))
-    journal.heard(Skip(3, "frame 3", "cut off"))
-    journal.heard(Gap(start_s=0.4, end_s=None, reason="unplugged"))
-    journal.ticked([tick(1.0)])
+        journal.record(result(number))
+    journal.record(Skip(3, "frame 3", "cut off"))
+    journal.record(Gap(start_s=0.4, end_s=None, reason="unplugged"))
+    journal.add_ticks([tick(1.0)])
     journal.flush(1.0, msgspec.structs.replace(state, pictures=3, timeline=[tick(1.0)]))
     return journal
 
@@ -58,7 +58,7 @@ def written(path: Path, state: RunRecord, **options: Any) -> Journal:
 def test_killed_it_is_what_was_flushed(tmp_path: Path, state: RunRecord) -> None:
     path = tmp_path / "r.jsonl"
     journal = written(path, state, every_frame=True)
-    journal.heard(result(4))
+    journal.record(result(4))
     settled(journal)
     found = run_record.load(path)
     assert (found.status, found.failure, found.pictures) == ("interrupted", run_record.KILLED, 3)
@@ -135,7 +135,7 @@ def test_rotated_by_size_each_file_can_be_read_alone_and_their_number_is_bounded
     journal = Journal(path, every_frame=True, rotation=Rotation(limit=20_000, files=3))
     journal.begin(state)
     for number in range(400):
-        journal.heard(result(number))
+        journal.record(result(number))
         if number % 10 == 9:
             journal.flush(number, msgspec.structs.replace(state, pictures=number + 1))
     journal.end(msgspec.structs.replace(state, pictures=400, status="complete", failure=None))
@@ -223,7 +223,8 @@ def test_lines_are_whole_on_a_disk_that_becomes_full(tmp_path: Path) -> None:
     import sys
 
     code = (
-        "import resource, sys; from pathlib import Path; from edge import store; from edge.errors import StoreError\n"
+        "import resource, sys; from pathlib import Path\n"
+        "from edge.artifacts import store; from edge.errors import StoreError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "lines = store.Lines(Path(sys.argv[1]), head=lambda: b'head\\n')\n"
         "refused = 0\n"

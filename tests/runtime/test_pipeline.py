@@ -118,7 +118,7 @@ def test_order_is_kept_whatever_overtakes(width: dict[str, int], sessions: int, 
     kind = ReadsFrames if on_device else Reads
     some = [kind(before=lambda _n: time.sleep(lottery.random() / 300)) for _ in range(sessions)]
     heard: list[Any] = []
-    finished = go(source, *some, on_device=on_device, width=width, hear=heard.append)
+    finished = go(source, *some, on_device=on_device, width=width, observers=run_loop.Observers(on_event=heard.append))
     assert seen(heard) == [(number, number) for number in range(80)]
     assert finished.pictures == 80
     sizes = {len(batch) for one in some for batch in one.batches}
@@ -137,7 +137,9 @@ def test_what_cannot_be_decoded_leaves_its_place_in_the_batch() -> None:
 
     session = Reads()
     heard: list[Any] = []
-    finished = go(Source(range(10), load=load), session, width={"batch": 4}, hear=heard.append)
+    finished = go(
+        Source(range(10), load=load), session, width={"batch": 4}, observers=run_loop.Observers(on_event=heard.append)
+    )
     assert session.batches == [[1, 2], [4, 5, 7], [8]]
     assert [one.seq for one in heard] == list(range(10))
     assert [one.seq for one in heard if isinstance(one, Skip)] == [0, 3, 6, 9]
@@ -161,7 +163,7 @@ def test_files_wait_for_a_slow_listener() -> None:
             time.sleep(0.3)
         ahead = max(ahead, source.taken - result.seq)
 
-    assert go(source, Reads(), hear=hear).pictures == 200
+    assert go(source, Reads(), observers=run_loop.Observers(on_event=hear)).pictures == 200
     assert ahead <= 4
 
 
@@ -174,7 +176,7 @@ def test_a_live_source_has_one_frame_waiting_per_session_at_most() -> None:
         time.sleep(0.005)
         ahead = max(ahead, source.taken - result.seq)
 
-    go(source, Reads(), hear=hear)
+    go(source, Reads(), observers=run_loop.Observers(on_event=hear))
     assert ahead <= 2
 
 
@@ -183,8 +185,10 @@ def test_outages_come_in_their_turn_and_as_one_gap() -> None:
     gap = Outage(now + 1, None, "unplugged", "plug it in")
     closed = Outage(now + 1, now + 2, "unplugged", "plug it in", "/dev/video1", 3)
     heard: list[Any] = []
-    finished = go(Source([0, 1, gap, closed, 2], live=True), Reads(), hear=heard.append)
-    assert [type(one).__name__ for one in heard] == ["Result", "Result", "Gap", "Gap", "Result"]
+    finished = go(
+        Source([0, 1, gap, closed, 2], live=True), Reads(), observers=run_loop.Observers(on_event=heard.append)
+    )
+    assert [type(one).__name__ for one in heard] == ["FrameResult", "FrameResult", "Gap", "Gap", "FrameResult"]
     assert (len(finished.gaps), finished.gaps[0].attempts, finished.gaps[0].reopened_as) == (1, 3, "/dev/video1")
     open_gap = heard[2]
     assert isinstance(open_gap, Gap)
@@ -192,7 +196,7 @@ def test_outages_come_in_their_turn_and_as_one_gap() -> None:
     assert finished.gaps[0].end_s == pytest.approx(open_gap.start_s + 1.0)
 
 
-@pytest.mark.parametrize("stage", ["load", "infer", "hear", "show"])
+@pytest.mark.parametrize("stage", ["load", "infer", "on_event", "on_frame"])
 @pytest.mark.parametrize("error", [DeviceError("told to fail"), ZeroDivisionError("a bug")])
 def test_a_stage_that_raises_ends_the_run_with_its_error_and_a_failed_record(stage: str, error: Exception) -> None:
     def at_seven(number: Any, *_: object) -> None:
@@ -203,13 +207,13 @@ def test_a_stage_that_raises_ends_the_run_with_its_error_and_a_failed_record(sta
     threads = threading.active_count()
     source = Source(range(40), load=at_seven if stage == "load" else lambda _n: None)
     session = Reads(before=at_seven) if stage == "infer" else Reads()
-    more: dict[str, Any] = {}
-    if stage == "hear":
-        more["hear"] = at_seven
-    if stage == "show":
-        more["show"] = lambda _pixels, result: at_seven(result)
+    observers: dict[str, Any] = {"on_record": kept.append}
+    if stage == "on_event":
+        observers["on_event"] = at_seven
+    if stage == "on_frame":
+        observers["on_frame"] = lambda _pixels, result: at_seven(result)
     with pytest.raises(type(error)):
-        go(source, session, width={"prepare": 2}, keep=kept.append, **more)
+        go(source, session, width={"prepare": 2}, observers=run_loop.Observers(**observers))
     assert [record.status for record in kept] == ["failed"]
     assert kept[0].failure in {"told to fail", "ZeroDivisionError: a bug"}
     # Everything before it was delivered.
@@ -227,7 +231,7 @@ def test_a_source_that_raises_comes_after_what_it_gave_before() -> None:
 
     kept: list[RunRecord] = []
     with pytest.raises(DeviceError, match="gone for good"):
-        go(Ends(range(5)), Reads(), width={"batch": 2}, keep=kept.append)
+        go(Ends(range(5)), Reads(), width={"batch": 2}, observers=run_loop.Observers(on_record=kept.append))
     assert (kept[0].status, kept[0].pictures) == ("failed", 5)
 
 
@@ -241,7 +245,8 @@ def test_warming_up_that_fails_has_a_record_too() -> None:
             Source(range(5)), sessions=[Reads(before=refuse)],
             preprocessor=Preprocessor(PreprocessConfig(fit="squash"), InputConfig(height=32, width=32)),
             names=[], subject=SUBJECT,
-            settings=run_loop.RunSettings(warmup=1), telemetry=Telemetry(sampler=None, no_power=None), keep=kept.append,
+            settings=run_loop.RunSettings(warmup=1), telemetry=Telemetry(sampler=None, no_power=None),
+            observers=run_loop.Observers(on_record=kept.append),
         )  # fmt: skip
     assert (kept[0].status, kept[0].pictures) == ("failed", 0)
 
@@ -283,6 +288,8 @@ def test_pixels_are_shown_with_their_own_result() -> None:
         Source(range(20)),
         Reads(),
         Reads(),
-        show=lambda pixels, result: shown.append((int(pixels[0, 0, 0]), result.seq)),
+        observers=run_loop.Observers(
+            on_frame=lambda pixels, result: shown.append((int(pixels[0, 0, 0]), result.seq)),
+        ),
     )
     assert shown == [(number, number) for number in range(20)]

@@ -56,13 +56,13 @@ def beat(supervisor: Supervisor) -> Iterator[Heartbeat]:
 def test_ready_comes_with_the_first_picture_and_once(supervisor: Supervisor, beat: Heartbeat) -> None:
     assert beat.look() is False
     assert supervisor.heard() == []
-    beat.hear(SKIP)
-    beat.hear(SKIP)
+    beat.on_event(SKIP)
+    beat.on_event(SKIP)
     assert supervisor.heard() == [{"READY": "1", "STATUS": "3 frames"}]
 
 
 def test_alive_only_while_pictures_come(supervisor: Supervisor, beat: Heartbeat) -> None:
-    beat.hear(SKIP)
+    beat.on_event(SKIP)
     supervisor.heard()
     assert beat.look() is True
     assert supervisor.heard() == [{"STATUS": "3 frames", "WATCHDOG": "1"}]
@@ -70,35 +70,35 @@ def test_alive_only_while_pictures_come(supervisor: Supervisor, beat: Heartbeat)
     [stuck] = supervisor.heard()
     assert "WATCHDOG" not in stuck
     assert stuck["STATUS"].startswith("stuck")
-    beat.hear(SKIP)
+    beat.on_event(SKIP)
     assert beat.look() is True
 
 
 def test_a_camera_that_is_being_reopened_is_alive(supervisor: Supervisor, beat: Heartbeat) -> None:
-    beat.hear(OPEN)
+    beat.on_event(OPEN)
     assert [beat.look() for _ in range(5)] == [True] * 5
-    beat.hear(CLOSED)
+    beat.on_event(CLOSED)
     assert beat.look() is True
     # Reopened, and then nothing: that is a pipeline that hangs.
     assert beat.look() is False
 
 
 def test_a_source_that_is_not_there_at_the_start_is_ready_too(supervisor: Supervisor, beat: Heartbeat) -> None:
-    beat.hear(OPEN)
+    beat.on_event(OPEN)
     assert supervisor.heard()[0]["READY"] == "1"
 
 
 def test_a_status_of_many_lines_cannot_say_more_than_a_status(supervisor: Supervisor) -> None:
     notifier = Notifier(supervisor.address)
     beat = Heartbeat(notifier, state=lambda: "label\nWATCHDOG=1\nMAINPID=1")
-    beat.hear(SKIP)
+    beat.on_event(SKIP)
     assert supervisor.heard() == [{"READY": "1", "STATUS": "label WATCHDOG=1 MAINPID=1"}]
     notifier.close()
 
 
 def test_the_thread_ends_with_stopping(supervisor: Supervisor) -> None:
     with Heartbeat(Notifier(supervisor.address), watchdog_s=1e-3) as beat:
-        beat.hear(SKIP)
+        beat.on_event(SKIP)
     last = supervisor.heard()[-1]
     assert last["STOPPING"] == "1"
 
@@ -106,7 +106,7 @@ def test_the_thread_ends_with_stopping(supervisor: Supervisor) -> None:
 def test_without_a_supervisor_nothing_happens() -> None:
     assert Notifier.from_environment({}) is None
     with Heartbeat(None, watchdog_s=1e-3) as beat:
-        beat.hear(SKIP)
+        beat.on_event(SKIP)
         assert beat.look() is False
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge.runtime.measurement_warnings import unsteady
+from edge.runtime.measurement_warnings import condition_warnings
 from edge.telemetry.energy import Energy, Window
 from edge.telemetry.meter import Telemetry, idle_baseline
 from edge.telemetry.sampler import Sampler
@@ -123,7 +123,7 @@ def test_conditions_hold_the_power_mode_the_clocks_and_what_is_absent() -> None:
     assert tuple(conditions["clocks_locked"]) == (False,)
     assert conditions["absent"] == {"emc load": "only root"}
     assert conditions["throttles"] == {"oc1": 0, "oc3": 4}
-    assert unsteady(conditions) == [
+    assert condition_warnings(conditions) == [
         "the device was throttled during the run (cpu, peak over-current: 4 events)",
         "the power mode changed during the run: 15W, 25W",
     ]

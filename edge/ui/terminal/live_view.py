@@ -1,7 +1,7 @@
 """The live view of a run: what is seen, how fast, at what power. Without a terminal there are plain lines.
 
-It is drawn from a :class:`~edge.runtime.RunMonitor`, a few times a second, in as much room as the terminal has: rows
-give way in the order of their worth, and below the size of a panel one line is left.
+It is drawn from :class:`~edge.runtime.RunStatistics` a few times a second, in as much space as the terminal has. Rows
+give way in the order of their priority, and below the size of a panel one line is left.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from edge.artifacts import FrameResult, Gap, Guess, Skip
-from edge.runtime import RunMonitor, RunSnapshot
+from edge.artifacts import Gap, Guess, Skip
+from edge.runtime import Event, RunSnapshot, RunStatistics
 from edge.stats import percentile
 from edge.ui.terminal.glyphs import Glyphs
 from edge.ui.terminal.terminal import Terminal
@@ -32,12 +32,12 @@ _FEW = 100
 class LiveView:
     """Shows a run while it goes. ``headline`` says what runs, ``power`` how power is measured, or why it is not."""
 
-    def __init__(self, terminal: Terminal, pulse: RunMonitor, *, headline: str, power: str) -> None:
+    def __init__(self, terminal: Terminal, statistics: RunStatistics, *, headline: str, power: str) -> None:
         self._terminal = terminal
-        self._pulse = pulse
+        self._statistics = statistics
         self._headline = headline
         self._power = power
-        self._said = time.monotonic()
+        self._last_line_s = time.monotonic()
         self._throttling: tuple[str, ...] = ()
 
     @contextmanager
@@ -55,19 +55,19 @@ class LiveView:
         ):  # fmt: skip
             yield self
 
-    def hear(self, heard: FrameResult | Skip | Gap) -> None:
+    def on_event(self, event: Event) -> None:
         """Say in plain lines what the panel would show; on a terminal, the panel does."""
         if self._terminal.is_live:
             return
-        if isinstance(heard, Skip):
-            self._terminal.warn(f"skipped {heard.name}: {heard.reason}")
-        elif isinstance(heard, Gap):
-            hint = f"\n  try: {heard.hint}" if heard.hint and heard.end_s is None else ""
-            self._terminal.warn(f"{_gap_line(heard)}{hint}")
-        elif time.monotonic() - self._said >= _PLAIN_INTERVAL_S:
-            self._said = time.monotonic()
-            now = self._pulse.now()
-            self._terminal.say(now.line)
+        if isinstance(event, Skip):
+            self._terminal.warn(f"skipped {event.name}: {event.reason}")
+        elif isinstance(event, Gap):
+            hint = f"\n  try: {event.hint}" if event.hint and event.end_s is None else ""
+            self._terminal.warn(f"{_gap_line(event)}{hint}")
+        elif time.monotonic() - self._last_line_s >= _PLAIN_INTERVAL_S:
+            self._last_line_s = time.monotonic()
+            now = self._statistics.snapshot()
+            self._terminal.say(now.status_line)
             throttling = now.reading.throttling if now.reading is not None else ()
             if throttling and throttling != self._throttling:
                 self._terminal.warn(f"throttled: {', '.join(throttling)}")
@@ -77,7 +77,7 @@ class LiveView:
         """What the view shows now, in the size that the terminal has now."""
         width, height = self._terminal.err.size
         return drawn(
-            self._pulse.now(), headline=self._headline, power=self._power, width=width, height=height,
+            self._statistics.snapshot(), headline=self._headline, power=self._power, width=width, height=height,
             glyphs=Glyphs(self._terminal.err.encoding),
         )  # fmt: skip
 

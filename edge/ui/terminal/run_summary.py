@@ -13,9 +13,9 @@ from edge.ui.terminal.terminal import Terminal
 _STAGE_NAMES = {
     "decode": "decode",
     "preprocess": "preprocess",
-    "host_to_device": "host to device",
+    "host_to_device": "host-to-device",
     "infer": "infer",
-    "device_to_host": "device to host",
+    "device_to_host": "device-to-host",
     "postprocess": "postprocess",
     "total": "total",
     "age": "age",
@@ -43,7 +43,8 @@ def render_summary(terminal: Terminal, record: RunRecord) -> None:
     columns = ("stage, ms", "mean", "p50", "p90", "p99", "max", "n")
     terminal.table(columns, rows, right=range(1, len(columns)))
     for stage, reason in record.stages_absent.items():
-        terminal.show(f"{_STAGE_NAMES[stage]}: {reason}")
+        copy = " copy" if stage in {"host_to_device", "device_to_host"} else ""
+        terminal.show(f"{_STAGE_NAMES[stage]}{copy}: {reason}")
     if record.power is not None and record.pictures:
         for line in energy_lines(record.power):
             terminal.show(line)

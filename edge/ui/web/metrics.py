@@ -7,16 +7,14 @@ sees stays out of a time-series database, and so does a thousand series.
 
 from __future__ import annotations
 
-import bisect
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from edge import __version__
-from edge.artifacts import FrameResult, Gap, Skip, Subject
+from edge.artifacts import Subject
 from edge.errors import require
-from edge.runtime import RunMonitor, RunSnapshot
+from edge.runtime import CameraSnapshot, RunSnapshot, RunStatistics
 
 # From half a millisecond to ten seconds; about 1, 2, 5 per decade.
 _BOUNDS_S = (
@@ -40,7 +38,6 @@ _BOUNDS_S = (
     5.0,
     10.0,
 )
-_STAGES = ("decode", "preprocess", "host_to_device", "infer", "device_to_host", "postprocess", "total", "age")
 
 
 def check() -> None:
@@ -52,22 +49,8 @@ def check() -> None:
     require("prometheus_client")
 
 
-class _Histogram:
-    """Counts per bucket, the last one for what is above all bounds; and the sum in seconds."""
-
-    __slots__ = ("counts", "sum_s")
-
-    def __init__(self) -> None:
-        self.counts = [0] * (len(_BOUNDS_S) + 1)
-        self.sum_s = 0.0
-
-    def add(self, value_s: float) -> None:
-        self.counts[bisect.bisect_left(_BOUNDS_S, value_s)] += 1
-        self.sum_s += value_s
-
-
 class Metrics:
-    """Hears a run, and says its state when asked. ``joules`` gives the energy since the beginning, where it is known.
+    """The state of a run as Prometheus text. ``joules`` gives the energy since the beginning, where it is known.
 
     Raises:
         MissingDependencyError: prometheus_client is missing.
@@ -75,40 +58,23 @@ class Metrics:
 
     def __init__(
         self,
-        pulse: RunMonitor,
+        statistics: RunStatistics,
         subject: Subject,
         *,
         power: tuple[str, str] | None = None,
         joules: Callable[[], float | None] = lambda: None,
         started: Callable[[], float] = time.time,
     ) -> None:
-        self._pulse = pulse
+        self._statistics = statistics
         self._subject = subject
         self._power = power
         self._joules = joules
         self._started_s = started()
-        self._lock = threading.Lock()
-        self._stages: dict[str, _Histogram] = {}
-        self._gap_s = 0.0
         self._core: Any = require("prometheus_client.core")
         self._exposition: Any = require("prometheus_client.exposition")
         registry: Any = require("prometheus_client.registry")
         self._registry = registry.CollectorRegistry(auto_describe=False)
         self._registry.register(self)
-
-    def hear(self, heard: FrameResult | Skip | Gap) -> None:
-        """Count one event of the loop."""
-        with self._lock:
-            if isinstance(heard, Gap) and heard.end_s is not None:
-                self._gap_s += max(heard.end_s - heard.start_s, 0.0)
-            if not isinstance(heard, FrameResult):
-                return
-            for stage in _STAGES:
-                value_ms = getattr(heard.stages, f"{stage}_ms")
-                if value_ms is not None:
-                    if stage not in self._stages:
-                        self._stages[stage] = _Histogram()
-                    self._stages[stage].add(value_ms / 1e3)
 
     def text(self, accept: str = "") -> tuple[bytes, str]:
         """Everything in the format that ``accept`` asks for, and its content type."""
@@ -118,7 +84,7 @@ class Metrics:
 
     def collect(self) -> Iterator[Any]:
         """What prometheus_client asks for at each scrape."""
-        now = self._pulse.now()
+        now = self._statistics.snapshot()
         yield from self._about()
         yield from self._counts(now)
         yield from self._histograms()
@@ -140,38 +106,38 @@ class Metrics:
         yield gauge("edge_run_start_time_seconds", "Unix time at which the run began.", value=self._started_s)
 
     def _counts(self, now: RunSnapshot) -> Iterator[Any]:
-        frames = self._core.CounterMetricFamily("edge_frames", "Frames by what became of them.", labels=["outcome"])
-        frames.add_metric(["labelled"], now.pictures)
-        frames.add_metric(["skipped"], now.skipped)
-        if now.dropped is not None:
-            frames.add_metric(["dropped"], now.dropped)
-        yield frames
-        yield self._core.GaugeMetricFamily(
-            "edge_source_up", "1 while frames come, 0 while the source is being reopened.",
-            value=0 if now.gap is not None else 1,
-        )  # fmt: skip
-        yield self._core.CounterMetricFamily(
-            "edge_source_gaps", "Times without frames that began.", value=now.gaps_count
-        )  # fmt: skip
-        with self._lock:
-            gap_s = self._gap_s
-        yield self._core.CounterMetricFamily(
-            "edge_source_gap_seconds", "Length of the times without frames that ended.", value=gap_s
+        """Counts of the run, or of each camera where there are several: then they have the label ``camera``."""
+        each: list[tuple[list[str], RunSnapshot | CameraSnapshot]] = [([camera.name], camera) for camera in now.cameras]
+        each = each or [([], now)]
+        names = ["camera"] if now.cameras else []
+        frames = self._core.CounterMetricFamily(
+            "edge_frames", "Frames by what became of them.", labels=[*names, "outcome"]
         )
+        up = self._core.GaugeMetricFamily(
+            "edge_source_up", "1 while frames come, 0 while the source is being reopened.", labels=names
+        )
+        gaps = self._core.CounterMetricFamily("edge_source_gaps", "Times without frames that began.", labels=names)
+        seconds = self._core.CounterMetricFamily(
+            "edge_source_gap_seconds", "Length of the times without frames that ended.", labels=names
+        )
+        for labels, counts in each:
+            frames.add_metric([*labels, "labelled"], counts.pictures)
+            frames.add_metric([*labels, "skipped"], counts.skipped)
+            if counts.dropped is not None:
+                frames.add_metric([*labels, "dropped"], counts.dropped)
+            up.add_metric(labels, 0 if counts.gap is not None else 1)
+            gaps.add_metric(labels, counts.gaps_count)
+            seconds.add_metric(labels, counts.gap_s)
+        yield from (frames, up, gaps, seconds)
 
     def _histograms(self) -> Iterator[Any]:
-        with self._lock:
-            stages = {stage: (list(item.counts), item.sum_s) for stage, item in self._stages.items()}
         family = self._core.HistogramMetricFamily(
             "edge_stage_seconds", "Time of each stage for one picture; total is all of them, age is since capture.",
             labels=["stage"],
         )  # fmt: skip
-        for stage, (counts, sum_s) in stages.items():
-            below, buckets = 0, []
-            for bound, count in zip([*map(str, _BOUNDS_S), "+Inf"], counts, strict=True):
-                below += count
-                buckets.append((bound, below))
-            family.add_metric([stage], buckets, sum_s)
+        bounds = [*map(str, _BOUNDS_S), "+Inf"]
+        for stage, (counts, sum_ms) in self._statistics.cumulative([bound * 1e3 for bound in _BOUNDS_S]).items():
+            family.add_metric([stage], list(zip(bounds, counts, strict=True)), sum_ms / 1e3)
         yield family
 
     def _telemetry(self, now: RunSnapshot) -> Iterator[Any]:

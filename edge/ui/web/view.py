@@ -13,10 +13,9 @@ from typing import Any
 
 import msgspec
 
-from edge.artifacts import FrameResult, Gap, RunRecord, Skip, Subject
+from edge.artifacts import FrameResult, RunRecord, Subject
 from edge.media import decoding
-from edge.runtime import Clock, RunMonitor, RunSnapshot
-from edge.stats import QuantileSketch
+from edge.runtime import Clock, RunSnapshot, RunStatistics
 
 # uint8 H×W×3 BGR; NumPy is not for this layer, which only passes it on.
 Pixels = Any
@@ -39,7 +38,7 @@ class RunView:
 
     def __init__(
         self,
-        pulse: RunMonitor,
+        statistics: RunStatistics,
         subject: Subject,
         *,
         headline: str,
@@ -47,26 +46,19 @@ class RunView:
         clock: Clock = time.monotonic,
         encode: Callable[[Any], bytes] = decoding.encode,
     ) -> None:
-        self.pulse = pulse
+        self.statistics = statistics
         self.subject = subject
         self.headline = headline
         self.power = power
         self._clock = clock
         self._encode = encode
         self._lock = threading.Lock()
-        self._all = QuantileSketch()
         self._frame: tuple[Pixels, int] | None = None
         self._asked_s = -_WANTED_S
         self._picture: FrameImage | None = None
         self._encoded_s = -_ENCODE_S
         self._ended: dict[str, Any] | None = None
         self._told = threading.Event()
-
-    def hear(self, heard: FrameResult | Skip | Gap) -> None:
-        """Count one event of the loop."""
-        if isinstance(heard, FrameResult):
-            with self._lock:
-                self._all.add(max(heard.stages.total_ms, 0.0))
 
     def show(self, pixels: Pixels, result: FrameResult) -> None:
         """Keep the newest labelled frame, if somebody has looked within the last seconds."""
@@ -89,9 +81,9 @@ class RunView:
 
     def state(self, *, since_s: float) -> dict[str, Any]:
         """Everything on the page but the picture; of the history, what came after ``since_s``."""
-        now = self.pulse.now()
+        now = self.statistics.snapshot()
+        summary = self.statistics.summary()
         with self._lock:
-            summary = self._all.summary()
             ended = self._ended
         if ended is not None:
             self._told.set()

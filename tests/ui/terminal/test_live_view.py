@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from edge.artifacts.run_record import FrameResult, Gap, Guess, Skip, Stages, Tick
-from edge.runtime.run_monitor import RunSnapshot
+from edge.runtime.statistics import RunSnapshot
 from edge.telemetry.source import Reading
 from edge.ui.terminal import live_view
 from edge.ui.terminal.glyphs import Glyphs
@@ -25,8 +25,8 @@ def now(**changes: Any) -> RunSnapshot:
     )  # fmt: skip
     content: dict[str, Any] = {
         "t_s": 3725.0, "pictures": 1200, "total": None, "skipped": 0, "last_skip": None, "dropped": 12, "gaps": (),
-        "gaps_count": 0, "gap": None, "rate_per_s": 30.02, "recent_ms": tuple(float(i) for i in range(1, 101)),
-        "recent_age_ms": (40.0, 41.0), "history": history,
+        "gaps_count": 0, "gap": None, "gap_s": 0.0, "rate_per_s": 30.02,
+        "recent_ms": tuple(float(i) for i in range(1, 101)), "recent_age_ms": (40.0, 41.0), "history": history,
         "result": FrameResult(seq=3, name="camera_0003", guesses=guesses, stages=stages, t_s=1.0),
         "reading": Reading(t_s=0.0, power_mw=7210.0, temps_c={"cpu": 48.2, "tj": 51.7}, loads_percent={"gpu": 78.0}),
     }  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edge.artifacts.run_record import FrameResult
-from edge.runtime.run_monitor import RunMonitor
+from edge.runtime.statistics import RunStatistics
 from edge.telemetry.source import Reading
 from edge.ui.web.access import Access
 from edge.ui.web.address import Address, listen
@@ -44,17 +44,16 @@ class Answer(NamedTuple):
 class Running:
     """One run with a page, and how to ask for it."""
 
-    def __init__(self, view: RunView, metrics: Metrics, pulse: RunMonitor, clock: Clock) -> None:
+    def __init__(self, view: RunView, metrics: Metrics, statistics: RunStatistics, clock: Clock) -> None:
         self.view = view
         self.metrics = metrics
-        self.pulse = pulse
+        self.statistics = statistics
         self.clock = clock
         self.port = 0
 
     def hear(self, *heard: Any) -> None:
         for item in heard:
-            for listener in (self.pulse, self.view, self.metrics):
-                listener.hear(item)
+            self.statistics.record(item)
 
     def label(self, seq: int = 0, *, pixels: np.ndarray | None = None) -> FrameResult:
         """One labelled frame, with its picture."""
@@ -89,11 +88,13 @@ def running() -> Iterator[Callable[..., Running]]:
             t_s=0.0, power_mw=7000.0, temps_c={"tj": 51.5}, loads_percent={"gpu": 80.0}, clocks_mhz={"gpu": 625.0},
             throttles={"oc3_event_cnt": 4}, throttling=("cpu-throttle-alert",),
         )  # fmt: skip
-        pulse = RunMonitor(dropped=lambda: 3, reading=lambda: reading, clock=clock)
+        statistics = RunStatistics(dropped=lambda: 3, reading=lambda: reading, clock=clock)
         subject = made(1).subject
-        view = RunView(pulse, subject, headline="orin · net · int8", power="module_input, by hwmon", clock=clock)
-        metrics = Metrics(pulse, subject, power=("module_input", "hwmon"), joules=lambda: 12.5, started=lambda: 1e9)
-        it = Running(view, metrics, pulse, clock)
+        view = RunView(statistics, subject, headline="orin · net · int8", power="module_input, by hwmon", clock=clock)
+        metrics = Metrics(
+            statistics, subject, power=("module_input", "hwmon"), joules=lambda: 12.5, started=lambda: 1e9
+        )
+        it = Running(view, metrics, statistics, clock)
         listening = listen(Address("127.0.0.1", 0), option="--web")
         it.port = listening.getsockname()[1]
         app = application(Access(token), view=view if has_page else None, metrics=metrics, cookie=f"edge_{it.port}")

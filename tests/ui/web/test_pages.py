@@ -159,7 +159,7 @@ def test_nobody_looks_and_nothing_is_kept(running: Make) -> None:
 
 
 def test_many_lookers_cost_one_encoding(running: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edge.runtime.run_monitor import RunMonitor
+    from edge.runtime.statistics import RunStatistics
     from edge.ui.web.view import RunView
 
     encoded: list[int] = []
@@ -169,7 +169,7 @@ def test_many_lookers_cost_one_encoding(running: Make, monkeypatch: pytest.Monke
         return b"jpeg"
 
     clock = running().clock
-    view = RunView(RunMonitor(clock=clock), made(1).subject, headline="", power="", clock=clock, encode=encode)
+    view = RunView(RunStatistics(clock=clock), made(1).subject, headline="", power="", clock=clock, encode=encode)
     view.picture()
     for seq in range(20):
         clock.t_s += 0.01

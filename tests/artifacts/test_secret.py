@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edge.artifacts.secret import Secret, hides, masked_url, read_secret
+from edge.errors import ArtifactError, DeviceError, UsageError
+
+CANARY = "c4nary-s3cret"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("rtsp://cam.local/stream", "rtsp://cam.local/stream"),
+        ("rtsp://cam.local:554/a/b?", "rtsp://cam.local:554/a/b?***"),
+        (f"rtsp://admin:{CANARY}@cam.local:554/s", "rtsp://***@cam.local:554/s"),
+        (f"rtsp://admin:{CANARY}@x@y@cam/s", "rtsp://***@cam/s"),
+        (f"rtsp://admin:a/{CANARY}?b#c@cam/s", "rtsp://***@cam/s"),
+        (f"rtsp://{CANARY}@cam/s", "rtsp://***@cam/s"),
+        (f"http://cam/video?user=x&pwd={CANARY}&{CANARY}", "http://cam/video?user=***&pwd=***&***"),
+        (f"http://cam/v#{CANARY}", "http://cam/v#***"),
+        (
+            f"rtsp://10.0.0.2/user=admin_password={CANARY}_channel=1_stream=0.sdp?real_stream",
+            "rtsp://10.0.0.2/user=***?***",
+        ),
+        (f"http://cam/token={CANARY}/mjpeg", "http://cam/token=***/mjpeg"),
+        ("0", "0"),
+        ("/dev/video0", "/dev/video0"),
+        ("csi://0", "csi://0"),
+        ("http://[fe80::1]:80/a", "http://[fe80::1]:80/a"),
+    ],
+)
+def test_a_url_is_shown_without_what_is_secret(url: str, shown: str) -> None:
+    assert masked_url(url) == shown
+    assert CANARY not in shown
+    assert hides(url) == (url != shown)
+
+
+def test_a_secret_is_masked_wherever_it_is_printed() -> None:
+    secret = Secret.url(f"rtsp://admin:{CANARY}@cam/s")
+    for text in (str(secret), repr(secret), f"{secret}", f"{secret:>40}", f"{secret!r}", f"{[secret]}", "%s" % secret):  # noqa: UP031
+        assert CANARY not in text
+        assert "rtsp://***@cam/s" in text
+    assert CANARY not in str(DeviceError("it does not open", where=str(secret)))
+    assert secret.reveal() == f"rtsp://admin:{CANARY}@cam/s"
+    assert Secret(CANARY) == Secret(CANARY) != Secret("other")
+    assert str(Secret(CANARY)) == "***"
+
+
+def test_a_secret_leaves_the_process_in_no_format() -> None:
+    with pytest.raises(TypeError):
+        pickle.dumps(Secret(CANARY))
+    with pytest.raises(TypeError):
+        msgspec.json.encode(Secret(CANARY))
+
+
+def test_what_a_library_says_is_scrubbed() -> None:
+    secret = Secret.url(f"rtsp://admin:{CANARY}%21@cam/s?token=abcdefgh")
+    said = f"cannot open rtsp://admin:{CANARY}%21@cam/s?token=abcdefgh (password {CANARY}!, token abcdefgh)"
+    assert secret.scrub(said) == "cannot open rtsp://***@cam/s?token=*** (password ***, token ***)"
+    assert Secret.url("rtsp://cam/s").scrub("rtsp://cam/s") == "rtsp://cam/s"
+
+
+def test_a_secret_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "url"
+    path.write_text(f"  rtsp://x:{CANARY}@cam/s \nsecond line\n")
+    assert read_secret(path, what="camera URL") == f"rtsp://x:{CANARY}@cam/s"
+    path.write_text("\n")
+    with pytest.raises(UsageError, match="first line"):
+        read_secret(path, what="camera URL")
+    with pytest.raises(ArtifactError, match="cannot read camera URL"):
+        read_secret(tmp_path / "absent", what="camera URL")
