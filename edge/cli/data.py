@@ -15,7 +15,7 @@ from edge.media import shown
 from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
-    from edge.media import Picture
+    from edge.media import ClassNames, Picture
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -23,7 +23,10 @@ Source = Annotated[
     Path, typer.Argument(help="A folder, a picture, a list (.txt), a .csv, or TFRecord shards (also 'train-*').")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
-Labels = Annotated[Path | None, typer.Option(help="A labels.csv: columns file and class_index.")]
+Labels = Annotated[Path | None, typer.Option(metavar="FILE", help="Labels of the pictures: CSV or TSV.")]
+ProfileName = Annotated[
+    str | None, typer.Option("--profile", "-p", metavar="NAME", help="Read labels as class names of this profile, too.")
+]
 
 
 @app.command("list")
@@ -32,6 +35,8 @@ def list_(
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="The list file to write.")],
     labels: Labels = None,
+    label_offset: options.LabelOffset = 0,
+    profile: ProfileName = None,
     natural: Annotated[bool, typer.Option(help="Sort so that image_2 comes before image_10.")] = False,
     force: Force = False,
     as_json: options.Json = False,
@@ -45,7 +50,9 @@ def list_(
 
     if output.exists() and not force:
         raise UsageError("the list is there already", where=output, hint="--force overwrites it")
-    pictures: Iterable[Picture] = picture_sources.open_pictures(source, labels=labels)
+    pictures: Iterable[Picture] = picture_sources.open_pictures(
+        source, labels=labels, names=_names(profile), label_offset=label_offset
+    )
     if natural:
         pictures = sorted(pictures, key=image_lists.natural)
     rendered = image_lists.render_list(pictures, folder=output.parent)
@@ -110,7 +117,14 @@ def extract(
 
 
 @app.command()
-def check(source: Source, *, labels: Labels = None, as_json: options.Json = False) -> None:
+def check(
+    source: Source,
+    *,
+    labels: Labels = None,
+    label_offset: options.LabelOffset = 0,
+    profile: ProfileName = None,
+    as_json: options.Json = False,
+) -> None:
     """Decode every picture and name the bad ones.
 
     Exits with 1 when a picture is bad, or with --labels has no class index.
@@ -119,7 +133,9 @@ def check(source: Source, *, labels: Labels = None, as_json: options.Json = Fals
 
     terminal = Terminal()
     with terminal.progress() as listen:
-        found = picture_sets.check(source, labels=labels, listen=listen)
+        found = picture_sets.check(
+            source, labels=labels, names=_names(profile), label_offset=label_offset, listen=listen
+        )
     if as_json:
         terminal.data(_json({"source": shown(str(source)), **msgspec.to_builtins(found)}))
     elif found.bad:
@@ -130,6 +146,12 @@ def check(source: Source, *, labels: Labels = None, as_json: options.Json = Fals
         raise QualityError(
             f"{_counted(len(found.bad), 'problem')} in {_counted(found.pictures, 'picture')}", where=source
         )
+
+
+def _names(profile: str | None) -> ClassNames | None:
+    from edge.cli import paths
+
+    return None if profile is None else paths.class_names(paths.load_profile(profile)[0])
 
 
 def _counted(count: int, what: str) -> str:

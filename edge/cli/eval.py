@@ -18,13 +18,17 @@ from edge.errors import UsageError
 from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edge.media import Picture
     from edge.runtime import Scores
 
 
 def command(
     *,
     images: options.Images = None,
-    labels: Annotated[Path | None, typer.Option(help="CSV with the columns file and class_index.")] = None,
+    labels: options.Labels = None,
+    label_offset: options.LabelOffset = 0,
     profile: options.ProfileName = None,
     precision: options.PrecisionName = None,
     against: Annotated[str | None, typer.Option(help="Compare with: fp32.")] = None,
@@ -37,7 +41,6 @@ def command(
     """Run the operation."""
     from edge.backends import OrtSession
     from edge.cli import paths, signals
-    from edge.media import open_pictures
     from edge.model import onnx_model, preprocessing
     from edge.runtime import evaluation
 
@@ -52,12 +55,9 @@ def command(
     backend, wanted, found = paths.find_engine(
         chosen, path, precision=options.precision(precision), cache_dir=cache_dir, engine_dir=engine_dir
     )
-    pictures = open_pictures(images, labels=labels)
+    pictures = paths.labelled_pictures(chosen, images, labels, label_offset=label_offset)
     chosen_pictures = list(pictures.take(limit) if limit else pictures)
-    truth = [picture.label for picture in chosen_pictures if picture.label is not None]
-    if len(truth) != len(chosen_pictures):
-        missing = len(chosen_pictures) - len(truth)
-        raise UsageError(f"{missing} of {len(chosen_pictures)} pictures have no label", hint="--labels labels.csv")
+    truth = _truth(chosen_pictures, images, is_needed=against is None)
     preprocessor = preprocessing.Preprocessor(chosen.preprocess, chosen.input)
     batch, cpu_threads = chosen.input.batch.min, threads or chosen.run.threads
     with signals.graceful() as wish, terminal.progress() as listen, contextlib.ExitStack() as stack:
@@ -89,11 +89,32 @@ def command(
         terminal.warn(scores.warning)
 
 
+def _truth(pictures: Sequence[Picture], images: Path, *, is_needed: bool) -> list[int] | None:
+    """True classes of all pictures; None where none has one and only the agreement is asked for.
+
+    Raises:
+        UsageError: pictures have no class.
+    """
+    truth = [picture.label for picture in pictures if picture.label is not None]
+    if len(truth) == len(pictures):
+        return truth
+    missing = len(pictures) - len(truth)
+    if not truth and not is_needed:
+        return None
+    raise UsageError(
+        f"{missing} of {len(pictures)} pictures have no label", where=images,
+        hint="--labels FILE.csv, or a folder per class that is called like the class; --against fp32 needs no labels",
+    )  # fmt: skip
+
+
 def _show(terminal: Terminal, scores: Scores) -> None:
-    rows = [
-        ("top-1", _share(scores.top1, scores.top1_interval), _plain(scores.against_top1)),
-        ("top-5", _share(scores.top5, scores.top5_interval), _plain(scores.against_top5)),
-    ]
+    rows = []
+    for name, value, interval, other in (
+        ("top-1", scores.top1, scores.top1_interval, scores.against_top1),
+        ("top-5", scores.top5, scores.top5_interval, scores.against_top5),
+    ):
+        if value is not None and interval is not None:
+            rows.append((name, _share(value, interval), _plain(other)))
     if scores.agreement is not None and scores.agreement_interval is not None:
         rows.append(("agreement", _share(scores.agreement, scores.agreement_interval), ""))
     if scores.top1_difference is not None and scores.top1_difference_interval is not None:

@@ -25,6 +25,16 @@ Images = Annotated[
     Path | None,
     typer.Option("--images", "-i", help="Folder, picture, list, CSV or TFRecord shards."),
 ]
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels", metavar="FILE", help="Labels of the pictures, where they are in no folder per class: CSV or TSV.",
+    ),
+]  # fmt: skip
+LabelOffset = Annotated[
+    int,
+    typer.Option("--label-offset", metavar="N", help="Added to every class index: -1 for labels that count from 1."),
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")]
 PrecisionName = Annotated[
     str | None, typer.Option("--precision", help="fp32, fp16 or int8.", show_default="the profile's")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edge.artifacts import Subject
     from edge.backends import Backend
     from edge.calibration import FoundArtifact
+    from edge.media import ClassNames, Pictures
 
 # A checkout is recognized by what is next to the package.
 _BESIDE_PACKAGE = Path(__file__).resolve().parents[2]
@@ -94,6 +95,28 @@ def load_profile(name: str | None, *, user: str | None = None) -> tuple[Profile,
     shipped = deployed.current(device_home(user)) if name == deployed.CURRENT else None
     path = shipped.profile if shipped is not None else find_profile(name, profile_folders())
     return read_profile(path), path
+
+
+def labelled_pictures(profile: Profile, images: Path, labels: Path | None, *, label_offset: int = 0) -> Pictures:
+    """List the pictures of ``images`` with their classes: from ``labels``, the folders that they lie in, or a list.
+
+    Raises:
+        DataError: pictures or labels are unusable, or a label is none of the profile's classes.
+    """
+    from edge.media import open_pictures
+
+    return open_pictures(images, labels=labels, names=class_names(profile), label_offset=label_offset)
+
+
+def class_names(profile: Profile) -> ClassNames:
+    """Class names of a profile.
+
+    Raises:
+        DataError: its file of class names is unusable.
+    """
+    from edge.media import ClassNames, labels
+
+    return ClassNames(labels.load_names(Path(profile.labels)), source=profile.labels)
 
 
 def cache_folder(option: Path | None, of: Path | None = None) -> Path:

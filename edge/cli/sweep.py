@@ -32,7 +32,8 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     evaluate: Annotated[
         Path | None, typer.Option("--eval", "-e", help="Pictures to score with.", show_default="those of --labels")
     ] = None,
-    labels: Annotated[Path | None, typer.Option(help="CSV with the columns file and class_index.")] = None,
+    labels: options.Labels = None,
+    label_offset: options.LabelOffset = 0,
     profile: options.ProfileName = None,
     algorithm: Annotated[
         list[str] | None,
@@ -79,7 +80,9 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     if not as_json:
         terminal.say(f"profile {chosen.name} ({path})", style="dim")
     calibration = open_pictures(source)
-    labelled = open_pictures(scored, labels=labels if evaluate is not None else None)
+    labelled = paths.labelled_pictures(
+        chosen, scored, labels if evaluate is not None else None, label_offset=label_offset
+    )
     settings = sweep_tables.SweepSettings(
         candidates=sweep_tables.candidates(_words(algorithm)),
         sizes=sweep_tables.sizes(_words(pictures), len(calibration)),

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from edge.media.camera_stream import LiveStream
     from edge.media.cameras import HasBackend, masked
     from edge.media.decoding import decode
-    from edge.media.labels import shown
+    from edge.media.labels import ClassNames, shown
     from edge.media.opencv_capture import OpenCapture, has_backend, open_opencv_capture
     from edge.media.picture_sources import open_pictures
     from edge.media.pictures import Picture, Pictures
@@ -27,7 +27,7 @@ else:
             "camera_stream": ["LiveStream"],
             "cameras": ["HasBackend", "masked"],
             "decoding": ["decode"],
-            "labels": ["shown"],
+            "labels": ["ClassNames", "shown"],
             "opencv_capture": ["OpenCapture", "has_backend", "open_opencv_capture"],
             "picture_sources": ["open_pictures"],
             "pictures": ["Picture", "Pictures"],
@@ -40,6 +40,7 @@ else:
 
 __all__ = [
     "CameraGroup",
+    "ClassNames",
     "Frame",
     "GroupStream",
     "HasBackend",

@@ -41,16 +41,30 @@ def read_list(path: Path) -> list[Picture]:
     return listing.done()
 
 
-def read_csv(path: Path) -> list[Picture]:
-    """Pictures that a CSV names, in its order; columns as :mod:`edge.media.labels` has them, the label may be missing.
+def read_csv(path: Path, names: labels.ClassNames | None = None) -> list[Picture]:
+    """List the pictures that a CSV names, in its order; columns as :mod:`edge.media.labels` has them.
+
+    The class may be missing. A class name counts only where ``names`` says which class it is.
 
     Raises:
-        DataError: files are not there, columns are missing, a label is not an integer, or the CSV names nothing.
+        DataError: files are not there, columns are missing, a label is unknown, or the CSV names nothing.
     """
     listing = _Listing(path)
-    for row in labels.read_rows(path, needs_label=False):
-        listing.add_file(row.line, row.file, row.label)
+    rows = labels.read_rows(path, needs_label=False, names=names)
+    has_indices = any(row.text is not None and labels.is_index(row.text) for row in rows)
+    for row in rows:
+        where = f"{shown(str(path))}:{row.line}"
+        listing.add_file(row.line, row.file, _label(row.text, names, where=where, has_indices=has_indices))
     return listing.done()
+
+
+def _label(text: str | None, names: labels.ClassNames | None, *, where: str, has_indices: bool) -> int | None:
+    """Class index of a row; names without ``names`` say nothing, unless other rows have indices."""
+    if text is None:
+        return None
+    if names is not None and (names.matches(text) or not labels.is_index(text)):
+        return names.index(text, where=where)
+    return labels.to_label(text, where=where) if has_indices else None
 
 
 def render_list(pictures: Iterable[Picture], *, folder: Path) -> Rendered:
@@ -135,7 +149,10 @@ class _Listing:
 
     def _find(self, name: str) -> str | None:
         """``name``, or what it is here: lists made on Windows have backslashes."""
-        candidates = (name, name.replace("\\", "/"))
+        plain = name.replace("\\", "/")
+        # A name without a suffix is an id, as in Kaggle's tables.
+        guesses = [] if "." in plain else [plain + suffix for suffix in (".jpg", ".png", ".jpeg")]
+        candidates = (name, plain, *guesses)
         # os.path, not Path: a name that no file can have (too long) is just not there.
         return next((name for name in candidates if os.path.isfile(self.path.parent / name)), None)  # noqa: PTH113
 

@@ -1,7 +1,8 @@
 """Class names, true classes, and whether the two belong together.
 
-A truth file is a CSV with a header: one column names the file (``file``, ``path``, ``filename`` or ``image``), one
-holds the class index (``class_index``, ``label`` or ``class``), both in any case; ``,``, ``;`` or tab between them.
+A label file is a CSV or TSV (``,``, ``;``, tab or ``|``), with or without a header. One column names the picture,
+another its class, by index (counting from 0) or by name. The usual column names are known, in any case; docs/labels.md
+lists the forms.
 """
 
 from __future__ import annotations
@@ -10,17 +11,28 @@ import csv
 import io
 import posixpath
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import msgspec
 
+from edge.config import did_you_mean
 from edge.errors import DataError
 
-FILE_COLUMNS = ("file", "path", "filename", "image")
-LABEL_COLUMNS = ("class_index", "label", "class")
+# Endings of the files that count as pictures, in lower case.
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
+# Column names in lower case with "_" for blanks and hyphens; the first that a header has wins.
+FILE_COLUMNS = (
+    "file", "path", "filename", "file_name", "filepath", "file_path", "image", "image_path", "image_file", "image_name",
+    "img", "img_path", "img_name", "picture", "image_id", "img_id", "id", "name",
+)  # fmt: skip
+LABEL_COLUMNS = (
+    "class_index", "label", "class", "target", "class_id", "label_id", "category_id", "label_index", "target_id",
+    "class_name", "label_name", "category_name", "category", "classname", "label_text", "labels", "classes", "species",
+    "breed", "y",
+)  # fmt: skip
 
 # Fewer answers than this say nothing about the map: a good network is wrong on the first five at times.
 _MIN_ANSWERS = 20
@@ -37,19 +49,74 @@ class _Named(Protocol):
 _P = TypeVar("_P", bound=_Named)
 
 
+class ClassNames:
+    """The class names of a network in the order of its classes, looked up by name.
+
+    A name is found as it is written or, where that fits one class only, in other case or with other separators
+    (``Blue_Ball`` for ``blue ball``). ``source`` is for messages: the file that the names are from.
+    """
+
+    def __init__(self, names: Sequence[str], *, source: Path | str = "the profile's labels") -> None:
+        self.names = tuple(names)
+        self.source = str(source)
+        self._exact: defaultdict[str, list[int]] = defaultdict(list)
+        self._loose: defaultdict[str, list[int]] = defaultdict(list)
+        for index, name in enumerate(self.names):
+            self._exact[name].append(index)
+            self._loose[_loose(name)].append(index)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def matches(self, text: str) -> list[int]:
+        """Indices of the classes that are called ``text``; none where there is no such class."""
+        return self._exact.get(text) or self._loose.get(_loose(text)) or []
+
+    def index(self, text: str, *, where: str) -> int:
+        """Index of the class that is called ``text``.
+
+        Raises:
+            DataError: no class is called so (with the nearest name), or several are.
+        """
+        found = self.matches(text)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            some = ", ".join(str(index) for index in found)
+            raise DataError(
+                f"several classes are called {text!r}: {some}", where=where, hint="use class indices in the label file"
+            )
+        raise DataError(
+            f"no class is called {shown(text)!r} in {self.source}{did_you_mean(text, self.names)}", where=where
+        )
+
+
 class LabelRow(msgspec.Struct, frozen=True):
-    """One line of a truth file; ``label`` is None where the cell is empty or the column is missing."""
+    """One line of a label file: a picture, and what the file says of its class (``text`` is None for nothing)."""
 
     line: int
     file: str
-    label: int | None
+    text: str | None
+
+
+class TrueLabels(dict[str, int]):
+    """Class index by picture name as the label file ``path`` has it; ``lines`` holds the line of each name."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.lines: dict[str, int] = {}
+
+    def where(self, name: str) -> str:
+        """``file:line`` of a name."""
+        return f"{shown(str(self.path))}:{self.lines[name]}"
 
 
 def load_names(path: Path) -> list[str]:
-    """Class names, one per line; the first is class 0. Empty lines at the end do not count, others are an error.
+    """Read class names, one per line; the first is class 0. Blank lines at the end do not count, others are an error.
 
     Raises:
-        DataError: the file is missing, empty, not UTF-8 text, or has an empty line between names.
+        DataError: the file is missing, empty, not text, or has an empty line between names.
     """
     names = [line.strip() for line in read_text(path).rstrip().split("\n")]
     if names == [""]:
@@ -61,59 +128,161 @@ def load_names(path: Path) -> list[str]:
     return names
 
 
-def load_truth(path: Path) -> dict[str, int]:
-    """Class index by file name, as the CSV at ``path`` has it.
+def load_truth(path: Path, *, names: ClassNames | None = None, offset: int = 0) -> TrueLabels:
+    """Read the class index of each picture from the label file at ``path``.
+
+    Args:
+        path: a CSV or TSV, see the module's docstring.
+        names: class names of the network. With them a label may be a name, and an index must be below their number.
+        offset: added to every class index; not to names.
 
     Raises:
-        DataError: the file is missing, has other columns, a label that is not an integer, or one file with two labels.
+        DataError: the file is missing or no label file, a label is neither an index nor a known name, an index is out
+            of range, or one picture has two labels; with ``file:line``.
     """
-    truth: dict[str, int] = {}
-    for row in read_rows(path, needs_label=True):
-        if row.label is None:
-            raise DataError(f"no class index for {shown(row.file)}", where=f"{path}:{row.line}")
+    rows = read_rows(path, needs_label=True, names=names)
+    for row in rows:
+        if row.text is None:
+            raise DataError(f"no class for {shown(row.file)}", where=f"{path}:{row.line}")
+    if not rows:
+        raise DataError("the label file has a header and nothing else", where=path)
+    indices = _indices(rows, path, names=names, offset=offset)
+    truth = TrueLabels(path)
+    for row, index in zip(rows, indices, strict=True):
         name = _normal(row.file.replace("\\", "/"))
-        if truth.setdefault(name, row.label) != row.label:
+        truth.lines.setdefault(name, row.line)
+        if truth.setdefault(name, index) != index:
             raise DataError(
-                f"{name} is class {row.label} here and class {truth[name]} above", where=f"{path}:{row.line}"
+                f"{name} is class {index} here and class {truth[name]} on line {truth.lines[name]}",
+                where=f"{path}:{row.line}",
             )
-    if not truth:
-        raise DataError("the CSV has a header and nothing else", where=path)
     return truth
 
 
-def join(pictures: Iterable[_P], truth: Mapping[str, int], *, partial: bool = False) -> list[tuple[_P, int]]:
-    """Each picture with its true class, in the order of ``pictures``.
+def _indices(rows: Sequence[LabelRow], path: Path, *, names: ClassNames | None, offset: int) -> list[int]:
+    texts = [row.text or "" for row in rows]
+    are_names = names is not None and all(names.matches(text) for text in set(texts))
+    are_numbers = not are_names and (names is None or any(is_index(text) for text in texts))
+    if names is not None and not are_numbers:
+        return [names.index(text, where=f"{path}:{row.line}") for row, text in zip(rows, texts, strict=True)]
+    indices = [to_label(text, where=f"{path}:{row.line}") + offset for row, text in zip(rows, texts, strict=True)]
+    if names is not None:
+        _check_range(rows, indices, path, names=names)
+    return indices
 
-    A picture is looked up by its name and then by the last part of it, since a truth file often lies elsewhere.
+
+def _check_range(rows: Sequence[LabelRow], indices: Sequence[int], path: Path, *, names: ClassNames) -> None:
+    count, lowest, highest = len(names), min(indices), max(indices)
+    for row, index in zip(rows, indices, strict=True):
+        if 0 <= index < count:
+            continue
+        hint = f"class indices count from 0; {names.source} has {count} names"
+        if index < 0:
+            hint = f"{hint}; -1 often means that the true class is not published: leave those pictures out"
+        elif highest == count and lowest >= 1:
+            hint = "every class index is 1 too high; use --label-offset -1 (an option of this command)"
+        raise DataError(
+            f"class index {index} is out of range: the classes are 0 to {count - 1}", where=f"{path}:{row.line}",
+            hint=hint,
+        )  # fmt: skip
+
+
+def join(pictures: Iterable[_P], truth: Mapping[str, int], *, partial: bool = False) -> list[tuple[_P, int]]:
+    """Give each picture its true class, in the order of ``pictures``.
+
+    A picture is looked up by its name, then by the longest common end of the two paths, since a label file often lies
+    elsewhere or has absolute paths; a name without a suffix (``image_id``) stands for the picture of that stem.
 
     Raises:
-        DataError: pictures without a label (unless ``partial``), none with one, or a last part that fits several.
+        DataError: pictures without a label (unless ``partial``), none with one, or a name that fits several pictures.
     """
-    known = {_normal(name): label for name, label in truth.items()}
-    by_last: dict[str, int] = {}
-    uses = Counter(posixpath.basename(name) for name in known)
-    for name, label in known.items():
-        by_last[posixpath.basename(name)] = label
+    by_end: defaultdict[str, list[str]] = defaultdict(list)
+    for name in truth:
+        by_end[posixpath.basename(name)].append(name)
     joined: list[tuple[_P, int]] = []
     missing: list[str] = []
-    taken: dict[str, str] = {}
+    used: dict[str, str] = {}
     for picture in pictures:
         name = _normal(picture.name)
-        last = posixpath.basename(name)
-        if name in known:
-            joined.append((picture, known[name]))
-        elif last not in by_last:
+        found = name if name in truth else _nearest(name, by_end, truth)
+        if found is None:
             missing.append(name)
-        elif uses[last] > 1 or taken.setdefault(last, name) != name:
-            raise DataError(
-                f"{last} does not say which picture it is: the name is there more than once",
-                hint="write paths relative to the folder of the pictures into the CSV",
-            )
-        else:
-            joined.append((picture, by_last[last]))
+            continue
+        if used.setdefault(found, name) != name:
+            raise _ambiguous(found, truth)
+        joined.append((picture, truth[found]))
     if missing and (not partial or not joined):
         raise DataError(f"{len(missing)} of {len(missing) + len(joined)} pictures have no label: {_few(missing)}")
     return joined
+
+
+def _nearest(name: str, by_end: dict[str, list[str]], truth: Mapping[str, int]) -> str | None:
+    last = posixpath.basename(name)
+    candidates = by_end.get(last, [])
+    if not candidates and posixpath.splitext(last)[1].lower() in SUFFIXES:
+        last = posixpath.splitext(last)[0]
+        name = posixpath.join(posixpath.dirname(name), last)
+        candidates = by_end.get(last, [])
+    if not candidates:
+        return None
+    common = {candidate: _common_end(name, candidate) for candidate in candidates}
+    most = max(common.values())
+    best = [candidate for candidate in candidates if common[candidate] == most]
+    if len(best) > 1:
+        raise _ambiguous(best[0], truth)
+    return best[0]
+
+
+def _common_end(first: str, second: str) -> int:
+    count = 0
+    for one, other in zip(reversed(first.split("/")), reversed(second.split("/")), strict=False):
+        if one != other:
+            break
+        count += 1
+    return count
+
+
+def _ambiguous(name: str, truth: Mapping[str, int]) -> DataError:
+    return DataError(
+        f"several pictures are named {posixpath.basename(name)}",
+        where=truth.where(name) if isinstance(truth, TrueLabels) else None,
+        hint="write the path relative to the folder of the pictures (--images)",
+    )
+
+
+# Folders that hold a part of a data set rather than a class.
+SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+
+
+def folder_labels(pictures: Sequence[_P], names: ClassNames, *, folder: Path) -> list[int] | None:
+    """True classes of pictures in a folder per class (ImageFolder, YOLO): None where the folders are not classes.
+
+    A folder is found among ``names`` by its name, whatever the order of either. Folders below it belong to the class.
+
+    Raises:
+        DataError: some of the folders are classes and others not, pictures lie outside of them, or the folder holds
+            several parts of a data set.
+    """
+    parts = [_normal(picture.name).split("/") for picture in pictures]
+    tops = {part[0] for part in parts if len(part) > 1}
+    level = 0
+    if tops and tops <= SPLITS and not any(names.matches(top) for top in tops):
+        if len(tops) > 1:
+            example = sorted(tops & {"val", "valid", "validation", "test"}) or sorted(tops)
+            raise DataError(
+                f"the folder holds several parts of a data set: {', '.join(sorted(tops))}",
+                where=folder,
+                hint=f"name one of them: --images {shown(str(folder / example[0]))}",
+            )
+        level = 1
+    classes = [part[level] if len(part) > level + 1 else None for part in parts]
+    known = {name for name in set(classes) if name is not None and names.matches(name)}
+    if not known:
+        return None
+    outside = [picture.name for picture, name in zip(pictures, classes, strict=True) if name is None]
+    if outside:
+        raise DataError(f"{len(outside)} pictures lie in no class folder: {_few(outside)}", where=folder)
+    return [names.index(name, where=shown(str(folder / name))) for name in classes if name is not None]
 
 
 def shape_of_errors(predictions: Sequence[int], truth: Sequence[int], *, classes: int | None = None) -> str | None:
@@ -145,7 +314,7 @@ def _out_of_range(truth: Sequence[int], classes: int | None) -> str | None:
     highest = f"the network's last class (the highest is {max(truth)})"
     text = f"{above} of {len(truth)} labels are above {classes - 1}, {highest}"
     if max(truth) == classes and min(truth) >= 1:
-        return f"{text}: they seem to count from 1; make them again with --label-offset -1"
+        return f"{text}: they count from 1; use --label-offset -1 (an option of this command)"
     return f"{text}: they are of another label map; use the one that the network was trained with"
 
 
@@ -161,7 +330,7 @@ def _shifted_or_foreign(predictions: Sequence[int], truth: Sequence[int], classe
     if is_possible and hits[best] >= 0.2 and hits[best] > 3 * hits[0] and hits[best] - hits[0] > 0.15:
         return (
             f"top-1 is {hits[0]:.1%} with these labels and {hits[best]:.1%} with every label {best:+d}: the label map "
-            f"is off by one; make the labels again with --label-offset {best:+d}"
+            f"is off by one; use --label-offset {best:+d} (an option of this command)"
         )
     if kinds >= 10 and len(set(truth)) >= _MIN_CLASSES and hits[0] < max(0.02, 1.5 / kinds):
         return (
@@ -171,47 +340,76 @@ def _shifted_or_foreign(predictions: Sequence[int], truth: Sequence[int], classe
     return None
 
 
-def render_truth(truth: Mapping[str, int]) -> bytes:
-    """A truth file as :func:`load_truth` reads it, by file name."""
+def render_truth(labels: dict[str, int]) -> bytes:
+    """Write a label file that :func:`load_truth` reads, ordered by picture name."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow((FILE_COLUMNS[0], LABEL_COLUMNS[0]))
-    writer.writerows(sorted(truth.items()))
+    writer.writerows(sorted(labels.items()))
     return text.getvalue().encode()
 
 
-def read_rows(path: Path, *, needs_label: bool) -> Iterator[LabelRow]:
-    """Rows of a CSV that names pictures; see the module's docstring for its columns.
+def read_rows(path: Path, *, needs_label: bool, names: ClassNames | None = None) -> list[LabelRow]:
+    """Read the rows of a label file; see the module's docstring for its forms.
+
+    Where several columns could be the class, ``names`` decides: the first column whose cells are all class names.
 
     Raises:
-        DataError: missing, not text, no such columns, or a class index that is not an integer (with its line).
+        DataError: missing, not text, no CSV, or no column names pictures.
     """
     text = read_text(path)
-    header_line = text.partition("\n")[0]
-    delimiter = max(",;\t", key=header_line.count)
+    first_line = text.lstrip("\n").partition("\n")[0]
+    delimiter = max(",;\t|", key=first_line.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    cells: list[tuple[int, list[str]]] = []
     try:
-        header = [cell.strip().lower() for cell in next(reader, [])]
-        file_at, label_at = _column(header, FILE_COLUMNS), _column(header, LABEL_COLUMNS)
-        if file_at is None or (needs_label and label_at is None):
-            wanted = "/".join(FILE_COLUMNS) + (f" and {'/'.join(LABEL_COLUMNS)}" if needs_label else "")
-            raise DataError(
-                f"the first line must name the columns {wanted}; it is {shown(header_line)!r}", where=f"{path}:1"
-            )
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                yield _row(cells, file_at, label_at, where=f"{path}:{reader.line_num}", line=reader.line_num)
+        for row in reader:
+            stripped = [cell.strip() for cell in row]
+            if any(stripped):
+                cells.append((reader.line_num, stripped))
     except csv.Error as exc:
         raise DataError(f"not a CSV: {exc}", where=f"{path}:{reader.line_num}") from exc
+    header = [_column_name(cell) for cell in cells[0][1]] if cells else []
+    file_at = next((header.index(name) for name in FILE_COLUMNS if name in header), None)
+    candidates = [header.index(name) for name in LABEL_COLUMNS if name in header]
+    if file_at is not None:
+        candidates = [at for at in candidates if at != file_at]
+        body = cells[1:]
+    else:
+        # No header: the column of pictures is the one whose first cell looks like one.
+        first = cells[0][1] if cells else []
+        file_at = next((at for at, cell in enumerate(first) if _is_picture_name(cell)), None)
+        candidates = [at for at in range(len(first)) if at != file_at]
+        body = cells
+    if file_at is None or (needs_label and not candidates):
+        wanted = "a column of pictures (file, path, filename, image, …)"
+        if needs_label:
+            wanted += " and one of classes (class_index, label, class, class_name, …)"
+        raise DataError(
+            f"the first line must name {wanted}; it is {shown(first_line)!r}", where=f"{path}:1",
+            hint="docs/labels.md lists the forms of label files",
+        )  # fmt: skip
+    label_at = _label_column([row for _, row in body], candidates, names)
+    return [_row(row, file_at, label_at, where=f"{path}:{line}", line=line) for line, row in body]
+
+
+def _label_column(body: Sequence[Sequence[str]], candidates: Sequence[int], names: ClassNames | None) -> int | None:
+    if names is not None:
+        for at in candidates:
+            texts = {row[at] for row in body if at < len(row)}
+            if texts and not all(is_index(text) for text in texts) and all(names.matches(text) for text in texts):
+                return at
+    return candidates[0] if candidates else None
 
 
 def read_text(path: Path) -> str:
-    r"""Text of a list: UTF-8 with or without a byte-order mark, any line ends (they come out as ``\n``).
+    r"""Read text that a person wrote: UTF-8 with or without a byte-order mark, or UTF-16 with one; any line ends.
 
-    Bytes that are not UTF-8 are kept as lone surrogates, as Python does for file names: a list can name any file.
+    Line ends come out as ``\n``. Bytes that are not UTF-8 are kept as lone surrogates, as Python does for file names:
+    a list can name any file.
 
     Raises:
-        DataError: it cannot be read, is UTF-16, or holds zero bytes (it is not text).
+        DataError: it cannot be read, or holds zero bytes (it is not text).
     """
     try:
         data = path.read_bytes()
@@ -220,40 +418,62 @@ def read_text(path: Path) -> str:
     except OSError as exc:
         raise DataError(f"cannot read: {exc.strerror or exc}", where=path) from exc
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(
-            "this is UTF-16 text", where=path, hint="save it as UTF-8 (PowerShell: Out-File -Encoding utf8)"
-        )
-    if b"\0" in data:
+        try:
+            text = data.decode("utf-16")
+        except UnicodeDecodeError as exc:
+            raise DataError(
+                "damaged UTF-16 text", where=path, hint="save it as UTF-8 (PowerShell: Out-File -Encoding utf8)"
+            ) from exc
+    else:
+        text = data.decode("utf-8-sig", "surrogateescape")
+    if "\0" in text:
         raise DataError("this is not text: it holds zero bytes", where=path)
-    return data.decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def to_label(text: str, *, where: str) -> int:
-    """A class index from text.
+    """Read a class index.
 
     Raises:
         DataError: it is not an integer.
     """
-    if re.fullmatch(r"[+-]?[0-9]{1,9}", text) is None:
-        raise DataError(f"the class index must be an integer, got {shown(text)!r}", where=where)
+    if not is_index(text):
+        raise DataError(
+            f"the class index must be an integer, got {shown(text)!r}", where=where,
+            hint="class names are read with a profile: --profile NAME",
+        )  # fmt: skip
     return int(text)
 
 
 def shown(text: str) -> str:
-    r"""``text`` with bytes that are not UTF-8 (lone surrogates) written as ``\xNN``: safe to print and to encode."""
+    r"""Write bytes of ``text`` that are not UTF-8 (lone surrogates) as ``\xNN``: safe to print and to encode."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _row(cells: list[str], file_at: int, label_at: int | None, *, where: str, line: int) -> LabelRow:
-    file = cells[file_at].strip() if file_at < len(cells) else ""
+def _row(cells: Sequence[str], file_at: int, label_at: int | None, *, where: str, line: int) -> LabelRow:
+    file = cells[file_at] if file_at < len(cells) else ""
     if not file:
         raise DataError("no file name", where=where)
-    text = cells[label_at].strip() if label_at is not None and label_at < len(cells) else ""
-    return LabelRow(line, file, to_label(text, where=where) if text else None)
+    text = cells[label_at] if label_at is not None and label_at < len(cells) else ""
+    return LabelRow(line, file, text or None)
 
 
-def _column(header: list[str], names: Sequence[str]) -> int | None:
-    return next((header.index(name) for name in names if name in header), None)
+def is_index(text: str) -> bool:
+    """Tell whether ``text`` is a class index."""
+    """Tell whether ``text`` is a class index."""
+    return re.fullmatch(r"[+-]?[0-9]{1,9}", text) is not None
+
+
+def _is_picture_name(text: str) -> bool:
+    return posixpath.splitext(text.replace("\\", "/"))[1].lower() in SUFFIXES
+
+
+def _column_name(text: str) -> str:
+    return re.sub(r"[\s-]+", "_", text.strip().lower())
+
+
+def _loose(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
 def _normal(name: str) -> str:

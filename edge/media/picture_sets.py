@@ -12,7 +12,7 @@ from edge.errors import DataError, StoreError, UsageError
 from edge.events import Listener, Note, Progress, ignore_events
 from edge.media import labels
 from edge.media.decoding import decode
-from edge.media.labels import join, load_truth, shown
+from edge.media.labels import ClassNames, TrueLabels, join, load_truth, shown
 from edge.media.picture_sources import open_pictures, shards_of
 from edge.media.pictures import Picture
 
@@ -31,7 +31,14 @@ class Checked(msgspec.Struct, frozen=True):
     bad: list[Bad]
 
 
-def check(source: Path, *, labels: Path | None = None, listen: Listener = ignore_events) -> Checked:
+def check(
+    source: Path,
+    *,
+    labels: Path | None = None,
+    names: ClassNames | None = None,
+    label_offset: int = 0,
+    listen: Listener = ignore_events,
+) -> Checked:
     """Decode every picture of ``source``; with ``labels``, a picture without a class index there is bad too.
 
     Raises:
@@ -51,7 +58,7 @@ def check(source: Path, *, labels: Path | None = None, listen: Listener = ignore
             bad.append(Bad(shown(damage.where or str(part)), f"{damage.what}; the rest of the shard was not looked at"))
     bad.extend(_undecodable(pictures, listen=listen))
     if labels is not None:
-        bad.extend(_unlabelled(pictures, labels))
+        bad.extend(_unlabelled(pictures, labels, load_truth(labels, names=names, offset=label_offset)))
     return Checked(len(pictures), bad)
 
 
@@ -82,8 +89,8 @@ def _undecodable(pictures: list[Picture], *, listen: Listener) -> list[Bad]:
     return bad
 
 
-def _unlabelled(pictures: list[Picture], path: Path) -> list[Bad]:
-    joined = join(pictures, load_truth(path), partial=True)
+def _unlabelled(pictures: list[Picture], path: Path, truth: TrueLabels) -> list[Bad]:
+    joined = join(pictures, truth, partial=True)
     known = {id(picture) for picture, _ in joined}
     return [
         Bad(picture.name, f"no class index in {shown(str(path))}") for picture in pictures if id(picture) not in known

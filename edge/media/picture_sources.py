@@ -12,15 +12,18 @@ from pathlib import Path
 from edge.errors import DataError
 from edge.media import tfrecord
 from edge.media.image_lists import picture_at, read_csv, read_list
-from edge.media.labels import join, load_truth, shown
-from edge.media.pictures import SUFFIXES, Pictures
+from edge.media.labels import SUFFIXES, ClassNames, folder_labels, join, load_truth, shown
+from edge.media.pictures import Picture, Pictures
 
 _LISTS = frozenset({".txt", ".list"})
+_TABLES = frozenset({".csv", ".tsv"})
 _LOOKED_FOR = f"pictures ({', '.join(sorted(s[1:] for s in SUFFIXES))}) or TFRecord shards"
 
 
-def open_pictures(source: Path, *, labels: Path | None = None) -> Pictures:
-    """The pictures that ``source`` names, in a fixed order.
+def open_pictures(
+    source: Path, *, labels: Path | None = None, names: ClassNames | None = None, label_offset: int = 0
+) -> Pictures:
+    """List the pictures that ``source`` names, in a fixed order.
 
     ======================  ========================================================================================
     a folder                every picture below it, by name; hidden files and other kinds of files do not count.
@@ -28,11 +31,16 @@ def open_pictures(source: Path, *, labels: Path | None = None) -> Pictures:
     a picture               that one
     a list (.txt, .list)    one path per line, relative to the list's folder, in the order of the list; blank lines
                             and lines from ``#`` do not count; a label may follow after a tab or a space
-    a CSV                   columns as in :mod:`edge.media.labels`, relative to its folder; the label may be missing
+    a CSV or TSV            columns as in :mod:`edge.media.labels`, relative to its folder; the label may be missing
     TFRecord shards         a shard, or a pattern (``train-*``): every record, in the order of the shards
     ======================  ========================================================================================
 
-    ``labels`` is a truth file (see :func:`edge.media.labels.load_truth`); its classes replace those of the source.
+    Args:
+        source: as the table says.
+        labels: a label file (see :func:`edge.media.labels.load_truth`); its classes replace those of the source.
+        names: class names of the network. With them a label may be a name, in a folder per class each picture has its
+            folder's class, and indices must be in range.
+        label_offset: added to every class index of ``labels`` and of the source.
 
     Raises:
         DataError: there is no such source, it is empty, names files that are not there, or pictures have no label in
@@ -40,11 +48,33 @@ def open_pictures(source: Path, *, labels: Path | None = None) -> Pictures:
     """
     source = _home(source)
     with _reading(source):
-        pictures = _open(source)
-    if labels is None:
-        return pictures
-    joined = join(pictures, load_truth(labels))
-    return Pictures(source, [picture.labelled(label) for picture, label in joined])
+        pictures = _open(source, names)
+    if labels is not None:
+        joined = join(pictures, load_truth(labels, names=names, offset=label_offset))
+        return Pictures(source, [picture.labelled(label) for picture, label in joined])
+    if names is not None and source.is_dir() and not _shards_in(source):
+        classes = folder_labels(list(pictures), names, folder=source)
+        if classes is not None:
+            return Pictures(source, [p.labelled(c) for p, c in zip(pictures, classes, strict=True)])
+    if label_offset or names is not None:
+        return Pictures(source, _in_range(pictures, names, label_offset))
+    return pictures
+
+
+def _in_range(pictures: Pictures, names: ClassNames | None, offset: int) -> Iterator[Picture]:
+    for picture in pictures:
+        if picture.label is None:
+            yield picture
+            continue
+        label = picture.label + offset
+        if names is not None and not 0 <= label < len(names):
+            one_more = label == len(names) and offset == 0
+            raise DataError(
+                f"class index {label} is out of range: {names.source} has {len(names)} names, 0 to {len(names) - 1}",
+                where=picture.where,
+                hint="class indices of ImageNet shards count from 1: --label-offset -1" if one_more else None,
+            )
+        yield picture.labelled(label)
 
 
 def shards_of(source: Path) -> list[Path]:
@@ -85,7 +115,7 @@ def _home(path: Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises where there is no such user
 
 
-def _open(source: Path) -> Pictures:
+def _open(source: Path, names: ClassNames | None) -> Pictures:
     if source.is_dir():
         return _open_folder(source)
     suffix = source.suffix.lower()
@@ -93,8 +123,8 @@ def _open(source: Path) -> Pictures:
         return Pictures(source, [picture_at(source.parent, source.name, None)])
     if source.exists() and suffix in _LISTS:
         return Pictures(source, read_list(source))
-    if source.exists() and suffix == ".csv":
-        return Pictures(source, read_csv(source))
+    if source.exists() and suffix in _TABLES:
+        return Pictures(source, read_csv(source, names))
     shards = shards_of(source)
     if shards:
         return tfrecord.open_shards(source, shards)
@@ -102,7 +132,7 @@ def _open(source: Path) -> Pictures:
         raise DataError(
             "edge does not know this kind of file",
             where=source,
-            hint="a folder, a picture, a list (.txt), a .csv, or TFRecord shards (.tfrecord, name-00000-of-01024)",
+            hint="a folder, picture, list (.txt), .csv, .tsv, or TFRecord shards (.tfrecord, name-00000-of-01024)",
         )
     pictures = [path for path in _matches(source) if path.suffix.lower() in SUFFIXES]
     if not pictures:

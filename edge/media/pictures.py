@@ -18,9 +18,6 @@ from edge.errors import DataError, UsageError
 from edge.events import Listener, Progress, ignore_events
 from edge.media.labels import shown
 
-# Endings of the files that count as pictures, in lower case.
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
-
 
 class PictureOrigin(Protocol):
     """Where the encoded bytes of one picture lie."""

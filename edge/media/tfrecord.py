@@ -29,8 +29,8 @@ from typing import IO, Any
 import msgspec
 
 from edge.errors import DataError, MissingDependencyError, require
-from edge.media.labels import shown
-from edge.media.pictures import SUFFIXES, Picture, Pictures
+from edge.media.labels import SUFFIXES, shown
+from edge.media.pictures import Picture, Pictures
 
 _NAME = re.compile(r"-\d{5}-of-\d{5}$")
 _SUFFIXES = (".tfrecord", ".tfrecords")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Shares in percent, each with its 95 % interval.
+    """Shares in percent, each with its 95 % interval; those that need labels are None without them.
 
     ``agreement`` is the share of pictures with the same top-1 as ``against``; ``top1_difference`` is paired: this minus
     the other, in points. ``logit_sqnr_db`` compares all logits: signal over difference, in decibels.
@@ -28,10 +28,10 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     precision: str
     n: int
-    top1: float
-    top5: float
-    top1_interval: tuple[float, float]
-    top5_interval: tuple[float, float]
+    top1: float | None = None
+    top5: float | None = None
+    top1_interval: tuple[float, float] | None = None
+    top5_interval: tuple[float, float] | None = None
     against: str | None = None
     against_top1: float | None = None
     against_top5: float | None = None
@@ -83,19 +83,38 @@ def logits(
 
 def score(
     own: NDArray[np.float32],
-    truth: Sequence[int],
+    truth: Sequence[int] | None,
     *,
     precision: str,
     reference: NDArray[np.float32] | None = None,
     against: str | None = None,
 ) -> Scores:
-    """Scores of ``own`` logits (n×classes) and, with ``reference`` logits of the same pictures, how far they differ."""
+    """Score logits.
+
+    Args:
+        own: logits, float32 n×classes.
+        truth: true class of each picture; None leaves out top-1 and top-5.
+        precision: of the engine.
+        reference: logits of the same pictures to compare with, float32 n×classes.
+        against: what the reference is called.
+    """
+    n = len(own)
+    scores = Scores(precision=precision, n=n)
+    if reference is not None:
+        same = int((own.argmax(axis=1) == reference.argmax(axis=1)).sum())
+        scores = msgspec.structs.replace(
+            scores,
+            against=against,
+            agreement=_percent(wilson(same, n))[0],
+            agreement_interval=_percent(wilson(same, n))[1],
+            logit_sqnr_db=sqnr_db(own, reference),
+        )
+    if truth is None:
+        return scores
     wanted = np.asarray(truth)
-    n = len(wanted)
     hits = _hits(own, wanted)
-    scores = Scores(
-        precision=precision,
-        n=n,
+    scores = msgspec.structs.replace(
+        scores,
         top1=_percent(wilson(int(hits[0].sum()), n))[0],
         top1_interval=_percent(wilson(int(hits[0].sum()), n))[1],
         top5=_percent(wilson(int(hits[1].sum()), n))[0],
@@ -105,18 +124,13 @@ def score(
     if reference is None:
         return scores
     other = _hits(reference, wanted)
-    same = int((own.argmax(axis=1) == reference.argmax(axis=1)).sum())
     difference = paired_difference(int((hits[0] & ~other[0]).sum()), int((other[0] & ~hits[0]).sum()), n)
     return msgspec.structs.replace(
         scores,
-        against=against,
         against_top1=100.0 * float(other[0].mean()),
         against_top5=100.0 * float(other[1].mean()),
-        agreement=_percent(wilson(same, n))[0],
-        agreement_interval=_percent(wilson(same, n))[1],
         top1_difference=_percent(difference)[0],
         top1_difference_interval=_percent(difference)[1],
-        logit_sqnr_db=sqnr_db(own, reference),
     )
 
 

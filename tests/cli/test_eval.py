@@ -127,8 +127,23 @@ def test_a_label_map_that_is_off_by_one_is_said(shift: int, edge: Edge, painted:
 def test_labels_that_count_from_one_are_said(edge: Edge, painted: Place) -> None:
     painted(labels=lambda label: label + 1)
     ended = edge(*COMMAND)
+    assert ended.code == 6
+    assert "labels.csv:11: class index 10 is out of range" in ended.err
+    assert "use --label-offset -1" in ended.err
+    assert edge(*COMMAND, "--label-offset", "-1").code == 0
+
+
+def test_agreement_with_fp32_needs_no_labels(edge: Edge, painted: Place) -> None:
+    painted()
+    ended = edge("eval", "--profile", "tiny", "--images", "painted", "--against", "fp32", "--json")
     assert ended.code == 0
-    assert "they seem to count from 1" in ended.err
+    found = json.loads(ended.out)
+    assert found["n"] == N
+    assert found["agreement"] > 50
+    assert "top1" not in found
+    text = edge("eval", "--profile", "tiny", "--images", "painted", "--against", "fp32").out
+    assert "agreement" in text
+    assert "top-1" not in text
 
 
 @pytest.mark.parametrize("options", [("--limit", "10"), ("--threads", "1", "--limit", "10")])
@@ -140,11 +155,11 @@ def test_limit(options: tuple[str, ...], edge: Edge, painted: Place) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "the first line must name the columns"),
+        ("", "the first line must name a column of pictures"),
         ("file,class_index\n", "nothing else"),
-        ("name,number\n00.png,1\n", "labels.csv:1: the first line must name the columns"),
-        ("file,class_index\n00.png,zero\n", "labels.csv:2: the class index must be an integer, got 'zero'"),
-        ("file,class_index\n00.png,1\n00.png,2\n", "labels.csv:3: 00.png is class 2 here and class 1 above"),
+        ("name,number\n00.png,1\n", "labels.csv:1: the first line must name a column of pictures"),
+        ("file,class_index\n00.png,zero\n", "labels.csv:2: no class is called 'zero'"),
+        ("file,class_index\n00.png,1\n00.png,2\n", "labels.csv:3: 00.png is class 2 here and class 1 on line 2"),
         ("file,class_index\n00.png,1\n", "59 of 60 pictures have no label"),
     ],
     ids=["empty", "a header alone", "other columns", "no number", "two labels", "pictures without"],
