@@ -488,7 +488,7 @@ def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from edge import store
+from edge.artifacts import store
 from edge.errors import StoreError
 resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 path = Path(sys.argv[1])
@@ -517,7 +517,7 @@ def test_a_disk_that_ends_in_the_middle_of_a_file(artifact: Path, how: str) -> N
 FULL = """
 import sys
 from pathlib import Path
-from edge import store
+from edge.artifacts import store
 from edge.errors import StoreError
 path = Path(sys.argv[1]) / "a.json"
 store.save(path, kind="k", files={"a": b"old"}, key={}, info={})
@@ -573,7 +573,7 @@ def test_a_file_that_may_not_be_read(as_nobody: Path) -> None:
 COUNTING = """
 import sys
 from pathlib import Path
-from edge import store
+from edge.artifacts import store
 path = Path(sys.argv[1])
 for _ in range(int(sys.argv[2])):
     with store.lock(path):
@@ -614,7 +614,7 @@ def test_two_threads_never_hold_the_lock_together(tmp_path: Path) -> None:
 HOLDING = """
 import sys, time
 from pathlib import Path
-from edge import store
+from edge.artifacts import store
 with store.lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -684,7 +684,7 @@ def test_an_error_of_the_block_is_not_taken_for_one_of_the_lock(tmp_path: Path) 
 WRITING = """
 import itertools, sys
 from pathlib import Path
-from edge import store
+from edge.artifacts import store
 path = Path(sys.argv[1])
 print("started", flush=True)
 for i in itertools.count():

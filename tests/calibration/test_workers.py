@@ -23,6 +23,8 @@ import numpy as np
 import psutil
 import pytest
 
+from edge import __file__ as package_file
+from edge import __version__
 from edge.calibration import collection, dask_workers, workflow
 from edge.calibration.packed_statistics import pack, unpack
 from edge.calibration.work_queue import WorkQueue
@@ -89,7 +91,7 @@ def dask() -> Iterator[Any]:
 def local_cluster(distributed: Any) -> Iterator[Any]:
     before = os.environ.get("PYTHONPATH")
     # The workers must find edge where it is not installed; the fixture that sees to it is for one test only.
-    os.environ["PYTHONPATH"] = str(Path(workflow.__file__).parents[1])
+    os.environ["PYTHONPATH"] = str(Path(package_file).parents[1])
     try:
         with distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", protocol="tcp"
@@ -613,9 +615,10 @@ def test_a_worker_without_edge(run: Callable[..., Any], own_dask: Dask, tmp_path
 
 
 def test_a_worker_with_another_edge(run: Callable[..., Any], own_dask: Dask, tmp_path: Path) -> None:
-    package = Path(workflow.__file__).parent
+    package = Path(package_file).parent
     shutil.copytree(package, tmp_path / "old" / "edge", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "old" / "edge" / "__init__.py").write_text('__version__ = "0.0.1"\n')
+    own = tmp_path / "old" / "edge" / "__init__.py"
+    own.write_text(own.read_text().replace(f'"{__version__}"', '"0.0.1"'))
     address, _process = own_dask.scheduler()
     own_dask.worker(address, PYTHONPATH=str(tmp_path / "old"))
     with (

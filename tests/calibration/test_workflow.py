@@ -498,10 +498,11 @@ def test_two_calibrations_at_once_do_not_mix(run: Calibrate, tiny: Profile, tmp_
 _PEAK = r"""
 import re, sys
 from pathlib import Path
-from edge import calibrate, profile
-from edge.media import open_pictures
-chosen = profile.load(Path("tiny.yaml"))
-calibrate.calibrate(chosen, open_pictures(Path(sys.argv[1])), cache=Path(sys.argv[2]), threads=2)
+from edge.calibration import workflow
+from edge.config.profiles import read_profile
+from edge.media.picture_sources import open_pictures
+chosen = read_profile(Path("tiny.yaml"))
+workflow.calibrate(chosen, open_pictures(Path(sys.argv[1])), cache=Path(sys.argv[2]), threads=2)
 # Not getrusage: its peak may be that of the process that started this one.
 print(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
 """

@@ -369,14 +369,14 @@ def test_a_signal_while_it_switches_lets_it_finish_first(root: Path) -> None:
 HOLDS = """
 import sys, time
 from pathlib import Path
-from edge import power
 from edge.cli import signals
+from edge.system import power_modes
 signals.install()
-with signals.graceful() as wish, power.during("MAXN_SUPER", Path(sys.argv[1])):
+with signals.graceful() as stop, power_modes.during("MAXN_SUPER", Path(sys.argv[1])):
     print("in", flush=True)
-    while not wish():
+    while not stop():
         time.sleep(0.01)
-wish.grant()
+stop.grant()
 """
 
 

@@ -13,10 +13,10 @@ from edge.deploy.bundle import MAX_MANIFEST_BYTES, MAX_SIGNATURE_BYTES, SIGNATUR
 from edge.deploy.registry.client import MANIFEST_TYPE
 from edge.errors import ArtifactError
 
-ARTIFACT_TYPE = "application/vnd.jetson-edge.deploy.bundle.v1"
-CONFIG_TYPE = "application/vnd.jetson-edge.deploy.bundle.manifest.v1+json"
+ARTIFACT_TYPE = "application/vnd.jetson-edge.bundle.v1"
+CONFIG_TYPE = "application/vnd.jetson-edge.bundle.manifest.v1+json"
 FILE_TYPE = "application/octet-stream"
-SIGNATURE_TYPE = "application/vnd.jetson-edge.deploy.bundle.signature.v1"
+SIGNATURE_TYPE = "application/vnd.jetson-edge.bundle.signature.v1"
 TITLE = "org.opencontainers.image.title"
 _HINT = "was it pushed with edge bundle push?"
 

@@ -98,13 +98,13 @@ def test_a_machine_without_cuda_has_no_graphs() -> None:
     """Which is said by the call, not by a traceback of ctypes."""
     code = """
 import ctypes
-from edge.backends.cuda import capture
+from edge.backends.cuda import cuda_graph
 from edge.errors import DeviceError
 try:
     ctypes.CDLL("libcuda.so.1")
 except OSError:
     try:
-        capture.capture(0, lambda: None)
+        cuda_graph.capture(0, lambda: None)
     except DeviceError as exc:
         print("said:", exc)
 else:

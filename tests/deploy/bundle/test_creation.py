@@ -32,13 +32,14 @@ Made = Callable[..., Bundle]
 MAKE = """
 import os, sys
 from pathlib import Path
-from edge import profile
-from edge.deploy.bundle import create
-from edge.media import open_pictures
+from edge.config.profiles import read_profile
+from edge.deploy.bundle import creation
+from edge.media.picture_sources import open_pictures
 root, umask = Path(sys.argv[1]), int(sys.argv[2], 8)
 os.umask(umask)
-chosen = profile.load(root / "profiles" / "tiny.yaml")
-create.create(chosen, cache=root / "calib_cache", out=root / "new.edge", golden=list(open_pictures(root / "pictures")))
+chosen = read_profile(root / "profiles" / "tiny.yaml")
+golden = list(open_pictures(root / "pictures"))
+creation.create(chosen, cache=root / "calib_cache", out=root / "new.edge", golden=golden)
 """
 
 
