@@ -9,7 +9,8 @@ from edge import lazy_exports
 if TYPE_CHECKING:
     from edge.calibration.cache_keys import FoundArtifact
     from edge.calibration.collection import Executor
-    from edge.calibration.scoring import PictureInputs, Score, Scorer, TableForms
+    from edge.calibration.quality import MeasuredAccuracy, QualityVerdict
+    from edge.calibration.scoring import PictureInputs, Score, Scorer, TableForms, compare, tensorrt_form
     from edge.calibration.worker_processes import Processes
     from edge.calibration.workflow import HEADER_VERSION, CalibrationOutcome
 else:
@@ -18,7 +19,8 @@ else:
         {
             "cache_keys": ["FoundArtifact"],
             "collection": ["Executor"],
-            "scoring": ["PictureInputs", "Score", "Scorer", "TableForms"],
+            "quality": ["MeasuredAccuracy", "QualityVerdict"],
+            "scoring": ["PictureInputs", "Score", "Scorer", "TableForms", "compare", "tensorrt_form"],
             "worker_processes": ["Processes"],
             "workflow": ["CalibrationOutcome", "HEADER_VERSION"],
         },
@@ -29,16 +31,21 @@ __all__ = [
     "CalibrationOutcome",
     "Executor",
     "FoundArtifact",
+    "MeasuredAccuracy",
     "PictureInputs",
     "Processes",
+    "QualityVerdict",
     "Score",
     "Scorer",
     "TableForms",
     "cache_keys",
     "collection",
+    "compare",
     "counting",
     "dask_workers",
+    "quality",
     "scoring",
+    "tensorrt_form",
     "watch_plan",
     "workflow",
 ]

@@ -18,10 +18,11 @@ import msgspec
 import numpy as np
 
 from edge.backends import OrtSession
+from edge.config import Profile
 from edge.errors import DataError, DeviceError
 from edge.events import Listener, Progress, ignore_events
 from edge.media import Picture, decode
-from edge.model import Preprocessor
+from edge.model import Preprocessor, onnx_model
 from edge.quantization import QdqResult, Table, qdq, table_check
 from edge.stats import sqnr_db
 
@@ -116,13 +117,23 @@ class Scorer:
         """The pictures as the network takes them, float32 N×3×H×W; the last batch is filled with its last picture."""
         return (self._batch(start) for start in range(0, len(self.pictures), self._size))
 
-    def logits(self, model: Any, *, optimize: bool = False, most: int | None = None) -> NDArray[np.float32]:  # noqa: ANN401
+    def logits(
+        self,
+        model: Any,  # noqa: ANN401 - an onnx.ModelProto, bytes or a path
+        *,
+        optimize: bool = False,
+        most: int | None = None,
+        stage: str = "score",
+        listen: Listener = ignore_events,
+    ) -> NDArray[np.float32]:
         """Logits of a network, n × classes.
 
         Args:
             model: An onnx.ModelProto, serialized, or a path.
             optimize: Let onnxruntime optimize the graph; right for float networks only.
             most: Use only the first ``most`` pictures.
+            stage: Name of the progress events.
+            listen: Gets a progress event for each picture.
 
         Raises:
             ModelError, DeviceError: The network cannot be loaded, or fails.
@@ -143,7 +154,11 @@ class Scorer:
 
         with ThreadPoolExecutor(self._threads, thread_name_prefix="score") as pool:
             try:
-                return np.concatenate(list(pool.map(run, range(0, count, self._size))))
+                found = []
+                for rows in pool.map(run, range(0, count, self._size)):
+                    found.append(rows)
+                    listen(Progress(stage, min(len(found) * self._size, count), count))
+                return np.concatenate(found)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -229,6 +244,15 @@ def spread(pictures: Sequence[Picture], count: int) -> list[Picture]:
     """``count`` of the pictures at even distances: a folder is often sorted by class."""
     kept = min(count, len(pictures))
     return [pictures[index * len(pictures) // kept] for index in range(kept)]
+
+
+def tensorrt_form(profile: Profile, table: Table) -> QdqResult:
+    """The Q/DQ network that TensorRT gets for ``profile`` with ``table``.
+
+    Raises:
+        ModelError: The model cannot be read or quantized.
+    """
+    return qdq.insert(onnx_model.read(Path(profile.model), profile.outputs), table, target="tensorrt")
 
 
 class TableForms:

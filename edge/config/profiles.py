@@ -24,6 +24,7 @@ BackendName = Literal["onnxruntime", "tensorrt", "fake"]
 Precision = Literal["fp32", "fp16", "int8"]
 Int8Route = Literal["auto", "implicit", "explicit"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
 Triple = tuple[float, float, float]
 
@@ -235,6 +236,20 @@ class OutputOptions(msgspec.Struct, frozen=True):
     kind: OutputKind | None = None
 
 
+class QualityConfig(_ConfigSection, frozen=True):
+    """Limits that INT8 must keep; each that is missed is exit code 1.
+
+    ``min_top1`` and ``min_agreement`` in percent, ``max_drop`` of top-1 against FP32 in points, ``min_sqnr`` of the
+    logits in dB. ``collapse: allow`` accepts an engine whose accuracy has collapsed (:mod:`edge.calibration.quality`).
+    """
+
+    collapse: Literal["error", "allow"] = "error"
+    min_top1: Percent | None = None
+    min_agreement: Percent | None = None
+    max_drop: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    min_sqnr: float | None = None
+
+
 class Profile(_ConfigSection, frozen=True):
     """Everything about one device, resolved: ``extends`` merged, paths absolute.
 
@@ -261,6 +276,7 @@ class Profile(_ConfigSection, frozen=True):
     decision: DecisionSettings = DecisionSettings()
     notify: tuple[NotifyRule, ...] = ()
     telemetry: TelemetryConfig = TelemetryConfig()
+    quality: QualityConfig = QualityConfig()
 
     @property
     def outputs(self) -> OutputOptions:
@@ -282,6 +298,7 @@ class Profile(_ConfigSection, frozen=True):
             "telemetry",
             "power_mode",
             "calibration",
+            "quality",
         ):
             del content[name]
         for name in ("output", "output_name"):

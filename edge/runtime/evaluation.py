@@ -1,33 +1,63 @@
-"""The operation ``eval``: labelled pictures -> top-1, top-5, and agreement with the FP32 network, with intervals."""
+"""Evaluation: pictures -> top-1, top-5, agreement and logit SQNR against the FP32 network, with intervals.
+
+What an INT8 engine of ONNX Runtime answers depends on its integer kernels: they quantize more tensors than TensorRT,
+and on x86 processors without VNNI they saturate. So on such a host the *TensorRT form* of the table is judged, in
+float32 arithmetic (:mod:`edge.calibration.scoring`), and the engine's own answers are given where they differ by more
+than 1 dB.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from edge.backends import Session
+from edge.calibration import MeasuredAccuracy, PictureInputs, Scorer, compare, tensorrt_form
+from edge.config import Profile
 from edge.errors import DataError, DeviceError
 from edge.events import Listener, Progress, ignore_events
 from edge.media import Picture, decode, labels
-from edge.model import Preprocessor
+from edge.model import Preprocessor, onnx_model
+from edge.quantization import Table
 from edge.stats import Interval, paired_difference, sqnr_db, top, wilson
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+# From this difference of SQNR on, in dB, the answers of the host's integer kernels are shown as well.
+SHOWN_DIFFERENCE_DB = 1.0
+HOST_CAUSE = (
+    "ONNX Runtime's integer kernels quantize more tensors than TensorRT and, on x86 processors without VNNI, saturate"
+)
+
+
+class HostForm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Answers of the host's own INT8 engine, where they are not what a device would answer, and why."""
+
+    logit_sqnr_db: float | None
+    agreement: float
+    top1: float | None = None
+    cause: str = HOST_CAUSE
+
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Shares in percent, each with its 95 % interval; those that need labels are None without them.
+    """Shares in percent, each with its 95 % interval.
 
     ``agreement`` is the share of pictures with the same top-1 as ``against``; ``top1_difference`` is paired: this minus
-    the other, in points. ``logit_sqnr_db`` compares all logits: signal over difference, in decibels.
+    the other, in points. ``logit_sqnr_db`` compares all logits: signal over difference, in decibels, absent where they
+    are equal. Top-1 and top-5 are absent without labels. ``judged`` says what gave the answers: the engine, or the
+    TensorRT form of the table; ``float_layers`` is how many of ``weighted_layers`` are not quantized there and so are
+    scored in FP32. ``host_form`` is there where the host's engine differs by more than 1 dB.
     """
 
     precision: str
     n: int
+    judged: str = "engine"
     top1: float | None = None
     top5: float | None = None
     top1_interval: tuple[float, float] | None = None
@@ -40,7 +70,106 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     top1_difference: float | None = None
     top1_difference_interval: tuple[float, float] | None = None
     logit_sqnr_db: float | None = None
+    float_layers: int | None = None
+    weighted_layers: int | None = None
+    host_form: HostForm | None = None
     warning: str | None = None
+
+    def measured(self) -> MeasuredAccuracy:
+        """What the table of limits judges; ``against`` must be there."""
+        drop = self.top1_difference_interval
+        return MeasuredAccuracy(
+            n=self.n,
+            sqnr_db=self.logit_sqnr_db,
+            agreement=self.agreement or 0.0,
+            agreement_interval=self.agreement_interval,
+            top1=self.top1,
+            top1_interval=self.top1_interval,
+            top1_drop=None if self.top1_difference is None else -self.top1_difference,
+            top1_drop_interval=None if drop is None else (-drop[1], -drop[0]),
+        )
+
+
+def evaluate(
+    profile: Profile,
+    pictures: Sequence[Picture],
+    *,
+    precision: str,
+    session: Session | None,
+    table: Table | None = None,
+    with_reference: bool,
+    threads: int | None = None,
+    listen: Listener = ignore_events,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Scores | None:
+    """Evaluate an engine, the TensorRT form of a table, or both.
+
+    Args:
+        profile: Model, preprocessing, batch.
+        pictures: All of them with a label, or none.
+        precision: Of the engine.
+        session: The open engine; None where this machine cannot run it.
+        table: Where given, its TensorRT form is judged and ``session`` only compared with it.
+        with_reference: Run the FP32 network, too.
+        threads: Of the CPU.
+        listen: Gets progress events.
+        should_stop: Asked between pictures.
+
+    Returns:
+        The scores; None when stopped.
+
+    Raises:
+        DataError: A picture cannot be read or decoded.
+        DeviceError: A network failed, or gave NaN or infinity.
+        ModelError: The model cannot be used.
+    """
+    truth = [picture.label for picture in pictures if picture.label is not None] or None
+    preprocessor = Preprocessor(profile.preprocess, profile.input)
+    own = None
+    if session is not None:
+        own = logits(
+            pictures, session, preprocessor,
+            batch=profile.input.batch.min, stage=precision, listen=listen, should_stop=should_stop,
+        )  # fmt: skip
+        if own is None:
+            return None
+    if not with_reference and table is None and own is not None:
+        return score(own, truth, precision=precision)
+    model = onnx_model.load(Path(profile.model), profile.outputs)
+    user = onnx_model.read(model.path, profile.outputs)
+    inputs = PictureInputs(pictures, preprocessor)
+    scorer = Scorer(user, inputs, fixed_batch=model.fixed_batch, threads=threads, should_stop=should_stop)
+    try:
+        inputs.prepare(threads=threads, listen=listen, should_stop=should_stop)
+        reference = scorer.logits(user, optimize=True, stage="fp32", listen=listen)
+        if table is None:
+            return None if own is None else score(own, truth, precision=precision, reference=reference, against="fp32")
+        form = tensorrt_form(profile, table)
+        judged = scorer.logits(form.model, stage="TensorRT form", listen=listen)
+    except CancelledError:
+        return None
+    if not np.isfinite(judged).all():
+        raise DeviceError("the INT8 network's answer holds NaN or infinity", hint="edge table check")
+    found = msgspec.structs.replace(
+        score(judged, truth, precision=precision, reference=reference, against="fp32"),
+        judged="TensorRT form, float32 arithmetic",
+        float_layers=form.weighted - form.quantized,
+        weighted_layers=form.weighted,
+    )
+    return found if own is None else _with_host_form(found, own, reference, truth)
+
+
+def _with_host_form(
+    found: Scores, own: NDArray[np.float32], reference: NDArray[np.float32], truth: Sequence[int] | None
+) -> Scores:
+    host = compare(own, reference)
+    equal_db = 200.0
+    judged_db = equal_db if found.logit_sqnr_db is None else found.logit_sqnr_db
+    if abs(host.db - judged_db) <= SHOWN_DIFFERENCE_DB:
+        return found
+    top1 = None if truth is None else 100.0 * float((own.argmax(axis=1) == np.asarray(truth)).mean())
+    form = HostForm(logit_sqnr_db=host.sqnr_db, agreement=100.0 * host.agreement, top1=top1)
+    return msgspec.structs.replace(found, host_form=form)
 
 
 def logits(
@@ -89,41 +218,41 @@ def score(
     reference: NDArray[np.float32] | None = None,
     against: str | None = None,
 ) -> Scores:
-    """Score logits.
+    """Scores of ``own`` logits (n×classes).
 
     Args:
-        own: logits, float32 n×classes.
-        truth: true class of each picture; None leaves out top-1 and top-5.
-        precision: of the engine.
-        reference: logits of the same pictures to compare with, float32 n×classes.
-        against: what the reference is called.
+        own: Logits, n×classes.
+        truth: True class of each picture; None without labels.
+        precision: What gave the logits.
+        reference: Logits of another network for the same pictures.
+        against: Name of that network.
     """
     n = len(own)
     scores = Scores(precision=precision, n=n)
-    if reference is not None:
-        same = int((own.argmax(axis=1) == reference.argmax(axis=1)).sum())
+    hits = None if truth is None else _hits(own, np.asarray(truth))
+    if truth is not None and hits is not None:
+        top1, top5 = (_percent(wilson(int(hit.sum()), n)) for hit in hits)
         scores = msgspec.structs.replace(
             scores,
-            against=against,
-            agreement=_percent(wilson(same, n))[0],
-            agreement_interval=_percent(wilson(same, n))[1],
-            logit_sqnr_db=sqnr_db(own, reference),
+            top1=top1[0],
+            top1_interval=top1[1],
+            top5=top5[0],
+            top5_interval=top5[1],
+            warning=labels.shape_of_errors(own.argmax(axis=1).tolist(), list(truth), classes=own.shape[1]),
         )
-    if truth is None:
-        return scores
-    wanted = np.asarray(truth)
-    hits = _hits(own, wanted)
-    scores = msgspec.structs.replace(
-        scores,
-        top1=_percent(wilson(int(hits[0].sum()), n))[0],
-        top1_interval=_percent(wilson(int(hits[0].sum()), n))[1],
-        top5=_percent(wilson(int(hits[1].sum()), n))[0],
-        top5_interval=_percent(wilson(int(hits[1].sum()), n))[1],
-        warning=labels.shape_of_errors(own.argmax(axis=1).tolist(), list(truth), classes=own.shape[1]),
-    )
     if reference is None:
         return scores
-    other = _hits(reference, wanted)
+    same = int((own.argmax(axis=1) == reference.argmax(axis=1)).sum())
+    scores = msgspec.structs.replace(
+        scores,
+        against=against,
+        agreement=_percent(wilson(same, n))[0],
+        agreement_interval=_percent(wilson(same, n))[1],
+        logit_sqnr_db=sqnr_db(own, reference),
+    )
+    if truth is None or hits is None:
+        return scores
+    other = _hits(reference, np.asarray(truth))
     difference = paired_difference(int((hits[0] & ~other[0]).sum()), int((other[0] & ~hits[0]).sum()), n)
     return msgspec.structs.replace(
         scores,

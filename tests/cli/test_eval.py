@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 from collections.abc import Callable
@@ -13,6 +14,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
+from edge.artifacts import store
+from edge.calibration import cache_keys
+from edge.quantization import calibration_table
+from edge.quantization.calibration_table import TrtVersion
 
 Edge = Callable[..., Any]
 Place = Callable[..., Path]
@@ -93,12 +99,13 @@ def test_the_plain_output_is_a_table(edge: Edge, painted: Place) -> None:
     assert "\x1b" not in ended.out + ended.err
 
 
-def test_without_against_there_is_no_comparison(edge: Edge, painted: Place) -> None:
+def test_fp32_alone_is_not_compared_and_int8_always_is(edge: Edge, painted: Place) -> None:
     painted()
     scores = json.loads(edge(*COMMAND, "--json", "--precision", "fp32").out)
     assert scores["precision"] == "fp32"
     assert scores.keys().isdisjoint({"against", "agreement", "agreement_interval", "top1_difference"})
-    assert "agreement" not in edge(*COMMAND).out
+    assert "agreement" not in edge(*COMMAND, "--precision", "fp32").out
+    assert "agreement" in edge(*COMMAND).out
 
 
 def test_wrong_labels_make_wrong_shares(edge: Edge, painted: Place) -> None:
@@ -183,14 +190,27 @@ def test_a_broken_picture_is_an_error(edge: Edge, painted: Place) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("--images", "painted"), 2, "60 of 60 pictures have no label"),
+        (("--images", "painted", "--precision", "fp32"), 2, "60 of 60 pictures have no label"),
+        (("--images", "painted", "--min-top1", "50"), 2, "--min-top1 needs labels"),
+        (("--images", "painted", "--labels", "labels.csv", "--min-top1", "101"), 2, "--min-top1"),
+        (("--images", "painted", "--labels", "labels.csv", "--max-drop", "-1"), 2, "--max-drop"),
         (("--labels", "labels.csv"), 2, "--images DIR --labels labels.csv"),
         (("--images", "painted", "--labels", "none.csv"), 6, "none.csv: there is no such file"),
         (("--images", "none", "--labels", "labels.csv"), 6, "there is nothing here"),
         (("--images", "painted", "--labels", "labels.csv", "--against", "fp16"), 2, "cannot compare with 'fp16'"),
         (("--images", "painted", "--labels", "labels.csv", "--engine-dir", "x"), 7, "no int8 engine for tiny"),
     ],
-    ids=["no labels", "no pictures", "labels not there", "pictures not there", "another precision", "no engine"],
+    ids=[
+        "no labels",
+        "top-1 without",
+        "above 100 %",
+        "below 0",
+        "no pictures",
+        "labels not there",
+        "pictures not there",
+        "another precision",
+        "no engine",
+    ],
 )
 def test_a_wrong_command(arguments: tuple[str, ...], code: int, words: str, edge: Edge, painted: Place) -> None:
     painted()
@@ -206,3 +226,89 @@ def test_a_damaged_engine_is_refused(edge: Edge, painted: Place) -> None:
     ended = edge(*COMMAND)
     assert (ended.code, ended.out) == (7, "")
     assert "model-int8.onnx: " in ended.err
+
+
+def test_agreement_needs_no_labels(edge: Edge, painted: Place) -> None:
+    painted()
+    ended = edge("eval", "--profile", "tiny", "--images", "painted", "--against", "fp32", "--json")
+    assert ended.code == 0, ended.err
+    scores = json.loads(ended.out)
+    assert (scores["n"], scores["agreement"], scores["judged"]) == (N, 100.0, "TensorRT form, float32 arithmetic")
+    assert scores["logit_sqnr_db"] > 20.0
+    assert scores.keys().isdisjoint({"top1", "top5", "top1_difference"})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--min-top1", "70.5"), "top-1 is 70.0 % [57.5, 80.1], below the limit of 70.5 %"),
+        (("--min-sqnr", "90"), "dB, below the limit of 90 dB"),
+    ],
+)
+def test_a_missed_limit_is_exit_code_1_with_figure_interval_and_limit(
+    options: tuple[str, ...], words: str, edge: Edge, painted: Place
+) -> None:
+    painted(labels=lambda label: label - 1 if label in {3, 5, 7} else label)
+    ended = edge(*COMMAND, *options)
+    assert ended.code == 1
+    assert words in ended.err
+    assert "edge tune --profile tiny" in ended.err
+    assert "top-1" in ended.out
+
+
+def test_limits_that_are_kept_say_nothing(edge: Edge, painted: Place) -> None:
+    painted()
+    limits = ("--min-top1", "99", "--min-agreement", "98", "--max-drop", "0.5", "--min-sqnr", "15")
+    ended = edge(*COMMAND, *limits)
+    assert (ended.code, "warning" in ended.err) == (0, False)
+
+
+def test_limits_stand_in_the_profile(edge: Edge, painted: Place) -> None:
+    folder = painted()
+    path = folder / "profiles" / "tiny.yaml"
+    path.write_text(path.read_text() + "quality: {min_sqnr: 90}\n")
+    assert edge(*COMMAND).code == 1
+    assert edge(*COMMAND, "--min-sqnr", "10").code == 0
+
+
+def damage(folder: Path, edge: Edge, factor: float) -> None:
+    """Scales of activations times ``factor``, in the table and its engine."""
+    (table,) = (folder / "calib_cache").rglob("*.table")
+    found = calibration_table.parse(table.read_bytes())
+    ranges = {name: factor * found.range(name) for name in found.names}
+    changed = calibration_table.from_ranges(ranges, algorithm="entropy2", trt_version=TrtVersion(10, 3, 0))
+    manifest = store.load(cache_keys.manifest_path(table), kind=cache_keys.TABLE)
+    store.save(
+        cache_keys.manifest_path(table), kind=cache_keys.TABLE,
+        files={table.name: calibration_table.write(changed)}, key=manifest.key, info=manifest.info,
+    )  # fmt: skip
+    assert edge("build", "--profile", "tiny", "--precision", "int8").code == 0
+
+
+def test_collapse_is_an_error_unless_allowed(edge: Edge, painted: Place) -> None:
+    folder = painted()
+    damage(folder, edge, 0.05)
+    ended = edge(*COMMAND)
+    assert ended.code == 1
+    assert "INT8 accuracy has collapsed: logit SQNR is" in ended.err
+    assert "(limit 6 dB)" in ended.err
+    path = folder / "profiles" / "tiny.yaml"
+    path.write_text(path.read_text() + "quality: {collapse: allow}\n")
+    allowed = edge(*COMMAND)
+    assert allowed.code == 0
+    assert "warning: INT8 accuracy has collapsed" in allowed.err
+
+
+def test_a_tensorrt_profile_is_judged_on_a_host_by_its_table(edge: Edge, painted: Place) -> None:
+    if importlib.util.find_spec("tensorrt"):
+        pytest.skip("this machine has TensorRT")
+    folder = painted()
+    path = folder / "profiles" / "tiny.yaml"
+    text = path.read_text()
+    text = text.replace("backend: onnxruntime", "backend: tensorrt").replace("family: host", "family: agx-orin")
+    path.write_text(text)
+    assert "tensorrt" in text
+    ended = edge(*COMMAND)
+    assert ended.code == 0, ended.err
+    assert "judging the TensorRT form of the table" in ended.err
+    assert "100.00 %" in ended.out

@@ -1,0 +1,127 @@
+"""The one table of limits for INT8 accuracy: what ``build``, ``eval``, ``tune`` and the trial of ``ship`` judge by.
+
+=========  =========================================================  ====================================
+level      when                                                       what follows
+=========  =========================================================  ====================================
+collapse   logit SQNR below 6 dB, or agreement with FP32 below 80 %   exit code 1, unless the profile has
+           on at least 50 pictures                                    ``quality: {collapse: allow}``
+weak       logit SQNR below 10 dB, or agreement below 90 % on at      a note with the worst layers and the
+           least 50 pictures                                          ``edge tune`` command
+good       otherwise                                                  nothing
+=========  =========================================================  ====================================
+
+Limits of the user's own (``quality:`` in the profile, ``edge eval --min-...``) come on top, each an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from edge.config import QualityConfig
+from edge.errors import QualityError
+
+COLLAPSE_SQNR_DB, COLLAPSE_AGREEMENT = 6.0, 80.0
+WEAK_SQNR_DB, WEAK_AGREEMENT = 10.0, 90.0
+# Of fewer pictures a share says too little: 8 of 10 has a 95 % interval from 49 to 94 %.
+MIN_PICTURES = 50
+
+Level = Literal["good", "weak", "collapse"]
+
+
+class MeasuredAccuracy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Accuracy of a quantized network on ``n`` pictures; shares in percent with their 95 % intervals.
+
+    ``sqnr_db`` None means that the logits equal those of FP32. ``top1_drop`` is FP32's top-1 minus this one's, in
+    points. What was not measured is absent.
+    """
+
+    n: int
+    sqnr_db: float | None
+    agreement: float
+    agreement_interval: tuple[float, float] | None = None
+    top1: float | None = None
+    top1_interval: tuple[float, float] | None = None
+    top1_drop: float | None = None
+    top1_drop_interval: tuple[float, float] | None = None
+
+
+class QualityVerdict(msgspec.Struct, frozen=True):
+    """Level by the table of limits, and the figures that led to it (empty when good)."""
+
+    level: Level
+    reasons: list[str]
+
+
+def judge(measured: MeasuredAccuracy) -> QualityVerdict:
+    """Level of ``measured`` by the table of limits."""
+    for level, sqnr_limit, share_limit in (
+        ("collapse", COLLAPSE_SQNR_DB, COLLAPSE_AGREEMENT),
+        ("weak", WEAK_SQNR_DB, WEAK_AGREEMENT),
+    ):
+        reasons = []
+        if measured.sqnr_db is not None and measured.sqnr_db < sqnr_limit:
+            reasons.append(f"logit SQNR is {measured.sqnr_db:.1f} dB (limit {sqnr_limit:g} dB)")
+        if measured.n >= MIN_PICTURES and measured.agreement < share_limit:
+            share = _share(measured.agreement, measured.agreement_interval)
+            reasons.append(f"agreement with FP32 is {share} on {measured.n} pictures (limit {share_limit:g} %)")
+        if reasons:
+            return QualityVerdict(level, reasons)  # type: ignore[arg-type]
+    return QualityVerdict("good", [])
+
+
+def check(
+    measured: MeasuredAccuracy, quality: QualityConfig, *, hint: str, layers: Sequence[str] = (), judged: bool = True
+) -> list[str]:
+    """Judge ``measured`` by the table of limits and by the limits in ``quality``.
+
+    Args:
+        measured: What was measured.
+        quality: The profile's section, or the options of the command laid over it.
+        hint: The command that improves the accuracy.
+        layers: The layers that cost the most, the worst first.
+        judged: Judge by the table of limits, too; False for what is no INT8 network.
+
+    Returns:
+        Notes for the user; empty when everything is good.
+
+    Raises:
+        QualityError: a limit of the user's own is missed, or the accuracy has collapsed and that is not allowed.
+    """
+    missed = list(_missed(measured, quality))
+    if missed:
+        raise QualityError("; ".join(missed), hint=hint)
+    verdict = judge(measured)
+    if verdict.level == "good" or not judged:
+        return []
+    what = "INT8 accuracy has collapsed" if verdict.level == "collapse" else "INT8 accuracy is weak"
+    text = f"{what}: {'; '.join(verdict.reasons)}"
+    if layers:
+        text += f"; the layers that cost the most: {', '.join(layers)}"
+    if verdict.level == "collapse" and quality.collapse == "error":
+        raise QualityError(text, hint=f"{hint}; or quality: {{collapse: allow}} in the profile to accept it")
+    return [f"{text}; to improve it: {hint}"]
+
+
+def _missed(measured: MeasuredAccuracy, quality: QualityConfig) -> list[str]:
+    """One sentence for each of the user's limits that is missed, with figure, interval and limit."""
+    found = []
+    if quality.min_sqnr is not None and measured.sqnr_db is not None and measured.sqnr_db < quality.min_sqnr:
+        found.append(f"logit SQNR is {measured.sqnr_db:.2f} dB, below the limit of {quality.min_sqnr:g} dB")
+    if quality.min_agreement is not None and measured.agreement < quality.min_agreement:
+        share = _share(measured.agreement, measured.agreement_interval)
+        found.append(f"agreement with FP32 is {share}, below the limit of {quality.min_agreement:g} %")
+    if quality.min_top1 is not None and measured.top1 is not None and measured.top1 < quality.min_top1:
+        share = _share(measured.top1, measured.top1_interval)
+        found.append(f"top-1 is {share}, below the limit of {quality.min_top1:g} %")
+    if quality.max_drop is not None and measured.top1_drop is not None and measured.top1_drop > quality.max_drop:
+        points = _share(measured.top1_drop, measured.top1_drop_interval, unit="points")
+        found.append(f"top-1 is {points} below FP32's, more than the limit of {quality.max_drop:g} points")
+    return found
+
+
+def _share(value: float, interval: tuple[float, float] | None, *, unit: str = "%") -> str:
+    between = f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
+    return f"{value:.1f} {unit}{between}"
