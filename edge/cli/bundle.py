@@ -42,6 +42,12 @@ PlainHttp = Annotated[
     bool, typer.Option("--plain-http", help="No TLS. Only this machine's own registry is asked so by itself.")
 ]
 CaFile = Annotated[Path | None, typer.Option(help="Certificates to trust, for a registry with one of its own.")]
+AuthHosts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--auth-host", metavar="HOST", help="Token server that may get the registry's credentials; repeat for more."
+    ),
+]
 AllowedSigners = Annotated[
     Path | None,
     typer.Option(help="It must be signed by one of these.", show_default="this device's lists, where it has any"),
@@ -135,7 +141,7 @@ def verify(
 ) -> None:
     """Compare every file of a bundle with the manifest, and check its signature where one is asked for."""
     from edge.cli import paths
-    from edge.deploy.bundle import open_bundle, signature, target, verify_bundle
+    from edge.deploy.bundle import check_target, open_bundle, signature, verify_bundle
     from edge.system import device
 
     found = open_bundle(bundle)
@@ -145,7 +151,7 @@ def verify(
     else:
         signers = signature.check_policy(found, signature.lists(paths.device_home()))
     if here:
-        target.check(found.about, device.identify())
+        check_target(found.about, device.identify())
     with terminal.progress() as listen:
         verify_bundle(found, listen=listen)
     if as_json:
@@ -201,6 +207,7 @@ def push(
     *,
     plain_http: PlainHttp = False,
     ca_file: CaFile = None,
+    auth_host: AuthHosts = None,
     as_json: options.Json = False,
 ) -> None:
     """Push a bundle to an OCI registry; files that it has already are not sent.
@@ -208,14 +215,19 @@ def push(
     Credentials come from `docker login` or `podman login`, or from EDGE_REGISTRY_USER and EDGE_REGISTRY_PASSWORD.
     """
     from edge.deploy.bundle import open_bundle
-    from edge.deploy.registry import parse_reference, pushing
+    from edge.deploy.registry import parse_reference, push
 
     reference = parse_reference(artifact)
     found = open_bundle(bundle)
     terminal = Terminal()
     with terminal.progress() as listen:
-        done = pushing.push(
-            found, reference, plain_http=plain_http, ca_file=None if ca_file is None else str(ca_file), listen=listen
+        done = push(
+            found,
+            reference,
+            plain_http=plain_http,
+            ca_file=None if ca_file is None else str(ca_file),
+            auth_hosts=auth_host or (),
+            listen=listen,
         )
     if as_json:
         terminal.data(msgspec.json.encode(done).decode())
@@ -236,6 +248,7 @@ def pull(
     allowed_signers: AllowedSigners = None,
     plain_http: PlainHttp = False,
     ca_file: CaFile = None,
+    auth_host: AuthHosts = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file that is there.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -245,14 +258,15 @@ def pull(
     """
     from edge.cli import paths
     from edge.deploy.bundle import creation, open_bundle, pack_bundle, signature, unpack_bundle
-    from edge.deploy.registry import parse_reference, pulling
+    from edge.deploy.registry import parse_reference, pull
 
     reference = parse_reference(artifact)
     if creation.is_tar(output):
         creation.check_out(output, force=force)
     terminal = Terminal()
-    opened = pulling.pull(
+    opened = pull(
         reference, plain_http=plain_http, ca_file=None if ca_file is None else str(ca_file),
+            auth_hosts=auth_host or (),
         reuse=None if reuse is None else open_bundle(reuse),
     )  # fmt: skip
     with opened as remote, terminal.progress() as listen:

@@ -7,21 +7,33 @@ from typing import TYPE_CHECKING
 from edge import lazy_exports
 
 if TYPE_CHECKING:
-    from edge.deploy.bundle.deployed import Deployed
-    from edge.deploy.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, SIGNATURE, BundleManifest, decode_manifest
-    from edge.deploy.bundle.names import name_problem, printable_name
+    from edge.deploy.bundle.deployed import Deployed, check_target, mismatch
+    from edge.deploy.bundle.manifest import (
+        MANIFEST,
+        MAX_MANIFEST_BYTES,
+        SIGNATURE,
+        BundleManifest,
+        decode_manifest,
+        name_problem,
+        printable_name,
+    )
     from edge.deploy.bundle.reader import MAX_SIGNATURE_BYTES, Bundle, BundleSource, Meter, open_bundle, verify_bundle
-    from edge.deploy.bundle.target import mismatch
     from edge.deploy.bundle.unpacking import pack_bundle, unpack_bundle
 else:
     __getattr__ = lazy_exports(
         __name__,
         {
-            "deployed": ["Deployed"],
-            "manifest": ["BundleManifest", "MANIFEST", "MAX_MANIFEST_BYTES", "SIGNATURE", "decode_manifest"],
-            "names": ["name_problem", "printable_name"],
+            "deployed": ["Deployed", "check_target", "mismatch"],
+            "manifest": [
+                "BundleManifest",
+                "MANIFEST",
+                "MAX_MANIFEST_BYTES",
+                "SIGNATURE",
+                "decode_manifest",
+                "name_problem",
+                "printable_name",
+            ],
             "reader": ["Bundle", "BundleSource", "MAX_SIGNATURE_BYTES", "Meter", "open_bundle", "verify_bundle"],
-            "target": ["mismatch"],
             "unpacking": ["pack_bundle", "unpack_bundle"],
         },
     )
@@ -36,6 +48,7 @@ __all__ = [
     "BundleSource",
     "Deployed",
     "Meter",
+    "check_target",
     "creation",
     "decode_manifest",
     "deployed",
@@ -46,7 +59,6 @@ __all__ = [
     "pack_bundle",
     "printable_name",
     "signature",
-    "target",
     "unpack_bundle",
     "verify_bundle",
 ]

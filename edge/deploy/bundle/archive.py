@@ -18,8 +18,14 @@ from typing import IO
 import msgspec
 
 from edge.artifacts import FileEntry
-from edge.deploy.bundle.manifest import MANIFEST, MAX_FILE_BYTES, MAX_MANIFEST_BYTES, BundleManifest, decode_manifest
-from edge.deploy.bundle.names import split_for_header
+from edge.deploy.bundle.manifest import (
+    MANIFEST,
+    MAX_FILE_BYTES,
+    MAX_MANIFEST_BYTES,
+    BundleManifest,
+    decode_manifest,
+    split_for_header,
+)
 from edge.errors import ArtifactError
 
 BLOCK = 512

@@ -22,8 +22,16 @@ from edge.calibration import FoundArtifact, cache_keys
 from edge.config import Family, Profile
 from edge.deploy.bundle import archive, wheels
 from edge.deploy.bundle.golden import FILE, FOLDER, encode, refer, taken_over
-from edge.deploy.bundle.manifest import FORMAT, MANIFEST, MAX_WORD, BundleManifest, check_entries, encode_manifest
-from edge.deploy.bundle.names import PROFILE, TABLES
+from edge.deploy.bundle.manifest import (
+    FORMAT,
+    MANIFEST,
+    MAX_WORD,
+    PROFILE,
+    TABLES,
+    BundleManifest,
+    check_entries,
+    encode_manifest,
+)
 from edge.deploy.bundle.reader import Bundle, Meter, open_bundle
 from edge.errors import ArtifactError, DataError, ProfileError, UsageError
 from edge.events import Listener, Progress, ignore_events

@@ -24,7 +24,7 @@ import numpy as np
 
 from edge.backends import BuildRequest, OnnxRuntime, OrtSession
 from edge.config import Precision, Profile
-from edge.deploy.bundle.names import printable_name
+from edge.deploy.bundle.manifest import printable_name
 from edge.deploy.bundle.reader import Bundle
 from edge.errors import ArtifactError, DeviceError
 from edge.events import Listener, Progress, ignore_events

@@ -13,8 +13,14 @@ from typing import IO, Protocol
 
 from edge.artifacts import FileEntry, store
 from edge.deploy.bundle import archive
-from edge.deploy.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, SIGNATURE, BundleManifest, decode_manifest
-from edge.deploy.bundle.names import MAX_FILES
+from edge.deploy.bundle.manifest import (
+    MANIFEST,
+    MAX_FILES,
+    MAX_MANIFEST_BYTES,
+    SIGNATURE,
+    BundleManifest,
+    decode_manifest,
+)
 from edge.errors import ArtifactError, StoreError
 from edge.events import Listener, Progress, ignore_events
 

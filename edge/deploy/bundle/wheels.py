@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from edge.config import Family
-from edge.deploy.bundle.names import name_problem
+from edge.deploy.bundle.manifest import name_problem
 from edge.errors import ArtifactError, MissingDependencyError, UsageError, os_error, require
 from edge.events import Listener, Note, ignore_events
 

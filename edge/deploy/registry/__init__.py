@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 from edge import lazy_exports
 
 if TYPE_CHECKING:
+    from edge.deploy.registry.artifact import pull, push
     from edge.deploy.registry.reference import parse_reference
 else:
     __getattr__ = lazy_exports(
         __name__,
         {
+            "artifact": ["pull", "push"],
             "reference": ["parse_reference"],
         },
     )
 
-__all__ = ["parse_reference", "pulling", "pushing"]
+__all__ = ["parse_reference", "pull", "push"]

@@ -1,17 +1,38 @@
-"""The OCI manifest of a bundle: a function of the bundle, so the same bundle has the same digest in every registry.
+"""Bundles as OCI artifacts: push and pull, every byte compared with a digest that leads back to what was asked for.
+
+The OCI manifest of a bundle: a function of the bundle, so the same bundle has the same digest in every registry.
 
 [OCI image specification 1.1, "Image Manifest", "Guidelines for Artifact Usage"]
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import hmac
 import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from edge.artifacts import FileEntry, sha256_bytes
-from edge.deploy.bundle import MAX_MANIFEST_BYTES, MAX_SIGNATURE_BYTES, SIGNATURE, BundleManifest, BundleSource
-from edge.deploy.registry.client import MANIFEST_TYPE
-from edge.errors import ArtifactError
+from edge.deploy.bundle import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    MAX_SIGNATURE_BYTES,
+    SIGNATURE,
+    Bundle,
+    BundleManifest,
+    BundleSource,
+    Meter,
+    decode_manifest,
+    verify_bundle,
+)
+from edge.deploy.registry.client import MANIFEST_TYPE, Body, Connection
+from edge.deploy.registry.reference import Reference
+from edge.errors import ArtifactError, UsageError
+from edge.events import Listener, ignore_events
 
 ARTIFACT_TYPE = "application/vnd.jetson-edge.bundle.v1"
 CONFIG_TYPE = "application/vnd.jetson-edge.bundle.manifest.v1+json"
@@ -100,3 +121,159 @@ def _entry(descriptor: object, where: str) -> FileEntry:
         if isinstance(digest, str) and digest.startswith("sha256:") and isinstance(size, int) and size >= 0:
             return FileEntry(digest.removeprefix("sha256:"), size)
     raise ArtifactError("the artifact has a malformed descriptor", where=where)
+
+
+class Remote:
+    """A bundle in a registry, to unpack or pack like any other. Nothing comes out of it that was not checked.
+
+    Files that the bundle ``reuse`` has, by digest, are taken from there.
+    """
+
+    def __init__(self, connection: Connection, *, reuse: Bundle | None = None) -> None:
+        self._connection = connection
+        data, self.oci_digest = connection.manifest()
+        self.reference = connection.reference.pinned(self.oci_digest)
+        config, layers = read_config(data, where=self.where)
+        self.manifest = b"".join(self._blob(config, MANIFEST))
+        self.about: BundleManifest = decode_manifest(self.manifest, where=f"{self.where}: {MANIFEST}")
+        self._signature = check_layers(layers, self.about, where=self.where)
+        self._reuse = reuse
+        self._local = {entry.sha256: name for name, entry in reuse.files.items()} if reuse else {}
+        self.fetched_bytes = 0
+        self.reused_bytes = 0
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return str(self.reference)
+
+    @property
+    def digest(self) -> str:
+        """The id of the bundle: hex sha256 of ``bundle.json``."""
+        return hashlib.sha256(self.manifest).hexdigest()
+
+    @property
+    def files(self) -> dict[str, FileEntry]:
+        """Digest and size of every file besides ``bundle.json``, by name."""
+        return self.about.files
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The content of one file in pieces. The last one comes only if size and digest are right.
+
+        Raises:
+            ArtifactError: they are not.
+            DeviceError: the connection broke.
+        """
+        entry = self.files[name]
+        if self._reuse is not None and entry.sha256 in self._local:
+            self.reused_bytes += entry.size
+            return self._reuse.pieces(self._local[entry.sha256])
+        self.fetched_bytes += entry.size
+        return self._blob(entry, name)
+
+    def signature(self) -> bytes | None:
+        """The detached signature, unchecked; None where there is none."""
+        return None if self._signature is None else b"".join(self._blob(self._signature, "the signature"))
+
+    def _blob(self, entry: FileEntry, name: str) -> Iterator[bytes]:
+        state, held, size = hashlib.sha256(), b"", 0
+        for piece in self._connection.blob(f"sha256:{entry.sha256}"):
+            size += len(piece)
+            state.update(piece)
+            if size > entry.size:
+                break
+            if held:
+                yield held
+            held = piece
+        if size != entry.size or not hmac.compare_digest(state.hexdigest(), entry.sha256):
+            raise ArtifactError(
+                f"the registry gave out something else for {name} than its digest says",
+                where=str(self._connection.reference),
+                hint="do not use it; tell who runs the registry",
+            )
+        yield held
+
+
+@contextlib.contextmanager
+def pull(
+    reference: Reference,
+    *,
+    plain_http: bool = False,
+    ca_file: str | None = None,
+    auth_hosts: Sequence[str] = (),
+    reuse: Bundle | None = None,
+) -> Iterator[Remote]:
+    """Open the bundle at ``reference``: its manifests are fetched and checked, its files come as they are asked for.
+
+    Raises:
+        ArtifactError: there is no such artifact, it is not a bundle, or the registry lies about a digest.
+        DeviceError: the registry cannot be reached, or refuses access.
+        MissingDependencyError: oras is not installed.
+    """
+    connection = Connection(reference, plain_http=plain_http, ca_file=ca_file, auth_hosts=auth_hosts)
+    with contextlib.closing(connection):
+        yield Remote(connection, reuse=reuse)
+
+
+class Pushed(msgspec.Struct, frozen=True, kw_only=True):
+    """What was sent; ``reference`` has the digest, for pinning. Bytes are those of contents, without HTTP's own."""
+
+    reference: str
+    digest: str
+    bundle: str
+    sent_files: int
+    sent_bytes: int
+    kept_files: int
+    kept_bytes: int
+
+
+def push(
+    bundle: Bundle,
+    reference: Reference,
+    *,
+    plain_http: bool = False,
+    ca_file: str | None = None,
+    auth_hosts: Sequence[str] = (),
+    listen: Listener = ignore_events,
+) -> Pushed:
+    """Verify ``bundle``, send what is missing, and set the tag last.
+
+    Raises:
+        UsageError: the reference has a digest.
+        ArtifactError: the bundle is not whole.
+        DeviceError: the registry cannot be reached, refuses access, or does not take it.
+        MissingDependencyError: oras is not installed.
+    """
+    if reference.digest is not None:
+        raise UsageError("push takes a tag, not a digest: the digest comes out of what is pushed", where=str(reference))
+    verify_bundle(bundle, listen=listen)
+    signature = bundle.signature()
+    manifest = render(bundle, signature)
+    digest = f"sha256:{sha256_bytes(manifest)}"
+    blobs = {f"sha256:{entry.sha256}": _body(bundle, name) for name, entry in sorted(bundle.files.items())}
+    extra = [bundle.manifest] if signature is None else [bundle.manifest, signature]
+    blobs |= {f"sha256:{sha256_bytes(data)}": _bytes(data) for data in extra}
+    connection = Connection(reference, plain_http=plain_http, ca_file=ca_file, auth_hosts=auth_hosts)
+    sent, kept = [], []
+    meter = Meter("push", sum(len(body) for body in blobs.values()), listen)
+    with contextlib.closing(connection):
+        for name, body in blobs.items():
+            if connection.has_blob(name):
+                kept.append(len(body))
+            else:
+                connection.put_blob(name, body)
+                sent.append(len(body))
+            meter.add(len(body))
+        connection.put_manifest(manifest, digest=digest)
+    return Pushed(
+        reference=str(reference.pinned(digest)), digest=digest, bundle=bundle.digest,
+        sent_files=len(sent), sent_bytes=sum(sent), kept_files=len(kept), kept_bytes=sum(kept),
+    )  # fmt: skip
+
+
+def _body(bundle: Bundle, name: str) -> Body:
+    return Body(bundle.files[name].size, lambda: bundle.pieces(name))
+
+
+def _bytes(data: bytes) -> Body:
+    return Body(len(data), lambda: [data])

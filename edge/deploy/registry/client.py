@@ -1,8 +1,12 @@
-"""One connection to one repository of a registry: the room of `oras` and of the HTTP under it.
+"""One connection to one repository of a registry: the adapter of `oras` and of the HTTP under it.
 
 `oras` knows how a registry asks for credentials, Basic and token, and moves single requests. Its own retries are left
-out: they sleep for two minutes on a wrong password. Reads are retried by urllib3 where that may help. Nothing is ever
-sent over plain HTTP to another machine, also not where a redirect or the address of a token server says so.
+out: they sleep for two minutes on a wrong password. Its reading of docker's configuration is not used: it does not know
+DOCKER_CONFIG or podman, and gives the password of localhost to 127.0.0.1. Reads are retried by urllib3, writes here.
+
+Where credentials go is decided in one place, :class:`_Access`, for every request, redirect and token server: to the
+registry and to hosts that the user has named, never in the clear to another machine or a proxy. Registries on this
+machine are reached without a proxy.
 """
 
 from __future__ import annotations
@@ -11,7 +15,9 @@ import contextlib
 import hashlib
 import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +29,9 @@ MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 MAX_MANIFEST_BYTES = 4 << 20  # what registries take [OCI distribution specification 1.1, "Pushing manifests"]
 _TIMEOUT_S = (10.0, 60.0)  # to connect, and between two pieces
 _PIECE = 1 << 20
+_MAX_ANSWER_BYTES = 1 << 20  # of answers that are kept in memory: errors, tokens
+_PAUSES_S = (1.0, 2.0, 4.0, 8.0)
+_LONGEST_PAUSE_S = 30.0
 _LOGIN = "docker login, or EDGE_REGISTRY_USER and EDGE_REGISTRY_PASSWORD"
 
 
@@ -43,8 +52,18 @@ class Body:
 class Connection:
     """Requests to the repository of ``reference``."""
 
-    def __init__(self, reference: Reference, *, plain_http: bool = False, ca_file: str | None = None) -> None:
+    def __init__(
+        self,
+        reference: Reference,
+        *,
+        plain_http: bool = False,
+        ca_file: str | None = None,
+        auth_hosts: Sequence[str] = (),
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
         self.reference = reference
+        self._sleep = sleep
+        self._access = _Access(reference, plain_http=plain_http, auth_hosts=auth_hosts)
         self._where = f"oci://{reference.host}/{reference.name}"
         self._errors: Any = require("requests").exceptions
         if ca_file is not None and not os.path.isfile(ca_file):  # noqa: PTH113 - a string for requests
@@ -85,15 +104,19 @@ class Connection:
         Raises:
             DeviceError: the connection broke, or the registry does not take it.
         """
-        started = self._request("POST", f"{self._base}/blobs/uploads/")
+        done = self._send(lambda: self._put_blob(digest, body))
+        if done.status_code != 201:
+            raise self._refused(done, f"sending {digest}")
+
+    def _put_blob(self, digest: str, body: Body) -> Any:  # noqa: ANN401
+        """One attempt: an upload that failed cannot be gone on with."""
+        started = self._send(lambda: self._request("POST", f"{self._base}/blobs/uploads/"))
         place = started.headers.get("Location")
         if started.status_code != 202 or not place:
             raise self._refused(started, "starting an upload")
         url = require("requests").compat.urljoin(f"{self._base}/", place)
         url += ("&" if "?" in url else "?") + f"digest={digest}"
-        done = self._request("PUT", url, data=body, headers={"Content-Type": "application/octet-stream"})
-        if done.status_code != 201:
-            raise self._refused(done, f"sending {digest}")
+        return self._request("PUT", url, data=body, headers={"Content-Type": "application/octet-stream"})
 
     def manifest(self) -> tuple[bytes, str]:
         """The artifact's manifest and digest; the latter is what was asked for, and what the registry itself says.
@@ -130,7 +153,7 @@ class Connection:
     def put_manifest(self, data: bytes, *, digest: str) -> None:
         """Send the manifest, and let the reference's tag point to it."""
         url = f"{self._base}/manifests/{self.reference.tag or digest}"
-        done = self._request("PUT", url, data=data, headers={"Content-Type": MANIFEST_TYPE})
+        done = self._send(lambda: self._request("PUT", url, data=data, headers={"Content-Type": MANIFEST_TYPE}))
         if done.status_code != 201:
             raise self._refused(done, "sending the manifest")
         said = done.headers.get("Docker-Content-Digest")
@@ -143,7 +166,7 @@ class Connection:
         prefixes = ["http"] if plain_http else ["https", "http"] if self.reference.is_loopback else ["https"]
         problem: EdgeError | None = None
         for prefix in prefixes:
-            client = _client(self.reference, prefix=prefix, plain_http=plain_http, ca_file=ca_file)
+            client = _client(self.reference, self._access, prefix=prefix, ca_file=ca_file)
             try:
                 with self._translated():
                     greeting = client.session.request(
@@ -183,6 +206,16 @@ class Connection:
                 response = self._client.do_request(url, method, **options)
         return response
 
+    def _send(self, work: Callable[[], Any]) -> Any:  # noqa: ANN401
+        """Do ``work``, and again after a pause while the registry answers that it is busy (429, 503)."""
+        for pause_s in (*_PAUSES_S, None):
+            response = work()
+            if response.status_code not in {429, 503} or pause_s is None:
+                break
+            asked = str(response.headers.get("Retry-After", ""))
+            self._sleep(min(max(pause_s, int(asked) if re.fullmatch("[0-9]{1,3}", asked) else 0), _LONGEST_PAUSE_S))
+        return response
+
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         """The exceptions of requests, in our words."""
@@ -204,18 +237,70 @@ class Connection:
             raise DeviceError("the registry does not answer", where=self._where) from exc
         except (self._errors.RequestException, OSError) as exc:
             raise DeviceError(f"the registry cannot be reached: {_reason(exc)}", where=self._where) from exc
-        except ValueError as exc:  # what oras says when it has nothing to authenticate with
-            raise DeviceError("the registry refuses access", where=self._where, hint=_LOGIN) from exc
+        except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as exc:
+            # What oras says when it has nothing to authenticate with, or cannot read the answer of a token server.
+            raise DeviceError("the registry refuses access", where=self._where, hint=self._login_hint()) from exc
+
+    def _login_hint(self) -> str:
+        others = ", ".join(sorted(self._access.withheld))
+        return f"{others} is another host and got no credentials: --auth-host HOST allows it" if others else _LOGIN
 
     def _refused(self, response: Any, doing: str) -> EdgeError:  # noqa: ANN401
         code = response.status_code
         if code in {401, 403}:
-            return DeviceError(f"the registry refuses access ({code}), {doing}", where=self._where, hint=_LOGIN)
+            return DeviceError(
+                f"the registry refuses access ({code}), {doing}", where=self._where, hint=self._login_hint()
+            )
         return DeviceError(f"the registry answered {code}, {doing}{_said(response)}", where=self._where)
 
 
-def _client(reference: Reference, *, prefix: str, plain_http: bool, ca_file: str | None) -> Any:  # noqa: ANN401
-    """A client of `oras` with time limits, few retries, and no plain HTTP to other machines."""
+class _Access:
+    """Which hosts may get credentials: the registry itself, and token servers that the user has named.
+
+    ``withheld`` are hosts that asked for some, or that the registry named, and got none.
+    """
+
+    def __init__(self, reference: Reference, *, plain_http: bool, auth_hosts: Sequence[str]) -> None:
+        self.withheld: set[str] = set()
+        self._reference = reference
+        self._plain_http = plain_http
+        self._hosts = {reference.host.lower(), *(host.lower() for host in auth_hosts)}
+
+    def is_registry(self, request: Any) -> bool:  # noqa: ANN401
+        """Check that a request goes to the registry itself."""
+        return _host_of(request) == self._reference.host.lower()
+
+    def check(self, request: Any, proxies: Mapping[str, str] | None) -> Mapping[str, str]:  # noqa: ANN401
+        """Refuse a request, or take the credentials out of it, by where it goes; the proxies to use.
+
+        Raises:
+            DeviceError: it would go over plain HTTP to another machine, or carry credentials to a proxy in the clear.
+        """
+        url, host = urlsplit(str(request.url)), _host_of(request)
+        if url.scheme == "http" and not self._plain_http and not is_loopback(host):
+            raise DeviceError(
+                f"the registry sends edge to {host} by plain http, where others can read and change what is sent",
+                where=str(self._reference), hint="--plain-http, if you know the network",
+            )  # fmt: skip
+        if "Authorization" in request.headers and host not in self._hosts:
+            del request.headers["Authorization"]
+            self.withheld.add(host)
+        if is_loopback(host):
+            return {}
+        if url.scheme == "http" and "Authorization" in request.headers and (proxies or {}).get("http"):
+            raise DeviceError(
+                "credentials would go to an HTTP proxy in the clear", where=str(self._reference),
+                hint=f"NO_PROXY={host.partition(':')[0]} edge bundle …, or a registry with TLS",
+            )  # fmt: skip
+        return proxies or {}
+
+
+def _host_of(request: Any) -> str:  # noqa: ANN401
+    return urlsplit(str(request.url)).netloc.rpartition("@")[2].lower()
+
+
+def _client(reference: Reference, access: _Access, *, prefix: str, ca_file: str | None) -> Any:  # noqa: ANN401
+    """A client of `oras` with time limits, few retries, bounded answers, and credentials for nobody else."""
     require("oras")
     from oras import logger
     from oras.provider import Registry
@@ -225,19 +310,22 @@ def _client(reference: Reference, *, prefix: str, plain_http: bool, ca_file: str
     logger.setup_logger(quiet=True)
 
     class Limited(HTTPAdapter):  # type: ignore[misc]
-        """Time limits for every request; plain HTTP only where it is allowed."""
+        """Every request and answer passes here, those of redirects and of token servers as well."""
 
-        def send(self, request: Any, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+        def send(self, request: Any, stream: bool = False, **options: Any) -> Any:  # noqa: ANN401, FBT001, FBT002
             """Send it, or refuse to."""
-            url = urlsplit(str(request.url))
-            if url.scheme == "http" and not plain_http and not is_loopback(url.netloc):
-                raise DeviceError(
-                    "the registry sends us to a plain http address, where others can read and change what is sent",
-                    where=str(reference),
-                    hint="--plain-http, if you know the network",
-                )
+            options["proxies"] = access.check(request, options.get("proxies"))
             options["timeout"] = options.get("timeout") or _TIMEOUT_S
-            return super().send(request, *arguments, **options)
+            response = super().send(request, stream=True, **options)
+            if response.status_code == 401 and access.is_registry(request):
+                _check_challenge(response, reference)
+            if not stream:
+                # Whoever did not ask for a stream keeps all of it in memory.
+                response._content = response.raw.read(_MAX_ANSWER_BYTES + 1, decode_content=True)  # noqa: SLF001
+                if len(response.content) > _MAX_ANSWER_BYTES:
+                    response.close()
+                    raise DeviceError("an answer without end", where=str(reference))
+            return response
 
     class Client(Registry):  # type: ignore[misc]
         """The registry without its retries."""
@@ -252,6 +340,25 @@ def _client(reference: Reference, *, prefix: str, plain_http: bool, ca_file: str
     for scheme in ("https://", "http://"):
         client.session.mount(scheme, Limited(max_retries=retry))
     return client
+
+
+def _check_challenge(response: Any, reference: Reference) -> None:  # noqa: ANN401
+    """Refuse a way to log in that edge does not know.
+
+    Raises:
+        DeviceError: it is neither Basic nor Bearer, or does not say where tokens are.
+    """
+    challenge = str(response.headers.get("Www-Authenticate", ""))
+    scheme = challenge.partition(" ")[0].lower()
+    realm = re.search(r'realm="([^"]+)"', challenge)
+    if scheme == "basic" or (scheme == "bearer" and realm is not None and re.match(r"https?://[^/]", realm[1])):
+        return
+    response.close()
+    shown = "".join(sign for sign in challenge[:60] if sign.isprintable()) or "nothing"
+    raise DeviceError(
+        f"the registry asks for {shown!r}; edge knows Basic, and Bearer with the address of a token server",
+        where=str(reference), hint="another registry, or another way to log in on this one",
+    )  # fmt: skip
 
 
 def _reason(exc: BaseException) -> str:
@@ -270,6 +377,6 @@ def _said(response: Any) -> str:  # noqa: ANN401
     try:
         first = response.json()["errors"][0]
         text = str(first.get("message") or first.get("code"))
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return ""
     return f": {''.join(sign for sign in text if sign.isprintable())[:200]}"

@@ -17,7 +17,7 @@ import pytest
 from edge.artifacts import store
 from edge.calibration import cache_keys
 from edge.config import profiles
-from edge.deploy.bundle import creation, golden, target
+from edge.deploy.bundle import creation, deployed, golden
 from edge.deploy.bundle.reader import Bundle, open_bundle, verify_bundle
 from edge.deploy.bundle.unpacking import unpack_bundle
 from edge.errors import ArtifactError, DataError, DeviceError, EdgeError, ModelError, ProfileError, UsageError
@@ -345,7 +345,7 @@ def test_a_bundle_for_another_machine(
 ) -> None:
     about = msgspec.structs.replace(made(golden=[]).about, family=family, jetpack=jetpack)
     if why is None:
-        target.check(about, machine)
+        deployed.check(about, machine)
     else:
         with pytest.raises(DeviceError, match=why):
-            target.check(about, machine)
+            deployed.check(about, machine)

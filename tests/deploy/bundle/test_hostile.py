@@ -17,8 +17,14 @@ from hypothesis import strategies as st
 
 from edge.artifacts.store import FileEntry, sha256_bytes
 from edge.deploy.bundle import archive
-from edge.deploy.bundle.manifest import MANIFEST, BundleManifest, decode_manifest, encode_manifest
-from edge.deploy.bundle.names import check_names, name_problem
+from edge.deploy.bundle.manifest import (
+    MANIFEST,
+    BundleManifest,
+    check_names,
+    decode_manifest,
+    encode_manifest,
+    name_problem,
+)
 from edge.deploy.bundle.reader import Bundle, open_bundle, verify_bundle
 from edge.deploy.bundle.unpacking import pack_bundle, unpack_bundle
 from edge.errors import ArtifactError, EdgeError

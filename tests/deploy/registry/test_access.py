@@ -20,12 +20,11 @@ import pytest
 from edge.deploy.bundle.reader import open_bundle
 from edge.deploy.bundle.unpacking import unpack_bundle
 from edge.deploy.registry import credentials
-from edge.deploy.registry.pulling import pull
-from edge.deploy.registry.pushing import push
+from edge.deploy.registry.artifact import pull, push
 from edge.deploy.registry.reference import parse_reference
 from edge.errors import DeviceError, StoreError, UsageError
 from tests.support.bundles import FILES, tar_of
-from tests.support.registries import Lying, Running, Start
+from tests.support.registries import Answer, Lying, Running, Start
 
 # bcrypt of the password, of the lowest cost
 HTPASSWD = "robot:$2b$04$0tbuFF.LFKtxuMObo3uJ3u27DlgBCkwUPtnUL4ETpGXRWl7.vJri6\n"
@@ -249,7 +248,7 @@ def with_tokens(start: Start, tokens: TokenServer) -> Running:
 def test_tokens(with_tokens: Running, tokens: TokenServer, tmp_path: Path, log_in: Callable[..., Path]) -> None:
     """One to read and one to write: the first does not do for the second."""
     log_in({"auths": {with_tokens.host: {"auth": basic()}}})
-    round_trip(with_tokens.host, tmp_path)
+    round_trip(with_tokens.host, tmp_path, auth_hosts=[urlsplit(tokens.url).netloc])
     scopes = {",".join(sorted(scope.rpartition(":")[2].split(","))) for scope, _ in tokens.asked}
     assert scopes == {"pull", "pull,push"}
 
@@ -266,8 +265,125 @@ def test_a_token_server_in_plain_http_elsewhere(lying: Lying, tmp_path: Path, lo
     log_in({"auths": {lying.host: {"auth": basic()}}})
     challenge = {"Www-Authenticate": 'Bearer realm="http://tokens.invalid/token",service="s"'}
     lying.lie = lambda _m, path, answer: answer._replace(status=401, headers=challenge) if path != "/v2/" else None
-    with pytest.raises(DeviceError, match="plain http address"):
+    with pytest.raises(DeviceError, match="by plain http"):
         round_trip(lying.host, tmp_path)
+
+
+# Where credentials do not go.
+
+
+@pytest.fixture
+def elsewhere(registry: Running) -> Iterator[Lying]:
+    """Another host, which notes what it is sent."""
+    server = Lying(registry.host)
+    yield server
+    server.close()
+
+
+def authorized(server: Lying) -> list[str]:
+    return [path for _, path, headers in server.seen if "authorization" in {name.lower() for name in headers}]
+
+
+def ask_basic(method: str, path: str, answer: Answer) -> Answer | None:
+    """The greeting of a registry that asks for a password."""
+    return answer._replace(status=401, headers={"Www-Authenticate": 'Basic realm="x"'}) if path == "/v2/" else None
+
+
+def test_not_to_another_host_that_takes_the_upload(
+    lying: Lying, elsewhere: Lying, tmp_path: Path, log_in: Callable[..., Path]
+) -> None:
+    log_in({"auths": {lying.host: {"auth": basic()}}})
+
+    def lie(method: str, path: str, answer: Answer) -> Answer | None:
+        if method == "POST":
+            return answer._replace(headers={**answer.headers, "Location": f"http://{elsewhere.host}/upload"})
+        return ask_basic(method, path, answer)
+
+    lying.lie = lie
+    with pytest.raises(DeviceError) as failed:
+        round_trip(lying.host, tmp_path)
+    assert elsewhere.seen
+    assert authorized(lying)
+    assert authorized(elsewhere) == []
+    assert PASSWORD not in str(failed.value)
+
+
+def test_not_to_a_token_server_that_nobody_allowed(
+    lying: Lying, elsewhere: Lying, tmp_path: Path, log_in: Callable[..., Path]
+) -> None:
+    log_in({"auths": {lying.host: {"auth": basic()}}})
+    challenge = {"Www-Authenticate": f'Bearer realm="http://{elsewhere.host}/token",service="s"'}
+    lying.lie = lambda _m, path, answer: answer._replace(status=401, headers=challenge) if path != "/v2/" else None
+    with pytest.raises(DeviceError, match="refuses access") as failed:
+        round_trip(lying.host, tmp_path)
+    assert f"{elsewhere.host} is another host and got no credentials" in str(failed.value.hint)
+    assert elsewhere.seen
+    assert authorized(elsewhere) == []
+    with pytest.raises(DeviceError):
+        round_trip(lying.host, tmp_path, auth_hosts=[elsewhere.host])
+    assert authorized(elsewhere)
+
+
+def test_not_through_a_proxy_in_the_clear(
+    elsewhere: Lying, tmp_path: Path, log_in: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://{elsewhere.host}")
+    monkeypatch.setenv("http_proxy", f"http://{elsewhere.host}")
+    elsewhere.lie = lambda _m, _p, answer: answer._replace(status=401, headers={"Www-Authenticate": "Basic realm=x"})
+    log_in({"auths": {"registry.invalid": {"auth": basic()}}})
+    with pytest.raises(DeviceError, match="to an HTTP proxy in the clear"):
+        round_trip("registry.invalid", tmp_path, plain_http=True)
+    assert elsewhere.seen
+    assert authorized(elsewhere) == []
+
+
+def test_a_registry_on_this_machine_is_reached_without_a_proxy(
+    registry: Running, elsewhere: Lying, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://{elsewhere.host}")
+    round_trip(registry.host, tmp_path)
+    assert elsewhere.seen == []
+
+
+@pytest.mark.parametrize("challenge", ["Negotiate", "Bearer", "Bearer realm=", 'Bearer realm=""', "Digest x", ""])
+@pytest.mark.parametrize("where", ["/v2/", "other"])
+def test_ways_to_log_in_that_edge_does_not_know(
+    lying: Lying, tmp_path: Path, log_in: Callable[..., Path], challenge: str, where: str
+) -> None:
+    log_in({"auths": {lying.host: {"auth": basic()}}})
+    headers = {"Www-Authenticate": challenge} if challenge else {}
+    lying.lie = lambda _m, path, answer: (
+        answer._replace(status=401, headers=headers) if (path == "/v2/") == (where == "/v2/") else None
+    )
+    with pytest.raises(DeviceError, match=r"the registry asks for '.*'; edge knows Basic, and Bearer"):
+        round_trip(lying.host, tmp_path)
+    assert authorized(lying) == []
+
+
+@pytest.mark.parametrize("body", [b"[" * 200_000, b'{"errors":' * 50_000, b"{" + b'"a":1,' * 900_000])
+def test_errors_that_nobody_can_read(lying: Lying, tmp_path: Path, body: bytes) -> None:
+    lying.lie = lambda _m, path, answer: answer._replace(status=500, body=body) if path != "/v2/" else None
+    with pytest.raises(DeviceError, match=r"answered 500|without end") as failed:
+        round_trip(lying.host, tmp_path)
+    assert len(str(failed.value)) < 500
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("kind", ["PUT /blobs", "PUT /manifests", "POST /blobs"])
+def test_a_registry_that_is_busy_is_asked_again(lying: Lying, tmp_path: Path, status: int, kind: str) -> None:
+    method, part = kind.split()
+    busy = [True]
+
+    def lie(asked: str, path: str, answer: Answer) -> Answer | None:
+        if asked == method and part in path and busy:
+            busy.pop()
+            return answer._replace(status=status, headers={"Retry-After": "0"}, body=b"")
+        return None
+
+    lying.lie = lie
+    round_trip(lying.host, tmp_path)
+    assert not busy
 
 
 # TLS

@@ -10,8 +10,7 @@ import pytest
 
 from edge.deploy.bundle.reader import open_bundle
 from edge.deploy.bundle.unpacking import pack_bundle, unpack_bundle
-from edge.deploy.registry.pulling import pull
-from edge.deploy.registry.pushing import Pushed, push
+from edge.deploy.registry.artifact import Pushed, pull, push
 from edge.deploy.registry.reference import parse_reference
 from edge.errors import ArtifactError, DeviceError, EdgeError
 from tests.support.bundles import FILES, tar_of, tree
@@ -125,14 +124,14 @@ def test_more_than_was_asked_for(lying: Lying, pushed: Pushed, tmp_path: Path) -
 @pytest.mark.parametrize("target", ["http://registry.invalid/x", "http://192.0.2.1/x"])
 def test_sent_elsewhere_in_plain_http(lying: Lying, pushed: Pushed, tmp_path: Path, target: str) -> None:
     lying.lie = lambda _m, path, _a: Answer(307, {"Location": target}, b"") if "/blobs/" in path else None
-    refused(f"oci://{lying.host}/tiny:1", tmp_path, "plain http address", DeviceError)
+    refused(f"oci://{lying.host}/tiny:1", tmp_path, "by plain http", DeviceError)
 
 
 def test_an_upload_sent_elsewhere_in_plain_http(lying: Lying, pushed: Pushed, tmp_path: Path) -> None:
     lying.lie = lambda method, _p, answer: (
         answer._replace(headers={"Location": "http://registry.invalid/up"}) if method == "POST" else None
     )
-    with pytest.raises(DeviceError, match="plain http address"):
+    with pytest.raises(DeviceError, match="by plain http"):
         push(open_bundle(tmp_path / "good.edge"), parse_reference(f"oci://{lying.host}/other:1"))
 
 
