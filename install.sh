@@ -540,15 +540,16 @@ run_demo() {
 }
 
 run_tests() {
-  local failed=""
+  local failed="" workers
   cd -- "$here"
   [ -z "${EDGE_FETCH_TENSORRT:-}" ] || tests/support/tensorrt/fetch.sh "$venv/bin/python"
   run_check ruff check .
   run_check ruff format --check .
   run_check mypy
   [ -z "$failed" ] || printf 'install.sh: error: failed:%s (pytest follows)\n' "$failed" >&2
-  say "pytest"
-  "$venv/bin/python" -m pytest || failed="$failed pytest"
+  workers="$("$venv/bin/python" -c 'import os; print(min(len(os.sched_getaffinity(0)), 8))')"
+  say "pytest, $workers at a time"
+  "$venv/bin/python" -m pytest -n "$workers" --dist worksteal || failed="$failed pytest"
   [ -z "$failed" ] || exit 1
 }
 

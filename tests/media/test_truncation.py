@@ -62,13 +62,13 @@ def test_whole_pictures_raise_no_alarm(data: bytes) -> None:
 CHECKED = [name for name in WHOLE if name.startswith(("jpeg", "png", "webp", "bmp")) and "trailing" not in name]
 
 
-@pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.5, 0.8, 0.95, 0.99])
 @pytest.mark.parametrize("name", [name for name in CHECKED if name != "jpeg-mpo"])
-def test_cut_off_pictures_are_noticed(name: str, share: float) -> None:
+def test_cut_off_pictures_are_noticed(name: str) -> None:
     data = WHOLE[name]
-    cut = problem(data[: max(20, int(len(data) * share))])
-    assert cut is not None
-    assert cut.startswith("the picture is cut off")
+    for share in (0.02, 0.1, 0.3, 0.5, 0.8, 0.95, 0.99):
+        cut = problem(data[: max(20, int(len(data) * share))])
+        assert cut is not None, share
+        assert cut.startswith("the picture is cut off"), share
 
 
 @pytest.mark.parametrize("name", ["jpeg", "jpeg-progressive", "jpeg-thumbnail", "png", "webp", "bmp-odd-width"])

@@ -50,8 +50,8 @@ def gaussian(n: int = 200_000, *, outliers: tuple[float, ...] = (), seed: int = 
 # the registry
 
 
-def test_the_algorithms_that_there_are() -> None:
-    assert set(REGISTRY) == {"entropy2", "minmax", "entropy", "percentile", "legacy", "mse"}
+def test_the_algorithms_that_profiles_of_the_first_version_name() -> None:
+    assert set(REGISTRY) >= {"entropy2", "minmax", "entropy", "percentile", "legacy", "mse"}
 
 
 @pytest.mark.parametrize("name", REGISTRY)
@@ -76,11 +76,8 @@ def test_the_defaults_are_filled_in() -> None:
     [
         ("entropie2", "calibration.algorithm: there is no 'entropie2' (did you mean 'entropy2'?)"),
         ("min-max", "calibration.algorithm: there is no 'min-max' (did you mean 'minmax'?)"),
-        (
-            "ada",
-            "calibration.algorithm: there is no 'ada'; there are entropy, entropy2, legacy, minmax, mse, percentile",
-        ),
-        ("", "calibration.algorithm: there is no ''; there are entropy, entropy2, legacy, minmax, mse, percentile"),
+        ("ada", f"calibration.algorithm: there is no 'ada'; there are {', '.join(sorted(REGISTRY))}"),
+        ("", f"calibration.algorithm: there is no ''; there are {', '.join(sorted(REGISTRY))}"),
     ],
 )
 def test_an_algorithm_that_is_not_there(name: str, said: str) -> None:
@@ -145,64 +142,60 @@ CASES: dict[str, Callable[[], TensorStatistics]] = {
 
 
 @pytest.mark.parametrize("name", REGISTRY)
-@pytest.mark.parametrize("case", CASES)
-def test_a_range_lies_between_zero_and_the_largest_value(name: str, case: str) -> None:
-    tensor = CASES[case]()
-    found = range_of(name, tensor)
-    assert 0.0 < found <= tensor.absmax
-    assert math.isfinite(found)
+def test_a_range_lies_between_zero_and_the_largest_value(name: str) -> None:
+    for case, make in CASES.items():
+        tensor = make()
+        found = range_of(name, tensor)
+        assert 0.0 < found <= tensor.absmax, case
+        assert math.isfinite(found), case
 
 
 @pytest.mark.parametrize("name", REGISTRY)
-@pytest.mark.parametrize(
-    "tensor",
-    [of_values(np.zeros(50)), of_values(np.float32([0.0, -0.0])), TensorStatistics.empty(with_histogram=True)],
-    ids=["zeros", "both-zeros", "nothing"],
-)
-def test_a_tensor_that_is_always_zero_has_range_zero(name: str, tensor: TensorStatistics) -> None:
-    assert range_of(name, tensor) == 0.0
+def test_a_tensor_that_is_always_zero_has_range_zero(name: str) -> None:
+    both_zeros = np.float32([0.0, -0.0])
+    for tensor in (of_values(np.zeros(50)), of_values(both_zeros), TensorStatistics.empty(with_histogram=True)):
+        assert range_of(name, tensor) == 0.0
 
 
 @pytest.mark.parametrize("name", REGISTRY)
-@pytest.mark.parametrize("value", [1.0, -2.5, 255.0, 1e-30, 0.999])
-def test_a_constant_keeps_its_value(name: str, value: float) -> None:
+def test_a_constant_keeps_its_value(name: str) -> None:
     """To within the bin that it is in, and never less: a constant that is clipped is simply wrong."""
-    tensor = of_values(np.full(5000, value))
-    width = tensor.histogram().coarsened(SEARCH_BINS).width
-    assert tensor.absmax - width <= range_of(name, tensor) <= tensor.absmax
+    for value in (1.0, -2.5, 255.0, 1e-30, 0.999):
+        tensor = of_values(np.full(5000, value))
+        width = tensor.histogram().coarsened(SEARCH_BINS).width
+        assert tensor.absmax - width <= range_of(name, tensor) <= tensor.absmax, value
 
 
 @pytest.mark.parametrize("name", REGISTRY)
-@pytest.mark.parametrize("case", ["gaussian", "outlier", "relu6", "spikes", "bimodal"])
-@pytest.mark.parametrize("power", [-40, -1, 5, 60])
-def test_twice_the_values_twice_the_range(name: str, case: str, power: int) -> None:
+def test_twice_the_values_twice_the_range(name: str) -> None:
     """Exactly: doubling moves no value to another bin."""
-    tensor = CASES[case]()
-    assert tensor.counts is not None
-    scale = 2.0**power
-    scaled = TensorStatistics(
-        tensor.low * scale, tensor.high * scale, tensor.count, tensor.exponent + power, tensor.counts.copy()
-    )
-    assert range_of(name, scaled) == range_of(name, tensor) * scale
+    for case, power in (("gaussian", -1), ("outlier", 60), ("relu6", -40), ("spikes", 5), ("bimodal", 1)):
+        tensor = CASES[case]()
+        assert tensor.counts is not None
+        scale = 2.0**power
+        scaled = TensorStatistics(
+            tensor.low * scale, tensor.high * scale, tensor.count, tensor.exponent + power, tensor.counts.copy()
+        )
+        assert range_of(name, scaled) == range_of(name, tensor) * scale, case
 
 
 @pytest.mark.parametrize("name", REGISTRY)
-@pytest.mark.parametrize("case", ["gaussian", "outlier", "relu6", "bimodal"])
-def test_the_sign_does_not_matter(name: str, case: str) -> None:
-    tensor = CASES[case]()
-    assert tensor.counts is not None
-    mirrored = TensorStatistics(-tensor.high, -tensor.low, tensor.count, tensor.exponent, tensor.counts[::-1].copy())
-    assert range_of(name, mirrored) == range_of(name, tensor)
+def test_the_sign_does_not_matter(name: str) -> None:
+    for case in ("gaussian", "outlier", "relu6", "bimodal"):
+        tensor = CASES[case]()
+        assert tensor.counts is not None
+        turned = tensor.counts[::-1].copy()
+        mirrored = TensorStatistics(-tensor.high, -tensor.low, tensor.count, tensor.exponent, turned)
+        assert range_of(name, mirrored) == range_of(name, tensor), case
 
 
 @pytest.mark.parametrize("name", REGISTRY)
-@pytest.mark.parametrize("case", ["gaussian", "outlier", "relu6", "bimodal", "spikes"])
-@pytest.mark.parametrize("times", [2, 64])
-def test_the_same_pictures_several_times_give_the_same_range(name: str, case: str, times: int) -> None:
-    tensor = CASES[case]()
-    assert tensor.counts is not None
-    more = TensorStatistics(tensor.low, tensor.high, tensor.count * times, tensor.exponent, tensor.counts * times)
-    assert range_of(name, more) == pytest.approx(range_of(name, tensor), rel=1e-12)
+def test_the_same_pictures_several_times_give_the_same_range(name: str) -> None:
+    for case, times in (("gaussian", 2), ("outlier", 64), ("relu6", 2), ("bimodal", 64), ("spikes", 64)):
+        tensor = CASES[case]()
+        assert tensor.counts is not None
+        more = TensorStatistics(tensor.low, tensor.high, tensor.count * times, tensor.exponent, tensor.counts * times)
+        assert range_of(name, more) == pytest.approx(range_of(name, tensor), rel=1e-12), case
 
 
 @pytest.mark.parametrize("name", REGISTRY)
@@ -279,7 +272,7 @@ HISTOGRAMS = {
 }
 
 
-@pytest.mark.parametrize("first", [8, 100, LEVELS])
+@pytest.mark.parametrize("first", [8, LEVELS])
 @pytest.mark.parametrize("case", HISTOGRAMS)
 def test_the_search_agrees_with_the_slow_one(case: str, first: int) -> None:
     counts = HISTOGRAMS[case].astype(np.int64)
@@ -321,8 +314,8 @@ def test_a_uniform_tensor_keeps_nearly_all(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KL)
-@pytest.mark.parametrize("far", [15.0, 30.0, 60.0, 64.0, 100.0, 127.0, 300.0, 1000.0, 3000.0])
 @pytest.mark.parametrize("kind", ["normal", "positive", "relu"])
+@pytest.mark.parametrize("far", [15.0, 64.0, 300.0, 3000.0])
 def test_a_rare_far_outlier_is_cut_off(name: str, far: float, kind: str) -> None:
     """200 000 values from a normal distribution and three far ones: keeping those would waste most of the levels.
 
@@ -403,9 +396,8 @@ def test_without_a_margin_the_range_is_that_of_the_least_divergence(name: str) -
 # percentile and legacy
 
 
-@pytest.mark.parametrize("share", [50.0, 90.0, 99.0, 99.9, 99.99, 100.0])
 @pytest.mark.parametrize("case", ["gaussian", "relu", "uniform", "bimodal", "few"])
-def test_a_percentile_is_that_of_the_magnitudes_to_within_a_bin(case: str, share: float) -> None:
+def test_a_percentile_is_that_of_the_magnitudes_to_within_a_bin(case: str) -> None:
     values = {
         "gaussian": gaussian(20_000), "relu": np.maximum(gaussian(20_000), 0),
         "uniform": np.random.default_rng(0).uniform(-3, 3, 20_000).astype(np.float32),
@@ -414,8 +406,9 @@ def test_a_percentile_is_that_of_the_magnitudes_to_within_a_bin(case: str, share
     }[case]  # fmt: skip
     tensor = of_values(values)
     ordered = np.sort(np.abs(values.astype(np.float32))).astype(np.float64)
-    exact = ordered[max(math.ceil(len(ordered) * share / 100 - 1e-6), 1) - 1]
-    assert exact <= range_of("percentile", tensor, percentile=share) <= exact + tensor.histogram().width
+    for share in (50.0, 90.0, 99.0, 99.9, 99.99, 100.0):
+        exact = ordered[max(math.ceil(len(ordered) * share / 100 - 1e-6), 1) - 1]
+        assert exact <= range_of("percentile", tensor, percentile=share) <= exact + tensor.histogram().width, share
 
 
 def test_the_hundredth_percentile_is_the_largest_value() -> None:

@@ -57,11 +57,11 @@ def test_a_header_is_read() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("length", [*range(100), 120])
-def test_a_header_that_is_cut_off_says_what_it_can(length: int) -> None:
-    found = timing_cache_format.header(real_header(987)[:length])
-    assert found.whole in {None, False}
-    assert found.entries in {None, 987}
+def test_a_header_that_is_cut_off_says_what_it_can() -> None:
+    for length in (*range(100), 120):
+        found = timing_cache_format.header(real_header(987)[:length])
+        assert found.whole in {None, False}, length
+        assert found.entries in {None, 987}, length
 
 
 def test_another_layout_says_nothing() -> None:

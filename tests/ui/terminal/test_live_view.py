@@ -4,6 +4,8 @@ import io
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 
 from edge.artifacts.run_record import FrameResult, Gap, Guess, Skip, Stages, Tick
@@ -58,8 +60,13 @@ def test_everything_is_there() -> None:
     assert "gaps" not in text
 
 
-@pytest.mark.parametrize("width", [1, 5, 12, 29, 30, 40, 60, 80, 99, 100, 101, 300])
-@pytest.mark.parametrize("height", [1, 3, 5, 6, 7, 10, 16, 24, 60])
+@given(width=st.integers(1, 300), height=st.integers(1, 60))
+@example(1, 1).via("smallest")
+@example(29, 7).via("below the width of two columns")
+@example(30, 6).via("at the width of two columns")
+@example(99, 24).via("below the full width")
+@example(100, 24).via("at the full width")
+@settings(max_examples=25)
 def test_it_fits_every_terminal(width: int, height: int) -> None:
     for state in (
         now(), now(gap=OPEN, gaps=(OPEN,), gaps_count=1, last_skip=Skip(1, "x" * 300, "y" * 300), skipped=7),
