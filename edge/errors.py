@@ -112,7 +112,6 @@ GUESTS: dict[str, str] = {
     "pycuda": "PATH=/usr/local/cuda/bin:$PATH pip install pycuda",
     "pynvml": "pip install 'jetson-edge[nvml]'  (nvidia-ml-py)",
     "jtop": "sudo pip install jetson-stats  (AGPL-3.0, so edge does not bring it: your choice)",
-    "llvmlite": "pip install 'jetson-edge[host]'",
     "distributed": "pip install 'jetson-edge[dask]'",
     "packaging": "pip install packaging",
     "oras": "pip install 'jetson-edge[registry]'",

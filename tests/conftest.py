@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("edge")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
-GUESTS = ("numpy", "opencv-python-headless", "onnx", "onnxruntime", "llvmlite", "msgspec", "hypothesis")
+GUESTS = ("numpy", "opencv-python-headless", "onnx", "onnxruntime", "msgspec", "hypothesis")
 CLASSES = 10
 SIDE = 32
 

@@ -43,10 +43,9 @@ ADAPTERS: dict[str, frozenset[str]] = {
     "google": frozenset({"backends.tensorrt.onnx_variants", "media.tfrecord", "model.onnx_model"}),  # protobuf
     "google_crc32c": frozenset({"media.tfrecord"}),
     "jinja2": frozenset({"reports.html"}),
-    "llvmlite": frozenset({"calibration.counting_kernel"}),
     "matplotlib": frozenset({"reports.html", "reports.plots"}),
     "onnx": frozenset({
-        "backends.onnxruntime", "backends.onnxruntime_graph", "backends.tensorrt.onnx_variants", "calibration.blocked",
+        "backends.onnxruntime", "backends.onnxruntime_graph", "backends.tensorrt.onnx_variants",
         "calibration.watch_plan", "model", "quantization",
     }),
     # Sessions in backends.onnxruntime alone; the others use its converters of ONNX files.

@@ -20,9 +20,14 @@ from edge.quantization import Statistics
 KIND = "calibration statistics"
 PARTIAL = "unfinished calibration statistics"
 # Pictures per chunk. A checkpoint that was written with another number is not gone on with.
-CHUNK = 16
+CHUNK = 4
 
 Info = Mapping[str, object]
+
+
+def chunk_size(fixed_batch: int | None) -> int:
+    """Pictures per chunk: a whole number of batches where the network takes one size only."""
+    return CHUNK if fixed_batch is None else fixed_batch * -(-CHUNK // fixed_batch)
 
 
 class _Kept(msgspec.Struct, frozen=True):
@@ -38,9 +43,12 @@ class Checkpoint:
     ``pictures`` are in the order in which they are cut into chunks; ``manifest`` is where the checkpoint's lies.
     """
 
-    def __init__(self, empty: Statistics, pictures: Sequence[Picture], *, manifest: Path, key: store.Key) -> None:
+    def __init__(
+        self, empty: Statistics, pictures: Sequence[Picture], *, manifest: Path, key: store.Key, size: int = CHUNK
+    ) -> None:
         self.total = empty
         self._pictures = pictures
+        self._size = size
         self._done: set[int] = set()
         self._manifest = manifest
         self._key = key
@@ -84,7 +92,7 @@ class Checkpoint:
             return
         # A name of its own: until the new manifest stands, the one before it still finds its file.
         name = f"{_stem(self._manifest)}-{self.total.pictures}.partial.npz"
-        info = {"chunk": CHUNK, "done": sorted(self._done)}
+        info = {"chunk": self._size, "done": sorted(self._done)}
         save(self._manifest, name, self.total, kind=PARTIAL, key=self._key, info=info)
         self._saved = self.total.pictures
         self._sweep(keep=name)
@@ -101,23 +109,23 @@ class Checkpoint:
 
     @property
     def _numbers(self) -> range:
-        return range(-(-len(self._pictures) // CHUNK))
+        return range(-(-len(self._pictures) // self._size))
 
     def _chunk(self, number: int) -> Sequence[Picture]:
-        return self._pictures[number * CHUNK : (number + 1) * CHUNK]
+        return self._pictures[number * self._size : (number + 1) * self._size]
 
     def _check(self, statistics: Statistics, info: Info) -> str | None:
         kept = _kept(info)
-        known = kept.chunk == CHUNK and set(kept.done) <= set(self._numbers)
+        known = kept.chunk == self._size and set(kept.done) <= set(self._numbers)
         if known and statistics.pictures == sum(len(self._chunk(number)) for number in set(kept.done)):
             return None
         return "they do not say which of these pictures were counted"
 
 
 def save(manifest: Path, name: str, statistics: Statistics, *, kind: str, key: store.Key, info: Info) -> None:
-    """Keep statistics as ``name`` next to ``manifest``."""
+    """Keep statistics as ``name`` next to ``manifest``; unfinished ones without compression, which takes longer."""
     about = {"pictures": statistics.pictures, "tensors": len(statistics.tensors), **info}
-    store.save(manifest, kind=kind, files={name: statistics.to_bytes()}, key=key, info=about)
+    store.save(manifest, kind=kind, files={name: statistics.to_bytes(compress=kind == KIND)}, key=key, info=about)
 
 
 def load(

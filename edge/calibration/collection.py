@@ -13,17 +13,15 @@ import functools
 import os
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
-import numpy as np
 
 from edge.artifacts import store
-from edge.calibration import counting, counting_kernel, watch_plan
-from edge.calibration.blocked import Watching, open_blocked
-from edge.calibration.checkpoint import KIND, Checkpoint, load, save
+from edge.backends import OrtSession
+from edge.calibration import counting, watch_plan
+from edge.calibration.checkpoint import KIND, Checkpoint, chunk_size, load, save
 from edge.config import InputConfig, OutputOptions, PreprocessConfig, Profile
 from edge.errors import ArtifactError
 from edge.events import Listener, Progress, ignore_events
@@ -32,13 +30,16 @@ from edge.model import Model, Preprocessor, onnx_model, use_one_thread
 from edge.quantization import FORMAT, Statistics
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
-# How many chunks this process takes at once: at the end of each lot, threads wait for the slowest.
-_LOT = 4
-# A crash costs the work of a few seconds; saving takes at most this share of the time.
-_SAVE_EVERY_S = 5.0
-_SAVE_SHARE = 1 / 20
+# How long this process counts at a time: at the end, threads wait for the slowest, and a checkpoint may be written.
+_LOT_S = 1.0
+# Chunks at a time at most, however fast they are.
+_MOST_CHUNKS = 32
+# With the time above, a crash costs at most two seconds of work, unless saving would take more than this share.
+_SAVE_EVERY_S = 0.9
+_SAVE_SHARE = 1 / 10
 
 Needs = Literal["ranges", "histogram"]
 Chunks = Mapping[int, Sequence[Picture]]
@@ -117,14 +118,18 @@ class InProcess:
         should_stop: Callable[[], bool],
     ) -> Generator[PartialStatistics, None, None]:
         """Count the chunks in their order."""
-        order = list(chunks)
-        for start in range(0, len(order), _LOT):
-            numbers = tuple(order[start : start + _LOT])
+        order, done, size = list(chunks), 0, 1
+        while done < len(order):
+            numbers = tuple(order[done : done + size])
             pictures = [picture for number in numbers for picture in chunks[number]]
+            start = time.monotonic()
             statistics = count(task, pictures, advance=advance, should_stop=should_stop)
             if statistics is None:
                 return
             yield PartialStatistics(numbers, statistics)
+            done += len(numbers)
+            per_chunk = (time.monotonic() - start) / len(numbers)
+            size = min(max(int(_LOT_S / max(per_chunk, 1e-3)), 1), _MOST_CHUNKS, 2 * size)
 
 
 def collect_statistics(
@@ -154,12 +159,15 @@ def collect_statistics(
         StoreError: ``cache`` cannot be written.
     """
     own = {name: key[name] for name in ("model", "preprocess", "images")} | {"format": FORMAT}
+    if model.fixed_batch is not None:
+        # Until now, what such a model holds beyond its first pictures' rows was left out.
+        own["values"] = "all"
     if not force:
         for kind in ("histogram", "ranges") if needs == "ranges" else ("histogram",):
             kept = {**own, "needs": kind}
             path = _path(cache, kept)
             found = load(_manifest(path), kind=KIND, key=kept, listen=listen)
-            if found is not None:
+            if found is not None and found[0].tensors.keys() >= set(plan.watched):
                 return CollectedStatistics(found[0], path, reused=True)
     own |= {"needs": needs}
     path = _path(cache, own)
@@ -171,7 +179,8 @@ def collect_statistics(
     )  # fmt: skip
     ordered = sorted(pictures, key=lambda picture: picture.sha256)
     empty = Statistics.empty(task.watched, with_histogram=needs == "histogram")
-    tally = Checkpoint(empty, ordered, manifest=_unfinished(path), key=own)
+    size = chunk_size(model.fixed_batch)
+    tally = Checkpoint(empty, ordered, manifest=_unfinished(path), key=own, size=size)
     if not force:
         tally.resume(listen)
     _complete(tally, task, crew, total=len(ordered), listen=listen, should_stop=should_stop)
@@ -197,10 +206,7 @@ def count(
     session, preprocessor, fixed = _opened(task)
 
     def run(batch: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
-        real = len(batch)
-        if fixed is not None and real < fixed:
-            batch = np.concatenate([batch, np.repeat(batch[-1:], fixed - real, axis=0)])
-        return [output[:real] for output in (batch, *session.outputs(batch))]
+        return [batch, *session.outputs(batch)]
 
     def load(index: int) -> NDArray[np.float32]:
         picture = pictures[index]
@@ -214,6 +220,7 @@ def count(
         with_histogram=task.needs == "histogram",
         # One picture at a time: the result does not depend on it, and memory does.
         batch=fixed or 1,
+        is_fixed=fixed is not None,
         threads=task.threads,
         advance=advance,
         should_stop=should_stop,
@@ -221,7 +228,7 @@ def count(
 
 
 @functools.lru_cache(maxsize=2)
-def _opened(task: StatisticsJob) -> tuple[Watching, Preprocessor, int | None]:
+def _opened(task: StatisticsJob) -> tuple[OrtSession, Preprocessor, int | None]:
     path = Path(task.model)
     model = onnx_model.load(path, task.outputs)
     if model.sha256 != task.model_sha256:
@@ -229,13 +236,8 @@ def _opened(task: StatisticsJob) -> tuple[Watching, Preprocessor, int | None]:
     _use_one_malloc_arena()
     # Pictures go to the threads whole; OpenCV's own would only stand in their way.
     use_one_thread()
-    outputs = watch_plan.with_outputs(onnx_model.read(path, task.outputs), list(task.watched))
-    shape = (model.fixed_batch or 1, 3, task.input.height, task.input.width)
-    probe = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    with ThreadPoolExecutor(1, thread_name_prefix="compile") as beside:
-        # Whether that works out is heard where it is used.
-        beside.submit(counting_kernel.prepare)
-        session = open_blocked(outputs, probe)
+    outputs = watch_plan.with_outputs(onnx_model.folded(path, task.outputs), list(task.watched))
+    session = OrtSession(outputs, precision="fp32", threads=1, lean=True)
     return session, Preprocessor(task.preprocess, task.input), model.fixed_batch
 
 

@@ -6,6 +6,7 @@ that keeps memory at one picture's activations per thread, needs no queue, and s
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +15,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.calibration import counting_kernel
 from edge.errors import DataError, ModelError
-from edge.quantization import MAX_EXPONENT, Statistics, TensorStatistics, exponent_of
+from edge.quantization import BINS, Statistics, TensorStatistics, exponent_of
+
+# Values whose bins are worked out at a time: the temporary arrays stay in the second-level cache.
+_BLOCK = 1 << 16
 
 
-class CalibrationNetwork(Protocol):
+class Network(Protocol):
     """What runs the FP32 network: one input batch in, the watched tensors out, in a fixed order."""
 
     def __call__(self, batch: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
@@ -34,7 +37,12 @@ class Counter:
         self.statistics = Statistics.empty(names, with_histogram=with_histogram)
 
     def add(self, values: Sequence[NDArray[np.float32]], *, pictures: int, what: str) -> None:
-        """Count one batch: ``values`` in the order of the names; ``what`` names the pictures in an error.
+        """Count every value of one batch, whatever the axes of a tensor mean.
+
+        Args:
+            values: the tensors in the order of the names.
+            pictures: how many pictures the batch holds.
+            what: names them in an error.
 
         Raises:
             ModelError: a tensor holds NaN or infinity.
@@ -43,46 +51,71 @@ class Counter:
             if array.size:
                 # A network may compute in float16 inside; every such value is a float32 too.
                 flat = np.ascontiguousarray(array, np.float32).reshape(-1)
-                self._count(tensor, flat, name=name, what=what)
+                _count(tensor, flat, name=name, what=what)
         self.statistics.pictures += pictures
 
-    def _count(self, tensor: TensorStatistics, flat: NDArray[np.float32], *, name: str, what: str) -> None:
-        seen, done = [tensor.low, tensor.high], 0
-        # Ranges alone fit whatever is finite.
-        exponent = tensor.exponent if tensor.counts is not None else MAX_EXPONENT
-        while True:
-            done += counting_kernel.count(flat[done:], tensor.counts, exponent=exponent, seen=seen)
-            if done == flat.size:
-                break
-            largest = float(np.max(np.abs(flat[done:])))
-            if not np.isfinite(largest):
-                raise ModelError(
-                    f"tensor {name!r} holds NaN or infinity for {what}",
-                    hint="the FP32 network itself overflows on this picture: check the model and its preprocessing",
-                )
-            tensor.grow(exponent := exponent_of(largest))
-        # Adding 0.0 turns -0.0 into 0.0: which of them comes first must not matter.
-        tensor.low, tensor.high = seen[0] + 0.0, seen[1] + 0.0
-        tensor.count += flat.size
-        tensor.grow(exponent_of(max(-tensor.low, tensor.high)))
+
+def _count(tensor: TensorStatistics, flat: NDArray[np.float32], *, name: str, what: str) -> None:
+    low, high = float(flat.min()), float(flat.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ModelError(
+            f"tensor {name!r} holds NaN or infinity for {what}",
+            hint="the FP32 network itself overflows on this picture: check the model and its preprocessing",
+        )
+    # Adding 0.0 turns -0.0 into 0.0: which of them comes first must not matter.
+    tensor.low, tensor.high = min(tensor.low, low) + 0.0, max(tensor.high, high) + 0.0
+    tensor.count += flat.size
+    tensor.grow(exponent_of(max(-tensor.low, tensor.high)))
+    if tensor.counts is not None:
+        add_to_bins(flat, tensor.counts, exponent=tensor.exponent)
+
+
+def add_to_bins(flat: NDArray[np.float32], counts: NDArray[np.int64], *, exponent: int) -> None:
+    """Add the bins of ``flat`` (contiguous) over (-2^exponent, 2^exponent) to ``counts`` (2·BINS).
+
+    The factor is a power of two, so each product is exact; truncation towards zero finds the bin within its side, and
+    the sign bit says which side, for -0.0 too.
+    """
+    factor = np.float32(math.ldexp(BINS, -exponent))
+    products = np.empty(min(_BLOCK, flat.size), np.float32)
+    for start in range(0, flat.size, _BLOCK):
+        values = flat[start : start + _BLOCK]
+        product = np.multiply(values, factor, out=products[: values.size])
+        bins = product.astype(np.int32)
+        bins += values.view(np.int32) >> 31
+        bins += BINS
+        counts += np.bincount(bins, minlength=2 * BINS)
 
 
 def collect(
     pictures: Sequence[str],
     load: Callable[[int], NDArray[np.float32]],
-    network: CalibrationNetwork,
+    network: Network,
     names: Sequence[str],
     *,
     with_histogram: bool,
     batch: int = 1,
+    is_fixed: bool = False,
     threads: int = 1,
     advance: Callable[[int], None] = lambda _done: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Statistics | None:
-    """Statistics of ``names`` over the pictures; None when ``should_stop`` said so before the end.
+    """Collect statistics of ``names`` over the pictures.
 
-    ``load(i)`` gives picture i as float32 3×H×W; ``pictures`` are their names. ``network`` is called from several
-    threads at once. ``advance`` hears how many more pictures are done.
+    Args:
+        pictures: their names.
+        load: gives picture i as float32 3×H×W.
+        network: called from several threads at once.
+        names: the watched tensors.
+        with_histogram: False collects ranges only.
+        batch: pictures per call of the network.
+        is_fixed: the network takes no smaller batch.
+        threads: worker threads.
+        advance: called with the number of pictures that are newly done.
+        should_stop: asked before each batch.
+
+    Returns:
+        The statistics; None when ``should_stop`` ended it early.
 
     Raises:
         DataError: whatever ``load`` raises for a bad picture; the calibration never shortens itself.
@@ -104,8 +137,12 @@ def collect(
         try:
             while (group := take()) is not None:
                 what = pictures[group[0]] if len(group) == 1 else f"{pictures[group[0]]} … {pictures[group[-1]]}"
-                # No name for the outputs: they must be gone before the next ones are made.
-                counter.add(network(np.stack([load(i) for i in group])), pictures=len(group), what=what)
+                arrays = [load(i) for i in group]
+                if is_fixed and len(group) < batch:
+                    counter.statistics.merge(_of_part(arrays, network, counter.statistics, batch=batch, what=what))
+                else:
+                    # No name for the outputs: they must be gone before the next ones are made.
+                    counter.add(network(np.stack(arrays)), pictures=len(group), what=what)
                 with guard:
                     advance(len(group))
         except BaseException:
@@ -119,3 +156,35 @@ def collect(
     for part in parts[1:]:
         total.merge(part)
     return total if total.pictures == len(pictures) else None
+
+
+def _of_part(
+    arrays: list[NDArray[np.float32]], network: Network, like: Statistics, *, batch: int, what: str
+) -> Statistics:
+    """Statistics of fewer pictures than the network takes, whichever axis of a tensor holds the batch.
+
+    The batch is filled up with copies of the last picture. A second batch of that picture alone says what they add.
+    """
+    names = list(like.tensors)
+    with_histogram = all(tensor.counts is not None for tensor in like.tensors.values())
+    filled, copies = (Counter(names, with_histogram=with_histogram) for _ in range(2))
+    missing = batch - len(arrays)
+    filled.add(network(np.stack(arrays + [arrays[-1]] * missing)), pictures=len(arrays), what=what)
+    copies.add(network(np.stack([arrays[-1]] * batch)), pictures=0, what=what)
+    for name, tensor in filled.statistics.tensors.items():
+        _take_off(tensor, copies.statistics.tensors[name], missing=missing, batch=batch)
+    return filled.statistics
+
+
+def _take_off(tensor: TensorStatistics, copies: TensorStatistics, *, missing: int, batch: int) -> None:
+    """Take ``missing`` of ``batch`` copies off; a tensor whose size does not depend on the batch stays as it is."""
+    if copies.count % batch:
+        return
+    tensor.grow(copies.exponent)
+    copies.grow(tensor.exponent)
+    if tensor.counts is None or copies.counts is None:
+        tensor.count -= copies.count * missing // batch
+        return
+    # A kernel may round one row of a batch in another way than the next: no bin goes below zero for it.
+    tensor.counts -= np.minimum(tensor.counts, copies.counts * missing // batch)
+    tensor.count = int(tensor.counts.sum())

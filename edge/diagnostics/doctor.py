@@ -29,7 +29,7 @@ _INSTALL: dict[str, str] = {
     "tensorrt": "sudo apt install python3-libnvinfer",
     "pycuda": "PATH=/usr/local/cuda/bin:$PATH pip install pycuda",
 }
-_FOR_HOST = {"numpy", "cv2", "onnx", "onnxruntime", "llvmlite"}
+_FOR_HOST = {"numpy", "cv2", "onnx", "onnxruntime"}
 _FOR_JETSON = {"numpy", "cv2", "tensorrt", "pycuda"}
 _BACKEND_GUEST = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt"}
 _VENV = "/usr/bin/python3 -m venv --system-site-packages .venv  (and install edge there)"

@@ -8,6 +8,8 @@ from edge import lazy_exports
 
 if TYPE_CHECKING:
     from edge.model.adaption import AdaptedModel, adapt
+    from edge.model.folding import MIN_OPSET, fold, has_qdq, opset_of
+    from edge.model.graph import WEIGHTED, GraphIndex, WeightedLayer, attributes, remove_unused, weighted_layers
     from edge.model.inspection import (
         RAW_SUFFIX,
         SUFFIX,
@@ -27,6 +29,8 @@ else:
         __name__,
         {
             "adaption": ["AdaptedModel", "adapt"],
+            "folding": ["MIN_OPSET", "fold", "has_qdq", "opset_of"],
+            "graph": ["GraphIndex", "WEIGHTED", "WeightedLayer", "attributes", "remove_unused", "weighted_layers"],
             "inspection": [
                 "Counts",
                 "Inspection",
@@ -45,11 +49,14 @@ else:
     )
 
 __all__ = [
+    "MIN_OPSET",
     "RAW_SUFFIX",
     "SUFFIX",
+    "WEIGHTED",
     "AdaptedModel",
     "Box",
     "Counts",
+    "GraphIndex",
     "Inspection",
     "Layer",
     "LayerTensor",
@@ -58,12 +65,19 @@ __all__ = [
     "Port",
     "Preprocessor",
     "Role",
+    "WeightedLayer",
     "adapt",
+    "attributes",
     "decode_inspection",
+    "fold",
+    "has_qdq",
     "inspection",
     "onnx_model",
+    "opset_of",
     "placed",
     "preprocessing",
     "region",
+    "remove_unused",
     "use_one_thread",
+    "weighted_layers",
 ]

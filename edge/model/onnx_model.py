@@ -14,6 +14,8 @@ from edge.artifacts import sha256_bytes, sha256_file
 from edge.config import OutputKind, OutputOptions, Profile
 from edge.errors import ModelError, require
 from edge.model.adaption import AdaptedModel, adapt
+from edge.model.folding import fold
+from edge.model.graph import GraphIndex, weighted_layers
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, TensorProto
@@ -139,6 +141,40 @@ def _adapted(path: Path, stamp: tuple[int, int], outputs: OutputOptions, where: 
     return adapt(_read(path, stamp), outputs, where=where)
 
 
+def folded(path: Path, outputs: OutputOptions = OutputOptions()) -> ModelProto:
+    """The network of ``path`` as quantization sees it (:func:`edge.model.fold`). Do not change it: it is kept.
+
+    Raises:
+        ModelError: as for :func:`read`; or its opset cannot be converted, or a layer's weights are no numbers.
+    """
+    read_adapted(path, outputs)
+    status = path.stat()
+    return _folded(path.resolve(), (status.st_mtime_ns, status.st_size), outputs, str(path))
+
+
+@functools.lru_cache(maxsize=2)
+def _folded(path: Path, stamp: tuple[int, int], outputs: OutputOptions, where: str) -> ModelProto:
+    import numpy as np
+
+    try:
+        made = fold(_adapted(path, stamp, outputs, where).proto)
+        graph = GraphIndex(made)
+        weights = {layer.name: layer.weight for layer in weighted_layers(made) if layer.weight in graph.constants}
+        broken = [name for name, item in weights.items() if not np.isfinite(graph.array(item).astype(np.float32)).all()]
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError) as exc:
+        # What onnx's checker lets pass: data that is shorter than its dimensions say, attributes of another type.
+        raise ModelError(f"not a valid ONNX model: {_first_line(exc)}", where=where, hint="export it again") from exc
+    except ModelError as exc:
+        raise ModelError(exc.what, where=where, hint=exc.hint) from exc
+    if broken:
+        raise ModelError(
+            f"the weights {weights[broken[0]]!r} of layer {broken[0]!r} hold NaN or infinity",
+            where=where,
+            hint="export the model again from a checkpoint whose weights are finite",
+        )
+    return made
+
+
 def load(path: Path, outputs: OutputOptions = OutputOptions()) -> Model:  # noqa: B008
     """Read ``path`` and check that it is a classifier that edge can work with.
 
@@ -166,7 +202,7 @@ def load(path: Path, outputs: OutputOptions = OutputOptions()) -> Model:  # noqa
         opset=opset,
         input=taken,
         output=given,
-        activations=_activations(adapted.proto, taken.name, path),
+        activations=activations_of(folded(path, outputs), taken.name, path),
         outputs=outputs,
         kind=adapted.kind,
         changes=adapted.changes,
@@ -220,8 +256,12 @@ def without_weights(proto: ModelProto) -> ModelProto:
     return light
 
 
-def _activations(proto: ModelProto, input_name: str, path: Path) -> list[str]:
-    """Names of the float tensors that depend on the input, in graph order, the input first."""
+def activations_of(proto: ModelProto, input_name: str, path: Path) -> list[str]:
+    """Names of the float tensors that depend on the input, in graph order, the input first.
+
+    Raises:
+        ModelError: shape inference refuses the model, which came from ``path``.
+    """
     onnx = require("onnx")
     try:
         # Not the graph alone: what an operator means depends on the opset.
@@ -282,7 +322,10 @@ def _tensor(value: object) -> TensorSpec:
         dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
     except (KeyError, ValueError):
         dtype = "unknown"
-    dims = [d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in kind.shape.dim]
+    # Some exporters write a dynamic axis as the number -1.
+    dims = [
+        d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else (d.dim_param or None) for d in kind.shape.dim
+    ]
     return TensorSpec(value.name, dtype, tuple(dims))  # type: ignore[attr-defined]
 
 

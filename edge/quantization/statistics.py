@@ -145,7 +145,7 @@ class Statistics(msgspec.Struct):
             self.tensors[name].merge(tensor)
         self.pictures += other.pictures
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self, *, compress: bool = True) -> bytes:
         """The ``.stats.npz`` file: the same statistics give the same bytes."""
         arrays: dict[str, NDArray[np.generic]] = {
             "format": np.array(FORMAT),
@@ -158,7 +158,7 @@ class Statistics(msgspec.Struct):
         if counts:
             arrays["counts"] = np.stack(counts)
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        (np.savez_compressed if compress else np.savez)(buffer, allow_pickle=False, **arrays)
         return buffer.getvalue()
 
     @classmethod

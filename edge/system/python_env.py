@@ -25,7 +25,6 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     ),
     "onnx": ("onnx",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "llvmlite": ("llvmlite",),
     "tensorrt": ("tensorrt",),
     "pycuda": ("pycuda",),
     "jtop": ("jetson-stats",),
