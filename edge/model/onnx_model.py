@@ -141,7 +141,7 @@ def _adapted(path: Path, stamp: tuple[int, int], outputs: OutputOptions, where: 
     return adapt(_read(path, stamp), outputs, where=where)
 
 
-def folded(path: Path, outputs: OutputOptions = OutputOptions()) -> ModelProto:
+def folded(path: Path, outputs: OutputOptions = OutputOptions()) -> ModelProto:  # noqa: B008
     """The network of ``path`` as quantization sees it (:func:`edge.model.fold`). Do not change it: it is kept.
 
     Raises:
@@ -324,7 +324,7 @@ def _tensor(value: object) -> TensorSpec:
         dtype = "unknown"
     # Some exporters write a dynamic axis as the number -1.
     dims = [
-        d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else (d.dim_param or None) for d in kind.shape.dim
+        d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or None) for d in kind.shape.dim
     ]
     return TensorSpec(value.name, dtype, tuple(dims))  # type: ignore[attr-defined]
 
