@@ -120,8 +120,7 @@ def _layer(node: NodeProto, constant: dict[str, int]) -> WeightedLayer | None:
         return None
     left, right = node.input[0], node.input[1]
     if node.op_type == "MatMul" and left in constant and right not in constant and constant[left] >= 2:
-        axis = constant[left] - 2
-        return WeightedLayer(node.name, node.op_type, right, left, node.output[0], axis, -2, is_left=True)
+        return WeightedLayer(node.name, node.op_type, right, left, node.output[0], constant[left] - 2, -2, is_left=True)
     if right not in constant or left in constant:
         return None
     given = attributes(node)

@@ -261,7 +261,11 @@ def test_a_broken_picture_is_an_error_and_no_table(kind: str, run: Calibrate, tm
         run()
     assert caught.value.where == str(tmp_path / "p" / "003.jpg")
     # What was counted before it may be kept as a checkpoint.
-    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and ".partial." not in path.name] == []
+    assert [
+        path
+        for path in (tmp_path / "cache").rglob("*")
+        if path.suffix in {".json", ".table"} and ".partial." not in path.name
+    ] == []
 
 
 @pytest.mark.parametrize("kind", BROKEN)
@@ -308,10 +312,8 @@ def test_a_network_that_overflows_names_tensor_and_picture(
 @pytest.mark.parametrize(
     ("variant", "words"),
     [
-        pytest.param({"inputs": 2}, "2 inputs", id="two inputs"),
+        pytest.param({"inputs": 2}, "has 2", id="two inputs"),
         pytest.param({"batch": 1}, "exactly 1", id="a fixed batch of 1"),
-        pytest.param({"layout": "nhwc"}, "NHWC", id="NHWC"),
-        pytest.param({"dtype": "float16"}, "float32", id="FP16 input"),
         pytest.param({"layout": "chw"}, "batch axis", id="no batch axis"),
     ],
 )
@@ -501,9 +503,15 @@ _PEAK = r"""
 import re, sys
 from pathlib import Path
 from edge.calibration import workflow
+<<<<<<< HEAD
 from edge.config.profiles import read_profile
 from edge.media.picture_sources import open_pictures
 chosen = read_profile(Path("tiny.yaml"))
+=======
+from edge.config import profiles
+from edge.media import open_pictures
+chosen = profiles.read_profile(Path("tiny.yaml"))
+>>>>>>> 3a5b6a6 (Test the statistics of networks of every shape against brute force)
 workflow.calibrate(chosen, open_pictures(Path(sys.argv[1])), cache=Path(sys.argv[2]), threads=2)
 # Not getrusage: its peak may be that of the process that started this one.
 print(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
