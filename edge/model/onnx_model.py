@@ -14,8 +14,6 @@ from edge.artifacts import sha256_bytes, sha256_file
 from edge.config import OutputKind, OutputOptions, Profile
 from edge.errors import ModelError, require
 from edge.model.adaption import AdaptedModel, adapt
-from edge.model.folding import fold
-from edge.model.graph import GraphIndex, weighted_layers
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, TensorProto
@@ -154,7 +152,11 @@ def folded(path: Path, outputs: OutputOptions = OutputOptions()) -> ModelProto: 
 
 @functools.lru_cache(maxsize=2)
 def _folded(path: Path, stamp: tuple[int, int], outputs: OutputOptions, where: str) -> ModelProto:
+    # NumPy comes with them, and `edge --help` must not import it.
     import numpy as np
+
+    from edge.model.folding import fold
+    from edge.model.graph import GraphIndex, weighted_layers
 
     try:
         made = fold(_adapted(path, stamp, outputs, where).proto)

@@ -503,15 +503,9 @@ _PEAK = r"""
 import re, sys
 from pathlib import Path
 from edge.calibration import workflow
-<<<<<<< HEAD
 from edge.config.profiles import read_profile
 from edge.media.picture_sources import open_pictures
 chosen = read_profile(Path("tiny.yaml"))
-=======
-from edge.config import profiles
-from edge.media import open_pictures
-chosen = profiles.read_profile(Path("tiny.yaml"))
->>>>>>> 3a5b6a6 (Test the statistics of networks of every shape against brute force)
 workflow.calibrate(chosen, open_pictures(Path(sys.argv[1])), cache=Path(sys.argv[2]), threads=2)
 # Not getrusage: its peak may be that of the process that started this one.
 print(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
