@@ -54,11 +54,11 @@ def main() -> NoReturn:
         code = exc.exit_code
     except ModuleNotFoundError as exc:
         # Most modules import NumPy at their top; here is the one place where its absence becomes words.
-        guest = missing_dependency(exc)
-        if guest is None:
+        dependency = missing_dependency(exc)
+        if dependency is None:
             raise
-        _report(guest)
-        code = guest.exit_code
+        _report(dependency)
+        code = dependency.exit_code
     except signals.Stopped as exc:
         sys.stderr.write(f"stopped by {signal.Signals(exc.number).name}\n")
         code = 128 + exc.number

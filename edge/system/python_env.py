@@ -51,7 +51,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     user_id: int
     groups: frozenset[int]
     free_mib: int
-    guests: dict[str, OptionalDependency]
+    dependencies: dict[str, OptionalDependency]
 
     @property
     def in_venv(self) -> bool:
@@ -66,7 +66,7 @@ def this_process() -> Process:
         config = (prefix / "pyvenv.cfg").read_text(encoding="utf-8")
     except OSError:
         config = ""
-    guests = {name: find_dependency(name) for name in DISTRIBUTIONS}
+    dependencies = {name: find_dependency(name) for name in DISTRIBUTIONS}
     return Process(
         version=".".join(str(part) for part in sys.version_info[:3]),
         executable=sys.executable,
@@ -76,7 +76,7 @@ def this_process() -> Process:
         user_id=os.geteuid(),
         groups=frozenset((os.getegid(), *os.getgroups())),
         free_mib=shutil.disk_usage(Path.cwd()).free >> 20,
-        guests={name: guest for name, guest in guests.items() if guest is not None},
+        dependencies={name: dependency for name, dependency in dependencies.items() if dependency is not None},
     )
 
 
