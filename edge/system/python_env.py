@@ -91,7 +91,7 @@ def find_dependency(name: str) -> OptionalDependency | None:
             return None
     except (ImportError, ValueError):
         return None
-    versions = {name: v for name in DISTRIBUTIONS[name] if (v := _distribution_version(name)) is not None}
+    versions = {name: v for name in DISTRIBUTIONS[name] if (v := distribution_version(name)) is not None}
     version = next(iter(versions.values()), None)
     if version is not None and name != "cv2":
         return OptionalDependency(version=version, distributions=tuple(versions))
@@ -108,7 +108,8 @@ def find_dependency(name: str) -> OptionalDependency | None:
     )
 
 
-def _distribution_version(name: str) -> str | None:
+def distribution_version(name: str) -> str | None:
+    """Version of an installed distribution, from its metadata; None where it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
