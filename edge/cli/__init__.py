@@ -19,6 +19,8 @@ __all__ = ["COMMANDS", "COMMAND_GROUPS", "main"]
 # Commands by task, as edge --help shows them.
 COMMAND_GROUPS: dict[str, dict[str, str]] = {
     "Set up": {
+        "init": "Write a profile for your own model.",
+        "export": "Export a network of torchvision, timm or a file to ONNX.",
         "doctor": "Show what this machine is and what is missing.",
         "selftest": "Try everything that edge promises on this machine.",
         "profile": "List, show and check device profiles.",
