@@ -58,7 +58,8 @@ def speed(images: Path, folder: Path) -> None:
         medians = []
         for precision in ("fp32", "int8"):
             options = ("--precision", precision, "--images", images, "--limit", "100", "--json")
-            lines = run("run", "--profile", "host", "--engine-dir", folder / "engines", *options).splitlines()
+            os.environ["EDGE_ENGINE_DIR"] = str(folder / "engines")
+            lines = run("run", "--profile", "host", *options).splitlines()
             medians.append(json.loads(lines[-1])["summary"]["latency"]["infer"]["p50_ms"])
         ratios.append(medians[1] / medians[0])
     say("INT8 time / FP32 time", f"{statistics.median(ratios):.2f}  ({min(ratios):.2f} to {max(ratios):.2f})")

@@ -82,9 +82,12 @@ def nobody(n: int = 20_000) -> None:
 def stretches(kind: str, listed: Path, seconds: int) -> list[float]:
     """Ratios of the rate with the client to that without, of neighbouring stretches of one run."""
     record = listed.with_name(f"{kind}.jsonl")
+    # The profile of this host, with a line per frame in one large record.
+    profile = ROOT / "profiles" / f".watching-{os.getpid()}.yaml"
+    profile.write_text("extends: host\nname: host\nrecord: {every_frame: true, size_mib: 1024}\n")
     process = subprocess.Popen(
-        [sys.executable, "-m", "edge", "run", "--profile", "host", "--images", listed, "--duration", f"{seconds}s",
-         "--record", record, "--every-frame", "--record-size", "1024",
+        [sys.executable, "-m", "edge", "run", "--profile", profile, "--images", listed, "--duration", f"{seconds}s",
+         "--record", record,
          "--web", "127.0.0.1:0", "--metrics", "127.0.0.1:0"],
         cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -100,6 +103,7 @@ def stretches(kind: str, listed: Path, seconds: int) -> list[float]:
     client = threading.Thread(target=come_and_go, args=(kind, port, spans), daemon=True)
     client.start()
     rest = process.stderr.read()
+    profile.unlink()
     if process.wait() != 0:
         sys.exit(rest)
     client.join()

@@ -178,7 +178,7 @@ def test_a_missing_dependency_is_an_error_with_its_install_line(without: Callabl
 WORK = {
     "calibrate": ["calibrate", "--profile", "tiny.yaml", "--images", "in", "--cache-dir", "cache"],
     "build": ["build", "--profile", "tiny.yaml", "--precision", "fp32", "--engine-dir", "engines"],
-    "run": ["run", "--profile", "tiny.yaml", "--precision", "fp32", "--images", "in", "--engine-dir", "engines"],
+    "run": ["run", "--profile", "tiny.yaml", "--precision", "fp32", "--images", "in"],
     "eval": ["eval", "--profile", "tiny.yaml", "--precision", "fp32", "--images", "in", "--engine-dir", "engines"],
 }
 

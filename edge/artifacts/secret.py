@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from edge.errors import ArtifactError, UsageError
 
 MASK = "***"
-_URL = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
+_URL = re.compile(r"(?P<scheme>.*?[a-zA-Z][a-zA-Z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 # `user=admin_password=…_channel=1` and the like, as some cameras have it in the path.
 _KEY = r"(?:user(?:name)?|usr|login|pass(?:word|wd)?|pwd|token|auth|secret|(?:api)?_?key|sig(?:nature)?)"
 _IN_PATH = re.compile(rf"(\b|_){_KEY}=[^/;]*", re.IGNORECASE)
@@ -85,7 +85,8 @@ def masked_url(url: str) -> str:
     """A URL as it may be shown: scheme, host and path.
 
     User and password (up to the last ``@``, which passwords may hold), the values of a query, and values in a path that
-    are called user, password, token and the like are masked. A text that is no URL stays as it is.
+    are called user, password, token and the like are masked. What stands in front of the URL, as in ``NAME=URL``, and a
+    text that holds none, stay as they are.
     """
     found = _URL.fullmatch(url)
     if found is None:

@@ -6,10 +6,9 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import typer
 
 from edge.errors import DeviceError, MissingDependencyError, UsageError
 
@@ -20,11 +19,6 @@ if TYPE_CHECKING:
     from edge.model import Preprocessor
     from edge.runtime import Width
 
-Workers = Annotated[
-    int | None,
-    typer.Option("--workers", min=1, help="Sessions that infer at the same time.", show_default="by the source"),
-]
-Batch = Annotated[int, typer.Option("--batch", min=1, help="Pictures per inference; files only.")]
 # More sessions than this each hold the whole model for little.
 _MOST = 4
 
@@ -37,40 +31,44 @@ class Concurrency(msgspec.Struct, frozen=True, kw_only=True):
     width: Width
 
 
-def choose(
-    profile: Profile, *, live: bool, workers: int | None, threads: int | None, batch: int, cores: int | None = None
-) -> Concurrency:
+def choose(profile: Profile, *, live: bool, cameras: int = 1, cores: int | None = None) -> Concurrency:
     """What suits the backend and the source.
 
     ONNX Runtime on a CPU: pictures from files go through one session per core, of one thread each, which is the faster
     way for many (benchmarks/loop.py); a camera's frame goes through one session over all cores, which all work on the
-    newest one. Elsewhere one session keeps the device busy, and the other cores prepare.
+    newest one. Elsewhere one session keeps the device busy, and the other cores prepare. Frames of several ``cameras``
+    share a batch, up to the largest that the engine takes.
 
     Raises:
-        UsageError: a batch that the engine does not take, or one from a live source.
+        UsageError: The profile asks for a batch that the engine does not take.
     """
     from edge.runtime import Width
 
     has = profile.input.batch
-    if batch > has.max:
+    if profile.run.batch > has.max:
         raise UsageError(
-            f"the engine takes {has.max} pictures at most, not {batch}", hint="input.batch.max; edge build"
+            f"run.batch: the engine takes {has.max} pictures at most, not {profile.run.batch}",
+            hint="a larger input.batch.max in the profile, then edge build",
         )
-    if batch > 1 and live:
-        raise UsageError("a live source is classified frame by frame", hint="leave --batch out")
+    batch = max(min(cameras, has.max), 1) if live else profile.run.batch
     cores = cores or len(os.sched_getaffinity(0))
-    most, count = threads or profile.run.threads or cores, workers or profile.run.workers
+    most, count = profile.run.threads or cores, profile.run.workers
     prepare = profile.run.prepare or (1 if live else 2)
+    wait_s = profile.run.batch_wait_ms / 1e3
     if profile.backend == "onnxruntime":
         count = count or (1 if live else min(most, _MOST))
         each = max(most // count, 1)
-        return Concurrency(workers=count, threads=each, width=Width(prepare=prepare, batch=batch, min_batch=has.min))
+        return Concurrency(
+            workers=count,
+            threads=each,
+            width=Width(prepare=prepare, batch=batch, min_batch=has.min, batch_wait_s=wait_s),
+        )
     if profile.run.prepare is None and not live:
         prepare = min(max(cores - 1, 1), _MOST)
     return Concurrency(
         workers=count or 1,
-        threads=threads or profile.run.threads,
-        width=Width(prepare=prepare, batch=batch, min_batch=has.min),
+        threads=profile.run.threads,
+        width=Width(prepare=prepare, batch=batch, min_batch=has.min, batch_wait_s=wait_s),
     )
 
 

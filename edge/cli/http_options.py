@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.errors import UsageError
-
 if TYPE_CHECKING:
     from edge.artifacts import Subject
     from edge.runtime import RunStatistics
@@ -21,18 +19,12 @@ if TYPE_CHECKING:
 
 Web = Annotated[str | None, typer.Option("--web", metavar="HOST:PORT", help="Show the run in a browser.")]
 MetricsAt = Annotated[str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Serve /metrics to Prometheus.")]
-TokenFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--token-file", help="Token for --web and --metrics.", show_default="none on loopback, else a new one"
-    ),
-]
 
 
 class HttpOptions:
     """What was asked for on the command line."""
 
-    def __init__(self, web: str | None = None, metrics: str | None = None, token_file: Path | None = None) -> None:
+    def __init__(self, web: str | None = None, metrics: str | None = None, token_file: str | None = None) -> None:
         self.web = web
         self.metrics = metrics
         self.token_file = token_file
@@ -72,8 +64,6 @@ def open_ports(wishes: HttpOptions, stack: contextlib.ExitStack, terminal: Termi
     """
     asked = [("--web", wishes.web), ("--metrics", wishes.metrics)]
     if wishes.web is None and wishes.metrics is None:
-        if wishes.token_file is not None:
-            raise UsageError("a token for nothing", where="--token-file", hint="it is for --web and --metrics")
         return ListeningPorts([], None)
     # The optional dependencies are met here, before anything is opened.
     from edge.ui.web import Access, Address, app, check, listen, new_token, parse_address, read_token, server  # noqa: F401
@@ -84,7 +74,7 @@ def open_ports(wishes: HttpOptions, stack: contextlib.ExitStack, terminal: Termi
     for option, text in asked:
         if text is not None:
             places.setdefault(parse_address(text, option=option), []).append(option)
-    token = read_token(wishes.token_file) if wishes.token_file is not None else None
+    token = read_token(Path(wishes.token_file)) if wishes.token_file is not None else None
     is_new = token is None and not all(place.is_loopback for place in places)
     if is_new:
         token = new_token()

@@ -1,43 +1,30 @@
-"""Who follows a run while it goes: the terminal or the JSON lines, the supervisor, browsers and Prometheus."""
+"""The observers of a run: the terminal or JSON lines, the supervisor, browsers, Prometheus, and notifications."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge.artifacts import FrameResult, Gap, RunRecord, Skip, Subject
+from edge.artifacts import Gap, RunRecord, Secret, Skip, Subject, hides, masked_url, read_secret
 from edge.cli import http_options
-from edge.runtime import Heartbeat, Notifier, watchdog_s
+from edge.errors import UsageError
+from edge.runtime import Event, Heartbeat, Notifications, Notifier, Observers, watchdog_s
 from edge.ui.terminal import LiveView
 
 if TYPE_CHECKING:
+    from edge.config import Profile
     from edge.runtime import RunStatistics
     from edge.telemetry import Sampler
     from edge.ui.terminal import Terminal
-    from edge.ui.web import RunView
-
-Heard = FrameResult | Skip | Gap
-
-
-class RunObservers:
-    """Everybody who follows a run. Call it with what the loop says; ``show`` is None where nobody can see pictures."""
-
-    def __init__(self, listeners: Sequence[Callable[[Heard], None]], view: RunView | None) -> None:
-        self._listeners = listeners
-        self.show = None if view is None else view.show
-
-    def __call__(self, heard: Heard) -> None:
-        """Pass one event of the loop on to all."""
-        for listen in self._listeners:
-            listen(heard)
 
 
 class ObservedRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What is followed: ``headline`` says what runs, ``power`` how it is measured, or why it is not.
+    """What is observed: ``headline`` says what runs, ``power`` how it is measured, or why it is not.
 
     ``kept`` gets the record when the run is over, however it ended.
     """
@@ -46,21 +33,24 @@ class ObservedRun(msgspec.Struct, frozen=True, kw_only=True):
     headline: str
     power: str
     kept: list[RunRecord]
+    notifications: Notifications | None = None
 
 
 @contextmanager
 def gather(
     terminal: Terminal, statistics: RunStatistics, sampler: Sampler | None, run: ObservedRun, *,
     seen: http_options.ListeningPorts, as_json: bool,
-) -> Iterator[RunObservers]:  # fmt: skip
-    """Who follows this run, until the block ends; give what the loop says to what this yields."""
+) -> Iterator[Observers]:  # fmt: skip
+    """Observers of this run, until the block ends."""
     with contextlib.ExitStack() as stack:
         panel = LiveView(terminal, statistics, headline=run.headline, power=run.power)
-        listeners: list[Callable[[Heard], None]] = [_printer(terminal) if as_json else panel.on_event]
+        listeners: list[Callable[[Event], None]] = [_printer(terminal) if as_json else panel.on_event]
         notifier = Notifier.from_environment()
         if notifier is not None:
             beat = Heartbeat(notifier, watchdog_s=watchdog_s(), state=lambda: statistics.snapshot().status_line)
             listeners.append(stack.enter_context(beat).on_event)
+        if run.notifications is not None:
+            listeners.append(run.notifications.on_event)
         view = http_options.serve(
             seen, stack, statistics, run.subject, sampler=sampler, headline=run.headline, power=run.power
         )
@@ -68,20 +58,92 @@ def gather(
         if not (as_json and terminal.out.is_terminal):
             stack.enter_context(panel.showing())
         try:
-            yield RunObservers(listeners, view)
+            yield Observers(
+                on_event=lambda event: _to_all(listeners, event),
+                on_frame=None if view is None else view.show,
+                # What is still being sent belongs into the record.
+                on_end=(lambda: None) if run.notifications is None else run.notifications.close,
+                on_record=run.kept.append,
+            )
         finally:
             # A browser that still looks is told the end, for which this waits a second or two at most.
             if view is not None and run.kept:
                 view.end(run.kept[-1])
 
 
-def _printer(terminal: Terminal) -> Callable[[Heard], None]:
-    """A listener that prints each picture as one JSON object."""
+def _to_all(listeners: Sequence[Callable[[Event], None]], event: Event) -> None:
+    for listen in listeners:
+        listen(event)
 
-    def hear(heard: Heard) -> None:
-        content = msgspec.to_builtins(heard)
-        if isinstance(heard, Skip | Gap):
-            content = {"skipped" if isinstance(heard, Skip) else "gap": content}
+
+def open_notifications(
+    targets: Sequence[str], profile: Profile, path: Path, *, names: Sequence[str], warn: Callable[[str], None]
+) -> Notifications | None:
+    """What sends notifications in this run: by the rules of the profile, and to the ``targets`` of ``--notify``.
+
+    Those get what the rules without an address report, or each change of the label where there is no such rule.
+
+    Raises:
+        UsageError: A target or a rule is wrong, or a command of a shipped bundle is not allowed on this device.
+    """
+    from edge.config import NotifyRule
+    from edge.runtime import Notifications
+
+    typed = [_target(text) for text in targets]
+    for text in targets:
+        if hides(text):
+            warn(
+                f"--notify {masked_url(text)}: other users of this machine see a password on a command line; use @FILE"
+            )
+    rules: list[tuple[NotifyRule, list[Secret]]] = []
+    for rule in profile.notify:
+        own = [_target(text) for text in rule.addresses]
+        for address in own:
+            _check_allowed(address, path)
+        rules.append((rule, own or typed))
+    if typed and all(rule.addresses for rule in profile.notify):
+        rules.append((NotifyRule(), typed))
+    rules = [(rule, addresses) for rule, addresses in rules if addresses]
+    if not rules:
+        return None
+    about = {"profile": profile.name, "model": Path(profile.model).name}
+    return Notifications(rules, names=names, about=about)
+
+
+def _target(text: str) -> Secret:
+    return Secret.url(read_secret(Path(text[1:]).expanduser(), what="target") if text.startswith("@") else text)
+
+
+def _check_allowed(address: Secret, profile: Path) -> None:
+    """Refuse a command that came with a shipped bundle, unless this device's own list has it.
+
+    Raises:
+        UsageError: It is not in the list.
+    """
+    from edge.cli import paths
+
+    text = address.reveal()
+    if not text.startswith("exec:") or not paths.is_shipped(profile):
+        return
+    allowed = paths.device_home() / "allowed-commands"
+    try:
+        lines = {line.strip() for line in allowed.read_text(errors="replace").splitlines()}
+    except OSError:
+        lines = set()
+    if text.partition(":")[2].strip() not in lines:
+        raise UsageError(
+            f"{text}: a command of a shipped bundle runs only where this device allows it", where=profile,
+            hint=f"write the command as one line into {allowed}",
+        )  # fmt: skip
+
+
+def _printer(terminal: Terminal) -> Callable[[Event], None]:
+    """A callback that prints each event as one JSON object."""
+
+    def print_event(event: Event) -> None:
+        content = msgspec.to_builtins(event)
+        if isinstance(event, Skip | Gap):
+            content = {"skipped" if isinstance(event, Skip) else "gap": content}
         terminal.data(msgspec.json.encode(content).decode())
 
-    return hear
+    return print_event

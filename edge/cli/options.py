@@ -9,7 +9,6 @@ import typer
 
 from edge.config import Precision
 from edge.errors import StoreError, UsageError
-from edge.telemetry import source_names
 
 ProfileName = Annotated[
     str | None,
@@ -45,7 +44,7 @@ Power = Annotated[
     typer.Option(
         "--power",
         metavar="SOURCE",
-        help=f"Where power is read from: {', '.join(source_names())}, or replay:FILE (a recording).",
+        help="Where power is read from: auto, hwmon, tegrastats, jtop, nvml, rapl, none, or replay:FILE (a recording).",
         show_default="the profile's, or auto",
     ),
 ]
@@ -63,6 +62,14 @@ SetPowerMode = Annotated[
 TelemetryLog = Annotated[
     Path | None,
     typer.Option("--telemetry-log", metavar="FILE.jsonl", help="Keep every power reading here; --power replay:FILE."),
+]
+Notify = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--notify",
+        metavar="TARGET",
+        help="Report labels to http://…, mqtt://…, exec:COMMAND or @FILE (docs/running.md).",
+    ),
 ]
 Duration = Annotated[
     str | None, typer.Option("--duration", metavar="TIME", help="Stop after this time: 10s, 5m, 2h, 7d.")

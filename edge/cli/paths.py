@@ -23,11 +23,6 @@ if TYPE_CHECKING:
 _BESIDE_PACKAGE = Path(__file__).resolve().parents[2]
 
 
-def resources() -> Path:
-    """Folder with the profiles, sample model and pictures that come with edge."""
-    return _BESIDE_PACKAGE
-
-
 def home() -> Path:
     """Folder that holds ``profiles/``, ``calib_cache/`` and ``engines/``.
 
@@ -81,6 +76,11 @@ def is_current(path: Path, *, user: str | None = None) -> bool:
     state = device_home(user)
     shipped = deployed.holding(path, state)
     return shipped is not None and shipped == deployed.current(state)
+
+
+def is_shipped(path: Path) -> bool:
+    """True when ``path`` is the profile of any bundle that was shipped to this device."""
+    return deployed.holding(path, device_home()) is not None
 
 
 def load_profile(name: str | None, *, user: str | None = None) -> tuple[Profile, Path]:
@@ -159,9 +159,12 @@ def own_cache_folder(option: Path | None, of: Path) -> Path:
 
 
 def engine_folder(option: Path | None, of: Path | None = None) -> Path:
-    """Folder of the engines: ``--engine-dir``, next to the bundle that ``of`` is in, or ``engines`` at :func:`home`."""
+    """Folder of the engines: ``--engine-dir``, ``EDGE_ENGINE_DIR``, a bundle's own, or ``engines`` at :func:`home`."""
     if option is not None:
         return option
+    named = os.environ.get("EDGE_ENGINE_DIR")
+    if named:
+        return Path(named)
     shipped = _shipped(of)
     return shipped.engines if shipped is not None else home() / "engines"
 
@@ -171,8 +174,9 @@ def _shipped(of: Path | None) -> deployed.Deployed | None:
 
 
 def find_engine(
-    chosen: Profile, path: Path, *, precision: Precision | None, cache_dir: Path | None, engine_dir: Path | None
-) -> tuple[Backend, Precision, FoundArtifact]:
+    chosen: Profile, path: Path, *, precision: Precision | None, cache_dir: Path | None = None,
+    engine_dir: Path | None = None,
+) -> tuple[Backend, Precision, FoundArtifact]:  # fmt: skip
     """The backend, the precision and the verified engine on this machine of a profile, which was read from ``path``.
 
     Raises:

@@ -30,6 +30,14 @@ class PowerOptions(msgspec.Struct, frozen=True, kw_only=True):
     set_power_mode: bool = False
     log: Path | None = None
 
+    @classmethod
+    def of(cls, profile: Profile, *, power: str | None) -> PowerOptions:
+        """What the profile says, and the command line about the source alone."""
+        config = profile.telemetry
+        return cls(
+            power=power, set_power_mode=config.set_power_mode, log=None if config.log is None else Path(config.log)
+        )
+
     def idle_s(self, profile: Profile) -> float:
         """Seconds of idle baseline; 0 is none."""
         return profile.telemetry.idle_s if self.idle is None else seconds(self.idle, option="--idle")
@@ -43,10 +51,7 @@ class PowerOptions(msgspec.Struct, frozen=True, kw_only=True):
         from edge import telemetry
         from edge.telemetry import MIN_IDLE_S
 
-        if self.power is None:
-            telemetry.check_name(profile.telemetry.source, key="telemetry.source")
-        else:
-            telemetry.check_name(self.power)
+        telemetry.check_name(self.power or profile.telemetry.source)
         idle_s = self.idle_s(profile)
         if 0 < idle_s < MIN_IDLE_S:
             raise UsageError(f"an idle baseline takes {MIN_IDLE_S:g} s at least, not {idle_s:g}", hint="--idle 10s")

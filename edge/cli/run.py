@@ -29,6 +29,26 @@ if TYPE_CHECKING:
 _SHOWN = 20
 
 
+# Options of the first version, and where they went.
+REMOVED = {
+    "--replay-speed": "run.replay_speed in the profile",
+    "--topk": "run.topk in the profile",
+    "--every-frame": "record.every_frame in the profile",
+    "--flush": "record.flush_s in the profile",
+    "--record-size": "record.size_mib in the profile",
+    "--record-files": "record.files in the profile",
+    "--token-file": "web.token_file in the profile",
+    "--idle": "telemetry.idle_s in the profile",
+    "--set-power-mode": "telemetry.set_power_mode in the profile",
+    "--telemetry-log": "telemetry.log in the profile",
+    "--threads": "run.threads in the profile",
+    "--workers": "run.workers in the profile",
+    "--batch": "run.batch in the profile",
+    "--cache-dir": "the environment variable EDGE_CACHE_DIR",
+    "--engine-dir": "the environment variable EDGE_ENGINE_DIR",
+}
+
+
 def command(  # noqa: PLR0913 - one argument per option
     *,
     images: options.Images = None,
@@ -36,101 +56,87 @@ def command(  # noqa: PLR0913 - one argument per option
     wait_for_camera: source_options.WaitForCamera = False,
     video: source_options.Video = None,
     replay: source_options.Replay = None,
-    replay_speed: source_options.ReplaySpeed = "real",
     save_frames: source_options.SaveFrames = None,
     profile: options.ProfileName = None,
     precision: options.PrecisionName = None,
-    topk: Annotated[int | None, typer.Option(min=1, help="Guesses per picture.", show_default="the profile's")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Stop after N pictures.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N pictures.")] = None,
     duration: options.Duration = None,
     record: record_options.Record = None,
-    every_frame: record_options.EveryFrame = False,
-    flush: record_options.Flush = None,
-    record_size: record_options.Size = 64,
-    record_files: record_options.Files = 5,
     web: http_options.Web = None,
     metrics: http_options.MetricsAt = None,
-    token_file: http_options.TokenFile = None,
+    notify: options.Notify = None,
     power: options.Power = None,
-    idle: options.Idle = None,
-    set_power_mode: options.SetPowerMode = False,
-    telemetry_log: options.TelemetryLog = None,
-    cache_dir: options.CacheDir = None,
-    engine_dir: options.EngineDir = None,
-    threads: options.Threads = None,
-    workers: concurrency.Workers = None,
-    batch: concurrency.Batch = 1,
     as_json: options.Json = False,
 ) -> None:
-    """Run the operation."""
+    """Run an engine on frames."""
     from edge.cli import observers, paths, power_options, signals
     from edge.media import labels
     from edge.runtime import run_loop
 
     source = source_options.FrameSource(
-        images=images, camera=camera, video=video, replay=replay, fast=replay_speed == "fast", limit=limit,
-        save=save_frames, wait=wait_for_camera,
+        images=images, camera=list(camera or ()), video=video, replay=replay, limit=limit, save=save_frames,
+        wait=wait_for_camera,
     )  # fmt: skip
-    name = source.name
-    wished = record_options.RecordOptions(
-        path=record, every_frame=every_frame, flush=flush, size_mib=record_size, files=record_files
-    )
-    wished.check()
+    source.check()
     duration_s = None if duration is None else power_options.seconds(duration, option="--duration")
     chosen, path = paths.load_profile(profile)
+    record_options.check(record, chosen.record)
     terminal = Terminal()
     if not as_json:
         terminal.say(f"profile {chosen.name} ({path})", style="dim")
-    width = concurrency.choose(chosen, live=source.is_live, workers=workers, threads=threads, batch=batch)
-    backend, wanted, found = paths.find_engine(
-        chosen, path, precision=options.precision(precision), cache_dir=cache_dir, engine_dir=engine_dir
-    )
-    open_stream = source.plan(chosen)
+    cameras = source.cameras(chosen, terminal.warn)
+    is_live = bool(cameras) or (replay is not None and chosen.run.replay_speed == "real")
+    width = concurrency.choose(chosen, live=is_live, cameras=len(cameras))
+    backend, wanted, found = paths.find_engine(chosen, path, precision=options.precision(precision))
+    open_stream = source.plan(chosen, cameras)
     names = labels.load_names(Path(chosen.labels))
     kept: list[RunRecord] = []
     with _printed(terminal, kept, as_json=as_json), contextlib.ExitStack() as stack:
-        opened = http_options.open_ports(http_options.HttpOptions(web, metrics, token_file), stack, terminal)
+        ports = http_options.open_ports(http_options.HttpOptions(web, metrics, chosen.web.token_file), stack, terminal)
+        notifications = observers.open_notifications(notify or (), chosen, path, names=names, warn=terminal.warn)
+        if notifications is not None:
+            stack.callback(notifications.close)
         sessions, preprocessor = concurrency.open_sessions(
             backend, found, chosen, width, precision=wanted, stack=stack, warn=terminal.warn
         )
-        wish = stack.enter_context(signals.graceful())
-        wishes = power_options.PowerOptions(power=power, idle=idle, set_power_mode=set_power_mode, log=telemetry_log)
-        telemetry = stack.enter_context(power_options.measured(chosen, wishes, terminal=terminal, should_stop=wish))
+        stop = stack.enter_context(signals.graceful())
+        measured = power_options.PowerOptions.of(chosen, power=power)
+        telemetry = stack.enter_context(power_options.measured(chosen, measured, terminal=terminal, should_stop=stop))
         stream = open_stream()
         stack.callback(stream.close)
-        statistics = run_loop.statistics_of(stream, telemetry)
+        statistics = run_loop.statistics_of(
+            stream, telemetry, notify=tuple if notifications is None else notifications.counts
+        )
         run = observers.ObservedRun(
-            subject=paths.subject(chosen, backend, found, wanted, Path(name)),
-                power=power_options.power_line(telemetry),
+            subject=paths.subject(chosen, backend, found, wanted, source_options.source_name(source, cameras)),
+            power=power_options.power_line(telemetry), notifications=notifications,
             headline=f"{chosen.name} · {Path(chosen.model).stem} · {wanted}", kept=kept,
         )  # fmt: skip
-        with observers.gather(terminal, statistics, telemetry.sampler, run, seen=opened, as_json=as_json) as followers:
+        with observers.gather(terminal, statistics, telemetry.sampler, run, seen=ports, as_json=as_json) as observed:
             run_loop.run(
                 stream,
                 sessions=sessions,
                 preprocessor=preprocessor,
                 names=names,
                 subject=run.subject,
-                settings=_settings(chosen, found, width.width, topk=topk, duration_s=duration_s),
+                settings=_settings(chosen, found, width.width, duration_s=duration_s),
                 telemetry=telemetry,
                 statistics=statistics,
-                observers=run_loop.Observers(on_event=followers, on_frame=followers.show, on_record=kept.append),
-                journal=wished.journal(terminal),
-                should_stop=wish,
+                observers=observed,
+                journal=record_options.journal(record, chosen.record, terminal),
+                should_stop=stop,
             )
     if record is not None and not as_json:
         terminal.say(f"record: {record}")
-    wish.grant()
+    stop.grant()
 
 
-def _settings(
-    chosen: Profile, found: FoundArtifact, width: Width, *, topk: int | None, duration_s: float | None
-) -> RunSettings:
+def _settings(chosen: Profile, found: FoundArtifact, width: Width, *, duration_s: float | None) -> RunSettings:
     from edge.runtime import RunSettings, output_kind
 
     return RunSettings(
-        topk=topk or chosen.run.topk, warmup=chosen.run.warmup, width=width, duration_s=duration_s,
-        output=output_kind(chosen.output, found.manifest.info),
+        topk=chosen.run.topk, warmup=chosen.run.warmup, width=width, duration_s=duration_s,
+        decision=chosen.decision, output=output_kind(chosen.output, found.manifest.info),
     )  # fmt: skip
 
 

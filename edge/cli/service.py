@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from edge.artifacts import hides, masked_url
 from edge.cli.options import Json, ProfileName
 from edge.errors import QualityError, UsageError
 from edge.ui.terminal import Terminal
@@ -142,7 +143,7 @@ def _settings(
 
     given = list(words or [])
     options = _check(given)
-    if options["camera"] is not None and not options["wait_for_camera"]:
+    if options["camera"] and not options["wait_for_camera"]:
         # After a boot without one, restarts would be used up before somebody plugs it in.
         given += ["--wait-for-camera"]
     owner = None if user else run_as or os.environ.get("SUDO_USER")
@@ -154,7 +155,7 @@ def _settings(
         called, folder = deployed.CURRENT, paths.device_home(owner)
     else:
         called, folder = str(path.absolute()), paths.home().absolute()
-    files = [options[name] for name in ("record", "telemetry_log") if options[name] is not None]
+    files = [str(file) for file in (options["record"], chosen.telemetry.log) if file is not None]
     writable, state_folder = list(dict.fromkeys((folder / str(file)).parent for file in files)), None
     if options["record"] is None and user:
         base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
@@ -199,6 +200,13 @@ def _check(given: list[str]) -> dict[str, Any]:
     options: dict[str, Any] = run.make_context("edge run", list(given)).params
     if options["profile"] is not None:
         raise UsageError("the profile goes in front of --", hint="edge service install --profile NAME -- …")
+    for option in ("camera", "notify"):
+        for text in options[option] or ():
+            if hides(text):
+                raise UsageError(
+                    f"{masked_url(text)}: a password in a unit file is read by every user of this machine",
+                    hint=f"write the URL into a file of mode 0600, and use --{option} @FILE",
+                )
     if options["save_frames"] is not None:
         hint = "edge run --save-frames DIR, for as long as you need"
         raise UsageError("frames of weeks fill any disk, and a second start needs a new folder", hint=hint)

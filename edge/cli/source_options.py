@@ -3,122 +3,238 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
+from edge.artifacts import Secret, hides, masked_url, read_secret
 from edge.errors import UsageError
 
 if TYPE_CHECKING:
-    from edge.config import Profile
-    from edge.media import Stream
+    from edge.config import CameraConfig, Profile
+    from edge.media import GroupStream, Stream
 
 Camera = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
-        "--camera", "-c", metavar="CAMERA", help="0, /dev/video0, /dev/v4l/by-id/…, csi://0, rtsp://… or http://….",
+        "--camera", "-c", metavar="[NAME=]CAMERA",
+        help="0, /dev/video0, csi://0, rtsp://…, http://…, or @FILE with a URL in it. Several cameras: once for each.",
     ),
 ]  # fmt: skip
-WaitForCamera = Annotated[bool, typer.Option("--wait-for-camera", help="Begin without a camera that is not there yet.")]
+WaitForCamera = Annotated[bool, typer.Option("--wait-for-camera", help="Start before the camera is there.")]
 Video = Annotated[Path | None, typer.Option("--video", metavar="FILE", help="Every frame of a video file.")]
 Replay = Annotated[
     Path | None,
     typer.Option("--replay", metavar="DIR|FILE", help="Frames of --save-frames, or a video, as if from a camera."),
 ]
-ReplaySpeed = Annotated[
-    Literal["real", "fast"],
-    typer.Option("--replay-speed", help="real: at their own times, newest frame only. fast: every frame."),
-]
 SaveFrames = Annotated[
     Path | None,
-    typer.Option("--save-frames", metavar="DIR", help="Keep the frames with their times (JPEG), for --replay."),
+    typer.Option("--save-frames", metavar="DIR", help="Save the frames with their times (JPEG), for --replay."),
 ]
 Open = Callable[[], "Stream"]
+_VARIABLE = "EDGE_CAMERA_URL"
+
+
+class NamedAddress(msgspec.Struct, frozen=True):
+    """One camera: its name where there are several, its address, and its settings."""
+
+    name: str
+    address: Secret
+    config: CameraConfig
 
 
 class FrameSource(msgspec.Struct, frozen=True, kw_only=True):
-    """What the command line says; exactly one of the first four is there."""
+    """What the command line says; one of the first four, or cameras of the profile or the environment."""
 
     images: Path | None
-    camera: str | None
+    camera: list[str]
     video: Path | None
     replay: Path | None
-    fast: bool
     limit: int | None
     save: Path | None
     wait: bool = False
 
-    @property
-    def name(self) -> str:
-        """The source as it was typed, without passwords.
+    def check(self) -> None:
+        """Refuse options that exclude each other.
 
         Raises:
-            UsageError: none or several were given.
+            UsageError: They do.
         """
-        from edge.media import masked
-
         given = {
-            "--images": self.images, "--camera": self.camera, "--video": self.video, "--replay": self.replay,
+            "--images": self.images, "--camera": self.camera or None, "--video": self.video, "--replay": self.replay,
         }  # fmt: skip
-        said = {option: value for option, value in given.items() if value is not None}
-        if not said:
-            raise UsageError("nothing to classify", hint="--images DIR, --camera 0, --video FILE or --replay DIR")
+        said = [option for option, value in given.items() if value is not None]
         if len(said) > 1:
             raise UsageError(f"{' and '.join(said)} exclude each other")
-        if self.wait and self.camera is None:
-            raise UsageError("--wait-for-camera is for --camera")
-        return masked(str(next(iter(said.values()))))
+        if self.wait and self.file is not None:
+            raise UsageError("--wait-for-camera has no effect without --camera")
+
+    def cameras(self, profile: Profile, warn: Callable[[str], None]) -> list[NamedAddress]:
+        """The cameras of the command line, of the profile, or of ``EDGE_CAMERA_URL``; none for other sources.
+
+        Raises:
+            UsageError: There is no source at all, two cameras have one name, or one device is named twice.
+        """
+        if self.images is not None or self.video is not None or self.replay is not None:
+            return []
+        found = [_parse(text, number, profile, warn) for number, text in enumerate(self.camera, start=1)]
+        if not found:
+            found = [
+                NamedAddress(name, _address(camera.source, f"cameras.{name}"), camera)
+                for name, camera in profile.cameras.items()
+            ]
+        if not found and os.environ.get(_VARIABLE):
+            found = [NamedAddress("camera1", Secret.url(os.environ[_VARIABLE]), profile.camera)]
+        if not found:
+            raise UsageError("no source", hint="use --images DIR, --camera 0, --video FILE or --replay DIR")
+        _check_unique(found)
+        return found
 
     @property
-    def is_live(self) -> bool:
-        """True if frames come in their own time."""
-        return self.camera is not None or (self.replay is not None and not self.fast)
+    def file(self) -> Path | None:
+        """The folder, list or video that the frames come from; None for cameras."""
+        return self.images or self.video or self.replay
 
-    def plan(self, profile: Profile) -> Open:
+    def plan(self, profile: Profile, cameras: list[NamedAddress]) -> Open:
         """What opens the stream; what can be found out without opening it is found out now.
 
         Raises:
-            UsageError, DataError, MissingDependencyError: the source cannot be had.
+            UsageError, DataError, MissingDependencyError: The source cannot be had.
         """
-        opening = self._plan(profile)
+        opening = self._plan(profile, cameras)
 
         def opened() -> Stream:
-            from edge.media import LimitedStream, SavingStream
+            from edge.media import GroupStream, LimitedGroup, LimitedStream, SavingStream
 
             stream = opening()
             with contextlib.ExitStack() as stack:
                 stack.callback(stream.close)
-                if self.save is not None:
+                if self.save is not None and len(cameras) < 2:
                     stream = SavingStream(stream, self.save)
                 if self.limit is not None:
-                    stream = LimitedStream(stream, self.limit)
+                    is_group = isinstance(stream, GroupStream)
+                    stream = LimitedGroup(stream, self.limit) if is_group else LimitedStream(stream, self.limit)  # type: ignore[arg-type]
                 stack.pop_all()
             return stream
 
         return opened
 
-    def _plan(self, profile: Profile) -> Open:
+    def _plan(self, profile: Profile, cameras: list[NamedAddress]) -> Open:
         if self.images is not None:
             from edge.media import PictureStream, open_pictures
 
             pictures = open_pictures(self.images)
             pictures = pictures.take(self.limit) if self.limit else pictures
             return lambda: PictureStream(pictures)
-        if self.camera is not None:
-            from edge.media import LiveStream, cameras
-
-            place = cameras.place(self.camera, profile.camera)
-            return lambda: LiveStream(place, profile.camera, wait=self.wait)
         if self.video is not None:
             from edge.media import VideoStream
 
             video = VideoStream(self.video)
             return lambda: video
-        from edge.media import ReplayStream
+        if self.replay is not None:
+            return _plan_replay(self.replay, fast=profile.run.replay_speed == "fast")
+        return self._plan_cameras(cameras)
 
-        assert self.replay is not None  # noqa: S101 - for mypy
-        replay = ReplayStream(self.replay, fast=self.fast)
+    def _plan_cameras(self, cameras: list[NamedAddress]) -> Open:
+        from edge.media import CameraGroup, LiveStream, SavingStream, camera_source
+
+        places = {camera.name: (camera_source(camera.address, camera.config), camera.config) for camera in cameras}
+        if len(places) == 1:
+            [(place, config)] = places.values()
+            return lambda: LiveStream(place, config, wait=self.wait)
+
+        def opening(name: str) -> Stream:
+            place, config = places[name]
+            # One that is not there yet is tried again while the others run.
+            stream: Stream = LiveStream(place, config, wait=True)
+            return stream if self.save is None else SavingStream(stream, self.save / name)
+
+        opens: dict[str, Open] = {name: partial(opening, name) for name in places}
+        return lambda: CameraGroup(opens, wait=self.wait)
+
+
+def source_name(source: FrameSource, cameras: list[NamedAddress]) -> str:
+    """The source as it is shown, without what is secret in it."""
+    if source.file is not None:
+        return str(source.file)
+    if len(cameras) == 1:
+        return str(cameras[0].address)
+    return ", ".join(f"{camera.name}={camera.address}" for camera in cameras)
+
+
+def _plan_replay(path: Path, *, fast: bool) -> Open:
+    from edge.media import CameraGroup, ReplayStream, recordings
+
+    several = recordings(path)
+    if not several:
+        replay = ReplayStream(path, fast=fast)
         return lambda: replay
+    if fast:
+        raise UsageError(
+            "frames of several cameras are replayed at their own times only", where=path,
+            hint="run.replay_speed: real, or --replay with the folder of one camera",
+        )  # fmt: skip
+    opens: dict[str, Open] = {folder.name: partial(ReplayStream, folder) for folder in several}
+
+    def opened() -> GroupStream:
+        return CameraGroup(opens)
+
+    return opened
+
+
+def _parse(text: str, number: int, profile: Profile, warn: Callable[[str], None]) -> NamedAddress:
+    """One ``--camera``: an address, ``NAME=ADDRESS``, ``@FILE``, ``NAME=@FILE``, or a name of the profile's."""
+    from edge.config import is_camera_name
+
+    name, equals, address = text.partition("=")
+    if not (equals and is_camera_name(name)):
+        name, address = f"camera{number}", text
+    if text in profile.cameras:
+        camera = profile.cameras[text]
+        return NamedAddress(text, _address(camera.source, f"cameras.{text}"), camera)
+    if not address:
+        raise UsageError(f"--camera {text}: no address after the =", hint="--camera front=0")
+    if not address.startswith("@") and hides(address):
+        warn(
+            f"--camera {masked_url(text)}: other users of this machine see a password on a command line; write the URL "
+            f"into a file for --camera @FILE, or into {_VARIABLE}"
+        )
+    return NamedAddress(name, _address(address, "--camera"), profile.camera)
+
+
+def _address(text: str, where: str) -> Secret:
+    if not text.startswith("@"):
+        return Secret.url(text)
+    path = Path(text[1:]).expanduser()
+    try:
+        return Secret.url(read_secret(path, what="camera URL"))
+    except UsageError as exc:
+        raise UsageError(exc.what, where=f"{where}: {exc.where}", hint=exc.hint) from exc
+
+
+def _check_unique(cameras: Iterable[NamedAddress]) -> None:
+    names: set[str] = set()
+    devices: dict[str, str] = {}
+    for camera in cameras:
+        if camera.name in names:
+            raise UsageError(f"two cameras have the name {camera.name}", hint="--camera front=0 --camera gate=1")
+        names.add(camera.name)
+        device = _device(camera.address.reveal())
+        if device in devices:
+            raise UsageError(
+                f"the cameras {devices[device]} and {camera.name} are the same one: {camera.address}",
+                hint="name each camera once",
+            )
+        devices[device] = camera.name
+
+
+def _device(address: str) -> str:
+    """What an address stands for, the same for two names of one device."""
+    if address.isdecimal():
+        address = f"/dev/video{int(address)}"
+    return os.path.realpath(address) if address.startswith("/") else address

@@ -101,6 +101,10 @@ class RunConfig(_ConfigSection, frozen=True):
     ``workers`` is how many sessions infer at the same time, and ``prepare`` how many threads read, decode and
     preprocess; None leaves the choice to the run. ``preprocess_on``: the GPU where the backend can and its kernel
     compiles (auto), the GPU or an error (device), or OpenCV (cpu).
+
+    ``batch`` is the number of pictures from files per inference. Frames of several cameras share an inference when they
+    are there at the same time: one waits until it is ``batch_wait_ms`` old for those of the others. ``replay_speed``:
+    recorded frames at their own times, the newest one only (real), or every frame as soon as possible (fast).
     """
 
     warmup: Annotated[int, msgspec.Meta(ge=0)] = 10
@@ -109,6 +113,9 @@ class RunConfig(_ConfigSection, frozen=True):
     workers: Positive | None = None
     prepare: Positive | None = None
     preprocess_on: Literal["auto", "cpu", "device"] = "auto"
+    batch: Positive = 1
+    batch_wait_ms: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 5.0
+    replay_speed: Literal["real", "fast"] = "real"
 
 
 class DecisionSettings(_ConfigSection, frozen=True):
@@ -210,15 +217,43 @@ class CameraConfig(_ConfigSection, frozen=True):
     reconnect: ReconnectConfig = ReconnectConfig()
 
 
+class NamedCameraConfig(CameraConfig, frozen=True, kw_only=True):
+    """One camera of several: where it is, and what is different from the section ``camera``."""
+
+    source: str
+
+
+class RecordConfig(_ConfigSection, frozen=True):
+    """How the record of a run is kept while the run goes.
+
+    It is written every ``flush_s`` seconds, by default 10 for ``.jsonl`` and 60 for ``.json``. A ``.jsonl`` record has
+    a line per frame with ``every_frame``, begins a new file at ``size_mib``, and keeps ``files`` of them.
+    """
+
+    every_frame: bool = False
+    flush_s: Annotated[float, msgspec.Meta(ge=0.1, le=1e6)] | None = None
+    size_mib: Positive = 64
+    files: Positive = 5
+
+
+class WebConfig(_ConfigSection, frozen=True):
+    """Who may look at a run: ``token_file`` holds the token for ``--web`` and ``--metrics``."""
+
+    token_file: str | None = None
+
+
 class TelemetryConfig(_ConfigSection, frozen=True):
     """Where power is read from (``auto`` tries what there is), how often, and how long a run is idle before it begins.
 
-    ``idle_s`` is the baseline for net energy; 0 means none.
+    ``idle_s`` is the baseline for net energy; 0 means none. ``log`` is a file that keeps every reading.
+    ``set_power_mode`` switches to the profile's ``power_mode`` for the length of a run, which needs root.
     """
 
-    source: str = "auto"
+    source: Literal["auto", "hwmon", "tegrastats", "jtop", "nvml", "rapl", "none"] = "auto"
     rate_hz: Annotated[float, msgspec.Meta(gt=0, le=100)] = 10.0
     idle_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.0
+    log: str | None = None
+    set_power_mode: bool = False
 
 
 OutputKind = Literal["logits", "probabilities"]
@@ -273,6 +308,9 @@ class Profile(_ConfigSection, frozen=True):
     power_mode: str | None = None
     run: RunConfig = RunConfig()
     camera: CameraConfig = CameraConfig()
+    cameras: dict[str, NamedCameraConfig] = {}
+    record: RecordConfig = RecordConfig()
+    web: WebConfig = WebConfig()
     decision: DecisionSettings = DecisionSettings()
     notify: tuple[NotifyRule, ...] = ()
     telemetry: TelemetryConfig = TelemetryConfig()
@@ -293,6 +331,9 @@ class Profile(_ConfigSection, frozen=True):
             "labels",
             "run",
             "camera",
+            "cameras",
+            "record",
+            "web",
             "decision",
             "notify",
             "telemetry",
@@ -316,6 +357,7 @@ def read_profile(path: Path) -> Profile:
     """
     document = Document.read(path, _KIND)
     document.reject_unknown(Profile, document.tree)
+    _merge_cameras(document)
     try:
         profile = msgspec.convert(document.tree, Profile)
     except msgspec.ValidationError as exc:
@@ -361,7 +403,11 @@ def _check_together(profile: Profile, document: Document) -> None:
     # The name becomes a folder of engines.
     if profile.name in {"", ".", ".."} or any(sign in profile.name for sign in "/\\\0"):
         raise document.error(("name",), f"{profile.name!r} cannot be the name of a folder")
-    _check_camera(profile.camera, document)
+    _check_camera(profile.camera, document, ("camera",))
+    for name, camera in profile.cameras.items():
+        if not is_camera_name(name):
+            raise document.error(("cameras", name), "a name has letters, digits, - and _ only, 32 at most")
+        _check_camera(camera, document, ("cameras", name))
     for index, rule in enumerate(profile.notify):
         _check_rule(rule, document, ("notify", str(index)))
 
@@ -469,12 +515,34 @@ def _is_number(value: object) -> bool:
 _KIND = Kind(
     name="profile",
     hint="edge profile list",
-    paths=frozenset({("model",), ("labels",), ("calibration", "images")}),
+    paths=frozenset({("model",), ("labels",), ("calibration", "images"), ("web", "token_file"), ("telemetry", "log")}),
     convert=_convert_units,
 )
 
 
-def _check_camera(camera: CameraConfig, document: Document) -> None:
+def is_camera_name(name: str) -> bool:
+    """True when ``name`` can name a camera: it becomes part of messages, file names and metrics."""
+    return re.fullmatch(r"[A-Za-z0-9_-]{1,32}", name) is not None
+
+
+def _merge_cameras(document: Document) -> None:
+    """Give each of ``cameras`` what the section ``camera`` says; a plain value is its source."""
+    tree = document.tree
+    named, base = tree.get("cameras"), tree.get("camera")
+    if not isinstance(named, dict):
+        return
+    fields = {field.encode_name for field in msgspec.structs.fields(NamedCameraConfig)}
+    for name, value in named.items():
+        own = value if isinstance(value, dict) else {"source": value}
+        for key in own:
+            if key not in fields:
+                raise document.error(("cameras", name, key), f"unknown key{did_you_mean(key, fields)}")
+        if isinstance(own.get("source"), int):
+            own = {**own, "source": str(own["source"])}
+        named[name] = {**(base if isinstance(base, dict) else {}), **own}
+
+
+def _check_camera(camera: CameraConfig, document: Document, at: tuple[str, ...]) -> None:
     again = camera.reconnect
     for key, value in (
         (("fps",), camera.fps),
@@ -485,8 +553,8 @@ def _check_camera(camera: CameraConfig, document: Document) -> None:
         (("reconnect", "give_up_s"), again.give_up_s),
     ):
         if value is not None and not math.isfinite(value):
-            raise document.error(("camera", *key), f"must be finite, got {value}")
+            raise document.error((*at, *key), f"must be finite, got {value}")
     if again.first_s > again.max_s:
-        raise document.error(("camera", "reconnect"), f"needs first_s <= max_s, got {again.first_s}, {again.max_s}")
+        raise document.error((*at, "reconnect"), f"needs first_s <= max_s, got {again.first_s}, {again.max_s}")
     if camera.pipeline is not None and "appsink" not in camera.pipeline:
-        raise document.error(("camera", "pipeline"), "must end in appsink, as in edge's own (docs/running.md)")
+        raise document.error((*at, "pipeline"), "must end in appsink, as in edge's own (docs/running.md)")

@@ -137,7 +137,7 @@ class Document:
 
     def reject_unknown(self, struct: type[msgspec.Struct], tree: dict[str, Any], at: Key = ()) -> None:
         """Raise for the first key that no section knows, with the nearest right one."""
-        fields = {field.name: field.type for field in msgspec.structs.fields(struct)}
+        fields = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
         for name, value in tree.items():
             if name not in fields:
                 raise self.error((*at, name), f"unknown key{did_you_mean(name, fields)}")

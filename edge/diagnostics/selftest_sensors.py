@@ -71,7 +71,7 @@ def camera(bench: SelfTestContext) -> StepOutcome:
     settings = bench.profile.camera
     # An error already says what is wrong with a camera, and which command helps.
     stream = LiveStream(
-        cameras.place(address, settings, root=bench.root, backend=bench.has_capture), settings,
+        cameras.camera_source(address, settings, root=bench.root, backend=bench.has_capture), settings,
         open_capture=bench.open_capture,
     )  # fmt: skip
     taken: list[Frame] = []

@@ -9,14 +9,14 @@ from edge import lazy_exports
 if TYPE_CHECKING:
     from edge.media.camera_group import CameraGroup
     from edge.media.camera_stream import LiveStream
-    from edge.media.cameras import HasBackend, masked
+    from edge.media.cameras import HasBackend, camera_source
     from edge.media.decoding import decode
     from edge.media.labels import ClassNames, shown
     from edge.media.opencv_capture import OpenCapture, has_backend, open_opencv_capture
     from edge.media.picture_sources import open_pictures
     from edge.media.pictures import Picture, Pictures
     from edge.media.recorder import SavingStream
-    from edge.media.replay import ReplayStream
+    from edge.media.replay import ReplayStream, recordings
     from edge.media.streams import Frame, GroupStream, LimitedGroup, LimitedStream, Outage, PictureStream, Stream
     from edge.media.video import VideoStream
 else:
@@ -25,14 +25,14 @@ else:
         {
             "camera_group": ["CameraGroup"],
             "camera_stream": ["LiveStream"],
-            "cameras": ["HasBackend", "masked"],
+            "cameras": ["HasBackend", "camera_source"],
             "decoding": ["decode"],
             "labels": ["ClassNames", "shown"],
             "opencv_capture": ["OpenCapture", "has_backend", "open_opencv_capture"],
             "picture_sources": ["open_pictures"],
             "pictures": ["Picture", "Pictures"],
             "recorder": ["SavingStream"],
-            "replay": ["ReplayStream"],
+            "replay": ["ReplayStream", "recordings"],
             "streams": ["Frame", "GroupStream", "LimitedGroup", "LimitedStream", "Outage", "PictureStream", "Stream"],
             "video": ["VideoStream"],
         },
@@ -56,17 +56,18 @@ __all__ = [
     "SavingStream",
     "Stream",
     "VideoStream",
+    "camera_source",
     "cameras",
     "decode",
     "decoding",
     "has_backend",
     "image_lists",
     "labels",
-    "masked",
     "open_opencv_capture",
     "open_pictures",
     "picture_sets",
     "picture_sources",
+    "recordings",
     "shown",
     "v4l2",
 ]

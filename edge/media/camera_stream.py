@@ -131,7 +131,7 @@ class LiveStream:
         freeze_s = self._camera.freeze_s
         if freeze_s is not None and self._seq and now - self._moved_s > freeze_s and self._newest_s > self._moved_s:
             self._slot, self._frozen = None, True
-            error = self._place.complaint(f"the same frame over and over for {freeze_s:g} s")
+            error = self._place.diagnose(f"the same frame over and over for {freeze_s:g} s")
             hint = f"{error.hint}; if the picture may stand still: camera.freeze_s: null in the profile"
             return self._lost(self._moved_s, error.what, hint)
         if self._slot is not None:
@@ -139,7 +139,7 @@ class LiveStream:
         if self._reader is not None and self._reader.error is not None:
             return self._lost(self._newest_s, *words(self._reader.error))
         if now - self._newest_s > self._camera.timeout_s:
-            error = self._place.complaint(f"no frame for {self._camera.timeout_s:g} s")
+            error = self._place.diagnose(f"no frame for {self._camera.timeout_s:g} s")
             return self._lost(self._newest_s, error.what, error.hint)
         return None
 
@@ -232,7 +232,7 @@ class LiveStream:
                     height=height, fps=reader.fps,
                 )  # fmt: skip
             opening = "it did not open" if reader.opened_as is None else "no frame came"
-            error = reader.error or self._place.complaint(f"{opening} within {self._camera.timeout_s:g} s")
+            error = reader.error or self._place.diagnose(f"{opening} within {self._camera.timeout_s:g} s")
             if or_begin_without and isinstance(error, DeviceError):
                 self.first_error = error
                 self._untold = self._lost(self._began_s, error.what, error.hint)

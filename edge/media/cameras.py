@@ -7,12 +7,11 @@ Jetson; they are the ones that NVIDIA's and others' examples use.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
 
+from edge.artifacts import Secret
 from edge.config import CameraConfig
 from edge.errors import DeviceError, UsageError
 from edge.media import v4l2
@@ -40,12 +39,12 @@ class CameraAddress(Protocol):
             DeviceError: it is not there.
         """
 
-    def complaint(self, what: str) -> DeviceError:
+    def diagnose(self, what: str) -> DeviceError:
         """The error for ``what`` went wrong, with what was found out about it and the command that helps."""
 
 
-def place(
-    address: str, camera: CameraConfig, *, root: Path = Path("/"), backend: HasBackend = has_backend
+def camera_source(
+    address: Secret | str, camera: CameraConfig, *, root: Path = Path("/"), backend: HasBackend = has_backend
 ) -> CameraAddress:
     """The source that ``address`` names, as ``--camera`` takes it.
 
@@ -53,7 +52,9 @@ def place(
         UsageError: the address is of no known form.
         MissingDependencyError: this OpenCV was built without what it needs.
     """
-    scheme = urlsplit(address).scheme if "://" in address else ""
+    secret = Secret.url(address) if isinstance(address, str) else address
+    address = secret.reveal()
+    scheme = address.partition("://")[0].lower() if "://" in address else ""
     if address.isdecimal():
         found: UsbCamera | CsiCamera | NetworkCamera = UsbCamera(f"/dev/video{int(address)}", camera, root=root)
     elif address.startswith("/"):
@@ -61,9 +62,9 @@ def place(
     elif scheme == "csi" and address[6:].isdecimal():
         found = CsiCamera(int(address[6:]), camera)
     elif scheme in _NETWORK:
-        found = NetworkCamera(address, camera, api="ffmpeg" if backend("ffmpeg") else "gstreamer")
+        found = NetworkCamera(secret, camera, api="ffmpeg" if backend("ffmpeg") else "gstreamer")
     else:
-        raise UsageError(f"{address!r} is not the name of a camera", hint=f"--camera {_FORMS}")
+        raise UsageError(f"'{secret}' is not the name of a camera", hint=f"--camera {_FORMS}")
     if not backend(found.api):
         raise missing_backend(found.api)
     return found
@@ -88,7 +89,7 @@ class UsbCamera:
         if self._known is not None:
             node = v4l2.find_again(self._known, self._root)
         if node is None:
-            raise self.complaint("it is not there")
+            raise self.diagnose("it is not there")
         if self._known is None:
             self._known = v4l2.look(node, self._root)
         camera = self._camera
@@ -104,7 +105,7 @@ class UsbCamera:
             timeout_s=camera.timeout_s,
         )
 
-    def complaint(self, what: str) -> DeviceError:
+    def diagnose(self, what: str) -> DeviceError:
         """What is the matter with the node: gone, not permitted, held by another process."""
         node = v4l2.resolve(self.name, self._root)
         if node is None and self._known is not None:
@@ -165,7 +166,7 @@ class CsiCamera:
             fps=camera.fps, timeout_s=camera.timeout_s,
         )  # fmt: skip
 
-    def complaint(self, what: str) -> DeviceError:
+    def diagnose(self, what: str) -> DeviceError:
         """Argus keeps the session of a client that was killed, until it is started again."""
         return DeviceError(
             what,
@@ -180,8 +181,8 @@ class NetworkCamera:
 
     kind = "network"
 
-    def __init__(self, url: str, camera: CameraConfig, *, api: Api = "ffmpeg") -> None:
-        self.name = masked(url)
+    def __init__(self, url: Secret, camera: CameraConfig, *, api: Api = "ffmpeg") -> None:
+        self.name = str(url)
         self._url = url
         self._camera = camera
         self.api: Api = "gstreamer" if camera.pipeline is not None else api
@@ -192,7 +193,9 @@ class NetworkCamera:
         target = self._url
         if self.api == "gstreamer":
             pipeline = camera.pipeline or f"uridecodebin uri={{device}} ! {_BGR}"
-            target = pipeline.replace("{device}", self._url)
+            target = Secret(
+                pipeline.replace("{device}", self._url.reveal()), shown=pipeline.replace("{device}", self.name)
+            )
         return Request(
             api=self.api,
             target=target,
@@ -201,16 +204,13 @@ class NetworkCamera:
             options={"rtsp_transport": "udp"} if camera.transport == "udp" else {},
         )
 
-    def complaint(self, what: str) -> DeviceError:
-        """True if the server is there, and what it sends, ffprobe says best."""
-        host = urlsplit(self._url).hostname or "?"
-        transport = "-rtsp_transport tcp " if self._url.startswith("rtsp") else ""
+    def diagnose(self, what: str) -> DeviceError:
+        """Whether the server is there, ping says; what it sends, ffprobe."""
+        host = self.name.partition("://")[2].rpartition("@")[2].partition("/")[0] or "?"
+        host = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        transport = "-rtsp_transport tcp " if self.name.startswith("rtsp") else ""
+        what = self._url.scrub(what)
         return DeviceError(what, where=self.name, hint=f"ping {host}; ffprobe {transport}'{self.name}'")
-
-
-def masked(url: str) -> str:
-    """The URL without its password."""
-    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", url)
 
 
 def _fraction(fps: float) -> str:

@@ -84,7 +84,7 @@ class Reader:
             return self._open_capture(request)  # type: ignore[arg-type]
         except DeviceError as exc:
             # OpenCV says only that it does not open; the place knows where to look.
-            raise self._place.complaint(exc.what) from exc
+            raise self._place.diagnose(exc.what) from exc
 
     def _grab(self, capture: Capture) -> None:
         failures = 0
@@ -101,7 +101,7 @@ class Reader:
                 continue
             failures += 1
             if failures >= _FAILURES:
-                raise self._place.complaint("it gives no more frames")
+                raise self._place.diagnose("it gives no more frames")
             time.sleep(_PAUSE_S)
 
 

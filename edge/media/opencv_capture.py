@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 
+from edge.artifacts import Secret
 from edge.errors import DeviceError, MissingDependencyError
 from edge.media.decoding import opencv
 
@@ -29,11 +30,11 @@ _OLDEST_S = 60.0
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What to open: a node, URL, file or GStreamer pipeline, with the size, rate and FOURCC that are asked for.
 
-    ``opened_as`` is how it is called in records, without passwords.
+    ``opened_as`` is how it is called in records.
     """
 
     api: Api
-    target: str
+    target: str | Secret
     opened_as: str
     width: int | None = None
     height: int | None = None
@@ -81,10 +82,14 @@ def open_opencv_capture(request: Request) -> Capture:
     if not cv2.videoio_registry.hasBackend(getattr(cv2, _CONSTANTS[request.api])):
         raise missing_backend(request.api)
     _set_environment(request)
+    target = request.target.reveal() if isinstance(request.target, Secret) else request.target
     try:
-        capture = cv2.VideoCapture(request.target, getattr(cv2, _CONSTANTS[request.api]), _parameters(cv2, request))
+        capture = cv2.VideoCapture(target, getattr(cv2, _CONSTANTS[request.api]), _parameters(cv2, request))
     except cv2.error as exc:
-        raise DeviceError(f"OpenCV refuses it: {getattr(exc, 'err', '') or exc}", where=request.opened_as) from exc
+        said = str(getattr(exc, "err", "") or exc)
+        said = request.target.scrub(said) if isinstance(request.target, Secret) else said
+        # The cause holds the address as it is: it is not kept.
+        raise DeviceError(f"OpenCV refuses it: {said}", where=request.opened_as) from None
     if not capture.isOpened():
         capture.release()
         raise DeviceError("it does not open", where=request.opened_as)

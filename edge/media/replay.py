@@ -42,6 +42,13 @@ class _Recording(Protocol):
     def frame(self, due: _Due, since_s: float) -> Frame: ...
 
 
+def recordings(path: Path) -> list[Path]:
+    """The recordings of several cameras below ``path``, one folder each; none where it is one recording or a video."""
+    if not path.is_dir() or (path / INDEX).exists():
+        return []
+    return sorted(folder.parent for folder in path.glob(f"*/{INDEX}"))
+
+
 class ReplayStream:
     """The recording at ``path``; ``fast`` gives every frame as soon as it is asked for.
 

@@ -22,10 +22,8 @@ if TYPE_CHECKING:
         Role,
         decode_inspection,
     )
-    from edge.model.model_facts import ModelFacts
     from edge.model.onnx_model import Model
     from edge.model.preprocessing import Box, Preprocessor, placed, region, use_one_thread
-    from edge.model.torch_export import ExportedModel
 else:
     __getattr__ = lazy_exports(
         __name__,
@@ -45,10 +43,8 @@ else:
                 "SUFFIX",
                 "decode_inspection",
             ],
-            "model_facts": ["ModelFacts"],
             "onnx_model": ["Model"],
             "preprocessing": ["Box", "Preprocessor", "placed", "region", "use_one_thread"],
-            "torch_export": ["ExportedModel"],
         },
     )
 
@@ -60,13 +56,11 @@ __all__ = [
     "AdaptedModel",
     "Box",
     "Counts",
-    "ExportedModel",
     "GraphIndex",
     "Inspection",
     "Layer",
     "LayerTensor",
     "Model",
-    "ModelFacts",
     "Node",
     "Port",
     "Preprocessor",
@@ -78,14 +72,12 @@ __all__ = [
     "fold",
     "has_qdq",
     "inspection",
-    "model_facts",
     "onnx_model",
     "opset_of",
     "placed",
     "preprocessing",
     "region",
     "remove_unused",
-    "torch_export",
     "use_one_thread",
     "weighted_layers",
 ]

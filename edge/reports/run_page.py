@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from edge.reports.run_charts import STAGES, Curve
 from edge.reports.run_comparison import ComparableRuns, MetricDifference, RunComparison
 from edge.stats import Interval
 
+# How a run warns of replayed power (edge.cli.power_options).
+_REPLAYED = "power and temperatures are replayed from "
 _TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 STAGE_NAMES = {
     "decode": "decode",
@@ -73,8 +76,20 @@ def render(runs: Sequence[LoadedRun], comparison: RunComparison) -> str:
         stage_colours=[(i, STAGE_NAMES[s]) for i, s in enumerate(STAGES) if any(s in r.record.latency for r in runs)],
         cards=[(run, _card(run)) for run in runs],
         methods=sorted({summary.method for run in runs for summary in run.record.latency.values()}),
+        replays=_replays(runs),
+        # That power is replayed is said once, above.
+        warnings={run.letter: [line for line in run.record.warnings if not line.startswith(_REPLAYED)] for run in runs},
         throttles={run.letter: _throttles(run.record) for run in runs},
     )
+
+
+def _replays(runs: Sequence[LoadedRun]) -> list[tuple[str, str]]:
+    """Each recording that runs were made from, and the letters of those runs."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        if run.record.replayed:
+            found.setdefault(run.record.replayed, []).append(run.letter)
+    return [(source, ", ".join(letters)) for source, letters in found.items()]
 
 
 def _title(runs: Sequence[LoadedRun]) -> str:
@@ -180,9 +195,9 @@ def _card(run: LoadedRun) -> list[tuple[str, str, str]]:
     power = run.power
     if power is not None:
         if power.gross_mj is not None:
-            bound = f" ± {power.gross_error_mj:.2g}" if power.gross_error_mj is not None else ""
-            net = f", net {power.net_mj:.3g}" if power.net_mj is not None else ""
-            cards.append((f"{power.gross_mj:.3g}{bound}", "mJ per picture", f"{run.scope}{net}"))
+            energy, unit = energy_text(power.gross_mj, power.gross_error_mj)
+            net = "" if power.net_mj is None else f", net {' '.join(energy_text(power.net_mj, None))}"
+            cards.append((energy, f"{unit} per picture", f"{run.scope}{net}"))
         cards.append((f"{power.mean_w:.2f}", "W mean", f"{count(power.samples)} samples"))
     temps = record.conditions.get("temps_c")
     if isinstance(temps, dict):
@@ -192,6 +207,24 @@ def _card(run: LoadedRun) -> list[tuple[str, str, str]]:
             value, name = max(known)
             cards.append((f"{value:.0f}", "°C at most", str(name)))
     return cards
+
+
+def energy_text(value_mj: float, error_mj: float | None) -> tuple[str, str]:
+    """An energy and its error bound as text, in the unit that reads best; and that unit.
+
+    The value has as many decimal places as the error's two first digits ask for, three digits without one.
+    """
+    factor, unit = next(
+        ((factor, unit) for factor, unit in ((1e-3, "J"), (1.0, "mJ"), (1e3, "µJ")) if abs(value_mj) * factor >= 1.0),
+        (1e3, "µJ"),
+    )
+    value = value_mj * factor
+    if error_mj is None or error_mj <= 0:
+        places = max(2 - math.floor(math.log10(abs(value))), 0) if value else 0
+        return f"{value:.{places}f}", unit
+    error = error_mj * factor
+    places = max(1 - math.floor(math.log10(error)), 0)
+    return f"{value:.{places}f} ± {error:.{places}f}", unit
 
 
 def _bench_card(bench: dict[str, Any]) -> list[tuple[str, str, str]]:

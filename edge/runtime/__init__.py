@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from edge.runtime.classifier import output_kind, probabilities
     from edge.runtime.evaluation import Scores
     from edge.runtime.journal import Journal, Rotation
-    from edge.runtime.notify import Notifications
+    from edge.runtime.notify import Notifications, seen_label
     from edge.runtime.pipeline import Width
-    from edge.runtime.run_loop import RunSettings
+    from edge.runtime.run_loop import Observers, RunSettings
     from edge.runtime.statistics import CameraSnapshot, Clock, Event, RunSnapshot, RunStatistics
     from edge.runtime.watchdog import Heartbeat, Notifier, watchdog_s
 else:
@@ -22,9 +22,9 @@ else:
             "classifier": ["output_kind", "probabilities"],
             "evaluation": ["Scores"],
             "journal": ["Journal", "Rotation"],
-            "notify": ["Notifications"],
+            "notify": ["Notifications", "seen_label"],
             "pipeline": ["Width"],
-            "run_loop": ["RunSettings"],
+            "run_loop": ["Observers", "RunSettings"],
             "statistics": ["CameraSnapshot", "Clock", "Event", "RunSnapshot", "RunStatistics"],
             "watchdog": ["Heartbeat", "Notifier", "watchdog_s"],
         },
@@ -38,6 +38,7 @@ __all__ = [
     "Journal",
     "Notifications",
     "Notifier",
+    "Observers",
     "Rotation",
     "RunSettings",
     "RunSnapshot",
@@ -51,5 +52,6 @@ __all__ = [
     "output_kind",
     "probabilities",
     "run_loop",
+    "seen_label",
     "watchdog_s",
 ]

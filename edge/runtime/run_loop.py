@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from edge.artifacts import FrameResult, Gap, RunRecord, Skip, Stages, Status, Subject, Warmup
+from edge.artifacts import FrameResult, Gap, NotifyCounts, RunRecord, Skip, Stages, Status, Subject, Warmup
 from edge.backends import FrameSession, Inference, Session
 from edge.config import DecisionSettings, OutputKind
 from edge.errors import DataError, EdgeError, StoreError
@@ -47,11 +47,13 @@ class Observers(msgspec.Struct, frozen=True, kw_only=True):
     """Callbacks of a run, all in the thread that runs it: a slow one slows the run down.
 
     ``on_event`` gets results, skips and gaps in order; ``on_frame`` the pixels of each labelled frame (uint8 H×W×3 BGR)
-    with its result; ``on_record`` the record, once, however the run ended.
+    with its result. ``on_end`` is called when the last frame is out, and ``on_record`` with the record; both once,
+    however the run ended.
     """
 
     on_event: Callable[[Event], None] = _ignore
     on_frame: Callable[[Pixels, FrameResult], None] | None = None
+    on_end: Callable[[], None] = lambda: None
     on_record: Callable[[RunRecord], None] = _ignore
 
 
@@ -111,6 +113,7 @@ def run(
         loop.go(pipeline, should_stop, duration_s=settings.duration_s)
     except Exception as exc:  # noqa: BLE001 - raised again when the record is kept
         error = exc
+    observers.on_end()
     finished = loop.record(loop.status if error is None else "failed", failure=None if error is None else _words(error))
     observers.on_record(finished)
     if journal is not None:
@@ -122,7 +125,9 @@ def run(
     return finished
 
 
-def statistics_of(stream: Stream, telemetry: Telemetry) -> RunStatistics:
+def statistics_of(
+    stream: Stream, telemetry: Telemetry, *, notify: Callable[[], tuple[NotifyCounts, ...]] = tuple
+) -> RunStatistics:
     """Statistics for a run over ``stream``, with nothing counted."""
     sampler = telemetry.sampler
     return RunStatistics(
@@ -130,6 +135,7 @@ def statistics_of(stream: Stream, telemetry: Telemetry) -> RunStatistics:
         dropped=lambda: stream.dropped,
         cameras=stream.cameras if isinstance(stream, GroupStream) else None,
         reading=lambda: None if sampler is None else sampler.latest,
+        notify=notify,
     )
 
 

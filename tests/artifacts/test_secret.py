@@ -28,6 +28,7 @@ CANARY = "c4nary-s3cret"
             "rtsp://10.0.0.2/user=***?***",
         ),
         (f"http://cam/token={CANARY}/mjpeg", "http://cam/token=***/mjpeg"),
+        (f"front=rtsp://me:{CANARY}@cam/s", "front=rtsp://***@cam/s"),
         ("0", "0"),
         ("/dev/video0", "/dev/video0"),
         ("csi://0", "csi://0"),

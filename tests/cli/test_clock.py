@@ -80,13 +80,13 @@ def jumping(tmp_path: Path) -> dict[str, str]:
 def test_a_wall_clock_that_jumps_by_days_changes_nothing_that_is_measured(
     edge_process: Process, built: Place, server: Server, jumping: dict[str, str]
 ) -> None:
-    folder = built()
+    folder = built(record={"flush_s": 0.5, "every_frame": True}, telemetry={"log": "../log.jsonl"})
     head = {"edge_telemetry": 1, "source": "hwmon", "scope": "module_input", "started_utc": "2026-01-01T00:00:00+00:00"}
     readings = [{"t_s": n / 10, "power_mw": 5000.0} for n in range(3000)]
     (folder / "power.jsonl").write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in [head, *readings]))
     ended = edge_process(
         "run", "--profile", "tiny", "--camera", server.url, "--duration", "5s", "--power", "replay:power.jsonl",
-        "--record", "r.jsonl", "--flush", "0.5s", "--every-frame", "--telemetry-log", "log.jsonl", env=jumping,
+        "--record", "r.jsonl", env=jumping,
     )  # fmt: skip
     assert ended.code == 0, ended.err
     kept = run_record.load(folder / "r.jsonl")

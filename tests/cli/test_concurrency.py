@@ -58,7 +58,7 @@ class Found(msgspec.Struct):
 def chosen(tiny_profile: Callable[..., Path]) -> Callable[..., profiles.Profile]:
     def make(on: str) -> profiles.Profile:
         loaded = profiles.read_profile(tiny_profile("profiles"))
-        run = msgspec.structs.replace(loaded.run, preprocess_on=on)
+        run = msgspec.structs.replace(loaded.run, preprocess_on=on, workers=2, threads=None)
         return msgspec.structs.replace(loaded, run=run)
 
     return make
@@ -66,7 +66,7 @@ def chosen(tiny_profile: Callable[..., Path]) -> Callable[..., profiles.Profile]
 
 def opened(backend: Backend, chosen: profiles.Profile) -> tuple[Any, Any, list[str]]:
     said: list[str] = []
-    width = concurrency.choose(chosen, live=False, workers=2, threads=None, batch=1, cores=2)
+    width = concurrency.choose(chosen, live=False, cores=2)
     with contextlib.ExitStack() as stack:
         sessions, preprocessor = concurrency.open_sessions(
             backend,

@@ -63,26 +63,25 @@ def test_the_plain_output_names_labels_stages_and_why_there_is_no_power(edge: Ed
 
 
 def test_the_same_pictures_get_the_same_labels_again(edge: Edge, built: Place) -> None:
-    built()
-    first, second = (
-        [one.get("guesses") for one in lines(edge(*COMMAND, "--json", "--threads", threads).out)]
-        for threads in ("1", "2")
-    )
-    assert first == second
+    found = []
+    for threads in (1, 2):
+        built(run={"threads": threads})
+        found.append([one.get("guesses") for one in lines(edge(*COMMAND, "--json").out)])
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(
-    ("options", "guesses", "count"),
+    ("options", "topk", "guesses", "count"),
     [
-        (("--topk", "1"), 1, 8),
-        (("--topk", "99"), 10, 8),
-        (("--limit", "3"), 5, 3),
-        (("--limit", "99"), 5, 8),
-        (("--precision", "fp32"), 5, 8),
+        ((), 1, 1, 8),
+        ((), 99, 10, 8),
+        (("--limit", "3"), 5, 5, 3),
+        (("--limit", "99"), 5, 5, 8),
+        (("--precision", "fp32"), 5, 5, 8),
     ],
 )
-def test_options(options: tuple[str, ...], guesses: int, count: int, edge: Edge, built: Place) -> None:
-    built()
+def test_options(options: tuple[str, ...], topk: int, guesses: int, count: int, edge: Edge, built: Place) -> None:
+    built(run={"topk": topk})
     *each, last = lines(edge(*COMMAND, "--json", *options).out)
     assert (len(each), last["summary"]["pictures"]) == (count, count)
     assert {len(one["guesses"]) for one in each} == {guesses}
@@ -243,11 +242,9 @@ def test_a_new_table_asks_for_a_new_engine(edge: Edge, built: Place) -> None:
 
 
 def test_fewer_names_than_classes(edge: Edge, built: Place) -> None:
-    folder = built()
+    folder = built(run={"topk": 10})
     (folder / "profiles" / "labels.txt").write_text("cat\ndog\n")
-    labels = {
-        guess["label"] for one in lines(edge(*COMMAND, "--json", "--topk", "10").out)[:-1] for guess in one["guesses"]
-    }
+    labels = {guess["label"] for one in lines(edge(*COMMAND, "--json").out)[:-1] for guess in one["guesses"]}
     assert labels == {"cat", "dog", *(f"class {index}" for index in range(2, 10))}
 
 

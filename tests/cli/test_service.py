@@ -34,8 +34,8 @@ def test_the_unit_is_shown_and_installed(edge: Edge, place: Place) -> None:
 
 def test_the_service_may_write_what_its_options_write(edge: Edge, place: Place) -> None:
     """All else is read-only for it: a telemetry log would end at its first line."""
-    folder = place()
-    options = ("--camera", "0", "--telemetry-log=logs/power.jsonl", "--record", "runs/r.jsonl")
+    folder = place(telemetry={"log": "../logs/power.jsonl"})
+    options = ("--camera", "0", "--record", "runs/r.jsonl")
     shown = edge("service", "install", "--profile", "tiny", "--unit-dir", "units", "--", *options)
     assert shown.code == 0
     unit = Path("units/edge-tiny.service").read_text()
@@ -58,6 +58,8 @@ def test_only_a_camera_is_waited_for(edge: Edge, place: Place) -> None:
     ("options", "words"),
     [
         (("--camra", "0"), "No such option"),
+        (("--camera", "rtsp://me:c4nary@host/s"), "--camera @FILE"),
+        (("--notify=https://me:c4nary@host/s",), "--notify @FILE"),
         (("--camera", "0", "--profile", "other"), "in front of --"),
         (("--camera", "0", "-pother"), "in front of --"),
         (("--camera", "0", "--save-frames", "rec"), "a new folder"),

@@ -47,10 +47,10 @@ def test_every_frame_of_a_video(edge: Edge, built: Place) -> None:
 
 
 def test_a_replayed_run_says_so(edge: Edge, built: Place) -> None:
-    folder = built()
-    video(folder / "v.avi")
     for speed, live in (("real", True), ("fast", False)):
-        ended = edge(*RUN, "--replay", "v.avi", "--replay-speed", speed, "--record", f"{speed}.json")
+        folder = built(run={"replay_speed": speed})
+        video(folder / "v.avi")
+        ended = edge(*RUN, "--replay", "v.avi", "--record", f"{speed}.json")
         assert ended.code == 0
         kept = run_record.load(folder / f"{speed}.json")
         assert (kept.replayed, kept.source["kind"], kept.source["live"]) == ("v.avi", "replay", live)
@@ -58,10 +58,10 @@ def test_a_replayed_run_says_so(edge: Edge, built: Place) -> None:
 
 
 def test_the_same_pictures_one_by_one_in_batches_and_by_several_workers(edge: Edge, built: Place) -> None:
-    built(11)
     found = []
-    for options in ((), ("--batch", "4"), ("--workers", "3"), ("--workers", "2", "--batch", "8")):
-        *each, last = lines(edge(*RUN, "--images", "pictures", *options).out)
+    for run in ({}, {"batch": 4}, {"workers": 3}, {"workers": 2, "batch": 8}):
+        built(11, run=run)
+        *each, last = lines(edge(*RUN, "--images", "pictures").out)
         found.append([(one["seq"], one["name"], one["guesses"][0]["label"]) for one in each])
         assert last["summary"]["pictures"] == 11
     assert all(one == found[0] for one in found)
@@ -72,18 +72,49 @@ def test_the_same_pictures_one_by_one_in_batches_and_by_several_workers(edge: Ed
     [
         (("--images", "pictures", "--camera", "0"), "--images and --camera exclude each other"),
         (("--camera", "nothing"), "is not the name of a camera"),
-        (("--images", "pictures", "--batch", "99"), "the engine takes 8 pictures at most, not 99"),
-        (("--camera", "0", "--batch", "2"), "a live source is classified frame by frame"),
-        (("--images", "pictures", "--every-frame"), "--every-frame needs a record of lines"),
-        (("--images", "pictures", "--record", "r.json", "--every-frame"), "--every-frame needs a record of lines"),
+        ((), "no source"),
+        (("--images", "pictures", "--wait-for-camera"), "--wait-for-camera has no effect without --camera"),
+        (("--images", "pictures", "--batch", "4"), "try: use run.batch in the profile"),
+        (("--images", "pictures", "--topk=3"), "edge run has no option --topk any more"),
+        (("--images", "pictures", "--engine-dir", "x"), "EDGE_ENGINE_DIR"),
+        (("--camera", "a=0", "--camera", "a=1"), "two cameras have the name a"),
+        (("--camera", "a=0", "--camera", "b=/dev/video0"), "the cameras a and b are the same one"),
+        (("--camera", "rtsp://x/s", "--camera", "rtsp://x/s"), "the cameras camera1 and camera2 are the same one"),
+        (("--camera", "front="), "no address after the ="),
+        (("--images", "pictures", "--notify", "ftp://x"), "is no target for notifications"),
         (("--images", "pictures", "--duration", "soon"), "--duration 'soon' is no length of time"),
-        (("--images", "pictures", "--record", "r.json", "--flush", "0s"), "too often for any disk"),
     ],
 )
 def test_what_does_not_go_together(options: tuple[str, ...], words: str, edge: Edge, built: Place) -> None:
     built()
     ended = edge("run", "--profile", "tiny", *options)
     assert (ended.code, ended.out) == (2, "")
+    assert words in ended.err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options", "code", "words"),
+    [
+        ({"run": {"batch": 99}}, (), 2, "the engine takes 8 pictures at most, not 99"),
+        ({"record": {"every_frame": True}}, ("--record", "r.json"), 2, "needs a record of lines"),
+        ({"record": {"flush_s": 0}}, (), 3, "record.flush_s"),
+        ({"notify": [{"to": "http://127.0.0.1:9/", "labels": ["clas 1"]}]}, (), 2, "did you mean 'class 1'?"),
+        ({"notify": [{"to": "http://127.0.0.1:9/", "for": "soon"}]}, (), 3, "invalid duration 'soon'"),
+        ({"decision": {"min_confidence": 1.5}}, (), 3, "decision.min_confidence"),
+        ({"decision": {"min_confidence": float("nan")}}, (), 3, "decision.min_confidence"),
+        ({"cameras": {"front door": "0"}}, (), 3, "a name has letters, digits, - and _ only"),
+        ({"cameras": {"front": {"source": 0, "widht": 3}}}, (), 3, "did you mean 'width'?"),
+        ({"cameras": {"front": {"width": 3}}}, (), 3, "is missing"),
+    ],
+)
+def test_a_profile_that_cannot_be_run(
+    overrides: dict[str, Any], options: tuple[str, ...], code: int, words: str, edge: Edge, place: Place,
+    built: Place, tiny_profile: Callable[..., Path],
+) -> None:  # fmt: skip
+    built()
+    tiny_profile("profiles", **overrides)
+    ended = edge("run", "--profile", "tiny", "--images", "pictures", *options)
+    assert (ended.code, ended.out) == (code, "")
     assert words in ended.err
 
 
@@ -105,9 +136,10 @@ def test_csi_needs_gstreamer(edge: Edge, built: Place) -> None:
 
 
 def test_a_network_camera_for_a_while(edge: Edge, built: Place, server: Server) -> None:
-    folder = built()
-    ended = edge(*RUN, "--camera", server.url, "--duration", "1s", "--record", "r.jsonl", "--every-frame")
+    folder = built(record={"every_frame": True})
+    ended = edge(*RUN, "--camera", server.url, "--duration", "1s", "--record", "r.jsonl")
     assert ended.code == 0, ended.err
+    assert "other users of this machine see a password on a command line" in ended.err
     kept = run_record.load(folder / "r.jsonl")
     assert (kept.status, kept.source["kind"], kept.source["live"]) == ("complete", "network", True)
     assert kept.pictures > 3
@@ -118,8 +150,8 @@ def test_a_network_camera_for_a_while(edge: Edge, built: Place, server: Server) 
 
 
 def test_a_server_that_hangs_up_and_comes_back_is_a_gap(start: Start, built: Place, server: Server) -> None:
-    folder = built(camera={"timeout_s": 2.0, "reconnect": {"first_s": 0.1, "max_s": 0.2}})
-    process = start(*RUN, "--camera", server.url, "--record", "r.jsonl", "--flush", "0.2s")
+    folder = built(camera={"timeout_s": 2.0, "reconnect": {"first_s": 0.1, "max_s": 0.2}}, record={"flush_s": 0.2})
+    process = start(*RUN, "--camera", server.url, "--record", "r.jsonl")
     out = process.stdout
     assert out is not None
     said = iter(lambda: json.loads(out.readline()), None)
@@ -140,12 +172,12 @@ def test_a_server_that_hangs_up_and_comes_back_is_a_gap(start: Start, built: Pla
     assert process.returncode == 128 + signal.SIGTERM
     kept = run_record.load(folder / "r.jsonl")
     assert (kept.status, len(kept.gaps)) == ("interrupted", 1)
-    assert kept.gaps[0].reopened_as == "http://me:***@" + server.url.split("@")[1]
+    assert kept.gaps[0].reopened_as == "http://***@" + server.url.split("@")[1]
 
 
 def test_killed_the_record_up_to_the_last_flush_is_readable(start: Start, built: Place, server: Server) -> None:
-    folder = built()
-    process = start(*RUN, "--camera", server.url, "--record", "r.jsonl", "--flush", "0.2s", "--every-frame")
+    folder = built(record={"flush_s": 0.2, "every_frame": True})
+    process = start(*RUN, "--camera", server.url, "--record", "r.jsonl")
     until = time.monotonic() + 60
     while time.monotonic() < until:
         time.sleep(0.1)

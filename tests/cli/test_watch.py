@@ -95,14 +95,13 @@ def test_a_port_in_use_is_said_before_anything_runs(edge: Edge, built: Place) ->
     [
         (("--web", "nonsense"), 2, "no HOST:PORT"),
         (("--metrics", "1:2:3"), 2, "no HOST:PORT"),
-        (("--token-file", "t"), 2, "a token for nothing"),
-        (("--web", "127.0.0.1:0", "--token-file", "absent"), 7, "cannot read the token"),
+        (("--web", "127.0.0.1:0"), 7, "cannot read the token"),
     ],
 )
 def test_addresses_and_tokens_that_are_none(
     options: tuple[str, ...], code: int, words: str, edge: Edge, built: Place
 ) -> None:
-    built()
+    built(web={"token_file": "absent"})
     ended = edge(*COMMAND, *options)
     assert ended.code == code
     assert words in ended.err
@@ -120,7 +119,9 @@ def test_another_address_prints_a_new_token_once(edge: Edge, built: Place) -> No
         tokens += found
     assert tokens[0] != tokens[1]
     Path("token").write_text("0123456789abcdef0123")
-    ended = edge(*COMMAND, "--web", "0.0.0.0:0", "--token-file", "token")
+    built(web={"token_file": "../token"})
+    ended = edge(*COMMAND, "--web", "0.0.0.0:0")
+    assert ended.code == 0
     assert "0123456789abcdef0123" not in ended.err + ended.out
 
 
@@ -185,9 +186,9 @@ def supervise(tmp_path: Path) -> Iterator[Callable[..., Supervisor]]:
 def test_a_frozen_pipeline_is_killed_and_starts_again(
     built: Place, supervise: Callable[..., Supervisor], gate: Callable[..., Any]
 ) -> None:
-    folder = built()
+    folder = built(record={"flush_s": 1})
     held = gate(folder / "pictures" / "006.jpg")
-    supervisor = supervise(*COMMAND, "--record", "r.jsonl", "--flush", "1s")
+    supervisor = supervise(*COMMAND, "--record", "r.jsonl")
     for _ in range(2):
         process = supervisor.start()
         assert supervisor.until("READY")
@@ -211,9 +212,9 @@ def test_a_frozen_pipeline_is_killed_and_starts_again(
 def test_a_camera_that_is_away_for_long_is_waited_for_and_a_frozen_run_is_not(
     built: Place, supervise: Callable[..., Supervisor], server: Server
 ) -> None:
-    folder = built(camera={"timeout_s": 2.0, "reconnect": {"first_s": 0.1, "max_s": 0.2}})
+    folder = built(camera={"timeout_s": 2.0, "reconnect": {"first_s": 0.1, "max_s": 0.2}}, record={"flush_s": 0.2})
     camera = ("run", "--profile", "tiny", "--camera", server.url, "--wait-for-camera")
-    supervisor = supervise(*camera, "--record", "r.jsonl", "--flush", "0.2s", watchdog_s=1.0)
+    supervisor = supervise(*camera, "--record", "r.jsonl", watchdog_s=1.0)
     server.refuse = True
     process = supervisor.start()
     # Not there at the start, either.

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from edge.artifacts.secret import Secret
 from edge.config.profiles import CameraConfig, ReconnectConfig
 from edge.errors import DeviceError, MissingDependencyError, UsageError
 from edge.media import cameras
@@ -44,7 +45,7 @@ def opened() -> Iterator[Callable[..., LiveStream]]:
     def make(
         root: Path, bench: Bench, name: str = "0", camera: CameraConfig = CAMERA, *, wait: bool = False
     ) -> LiveStream:
-        place = cameras.place(name, camera, root=root, backend=lambda _api: True)
+        place = cameras.camera_source(name, camera, root=root, backend=lambda _api: True)
         stream = LiveStream(place, camera, wait=wait, open_capture=bench)
         streams.append((stream, bench))
         return stream
@@ -360,21 +361,21 @@ def test_without_gstreamer_it_is_said_before_opening(tmp_path: Path) -> None:
         return api != "gstreamer"
 
     with pytest.raises(MissingDependencyError, match="built without GStreamer") as caught:
-        cameras.place("csi://0", CameraConfig(), root=tmp_path, backend=has)
+        cameras.camera_source("csi://0", CameraConfig(), root=tmp_path, backend=has)
     assert "sudo apt install libopencv-python" in str(caught.value.hint)
     with pytest.raises(MissingDependencyError, match="built without GStreamer"):
-        cameras.place("0", CameraConfig(decoder="hardware"), root=tmp_path, backend=has)
+        cameras.camera_source("0", CameraConfig(decoder="hardware"), root=tmp_path, backend=has)
 
 
 @pytest.mark.parametrize("name", ["", "-1", "video0", "csi://", "csi://x", "ftp://host/x", "0x0", "rtsp"])
 def test_what_is_no_camera(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not the name of a camera") as caught:
-        cameras.place(name, CameraConfig(), root=tmp_path, backend=lambda _api: True)
+        cameras.camera_source(name, CameraConfig(), root=tmp_path, backend=lambda _api: True)
     assert "csi://0" in str(caught.value.hint)
 
 
 def request_of(name: str, root: Path, **settings: Any) -> Any:
-    return cameras.place(name, CameraConfig(**settings), root=root, backend=lambda _api: True).request()
+    return cameras.camera_source(name, CameraConfig(**settings), root=root, backend=lambda _api: True).request()
 
 
 def test_usb_is_asked_for_mjpg_size_and_rate(root: Path) -> None:
@@ -404,9 +405,12 @@ def test_pipelines_are_those_of_the_examples(root: Path) -> None:
 
 
 def test_passwords_are_in_no_message(tmp_path: Path) -> None:
-    place = cameras.place("rtsp://me:secret@host:554/a", CameraConfig(), root=tmp_path, backend=lambda _api: True)
-    error = place.complaint("it does not open")
+    place = cameras.camera_source(
+        "rtsp://me:secret@host:554/a", CameraConfig(), root=tmp_path, backend=lambda _api: True
+    )
+    error = place.diagnose("it does not open")
     assert "secret" not in f"{error}{place.name}{place.request().opened_as}"
-    assert place.name == "rtsp://me:***@host:554/a"
-    assert place.request().target == "rtsp://me:secret@host:554/a"
+    assert place.name == "rtsp://***@host:554/a"
+    assert place.request().target == Secret("rtsp://me:secret@host:554/a")
+    assert "secret" not in repr(place.request())
     assert "ffprobe -rtsp_transport tcp" in str(error.hint)

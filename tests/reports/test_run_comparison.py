@@ -22,7 +22,9 @@ def subject(record: RunRecord, **changes: Any) -> RunRecord:
 
 
 def compared(keep: Keep, *every: RunRecord, across: bool = False) -> RunComparison:
-    return run_comparison(load_runs([keep(f"{i}.json", record) for i, record in enumerate(every)]), across=across)
+    return run_comparison.compare(
+        load_runs([keep(f"{i}.json", record) for i, record in enumerate(every)]), across=across
+    )
 
 
 def by_name(found: RunComparison, pair: int = 0) -> dict[str, MetricDifference]:
@@ -53,7 +55,9 @@ def test_the_interval_holds_what_it_promises(keep: Keep) -> None:
     """Of 40 pairs of equal runs, each with its slow waves, about one in twenty may be called different."""
     runs = load_runs([keep(f"{seed}.json", made(300, live=False, seed=seed)) for seed in range(8)])
     wrong = sum(
-        bool(run_comparison([a, b]).pairs[0].differences[0].differs) for i, a in enumerate(runs) for b in runs[i + 1 :]
+        bool(run_comparison.compare([a, b]).pairs[0].differences[0].differs)
+        for i, a in enumerate(runs)
+        for b in runs[i + 1 :]
     )
     assert wrong <= 5
 

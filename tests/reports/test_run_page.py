@@ -27,7 +27,7 @@ def shown(keep: Keep) -> Callable[..., str]:
 
     def make(*every: RunRecord, across: bool = False) -> str:
         runs = load_runs([keep(f"{i}.json", record) for i, record in enumerate(every)])
-        return render(runs, run_comparison(runs, across=across))
+        return render(runs, run_comparison.compare(runs, across=across))
 
     return make
 
@@ -219,3 +219,30 @@ def test_a_scenario_out_of_a_strange_record(bench: dict[str, Any], shown: Callab
     page_text = shown(made(bench=bench))
     assert "<script>alert" not in page_text
     Reader(page_text)
+
+
+@pytest.mark.parametrize(
+    ("value_mj", "error_mj", "text"),
+    [
+        (1094.2, 13.0, "1.094 ± 0.013 J"),
+        (43.21, 0.5, "43.21 ± 0.50 mJ"),
+        (43.21, None, "43.2 mJ"),
+        (0.0421, 0.001, "42.1 ± 1.0 µJ"),
+        (999.9, 150.0, "1000 ± 150 mJ"),
+        (-2500.0, None, "-2.50 J"),
+        (0.0, None, "0 µJ"),
+        (12.0, 0.0, "12.0 mJ"),
+    ],
+)
+def test_an_energy_has_the_unit_that_reads_best(value_mj: float, error_mj: float | None, text: str) -> None:
+    assert " ".join(run_page.energy_text(value_mj, error_mj)) == text
+
+
+def test_that_runs_are_replays_is_said_once(shown: Callable[..., str]) -> None:
+    records = [
+        made(20, replayed="rec", warnings=["power and temperatures are replayed from rec: they were not measured"])
+        for _ in range(2)
+    ]
+    text = re.sub(r"\s+", " ", Reader(shown(*records)).text)
+    assert "power and temperatures are replayed" not in text
+    assert "A, B are replays of rec" in text

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from edge.artifacts import Gap, Guess, Skip
-from edge.runtime import Event, RunSnapshot, RunStatistics
+from edge.artifacts import Gap, Guess, NotifyCounts, Skip
+from edge.runtime import CameraSnapshot, Event, RunSnapshot, RunStatistics, seen_label
 from edge.stats import percentile
 from edge.ui.terminal.glyphs import Glyphs
 from edge.ui.terminal.terminal import Terminal
@@ -110,13 +110,12 @@ def _rows(now: RunSnapshot, width: int, power: str, glyphs: Glyphs) -> list[tupl
         rows.append((99, _text(_gap_line(now.gap), style="bold red")))
         if now.gap.hint:
             rows.append((60, _text(f"  try: {now.gap.hint}", style="red")))
-    if now.result is not None:
-        rows.append((70, _text(now.result.name, style="dim" if now.gap else "bold")))
-        for index, guess in enumerate(now.result.guesses):
-            rows.append((98 if index == 0 else 50 - index, _guess_row(guess, width, glyphs, first=index == 0)))
-    elif now.gap is None:
-        rows.append((98, _text("warming up …" if glyphs.is_fine else "warming up ...", style="dim")))
+    rows += _seen_rows(now, width, glyphs)
     rows.append((20, _text("")))
+    rows += [
+        (57, _field("notify", notify_line(target), style="yellow" if target.last_error else ""))
+        for target in now.notify
+    ]
     rows.append((90, _field("rate", _rate(now, glyphs))))
     rows.append((85, _field("latency", _percentiles(now.recent_ms, glyphs))))
     chart = width - 9
@@ -135,6 +134,53 @@ def _rows(now: RunSnapshot, width: int, power: str, glyphs: Glyphs) -> list[tupl
         last = [gap for gap in now.gaps if gap.end_s is not None][-1:]
         rows.append((58, _field("gaps", f"{now.gaps_count}" + "".join(f", last: {g.reason}" for g in last))))
     return rows
+
+
+def _seen_rows(now: RunSnapshot, width: int, glyphs: Glyphs) -> list[tuple[int, Text]]:
+    """What is seen: each camera of several in one row, or the guesses of the newest picture."""
+    if now.cameras:
+        return [(96, _camera_row(camera, width, glyphs)) for camera in now.cameras]
+    rows: list[tuple[int, Text]] = []
+    if now.result is not None:
+        if now.result.decision is not None:
+            decided = now.result.decision
+            text = f"{_words(decided.label)}  {decided.confidence:.0%}"
+            rows.append((99, _field("decided", text, style="bold")))
+        rows.append((70, _text(now.result.name, style="dim" if now.gap else "bold")))
+        for index, guess in enumerate(now.result.guesses):
+            rows.append((98 if index == 0 else 50 - index, _guess_row(guess, width, glyphs, first=index == 0)))
+    elif now.gap is None:
+        rows.append((98, _text("warming up …" if glyphs.is_fine else "warming up ...", style="dim")))
+    return rows
+
+
+def _camera_row(camera: CameraSnapshot, width: int, glyphs: Glyphs) -> Text:
+    """One camera of several: what it sees, how fast, how old; or why it gives nothing."""
+    name = f"{camera.name:<12} "
+    if camera.gap is not None:
+        return _text(_cut(name + _gap_line(camera.gap), width), style="bold red")
+    if camera.result is None:
+        return _text(_cut(f"{name}no frame yet", width), style="dim")
+    _index, label, confidence = seen_label(camera.result)
+    words = [f"{name}{confidence:4.0%} {_words(label)}"]
+    if camera.rate_per_s is not None:
+        words.append(f"{camera.rate_per_s:.1f}/s")
+    if camera.recent_age_ms:
+        words.append(f"age {percentile(sorted(camera.recent_age_ms), 0.5):.0f} ms")
+    if camera.dropped:
+        words.append(f"{camera.dropped} dropped")
+    return _text(_cut(f" {glyphs.dot} ".join(words), width), style="bold")
+
+
+def notify_line(target: NotifyCounts) -> str:
+    """What became of the notifications to one target."""
+    words = [f"{target.target}: {target.sent} sent"]
+    words += [
+        f"{count} {name}"
+        for name, count in (("failed", target.failed), ("dropped", target.dropped), ("waiting", target.waiting))
+        if count
+    ]
+    return ", ".join(words) + (f" ({target.last_error})" if target.last_error else "")
 
 
 def _telemetry_rows(now: RunSnapshot, chart: int, power: str, glyphs: Glyphs) -> list[tuple[int, Text]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from edge.artifacts import RunRecord
 from edge.stats import Summary
+from edge.ui.terminal.live_view import notify_line
 from edge.ui.terminal.terminal import Terminal
 
 _STAGE_NAMES = {
@@ -33,6 +34,10 @@ def render_summary(terminal: Terminal, record: RunRecord) -> None:
     )
     if record.dropped is not None:
         terminal.show(_live_line(record))
+    if record.cameras:
+        _show_cameras(terminal, record)
+    for target in record.notify:
+        terminal.show(f"notify {notify_line(target)}")
     layers = subject.layers
     terminal.show(
         f"{Path(subject.model).name}, {subject.precision}, {subject.backend.get('backend')} "
@@ -52,8 +57,8 @@ def render_summary(terminal: Terminal, record: RunRecord) -> None:
         terminal.show("power not measured:")
         for reason in str(record.power_unavailable).split("; "):
             terminal.show(f"  {reason}")
-    for doubt in record.warnings:
-        terminal.warn(doubt)
+    for warning in record.warnings:
+        terminal.warn(warning)
 
 
 def energy_lines(energy: Mapping[str, Any]) -> list[str]:
@@ -75,6 +80,20 @@ def energy_lines(energy: Mapping[str, Any]) -> list[str]:
     elif energy.get("idle_refusal"):
         lines.append(f"above idle: not known, {energy['idle_refusal']}")
     return lines
+
+
+def _show_cameras(terminal: Terminal, record: RunRecord) -> None:
+    rows = []
+    for camera in record.cameras:
+        age = camera.latency.get("age")
+        tail = "–" if age is None or age.p99_ms is None else f"{age.p99_ms:.1f}"
+        rows.append(
+            (camera.name, str(camera.pictures), "–" if camera.dropped is None else str(camera.dropped),
+             str(camera.gaps_count), str(camera.reconnects), "–" if age is None else f"{age.p50_ms:.1f}", tail,
+             camera.top_labels[0].label.replace("_", " ") if camera.top_labels else "–")
+        )  # fmt: skip
+    columns = ("camera", "pictures", "dropped", "gaps", "reconnects", "age p50, ms", "p99", "most seen")
+    terminal.table(columns, rows, right=range(1, 7))
 
 
 def _live_line(record: RunRecord) -> str:

@@ -114,7 +114,7 @@ def _page_routes(view: RunView) -> list[Route]:
         return _json(view.state(since_s=_number(request.query_params.get("since", ""))))
 
     async def frame(request: Request) -> Response:
-        picture = view.picture()
+        picture = view.picture(request.query_params.get("camera", ""))
         if picture is None or str(picture.seq) == request.query_params.get("after"):
             return Response(status_code=204)
         return Response(picture.data, media_type="image/jpeg", headers={"x-edge-seq": str(picture.seq)})

@@ -15,7 +15,7 @@ import msgspec
 
 from edge.artifacts import FrameResult, RunRecord, Subject
 from edge.media import decoding
-from edge.runtime import Clock, RunSnapshot, RunStatistics
+from edge.runtime import CameraSnapshot, Clock, RunSnapshot, RunStatistics, seen_label
 
 # uint8 H×W×3 BGR; NumPy is not for this layer, which only passes it on.
 Pixels = Any
@@ -53,31 +53,31 @@ class RunView:
         self._clock = clock
         self._encode = encode
         self._lock = threading.Lock()
-        self._frame: tuple[Pixels, int] | None = None
+        self._frames: dict[str, tuple[Pixels, int]] = {}
         self._asked_s = -_WANTED_S
-        self._picture: FrameImage | None = None
-        self._encoded_s = -_ENCODE_S
+        self._pictures: dict[str, FrameImage] = {}
+        self._encoded_s: dict[str, float] = {}
         self._ended: dict[str, Any] | None = None
         self._told = threading.Event()
 
     def show(self, pixels: Pixels, result: FrameResult) -> None:
         """Keep the newest labelled frame, if somebody has looked within the last seconds."""
         if self._clock() - self._asked_s < _WANTED_S:
-            self._frame = (pixels, result.seq)
+            self._frames[result.camera or ""] = (pixels, result.seq)
 
-    def picture(self) -> FrameImage | None:
-        """The newest labelled frame as JPEG; None while there is none."""
+    def picture(self, camera: str = "") -> FrameImage | None:
+        """The newest labelled frame as JPEG, of one ``camera`` of several; None while there is none."""
         with self._lock:
             now = self._clock()
             self._asked_s = now
-            frame = self._frame
-            if frame is None or now - self._encoded_s < _ENCODE_S:
-                return self._picture
+            frame, picture = self._frames.get(camera), self._pictures.get(camera)
+            if frame is None or now - self._encoded_s.get(camera, -_ENCODE_S) < _ENCODE_S:
+                return picture
             pixels, seq = frame
-            if self._picture is None or self._picture.seq != seq:
-                self._picture = FrameImage(seq, self._encode(pixels))
-                self._encoded_s = now
-            return self._picture
+            if picture is None or picture.seq != seq:
+                picture = self._pictures[camera] = FrameImage(seq, self._encode(pixels))
+                self._encoded_s[camera] = now
+            return picture
 
     def state(self, *, since_s: float) -> dict[str, Any]:
         """Everything on the page but the picture; of the history, what came after ``since_s``."""
@@ -99,6 +99,9 @@ class RunView:
             "gaps": now.gaps_count,
             "name": None if now.result is None else now.result.name,
             "guesses": [] if now.result is None else msgspec.to_builtins(now.result.guesses[:5]),
+            "decision": _decision(now.result),
+            "cameras": [_camera(camera) for camera in now.cameras],
+            "notify": msgspec.to_builtins(now.notify),
             "age_ms": None if now.result is None else now.result.stages.age_ms,
             "latency": None if summary is None else msgspec.to_builtins(summary),
             "power_mw": None if reading is None else reading.power_mw,
@@ -135,6 +138,27 @@ class RunView:
             is_watched = self._clock() - self._asked_s < _WANTED_S
         if is_watched:
             self._told.wait(wait_s)
+
+
+def _decision(result: FrameResult | None) -> dict[str, Any] | None:
+    return None if result is None or result.decision is None else msgspec.to_builtins(result.decision)
+
+
+def _camera(camera: CameraSnapshot) -> dict[str, Any]:
+    label, confidence = None, None
+    if camera.result is not None:
+        _index, label, confidence = seen_label(camera.result)
+    return {
+        "name": camera.name,
+        "label": label,
+        "confidence": confidence,
+        "pictures": camera.pictures,
+        "dropped": camera.dropped,
+        "gaps": camera.gaps_count,
+        "gap": None if camera.gap is None else msgspec.to_builtins(camera.gap),
+        "rate_per_s": camera.rate_per_s,
+        "age_ms": None if camera.result is None else camera.result.stages.age_ms,
+    }
 
 
 def _history(now: RunSnapshot, since_s: float) -> list[dict[str, Any]]:

@@ -4,7 +4,8 @@
 
 const $ = (id) => document.getElementById(id);
 const KEPT_S = 600;
-let history_ = [], ended = false, about = null, seq = "", address = null, width = 0;
+let history_ = [], ended = false, about = null, width = 0;
+const shown = new Map(), single = { image: null, seq: "", address: null };
 
 const digits = (value) => value === null || value === undefined ? "–" : value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2);
 const words = (label) => label.replaceAll("_", " ");
@@ -41,8 +42,9 @@ function cards(state) {
   if (state.power_mw !== null) found.push(card("power", `${(state.power_mw / 1000).toFixed(2)} W`, about ? about.power : ""));
   const hottest = Object.entries(state.temps_c).sort((a, b) => b[1] - a[1])[0];
   if (hottest) found.push(card("hottest", `${hottest[1].toFixed(0)} °C`, hottest[0], state.throttling.length > 0));
-  const gpu = Object.entries(state.loads_percent)[0];
-  if (gpu) found.push(card("load", `${gpu[1].toFixed(0)} %`, gpu[0]));
+  const loads = Object.entries(state.loads_percent);
+  const load = loads.find(([name]) => name.startsWith("gpu")) ?? loads[0];
+  if (load) found.push(card("load", `${load[1].toFixed(0)} %`, load[0]));
   if (state.dropped !== null) found.push(card("dropped", state.dropped.toLocaleString("en"), "frames replaced by newer ones"));
   if (state.skipped) found.push(card("skipped", state.skipped.toLocaleString("en"), "could not be used"));
   if (state.gaps) found.push(card("gaps", state.gaps.toLocaleString("en"), "times without frames", state.gap !== null));
@@ -62,6 +64,44 @@ function guesses(state) {
   }));
   $("name").textContent = state.name ?? "";
   $("age").textContent = state.age_ms === null ? "" : `${digits(state.age_ms)} ms old`;
+}
+
+/** A picture, a label and the figures of each camera of several. */
+function cameras(state) {
+  const several = state.cameras.length > 0;
+  $("cameras").hidden = !several;
+  $("one").hidden = several;
+  $("guesses").hidden = several;
+  for (const camera of state.cameras) {
+    let box = shown.get(camera.name);
+    if (!box) {
+      const figure = document.createElement("figure"), frame = document.createElement("div"), image = document.createElement("img");
+      frame.className = "frame";
+      image.alt = `The newest labelled frame of ${camera.name}`;
+      image.hidden = true;
+      frame.append(image);
+      figure.append(frame);
+      const caption = text(figure, "figcaption", "");
+      box = { image, title: text(caption, "b", camera.name), label: text(caption, "span", ""), note: text(caption, "small", ""), seq: "", address: null };
+      shown.set(camera.name, box);
+      $("cameras").append(figure);
+    }
+    box.label.textContent = camera.gap ? `no frames: ${camera.gap.reason}` : camera.label === null ? "no frame yet" : `${words(camera.label)} ${(camera.confidence * 100).toFixed(0)} %`;
+    const notes = [];
+    if (camera.rate_per_s !== null) notes.push(`${camera.rate_per_s.toFixed(1)} /s`);
+    if (camera.age_ms !== null) notes.push(`${digits(camera.age_ms)} ms old`);
+    if (camera.dropped) notes.push(`${camera.dropped} dropped`);
+    if (camera.gaps) notes.push(`${camera.gaps} gaps`);
+    box.note.textContent = notes.join(", ");
+  }
+  $("decision").hidden = several || !state.decision;
+  if (state.decision) $("decision").textContent = `Decided: ${words(state.decision.label)}, ${(state.decision.confidence * 100).toFixed(0)} %`;
+  $("notify").hidden = state.notify.length === 0;
+  $("notify").replaceChildren(...state.notify.map((target) => {
+    const item = document.createElement("li");
+    item.textContent = `${target.target}: ${target.sent} sent, ${target.failed} failed, ${target.dropped} dropped, ${target.waiting} waiting${target.last_error ? ` (${target.last_error})` : ""}`;
+    return item;
+  }));
 }
 
 function alert_(state) {
@@ -116,7 +156,7 @@ async function look() {
     // The same server with a new run: its clock began again.
     if (state.t_s < last - 2) history_ = [];
     history_ = history_.concat(state.history).filter((tick) => tick.t > state.t_s - KEPT_S);
-    cards(state); guesses(state); alert_(state); draw();
+    cards(state); guesses(state); cameras(state); alert_(state); draw();
     if (state.ended) {
       ended = true;
       const joules = state.ended.joules_per_picture;
@@ -127,17 +167,24 @@ async function look() {
   }
 }
 
+async function fetchPicture(box, which) {
+  const answer = await get(`/frame.jpg?after=${box.seq}${which}`);
+  if (answer.status !== 200) return false;
+  box.seq = answer.headers.get("x-edge-seq");
+  const before = box.address;
+  box.address = URL.createObjectURL(await answer.blob());
+  box.image.src = box.address;
+  box.image.hidden = false;
+  if (before) URL.revokeObjectURL(before);
+  return true;
+}
+
 async function picture() {
   try {
-    const answer = await get(`/frame.jpg?after=${seq}`);
-    if (answer.status !== 200) return;
-    seq = answer.headers.get("x-edge-seq");
-    const before = address;
-    address = URL.createObjectURL(await answer.blob());
-    $("picture").src = address;
-    $("picture").hidden = false;
-    $("nothing").hidden = true;
-    if (before) URL.revokeObjectURL(before);
+    for (const [name, box] of shown) await fetchPicture(box, `&camera=${encodeURIComponent(name)}`);
+    if (shown.size) return;
+    single.image = $("picture");
+    if (await fetchPicture(single, "")) $("nothing").hidden = true;
   } catch { /* look() says it */ }
 }
 
