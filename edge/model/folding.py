@@ -144,7 +144,7 @@ def _fold_constants(model: ModelProto) -> None:
             continue
         for name, value in zip(node.output, values, strict=False):
             if name:
-                graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(value), name))
+                graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value, order="C"), name))
                 known[name] = graph.initializer[-1]
         folded.append(node)
     for node in folded:

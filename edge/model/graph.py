@@ -72,7 +72,7 @@ class GraphIndex:
     def add_constant(self, wanted: str, values: NDArray[Any]) -> str:
         """Add an initializer; its name."""
         name = self.unique(wanted)
-        item = require("onnx").numpy_helper.from_array(np.ascontiguousarray(values), name)
+        item = require("onnx").numpy_helper.from_array(np.asarray(values, order="C"), name)
         self.model.graph.initializer.append(item)
         self.constants[name] = self.model.graph.initializer[-1]
         return name

@@ -8,8 +8,25 @@ from edge import lazy_exports
 
 if TYPE_CHECKING:
     from edge.quantization.algorithms import Algorithm
+    from edge.quantization.biases import bias_correction
     from edge.quantization.calibration_table import LEVELS, AlgorithmName, Table, TrtVersion
-    from edge.quantization.qdq import DEFINITION, QdqResult
+    from edge.quantization.migration import migrated_name, migration_candidates, migration_of
+    from edge.quantization.placement import Attention, Residual
+    from edge.quantization.prepare import apply, table_ranges
+    from edge.quantization.qdq import DEFINITION, QdqResult, insert
+    from edge.quantization.recipe import (
+        BiasCorrection,
+        FloatLayer,
+        Migration,
+        Recipe,
+        Shift,
+        Step,
+        Vector,
+        decode_recipe,
+        encode_recipe,
+    )
+    from edge.quantization.rounding import on_levels
+    from edge.quantization.shift import ShiftMode, shift_candidates, shift_of
     from edge.quantization.statistics import BINS, FORMAT, MAX_EXPONENT, Statistics, TensorStatistics, exponent_of
     from edge.quantization.table_check import Route, TableComparison, TableFinding
 else:
@@ -17,8 +34,25 @@ else:
         __name__,
         {
             "algorithms": ["Algorithm"],
+            "biases": ["bias_correction"],
             "calibration_table": ["AlgorithmName", "LEVELS", "Table", "TrtVersion"],
-            "qdq": ["DEFINITION", "QdqResult"],
+            "migration": ["migrated_name", "migration_candidates", "migration_of"],
+            "placement": ["Attention", "Residual"],
+            "prepare": ["apply", "table_ranges"],
+            "qdq": ["DEFINITION", "QdqResult", "insert"],
+            "recipe": [
+                "BiasCorrection",
+                "FloatLayer",
+                "Migration",
+                "Recipe",
+                "Shift",
+                "Step",
+                "Vector",
+                "decode_recipe",
+                "encode_recipe",
+            ],
+            "rounding": ["on_levels"],
+            "shift": ["ShiftMode", "shift_candidates", "shift_of"],
             "statistics": ["BINS", "FORMAT", "MAX_EXPONENT", "Statistics", "TensorStatistics", "exponent_of"],
             "table_check": ["Route", "TableComparison", "TableFinding"],
         },
@@ -32,18 +66,40 @@ __all__ = [
     "MAX_EXPONENT",
     "Algorithm",
     "AlgorithmName",
+    "Attention",
+    "BiasCorrection",
+    "FloatLayer",
+    "Migration",
     "QdqResult",
+    "Recipe",
+    "Residual",
     "Route",
+    "Shift",
+    "ShiftMode",
     "Statistics",
+    "Step",
     "Table",
     "TableComparison",
     "TableFinding",
     "TensorStatistics",
     "TrtVersion",
+    "Vector",
     "algorithms",
+    "apply",
+    "bias_correction",
     "calibration_table",
+    "decode_recipe",
+    "encode_recipe",
     "exponent_of",
+    "insert",
+    "migrated_name",
+    "migration_candidates",
+    "migration_of",
+    "on_levels",
     "qdq",
+    "shift_candidates",
+    "shift_of",
     "table_check",
     "table_formats",
+    "table_ranges",
 ]

@@ -1,50 +1,47 @@
-"""Calibration table -> Q/DQ ONNX, by onnxruntime's QDQ quantizer with our ranges and TensorRT's placement rules.
+"""Calibration table -> Q/DQ ONNX.
 
-Both targets: symmetric INT8, per-tensor activations with the table's scale to the bit, per-channel weights whose sums
-are kept (:mod:`edge.quantization.rounding`), all inputs of weighted layers quantized.
+Both targets: symmetric INT8, per-tensor activations with the table's scale to the bit, per-channel weights.
 
-``tensorrt``: int8 everywhere, zero point 0, float biases, no Q/DQ behind convolutions and matrix products; of a
-residual add only the skip input is quantized (TensorRT developer guide 8.4, section 7.4.4).
+``tensorrt``: int8, zero point 0, float biases, no Q/DQ behind convolutions and matrix products, and only where
+:mod:`edge.quantization.placement` puts it; every other reader of a tensor gets it in float.
 
-``onnxruntime``: its integer kernels need a quantized output too, and one activation type throughout. So outputs get
-Q/DQ (before a Relu or Clip with the scale behind it, which changes nothing: rounding and clipping commute), and
-activations are uint8 with zero point 128: the same integers shifted by 128, the form that x86 VNNI multiplies fast.
+``onnxruntime``: its integer kernels need a quantized output too, integer biases, and one activation type throughout. So
+outputs get Q/DQ (before a Relu or Clip with the scale behind it, which changes nothing: rounding and clipping commute),
+and activations are uint8 with zero point 128: the same integers shifted by 128, the form that x86 VNNI multiplies fast.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
 
-from edge.errors import ModelError, require
-from edge.quantization import rounding
+from edge.errors import require
+from edge.model import GraphIndex, WeightedLayer, attributes, fold, has_qdq, remove_unused, weighted_layers
+from edge.quantization import placement, rounding
 from edge.quantization.calibration_table import Table
+from edge.quantization.placement import Attention, Residual
+from edge.quantization.recipe import Placement, read_placement
 from edge.quantization.table_check import value_code
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from onnx import ModelProto, NodeProto
 
 # Raised when the same model and table give another network: engines of before are built again.
-DEFINITION = 2
+DEFINITION = 3
 
 Target = Literal["tensorrt", "onnxruntime"]
 Scales = Mapping[str, float]
 
-# Layers with weights: what INT8 is about, and what a quality gate counts.
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# Quantized next to them, so that no float island costs two conversions.
-_ALONG = {
-    "tensorrt": ("GlobalAveragePool", "AveragePool"),
-    "onnxruntime": ("Add", "GlobalAveragePool", "AveragePool", "MaxPool", "Concat"),
-}
-_MIN_OPSET = 13  # per-channel QuantizeLinear
-# What the quantizer appends to a tensor's name; it does not look whether the result is taken.
-_APPENDED = ("_scale", "_zero_point", "_quantized", "_QuantizeLinear_Output", "_DequantizeLinear_Output")
+# Quantized beside the weighted layers, so that no float island costs two conversions.
+_POOLS = ("GlobalAveragePool", "AveragePool")
+_ALONG = ("Add", *_POOLS, "MaxPool", "Concat")
+# Room that an int32 bias leaves at its ends (onnxruntime's _adjust_weight_scale_for_int32_bias).
+_ROOM, _INTEGERS = 1.0001, 2.0**32 - 2.0
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 class QdqResult(msgspec.Struct, frozen=True):
@@ -59,44 +56,52 @@ class QdqResult(msgspec.Struct, frozen=True):
     unscaled: list[str]
 
 
-def insert(model: ModelProto, table: Table, *, target: Target, balance: bool = True) -> QdqResult:
+def insert(
+    model: ModelProto,
+    table: Table,
+    *,
+    target: Target,
+    balance: bool = True,
+    float_layers: Collection[str] | None = None,
+    only: Collection[str] | None = None,
+    attention: Attention | None = None,
+    residual: Residual | None = None,
+) -> QdqResult:
     """Q/DQ form of ``model`` (which is left as it is) with the scales of ``table``.
 
-    Without ``balance`` each weight goes to the nearest level, as other quantizers do it. A layer with a tensor that has
-    no scale, or one that means nothing (zero, denormal, negative, not finite), stays float and is counted as such.
+    Args:
+        model: the user's model, a folded one, or a prepared one, which says itself what it was prepared for.
+        table: scales by tensor name. A layer with a tensor that has no scale, or one that means nothing (zero,
+            denormal, negative, not finite), stays float and is counted as such.
+        target: who runs it.
+        balance: keep the sum of each filter while rounding; without it each weight goes to the nearest level. Weights
+            that are on their levels already stay there.
+        float_layers: names of weighted layers that are not quantized.
+        only: quantize no other layers than these, and no sums or pools.
+        attention: ``int8`` quantizes products of two activations as well.
+        residual: which sums are quantized; see :mod:`edge.quantization.placement`.
 
     Raises:
-        ModelError: the opset is below 13, a name is one that the quantizer gives, or it cannot handle the model.
+        ModelError: an opset that onnx cannot convert.
     """
-    opset = next((item.version for item in model.opset_import if item.domain in {"", "ai.onnx"}), 0)
-    if opset < _MIN_OPSET:
-        raise ModelError(f"opset {opset}; per-channel Q/DQ needs {_MIN_OPSET} or newer", hint="export the model again")
-    copy = named_copy(model)
-    _check_names(copy)
-    constant = {item.name for item in copy.graph.initializer}
-    scales = usable_scales(copy, table, target=target)
-    outputs = {value.name for value in copy.graph.output}
-    weighted = {node.name for node in copy.graph.node if _has_weights(node, constant)}
-    unscaled: dict[str, None] = {}
-    chosen: list[NodeProto] = []
-    for node in copy.graph.node:
-        if node.name not in weighted and node.op_type not in _ALONG[target]:
-            continue
-        inputs = node.input[:1] if node.name in weighted else node.input
-        needed = [name for name in inputs if name and name not in constant]
-        if target == "onnxruntime":
-            needed += [name for name in node.output if name not in outputs]
-        lacking = [name for name in needed if name not in scales]
-        if not lacking:
-            chosen.append(node)
-        elif node.name in weighted:
-            unscaled.update(dict.fromkeys(lacking))
-    done = sum(node.name in weighted for node in chosen)
-    if done and balance:
-        rounding.balance(copy, [node for node in chosen if node.name in weighted])
-    if done:
-        copy = _quantize(copy, scales, chosen, target)
-    return QdqResult(copy, done, len(weighted), list(unscaled))
+    kept = read_placement(model)
+    chosen = Placement(
+        attention=attention or kept.attention,
+        residual=residual or kept.residual,
+        float_layers=tuple(kept.float_layers if float_layers is None else float_layers),
+    )
+    copy = fold(model)
+    work = _Insertion(copy, usable_scales(copy, table, target=target), target=target, balance=balance)
+    layers = weighted_layers(copy)
+    wanted = [
+        layer for layer in layers if layer.name not in chosen.float_layers and (only is None or layer.name in only)
+    ]
+    done = work.quantize_layers(wanted)
+    already = work.already_quantized
+    if done and only is None:
+        work.quantize_along(chosen)
+    work.finish()
+    return QdqResult(copy, done + already, len(layers), list(work.unscaled))
 
 
 def usable_scales(model: ModelProto, table: Table, *, target: Target) -> dict[str, float]:
@@ -112,159 +117,209 @@ def usable_scales(model: ModelProto, table: Table, *, target: Target) -> dict[st
     return scales
 
 
-def _quantize(model: ModelProto, scales: Scales, nodes: list[NodeProto], target: Target) -> ModelProto:
-    require("onnxruntime")
-    from onnxruntime.quantization import QuantType
-    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-
-    # An output of the graph needs some scale here; its Q/DQ pair is taken off again.
-    scales = {**dict.fromkeys((value.name for value in model.graph.output), 1.0), **scales}
-    kind, zero = (QuantType.QInt8, np.int8(0)) if target == "tensorrt" else (QuantType.QUInt8, np.uint8(128))
-    overrides = {
-        name: [{"quant_type": kind, "scale": np.array(scale, np.float32), "zero_point": np.array(zero)}]
-        for name, scale in scales.items()
-    }
-    bounds = {name: np.array(scale * 127, np.float32) for name, scale in scales.items()}
-    types = sorted({node.op_type for node in nodes})
-    options = {
-        "ActivationSymmetric": True,
-        "WeightSymmetric": True,
-        "TensorQuantOverrides": overrides,
-        "QDQKeepRemovableActivations": True,
-        # TensorRT takes float biases only (int32 DequantizeLinear is not for it).
-        "QuantizeBias": target == "onnxruntime",
-        "OpTypesToExcludeOutputQuantization": types if target == "tensorrt" else [],
-    }
-    try:
-        with _quiet():
-            quantizer = QDQQuantizer(
-                model,
-                per_channel=True,
-                reduce_range=False,
-                weight_qType=QuantType.QInt8,
-                activation_qType=kind,
-                tensors_range=TensorsData(
-                    CalibrationMethod.MinMax,
-                    {name: TensorData(lowest=-bound, highest=bound) for name, bound in bounds.items()},
-                ),
-                nodes_to_quantize=[node.name for node in nodes],
-                nodes_to_exclude=[],
-                op_types_to_quantize=types,
-                extra_options=options,
-            )
-            if target == "tensorrt":
-                for name in _skips(model, scales):
-                    quantizer.quantize_activation_tensor(name)
-            quantizer.quantize_model()
-    except (ValueError, TypeError, KeyError, AssertionError, RuntimeError) as exc:
-        raise ModelError(
-            f"onnxruntime's quantizer cannot handle this model: {exc}",
-            hint="simplify the model, or use precision: fp32",
-        ) from exc
-    result: ModelProto = quantizer.model.model
-    _float_outputs(result)
-    quantizer.model.clean_initializers()
-    # The quantizer appends the new nodes at the end; onnx wants producers before consumers.
-    quantizer.model.topological_sort()
-    return result
-
-
-def _float_outputs(model: ModelProto) -> None:
-    """Take the Q/DQ pair off the graph's outputs: nobody computes with them, and rounding would cost accuracy.
-
-    The quantizer itself can leave outputs alone by operator type only, and hidden layers of that type with them.
-    """
-    producers = {name: node for node in model.graph.node for name in node.output}
-    for value in model.graph.output:
-        back = producers[value.name]
-        forth = producers.get(back.input[0]) if back.op_type == "DequantizeLinear" else None
-        if forth is not None and forth.op_type == "QuantizeLinear":
-            made_by = producers[forth.input[0]].output
-            made_by[list(made_by).index(forth.input[0])] = value.name
-            model.graph.node.remove(forth)
-            model.graph.node.remove(back)
-
-
-def _skips(model: ModelProto, scales: Scales) -> list[str]:
-    """The skip input of each residual add: the branch that is not the convolution's own output.
-
-    Where both branches are convolutions (a downsampling block), the one computed first; the other stays float, so that
-    TensorRT can fuse its convolution with the add.
-    """
-    producer = {name: (index, node.op_type) for index, node in enumerate(model.graph.node) for name in node.output}
-    skips = []
-    for node in model.graph.node:
-        if node.op_type == "Add" and all(name in scales and name in producer for name in node.input):
-            others = [name for name in node.input if producer[name][1] not in WEIGHTED]
-            skips.append(others[0] if others else min(node.input, key=lambda name: producer[name][0]))
-    return skips
-
-
 def _move_before_activations(model: ModelProto, scales: dict[str, float]) -> None:
     """Give the input of each Relu and Clip the scale of its output, so that the layer in front can run in INT8.
 
     The quantizer then saturates where the activation would have clipped, and Relu or Clip of a rounded value is the
     rounded value of Relu or Clip. Only where the activation is the tensor's only user.
     """
-    users: dict[str, int] = {}
+    graph = GraphIndex(model)
     for node in model.graph.node:
-        for name in node.input:
-            users[name] = users.get(name, 0) + 1
-    for node in model.graph.node:
-        if node.op_type in {"Relu", "Clip"} and node.output[0] in scales and users[node.input[0]] == 1:
+        is_scaled = node.op_type in {"Relu", "Clip"} and node.output[0] in scales
+        if is_scaled and graph.is_sole_consumer(node, node.input[0]):
             scales[node.input[0]] = scales[node.output[0]]
 
 
-def _has_weights(node: NodeProto, constant: set[str]) -> bool:
-    """True if this is a weighted layer with constant weights; a product of two activations is none."""
-    return node.op_type in WEIGHTED and len(node.input) > 1 and node.input[1] in constant
+class _Insertion:
+    """Q/DQ nodes on their way into one model."""
+
+    def __init__(self, model: ModelProto, scales: Scales, *, target: Target, balance: bool) -> None:
+        self.model, self.scales, self.target, self.balance = model, scales, target, balance
+        self.graph = GraphIndex(model)
+        self.unscaled: dict[str, None] = {}
+        self.already_quantized = 0
+        self._has_qdq = has_qdq(model)
+        self._pairs: dict[str, str] = {}
+        self._weights: dict[tuple[str, int | None], tuple[str, NDArray[np.float32]]] = {}
+        self._before: dict[int, list[NodeProto]] = {}
+        self._new: list[NodeProto] = []
+        self._quantized: list[str] = []
+
+    def quantize_layers(self, layers: list[WeightedLayer]) -> int:
+        """Quantize inputs and weights of ``layers``; how many could be."""
+        nodes = {node.output[0]: node for node in self.model.graph.node if node.output}
+        done = 0
+        for layer in layers:
+            if self._is_quantized_already(layer):
+                self.already_quantized += 1
+                continue
+            needed = [layer.activation]
+            if self.target == "onnxruntime" and layer.output not in self.graph.outputs:
+                needed.append(layer.output)
+            lacking = [name for name in needed if name not in self.scales]
+            if lacking or layer.weight not in self.graph.constants:
+                self.unscaled.update(dict.fromkeys(lacking))
+                continue
+            self._quantize_layer(nodes[layer.output], layer)
+            done += 1
+        return done
+
+    def _is_quantized_already(self, layer: WeightedLayer) -> bool:
+        above = self.graph.producer.get(layer.activation)
+        return self._has_qdq and above is not None and above.op_type == "DequantizeLinear"
+
+    def _quantize_layer(self, node: NodeProto, layer: WeightedLayer) -> None:
+        weight, scale = self._weight_pair(layer)
+        node.input[0 if layer.is_left else 1] = weight
+        if self.target == "tensorrt":
+            node.input[1 if layer.is_left else 0] = self._pair(layer.activation)
+            return
+        self._quantized.append(layer.activation)
+        if layer.output not in self.graph.outputs:
+            self._quantized.append(layer.output)
+        if layer.bias is not None:
+            self._integer_bias(node, layer, layer.bias, scale)
+
+    def _weight_pair(self, layer: WeightedLayer) -> tuple[str, NDArray[np.float32]]:
+        """The dequantized weights, and their scales (per output channel, or one)."""
+        roomy = self._scale_with_room(layer) if self.target == "onnxruntime" else None
+        key = (layer.weight, layer.axis)
+        if roomy is None and key in self._weights:
+            return self._weights[key]
+        values = self.graph.array(layer.weight).astype(np.float32)
+        scale = rounding.scales_of(values, layer.axis)
+        # Levels follow from the weights' own scale: only then do balanced sums stay.
+        values = rounding.on_levels(values, layer.axis, balance=self.balance)
+        scale = scale if roomy is None else np.maximum(scale, roomy)
+        shape = [1] * values.ndim
+        if layer.axis is not None:
+            shape[layer.axis] = -1
+        levels = np.clip(np.rint(values / scale.reshape(shape)), -128, 127).astype(np.int8)
+        stem = layer.weight
+        inputs = [
+            self.graph.add_constant(f"{stem}_quantized", levels),
+            self.graph.add_constant(f"{stem}_scale", scale),
+            self.graph.add_constant(f"{stem}_zero_point", np.zeros(scale.shape, np.int8)),
+        ]
+        output = self.graph.unique(f"{stem}_DequantizeLinear_Output")
+        axis = {} if layer.axis is None else {"axis": layer.axis}
+        self._new.append(self._node("DequantizeLinear", inputs, output, name=f"{output[:-7]}", **axis))
+        result = (output, scale)
+        if roomy is None:
+            self._weights[key] = result
+        return result
+
+    def _scale_with_room(self, layer: WeightedLayer) -> NDArray[np.float32] | None:
+        """Weight scales with which every bias fits int32; None where the weights' own will do."""
+        if layer.bias is None:
+            return None
+        bias = self.graph.array(layer.bias).astype(np.float64).reshape(-1)
+        scale = rounding.scales_of(self.graph.array(layer.weight), layer.axis)
+        if bias.size != scale.size:
+            return None
+        given = self.scales[layer.activation]
+        needed = _ROOM * 2.0 * np.abs(bias) / _INTEGERS / given
+        return None if (scale >= needed).all() else needed.astype(np.float32)
+
+    def _integer_bias(self, node: NodeProto, layer: WeightedLayer, name: str, scale: NDArray[np.float32]) -> None:
+        given = attributes(node)
+        bias = self.graph.array(name).astype(np.float64)
+        if bias.ndim != 1 or bias.size != scale.size or given.get("alpha", 1.0) != 1.0 or given.get("beta", 1.0) != 1.0:
+            return
+        step = (np.float32(self.scales[layer.activation]) * scale).reshape(-1)
+        if not (step > 0).all():
+            return
+        limits = np.iinfo(np.int32)
+        levels = np.clip(np.rint(bias / step), limits.min, limits.max).astype(np.int32)
+        inputs = [
+            self.graph.add_constant(f"{name}_quantized", levels),
+            self.graph.add_constant(f"{name}_scale", step),
+            self.graph.add_constant(f"{name}_zero_point", np.zeros(step.shape, np.int32)),
+        ]
+        output = self.graph.unique(f"{name}_DequantizeLinear_Output")
+        self._new.append(self._node("DequantizeLinear", inputs, output, name=output[:-7], axis=0))
+        node.input[2] = output
+
+    def quantize_along(self, chosen: Placement) -> None:
+        """Quantize what stands beside the weighted layers: sums, pools, and products where that is asked for."""
+        if self.target == "onnxruntime":
+            for node in self.model.graph.node:
+                names = [*node.input, *node.output]
+                if node.op_type in _ALONG and all(self._is_scaled(name) for name in names if name):
+                    self._quantized += [name for name in names if name not in self.graph.constants]
+            return
+        for node in self.model.graph.node:
+            if node.op_type in _POOLS and node.input[0] in self.scales:
+                node.input[0] = self._pair(node.input[0])
+        places = placement.residual_inputs(self.model, rule=chosen.residual)
+        if chosen.attention == "int8":
+            places += placement.attention_inputs(self.model)
+        for node, index in places:
+            if all(name in self.scales or name in self._pairs.values() for name in node.input):
+                node.input[index] = self._pair(node.input[index])
+
+    def _is_scaled(self, name: str) -> bool:
+        return name in self.scales or name in self.graph.outputs
+
+    def _pair(self, name: str) -> str:
+        """The tensor behind the Q/DQ pair on ``name``, which is made once."""
+        if name in self._pairs.values():
+            return name
+        if name not in self._pairs:
+            kind = np.int8 if self.target == "tensorrt" else np.uint8
+            zero = np.array(0 if self.target == "tensorrt" else 128, kind)
+            scale = self.graph.add_constant(f"{name}_scale", np.array(self.scales[name], np.float32))
+            point = self.graph.add_constant(f"{name}_zero_point", zero)
+            quantized = self.graph.unique(f"{name}_QuantizeLinear_Output")
+            back = self.graph.unique(f"{name}_DequantizeLinear_Output")
+            self._new.append(self._node("QuantizeLinear", [name, scale, point], quantized, name=quantized[:-7]))
+            self._new.append(self._node("DequantizeLinear", [quantized, scale, point], back, name=back[:-7]))
+            self._pairs[name] = back
+        return self._pairs[name]
+
+    def finish(self) -> None:
+        """Let all readers of a tensor that is quantized as a whole read it so, and put the new nodes into order."""
+        whole = [name for name in dict.fromkeys(self._quantized) if name not in self.graph.outputs]
+        pairs = {name: self._pair(name) for name in whole}
+        for node in self.model.graph.node:
+            for index, name in enumerate(node.input):
+                if name in pairs:
+                    node.input[index] = pairs[name]
+        _sort_in(self.model, self._new)
+        remove_unused(self.model)
+
+    def _node(self, kind: str, inputs: list[str], output: str, *, name: str, **given: int) -> NodeProto:
+        node: NodeProto = require("onnx").helper.make_node(
+            kind, inputs, [output], name=self.graph.unique(name), **given
+        )
+        return node
 
 
-def named_copy(model: ModelProto) -> ModelProto:
-    """A copy in which every node has a name of its own, and constants are initializers.
+def _sort_in(model: ModelProto, new: list[NodeProto]) -> None:
+    """Put ``new`` nodes right behind the producers of what they read: onnx wants producers before consumers."""
+    made = {name for node in model.graph.node for name in node.output}
+    first = [node for node in new if not made.intersection(node.input)]
+    behind: dict[str, list[NodeProto]] = {}
+    for node in new:
+        for name in node.input:
+            behind.setdefault(name, []).append(node)
+    ordered: list[NodeProto] = []
+    placed: set[int] = set()
 
-    The quantizer chooses nodes by name, and takes for weights what is an initializer.
-    """
-    onnx = require("onnx")
-    copy: ModelProto = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for node in [node for node in copy.graph.node if node.op_type == "Constant"]:
-        for attribute in node.attribute:
-            if attribute.name == "value":
-                attribute.t.name = node.output[0]
-                copy.graph.initializer.append(attribute.t)
-                copy.graph.node.remove(node)
-    given = {node.name for node in copy.graph.node}
-    seen: set[str] = set()
-    for index, node in enumerate(copy.graph.node):
-        if not node.name or node.name in seen:
-            node.name = f"{node.op_type}_{index}"
-            while node.name in given:
-                node.name += "_"
-        seen.add(node.name)
-    return copy
+    def place(node: NodeProto) -> None:
+        if id(node) in placed:
+            return
+        placed.add(id(node))
+        ordered.append(node)
+        for name in node.output:
+            for following in behind.get(name, ()):
+                place(following)
 
-
-def _check_names(model: ModelProto) -> None:
-    graph = model.graph
-    names = {item.name for item in (*graph.initializer, *graph.input)} | {n for node in graph.node for n in node.output}
-    for name in names:
-        for ending in _APPENDED:
-            if name + ending in names:
-                raise ModelError(
-                    f"tensor {name + ending!r} has the name that Q/DQ nodes of {name!r} would get",
-                    hint="rename it in the model",
-                )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantizer advises on the root logger to run a preprocessing step that edge has done."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
+    for node in first:
+        if not any(node.input[0] in other.output for other in new):
+            place(node)
+    for node in list(model.graph.node):
+        place(node)
+    copies = [type(node).FromString(node.SerializeToString()) for node in ordered]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)

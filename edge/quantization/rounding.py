@@ -16,36 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge.errors import require
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from onnx import ModelProto, NodeProto
 
 LEVELS = 127
-
-
-def balance(model: ModelProto, nodes: list[NodeProto]) -> None:
-    """Put the weights of ``nodes`` (which belong to ``model``) on the levels of their per-channel symmetric INT8.
-
-    Whoever quantizes them with the largest weight of each output channel at ±127 then finds exactly these levels.
-    Weights that are no float32, that nodes share with different channels, or that are no numbers, are left as they are.
-    """
-    onnx = require("onnx")
-    axes: dict[str, set[int | None]] = {}
-    for node in nodes:
-        axes.setdefault(node.input[1], set()).add(channel_axis(node))
-    for item in model.graph.initializer:
-        found = axes.get(item.name, set())
-        if len(found) != 1 or item.data_type != onnx.TensorProto.FLOAT:
-            continue
-        axis = found.pop()
-        values = onnx.numpy_helper.to_array(item)
-        if axis is None or values.ndim < 2 or not np.isfinite(values).all():
-            continue
-        rows = np.moveaxis(values, axis, 0)
-        better = np.moveaxis(balanced(rows.reshape(len(rows), -1)).reshape(rows.shape), 0, axis)
-        item.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(better), item.name))
 
 
 def balanced(filters: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -69,14 +43,33 @@ def balanced(filters: NDArray[np.float32]) -> NDArray[np.float32]:
     return result
 
 
-def channel_axis(node: NodeProto) -> int | None:
-    """Which axis of its weights counts the output channels; None where they are not one axis."""
-    attributes = {item.name: item.i for item in node.attribute}
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "Gemm":
-        return 0 if attributes.get("transB", 0) else 1
-    if node.op_type == "MatMul":
-        return -1
-    # ConvTranspose: its second axis counts the channels of one group.
-    return 1 if node.op_type == "ConvTranspose" and attributes.get("group", 1) == 1 else None
+def scales_of(values: NDArray[np.float32], axis: int | None) -> NDArray[np.float32]:
+    """Symmetric INT8 scales: one per slice along ``axis``, or one for all (shape ()).
+
+    The largest magnitude is at 127 levels; a slice of zeros, or one whose scale would be denormal, has the scale 1.
+    """
+    magnitude = np.abs(values.astype(np.float32))
+    if axis is None:
+        largest = magnitude.max(initial=0.0)
+    else:
+        largest = magnitude.max(axis=tuple(i for i in range(values.ndim) if i != axis % values.ndim), initial=0.0)
+    steps = np.asarray(largest, np.float32) / np.float32(LEVELS)
+    result: NDArray[np.float32] = np.where(steps < np.finfo(np.float32).tiny, np.float32(1), steps).astype(np.float32)
+    return result
+
+
+def on_levels(values: NDArray[np.float32], axis: int | None, *, balance: bool) -> NDArray[np.float32]:
+    """``values`` on their INT8 levels, with the sum of each output channel kept where ``balance``."""
+    if axis is None or values.ndim < 2 or not np.isfinite(values).all():
+        steps = scales_of(values, None)
+        nearest: NDArray[np.float32] = (np.rint(values / steps) * steps).astype(np.float32)
+        return nearest
+    rows = np.moveaxis(values, axis, 0)
+    flat = rows.reshape(len(rows), -1)
+    if balance:
+        made = balanced(flat)
+    else:
+        steps = scales_of(flat, 0)[:, None]
+        made = (np.rint(flat / steps) * steps).astype(np.float32)
+    result: NDArray[np.float32] = np.ascontiguousarray(np.moveaxis(made.reshape(rows.shape), 0, axis))
+    return result

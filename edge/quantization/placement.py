@@ -1,0 +1,82 @@
+"""Where Q/DQ nodes stand: which inputs of which nodes are quantized.
+
+Weighted layers always; of a residual add the skip input, and only where the other one ends a convolution's path, which
+is what TensorRT fuses (developer guide 8.4, section 7.4.4; Model Optimizer's get_fusible_backbone). The sums of a
+transformer, whose branches end in a MatMul, stay in float: one scale for a residual stream costs it 5 dB and saves no
+kernel. LayerNorm, Softmax, GELU and SiLU are never quantized inside.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from edge.model import WEIGHTED, GraphIndex
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from onnx import ModelProto, NodeProto
+
+Residual = Literal["conv", "all", "none"]
+Attention = Literal["float", "int8"]
+
+# What TensorRT folds into a convolution in front of an add.
+_IN_PATH = frozenset({"BatchNormalization", "Identity", "Cast"})
+_BIAS = frozenset({"Add", "Mul"})
+
+
+def residual_inputs(model: ModelProto, *, rule: Residual) -> list[tuple[NodeProto, int]]:
+    """Inputs of adds that are quantized, as node and input number.
+
+    ``rule`` conv: where a Conv or ConvTranspose path ends in the add. ``all``: in every add of two activations.
+    Where both branches are convolutions (a downsampling block), the one computed first is quantized; the other stays
+    float, so that TensorRT can fuse its convolution with the add.
+    """
+    if rule == "none":
+        return []
+    graph = GraphIndex(model)
+    order = {name: index for index, node in enumerate(model.graph.node) for name in node.output}
+    found = []
+    for node in model.graph.node:
+        if node.op_type != "Add" or any(name in graph.constants or name not in order for name in node.input):
+            continue
+        if rule == "conv":
+            ends = [_ends_in_convolution(graph, node, name) for name in node.input]
+        else:
+            ends = [graph.producer[name].op_type in WEIGHTED for name in node.input]
+        if rule == "conv" and not any(ends):
+            continue
+        if all(ends) or not any(ends):
+            skip = min((0, 1), key=lambda index: order[node.input[index]])
+        else:
+            skip = ends.index(False)
+        found.append((node, skip))
+    return found
+
+
+def _ends_in_convolution(graph: GraphIndex, reader: NodeProto, name: str) -> bool:
+    """Whether ``name``, read by ``reader``, is a convolution's output, at most with a constant added or multiplied."""
+    while graph.is_sole_consumer(reader, name):
+        node = graph.producer.get(name)
+        if node is None:
+            return False
+        if node.op_type in {"Conv", "ConvTranspose"}:
+            return True
+        live = [item for item in node.input if item and item not in graph.constants]
+        if len(live) != 1 or not (node.op_type in _IN_PATH or node.op_type in _BIAS):
+            return False
+        reader, name = node, live[0]
+    return False
+
+
+def attention_inputs(model: ModelProto) -> Iterator[tuple[NodeProto, int]]:
+    """Both inputs of every MatMul of two activations."""
+    graph = GraphIndex(model)
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and all(_is_live(graph, name) for name in node.input):
+            yield node, 0
+            yield node, 1
+
+
+def _is_live(graph: GraphIndex, name: str) -> bool:
+    return name not in graph.constants

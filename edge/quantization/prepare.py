@@ -1,0 +1,95 @@
+"""A folded model and a recipe -> the prepared model: the float network that INT8 is made from.
+
+Migration and shift keep the function; rounded weights and corrected biases compensate each other for what INT8 does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edge.errors import require
+from edge.model import GraphIndex, remove_unused, weighted_layers
+from edge.quantization.biases import add_to_output
+from edge.quantization.migration import migrate, migrated_name
+from edge.quantization.recipe import Recipe, write_placement
+from edge.quantization.rounding import on_levels
+from edge.quantization.shift import shift_range, shift_tensors, shifted_name
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+
+def apply(folded: ModelProto, recipe: Recipe, *, rounding: bool = True) -> ModelProto:
+    """The prepared model; ``folded`` (see :func:`edge.quantization.fold`) is left as it is.
+
+    Args:
+        folded: the network with its weights as initializers.
+        recipe: what is done to it.
+        rounding: False leaves out what does not keep the function: rounded weights and corrected biases.
+
+    Raises:
+        ModelError: the recipe names a tensor or layer that the network does not have.
+    """
+    copy = type(folded)()
+    copy.CopyFrom(folded)
+    for migration in recipe.migrations:
+        migrate(copy, migration)
+    floats = {item.layer for item in recipe.float_layers}
+    if recipe.is_balanced and rounding:
+        round_weights(copy, floats)
+    if recipe.shifts:
+        shift_tensors(copy, recipe.shifts, mode=recipe.shift)
+    if rounding:
+        graph = GraphIndex(copy)
+        layers = {layer.name: layer for layer in weighted_layers(copy)}
+        for correction in recipe.corrections:
+            if correction.layer in layers and correction.layer not in floats:
+                add_to_output(graph, layers[correction.layer], correction.delta.values)
+    remove_unused(copy)
+    write_placement(copy, recipe)
+    return copy
+
+
+def round_weights(model: ModelProto, excluded: Collection[str]) -> None:
+    """Put the weights of all quantized layers on their INT8 levels, each filter's sum kept.
+
+    Weights that several layers read in different ways, or that are no numbers, stay as they are.
+    """
+    onnx = require("onnx")
+    axes: dict[str, set[int | None]] = {}
+    for layer in weighted_layers(model):
+        axes.setdefault(layer.weight, set()).add(None if layer.name in excluded else layer.axis)
+    for item in model.graph.initializer:
+        found = axes.get(item.name, set())
+        if len(found) == 1 and item.data_type == onnx.TensorProto.FLOAT and (axis := next(iter(found))) is not None:
+            values = onnx.numpy_helper.to_array(item)
+            if values.ndim > 1 and np.isfinite(values).all():
+                item.CopyFrom(onnx.numpy_helper.from_array(on_levels(values, axis, balance=True), item.name))
+
+
+def table_ranges(folded: Mapping[str, float], recipe: Recipe, prepared: ModelProto) -> dict[str, float]:
+    """Ranges of the prepared model's tensors, from those of the folded model's and the recipe."""
+    made = {migrated_name(item.tensor): item.bound for item in recipe.migrations}
+    made |= {shifted_name(item.tensor): shift_range(item) for item in recipe.shifts}
+    centres = {shifted_name(item.tensor): abs(item.centre) for item in recipe.shifts}
+    moved: dict[str, float] = {}
+    for node in prepared.graph.node:
+        if node.op_type == "Pad" and node.input[0] in made:
+            made[node.output[0]] = made[node.input[0]]
+        if node.op_type == "Clip" and node.output[0] in centres:
+            # The bias in front lost the centre.
+            moved[node.input[0]] = centres[node.output[0]]
+        if node.op_type == "Add" and node.output[0] in folded and node.input[0] not in folded:
+            made.setdefault(node.input[0], folded[node.output[0]])
+    names = [value.name for value in prepared.graph.input]
+    names += [name for node in prepared.graph.node for name in node.output]
+    ranges = {}
+    for name in names:
+        if name in made:
+            ranges[name] = made[name]
+        elif name in folded:
+            ranges[name] = folded[name] + moved.get(name, 0.0)
+    return ranges
