@@ -50,7 +50,7 @@ ADAPTERS: dict[str, frozenset[str]] = {
     }),
     # Sessions in backends.onnxruntime alone; the others use its converters of ONNX files.
     "onnxruntime": frozenset({
-        "backends.onnxruntime", "backends.onnxruntime_graph", "backends.tensorrt.onnx_variants", "quantization.qdq",
+        "backends.onnxruntime", "backends.onnxruntime_graph", "backends.tensorrt.onnx_variants",
     }),
     "jtop": frozenset({"telemetry.jtop"}),
     "oras": frozenset({"deploy.registry.client"}),

@@ -8,7 +8,7 @@ correction, shift.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -49,7 +49,9 @@ from edge.quantization import (
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from onnx import ModelProto
+
+# An onnx.ModelProto, which only its adapters import.
+OnnxModel: TypeAlias = Any
 
 # TensorRT 10.3 is what JetPack 6.1 and 6.2 hold; every 10.x reads it, and other versions take it retargeted.
 HEADER_VERSION = TrtVersion(10, 3, 0)
@@ -84,14 +86,14 @@ class Prepared(msgspec.Struct, frozen=True):
         name = algorithms.REGISTRY[self.recipe.algorithm].table_name
         return calibration_table.from_ranges(self.ranges, algorithm=name, trt_version=HEADER_VERSION)
 
-    def form(self, *, only: Sequence[str] | None = None) -> ModelProto:
+    def form(self, *, only: Sequence[str] | None = None) -> OnnxModel:
         """The Q/DQ form as TensorRT gets it; of the layers ``only``, where given."""
-        made: ModelProto = insert(self.model, self.table(), target="tensorrt", only=only).model
+        made: OnnxModel = insert(self.model, self.table(), target="tensorrt", only=only).model
         return made
 
 
 def prepare(
-    folded: ModelProto,
+    folded: OnnxModel,
     statistics: Statistics,
     scorer: Scorer,
     settings: PreparationSettings,
@@ -115,7 +117,7 @@ def prepare(
     return _Stack(folded, statistics, scorer, settings, on_event).run(recipe)
 
 
-def finish(folded: ModelProto, statistics: Statistics, recipe: Recipe) -> Prepared:
+def finish(folded: OnnxModel, statistics: Statistics, recipe: Recipe) -> Prepared:
     """Prepared model and ranges for a recipe that is complete.
 
     Raises:
@@ -126,7 +128,7 @@ def finish(folded: ModelProto, statistics: Statistics, recipe: Recipe) -> Prepar
     return Prepared(recipe, prepared, table_ranges(ranges, recipe, prepared))
 
 
-def _folded_ranges(folded: ModelProto, statistics: Statistics, recipe: Recipe) -> dict[str, float]:
+def _folded_ranges(folded: OnnxModel, statistics: Statistics, recipe: Recipe) -> dict[str, float]:
     chosen, parameters = algorithms.find(recipe.algorithm, recipe.parameters)
     return watch_plan.shared_ranges(folded.graph, algorithms.ranges(statistics, chosen, parameters))
 
@@ -143,7 +145,7 @@ class _Stack:
 
     def __init__(
         self,
-        folded: ModelProto,
+        folded: OnnxModel,
         statistics: Statistics,
         scorer: Scorer,
         settings: PreparationSettings,
@@ -246,14 +248,14 @@ class _Stack:
                 break
         return best
 
-    def _try(self, name: str, recipe: Recipe, best_db: float, exact: ModelProto | None = None) -> float | None:
+    def _try(self, name: str, recipe: Recipe, best_db: float, exact: OnnxModel | None = None) -> float | None:
         """The SQNR with ``recipe`` where it beats ``best_db``; the step is noted in any case."""
         measured = self._score(recipe)
         why = self._why_not(exact, measured, best_db)
         self._steps.append(Step(name, why is None, measured, why))
         return measured if why is None else None
 
-    def _why_not(self, exact: ModelProto | None, measured: float, best_db: float) -> str | None:
+    def _why_not(self, exact: OnnxModel | None, measured: float, best_db: float) -> str | None:
         """Why a step is left out; None where it is not. ``exact`` must still compute what the reference does."""
         if measured <= best_db:
             return f"{best_db:.2f} dB without it"
@@ -281,7 +283,7 @@ class _Stack:
         )
         return msgspec.structs.replace(recipe, migrations=made)
 
-    def _corrections(self, base: ModelProto) -> tuple[BiasCorrection, ...]:
+    def _corrections(self, base: OnnxModel) -> tuple[BiasCorrection, ...]:
         """What rounding does to the mean of each layer's output, taken off its bias."""
         channels = self._channels(base)
         graph = GraphIndex(base)
@@ -296,7 +298,7 @@ class _Stack:
                 found.append(BiasCorrection(layer.name, Vector.of(delta)))
         return tuple(found)
 
-    def _shifts(self, base: ModelProto, recipe: Recipe) -> tuple[Any, ...]:
+    def _shifts(self, base: OnnxModel, recipe: Recipe) -> tuple[Any, ...]:
         ranges = table_ranges(_folded_ranges(self._folded, self._statistics, recipe), recipe, base)
         found = []
         for name in shift_candidates(base, self._settings.shift):
@@ -307,7 +309,7 @@ class _Stack:
                     found.append(shift)
         return tuple(found)
 
-    def _channels(self, model: ModelProto) -> dict[str, _Channels]:
+    def _channels(self, model: OnnxModel) -> dict[str, _Channels]:
         """Per channel of each tensor that a weighted layer reads: mean and largest magnitude over the pictures."""
         axes: dict[str, int] = {}
         for layer in weighted_layers(model):
@@ -326,13 +328,13 @@ class _Stack:
                 sizes[name] = sizes.get(name, 0) + array.size // total.size
         return {name: _Channels(sums[name] / sizes[name], largest[name]) for name in sums}
 
-    def _tensor_statistics(self, model: ModelProto, names: Sequence[str]) -> dict[str, TensorStatistics]:
+    def _tensor_statistics(self, model: OnnxModel, names: Sequence[str]) -> dict[str, TensorStatistics]:
         counter = Counter(names, with_histogram=True)
         for values in self._values(model, names):
             counter.add([values[name] for name in names], pictures=1, what="a calibration picture")
         return counter.statistics.tensors
 
-    def _values(self, model: ModelProto, names: Sequence[str]) -> Any:  # noqa: ANN401 - an iterator of mappings
+    def _values(self, model: OnnxModel, names: Sequence[str]) -> Any:  # noqa: ANN401 - an iterator of mappings
         given = {value.name for value in model.graph.input}
         watched = [name for name in names if name not in given]
         outputs = watch_plan.with_outputs(model, watched)

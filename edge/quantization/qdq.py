@@ -184,7 +184,7 @@ class _Insertion:
         """The dequantized weights, and their scales (per output channel, or one)."""
         roomy = self._scale_with_room(layer) if self.target == "onnxruntime" else None
         key = (layer.weight, layer.axis)
-        if roomy is None and key in self._weights:
+        if key in self._weights:
             return self._weights[key]
         values = self.graph.array(layer.weight).astype(np.float32)
         scale = rounding.scales_of(values, layer.axis)
@@ -205,7 +205,8 @@ class _Insertion:
         axis = {} if layer.axis is None else {"axis": layer.axis}
         self._new.append(self._node("DequantizeLinear", inputs, output, name=f"{output[:-7]}", **axis))
         result = (output, scale)
-        if roomy is None:
+        if self.target == "tensorrt":
+            # onnxruntime turns int8 weights into uint8 on some processors, and fails on those that two layers share.
             self._weights[key] = result
         return result
 
