@@ -24,7 +24,7 @@ from edge.deploy import (
     rollout,
     ship,
 )
-from edge.deploy.bundle import Bundle, open_bundle
+from edge.deploy.bundle import Bundle, check_models, open_bundle
 from edge.deploy.transport import DeviceAddress
 from edge.errors import DeviceError, EdgeError, QualityError, UsageError
 from edge.events import Event
@@ -185,6 +185,7 @@ def _bundles(chosen: ChosenTargets, load: Load, terminal: Terminal) -> Iterator[
             source: object = path or profile
             if source not in known:
                 known[source] = open_bundle(path) if path else _made(str(profile), Path(folder), load, terminal)
+                check_models(known[source])
             found[host.place.name] = known[source]
         yield found
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge.config import Precision, Profile, available_profiles, find_profile, read_profile
-from edge.deploy.bundle import deployed
-from edge.errors import ProfileError, UsageError
+from edge.deploy.bundle import MANIFEST, PROFILE, deployed
+from edge.errors import ArtifactError, ProfileError, UsageError
 from edge.system import device
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edge.backends import Backend
     from edge.calibration import FoundArtifact
     from edge.media import ClassNames, Pictures
+    from edge.ui.terminal import Terminal
 
 # A checkout is recognized by what is next to the package.
 _BESIDE_PACKAGE = Path(__file__).resolve().parents[2]
@@ -99,7 +100,33 @@ def load_profile(name: str | None, *, user: str | None = None) -> tuple[Profile,
             raise ProfileError(f"no profile fits this machine{why}", hint="name one with --profile; edge profile list")
     shipped = deployed.current(device_home(user)) if name == deployed.CURRENT else None
     path = shipped.profile if shipped is not None else find_profile(name, profile_folders())
+    _check_bundle(path, user=user)
     return read_profile(path), path
+
+
+def _check_bundle(path: Path, *, user: str | None) -> None:
+    """Verify the bundle that a profile is in, if it is in one: what runs is what was verified and signed.
+
+    Raises:
+        ArtifactError: a file of it was changed, it names a file outside it, or its signature is not accepted here.
+    """
+    folder = path.resolve().parent
+    if path.name != PROFILE or not (folder / MANIFEST).is_file():
+        return
+    from edge.deploy.bundle import check_models, open_bundle, signature, verify_bundle
+
+    found = open_bundle(folder)
+    verify_bundle(found)
+    check_models(found)
+    state = device_home(user)
+    shipped = deployed.holding(path, state)
+    if shipped is None:
+        return
+    if shipped.digest != found.digest:
+        raise ArtifactError(
+            "the bundle is not the one that its folder is named for", where=folder, hint="ship it again"
+        )
+    signature.check_policy(found, signature.lists(state))
 
 
 def labelled_pictures(profile: Profile, images: Path, labels: Path | None, *, label_offset: int = 0) -> Pictures:
@@ -193,6 +220,33 @@ def find_engine(
         called=deployed.CURRENT if is_current(path) else None,
     )  # fmt: skip
     return backend, wanted, found
+
+
+def ready_engine(
+    chosen: Profile, path: Path, *, precision: Precision | None, terminal: Terminal
+) -> tuple[Backend, Precision, FoundArtifact]:
+    """As :func:`find_engine`; the engine of the bundle in use is built where there is none that fits.
+
+    It was switched without a trial, or the power mode or TensorRT is another one since: a service must not end for good
+    over that. A supervisor is told that the start takes longer.
+    """
+    try:
+        return find_engine(chosen, path, precision=precision)
+    except ArtifactError as exc:
+        if not is_current(path):
+            raise
+        why = exc.what
+    from edge import backends
+    from edge.engines import building
+    from edge.runtime import slow_start
+
+    terminal.say(f"building the engine of the bundle in use first: {why}")
+    with slow_start("building the engine"), terminal.progress() as listen:
+        building.build(
+            chosen, backends.of(chosen), cache=build_cache_folder(None, path), engines=engine_folder(None, path),
+            precision=precision, listen=listen,
+        )  # fmt: skip
+    return find_engine(chosen, path, precision=precision)
 
 
 def subject(profile: Profile, backend: Backend, found: FoundArtifact, precision: str, source: Path | str) -> Subject:

@@ -87,7 +87,7 @@ def command(  # noqa: PLR0913 - one argument per option
     cameras = source.cameras(chosen, terminal.warn)
     is_live = bool(cameras) or (replay is not None and chosen.run.replay_speed == "real")
     width = concurrency.choose(chosen, live=is_live, cameras=len(cameras))
-    backend, wanted, found = paths.find_engine(chosen, path, precision=options.precision(precision))
+    backend, wanted, found = paths.ready_engine(chosen, path, precision=options.precision(precision), terminal=terminal)
     open_stream = source.plan(chosen, cameras)
     names = labels.load_names(Path(chosen.labels))
     kept: list[RunRecord] = []

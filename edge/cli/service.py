@@ -153,10 +153,12 @@ def _settings(
     if paths.is_current(path, user=owner):
         # By its name: when the service starts again it takes up what was shipped meanwhile.
         called, folder = deployed.CURRENT, paths.device_home(owner)
+        # An engine that does not fit any more is built before the run.
+        built = [folder / name for name in ("cache", "engines", "timing")]
     else:
-        called, folder = str(path.absolute()), paths.home().absolute()
+        called, folder, built = str(path.absolute()), paths.home().absolute(), []
     files = [str(file) for file in (options["record"], chosen.telemetry.log) if file is not None]
-    writable, state_folder = list(dict.fromkeys((folder / str(file)).parent for file in files)), None
+    writable, state_folder = list(dict.fromkeys([*built, *((folder / str(file)).parent for file in files)])), None
     if options["record"] is None and user:
         base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
         writable.append(base / "edge" / named)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         parse_duration,
         read_profile,
     )
-    from edge.config.yaml_source import Document, Kind, did_you_mean
+    from edge.config.yaml_source import Document, Kind, did_you_mean, parse_plain_yaml
 else:
     __getattr__ = lazy_exports(
         __name__,
@@ -56,7 +56,7 @@ else:
                 "parse_duration",
                 "read_profile",
             ],
-            "yaml_source": ["Document", "Kind", "did_you_mean"],
+            "yaml_source": ["Document", "Kind", "did_you_mean", "parse_plain_yaml"],
         },
     )
 
@@ -83,6 +83,7 @@ __all__ = [
     "find_profile",
     "is_camera_name",
     "parse_duration",
+    "parse_plain_yaml",
     "profiles",
     "read_profile",
 ]

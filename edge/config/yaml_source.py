@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from edge.errors import ProfileError
+from edge.errors import ArtifactError, ProfileError
 
 Key = tuple[str, ...]
 
@@ -218,6 +218,28 @@ def _literals(kind: Any) -> Iterator[Any]:  # noqa: ANN401
     elif typing.get_origin(kind) in {typing.Union, types.UnionType}:
         for member in typing.get_args(kind):
             yield from _literals(member)
+
+
+def parse_plain_yaml(data: bytes, *, where: str) -> dict[str, Any]:
+    """Values of a YAML file that somebody else wrote: no aliases, which may stand for gigabytes, and no tags.
+
+    Raises:
+        ArtifactError: it is something else, or no mapping.
+    """
+    import yaml
+
+    try:
+        text = data.decode()
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
+                line = event.start_mark.line + 1 if event.start_mark is not None else 1
+                raise ArtifactError("aliases and tags are not read here", where=f"{where}:{line}")
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:
+        raise ArtifactError("not YAML that edge can read", where=where) from exc
+    if not isinstance(content, dict):
+        raise ArtifactError("not a mapping of keys to values", where=where)
+    return content
 
 
 def did_you_mean(word: str, known: typing.Iterable[str]) -> str:

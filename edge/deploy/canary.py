@@ -22,7 +22,7 @@ from edge.artifacts import store
 from edge.backends import Backend, Session
 from edge.calibration import cache_keys
 from edge.config import Profile, profiles
-from edge.deploy.bundle import Bundle, Deployed, check_target, golden, verify_bundle
+from edge.deploy.bundle import Bundle, Deployed, check_models, check_target, golden, verify_bundle
 from edge.engines import building
 from edge.errors import ArtifactError, DataError, DeviceError, EdgeError, ModelError, ProfileError, QualityError
 from edge.events import Listener, Note, Progress, ignore_events
@@ -125,6 +125,7 @@ def canary(
     machine = msgspec.to_builtins(tools.machine)
     try:
         verify_bundle(bundle)
+        check_models(bundle)
         check_target(bundle.about, tools.machine)
         with contextlib.ExitStack() as stack:
             own = _Candidate(bundle, state, tools, listen)

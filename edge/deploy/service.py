@@ -8,7 +8,9 @@ used. Verified with ``systemd-analyze verify`` 252; it has not run on a Jetson y
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -188,7 +190,7 @@ def install(settings: ServiceSettings, *, folder: Path, systemctl: Systemctl | N
     text = unit(settings)
     is_new = not _ours(path)
     for writable in settings.writable:
-        _make(writable)
+        _make(writable, user=settings.user)
     store.write_bytes(path, text.encode())
     if systemctl is not None:
         try:
@@ -304,10 +306,14 @@ def _ours(path: Path) -> bool:
     return True
 
 
-def _make(folder: Path) -> None:
-    """systemd refuses to start a unit whose ReadWritePaths= is not there."""
+def _make(folder: Path, *, user: str | None) -> None:
+    """Make a folder for the service's user: systemd refuses to start a unit whose ReadWritePaths= is not there."""
     try:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
+        if user is not None and os.geteuid() == 0:
+            for path in missing:
+                shutil.chown(path, user)
     except OSError as exc:
         raise os_error(exc, folder) from exc
 

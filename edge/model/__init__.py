@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         Role,
         decode_inspection,
     )
-    from edge.model.onnx_model import Model
+    from edge.model.onnx_model import Model, external_locations
     from edge.model.preprocessing import Box, Preprocessor, placed, region, use_one_thread
 else:
     __getattr__ = lazy_exports(
@@ -43,7 +43,7 @@ else:
                 "SUFFIX",
                 "decode_inspection",
             ],
-            "onnx_model": ["Model"],
+            "onnx_model": ["Model", "external_locations"],
             "preprocessing": ["Box", "Preprocessor", "placed", "region", "use_one_thread"],
         },
     )
@@ -69,6 +69,7 @@ __all__ = [
     "adapt",
     "attributes",
     "decode_inspection",
+    "external_locations",
     "fold",
     "has_qdq",
     "inspection",

@@ -340,21 +340,37 @@ def external_files(path: Path) -> list[str]:
     # The field name is in the protobuf as plain text, so most models need no parsing.
     if not _mentions(path, b"location"):
         return []
-    onnx = require("onnx")
-    try:
-        proto = onnx.load(str(path), load_external_data=False)
-    except Exception as exc:  # onnx raises many kinds for one cause: not ONNX
-        raise ModelError(f"not a valid ONNX model: {exc}", where=path, hint="export it again") from exc
-    names = {entry.value for item in _tensors(proto.graph) for entry in item.external_data if entry.key == "location"}
+    names = external_locations(path.read_bytes(), where=path)
     for name in names:
         if not (path.parent / name).is_file():
             raise ModelError(f"its weight file {name} is missing", where=path, hint="copy it next to the model")
     return sorted(names)
 
 
+def external_locations(data: bytes, *, where: Path | str) -> set[str]:
+    """Locations of the external weight files that an ONNX model names, as they are in it.
+
+    Raises:
+        ModelError: it is not ONNX.
+        MissingDependencyError: onnx is not installed.
+    """
+    onnx = require("onnx")
+    try:
+        proto = onnx.load_model_from_string(data)
+    except Exception as exc:  # onnx raises many kinds for one cause: not ONNX
+        raise ModelError(f"not a valid ONNX model: {exc}", where=where, hint="export it again") from exc
+    graphs = [proto.graph, *(function for function in proto.functions)]
+    return {
+        entry.value for graph in graphs for item in _tensors(graph) for entry in item.external_data
+        if entry.key == "location"
+    }  # fmt: skip
+
+
 def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
     """Every constant tensor: initializers, and those in the attributes of nodes, also of inner graphs."""
-    yield from graph.initializer
+    yield from getattr(graph, "initializer", ())  # functions have none
+    for item in getattr(graph, "sparse_initializer", ()):
+        yield from (item.values, item.indices)
     for node in graph.node:
         for attribute in node.attribute:
             yield from (attribute.t, *attribute.tensors)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edge.runtime.pipeline import Width
     from edge.runtime.run_loop import Observers, RunSettings
     from edge.runtime.statistics import CameraSnapshot, Clock, Event, RunSnapshot, RunStatistics
-    from edge.runtime.watchdog import Heartbeat, Notifier, watchdog_s
+    from edge.runtime.watchdog import Heartbeat, Notifier, slow_start, watchdog_s
 else:
     __getattr__ = lazy_exports(
         __name__,
@@ -26,7 +26,7 @@ else:
             "pipeline": ["Width"],
             "run_loop": ["Observers", "RunSettings"],
             "statistics": ["CameraSnapshot", "Clock", "Event", "RunSnapshot", "RunStatistics"],
-            "watchdog": ["Heartbeat", "Notifier", "watchdog_s"],
+            "watchdog": ["Heartbeat", "Notifier", "slow_start", "watchdog_s"],
         },
     )
 
@@ -53,5 +53,6 @@ __all__ = [
     "probabilities",
     "run_loop",
     "seen_label",
+    "slow_start",
     "watchdog_s",
 ]

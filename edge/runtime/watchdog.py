@@ -10,10 +10,11 @@ thread that only lives does not count, so a pipeline that hangs in a driver is e
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import final
 
@@ -24,6 +25,7 @@ from edge.errors import DeviceError
 _LOOKS = 4
 # Without a watchdog the state is still said, this often.
 _STATE_INTERVAL_S = 5.0
+_SLOW_START_S = 20
 
 
 class Notifier:
@@ -76,6 +78,31 @@ def watchdog_s(environment: Mapping[str, str] = os.environ) -> float | None:
         # Inherited from a parent that is watched itself.
         return None
     return int(text) / 1e6
+
+
+@contextlib.contextmanager
+def slow_start(status: str, environment: Mapping[str, str] = os.environ) -> Iterator[None]:
+    """Tell a supervisor again and again that the start takes longer (EXTEND_TIMEOUT_USEC), and why."""
+    notifier = Notifier.from_environment(environment)
+    if notifier is None:
+        yield
+        return
+    done = threading.Event()
+
+    def tell() -> None:
+        while True:
+            notifier.send(EXTEND_TIMEOUT_USEC=str(3 * _SLOW_START_S * 1_000_000), STATUS=status)
+            if done.wait(_SLOW_START_S):
+                return
+
+    thread = threading.Thread(target=tell, name="slow start", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        notifier.close()
 
 
 @final

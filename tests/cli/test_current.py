@@ -44,7 +44,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 def test_build_and_run_what_was_shipped(edge: Edge, shipped: Path) -> None:
     before = digests(shipped / "bundles")
-    early = edge("run", "--profile", "current", "--images", "pictures")
+    early = edge("bench", "--profile", "current", "--images", "pictures")
     assert (early.code, "try: edge build --profile current" in early.err) == (7, True)
     built = edge("build", "--profile", "current")
     assert built.code == 0, built.err
@@ -59,6 +59,39 @@ def test_build_and_run_what_was_shipped(edge: Edge, shipped: Path) -> None:
     # By its file it is the same.
     again = edge("build", "--profile", shipped / "current" / "profile.yaml")
     assert again.out.count("unchanged") == 1
+
+
+def test_a_run_builds_what_is_missing_first_and_says_so(edge: Edge, shipped: Path) -> None:
+    """A service must not end for good because a bundle was switched without a trial, or TensorRT is a newer one."""
+    first = edge("run", "--profile", "current", "--images", "pictures")
+    assert (first.code, "building the engine of the bundle in use first: no int8 engine" in first.err) == (0, True)
+    again = edge("run", "--profile", "current", "--images", "pictures")
+    assert (again.code, "building" in again.err) == (0, False)
+    digest = (shipped / "current").readlink().name
+    manifest = next((shipped / "engines" / digest).rglob("*-int8.json"))
+    manifest.write_bytes(b"{}")
+    assert (
+        "building the engine of the bundle in use first"
+        in edge("run", "--profile", "current", "--images", "pictures").err
+    )
+
+
+@pytest.mark.parametrize("name", ["labels/labels.txt", "model/model.onnx", "profile.yaml", "golden/expected.json"])
+def test_what_was_changed_on_the_device_is_not_run(edge: Edge, shipped: Path, name: str) -> None:
+    assert edge("run", "--profile", "current", "--images", "pictures").code == 0
+    path = shipped / "current" / name
+    path.chmod(0o644)
+    data = path.read_bytes()
+    path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    for command in ("run", "build", "bench"):
+        ended = edge(command, "--profile", "current", *(["--images", "pictures"] if command != "build" else []))
+        assert (ended.code, "does not fit the sha256 in the manifest" in ended.err) == (7, True)
+
+
+def test_a_bundle_that_nobody_allowed_signed_is_not_run(edge: Edge, shipped: Path) -> None:
+    (shipped / "allowed_signers").write_text("")
+    ended = edge("run", "--profile", "current", "--images", "pictures")
+    assert (ended.code, "the bundle is not signed" in ended.err) == (7, True)
 
 
 def test_without_any_folder_of_profiles_it_is_the_one(
@@ -88,7 +121,7 @@ def test_the_list_marks_what_a_missing_name_takes(edge: Edge, shipped: Path, mon
 
 
 def test_the_way_out_is_the_same_by_its_file(edge: Edge, shipped: Path) -> None:
-    ended = edge("run", "--profile", shipped / "current" / "profile.yaml", "--images", "pictures")
+    ended = edge("bench", "--profile", shipped / "current" / "profile.yaml", "--images", "pictures")
     assert (ended.code, "try: edge build --profile current" in ended.err) == (7, True)
 
 

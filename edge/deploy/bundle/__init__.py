@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 from edge import lazy_exports
 
 if TYPE_CHECKING:
+    from edge.deploy.bundle.closed import check_models
     from edge.deploy.bundle.deployed import Deployed, check_target, mismatch
     from edge.deploy.bundle.manifest import (
         MANIFEST,
         MAX_MANIFEST_BYTES,
+        PROFILE,
         SIGNATURE,
         BundleManifest,
         decode_manifest,
@@ -23,10 +25,12 @@ else:
     __getattr__ = lazy_exports(
         __name__,
         {
+            "closed": ["check_models"],
             "deployed": ["Deployed", "check_target", "mismatch"],
             "manifest": [
                 "BundleManifest",
                 "MANIFEST",
+                "PROFILE",
                 "MAX_MANIFEST_BYTES",
                 "SIGNATURE",
                 "decode_manifest",
@@ -42,12 +46,14 @@ __all__ = [
     "MANIFEST",
     "MAX_MANIFEST_BYTES",
     "MAX_SIGNATURE_BYTES",
+    "PROFILE",
     "SIGNATURE",
     "Bundle",
     "BundleManifest",
     "BundleSource",
     "Deployed",
     "Meter",
+    "check_models",
     "check_target",
     "creation",
     "decode_manifest",

@@ -21,6 +21,7 @@ from edge.backends.tensorrt import timing_cache
 from edge.calibration import FoundArtifact, cache_keys
 from edge.config import Family, Profile
 from edge.deploy.bundle import archive, wheels
+from edge.deploy.bundle.closed import check_profile
 from edge.deploy.bundle.golden import FILE, FOLDER, encode, refer, taken_over
 from edge.deploy.bundle.manifest import (
     FORMAT,
@@ -99,6 +100,7 @@ def _finish(
     listen: Listener,
 ) -> Bundle:
     files = _entries(contents, where=out, listen=listen)
+    check_profile(_Draft(where=str(out), files=files, profile=resolved(profile)))
     about = BundleManifest(
         format=FORMAT,
         name=name or profile.name,
@@ -114,6 +116,18 @@ def _finish(
     # The signature that is there belongs to the bundle that was there before.
     made.signature_path.unlink(missing_ok=True)
     return made
+
+
+class _Draft(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle that is about to be written, as far as its profile is concerned."""
+
+    where: str
+    files: dict[str, FileEntry]
+    profile: bytes
+
+    def read(self, _name: str) -> bytes:
+        """The profile."""
+        return self.profile
 
 
 def resolved(profile: Profile) -> bytes:

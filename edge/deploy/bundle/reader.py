@@ -13,6 +13,7 @@ from typing import IO, Protocol
 
 from edge.artifacts import FileEntry, store
 from edge.deploy.bundle import archive
+from edge.deploy.bundle.closed import check_profile
 from edge.deploy.bundle.manifest import (
     MANIFEST,
     MAX_FILES,
@@ -172,7 +173,9 @@ def open_bundle(path: Path) -> Bundle:
             data, about, layout = archive.read(file, where=path)
     except OSError as exc:
         raise StoreError(f"cannot read: {exc.strerror or exc}", where=path) from exc
-    return Bundle(path, manifest=data, about=about, layout=layout)
+    bundle = Bundle(path, manifest=data, about=about, layout=layout)
+    check_profile(bundle)
+    return bundle
 
 
 def verify_bundle(bundle: Bundle, *, listen: Listener = ignore_events) -> None:
@@ -209,7 +212,9 @@ def _open_folder(path: Path) -> Bundle:
     for name, size in found.items():
         if size != about.files[name].size:
             raise ArtifactError(f"{size} bytes, the manifest says {about.files[name].size}", where=path / name)
-    return Bundle(path, manifest=data, about=about, layout=None)
+    bundle = Bundle(path, manifest=data, about=about, layout=None)
+    check_profile(bundle)
+    return bundle
 
 
 def _walk(top: Path) -> Iterator[tuple[str, int]]:

@@ -14,6 +14,7 @@ from typing import IO
 
 from edge.artifacts import store
 from edge.deploy.bundle import archive
+from edge.deploy.bundle.closed import check_models, check_profile
 from edge.deploy.bundle.manifest import MANIFEST, SIGNATURE
 from edge.deploy.bundle.reader import Bundle, BundleSource, Meter, open_bundle
 from edge.errors import ArtifactError, os_error
@@ -37,6 +38,9 @@ def unpack_bundle(bundle: BundleSource, folder: Path, *, listen: Listener = igno
                 for piece in bundle.pieces(name):
                     file.write(piece)
         meter.add(bundle.files[name].size)
+    written = Bundle(folder, manifest=bundle.manifest, about=bundle.about, layout=None)
+    check_profile(written)
+    check_models(written)
     if signature is not None:
         store.write_bytes(folder / SIGNATURE, signature)
     store.write_bytes(folder / MANIFEST, bundle.manifest)
@@ -60,7 +64,12 @@ def pack_bundle(bundle: BundleSource, path: Path, *, listen: Listener = ignore_e
 
     with store.atomic_write(path) as file:
         archive.write(file, bundle.manifest, bundle.files, copy)
-    made = open_bundle(path)
+    try:
+        made = open_bundle(path)
+        check_models(made)
+    except ArtifactError:
+        path.unlink(missing_ok=True)
+        raise
     # A signature that is there belongs to what was there before.
     made.signature_path.unlink(missing_ok=True)
     if signature is not None:

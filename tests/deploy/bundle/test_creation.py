@@ -345,7 +345,7 @@ def test_a_bundle_for_another_machine(
 ) -> None:
     about = msgspec.structs.replace(made(golden=[]).about, family=family, jetpack=jetpack)
     if why is None:
-        deployed.check(about, machine)
+        deployed.check_target(about, machine)
     else:
         with pytest.raises(DeviceError, match=why):
-            deployed.check(about, machine)
+            deployed.check_target(about, machine)

@@ -1,0 +1,105 @@
+"""Nothing that a bundle names is outside it, whoever made it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edge.config import profiles
+from edge.deploy.bundle import check_models, creation, open_bundle, unpack_bundle
+from edge.errors import ArtifactError, EdgeError
+from tests.support.bundles import folder_of, tar_of
+
+PROFILE = "name: x\nmodel: model/m.onnx\nlabels: labels/l.txt\n"
+FILES = {"model/m.onnx": b"weights", "labels/l.txt": b"one\n"}
+
+
+def bomb() -> str:
+    lines = ["a0: &a0 [l,l,l,l,l,l,l,l,l]"]
+    lines += [f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
+    return PROFILE + "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("profile", "says"),
+    [
+        ("extends: base\n" + PROFILE, "extends nothing"),
+        (PROFILE.replace("model/m.onnx", "/etc/passwd"), "model: '/etc/passwd' is not a file of the bundle"),
+        (PROFILE.replace("model/m.onnx", "../model/m.onnx"), "is not a file of the bundle"),
+        (PROFILE.replace("model/m.onnx", "model/./m.onnx"), "is not a file of the bundle"),
+        (PROFILE.replace("model/m.onnx", "model/other.onnx"), "is not a file of the bundle"),
+        (PROFILE.replace("labels/l.txt", "~/secret.txt"), "labels: '~/secret.txt' is not a file of the bundle"),
+        (PROFILE + "calibration: {images: /home/ada/pictures}\n", "calibration.images"),
+        (PROFILE + "pipelines: [{name: a, model: ../other.onnx}]\n", "pipelines.model"),
+        (PROFILE + "camera: {pipeline: filesrc location=/etc/passwd ! fakesink}\n", "reads or writes files"),
+        (PROFILE + "camera: {pipeline: 'playbin uri=file:///etc/passwd'}\n", "reads or writes files"),
+        (PROFILE + "camera: {pipeline: 'v4l2src ! nvinfer config-file-path=/x ! a'}\n", "reads or writes files"),
+        (PROFILE + "notify: [{to: 'exec:rm -rf /'}]\n", "is a command or a file of the device"),
+        (PROFILE + "notify: [{to: ['@/etc/shadow']}]\n", "is a command or a file of the device"),
+        (PROFILE + "x: !!python/object/apply:os.system ['touch pwned']\n", "aliases and tags"),
+        (bomb(), "aliases and tags"),
+        ("[1, 2]", "not a mapping"),
+        (PROFILE + "\tx: 1", "not YAML"),
+        ("x: " + "[" * 5000, "not YAML"),
+        ("x: " + "a" * 2_000_000, "a profile of more than"),
+    ],
+)  # fmt: skip
+def test_a_profile_that_names_something_outside_is_refused(tmp_path: Path, profile: str, says: str) -> None:
+    files = {**FILES, "profile.yaml": profile.encode()}
+    (tmp_path / "a.edge").write_bytes(tar_of(files))
+    folder_of(tmp_path / "folder", files)
+    for path in (tmp_path / "a.edge", tmp_path / "folder"):
+        with pytest.raises(ArtifactError, match=says.replace("'", ".")):
+            open_bundle(path)
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_a_closed_one_is_opened(tmp_path: Path) -> None:
+    camera = "camera: {pipeline: 'v4l2src device={device} ! videoconvert ! appsink'}\n"
+    (tmp_path / "a.edge").write_bytes(tar_of({**FILES, "profile.yaml": (PROFILE + camera).encode()}))
+    check_models(open_bundle(tmp_path / "a.edge"))
+
+
+@pytest.fixture
+def with_weights(tmp_path: Path) -> Callable[[str], Path]:
+    """``with_weights(location)``: a bundle whose model has its weights in that file."""
+    onnx = pytest.importorskip("onnx")
+
+    def make(location: str) -> Path:
+        weights = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [1], [1.0])
+        weights.ClearField("float_data")
+        weights.data_location = onnx.TensorProto.EXTERNAL
+        weights.external_data.add(key="location", value=location)
+        value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+        graph = onnx.helper.make_graph([], "g", [value], [value], [weights])
+        files = {**FILES, "model/m.onnx": onnx.helper.make_model(graph).SerializeToString(), "model/w.bin": b"0000"}
+        path = tmp_path / "w.edge"
+        path.write_bytes(tar_of({**files, "profile.yaml": PROFILE.encode()}))
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize("location", ["../labels/l.txt", "/etc/passwd", "other.bin", "./w.bin", ""])
+def test_weights_outside_are_refused(with_weights: Callable[[str], Path], tmp_path: Path, location: str) -> None:
+    found = open_bundle(with_weights(location))
+    with pytest.raises(ArtifactError, match="is not in the bundle"):
+        check_models(found)
+    with pytest.raises(ArtifactError, match="is not in the bundle"):
+        unpack_bundle(found, tmp_path / "out")
+    assert not (tmp_path / "out" / "bundle.json").exists()
+
+
+def test_weights_inside_are_taken(with_weights: Callable[[str], Path], tmp_path: Path) -> None:
+    found = open_bundle(with_weights("w.bin"))
+    check_models(found)
+    unpack_bundle(found, tmp_path / "out")
+
+
+def test_a_bundle_is_made_closed_or_not_at_all(tmp_path: Path, tiny_profile: Callable[..., Path]) -> None:
+    path = tiny_profile(tmp_path / "profiles", precision="fp32", notify=[{"to": "exec:ls"}])
+    with pytest.raises(EdgeError, match="is a command or a file of the device"):
+        creation.create(profiles.read_profile(path), cache=tmp_path, out=tmp_path / "a.edge")
+    assert not (tmp_path / "a.edge").exists()
