@@ -103,7 +103,7 @@ class StoreError(EdgeError):
 
 
 # How each optional dependency arrives; shown when it is missing, and by `edge doctor`.
-GUESTS: dict[str, str] = {
+DEPENDENCIES: dict[str, str] = {
     "numpy": "pip install 'jetson-edge[host]'",
     "cv2": "pip install 'jetson-edge[host]'  (on a Jetson: sudo apt install libopencv-python, which has GStreamer)",
     "onnx": "pip install 'jetson-edge[host]'",
@@ -137,13 +137,13 @@ def require(name: str) -> ModuleType:
         missing = exc.name or name
         what = f"{name} is not installed" if missing == name else f"{name} needs {missing}, which is not installed"
         raise MissingDependencyError(
-            what, hint=GUESTS.get(missing, GUESTS.get(name, f"pip install {missing}"))
+            what, hint=DEPENDENCIES.get(missing, DEPENDENCIES.get(name, f"pip install {missing}"))
         ) from exc
     except (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError) as exc:
         # An optional dependency built for another NumPy, protobuf or CUDA fails in its own way: keep its words.
         raise MissingDependencyError(
             f"{name} is installed but does not import: {exc}",
-            hint=f"edge doctor; or reinstall it: {GUESTS.get(name, f'pip install --force-reinstall {name}')}",
+            hint=f"edge doctor; or reinstall it: {DEPENDENCIES.get(name, f'pip install --force-reinstall {name}')}",
         ) from exc
 
 
@@ -176,7 +176,7 @@ def _signals_wait() -> Iterator[None]:
 def missing_dependency(exc: ModuleNotFoundError) -> MissingDependencyError | None:
     """The error for a dependency that an import statement did not find; None when it is no dependency, so a bug."""
     name = (exc.name or "").partition(".")[0]
-    return MissingDependencyError(f"{name} is not installed", hint=GUESTS[name]) if name in GUESTS else None
+    return MissingDependencyError(f"{name} is not installed", hint=DEPENDENCIES[name]) if name in DEPENDENCIES else None
 
 
 def os_error(exc: OSError, path: str | os.PathLike[str]) -> StoreError:

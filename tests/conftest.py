@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("edge")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
-GUESTS = ("numpy", "opencv-python-headless", "onnx", "onnxruntime", "msgspec", "hypothesis")
+DEPENDENCIES = ("numpy", "opencv-python-headless", "onnx", "onnxruntime", "msgspec", "hypothesis")
 CLASSES = 10
 SIDE = 32
 
@@ -38,7 +38,7 @@ def pytest_configure() -> None:
 
 def pytest_report_header() -> str:
     """Versions of what the results depend on."""
-    return "optional dependencies: " + ", ".join(f"{name} {_version(name)}" for name in GUESTS)
+    return "optional dependencies: " + ", ".join(f"{name} {_version(name)}" for name in DEPENDENCIES)
 
 
 @pytest.fixture(autouse=True)

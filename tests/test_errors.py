@@ -108,20 +108,20 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("optional dependency", errors.GUESTS)
-def test_every_guest_has_an_install_line(guest: str) -> None:
-    assert "pip install" in errors.GUESTS[guest]
+@pytest.mark.parametrize("dependency", errors.DEPENDENCIES)
+def test_every_dependency_has_an_install_line(dependency: str) -> None:
+    assert "pip install" in errors.DEPENDENCIES[dependency]
 
 
-def test_a_guest_that_is_not_there() -> None:
+def test_a_dependency_that_is_not_there() -> None:
     with pytest.raises(MissingDependencyError) as caught:
-        require("no_such_guest_of_ours")
-    assert caught.value.what == "no_such_guest_of_ours is not installed"
-    assert caught.value.hint == "pip install no_such_guest_of_ours"
+        require("no_such_dependency_of_ours")
+    assert caught.value.what == "no_such_dependency_of_ours is not installed"
+    assert caught.value.hint == "pip install no_such_dependency_of_ours"
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 
 
-def test_a_guest_that_lacks_a_library_of_its_own(module) -> None:
+def test_a_dependency_that_lacks_a_library_of_its_own(module) -> None:
     with pytest.raises(MissingDependencyError) as caught:
         require(module("half_there", "import the_other_half_of_it"))
     assert caught.value.what == "half_there needs the_other_half_of_it, which is not installed"
@@ -141,16 +141,16 @@ def test_a_guest_that_lacks_a_library_of_its_own(module) -> None:
     ],
     ids=lambda source: source.split("(")[0].split()[1],
 )
-def test_a_guest_that_is_broken_keeps_its_own_words(module, source: str) -> None:
+def test_a_dependency_that_is_broken_keeps_its_own_words(module, source: str) -> None:
     with pytest.raises(MissingDependencyError) as caught:
-        require(module("broken_guest", source))
-    assert caught.value.what.startswith("broken_guest is installed but does not import: ")
+        require(module("broken_dependency", source))
+    assert caught.value.what.startswith("broken_dependency is installed but does not import: ")
     assert "libnvinfer.so.10" in caught.value.what
     assert "None" not in (caught.value.hint or "")
     assert caught.value.__cause__ is not None
 
 
-def test_a_mistake_in_code_is_not_taken_for_a_missing_guest(module) -> None:
+def test_a_mistake_in_code_is_not_taken_for_a_missing_dependency(module) -> None:
     with pytest.raises(ZeroDivisionError):
         require(module("with_a_bug", "1 / 0"))
 
@@ -217,7 +217,7 @@ def test_a_bug_keeps_its_traceback() -> None:
     assert "ZeroDivisionError: a bug" in done.stderr
 
 
-def test_a_signal_waits_until_the_guest_is_there(module: Callable[[str, str], str]) -> None:
+def test_a_signal_waits_until_the_dependency_is_there(module: Callable[[str, str], str]) -> None:
     """In the middle of its initialization, a dependency in C would say that it does not import, or end the process."""
 
     class Stop(BaseException):
@@ -233,8 +233,8 @@ def test_a_signal_waits_until_the_guest_is_there(module: Callable[[str, str], st
     before = signal.signal(signal.SIGTERM, stop)
     try:
         with pytest.raises(Stop):
-            require(module("slow_guest", source))
-        assert sys.modules["slow_guest"].finished
+            require(module("slow_dependency", source))
+        assert sys.modules["slow_dependency"].finished
         assert signal.getsignal(signal.SIGTERM) is stop
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -20,7 +20,7 @@ from edge.artifacts import Key, Scalar
 from edge.backends import onnxruntime_graph
 from edge.backends.interface import BuildRequest, BuiltEngine, Inference, Int8Plan, Layers
 from edge.config import Profile
-from edge.errors import GUESTS, DeviceError, MissingDependencyError, ModelError, ProfileError, require
+from edge.errors import DEPENDENCIES, DeviceError, MissingDependencyError, ModelError, ProfileError, require
 from edge.events import Listener, ignore_events
 from edge.model import Inspection
 
@@ -41,7 +41,7 @@ class OnnxRuntime:
         try:
             version = metadata.version("onnxruntime")
         except metadata.PackageNotFoundError as exc:
-            raise MissingDependencyError("onnxruntime is not installed", hint=GUESTS["onnxruntime"]) from exc
+            raise MissingDependencyError("onnxruntime is not installed", hint=DEPENDENCIES["onnxruntime"]) from exc
         return {"backend": self.name, "onnxruntime": version, "machine": platform.machine()}
 
     def int8_plan(self, profile: Profile) -> Int8Plan:

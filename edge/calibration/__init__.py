@@ -10,7 +10,15 @@ if TYPE_CHECKING:
     from edge.calibration.cache_keys import FoundArtifact
     from edge.calibration.collection import Executor
     from edge.calibration.quality import MeasuredAccuracy, QualityVerdict
-    from edge.calibration.scoring import PictureInputs, Score, Scorer, TableForms, compare, tensorrt_form
+    from edge.calibration.scoring import (
+        PictureInputs,
+        Score,
+        Scorer,
+        TableForms,
+        compare,
+        measure_accuracy,
+        tensorrt_form,
+    )
     from edge.calibration.worker_processes import Processes
     from edge.calibration.workflow import HEADER_VERSION, CalibrationOutcome
 else:
@@ -20,7 +28,15 @@ else:
             "cache_keys": ["FoundArtifact"],
             "collection": ["Executor"],
             "quality": ["MeasuredAccuracy", "QualityVerdict"],
-            "scoring": ["PictureInputs", "Score", "Scorer", "TableForms", "compare", "tensorrt_form"],
+            "scoring": [
+                "PictureInputs",
+                "Score",
+                "Scorer",
+                "TableForms",
+                "compare",
+                "measure_accuracy",
+                "tensorrt_form",
+            ],
             "worker_processes": ["Processes"],
             "workflow": ["CalibrationOutcome", "HEADER_VERSION"],
         },
@@ -43,6 +59,7 @@ __all__ = [
     "compare",
     "counting",
     "dask_workers",
+    "measure_accuracy",
     "quality",
     "scoring",
     "tensorrt_form",

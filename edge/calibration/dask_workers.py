@@ -256,7 +256,7 @@ def _no_workers(address: str, waited_s: float) -> DeviceError:
 def _machine() -> Machine:
     """This machine."""
     found = {name: python_env.find_dependency(name) for name in ("onnxruntime", "cv2")}
-    versions = {name: guest.version if guest else None for name, guest in found.items()}
+    versions = {name: dependency.version if dependency else None for name, dependency in found.items()}
     return Machine(socket.gethostname(), {**versions, "machine": platform.machine()})
 
 

@@ -18,13 +18,14 @@ import msgspec
 import numpy as np
 
 from edge.backends import OrtSession
+from edge.calibration.quality import MeasuredAccuracy
 from edge.config import Profile
 from edge.errors import DataError, DeviceError
 from edge.events import Listener, Progress, ignore_events
 from edge.media import Picture, decode
 from edge.model import Preprocessor, onnx_model
 from edge.quantization import QdqResult, Table, qdq, table_check
-from edge.stats import sqnr_db
+from edge.stats import sqnr_db, wilson
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 # Inputs up to this many bytes are kept in memory.
 KEEP_BYTES = 1 << 30
+# Pictures that :func:`measure_accuracy` uses: enough for the limits of agreement, which need 50.
+MEASURED_PICTURES = 64
 # SQNR that stands for "equal" and for "holds NaN or infinity", where a number is needed for an order.
 _EQUAL_DB, _BROKEN_DB = 200.0, -100.0
 
@@ -253,6 +256,40 @@ def tensorrt_form(profile: Profile, table: Table) -> QdqResult:
         ModelError: The model cannot be read or quantized.
     """
     return qdq.insert(onnx_model.read(Path(profile.model), profile.outputs), table, target="tensorrt")
+
+
+def measure_accuracy(
+    profile: Profile,
+    table: Table,
+    pictures: Sequence[Picture],
+    *,
+    threads: int | None = None,
+    listen: Listener = ignore_events,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> MeasuredAccuracy:
+    """Accuracy of the TensorRT form of ``table`` on at most :data:`MEASURED_PICTURES` of ``pictures``.
+
+    Raises:
+        DataError: A picture cannot be read or decoded.
+        ModelError, DeviceError: A network cannot be loaded, or fails.
+        CancelledError: ``should_stop`` was true.
+    """
+    model = onnx_model.load(Path(profile.model), profile.outputs)
+    inputs = PictureInputs(spread(pictures, MEASURED_PICTURES), Preprocessor(profile.preprocess, profile.input))
+    inputs.prepare(threads=threads, listen=listen, should_stop=should_stop)
+    scorer = Scorer(
+        onnx_model.read(model.path, profile.outputs), inputs,
+        fixed_batch=model.fixed_batch, threads=threads, should_stop=should_stop,
+    )  # fmt: skip
+    form = tensorrt_form(profile, table)
+    score = compare(scorer.logits(form.model, stage="score int8", listen=listen), scorer.reference)
+    share = wilson(round(score.agreement * score.n), score.n)
+    return MeasuredAccuracy(
+        n=score.n,
+        sqnr_db=score.sqnr_db,
+        agreement=100.0 * share.value,
+        agreement_interval=(100.0 * share.low, 100.0 * share.high),
+    )
 
 
 class TableForms:

@@ -114,6 +114,7 @@ def calibrate(
                 "header": table.header.text,
                 "machine": platform.machine(),
                 "statistics": observed.path.name,
+                "source": str(Path(pictures.source).absolute()),
             },
         )
     return _outcome(path, manifest, "from statistics" if observed.reused else "collected", changed, start)

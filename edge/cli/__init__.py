@@ -1,6 +1,6 @@
 """The command line: one module per command, imported when that command runs.
 
-``COMMANDS`` is the table of contents. A module either has ``command`` (a function) or ``app`` (a Typer with
+``COMMAND_GROUPS`` is the table of contents. A module either has ``command`` (a function) or ``app`` (a Typer with
 sub-commands); the first line of its docstring is the text shown by ``edge --help``.
 """
 
@@ -14,29 +14,45 @@ from typing import NoReturn
 from edge.cli import signals
 from edge.errors import EdgeError, missing_dependency
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "COMMAND_GROUPS", "main"]
 
-COMMANDS: dict[str, str] = {
-    "doctor": "Show what this machine is and what is missing.",
-    "profile": "List, show and check device profiles.",
-    "data": "List, extract and check pictures.",
-    "calibrate": "Make an INT8 calibration table from pictures.",
-    "table": "Show, check, compare and convert calibration tables.",
-    "build": "Build the engine that a profile describes.",
-    "engine": "Show, compare and list built engines.",
-    "cache": "List, verify, merge, clear and fetch timing caches.",
-    "run": "Classify pictures or a camera; report latency and power.",
-    "bench": "Measure an engine by the scenarios of MLPerf Inference.",
-    "power": "Show, set and restore the power mode of a Jetson.",
-    "eval": "Measure top-1, top-5 and agreement with FP32.",
-    "bundle": "Make, check, sign and share what a device needs, as one file.",
-    "ship": "Ship a bundle to devices; look at them; take one back.",
-    "report": "Make one HTML page of run records.",
-    "canary": "Try a bundle on this device, against the one before.",
-    "service": "Keep edge run going as a systemd service.",
-    "sweep": "Compare calibration algorithms and picture counts.",
-    "selftest": "Try everything that edge promises on this machine.",
+# Commands by task, as edge --help shows them.
+COMMAND_GROUPS: dict[str, dict[str, str]] = {
+    "Set up": {
+        "init": "Write a profile for your own model.",
+        "export": "Export a network of torchvision, timm or a file to ONNX.",
+        "doctor": "Show what this machine is and what is missing.",
+        "selftest": "Try everything that edge promises on this machine.",
+        "profile": "List, show and check device profiles.",
+        "data": "List, extract and check pictures.",
+    },
+    "Quantize": {
+        "calibrate": "Make an INT8 calibration table from pictures.",
+        "table": "Show, check, compare and convert calibration tables.",
+        "sweep": "Compare calibration algorithms and picture counts.",
+    },
+    "Build": {
+        "build": "Build the engine that a profile describes.",
+        "engine": "Show, compare and list built engines.",
+        "cache": "List, verify, merge, clear and fetch timing caches.",
+    },
+    "Run": {
+        "run": "Classify pictures or a camera; report latency and power.",
+        "eval": "Measure top-1, top-5 and agreement with FP32.",
+        "bench": "Measure an engine by the scenarios of MLPerf Inference.",
+        "power": "Show, set and restore the power mode of a Jetson.",
+    },
+    "Deploy": {
+        "bundle": "Make, check, sign and share what a device needs, as one file.",
+        "ship": "Ship a bundle to devices; look at them; take one back.",
+        "canary": "Try a bundle on this device, against the one before.",
+        "service": "Keep edge run going as a systemd service.",
+    },
+    "Look": {
+        "report": "Make one HTML page of run records.",
+    },
 }
+COMMANDS: dict[str, str] = {name: text for group in COMMAND_GROUPS.values() for name, text in group.items()}
 
 
 def main() -> NoReturn:
@@ -54,11 +70,11 @@ def main() -> NoReturn:
         code = exc.exit_code
     except ModuleNotFoundError as exc:
         # Most modules import NumPy at their top; here is the one place where its absence becomes words.
-        guest = missing_dependency(exc)
-        if guest is None:
+        dependency = missing_dependency(exc)
+        if dependency is None:
             raise
-        _report(guest)
-        code = guest.exit_code
+        _report(dependency)
+        code = dependency.exit_code
     except signals.Stopped as exc:
         sys.stderr.write(f"stopped by {signal.Signals(exc.number).name}\n")
         code = 128 + exc.number

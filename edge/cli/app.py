@@ -4,21 +4,44 @@ from __future__ import annotations
 
 import os
 import sys
+import typing
 from importlib import import_module
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.models import ArgumentInfo, OptionInfo
 
 from edge import __version__
-from edge.cli import COMMANDS
+from edge.cli import COMMAND_GROUPS, COMMANDS
 from edge.errors import UsageError
+
+# Packages that bring a backend, for --version.
+_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-bindings")
+
+
+class _GroupedCommands(TyperGroup):
+    """``edge --help``: commands by task, also where rich does not draw the help."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - click's, which typer brings along
+        """Write one list of commands per task."""
+        width = max(map(len, COMMANDS))
+        for title, names in COMMAND_GROUPS.items():
+            rows = []
+            for name in names:
+                command = self.get_command(ctx, name)
+                if command is not None:
+                    rows.append((name.ljust(width), command.get_short_help_str(formatter.width)))
+            with formatter.section(title):
+                formatter.write_dl(rows)
 
 
 def make_app(arguments: list[str]) -> typer.Typer:
-    """The Typer application for this command line: only the module of the command that is asked for is imported."""
+    """Make the command line for these arguments: only the module of the command that is asked for is imported."""
     app = typer.Typer(
+        cls=_GroupedCommands,
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         # Rich's help costs 0.1 s of imports: only where somebody looks at it.
         rich_markup_mode="rich" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else None,
@@ -26,17 +49,19 @@ def make_app(arguments: list[str]) -> typer.Typer:
         help="From an ONNX classifier to a measured, shipped, running INT8 engine on NVIDIA Jetson.",
     )
     app.callback()(_top)
-    wanted = next((word for word in arguments if not word.startswith("-")), None)
-    for name, short in COMMANDS.items():
-        if name != wanted:
-            app.command(name, help=short)(_placeholder)
-            continue
-        module = import_module(f"edge.cli.{name}")
-        _refuse_removed(name, getattr(module, "REMOVED", {}), arguments)
-        if hasattr(module, "app"):
-            app.add_typer(module.app, name=name, help=module.__doc__)
-        else:
-            app.command(name, help=module.__doc__)(module.command)
+    wanted = next((word for word in _words(arguments) if not word.startswith("-")), None)
+    for title, names in COMMAND_GROUPS.items():
+        for name, short in names.items():
+            if name != wanted:
+                app.command(name, help=short, rich_help_panel=title)(_placeholder)
+                continue
+            module = import_module(f"edge.cli.{name}")
+            _refuse_removed(name, getattr(module, "REMOVED", {}), arguments)
+            if hasattr(module, "app"):
+                app.add_typer(module.app, name=name, help=module.__doc__, rich_help_panel=title)
+            else:
+                app.command(name, help=module.__doc__, rich_help_panel=title)(module.command)
+    _name_values(app)
     return app
 
 
@@ -48,14 +73,54 @@ def _refuse_removed(command: str, removed: dict[str, str], arguments: list[str])
             raise UsageError(f"edge {command} has no option {option} any more", hint=f"use {removed[option]}")
 
 
+def _words(arguments: list[str]) -> list[str]:
+    """The words of the command line, also where a shell asks for completions of one."""
+    if "_EDGE_COMPLETE" not in os.environ:
+        return arguments
+    typed = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS") or ""
+    return typed.split()[1:]
+
+
+def _name_values(app: typer.Typer) -> None:
+    """Show values of options as FILE, DIR, N or the option's name instead of as types."""
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            _name_values(group.typer_instance)
+    for command in app.registered_commands:
+        if command.callback is None or command.callback is _placeholder:
+            continue
+        hints = typing.get_type_hints(command.callback, include_extras=True)
+        # Typer reads them again, and annotations that are text would become other objects then.
+        command.callback.__annotations__ = hints
+        for name, hint in hints.items():
+            for info in getattr(hint, "__metadata__", ()):
+                if isinstance(info, OptionInfo) and info.metavar is None:
+                    info.metavar = _metavar(name, typing.get_args(hint)[0])
+                elif isinstance(info, ArgumentInfo) and info.metavar is None:
+                    info.metavar = name.upper().replace("_", "-")
+
+
+def _metavar(name: str, kind: Any) -> str | None:  # noqa: ANN401 - a type
+    words = name.upper().replace("_", "-")
+    named = {int: "N", float: "NUMBER", Path: "DIR" if name.endswith("dir") else "FILE", str: words}
+    if isinstance(kind, type) and kind in named:
+        return named[kind]
+    # What is optional or repeated is called like its members.
+    return next((found for member in typing.get_args(kind) if (found := _metavar(name, member))), None)
+
+
 def _show_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it
-    if asked:
-        sys.stdout.write(f"edge {__version__}\n")
-        raise typer.Exit
+    if not asked:
+        return
+    from edge.system import python_env
+
+    found = [f"{name} {version}" for name in _DISTRIBUTIONS if (version := python_env.distribution_version(name))]
+    sys.stdout.write(f"edge {__version__} ({', '.join(found) or 'no backend installed'})\n")
+    raise typer.Exit
 
 
 _Version = Annotated[
-    bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_show_version)
+    bool, typer.Option("--version", help="Print the versions and exit.", is_eager=True, callback=_show_version)
 ]
 
 

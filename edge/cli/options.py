@@ -9,6 +9,7 @@ import typer
 
 from edge.config import Precision
 from edge.errors import StoreError, UsageError
+from edge.telemetry import source_names
 
 ProfileName = Annotated[
     str | None,
@@ -44,7 +45,7 @@ Power = Annotated[
     typer.Option(
         "--power",
         metavar="SOURCE",
-        help="Where power is read from: auto, hwmon, tegrastats, jtop, nvml, rapl, none, or replay:FILE (a recording).",
+        help=f"Where power is read from: {', '.join(source_names())}, or replay:FILE (a recording).",
         show_default="the profile's, or auto",
     ),
 ]

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 _BESIDE_PACKAGE = Path(__file__).resolve().parents[2]
 
 
+def resources() -> Path:
+    """Folder with the profiles, sample model and pictures that come with edge."""
+    return _BESIDE_PACKAGE
+
+
 def home() -> Path:
     """Folder that holds ``profiles/``, ``calib_cache/`` and ``engines/``.
 

@@ -51,7 +51,10 @@ class PowerOptions(msgspec.Struct, frozen=True, kw_only=True):
         from edge import telemetry
         from edge.telemetry import MIN_IDLE_S
 
-        telemetry.check_name(self.power or profile.telemetry.source)
+        if self.power is None:
+            telemetry.check_name(profile.telemetry.source, key="telemetry.source")
+        else:
+            telemetry.check_name(self.power)
         idle_s = self.idle_s(profile)
         if 0 < idle_s < MIN_IDLE_S:
             raise UsageError(f"an idle baseline takes {MIN_IDLE_S:g} s at least, not {idle_s:g}", hint="--idle 10s")

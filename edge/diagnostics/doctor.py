@@ -17,21 +17,21 @@ import msgspec
 
 from edge.config import Profile, available_profiles, read_profile
 from edge.deploy.bundle import Deployed, deployed
-from edge.errors import GUESTS, ProfileError
+from edge.errors import DEPENDENCIES, ProfileError
 from edge.system import DISTRIBUTIONS, Device, OptionalDependency, Process, identify, this_process
-from edge.telemetry import PROBED, Board, Unavailable, open_source
+from edge.telemetry import SOURCES, Board, Unavailable, open_source
 
 Level = Literal["ok", "warning", "problem"]
-Group = Literal["machine", "python", "guests", "cameras", "power", "profiles"]
+Group = Literal["machine", "python", "dependencies", "cameras", "power", "profiles"]
 
 _INSTALL: dict[str, str] = {
-    **GUESTS,
+    **DEPENDENCIES,
     "tensorrt": "sudo apt install python3-libnvinfer",
     "pycuda": "PATH=/usr/local/cuda/bin:$PATH pip install pycuda",
 }
 _FOR_HOST = {"numpy", "cv2", "onnx", "onnxruntime"}
 _FOR_JETSON = {"numpy", "cv2", "tensorrt", "pycuda"}
-_BACKEND_GUEST = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt"}
+_BACKEND_DEPENDENCY = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt"}
 _VENV = "/usr/bin/python3 -m venv --system-site-packages .venv  (and install edge there)"
 
 _LOW_DISK_MIB = 2048
@@ -70,7 +70,7 @@ def examine(
     findings = [
         *_machine(root, device, process),
         *_python(root, device, process),
-        *_guests(device, process),
+        *_dependencies(device, process),
         *_cameras(root, device, process),
         *_power(root, device),
         *_named_power(root, process),
@@ -161,7 +161,7 @@ def _python(root: Path, device: Device, process: Process) -> Iterator[DoctorFind
     if not device.is_jetson:
         return
     hidden = sorted(root.glob("usr/lib/python3*/dist-packages/tensorrt"))
-    if "tensorrt" not in process.guests and hidden:
+    if "tensorrt" not in process.dependencies and hidden:
         text = "TensorRT is installed for the system's Python, and this one cannot see it"
         yield _finding("python", "tensorrt", text, level="problem", step=_VENV, value=str(hidden[0]))
     elif process.base_prefix != "/usr":
@@ -169,41 +169,43 @@ def _python(root: Path, device: Device, process: Process) -> Iterator[DoctorFind
         yield _finding("python", "origin", text, level="warning", step=_VENV)
 
 
-def _guests(device: Device, process: Process) -> Iterator[DoctorFinding]:
+def _dependencies(device: Device, process: Process) -> Iterator[DoctorFinding]:
     needed = _FOR_JETSON if device.is_jetson else _FOR_HOST
     for name in DISTRIBUTIONS:
-        guest = process.guests.get(name)
-        if guest is not None:
-            yield _present(name, guest, device)
+        dependency = process.dependencies.get(name)
+        if dependency is not None:
+            yield _present(name, dependency, device)
         elif name in needed:
             text = "not installed"
-            yield _finding("guests", name, text, level="problem", step=_INSTALL[name])
+            yield _finding("dependencies", name, text, level="problem", step=_INSTALL[name])
         elif name in _FOR_HOST or device.is_jetson:
             why = "optional" if name == "jtop" else "only needed to calibrate or evaluate on this machine"
-            yield _finding("guests", name, f"not installed; {why}", step=_INSTALL[name])
+            yield _finding("dependencies", name, f"not installed; {why}", step=_INSTALL[name])
         else:
-            yield _finding("guests", name, "not installed; not needed on this machine")
+            yield _finding("dependencies", name, "not installed; not needed on this machine")
 
 
-def _present(name: str, guest: OptionalDependency, device: Device) -> DoctorFinding:
-    version = guest.version or "unknown version"
+def _present(name: str, dependency: OptionalDependency, device: Device) -> DoctorFinding:
+    version = dependency.version or "unknown version"
     level: Level = "warning"
     on_jetpack6 = (device.l4t or "").startswith("36.")
-    if guest.problem is not None:
-        level, text, step = "problem", guest.problem, f"install it again: {_INSTALL[name]}"
+    if dependency.problem is not None:
+        level, text, step = "problem", dependency.problem, f"install it again: {_INSTALL[name]}"
     elif name == "numpy" and on_jetpack6 and _major(version) >= 2:
         level, text = "problem", f"{version}: the packages of JetPack 6 are built for NumPy 1"
         step = "pip install 'numpy<2'"
-    elif name == "cv2" and len(guest.distributions) > 1:
-        text = f"{version}, from several packages that overwrite each other: {', '.join(guest.distributions)}"
-        step = f"pip uninstall {' '.join(guest.distributions)}; then install one of them"
-    elif name == "cv2" and device.is_jetson and guest.gstreamer is False:
+    elif name == "cv2" and len(dependency.distributions) > 1:
+        text = f"{version}, from several packages that overwrite each other: {', '.join(dependency.distributions)}"
+        step = f"pip uninstall {' '.join(dependency.distributions)}; then install one of them"
+    elif name == "cv2" and device.is_jetson and dependency.gstreamer is False:
         text = f"{version} without GStreamer: no CSI camera, no hardware decoder"
-        step = f"pip uninstall {' '.join(guest.distributions) or 'opencv-python'}; sudo apt install libopencv-python"
+        step = (
+            f"pip uninstall {' '.join(dependency.distributions) or 'opencv-python'}; sudo apt install libopencv-python"
+        )
     else:
-        has = {True: ", with GStreamer", False: ", without GStreamer", None: ""}[guest.gstreamer]
-        return _finding("guests", name, f"{version}{has}", value=guest.version)
-    return _finding("guests", name, text, level=level, value=guest.version, step=step)
+        has = {True: ", with GStreamer", False: ", without GStreamer", None: ""}[dependency.gstreamer]
+        return _finding("dependencies", name, f"{version}{has}", value=dependency.version)
+    return _finding("dependencies", name, text, level=level, value=dependency.version, step=step)
 
 
 def _cameras(root: Path, device: Device, process: Process) -> Iterator[DoctorFinding]:
@@ -235,7 +237,7 @@ def _cameras(root: Path, device: Device, process: Process) -> Iterator[DoctorFin
 def _power(root: Path, device: Device) -> Iterator[DoctorFinding]:
     chosen = False
     unavailable: list[Unavailable] = []
-    for name in PROBED:
+    for name in (name for name, entry in SOURCES.items() if entry.is_probed):
         source = open_source(name, root)
         if isinstance(source, Unavailable):
             unavailable.append(source)
@@ -258,19 +260,20 @@ def _power(root: Path, device: Device) -> Iterator[DoctorFinding]:
 
 def _named_power(root: Path, process: Process) -> Iterator[DoctorFinding]:
     """Sources that are used only when somebody asks for them."""
-    # Not opened: the first client of jtop's service sets its interval for everybody.
-    state = "installed" if "jtop" in process.guests else "not installed"
-    yield _finding("power", "jtop", f"only when asked for (--power jtop); {state}")
-    if root != Path("/"):
-        # NVML asks the driver, and knows no other root.
-        return
-    source = open_source("nvml", root)
-    if isinstance(source, Unavailable):
-        yield _finding("power", "nvml", f"only when asked for (--power nvml); not here: {source.reason}")
-        return
-    text = f"only when asked for (--power nvml); works, scope {source.scope}"
-    yield _finding("power", "nvml", text, value=source.scope)
-    source.close()
+    for name, entry in SOURCES.items():
+        if entry.is_probed or name == "none":
+            continue
+        only = f"only when it is named (--power {name})"
+        if entry.dependency is not None:
+            state = "installed" if entry.dependency in process.dependencies else "not installed"
+            yield _finding("power", name, f"{only}; {state}")
+        elif entry.has_root or root == Path("/"):
+            source = open_source(name, root)
+            if isinstance(source, Unavailable):
+                yield _finding("power", name, f"{only}; not here: {source.reason}")
+                continue
+            yield _finding("power", name, f"{only}; works, scope {source.scope}", value=source.scope)
+            source.close()
 
 
 def _profiles(
@@ -300,10 +303,14 @@ def _profile(name: str, path: Path, profile: Profile, device: Device, process: P
         if not Path(file).is_file():
             missing.append(f"{what} {file}")
             steps.append(f"put the {what} there, or change {path}")
-    guest = _BACKEND_GUEST.get(profile.backend)
-    if fits and guest is not None and (guest not in process.guests or process.guests[guest].problem):
-        missing.append(f"guest {guest}")
-        steps.append(_INSTALL[guest])
+    dependency = _BACKEND_DEPENDENCY.get(profile.backend)
+    if (
+        fits
+        and dependency is not None
+        and (dependency not in process.dependencies or process.dependencies[dependency].problem)
+    ):
+        missing.append(f"optional dependency {dependency}")
+        steps.append(_INSTALL[dependency])
     where = "" if fits else f"for {profile.family}, this is {device.family or 'another device'}"
     if not missing:
         text = where or f"ready: {profile.backend}, {profile.precision}"

@@ -107,7 +107,7 @@ class SelfTestRun:
 
 def _software() -> dict[str, str]:
     process = this_process()
-    return {name: guest.version or "unknown" for name, guest in process.guests.items()}
+    return {name: dependency.version or "unknown" for name, dependency in process.dependencies.items()}
 
 
 def _findings(bench: SelfTestContext) -> list[str]:

@@ -13,10 +13,11 @@ import msgspec
 
 from edge.artifacts import store
 from edge.backends import Backend, BuildRequest, BuiltEngine, Int8Plan, Layers, TimingUse
-from edge.calibration import FoundArtifact, cache_keys
+from edge.calibration import FoundArtifact, MeasuredAccuracy, cache_keys, measure_accuracy, quality
 from edge.config import Precision, Profile
-from edge.errors import ArtifactError, ProfileError, QualityError, os_error
+from edge.errors import ArtifactError, MissingDependencyError, ProfileError, QualityError, os_error
 from edge.events import Event, Listener, Note, ignore_events
+from edge.media import open_pictures
 from edge.model import inspection, onnx_model
 from edge.quantization import Table, TableFinding, table_check
 from edge.system import device
@@ -34,7 +35,7 @@ class BuildOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What build did or, for a dry run, would do; ``why`` names what was missing or differed.
 
     ``route`` is how INT8 reached the engine and ``route_why`` why that way. ``timing`` is how the build used its timing
-    cache, where the backend has one.
+    cache, where the backend has one. ``accuracy`` is that of INT8 on calibration pictures, where it was measured.
     """
 
     engine: Path | None
@@ -49,6 +50,7 @@ class BuildOutcome(msgspec.Struct, frozen=True, kw_only=True):
     route: str | None = None
     route_why: str | None = None
     timing: dict[str, Any] | None = None
+    accuracy: MeasuredAccuracy | None = None
 
 
 def build(
@@ -73,7 +75,8 @@ def build(
 
     Raises:
         ArtifactError: INT8 is asked for, and its table is missing, corrupt, bad, or made for something else.
-        QualityError: INT8 is asked for and too few layers got it, and the profile is strict.
+        QualityError: INT8 is asked for and too few layers got it, and the profile is strict; or its accuracy on the
+            calibration pictures has collapsed or misses a limit of the profile.
         ModelError, DeviceError, MissingDependencyError, StoreError: as the words say.
     """
     start = time.monotonic()
@@ -88,11 +91,13 @@ def build(
     if existing is not None and not why and not force:
         engine = path.parent / next(iter(existing.files))
         layers = msgspec.convert(existing.info["layers"], Layers)
+        accuracy = _known_accuracy(existing)
+        _judged(profile, accuracy)
         return BuildOutcome(
             engine=engine, manifest=path, precision=precision, work="unchanged", why=[], table=made_from,
             layers=layers, seconds=time.monotonic() - start, warnings=existing.info["warnings"],
             route=existing.info.get("int8_route"), route_why=existing.info.get("why"),
-            timing=existing.info.get("timing"),
+            timing=existing.info.get("timing"), accuracy=accuracy,
         )  # fmt: skip
     why = why or ["--force"]
     if dry_run:
@@ -104,6 +109,7 @@ def build(
     model = onnx_model.load(Path(profile.model), profile.outputs)
     onnx_model.check_fits(model, profile)
     warnings: list[str] = []
+    accuracy, unmeasured = None, None
     request = BuildRequest(
         profile=profile, model=model.path, precision=precision, table=None,
         timing=TimingUse(folder=cache, ask=timing_cache, only=error_on_miss),
@@ -112,15 +118,69 @@ def build(
         content = cache_keys.read_table(table)
         warnings += _checked(content, table, model.activations, profile, backend.int8_plan(profile), retarget=retarget)
         request = msgspec.structs.replace(request, table=content)
+        accuracy, unmeasured = _accuracy(profile, table, content, listen)
+        for warning in _judged(profile, accuracy):
+            warnings.append(warning)
+            listen(Note(warning, "warning"))
     built = _built(backend, request, listen, path=path, warnings=warnings)
     engine = _save(
-        path, built, key=key, warnings=warnings, seconds=time.monotonic() - start, model=model, before=existing
+        path, built, key=key, warnings=warnings, seconds=time.monotonic() - start, model=model, before=existing,
+        accuracy=_stated(accuracy, unmeasured),
     )  # fmt: skip
     return BuildOutcome(
         engine=engine, manifest=path, precision=precision, work="built", why=why, table=made_from,
         layers=built.layers, seconds=time.monotonic() - start, warnings=warnings,
-        route=built.route, route_why=built.info.get("why"), timing=built.info.get("timing"),
+        route=built.route, route_why=built.info.get("why"), timing=built.info.get("timing"), accuracy=accuracy,
     )  # fmt: skip
+
+
+def _accuracy(
+    profile: Profile, table: FoundArtifact, content: Table, listen: Listener
+) -> tuple[MeasuredAccuracy | None, str | None]:
+    """Accuracy of the table on calibration pictures, or why it is not known.
+
+    It is what the calibration measured, else measured here where the calibration pictures are at hand.
+    """
+    known = _known_accuracy(table.manifest)
+    if known is not None:
+        return known, None
+    if table.manifest.key.get("engine") is not None:
+        return None, "the table names tensors of TensorRT's own network"
+    source = profile.calibration.images or table.manifest.info.get("source")
+    if source is None or not Path(str(source)).exists():
+        return None, "the calibration pictures are not on this machine"
+    try:
+        pictures = open_pictures(Path(str(source)))
+        return measure_accuracy(profile, content, list(pictures), listen=listen), None
+    except MissingDependencyError as exc:
+        return None, exc.what
+    except OSError as exc:
+        # onnxruntime's quantizer keeps scratch files in the temporary folder.
+        raise os_error(exc, exc.filename or tempfile.tempdir or table.path) from exc
+
+
+def _known_accuracy(manifest: store.Manifest) -> MeasuredAccuracy | None:
+    found = manifest.info.get("accuracy")
+    return None if found is None else msgspec.convert(found, MeasuredAccuracy)
+
+
+def _stated(accuracy: MeasuredAccuracy | None, unmeasured: str | None) -> dict[str, Any]:
+    """What the manifest says: the figures, or why there are none."""
+    if accuracy is not None:
+        return {"accuracy": msgspec.to_builtins(accuracy)}
+    return {} if unmeasured is None else {"accuracy_unmeasured": unmeasured}
+
+
+def _judged(profile: Profile, accuracy: MeasuredAccuracy | None) -> list[str]:
+    """Notes about the accuracy of INT8 by the one table of limits.
+
+    Raises:
+        QualityError: it has collapsed, or misses a limit of the profile.
+    """
+    if accuracy is None:
+        return []
+    hint = f"edge tune --profile {profile.name} --images DIR (calibration pictures)"
+    return quality.check(accuracy, profile.quality, hint=hint)
 
 
 def _built(
@@ -232,6 +292,7 @@ def _save(
     seconds: float,
     model: onnx_model.Model,
     before: store.Manifest | None,
+    accuracy: dict[str, Any],
 ) -> Path:
     engine = path.with_suffix(built.suffix)
     machine = device.identify()
@@ -246,6 +307,7 @@ def _save(
         "adaption": list(model.changes),
         "device": msgspec.to_builtins(machine),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        **accuracy,
         **built.info,
     }
     if built.inspection is not None and not built.inspection.absent:

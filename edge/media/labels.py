@@ -340,6 +340,15 @@ def _shifted_or_foreign(predictions: Sequence[int], truth: Sequence[int], classe
     return None
 
 
+def class_folders(folder: Path) -> list[str]:
+    """Names of the folders in ``folder`` that hold pictures, sorted as ImageFolder sorts them."""
+    inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    splits = [path for path in inner if path.name.lower() in SPLITS]
+    if inner and len(splits) == len(inner):
+        return class_folders(splits[0])
+    return [path.name for path in inner if any(one.suffix.lower() in SUFFIXES for one in path.rglob("*"))]
+
+
 def render_truth(labels: dict[str, int]) -> bytes:
     """Write a label file that :func:`load_truth` reads, ordered by picture name."""
     text = io.StringIO(newline="")

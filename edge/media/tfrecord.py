@@ -193,7 +193,7 @@ def _next_record(file: IO[bytes], *, where: str) -> bytes | None:
 
 def _masked_crc(data: bytes) -> int:
     """CRC-32C, rotated right by 15 bits and offset, as TensorFlow's ``crc32c::Mask`` does."""
-    crc: int = _guest("google_crc32c").value(data)
+    crc: int = _dependency("google_crc32c").value(data)
     return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
 
 
@@ -212,7 +212,7 @@ def _schema() -> tuple[Any, type[Exception]]:
     It is put together in a pool of its own, so that it does not meet TensorFlow's, where that is loaded. The map of
     features is written as the repeated entry that it is on the wire.
     """
-    schema = _guest("google.protobuf.descriptor_pb2").FileDescriptorProto(
+    schema = _dependency("google.protobuf.descriptor_pb2").FileDescriptorProto(
         name="edge/example.proto", package="edge", syntax="proto3"
     )
     kinds = {"string": 9, "message": 11, "bytes": 12, "float": 2, "int64": 3}
@@ -240,14 +240,14 @@ def _schema() -> tuple[Any, type[Exception]]:
                 label=3 if is_repeated else 1,
                 type_name=f".edge.{type_name}" if type_name else None,
             )
-    pool = _guest("google.protobuf.descriptor_pool").DescriptorPool()
+    pool = _dependency("google.protobuf.descriptor_pool").DescriptorPool()
     pool.Add(schema)
-    factory, errors = _guest("google.protobuf.message_factory"), _guest("google.protobuf.message")
+    factory, errors = _dependency("google.protobuf.message_factory"), _dependency("google.protobuf.message")
     return factory.GetMessageClass(pool.FindMessageTypeByName("edge.Example")), errors.DecodeError
 
 
 @functools.cache
-def _guest(name: str) -> ModuleType:
+def _dependency(name: str) -> ModuleType:
     try:
         return require(name)
     except MissingDependencyError as exc:

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
         Role,
         decode_inspection,
     )
+    from edge.model.model_facts import ModelFacts
     from edge.model.onnx_model import Model, external_locations
     from edge.model.preprocessing import Box, Preprocessor, placed, region, use_one_thread
+    from edge.model.torch_export import ExportedModel
 else:
     __getattr__ = lazy_exports(
         __name__,
@@ -43,8 +45,10 @@ else:
                 "SUFFIX",
                 "decode_inspection",
             ],
+            "model_facts": ["ModelFacts"],
             "onnx_model": ["Model", "external_locations"],
             "preprocessing": ["Box", "Preprocessor", "placed", "region", "use_one_thread"],
+            "torch_export": ["ExportedModel"],
         },
     )
 
@@ -56,11 +60,13 @@ __all__ = [
     "AdaptedModel",
     "Box",
     "Counts",
+    "ExportedModel",
     "GraphIndex",
     "Inspection",
     "Layer",
     "LayerTensor",
     "Model",
+    "ModelFacts",
     "Node",
     "Port",
     "Preprocessor",
@@ -73,12 +79,14 @@ __all__ = [
     "fold",
     "has_qdq",
     "inspection",
+    "model_facts",
     "onnx_model",
     "opset_of",
     "placed",
     "preprocessing",
     "region",
     "remove_unused",
+    "torch_export",
     "use_one_thread",
     "weighted_layers",
 ]

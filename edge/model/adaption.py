@@ -127,7 +127,7 @@ class _Work:
                 raise ModelError(
                     f"the model has {len(outputs)} outputs: {', '.join(names)}",
                     where=self.where,
-                    hint=f"output_name: {names[0]} in the profile (or another of them)",
+                    hint=f"output_name: {names[0]} in the profile, or edge init --output-name {names[0]}",
                 )
             chosen = found
         if len(outputs) > 1:

@@ -109,6 +109,21 @@ def _read(path: Path, _stamp: tuple[int, int]) -> ModelProto:
     return proto
 
 
+def read_original(path: Path) -> ModelProto:
+    """Read the ONNX protobuf of ``path`` as it is, checked by onnx. It is kept for the next caller: do not change it.
+
+    Raises:
+        ModelError: missing, truncated, not ONNX, or refused by onnx's checker.
+    """
+    return _read(path.resolve(), _stamp(path))
+
+
+def describe_input(proto: ModelProto) -> str:
+    """Name, type and shape of the picture input, as in ``input float32 [N, 3, 224, 224]``."""
+    constant = {item.name for item in proto.graph.initializer}
+    return str(next(_tensor(value) for value in proto.graph.input if value.name not in constant))
+
+
 def read(path: Path, outputs: OutputOptions = OutputOptions()) -> ModelProto:  # noqa: B008
     """Read the ONNX protobuf of ``path``, in the form that edge works with (see :mod:`edge.model.adaption`).
 
@@ -126,12 +141,17 @@ def read_adapted(path: Path, outputs: OutputOptions = OutputOptions()) -> Adapte
     Raises:
         ModelError: as :func:`read`.
     """
+    return _adapted(path.resolve(), _stamp(path), outputs, str(path))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Time and size of a model file, which tell whether it changed."""
     if not path.is_file():
         raise ModelError("there is no such model", where=path, hint="check `model:` in the profile")
     status = path.stat()
     if status.st_size == 0:
         raise ModelError("the file is empty", where=path, hint="export it again")
-    return _adapted(path.resolve(), (status.st_mtime_ns, status.st_size), outputs, str(path))
+    return status.st_mtime_ns, status.st_size
 
 
 @functools.lru_cache(maxsize=4)

@@ -51,7 +51,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     user_id: int
     groups: frozenset[int]
     free_mib: int
-    guests: dict[str, OptionalDependency]
+    dependencies: dict[str, OptionalDependency]
 
     @property
     def in_venv(self) -> bool:
@@ -66,7 +66,7 @@ def this_process() -> Process:
         config = (prefix / "pyvenv.cfg").read_text(encoding="utf-8")
     except OSError:
         config = ""
-    guests = {name: find_dependency(name) for name in DISTRIBUTIONS}
+    dependencies = {name: find_dependency(name) for name in DISTRIBUTIONS}
     return Process(
         version=".".join(str(part) for part in sys.version_info[:3]),
         executable=sys.executable,
@@ -76,7 +76,7 @@ def this_process() -> Process:
         user_id=os.geteuid(),
         groups=frozenset((os.getegid(), *os.getgroups())),
         free_mib=shutil.disk_usage(Path.cwd()).free >> 20,
-        guests={name: guest for name, guest in guests.items() if guest is not None},
+        dependencies={name: dependency for name, dependency in dependencies.items() if dependency is not None},
     )
 
 
@@ -91,7 +91,7 @@ def find_dependency(name: str) -> OptionalDependency | None:
             return None
     except (ImportError, ValueError):
         return None
-    versions = {name: v for name in DISTRIBUTIONS[name] if (v := _distribution_version(name)) is not None}
+    versions = {name: v for name in DISTRIBUTIONS[name] if (v := distribution_version(name)) is not None}
     version = next(iter(versions.values()), None)
     if version is not None and name != "cv2":
         return OptionalDependency(version=version, distributions=tuple(versions))
@@ -108,7 +108,8 @@ def find_dependency(name: str) -> OptionalDependency | None:
     )
 
 
-def _distribution_version(name: str) -> str | None:
+def distribution_version(name: str) -> str | None:
+    """Version of an installed distribution, from its metadata; None where it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

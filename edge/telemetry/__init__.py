@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edge.telemetry.meter import Telemetry, idle_baseline
     from edge.telemetry.sampler import Sampler
     from edge.telemetry.source import NoSource, Reading, TelemetrySource, Unavailable
-    from edge.telemetry.sources import PROBED, check_name, open_source, probe
+    from edge.telemetry.sources import SOURCES, check_name, open_source, probe, source_names
     from edge.telemetry.telemetry_log import Log
 else:
     __getattr__ = lazy_exports(
@@ -23,14 +23,14 @@ else:
             "meter": ["Telemetry", "idle_baseline"],
             "sampler": ["Sampler"],
             "source": ["NoSource", "Reading", "TelemetrySource", "Unavailable"],
-            "sources": ["PROBED", "check_name", "open_source", "probe"],
+            "sources": ["SOURCES", "check_name", "open_source", "probe", "source_names"],
             "telemetry_log": ["Log"],
         },
     )
 
 __all__ = [
     "MIN_IDLE_S",
-    "PROBED",
+    "SOURCES",
     "Board",
     "Energy",
     "Log",
@@ -45,4 +45,5 @@ __all__ = [
     "idle_baseline",
     "open_source",
     "probe",
+    "source_names",
 ]

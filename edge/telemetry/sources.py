@@ -1,9 +1,7 @@
-"""Power, temperatures, loads, clocks and throttling, from whatever this machine offers.
+"""The telemetry sources: power, temperatures, loads, clocks and throttling, from whatever this machine offers.
 
-Tried by themselves, in this order: ``hwmon`` (current sensors of a Jetson), ``tegrastats`` (its child process),
-``rapl`` (CPU packages of a host). Used only when they are named: ``jtop`` (jetson-stats, which is AGPL and the user's
-choice), ``nvml`` (a graphics card, which says nothing about a network that runs on the CPU), ``replay:FILE`` (a
-recording), and ``none``.
+A source is registered here and nowhere else: with :func:`telemetry_source` it is known to ``telemetry: {source: …}``,
+``--power`` and its help, ``auto`` and ``edge doctor``. ``replay:FILE`` is a recording.
 """
 
 from __future__ import annotations
@@ -11,58 +9,119 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-from edge.errors import UsageError
-from edge.telemetry import telemetry_replay
-from edge.telemetry.hwmon import Hwmon
-from edge.telemetry.jtop import Jtop
-from edge.telemetry.nvml import Nvml
-from edge.telemetry.rapl import Rapl
-from edge.telemetry.source import Clock, NoSource, Reading, Scope, TelemetrySource, Unavailable
-from edge.telemetry.tegrastats import Tegrastats
-from edge.telemetry.telemetry_replay import Replay
+from edge.config import did_you_mean
+from edge.errors import ProfileError, UsageError
+from edge.telemetry.source import Clock, NoSource, TelemetrySource, Unavailable
 
-__all__ = [
-    "PROBED",
-    "SOURCES",
-    "Clock",
-    "NoSource",
-    "Reading",
-    "Scope",
-    "TelemetrySource",
-    "Unavailable",
-    "check_name",
-    "open_source",
-    "probe",
-]
-
-SOURCES: dict[str, Callable[[Path, Clock], TelemetrySource | Unavailable]] = {
-    "hwmon": lambda root, clock: Hwmon.open(root, clock=clock),
-    "tegrastats": lambda root, clock: Tegrastats.open(root, clock=clock),
-    "rapl": lambda root, clock: Rapl.open(root, clock=clock),
-    "jtop": lambda root, clock: Jtop.open(root, clock=clock),
-    "nvml": lambda _root, clock: Nvml.open(clock=clock),
-    "none": lambda _root, _clock: Unavailable("none", "not asked for"),
-}
-PROBED = ("hwmon", "tegrastats", "rapl")
+Open = Callable[[Path, Clock], TelemetrySource | Unavailable]
 
 
-def check_name(name: str) -> None:
-    """True if ``name`` is auto, a source, or a recording.
+class SourceEntry(NamedTuple):
+    """A registered source.
+
+    Attributes:
+        open: gives the source of the machine whose files are under a root folder, or the reason why there is none.
+        is_probed: ``auto`` tries it, in the order of registration. Another one is used only when it is named.
+        has_root: it reads files below the root; False for one that asks a driver or a service of this machine.
+        dependency: the optional dependency whose presence ``edge doctor`` reports instead of opening the source.
+    """
+
+    open: Open
+    is_probed: bool
+    has_root: bool
+    dependency: str | None
+
+
+SOURCES: dict[str, SourceEntry] = {}
+
+
+def telemetry_source(
+    name: str, *, is_probed: bool = False, has_root: bool = True, dependency: str | None = None
+) -> Callable[[Open], Open]:
+    """Register the decorated function as the source ``name``; see :class:`SourceEntry`."""
+
+    def register(function: Open) -> Open:
+        SOURCES[name] = SourceEntry(function, is_probed, has_root, dependency)
+        return function
+
+    return register
+
+
+# Each imports its module when it is opened: a run reads power from one of them.
+
+
+@telemetry_source("hwmon", is_probed=True)
+def _hwmon(root: Path, clock: Clock) -> TelemetrySource | Unavailable:
+    from edge.telemetry.hwmon import Hwmon
+
+    return Hwmon.open(root, clock=clock)
+
+
+@telemetry_source("tegrastats", is_probed=True)
+def _tegrastats(root: Path, clock: Clock) -> TelemetrySource | Unavailable:
+    from edge.telemetry.tegrastats import Tegrastats
+
+    return Tegrastats.open(root, clock=clock)
+
+
+@telemetry_source("rapl", is_probed=True)
+def _rapl(root: Path, clock: Clock) -> TelemetrySource | Unavailable:
+    from edge.telemetry.rapl import Rapl
+
+    return Rapl.open(root, clock=clock)
+
+
+# jetson-stats is AGPL-3.0, so the user decides. Its first client sets the interval for all: doctor does not open it.
+@telemetry_source("jtop", dependency="jtop")
+def _jtop(root: Path, clock: Clock) -> TelemetrySource | Unavailable:
+    from edge.telemetry.jtop import Jtop
+
+    return Jtop.open(root, clock=clock)
+
+
+# The power of a graphics card says nothing about a network that runs on the CPU.
+@telemetry_source("nvml", has_root=False)
+def _nvml(_root: Path, clock: Clock) -> TelemetrySource | Unavailable:
+    from edge.telemetry.nvml import Nvml
+
+    return Nvml.open(clock=clock)
+
+
+@telemetry_source("none")
+def _none(_root: Path, _clock: Clock) -> TelemetrySource | Unavailable:
+    return Unavailable("none", "not asked for")
+
+
+def source_names() -> list[str]:
+    """The values of ``telemetry: {source: …}``: auto, and every registered source."""
+    return ["auto", *SOURCES]
+
+
+def check_name(name: str, *, key: str | None = None) -> None:
+    """Check that ``name`` is auto, a source, or a recording.
+
+    Args:
+        name: of the command line, or of a profile.
+        key: the profile's key that holds it; None for the command line.
 
     Raises:
         UsageError: it is none of these; the hint lists them.
+        ProfileError: the same, for a profile.
     """
     if name.startswith("replay"):
+        from edge.telemetry import telemetry_replay
+
         telemetry_replay.parse_spec(name)
-    elif name != "auto" and name not in SOURCES:
-        raise UsageError(
-            f"there is no power source {name!r}", hint=f"one of auto, {', '.join(SOURCES)}, or replay:FILE"
-        )
+    elif name not in source_names():
+        what = f"there is no power source {name!r}{did_you_mean(name, source_names())}"
+        hint = f"one of {', '.join(source_names())}, or replay:FILE"
+        raise UsageError(what, hint=hint) if key is None else ProfileError(f"{key}: {what}", hint=hint)
 
 
 def open_source(name: str, root: Path = Path("/"), *, clock: Clock = time.monotonic) -> TelemetrySource | Unavailable:
-    """The source called ``name``, or why it cannot be used.
+    """Open the source called ``name``, or give the reason why it cannot be used.
 
     Raises:
         UsageError: there is no such source.
@@ -70,24 +129,27 @@ def open_source(name: str, root: Path = Path("/"), *, clock: Clock = time.monoto
     """
     check_name(name)
     if name.startswith("replay"):
+        from edge.telemetry import telemetry_replay
+
         path, speed = telemetry_replay.parse_spec(name)
-        return Replay(telemetry_replay.load(path), path=path, speed=speed, clock=clock)
-    return SOURCES[name](root, clock)
+        return telemetry_replay.Replay(telemetry_replay.load(path), path=path, speed=speed, clock=clock)
+    return SOURCES[name].open(root, clock)
 
 
 def probe(
     root: Path = Path("/"), prefer: str | None = None, *, clock: Clock = time.monotonic
 ) -> TelemetrySource | NoSource:
-    """The first source that works, or the reasons why none does. With ``prefer`` that one is tried and no other.
+    """Open the first source that works, or give the reasons why none does.
 
-    The caller closes the source.
+    The caller closes the source. With ``prefer`` that one is tried and no other.
 
     Raises:
         UsageError: ``prefer`` is not the name of a source.
         ArtifactError: a recording that cannot be read.
     """
     reasons = []
-    for name in PROBED if prefer in {None, "auto"} else (str(prefer),):
+    probed = [name for name, entry in SOURCES.items() if entry.is_probed]
+    for name in probed if prefer in {None, "auto"} else (str(prefer),):
         source = open_source(name, root, clock=clock)
         if not isinstance(source, Unavailable):
             return source

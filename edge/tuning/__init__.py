@@ -7,21 +7,26 @@ from typing import TYPE_CHECKING
 from edge import lazy_exports
 
 if TYPE_CHECKING:
+    from edge.tuning.preprocess_trial import AnswerFunction, TrialResult
     from edge.tuning.sweep_comparison import ConfigurationRow
     from edge.tuning.sweep_record import Record, sweep_summary
 else:
     __getattr__ = lazy_exports(
         __name__,
         {
+            "preprocess_trial": ["AnswerFunction", "TrialResult"],
             "sweep_comparison": ["ConfigurationRow"],
             "sweep_record": ["Record", "sweep_summary"],
         },
     )
 
 __all__ = [
+    "AnswerFunction",
     "ConfigurationRow",
     "Record",
+    "TrialResult",
     "conclusions",
+    "preprocess_trial",
     "sweep",
     "sweep_page",
     "sweep_record",

@@ -263,7 +263,7 @@ def test_names_and_run_settings_of_a_profile_make_no_new_engine(tiny: Profile, t
     assert find_engine(msgspec.structs.replace(tiny, run=run, power_mode="MAXN"), tmp_path).path == engine
 
 
-def test_a_runtime_that_is_not_installed_is_a_guest_error(
+def test_a_runtime_that_is_not_installed_is_a_dependency_error(
     tiny: Profile, tmp_path: Path, engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An empty search path is a machine without onnxruntime, as far as its version can be asked for."""

@@ -270,7 +270,7 @@ def test_exit_codes_and_streams(folder: Path, tmp_path: Path) -> None:
     assert "--output" in usage.stderr
 
 
-def test_help_names_the_three_commands_without_a_guest() -> None:
+def test_help_names_the_three_commands_without_a_dependency() -> None:
     code = (
         "import sys\nfrom edge.cli.app import make_app\n"
         "try:\n    make_app(['data', '--help'])(['data', '--help'])\nexcept SystemExit:\n    pass\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from edge import __version__, errors
-from edge.cli import COMMANDS
+from edge.cli import COMMAND_GROUPS, COMMANDS
 
 Edge = Callable[..., Any]
 Place = Callable[..., Path]
@@ -50,10 +51,37 @@ def test_every_command_has_help_that_starts_with_its_line(name: str, edge: Edge)
     ended = edge(name, "--help")
     assert (ended.code, ended.err) == (0, "")
     assert COMMANDS[name] in " ".join(ended.out.split())
+    options = [line for line in ended.out.splitlines() if line.startswith("  -")]
+    assert not [line for line in options if re.search(r"<[a-z]+(\[| range|>)|\b(TEXT|INTEGER|PATH|FLOAT)\b", line)]
 
 
 def test_the_version(edge: Edge) -> None:
-    assert edge("--version") == (0, f"edge {__version__}\n", "")
+    ended = edge("--version")
+    assert (ended.code, ended.err) == (0, "")
+    assert re.fullmatch(rf"edge {re.escape(__version__)} \(.*onnxruntime [0-9.]+.*\)\n", ended.out)
+
+
+def test_help_groups_commands_by_task(edge: Edge) -> None:
+    lines = edge("--help").out.splitlines()
+    for title, names in COMMAND_GROUPS.items():
+        start = lines.index(f"{title}:") + 1
+        assert [line.split()[0] for line in lines[start : start + len(names)]] == list(names)
+
+
+@pytest.mark.parametrize(
+    ("shell", "variables", "wanted"),
+    [
+        ("bash", {"COMP_WORDS": "edge run --ima", "COMP_CWORD": "2"}, "--images"),
+        ("zsh", {"_TYPER_COMPLETE_ARGS": "edge run --ima"}, "--images"),
+        ("fish", {"_TYPER_COMPLETE_ARGS": "edge cal", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}, "calibrate"),
+    ],
+)
+def test_shells_complete_commands_and_options(
+    shell: str, variables: dict[str, str], wanted: str, edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"_EDGE_COMPLETE": f"complete_{shell}", **variables}.items():
+        monkeypatch.setenv(name, value)
+    assert wanted in edge().out
 
 
 @pytest.mark.parametrize(

@@ -439,7 +439,7 @@ def test_exit_codes(table: Path, data: bytes, code: int) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_showing_a_table_imports_no_guest(table: Path) -> None:
+def test_showing_a_table_imports_no_dependency(table: Path) -> None:
     script = (
         "import sys; from typer.testing import CliRunner; from edge.cli.table import app; "
         f"assert CliRunner().invoke(app, ['show', {str(table)!r}, '--json']).exit_code == 0; "

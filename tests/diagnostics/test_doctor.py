@@ -21,7 +21,7 @@ from edge.telemetry.sources import SOURCES
 
 Grow = Callable[[Mapping[str, object]], Path]
 
-GUESTS = {
+DEPENDENCIES = {
     "numpy": OptionalDependency(version="1.26.4", distributions=("numpy",)),
     "cv2": OptionalDependency(version="4.8.0", gstreamer=True),
     "tensorrt": OptionalDependency(version="10.3.0"),
@@ -37,7 +37,7 @@ PROCESS = Process(
     user_id=1000,
     groups=frozenset({1000, 44}),
     free_mib=50_000,
-    guests=GUESTS,
+    dependencies=DEPENDENCIES,
 )
 HOST = {
     "proc/cpuinfo": "processor\t: 0\nmodel name\t: Imagined CPU\nflags\t\t: lm\n",
@@ -102,9 +102,9 @@ def changed(**fields: object) -> Process:
     return msgspec.structs.replace(PROCESS, **fields)
 
 
-def with_guest(name: str, guest: OptionalDependency | None) -> Process:
-    guests = {key: value for key, value in GUESTS.items() if key != name}
-    return changed(guests=guests if guest is None else guests | {name: guest})
+def with_dependency(name: str, dependency: OptionalDependency | None) -> Process:
+    dependencies = {key: value for key, value in DEPENDENCIES.items() if key != name}
+    return changed(dependencies=dependencies if dependency is None else dependencies | {name: dependency})
 
 
 def test_a_jetson_that_is_in_order(grow: Grow, profiles: Path) -> None:
@@ -115,19 +115,19 @@ def test_a_jetson_that_is_in_order(grow: Grow, profiles: Path) -> None:
     assert look(report, "machine", "power mode").next_step == "sudo jetson_clocks  (for measurements)"
     assert look(report, "power", "hwmon").text == "works, scope module_input; this one is used"
     assert "tegrastats is not there" in look(report, "power", "tegrastats").text
-    assert look(report, "power", "jtop").text == "only when asked for (--power jtop); not installed"
+    assert look(report, "power", "jtop").text == "only when it is named (--power jtop); not installed"
     assert look(report, "profiles", "orin-nano").text == "ready: tensorrt, int8"
-    assert look(report, "optional dependencies", "jtop").text == "not installed; optional"
-    assert "jetson-stats" in (look(report, "optional dependencies", "jtop").next_step or "")
+    assert look(report, "dependencies", "jtop").text == "not installed; optional"
+    assert "jetson-stats" in (look(report, "dependencies", "jtop").next_step or "")
 
 
-def test_a_host_without_guests(grow: Grow, profiles: Path) -> None:
-    report = examine(grow(HOST), [profiles], process=changed(guests={}))
+def test_a_host_without_dependencies(grow: Grow, profiles: Path) -> None:
+    report = examine(grow(HOST), [profiles], process=changed(dependencies={}))
     for name in ("numpy", "cv2", "onnx", "onnxruntime"):
-        finding = look(report, "optional dependencies", name)
+        finding = look(report, "dependencies", name)
         assert (finding.level, finding.text) == ("problem", "not installed")
         assert "pip install" in (finding.next_step or "")
-    assert look(report, "optional dependencies", "tensorrt").level == "ok"
+    assert look(report, "dependencies", "tensorrt").level == "ok"
     host = look(report, "profiles", "host")
     assert (host.level, host.text) == ("problem", "missing: optional dependency onnxruntime")
     other = look(report, "profiles", "orin-nano")
@@ -150,8 +150,8 @@ def test_an_old_jetson_is_out_of_scope(grow: Grow) -> None:
     [
         pytest.param(
             {},
-            with_guest("numpy", OptionalDependency(version="2.2.1", distributions=("numpy",))),
-            ("optional dependencies", "numpy"),
+            with_dependency("numpy", OptionalDependency(version="2.2.1", distributions=("numpy",))),
+            ("dependencies", "numpy"),
             "problem",
             "built for NumPy 1",
             "numpy<2",
@@ -159,8 +159,10 @@ def test_an_old_jetson_is_out_of_scope(grow: Grow) -> None:
         ),
         pytest.param(
             {},
-            with_guest("cv2", OptionalDependency(version="4.12.0", distributions=("opencv-python",), gstreamer=False)),
-            ("optional dependencies", "cv2"),
+            with_dependency(
+                "cv2", OptionalDependency(version="4.12.0", distributions=("opencv-python",), gstreamer=False)
+            ),
+            ("dependencies", "cv2"),
             "warning",
             "without GStreamer: no CSI camera",
             "apt install libopencv-python",
@@ -168,10 +170,10 @@ def test_an_old_jetson_is_out_of_scope(grow: Grow) -> None:
         ),
         pytest.param(
             {},
-            with_guest(
+            with_dependency(
                 "cv2", OptionalDependency(version="4.10", distributions=("opencv-python", "opencv-python-headless"))
             ),
-            ("optional dependencies", "cv2"),
+            ("dependencies", "cv2"),
             "warning",
             "several packages",
             "pip uninstall opencv-python opencv-python-headless",
@@ -179,8 +181,8 @@ def test_an_old_jetson_is_out_of_scope(grow: Grow) -> None:
         ),
         pytest.param(
             {},
-            with_guest("cv2", OptionalDependency(problem="cv2 is installed but does not import: libGL")),
-            ("optional dependencies", "cv2"),
+            with_dependency("cv2", OptionalDependency(problem="cv2 is installed but does not import: libGL")),
+            ("dependencies", "cv2"),
             "problem",
             "does not import: libGL",
             "again",
@@ -188,7 +190,7 @@ def test_an_old_jetson_is_out_of_scope(grow: Grow) -> None:
         ),
         pytest.param(
             {"usr/lib/python3.10/dist-packages/tensorrt/__init__.py": ""},
-            with_guest("tensorrt", None),
+            with_dependency("tensorrt", None),
             ("python", "tensorrt"),
             "problem",
             "this one cannot see it",
@@ -197,8 +199,8 @@ def test_an_old_jetson_is_out_of_scope(grow: Grow) -> None:
         ),
         pytest.param(
             {},
-            with_guest("tensorrt", None),
-            ("optional dependencies", "tensorrt"),
+            with_dependency("tensorrt", None),
+            ("dependencies", "tensorrt"),
             "problem",
             "not installed",
             "python3-libnvinfer",
@@ -283,8 +285,8 @@ def test_traps(
     ],
 )
 def test_numpy_2_is_right_elsewhere(grow: Grow, files: dict[str, object]) -> None:
-    report = examine(grow(files), [], process=with_guest("numpy", OptionalDependency(version="2.2.1")))
-    assert look(report, "optional dependencies", "numpy").level == "ok"
+    report = examine(grow(files), [], process=with_dependency("numpy", OptionalDependency(version="2.2.1")))
+    assert look(report, "dependencies", "numpy").level == "ok"
 
 
 def test_cameras(grow: Grow) -> None:
@@ -356,16 +358,16 @@ def test_this_process_is_described() -> None:
     assert process.version.startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
     assert process.in_venv == (sys.prefix != sys.base_prefix)
     assert process.user_id == os.geteuid()
-    assert all(guest.version or guest.problem for guest in process.guests.values())
+    assert all(dependency.version or dependency.problem for dependency in process.dependencies.values())
 
 
-def test_a_guest_that_does_not_import_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dependency_that_does_not_import_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pycuda.py").write_text("raise ImportError('libcuda.so.1: cannot open shared object file')\n")
     (tmp_path / "jtop.py").write_text("__version__ = '7.9.9'\n")
     monkeypatch.syspath_prepend(tmp_path)
-    guest = find_dependency("pycuda")
-    assert guest is not None
-    assert "libcuda.so.1" in (guest.problem or "")
+    dependency = find_dependency("pycuda")
+    assert dependency is not None
+    assert "libcuda.so.1" in (dependency.problem or "")
     versioned = find_dependency("jtop")
     assert versioned is not None
     assert versioned.version == "7.9.9"
@@ -374,7 +376,7 @@ def test_a_guest_that_does_not_import_says_why(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("plain", [True, False], ids=["ascii", "unicode"])
 def test_how_a_report_is_shown(grow: Grow, plain: bool) -> None:
-    report = examine(grow(JETSON), [], process=with_guest("tensorrt", None))
+    report = examine(grow(JETSON), [], process=with_dependency("tensorrt", None))
     text = render(report, plain=plain).plain
     assert text.splitlines()[0] == "machine"
     assert f"  {'x  ' if plain else '✗ '}tensorrt" in text
@@ -392,13 +394,13 @@ def test_the_command_runs_here(option: list[str]) -> None:
     assert "\x1b" not in done.stdout
     if option:
         findings = json.loads(done.stdout)["findings"]
-        assert {finding["group"] for finding in findings} >= {"machine", "optional dependencies", "power"}
+        assert {finding["group"] for finding in findings} >= {"machine", "dependencies", "power"}
         assert {finding["name"] for finding in findings if finding["group"] == "power"} >= {*SOURCES} - {"none"}
     else:
         assert done.stdout.startswith("machine\n")
 
 
-def test_the_module_of_the_command_imports_no_guest() -> None:
+def test_the_module_of_the_command_imports_no_dependency() -> None:
     code = (
         "import sys, edge.cli.doctor, edge.diagnostics.doctor, edge.system.device, edge.telemetry.sampler;"
         "print([m for m in ('numpy', 'cv2', 'onnx', 'onnxruntime') if m in sys.modules])"

@@ -420,3 +420,61 @@ def test_an_engine_folder_that_cannot_be_made(run: Callable[..., building.BuildO
     with pytest.raises(StoreError, match="cannot write") as caught:
         run(engines="file/engines")
     assert str(tmp_path / "file") in (caught.value.where or "")
+
+
+def scaled(table: Path, factor: float) -> None:
+    """Write the table again with every range times ``factor``, and no accuracy that was measured before."""
+    found = calibration_table.parse(table.read_bytes())
+    ranges = {name: factor * found.range(name) for name in found.names}
+    changed = calibration_table.from_ranges(ranges, algorithm="entropy2", trt_version=workflow.HEADER_VERSION)
+    where = cache_keys.manifest_path(table)
+    manifest = store.load(where, kind=cache_keys.TABLE)
+    info = {name: value for name, value in manifest.info.items() if name != "accuracy"}
+    store.save(
+        where, kind=cache_keys.TABLE, files={table.name: calibration_table.write(changed)}, key=manifest.key, info=info
+    )
+
+
+def test_the_manifest_holds_the_accuracy_on_the_calibration_pictures(run: Callable[..., building.BuildOutcome]) -> None:
+    outcome = run()
+    assert outcome.accuracy is not None
+    assert outcome.accuracy.n == 4
+    assert outcome.accuracy.sqnr_db is not None
+    assert outcome.accuracy.sqnr_db > 10
+    kept = store.load(outcome.manifest, kind=cache_keys.ENGINE).info["accuracy"]
+    assert kept["sqnr_db"] == outcome.accuracy.sqnr_db
+    assert run().accuracy == outcome.accuracy
+
+
+def test_accuracy_that_was_not_measured_is_absent_with_its_reason(
+    run: Callable[..., building.BuildOutcome], tmp_path: Path
+) -> None:
+    (tmp_path / "p").rename(tmp_path / "elsewhere")
+    outcome = run()
+    info = store.load(outcome.manifest, kind=cache_keys.ENGINE).info
+    if "accuracy" not in info:
+        assert outcome.accuracy is None
+        assert info["accuracy_unmeasured"] == "the calibration pictures are not on this machine"
+
+
+def test_collapsed_accuracy_is_an_error_before_the_build_unless_it_is_allowed(
+    run: Callable[..., building.BuildOutcome], tiny: Profile, calibrated: Path
+) -> None:
+    scaled(calibrated, 0.01)
+    backend = Watched()
+    with pytest.raises(QualityError, match="INT8 accuracy has collapsed: logit SQNR is") as caught:
+        run(backend=backend)
+    assert backend.requests == []
+    assert "edge tune --profile tiny" in str(caught.value.hint)
+    allowed = msgspec.structs.replace(tiny, quality=profiles.QualityConfig(collapse="allow"))
+    outcome = run(allowed, backend)
+    assert outcome.work == "built"
+    assert any("collapsed" in warning for warning in outcome.warnings)
+    with pytest.raises(QualityError, match="collapsed"):
+        run(backend=backend)
+
+
+def test_a_limit_of_the_profile_is_kept_by_build(run: Callable[..., building.BuildOutcome], tiny: Profile) -> None:
+    strict = msgspec.structs.replace(tiny, quality=profiles.QualityConfig(min_sqnr=90.0))
+    with pytest.raises(QualityError, match="below the limit of 90 dB"):
+        run(strict)

@@ -172,6 +172,6 @@ def test_opencv_keeps_its_log_to_itself_unless_asked(encode: Encoder) -> None:
     assert asked.stdout == b"refused\n3\n"
 
 
-def test_naming_pictures_needs_no_guest() -> None:
+def test_naming_pictures_needs_no_dependency() -> None:
     code = "import sys, edge.media; print({'cv2', 'numpy', 'google_crc32c', 'google.protobuf'} & set(sys.modules))"
     assert _python(code).stdout == b"set()\n"

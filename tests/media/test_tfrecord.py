@@ -273,10 +273,10 @@ def test_the_checksum_is_the_published_one(wire: SimpleNamespace) -> None:
     assert wire.masked(bytes(32)) == expected.to_bytes(4, "little")
 
 
-@pytest.mark.parametrize("guest", ["google_crc32c", "google.protobuf.descriptor_pb2"])
-def test_a_missing_guest_says_how_to_install_it(guest: str, shard: Path) -> None:
+@pytest.mark.parametrize("dependency", ["google_crc32c", "google.protobuf.descriptor_pb2"])
+def test_a_missing_dependency_says_how_to_install_it(dependency: str, shard: Path) -> None:
     code = (
-        f"import sys; sys.modules[{guest!r}] = None\n"
+        f"import sys; sys.modules[{dependency!r}] = None\n"
         "from pathlib import Path\nfrom edge.errors import MissingDependencyError\n"
         "from edge.media.picture_sources import open_pictures\n"
         "try:\n    open_pictures(Path(sys.argv[1]))\nexcept MissingDependencyError as exc:\n    print(exc)"

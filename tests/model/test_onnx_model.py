@@ -192,7 +192,7 @@ def test_two_outputs_are_named(tiny_model: Make) -> None:
     path = edited(tiny_model(), lambda proto: proto.graph.output.append(floats("flat", "n", 8)))
     exc = refused(path)
     assert exc.what == "the model has 2 outputs: logits, flat"
-    assert exc.hint == "output_name: logits in the profile (or another of them)"
+    assert exc.hint == "output_name: logits in the profile, or edge init --output-name logits"
 
 
 # what is no model

@@ -1,0 +1,414 @@
+"""Write a profile for your own model.
+
+Nothing is asked: the profile says what the model and the pictures show, what was guessed and why, and what to check is
+printed. With --images the usual preprocessings are tried on 50 pictures; labelled ones (a folder per class, or
+--labels FILE.csv) decide best. The file is profiles/NAME.yaml; what is there already is kept unless --force is given.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import msgspec
+import typer
+
+from edge.cli import options
+from edge.errors import DataError, UsageError
+from edge.ui.terminal import Terminal
+
+if TYPE_CHECKING:
+    from edge.config import PreprocessConfig
+    from edge.events import Listener
+    from edge.media import Picture
+    from edge.model import ModelFacts
+    from edge.tuning import AnswerFunction, TrialResult
+
+_TRIED = 50
+_TABLES = frozenset({".csv", ".tsv"})
+_BACKENDS = {"host": "onnxruntime", "rtx": "tensorrt"}
+
+
+class ModelNames(msgspec.Struct, frozen=True):
+    """Class names and where they are from; ``file`` is theirs where they came from a file of class names."""
+
+    names: list[str]
+    source: str
+    file: Path | None = None
+    is_guess: bool = False
+
+
+class PreprocessGuess(msgspec.Struct, frozen=True):
+    """A preprocessing, the reason for it, and whether somebody should check it."""
+
+    preprocess: PreprocessConfig
+    why: str
+    is_guess: bool
+
+
+class Proposal(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that goes into a profile: what the model shows and what was found."""
+
+    model: Path
+    facts: ModelFacts
+    names: ModelNames
+    preprocess: PreprocessGuess
+    family: str
+    output_name: str | None
+
+
+def command(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Name of the profile.", show_default="the model's")
+    ] = None,
+    *,
+    model: Annotated[Path, typer.Option("--model", "-m", metavar="FILE", help="The ONNX model.", show_default=False)],
+    images: options.Images = None,
+    labels: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Class names (one per line), or labels of the pictures (.csv, .tsv); may be repeated."
+        ),
+    ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FAMILY", help="host, agx-orin, orin-nx, orin-nano, thor or rtx.", show_default="this machine's"
+        ),
+    ] = None,
+    output_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The output with the classes, where a model has several.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the profile that is there.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write the profile."""
+    from edge.config import OutputOptions
+    from edge.model import model_facts
+
+    facts = model_facts.look(model, OutputOptions(name=output_name))
+    wanted_family = _family(family)
+    target = target_of(name or model.stem, force=force)
+    terminal = Terminal()
+    tables = [path for path in labels or () if path.suffix.lower() in _TABLES]
+    names = _names(facts, images, [path for path in labels or () if path not in tables], tables)
+    first = _first_guess(facts)
+    trials: list[TrialResult] = []
+    if images is not None:
+        pictures, truth = _pictures(images, names, tables)
+        answers = _answers(facts, model, output_name)
+        with terminal.progress() as listen:
+            first, trials = _try(facts, first, answers, pictures, truth, listen=listen)
+    proposal = Proposal(
+        model=model, facts=facts, names=names, preprocess=first, family=wanted_family, output_name=output_name
+    )
+    written = _write(target, proposal)
+    if as_json:
+        terminal.data(_json(target, written, proposal, trials))
+        return
+    for trial in trials:
+        _show_trial(terminal, trial)
+    _show(terminal, target, proposal)
+
+
+def _family(name: str | None) -> str:
+    from edge.config import Family
+    from edge.system import identify
+
+    if name is not None:
+        if name not in get_args(Family):
+            raise UsageError(f"there is no family {name!r}", hint=f"one of {', '.join(get_args(Family))}")
+        return name
+    return identify().family or "host"
+
+
+def target_of(name: str, *, force: bool) -> Path:
+    """File of the profile called ``name``.
+
+    Raises:
+        UsageError: it is there already, and not ``force``; or it cannot be a name.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+    else:
+        if "/" in name or name in {"", ".", ".."}:
+            raise UsageError(f"{name!r} cannot be the name of a profile", hint="a word, or a path that ends in .yaml")
+        path = Path("profiles") / f"{name}.yaml"
+    if path.exists() and not force:
+        raise UsageError("the profile is there already", where=path, hint="another NAME, or --force overwrites it")
+    return path
+
+
+def _names(facts: ModelFacts, images: Path | None, files: Sequence[Path], tables: Sequence[Path]) -> ModelNames:
+    """Class names: from a file, the model, the class folders, or a label file; else numbers."""
+    from edge.media import labels
+
+    if len(files) > 1:
+        raise UsageError("several files of class names", where=files[1], hint="one --labels FILE.txt, one FILE.csv")
+    if files:
+        names = labels.load_names(files[0])
+        if len(names) != facts.classes:
+            raise DataError(
+                f"{len(names)} class names for a model with {facts.classes} classes", where=files[0],
+                hint="one name per line, in the order of the model's outputs",
+            )  # fmt: skip
+        return ModelNames(names, str(files[0]), files[0])
+    if facts.names is not None:
+        return ModelNames(facts.names, "the model's metadata")
+    folders = [] if images is None or not images.is_dir() else labels.class_folders(images)
+    if len(folders) == facts.classes:
+        return ModelNames(folders, f"the folders in {images}, in alphabetical order", is_guess=True)
+    for table in tables:
+        found = sorted({row.text for row in labels.read_rows(table, needs_label=True) if row.text is not None})
+        if len(found) == facts.classes and not all(labels.is_index(text) for text in found):
+            return ModelNames(found, f"the labels in {table}, in alphabetical order", is_guess=True)
+    usual = _imagenet_names() if facts.classes == 1000 else None
+    if usual is not None:
+        return ModelNames(usual, "a guess: 1000 classes are ImageNet's", is_guess=True)
+    width = len(str(facts.classes - 1))
+    seen = f", and {images} has {len(folders)} class folders" if folders else ""
+    return ModelNames(
+        [f"class {index:0{width}d}" for index in range(facts.classes)],
+        f"numbers: neither the model nor --labels names its {facts.classes} classes{seen}", is_guess=True,
+    )  # fmt: skip
+
+
+def _first_guess(facts: ModelFacts) -> PreprocessGuess:
+    """The preprocessing that the model shows, or the most usual one."""
+    from edge.config import PreprocessConfig
+
+    side = max(facts.height, facts.width)
+    if facts.preprocess is not None:
+        try:
+            given = msgspec.convert(facts.preprocess, PreprocessConfig)
+        except msgspec.ValidationError:
+            given = None
+        if given is not None:
+            return PreprocessGuess(given, "from the weights' own metadata (edge export)", is_guess=False)
+    usual = PreprocessConfig(fit="crop", resize=round(side / 0.875), interpolation="bilinear")
+    if facts.pixels == "0..255":
+        spec = msgspec.structs.replace(usual, mean=(0.0,) * 3, std=(1.0,) * 3)
+        return PreprocessGuess(spec, f"0 to 255 as they are: {facts.pixels_why}", is_guess=False)
+    if facts.pixels == "0..1":
+        resize = side if "Ultralytics" in facts.pixels_why else usual.resize
+        spec = msgspec.structs.replace(usual, mean=(0.0,) * 3, std=(255.0,) * 3, resize=resize)
+        return PreprocessGuess(spec, f"0 to 1: {facts.pixels_why}", is_guess=False)
+    if facts.grey:
+        mean, std = 0.4589 * 255, 0.2257 * 255
+        spec = msgspec.structs.replace(usual, mean=(mean,) * 3, std=(std,) * 3)
+        return PreprocessGuess(spec, "a guess: ImageNet's mean and std of grey pictures", is_guess=True)
+    return PreprocessGuess(usual, "a guess: torchvision's mean and std of ImageNet, the most usual ones", is_guess=True)
+
+
+def _pictures(
+    images: Path, names: ModelNames, tables: Sequence[Path]
+) -> tuple[list[Callable[[], Any]], list[int] | None]:
+    """At most 50 pictures spread over the set, as functions that decode them, and their classes where known."""
+    from edge.media import ClassNames, decode, open_pictures
+
+    known = ClassNames(names.names, source=names.source)
+    found = open_pictures(images, labels=tables[0] if tables else None, names=known)
+    count = min(len(found), _TRIED)
+    spread: list[Picture] = [found[index * len(found) // count] for index in range(count)]
+    truth = [picture.label for picture in spread if picture.label is not None]
+
+    def decoder(picture: Picture) -> Callable[[], Any]:
+        return lambda: decode(picture.read(), name=picture.where)
+
+    return [decoder(picture) for picture in spread], truth if len(truth) == count else None
+
+
+def _try(
+    facts: ModelFacts, first: PreprocessGuess, answers: AnswerFunction, pictures: Sequence[Callable[[], Any]],
+    truth: list[int] | None, *, listen: Listener,
+) -> tuple[PreprocessGuess, list[TrialResult]]:  # fmt: skip
+    """Try normalizations where the model does not show its own, then crops; take what is significantly better."""
+    from edge.config import InputConfig
+    from edge.tuning import preprocess_trial
+
+    target = InputConfig(height=facts.height, width=facts.width)
+    chosen, trials = first, []
+    rounds: list[Callable[[PreprocessConfig], list[Any]]] = [lambda base: preprocess_trial.regions(base, target)]
+    if first.is_guess:
+        rounds = [preprocess_trial.normalizations, *([] if facts.grey else [preprocess_trial.bgr]), *rounds]
+    for candidates in rounds:
+        trial = preprocess_trial.compare(
+            candidates(chosen.preprocess), pictures, answers, target, truth=truth, listen=listen
+        )
+        trials.append(trial)
+        row = trial.rows[trial.chosen]
+        if trial.chosen != 0:
+            how = "labelled pictures" if trial.labelled else "unlabelled pictures"
+            chosen = PreprocessGuess(row.preprocess, f"significantly better on {trial.pictures} {how}", is_guess=False)
+    return chosen, trials
+
+
+def _answers(facts: ModelFacts, model: Path, output_name: str | None) -> AnswerFunction:
+    """The model on this machine's CPU, as a function from a batch to class probabilities."""
+    from edge.backends import OrtSession
+    from edge.config import OutputOptions
+    from edge.model import onnx_model
+    from edge.tuning import preprocess_trial
+
+    network = onnx_model.read(model, OutputOptions(name=output_name)).SerializeToString()
+    session = OrtSession(network, precision="fp32", threads=None)
+    return preprocess_trial.answers_of(session, kind=facts.kind, batch=facts.batch)
+
+
+def write_profile(target: Path, model: Path) -> None:
+    """Write the profile of a model that :mod:`edge.cli.export` made.
+
+    Raises:
+        ModelError: the model is no classifier.
+    """
+    from edge.model import model_facts
+
+    facts = model_facts.look(model)
+    names = _names(facts, None, (), ())
+    proposal = Proposal(
+        model=model, facts=facts, names=names, preprocess=_first_guess(facts), family=_family(None), output_name=None
+    )
+    _write(target, proposal)
+
+
+def _imagenet_names() -> list[str] | None:
+    from edge.cli import paths
+    from edge.media import labels
+
+    path = paths.resources() / "models" / "imagenet_classes.txt"
+    return labels.load_names(path) if path.is_file() else None
+
+
+def _write(target: Path, proposal: Proposal) -> list[Path]:
+    """Write the profile, and a file of class names where there is none yet."""
+    from edge.artifacts import store
+    from edge.config import read_profile
+
+    written = [target]
+    labels = proposal.names.file
+    if labels is None:
+        labels = target.with_suffix(".labels.txt")
+        store.write_bytes(labels, "".join(f"{name}\n" for name in proposal.names.names).encode())
+        written.append(labels)
+    store.write_bytes(target, _profile_text(target, labels, proposal).encode())
+    # What was written is read back: a name with a colon, a path with a tilde.
+    read_profile(target)
+    return written
+
+
+def _profile_text(target: Path, labels: Path, proposal: Proposal) -> str:
+    facts, chosen, model, family = proposal.facts, proposal.preprocess, proposal.model, proposal.family
+    spec = chosen.preprocess
+    batch = facts.batch
+    sizes = (batch, batch, batch) if batch else (1, 1, 8)
+    adapted = "".join(f"#   {change}\n" for change in facts.changes)
+    output = "" if proposal.output_name is None else f"output_name: {_quoted(proposal.output_name)}\n"
+    units = (
+        "# mean and std are in units of 8-bit pixel values, 0 to 255; values of 0 to 1 need scale: 1/255 beside them."
+    )
+    return (
+        f"# Written by edge init from {model.name}. `edge profile check` says whether it still fits after a change.\n"
+        f"family: {family}\n"
+        f"backend: {_BACKENDS.get(family, 'tensorrt')}\n"
+        f"# {facts.input}; {facts.classes} classes, {facts.kind}.\n"
+        f"{'# edge adapts the graph:' + chr(10) + adapted if adapted else ''}"
+        f"model: {_quoted(_relative(model, target.parent))}\n"
+        f"{output}"
+        f"# Class names: {proposal.names.source}.\n"
+        f"labels: {_quoted(_relative(labels, target.parent))}\n"
+        "\n"
+        f"# Size: {facts.size_source}. Batch: {f'the model takes {batch} only' if batch else 'the model takes any'}.\n"
+        "input:\n"
+        f"  height: {facts.height}\n"
+        f"  width: {facts.width}\n"
+        f"  batch: {{min: {sizes[0]}, opt: {sizes[1]}, max: {sizes[2]}}}\n"
+        "\n"
+        f"# Preprocessing: {chosen.why}.\n"
+        f"{units}\n"
+        "preprocess:\n"
+        f"  fit: {spec.fit}  # crop, squash or letterbox\n"
+        f"  resize: {spec.resize}  # the shorter side, before the crop\n"
+        f"  interpolation: {spec.interpolation}\n"
+        f"  color: {spec.color}\n"
+        f"  mean: {_numbers(spec.mean)}\n"
+        f"  std: {_numbers(spec.std)}\n"
+        "\n"
+        "precision: int8\n"
+        "\n"
+        "calibration:\n"
+        "  algorithm: entropy2\n"
+    )
+
+
+def _quoted(text: str) -> str:
+    """``text`` as YAML: as it is where that is a plain word, else in quotes (JSON's are YAML's)."""
+    is_plain = re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./ -]*[A-Za-z0-9_./]", text) is not None
+    return text if is_plain else json.dumps(text, ensure_ascii=False)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return f"[{', '.join(f'{value:.7g}' for value in values)}]"
+
+
+def _described(spec: PreprocessConfig) -> str:
+    return f"{spec.fit}, {spec.color}, mean {_numbers(spec.mean)}, std {_numbers(spec.std)}"
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+
+
+def _show_trial(terminal: Terminal, trial: TrialResult) -> None:
+    rows = []
+    for at, row in enumerate(trial.rows):
+        verdict = "taken" if at == trial.chosen else "worse" if row.is_worse else "not significantly worse"
+        share = () if row.top1 is None else (f"{row.top1:.0f} %",)
+        rows.append((row.name, *share, f"{row.score:.3f}", verdict))
+    if trial.labelled:
+        headings: tuple[str, ...] = (f"n = {trial.pictures}", "top-1", "log p(true)", "")
+    else:
+        headings = (f"n = {trial.pictures}, no labels", "information (nats)", "")
+    terminal.table(headings, rows, right=tuple(range(1, len(headings) - 1)))
+
+
+def _show(terminal: Terminal, target: Path, proposal: Proposal) -> None:
+    facts, names, chosen = proposal.facts, proposal.names, proposal.preprocess
+    terminal.data(f"{target}: written")
+    batch = f"{facts.batch} only" if facts.batch else "any"
+    for line in (
+        f"input: {facts.width}×{facts.height}, {facts.size_source}",
+        f"batch: {batch}",
+        f"output: {facts.classes} classes, {facts.kind}",
+        f"class names: {names.source}",
+        f"preprocessing: {_described(chosen.preprocess)}: {chosen.why}",
+    ):
+        terminal.data(f"  {line}")
+    for change in facts.changes:
+        terminal.say(f"adapted: {change}")
+    if names.is_guess:
+        terminal.warn(f"check the class names in {target}: {names.source}")
+    if chosen.is_guess:
+        terminal.warn(
+            f"check preprocess in {target}: {chosen.why}; --images DIR with labelled pictures compares the usual"
+        )
+    if facts.classes == 1:
+        terminal.warn("the model has one class: without a Sigmoid at its end every picture is that class")
+    name = target.stem if target.parent.name == "profiles" else str(target)
+    terminal.say(f"next: edge calibrate --profile {name} --images DIR && edge build --profile {name}")
+
+
+def _json(target: Path, written: Sequence[Path], proposal: Proposal, trials: Sequence[TrialResult]) -> str:
+    names = proposal.names
+    content = {
+        "profile": str(target),
+        "written": [str(path) for path in written],
+        "model": proposal.facts,
+        "names": {"count": len(names.names), "source": names.source, "guess": names.is_guess},
+        "preprocess": proposal.preprocess,
+        "trials": trials,
+    }
+    return msgspec.json.encode(content).decode()

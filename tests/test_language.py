@@ -1,0 +1,341 @@
+"""Plain technical English: words that this project does not use, and first words that make a docstring a riddle.
+
+The words were private names of the first version (CONTRIBUTING.md has the glossary). They are looked for as whole words
+in names, docstrings, comments and messages of ``edge/``, in its templates and scripts, in the README and in ``docs/``.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Word (a regular expression, whole words) -> the word to use.
+EVERYWHERE = {
+    r"guests?": "optional dependency",
+    r"rooms?": "adapter; space",
+    r"doors?": "public interface; port; option",
+    r"verbs?": "operation, or its own name",
+    r"crowds?": "workers",
+    r"crew": "workers, executor",
+    r"parcels?": "batch; packed statistics",
+    r"errands?": "remote call",
+    r"tally|tallies": "checkpoint; count",
+    r"doubts?": "warning",
+    r"wish(es)?": "options; request",
+    r"lanes?": "concurrency",
+    r"audiences?": "observers",
+    r"pulse": "statistics of a run",
+    r"complaints?|complains?": "error, warning",
+    r"surroundings": "environment",
+    r"patience|impatient": "timeout",
+    r"unheld": "without cancellation",
+    r"hauls?": "collected files",
+    r"meals?": "feed specification",
+    r"anew": "again",
+    r"hears?|heard": "receive, on_event",
+    r"whoever|whomever|whichever": "name the subject",
+    r"nowhere": "no ...",
+    r"put(s|ting)? down": "store, write",
+    r"look(s|ed|ing)? on": "observe",
+    r"stands? (in|on|at|there|here|behind|before|between|first|last|alone)(?! for)": "is",
+    r"lies? (in|on|at|there|here|behind|before|between|beside|outside|within|below|under)": "is",
+    r"comes? home": "is collected",
+}
+# In names of modules, classes, functions, arguments and variables, words that are fine in a sentence.
+IN_NAMES = {
+    r"told|tell|tells": "report",
+    r"said|say|says": "report, message",
+    r"hear": "on_event",
+    r"beat": "keepalive, heartbeat",
+    r"trip": "push",
+    r"identity": "cache key",
+}
+# A first word that makes a docstring a riddle: say what it is, or what it does.
+FIRST_WORDS = {"What", "Whether", "How", "Who", "Whom", "Whose", "Why", "Where", "When", "Which", "Here", "There"}
+
+# What is left of the first version, by file: at most so many. It only gets shorter.
+REMAINING: dict[str, int] = {
+    "docs/architecture.md": 6,
+    "docs/bundles.md": 2,
+    "docs/running.md": 2,
+    "docs/service.md": 1,
+    "docs/shipping.md": 5,
+    "docs/telemetry.md": 1,
+    "docs/web.md": 1,
+    "edge/artifacts/run_record.py": 5,
+    "edge/artifacts/store.py": 2,
+    "edge/backends/cuda/capability.py": 1,
+    "edge/backends/cuda/driver.py": 3,
+    "edge/backends/cuda/kernels.py": 3,
+    "edge/backends/cuda/protocols.py": 3,
+    "edge/backends/fake.py": 1,
+    "edge/backends/interface.py": 8,
+    "edge/backends/onnxruntime.py": 2,
+    "edge/backends/onnxruntime_graph.py": 4,
+    "edge/backends/tensorrt/backend.py": 13,
+    "edge/backends/tensorrt/batch_pipe.py": 12,
+    "edge/backends/tensorrt/build_monitor.py": 11,
+    "edge/backends/tensorrt/builder.py": 5,
+    "edge/backends/tensorrt/builder_config.py": 3,
+    "edge/backends/tensorrt/calibrator.py": 2,
+    "edge/backends/tensorrt/caps.py": 4,
+    "edge/backends/tensorrt/environment.py": 2,
+    "edge/backends/tensorrt/io_spec.py": 2,
+    "edge/backends/tensorrt/layer_report.py": 15,
+    "edge/backends/tensorrt/log_diagnosis.py": 3,
+    "edge/backends/tensorrt/memory.py": 4,
+    "edge/backends/tensorrt/missing_scales.py": 1,
+    "edge/backends/tensorrt/onnx_variants.py": 3,
+    "edge/backends/tensorrt/parse_errors.py": 1,
+    "edge/backends/tensorrt/route.py": 1,
+    "edge/backends/tensorrt/runner.py": 5,
+    "edge/backends/tensorrt/subprocess_build.py": 13,
+    "edge/backends/tensorrt/timing_cache.py": 3,
+    "edge/backends/tensorrt/timing_cache_format.py": 1,
+    "edge/backends/tensorrt/timing_cache_merge.py": 1,
+    "edge/backends/tensorrt/timing_cache_use.py": 2,
+    "edge/calibration/cache_keys.py": 8,
+    "edge/calibration/checkpoint.py": 2,
+    "edge/calibration/collection.py": 34,
+    "edge/calibration/counting.py": 2,
+    "edge/calibration/dask_workers.py": 8,
+    "edge/calibration/packed_statistics.py": 4,
+    "edge/calibration/watch_plan.py": 2,
+    "edge/calibration/work_queue.py": 1,
+    "edge/calibration/worker_processes.py": 6,
+    "edge/calibration/workflow.py": 12,
+    "edge/cli/bench.py": 9,
+    "edge/cli/build.py": 6,
+    "edge/cli/bundle.py": 9,
+    "edge/cli/cache.py": 3,
+    "edge/cli/cache_pull.py": 14,
+    "edge/cli/calibrate.py": 19,
+    "edge/cli/canary.py": 1,
+    "edge/cli/concurrency.py": 6,
+    "edge/cli/engine.py": 5,
+    "edge/cli/eval.py": 5,
+    "edge/cli/fleet_jobs.py": 13,
+    "edge/cli/http_options.py": 37,
+    "edge/cli/observers.py": 21,
+    "edge/cli/paths.py": 5,
+    "edge/cli/power.py": 1,
+    "edge/cli/power_options.py": 17,
+    "edge/cli/profile.py": 2,
+    "edge/cli/record_options.py": 2,
+    "edge/cli/report.py": 2,
+    "edge/cli/run.py": 8,
+    "edge/cli/selftest.py": 2,
+    "edge/cli/service.py": 8,
+    "edge/cli/ship.py": 5,
+    "edge/cli/signals.py": 6,
+    "edge/cli/source_options.py": 7,
+    "edge/cli/sweep.py": 8,
+    "edge/cli/table.py": 3,
+    "edge/cli/table_formats_io.py": 2,
+    "edge/config/profiles.py": 11,
+    "edge/deploy/agent_protocol.py": 7,
+    "edge/deploy/bundle/archive.py": 4,
+    "edge/deploy/bundle/golden.py": 8,
+    "edge/deploy/bundle/manifest.py": 1,
+    "edge/deploy/bundle/reader.py": 7,
+    "edge/deploy/bundle/signature.py": 3,
+    "edge/deploy/bundle/wheels.py": 3,
+    "edge/deploy/canary.py": 4,
+    "edge/deploy/collect.py": 9,
+    "edge/deploy/fleet.py": 1,
+    "edge/deploy/manage.py": 3,
+    "edge/deploy/push.py": 9,
+    "edge/deploy/registry/artifact.py": 1,
+    "edge/deploy/registry/client.py": 9,
+    "edge/deploy/registry/credentials.py": 1,
+    "edge/deploy/registry/reference.py": 2,
+    "edge/deploy/service.py": 5,
+    "edge/deploy/transport/address.py": 2,
+    "edge/deploy/transport/agent.sh": 8,
+    "edge/deploy/transport/frames.py": 6,
+    "edge/deploy/transport/rsync.py": 4,
+    "edge/deploy/transport/session.py": 9,
+    "edge/deploy/transport/ssh.py": 3,
+    "edge/diagnostics/doctor.py": 1,
+    "edge/diagnostics/selftest_context.py": 2,
+    "edge/diagnostics/selftest_record.py": 3,
+    "edge/diagnostics/selftest_reference.py": 2,
+    "edge/diagnostics/selftest_refusals.py": 12,
+    "edge/diagnostics/selftest_run.py": 16,
+    "edge/diagnostics/selftest_sensors.py": 1,
+    "edge/engines/building.py": 11,
+    "edge/engines/engine_comparison.py": 3,
+    "edge/engines/engine_report.py": 2,
+    "edge/engines/inventory.py": 3,
+    "edge/errors.py": 1,
+    "edge/events.py": 1,
+    "edge/media/camera_stream.py": 4,
+    "edge/media/cameras.py": 10,
+    "edge/media/capture_thread.py": 4,
+    "edge/media/decoding.py": 1,
+    "edge/media/labels.py": 2,
+    "edge/media/opencv_capture.py": 2,
+    "edge/media/picture_sets.py": 2,
+    "edge/media/picture_sources.py": 1,
+    "edge/media/pictures.py": 3,
+    "edge/media/recorder.py": 3,
+    "edge/media/streams.py": 4,
+    "edge/media/tfrecord.py": 2,
+    "edge/media/truncation.py": 3,
+    "edge/media/v4l2.py": 2,
+    "edge/media/video.py": 3,
+    "edge/model/folding.py": 1,
+    "edge/model/graph.py": 1,
+    "edge/model/inspection.py": 3,
+    "edge/model/preprocessing.py": 2,
+    "edge/quantization/algorithms.py": 1,
+    "edge/quantization/rounding.py": 2,
+    "edge/quantization/statistics.py": 1,
+    "edge/quantization/table_check.py": 3,
+    "edge/quantization/table_formats.py": 2,
+    "edge/reports/loaded_runs.py": 5,
+    "edge/reports/plots.py": 4,
+    "edge/reports/run_charts.py": 1,
+    "edge/reports/run_page.py": 1,
+    "edge/runtime/benchmark.py": 10,
+    "edge/runtime/classifier.py": 2,
+    "edge/runtime/evaluation.py": 1,
+    "edge/runtime/journal.py": 7,
+    "edge/runtime/mlperf.py": 2,
+    "edge/runtime/notify.py": 3,
+    "edge/runtime/pipeline.py": 68,
+    "edge/runtime/run_loop.py": 14,
+    "edge/runtime/statistics.py": 2,
+    "edge/runtime/timeline.py": 1,
+    "edge/runtime/watchdog.py": 11,
+    "edge/stats.py": 3,
+    "edge/system/device.py": 4,
+    "edge/system/nvpmodel.py": 2,
+    "edge/system/power_modes.py": 8,
+    "edge/system/python_env.py": 1,
+    "edge/telemetry/hwmon.py": 2,
+    "edge/telemetry/jtop.py": 2,
+    "edge/telemetry/meter.py": 3,
+    "edge/telemetry/nvml.py": 2,
+    "edge/telemetry/rails.py": 3,
+    "edge/telemetry/rapl.py": 1,
+    "edge/telemetry/sampler.py": 2,
+    "edge/telemetry/source.py": 4,
+    "edge/telemetry/sources.py": 1,
+    "edge/telemetry/tegrastats.py": 3,
+    "edge/tuning/conclusions.py": 3,
+    "edge/tuning/subsets.py": 1,
+    "edge/tuning/sweep_comparison.py": 1,
+    "edge/tuning/sweep_record.py": 1,
+    "edge/tuning/sweep_tables.py": 2,
+    "edge/ui/__init__.py": 1,
+    "edge/ui/terminal/fleet_view.py": 16,
+    "edge/ui/terminal/live_view.py": 12,
+    "edge/ui/terminal/run_summary.py": 3,
+    "edge/ui/terminal/terminal.py": 6,
+    "edge/ui/web/access.py": 2,
+    "edge/ui/web/address.py": 2,
+    "edge/ui/web/app.py": 1,
+    "edge/ui/web/metrics.py": 1,
+    "edge/ui/web/static/charts.js": 3,
+    "edge/ui/web/view.py": 6,
+    "install.sh": 3,
+}
+
+TEXTS = [
+    "README.md", "CONTRIBUTING.md", "docs/*.md", "edge/**/*.html", "edge/**/*.js", "edge/**/*.css", "edge/**/*.sh",
+    "install.sh", ".ci/run",
+]  # fmt: skip
+
+
+def _words(table: dict[str, str]) -> list[tuple[re.Pattern[str], str]]:
+    return [(re.compile(rf"\b(?:{word})\b", re.IGNORECASE), better) for word, better in table.items()]
+
+
+SENTENCE_WORDS = _words(EVERYWHERE)
+NAME_WORDS = _words({**EVERYWHERE, **IN_NAMES})
+
+
+def split_name(name: str) -> str:
+    """``RunStatistics`` and ``run_statistics`` as words."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).replace("_", " ")
+
+
+def of_text(text: str) -> Iterator[tuple[int, str]]:
+    """Line and problem of each forbidden word in prose."""
+    for number, line in enumerate(text.splitlines(), 1):
+        for word, better in SENTENCE_WORDS:
+            for found in word.finditer(line):
+                yield number, f"{found[0]!r} (say: {better}): {line.strip()[:100]}"
+
+
+def of_python(source: str) -> Iterator[tuple[int, str]]:
+    """The same for a module: its names, strings and comments, and the first words of its docstrings."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.NAME:
+            for word, better in NAME_WORDS:
+                for found in word.finditer(split_name(token.string)):
+                    yield token.start[0], f"{found[0]!r} in the name {token.string} (say: {better})"
+        elif token.type in {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", -1)}:
+            for line, problem in of_text(token.string):
+                yield token.start[0] + line - 1, problem
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
+            first = (ast.get_docstring(node) or "").split(maxsplit=1)[:1]
+            if first and first[0] in FIRST_WORDS:
+                line = getattr(node, "lineno", 1)
+                yield line, f"the docstring of {getattr(node, 'name', 'the module')} begins with {first[0]!r}"
+
+
+@cache
+def problems() -> dict[str, list[str]]:
+    """Problems of each file of the project, as text with the line."""
+    found = {}
+    for pattern in ("edge/**/*.py", *TEXTS):
+        for path in sorted(REPOSITORY.glob(pattern)):
+            text = path.read_text(encoding="utf-8")
+            lines = of_python(text) if path.suffix == ".py" else of_text(text)
+            name = path.relative_to(REPOSITORY).as_posix()
+            if name == "CONTRIBUTING.md":  # its glossary shows the old words
+                continue
+            found[name] = [f"{name}:{number}: {problem}" for number, problem in lines]
+            found[name] += [
+                f"{name}: the name of the file" for word, _ in NAME_WORDS if word.search(split_name(path.stem))
+            ]
+    return found
+
+
+def test_no_private_words() -> None:
+    new = [line for name, lines in problems().items() if len(lines) > REMAINING.get(name, 0) for line in lines]
+    assert not new, "\n".join(new)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("# the guest library", ["'guest'"]),
+        ("def ask_guests(): ...", ["'guests'"]),
+        ("class WishList: ...", ["'Wish'"]),
+        ("raise E('nothing is said')", []),
+        ("was_said = 1", ["'said'"]),
+        ('def f():\n    """Whether it is."""', ["begins with 'Whether'"]),
+        ('def f():\n    """Return the name. What else."""', []),
+        ("mushrooms, doorway, crewed = 1, 2, 3", []),
+        ("# the file lies in the folder", ["'lies in'"]),
+        ("# what the scale stands for", []),
+    ],
+)
+def test_a_word_is_found(source: str, words: list[str]) -> None:
+    found = list(of_python(source))
+    assert len(found) == len(words), found
+    for (_line, problem), word in zip(found, words, strict=True):
+        assert word in problem
