@@ -126,6 +126,7 @@ class _Optimized:
         self._precision |= {name: _words(item.data_type) for name, item in self._constants.items()}
         self._layout: dict[str, str] = {}
         self._anchors = {node.output[0]: source.anchor(node) for node in proto.graph.node if node.output}
+        self._moved = {node.output[0]: node.input[0] for node in proto.graph.node if source.is_inserted(node)}
         self._stops = {name for name in self._anchors.values() if name is not None}
         for node in proto.graph.node:
             self._flow(node)
@@ -137,7 +138,9 @@ class _Optimized:
         role = self._role(node)
         live = [name for name in node.input if name and name not in self._constants]
         sizes = [_bytes(self._constants[name]) for name in node.input if name in self._constants]
-        lost = [name for name in (*live, *node.output, anchor) if name in unscaled]
+        # A tensor in another layout (reorder_token_0) stands for the one that it was made of.
+        read = [self._moved.get(name, name) for name in live]
+        lost = [name for name in (*read, *node.output, anchor) if name in unscaled]
         precision = None if role == "reformat" else self._computes_in(node, live)
         return Layer(
             name=node.name or node.output[0],
