@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -102,25 +103,41 @@ class StoreError(EdgeError):
     exit_code = 9
 
 
+def install_command(*packages: str, extra: str | None = None) -> str:
+    """Command that installs packages for the Python that runs, ready to paste.
+
+    In a checkout it is the extra of edge that has them; elsewhere the packages by name, since ``jetson-edge`` is not on
+    PyPI.
+    """
+    python = shlex.quote(sys.executable or "python3")
+    checkout = Path(__file__).resolve().parents[1]
+    if extra is not None and (checkout / "pyproject.toml").is_file():
+        return f"{python} -m pip install -e {shlex.quote(f'{checkout}[{extra}]')}"
+    return f"{python} -m pip install {' '.join(map(shlex.quote, packages))}"
+
+
+_HOST = ("numpy>=1.26", "onnx>=1.16", "onnxruntime>=1.20", "opencv-python-headless>=4.9")
+_WEB = ("prometheus_client>=0.20", "starlette>=0.40", "uvicorn>=0.30")
+_REPORT = ("Jinja2>=3.1", "matplotlib>=3.9")
+_EXPORT = ("torch>=2.6", "torchvision", "timm", "onnxscript", "onnxslim")
 # How each optional dependency arrives; shown when it is missing, and by `edge doctor`.
 DEPENDENCIES: dict[str, str] = {
-    "numpy": "pip install 'jetson-edge[host]'",
-    "cv2": "pip install 'jetson-edge[host]'  (on a Jetson: sudo apt install libopencv-python, which has GStreamer)",
-    "onnx": "pip install 'jetson-edge[host]'",
-    "onnxruntime": "pip install 'jetson-edge[host]'",
-    "flatbuffers": "pip install 'jetson-edge[host]'",
-    "pycuda": "PATH=/usr/local/cuda/bin:$PATH pip install pycuda",
-    "pynvml": "pip install 'jetson-edge[nvml]'  (nvidia-ml-py)",
-    "jtop": "sudo pip install jetson-stats  (AGPL-3.0, so edge does not bring it: your choice)",
-    "distributed": "pip install 'jetson-edge[dask]'",
-    "packaging": "pip install packaging",
-    "oras": "pip install 'jetson-edge[registry]'",
-    "requests": "pip install 'jetson-edge[registry]'",
-    "jinja2": "pip install 'jetson-edge[report]'",
-    "prometheus_client": "pip install 'jetson-edge[web]'",
-    "starlette": "pip install 'jetson-edge[web]'",
-    "uvicorn": "pip install 'jetson-edge[web]'",
-    "matplotlib": "pip install 'jetson-edge[report]'  (on a Jetson also: sudo apt install python3-matplotlib)",
+    **dict.fromkeys(("numpy", "onnx", "onnxruntime", "flatbuffers"), install_command(*_HOST, extra="host")),
+    "cv2": f"{install_command(*_HOST, extra='host')}  (on a Jetson: sudo apt install libopencv-python, for GStreamer)",
+    "pycuda": f"PATH=/usr/local/cuda/bin:$PATH {install_command('pycuda', extra='jetson')}",
+    "pynvml": install_command("nvidia-ml-py", extra="nvml"),
+    "jtop": f"{install_command('jetson-stats', extra='jtop')}  (AGPL-3.0, so edge does not bring it: your choice)",
+    "distributed": install_command("distributed>=2024.8", extra="dask"),
+    "packaging": install_command("packaging"),
+    **dict.fromkeys(("oras", "requests"), install_command("oras>=0.2.43", extra="registry")),
+    **dict.fromkeys(("google", "google_crc32c"), install_command("google-crc32c", "protobuf", extra="tfrecord")),
+    "jinja2": install_command(*_REPORT, extra="report"),
+    "matplotlib": f"{install_command(*_REPORT, extra='report')}  (on a Jetson: sudo apt install python3-matplotlib)",
+    **dict.fromkeys(("prometheus_client", "starlette", "uvicorn"), install_command(*_WEB, extra="web")),
+    **dict.fromkeys(
+        ("torch", "torchvision", "timm", "onnxscript", "onnxslim"), install_command(*_EXPORT, extra="export")
+    ),
+    "tensorrt_rtx": install_command("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings", extra="rtx"),
 }
 
 
@@ -137,13 +154,13 @@ def require(name: str) -> ModuleType:
         missing = exc.name or name
         what = f"{name} is not installed" if missing == name else f"{name} needs {missing}, which is not installed"
         raise MissingDependencyError(
-            what, hint=DEPENDENCIES.get(missing, DEPENDENCIES.get(name, f"pip install {missing}"))
+            what, hint=DEPENDENCIES.get(missing, DEPENDENCIES.get(name, install_command(missing)))
         ) from exc
     except (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError) as exc:
         # An optional dependency built for another NumPy, protobuf or CUDA fails in its own way: keep its words.
         raise MissingDependencyError(
             f"{name} is installed but does not import: {exc}",
-            hint=f"edge doctor; or reinstall it: {DEPENDENCIES.get(name, f'pip install --force-reinstall {name}')}",
+            hint=f"edge doctor; or reinstall it: {DEPENDENCIES.get(name, install_command(name))}",
         ) from exc
 
 

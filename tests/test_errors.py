@@ -6,6 +6,7 @@ import copy
 import errno
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -110,14 +111,18 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("dependency", errors.DEPENDENCIES)
 def test_every_dependency_has_an_install_line(dependency: str) -> None:
-    assert "pip install" in errors.DEPENDENCIES[dependency]
+    line = errors.DEPENDENCIES[dependency]
+    assert f"{sys.executable} -m pip install " in line
+    extra = re.search(r"\[(\w+)\]", line)
+    if extra is not None:
+        assert f"\n{extra[1]} = [\n" in (Path(errors.__file__).parents[1] / "pyproject.toml").read_text()
 
 
 def test_a_dependency_that_is_not_there() -> None:
     with pytest.raises(MissingDependencyError) as caught:
         require("no_such_dependency_of_ours")
     assert caught.value.what == "no_such_dependency_of_ours is not installed"
-    assert caught.value.hint == "pip install no_such_dependency_of_ours"
+    assert caught.value.hint == f"{sys.executable} -m pip install no_such_dependency_of_ours"
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 
 
@@ -125,7 +130,7 @@ def test_a_dependency_that_lacks_a_library_of_its_own(module) -> None:
     with pytest.raises(MissingDependencyError) as caught:
         require(module("half_there", "import the_other_half_of_it"))
     assert caught.value.what == "half_there needs the_other_half_of_it, which is not installed"
-    assert caught.value.hint == "pip install the_other_half_of_it"
+    assert caught.value.hint == f"{sys.executable} -m pip install the_other_half_of_it"
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from edge import __version__
 from edge.calibration.collection import Chunks, PartialStatistics, StatisticsJob, count
 from edge.calibration.packed_statistics import PackedStatistics, pack, unpack
 from edge.calibration.work_queue import WorkItem, WorkQueue
-from edge.errors import DeviceError, EdgeError, MissingDependencyError, ModelError, UsageError, require
+from edge.errors import DEPENDENCIES, DeviceError, EdgeError, MissingDependencyError, ModelError, UsageError, require
 from edge.events import Listener, Note, ignore_events
 from edge.media import Picture
 from edge.system import python_env
@@ -144,7 +144,7 @@ class Cluster:
             raise MissingDependencyError(
                 f"a Dask worker cannot import what it needs: {exc}",
                 where=self._address,
-                hint="install the same edge on every worker: pip install 'jetson-edge[host,dask]'",
+                hint=f"install the same edge with its extra dask on every worker: {DEPENDENCIES['distributed']}",
             ) from exc
         except (distributed.CancelledError, distributed.TimeoutError, OSError) as exc:
             if future.status == "error":

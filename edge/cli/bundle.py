@@ -106,7 +106,7 @@ def _golden(source: Path | None) -> list[Picture]:
     from edge.media import open_pictures
 
     if source is None:
-        source = paths.home() / "samples"
+        source = paths.resources() / "samples"
         if not source.is_dir():
             raise UsageError("there are no golden pictures", where=source, hint="--golden DIR, or --no-golden")
     return list(open_pictures(source))

@@ -196,7 +196,7 @@ def _made(name: str, folder: Path, load: Load, terminal: Terminal) -> Bundle:
 
     chosen, path = paths.load_profile(name)
     terminal.say(f"profile {chosen.name} ({path})", style="dim")
-    samples = paths.home() / "samples"
+    samples = paths.resources() / "samples"
     out = Path(tempfile.mkdtemp(dir=folder)) / f"{chosen.name}.edge"
     with terminal.progress() as listen:
         return creation.create(

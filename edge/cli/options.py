@@ -11,6 +11,13 @@ from edge.config import Precision
 from edge.errors import StoreError, UsageError
 from edge.telemetry import source_names
 
+
+def _with_samples(path: Path | None) -> Path | None:
+    from edge.cli import paths
+
+    return None if path is None else paths.samples(path)
+
+
 ProfileName = Annotated[
     str | None,
     typer.Option(
@@ -24,7 +31,13 @@ CacheDir = Annotated[
 EngineDir = Annotated[Path | None, typer.Option("--engine-dir", help="Folder of the engines.", show_default="engines")]
 Images = Annotated[
     Path | None,
-    typer.Option("--images", "-i", help="Folder, picture, list, CSV or TFRecord shards."),
+    typer.Option(
+        "--images",
+        "-i",
+        metavar="DIR",
+        callback=_with_samples,
+        help="Folder, picture, list, CSV or TFRecord shards; samples: for the pictures that come with edge.",
+    ),
 ]
 Labels = Annotated[
     Path | None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edge.artifacts import store
 from edge.config import Precision, Profile, available_profiles, find_profile, read_profile
 from edge.deploy.bundle import MANIFEST, PROFILE, deployed
 from edge.errors import ArtifactError, ProfileError, UsageError
@@ -20,13 +21,25 @@ if TYPE_CHECKING:
     from edge.media import ClassNames, Pictures
     from edge.ui.terminal import Terminal
 
-# A checkout is recognized by what is next to the package.
-_BESIDE_PACKAGE = Path(__file__).resolve().parents[2]
+_PACKAGE = Path(__file__).resolve().parents[1]
+# What stands for the pictures that come with edge, on the command line.
+SAMPLES = "samples:"
+
+
+def checkout() -> Path | None:
+    """The checkout that edge runs from, recognized by what is next to the package; None for an installed wheel."""
+    folder = _PACKAGE.parent
+    return folder if (folder / "pyproject.toml").is_file() and (folder / "profiles").is_dir() else None
 
 
 def resources() -> Path:
-    """Folder with the profiles, sample model and pictures that come with edge."""
-    return _BESIDE_PACKAGE
+    """Folder with the profiles, sample model and pictures that come with edge: the checkout, or package data."""
+    return checkout() or _PACKAGE / "data"
+
+
+def samples(path: Path) -> Path:
+    """``path``, or for ``samples:`` the pictures that come with edge."""
+    return resources() / "samples" if str(path) == SAMPLES else path
 
 
 def home() -> Path:
@@ -36,9 +49,7 @@ def home() -> Path:
     directory.
     """
     here = Path.cwd()
-    if not (here / "profiles").is_dir() and (_BESIDE_PACKAGE / "profiles").is_dir():
-        return _BESIDE_PACKAGE
-    return here
+    return here if (here / "profiles").is_dir() else checkout() or here
 
 
 def device_home(user: str | None = None) -> Path:
@@ -56,7 +67,7 @@ def device_home(user: str | None = None) -> Path:
 
 def profile_folders() -> list[Path]:
     """Folders searched for a profile's name, first match wins."""
-    folders = [Path.cwd() / "profiles", _BESIDE_PACKAGE / "profiles"]
+    folders = [Path.cwd() / "profiles", resources() / "profiles"]
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
@@ -68,11 +79,12 @@ def profiles() -> dict[str, Path]:
 
 
 def default_profile(machine: device.Device, *, user: str | None = None) -> str | None:
-    """The name that a missing one stands for: where no folder of profiles is, what was shipped to this device.
+    """The name that a missing one stands for: without profiles of the user's own, what was shipped to this device.
 
     That is in the home of the ``user``, or of who runs this. None where no profile fits the machine.
     """
-    if not profile_folders() and deployed.current(device_home(user)) is not None:
+    has_own = checkout() is not None or (Path.cwd() / "profiles").is_dir()
+    if not has_own and deployed.current(device_home(user)) is not None:
         return deployed.CURRENT
     return device.default_profile(machine)
 
@@ -167,13 +179,27 @@ def cache_folder(option: Path | None, of: Path | None = None) -> Path:
     if named:
         return Path(named)
     shipped = _shipped(of)
-    return shipped.tables if shipped is not None else home() / "calib_cache"
+    if shipped is not None:
+        return shipped.tables
+    own = home() / "calib_cache"
+    return resources() / "calib_cache" if _is_packaged(of) and not own.is_dir() else own
 
 
 def build_cache_folder(option: Path | None, of: Path) -> Path:
     """As :func:`cache_folder`, for builds: they write timing caches, in a shipped bundle's case to this device's."""
     shipped = _shipped(of) if option is None and not os.environ.get("EDGE_CACHE_DIR") else None
-    return shipped.build_cache() if shipped is not None else cache_folder(option)
+    if shipped is not None:
+        return shipped.build_cache()
+    folder = cache_folder(option)
+    if option is None and _is_packaged(of):
+        # Package data is read only, and builds write timing caches beside the tables.
+        brought = resources() / "calib_cache"
+        folder = home() / "calib_cache"
+        for file in sorted(brought.rglob("*")):
+            copy = folder / file.relative_to(brought)
+            if file.is_file() and not copy.exists():
+                store.write_bytes(copy, file.read_bytes())
+    return folder
 
 
 def own_cache_folder(option: Path | None, of: Path) -> Path:
@@ -199,6 +225,11 @@ def engine_folder(option: Path | None, of: Path | None = None) -> Path:
         return Path(named)
     shipped = _shipped(of)
     return shipped.engines if shipped is not None else home() / "engines"
+
+
+def _is_packaged(of: Path | None) -> bool:
+    """True if ``of`` is a profile that came with an installed wheel."""
+    return of is not None and checkout() is None and of.is_relative_to(resources())
 
 
 def _shipped(of: Path | None) -> deployed.Deployed | None:

@@ -65,7 +65,7 @@ def command(
     chosen, path = paths.load_profile(profile)
     terminal = Terminal()
     terminal.say(f"profile {chosen.name} ({path})", style="dim")
-    folder = images if images is not None else paths.home() / "samples"
+    folder = images if images is not None else paths.resources() / "samples"
     pictures = _pictures(folder) if images is not None or folder.is_dir() else None
     if write_reference:
         from edge.diagnostics import selftest_reference

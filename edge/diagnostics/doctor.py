@@ -17,7 +17,7 @@ import msgspec
 
 from edge.config import Profile, available_profiles, read_profile
 from edge.deploy.bundle import Deployed, deployed
-from edge.errors import DEPENDENCIES, ProfileError
+from edge.errors import DEPENDENCIES, ProfileError, install_command
 from edge.system import DISTRIBUTIONS, Device, OptionalDependency, Process, identify, this_process
 from edge.telemetry import SOURCES, Board, Unavailable, open_source
 
@@ -27,7 +27,6 @@ Group = Literal["machine", "python", "dependencies", "cameras", "power", "profil
 _INSTALL: dict[str, str] = {
     **DEPENDENCIES,
     "tensorrt": "sudo apt install python3-libnvinfer",
-    "pycuda": "PATH=/usr/local/cuda/bin:$PATH pip install pycuda",
 }
 _FOR_HOST = {"numpy", "cv2", "onnx", "onnxruntime"}
 _FOR_JETSON = {"numpy", "cv2", "tensorrt", "pycuda"}
@@ -193,7 +192,7 @@ def _present(name: str, dependency: OptionalDependency, device: Device) -> Docto
         level, text, step = "problem", dependency.problem, f"install it again: {_INSTALL[name]}"
     elif name == "numpy" and on_jetpack6 and _major(version) >= 2:
         level, text = "problem", f"{version}: the packages of JetPack 6 are built for NumPy 1"
-        step = "pip install 'numpy<2'"
+        step = install_command("numpy>=1.26,<2")
     elif name == "cv2" and len(dependency.distributions) > 1:
         text = f"{version}, from several packages that overwrite each other: {', '.join(dependency.distributions)}"
         step = f"pip uninstall {' '.join(dependency.distributions)}; then install one of them"

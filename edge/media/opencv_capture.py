@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import msgspec
 
 from edge.artifacts import Secret
-from edge.errors import DeviceError, MissingDependencyError
+from edge.errors import DEPENDENCIES, DeviceError, MissingDependencyError
 from edge.media.decoding import opencv
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def missing_backend(api: Api) -> MissingDependencyError:
         )
     names = {"v4l2": "V4L2 (USB cameras)", "ffmpeg": "FFmpeg (videos and network streams)"}
     return MissingDependencyError(
-        f"OpenCV {version} was built without {names[api]}", hint="pip install 'jetson-edge[host]', which has both"
+        f"OpenCV {version} was built without {names[api]}", hint=f"{DEPENDENCIES['cv2']}, which has both"
     )
 
 

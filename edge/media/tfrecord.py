@@ -28,7 +28,7 @@ from typing import IO, Any
 
 import msgspec
 
-from edge.errors import DataError, MissingDependencyError, require
+from edge.errors import DEPENDENCIES, DataError, MissingDependencyError, require
 from edge.media.labels import SUFFIXES, shown
 from edge.media.pictures import Picture, Pictures
 
@@ -50,7 +50,7 @@ _ENCODED = ("image/encoded", "image")
 _LABEL = ("image/class/label", "label")
 _FILENAME = ("image/filename", "file_name")
 _DAMAGED = "get the shard again"
-_INSTALL = "pip install 'jetson-edge[tfrecord]'"
+_INSTALL = DEPENDENCIES["google"]
 _ENDINGS = ((b"\xff\xd8\xff", ".jpg"), (b"\x89PNG", ".png"), (b"RIFF", ".webp"), (b"BM", ".bmp"))
 
 

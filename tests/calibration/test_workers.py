@@ -31,7 +31,7 @@ from edge.calibration.work_queue import WorkQueue
 from edge.calibration.worker_processes import Processes
 from edge.config import profiles
 from edge.config.profiles import Profile
-from edge.errors import DataError, DeviceError, EdgeError, MissingDependencyError, ModelError, UsageError
+from edge.errors import DEPENDENCIES, DataError, DeviceError, EdgeError, MissingDependencyError, ModelError, UsageError
 from edge.events import Event, Note, Progress
 from edge.media.picture_sources import open_pictures
 from edge.quantization.statistics import BINS, Statistics
@@ -574,7 +574,10 @@ def test_dask_that_is_not_installed() -> None:
         "except MissingDependencyError as exc:\n    print(exc)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["distributed is not installed", "  try: pip install 'jetson-edge[dask]'"]
+    assert done.stdout.splitlines() == [
+        "distributed is not installed",
+        f"  try: {DEPENDENCIES['distributed']}",
+    ]
 
 
 def test_a_scheduler_without_workers(own_dask: Dask) -> None:
@@ -611,7 +614,7 @@ def test_a_worker_without_edge(run: Callable[..., Any], own_dask: Dask, tmp_path
         dask_workers.connect(address) as crew,
     ):
         run(crew=crew)
-    assert "pip install 'jetson-edge[host,dask]'" in (caught.value.hint or "")
+    assert DEPENDENCIES["distributed"] in (caught.value.hint or "")
 
 
 def test_a_worker_with_another_edge(run: Callable[..., Any], own_dask: Dask, tmp_path: Path) -> None:

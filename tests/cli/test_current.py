@@ -97,7 +97,7 @@ def test_a_bundle_that_nobody_allowed_signed_is_not_run(edge: Edge, shipped: Pat
 def test_without_any_folder_of_profiles_it_is_the_one(
     edge: Edge, shipped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(paths, "_BESIDE_PACKAGE", Path("nowhere"))
+    monkeypatch.setattr(paths, "_PACKAGE", Path("nowhere/edge"))
     listed = json.loads(edge("profile", "list", "--json").out)
     assert [(row["name"], row["default"], row["family"]) for row in listed] == [("current", True, "host")]
     assert edge("build").code == 0
@@ -113,7 +113,7 @@ def test_with_profiles_here_it_is_not_the_default(edge: Edge, shipped: Path) -> 
 
 def test_the_list_marks_what_a_missing_name_takes(edge: Edge, shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in a folder of profiles that is empty: it is a place for profiles, so nothing shipped is taken unasked."""
-    monkeypatch.setattr(paths, "_BESIDE_PACKAGE", Path("nowhere"))
+    monkeypatch.setattr(paths, "_PACKAGE", Path("nowhere/edge"))
     Path("profiles").mkdir()
     listed = json.loads(edge("profile", "list", "--json").out)
     assert [(row["name"], row["default"]) for row in listed] == [("current", False)]
@@ -169,7 +169,7 @@ def test_no_profile_anywhere_is_said_with_a_way_out(
     edge: Edge, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-    monkeypatch.setattr(paths, "_BESIDE_PACKAGE", Path("nowhere"))
+    monkeypatch.setattr(paths, "_PACKAGE", Path("nowhere/edge"))
     ended = edge("run", "--images", ".")
     assert (ended.code, "in a folder with profiles/" in ended.err) == (3, True)
     listed = edge("profile", "list")

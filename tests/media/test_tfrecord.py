@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge.errors import DataError
+from edge.errors import DEPENDENCIES, DataError
 from edge.media.picture_sources import open_pictures, shards_of
 from edge.media.tfrecord import Example, is_shard, portable_name
 
@@ -283,4 +283,4 @@ def test_a_missing_dependency_says_how_to_install_it(dependency: str, shard: Pat
     )
     done = subprocess.run([sys.executable, "-c", code, str(shard)], capture_output=True, text=True, check=True)
     assert "TFRecord shards cannot be read" in done.stdout
-    assert "jetson-edge[tfrecord]" in done.stdout
+    assert DEPENDENCIES["google"] in done.stdout

@@ -16,12 +16,12 @@ from typing import Any
 
 import msgspec
 
-from edge.errors import MissingDependencyError, require
+from edge.errors import DEPENDENCIES, MissingDependencyError, require
 from edge.quantization import AlgorithmName, TrtVersion
 
 INSTALL = (
     "on a Jetson: sudo apt install python3-libnvinfer, and a virtual environment with --system-site-packages; "
-    "on an RTX desktop: pip install 'jetson-edge[rtx]'"
+    f"on an RTX desktop: {DEPENDENCIES['tensorrt_rtx']}"
 )
 # NVIDIA's classes by edge's name of the algorithm.
 CALIBRATORS: dict[AlgorithmName, str] = {
