@@ -9,6 +9,7 @@ from edge import lazy_exports
 if TYPE_CHECKING:
     from edge.calibration.cache_keys import FoundArtifact
     from edge.calibration.collection import Executor
+    from edge.calibration.preparation import PreparationSettings, Prepared, finish, prepare
     from edge.calibration.quality import MeasuredAccuracy, QualityVerdict
     from edge.calibration.scoring import (
         PictureInputs,
@@ -16,9 +17,12 @@ if TYPE_CHECKING:
         Scorer,
         TableForms,
         compare,
+        inputs_of,
         measure_accuracy,
+        spread,
         tensorrt_form,
     )
+    from edge.calibration.sensitivity import LayerNoise, predicted_sqnr, rank_layers, worst_layers
     from edge.calibration.worker_processes import Processes
     from edge.calibration.workflow import HEADER_VERSION, CalibrationOutcome
 else:
@@ -27,6 +31,7 @@ else:
         {
             "cache_keys": ["FoundArtifact"],
             "collection": ["Executor"],
+            "preparation": ["Prepared", "PreparationSettings", "finish", "prepare"],
             "quality": ["MeasuredAccuracy", "QualityVerdict"],
             "scoring": [
                 "PictureInputs",
@@ -34,9 +39,12 @@ else:
                 "Scorer",
                 "TableForms",
                 "compare",
+                "inputs_of",
                 "measure_accuracy",
+                "spread",
                 "tensorrt_form",
             ],
+            "sensitivity": ["LayerNoise", "predicted_sqnr", "rank_layers", "worst_layers"],
             "worker_processes": ["Processes"],
             "workflow": ["CalibrationOutcome", "HEADER_VERSION"],
         },
@@ -47,8 +55,11 @@ __all__ = [
     "CalibrationOutcome",
     "Executor",
     "FoundArtifact",
+    "LayerNoise",
     "MeasuredAccuracy",
     "PictureInputs",
+    "PreparationSettings",
+    "Prepared",
     "Processes",
     "QualityVerdict",
     "Score",
@@ -59,10 +70,17 @@ __all__ = [
     "compare",
     "counting",
     "dask_workers",
+    "finish",
+    "inputs_of",
     "measure_accuracy",
+    "predicted_sqnr",
+    "prepare",
     "quality",
+    "rank_layers",
     "scoring",
+    "spread",
     "tensorrt_form",
     "watch_plan",
     "workflow",
+    "worst_layers",
 ]

@@ -15,7 +15,7 @@ Limits of the user's own (``quality:`` in the profile, ``edge eval --min-...``) 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
@@ -73,7 +73,12 @@ def judge(measured: MeasuredAccuracy) -> QualityVerdict:
 
 
 def check(
-    measured: MeasuredAccuracy, quality: QualityConfig, *, hint: str, layers: Sequence[str] = (), judged: bool = True
+    measured: MeasuredAccuracy,
+    quality: QualityConfig,
+    *,
+    hint: str,
+    layers: Callable[[], Sequence[str]] = list,
+    judged: bool = True,
 ) -> list[str]:
     """Judge ``measured`` by the table of limits and by the limits in ``quality``.
 
@@ -81,7 +86,7 @@ def check(
         measured: What was measured.
         quality: The profile's section, or the options of the command laid over it.
         hint: The command that improves the accuracy.
-        layers: The layers that cost the most, the worst first.
+        layers: Finds the layers that cost the most, the worst first; called only where the accuracy is not good.
         judged: Judge by the table of limits, too; False for what is no INT8 network.
 
     Returns:
@@ -98,8 +103,8 @@ def check(
         return []
     what = "INT8 accuracy has collapsed" if verdict.level == "collapse" else "INT8 accuracy is weak"
     text = f"{what}: {'; '.join(verdict.reasons)}"
-    if layers:
-        text += f"; the layers that cost the most: {', '.join(layers)}"
+    if worst := layers():
+        text += f"; the layers that cost the most: {', '.join(worst)}"
     if verdict.level == "collapse" and quality.collapse == "error":
         raise QualityError(text, hint=f"{hint}; or quality: {{collapse: allow}} in the profile to accept it")
     return [f"{text}; to improve it: {hint}"]

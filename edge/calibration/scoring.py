@@ -115,6 +115,18 @@ class Scorer:
             self._reference = found
         return self._reference
 
+    def first(self, count: int) -> Scorer:
+        """A scorer on the first ``count`` pictures only."""
+        if count >= len(self.pictures):
+            return self
+        pictures = [self.pictures[index] for index in range(count)]
+        made = Scorer(
+            self._model, pictures,
+            fixed_batch=None if self._size == 1 else self._size, threads=self._threads, should_stop=self._should_stop,
+        )  # fmt: skip
+        made._reference = self.reference[:count]
+        return made
+
     @property
     def batches(self) -> Iterator[NDArray[np.float32]]:
         """The pictures as the network takes them, float32 N×3×H×W; the last batch is filled with its last picture."""
@@ -244,9 +256,35 @@ class PictureInputs(Sequence["NDArray[np.float32]"]):
 
 
 def spread(pictures: Sequence[Picture], count: int) -> list[Picture]:
-    """``count`` of the pictures at even distances: a folder is often sorted by class."""
+    """``count`` of the pictures at even distances: a folder is often sorted by class.
+
+    They come in an order in which the first few are spread over the set as well.
+    """
     kept = min(count, len(pictures))
-    return [pictures[index * len(pictures) // kept] for index in range(kept)]
+    # Multiples of the golden ratio, modulo 1, fill the unit interval evenly.
+    order = sorted(range(kept), key=lambda index: (index * 0.6180339887498949) % 1.0)
+    places = {place: index for index, place in enumerate(order)}
+    return [pictures[places[index] * len(pictures) // kept] for index in range(kept)]
+
+
+def inputs_of(
+    profile: Profile,
+    pictures: Sequence[Picture],
+    count: int,
+    *,
+    threads: int | None = None,
+    listen: Listener = ignore_events,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> PictureInputs:
+    """``count`` of the pictures, spread over the set, decoded and preprocessed as ``profile`` says.
+
+    Raises:
+        DataError: A picture cannot be read or decoded.
+        CancelledError: ``should_stop`` was true.
+    """
+    inputs = PictureInputs(spread(pictures, count), Preprocessor(profile.preprocess, profile.input))
+    inputs.prepare(threads=threads, listen=listen, should_stop=should_stop)
+    return inputs
 
 
 def tensorrt_form(profile: Profile, table: Table) -> QdqResult:
@@ -275,8 +313,7 @@ def measure_accuracy(
         CancelledError: ``should_stop`` was true.
     """
     model = onnx_model.load(Path(profile.model), profile.outputs)
-    inputs = PictureInputs(spread(pictures, MEASURED_PICTURES), Preprocessor(profile.preprocess, profile.input))
-    inputs.prepare(threads=threads, listen=listen, should_stop=should_stop)
+    inputs = inputs_of(profile, pictures, MEASURED_PICTURES, threads=threads, listen=listen, should_stop=should_stop)
     scorer = Scorer(
         onnx_model.read(model.path, profile.outputs), inputs,
         fixed_batch=model.fixed_batch, threads=threads, should_stop=should_stop,

@@ -49,7 +49,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     as_json: options.Json = False,
 ) -> None:
     """Run the evaluation."""
-    from edge.calibration import quality
+    from edge.calibration import quality, worst_layers
     from edge.cli import paths, signals
     from edge.runtime import evaluation
 
@@ -89,7 +89,11 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     if scores.warning:
         terminal.warn(scores.warning)
     hint = f"edge tune --profile {chosen.name} --images DIR (calibration pictures)"
-    for note in quality.check(scores.measured(), limits, hint=hint, judged=wanted == "int8"):
+
+    def worst() -> list[str]:
+        return [] if table is None else worst_layers(chosen, table, pictures, threads=threads)
+
+    for note in quality.check(scores.measured(), limits, hint=hint, judged=wanted == "int8", layers=worst):
         terminal.warn(note)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +14,11 @@ import msgspec
 
 from edge.artifacts import store
 from edge.backends import Backend, BuildRequest, BuiltEngine, Int8Plan, Layers, TimingUse
-from edge.calibration import FoundArtifact, MeasuredAccuracy, cache_keys, measure_accuracy, quality
+from edge.calibration import FoundArtifact, MeasuredAccuracy, cache_keys, measure_accuracy, quality, worst_layers
 from edge.config import Precision, Profile
 from edge.errors import ArtifactError, MissingDependencyError, ProfileError, QualityError, os_error
 from edge.events import Event, Listener, Note, ignore_events
-from edge.media import open_pictures
+from edge.media import Picture, open_pictures
 from edge.model import inspection, onnx_model
 from edge.quantization import Table, TableFinding, table_check
 from edge.system import device
@@ -119,7 +120,7 @@ def build(
         warnings += _checked(content, table, model.activations, profile, backend.int8_plan(profile), retarget=retarget)
         request = msgspec.structs.replace(request, table=content)
         accuracy, unmeasured = _accuracy(profile, table, content, listen)
-        for warning in _judged(profile, accuracy):
+        for warning in _judged(profile, accuracy, lambda: _worst_layers(profile, table, content, listen)):
             warnings.append(warning)
             listen(Note(warning, "warning"))
     built = _built(backend, request, listen, path=path, warnings=warnings)
@@ -146,17 +147,29 @@ def _accuracy(
         return known, None
     if table.manifest.key.get("engine") is not None:
         return None, "the table names tensors of TensorRT's own network"
-    source = profile.calibration.images or table.manifest.info.get("source")
-    if source is None or not Path(str(source)).exists():
-        return None, "the calibration pictures are not on this machine"
     try:
-        pictures = open_pictures(Path(str(source)))
-        return measure_accuracy(profile, content, list(pictures), listen=listen), None
+        pictures = _calibration_pictures(profile, table)
+        if pictures is None:
+            return None, "the calibration pictures are not on this machine"
+        return measure_accuracy(profile, content, pictures, listen=listen), None
     except MissingDependencyError as exc:
         return None, exc.what
     except OSError as exc:
-        # onnxruntime's quantizer keeps scratch files in the temporary folder.
+        # Quantizing may need scratch files in the temporary folder.
         raise os_error(exc, exc.filename or tempfile.tempdir or table.path) from exc
+
+
+def _calibration_pictures(profile: Profile, table: FoundArtifact) -> list[Picture] | None:
+    """The pictures that the table was made from, where they are at hand."""
+    source = profile.calibration.images or table.manifest.info.get("source")
+    if source is None or not Path(str(source)).exists():
+        return None
+    return list(open_pictures(Path(str(source))))
+
+
+def _worst_layers(profile: Profile, table: FoundArtifact, content: Table, listen: Listener) -> list[str]:
+    pictures = _calibration_pictures(profile, table)
+    return [] if pictures is None else worst_layers(profile, content, pictures, listen=listen)
 
 
 def _known_accuracy(manifest: store.Manifest) -> MeasuredAccuracy | None:
@@ -171,8 +184,10 @@ def _stated(accuracy: MeasuredAccuracy | None, unmeasured: str | None) -> dict[s
     return {} if unmeasured is None else {"accuracy_unmeasured": unmeasured}
 
 
-def _judged(profile: Profile, accuracy: MeasuredAccuracy | None) -> list[str]:
-    """Notes about the accuracy of INT8 by the one table of limits.
+def _judged(
+    profile: Profile, accuracy: MeasuredAccuracy | None, layers: Callable[[], Sequence[str]] = list
+) -> list[str]:
+    """Notes about the accuracy of INT8 by the one table of limits; ``layers`` finds those that cost the most.
 
     Raises:
         QualityError: it has collapsed, or misses a limit of the profile.
@@ -180,7 +195,7 @@ def _judged(profile: Profile, accuracy: MeasuredAccuracy | None) -> list[str]:
     if accuracy is None:
         return []
     hint = f"edge tune --profile {profile.name} --images DIR (calibration pictures)"
-    return quality.check(accuracy, profile.quality, hint=hint)
+    return quality.check(accuracy, profile.quality, hint=hint, layers=layers)
 
 
 def _built(

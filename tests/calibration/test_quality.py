@@ -44,7 +44,7 @@ def test_levels(found: MeasuredAccuracy, level: str) -> None:
 def test_collapse_is_an_error_with_figures_layers_and_the_command() -> None:
     bad = measured(3.04, 12.5, agreement_interval=(5.5, 23.0))
     with pytest.raises(QualityError) as caught:
-        quality.check(bad, QualityConfig(), hint="edge tune", layers=["a", "b"])
+        quality.check(bad, QualityConfig(), hint="edge tune", layers=lambda: ["a", "b"])
     assert caught.value.what == (
         "INT8 accuracy has collapsed: logit SQNR is 3.0 dB (limit 6 dB); agreement with FP32 is 12.5 % [5.5, 23.0] "
         "on 60 pictures (limit 80 %); the layers that cost the most: a, b"
@@ -55,7 +55,7 @@ def test_collapse_is_an_error_with_figures_layers_and_the_command() -> None:
 
 
 def test_weak_is_a_note() -> None:
-    [note] = quality.check(measured(8.0), QualityConfig(), hint="edge tune", layers=["a"])
+    [note] = quality.check(measured(8.0), QualityConfig(), hint="edge tune", layers=lambda: ["a"])
     assert note == (
         "INT8 accuracy is weak: logit SQNR is 8.0 dB (limit 10 dB); the layers that cost the most: a; "
         "to improve it: edge tune"

@@ -146,5 +146,8 @@ def test_sqnr_and_agreement_by_hand() -> None:
 
 
 def test_pictures_are_spread_over_the_set() -> None:
-    assert spread(list(range(10)), 3) == [0, 3, 6]
-    assert spread([1, 2], 5) == [1, 2]
+    assert sorted(spread(list(range(10)), 3)) == [0, 3, 6]
+    first = spread(list(range(400)), 64)[:8]
+    assert max(first) > 300
+    assert len({index // 100 for index in first}) == 4
+    assert sorted(spread([1, 2], 5)) == [1, 2]
