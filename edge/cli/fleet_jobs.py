@@ -14,6 +14,7 @@ from edge.cli import paths, signals
 from edge.cli.target_options import ChosenTargets
 from edge.deploy import (
     REFUSED,
+    BundleTree,
     CancellableSession,
     DeviceOutcome,
     DeviceTask,
@@ -57,12 +58,16 @@ def ship_all(
     terminal = Terminal()
     with contextlib.ExitStack() as stack:
         bundles = stack.enter_context(_bundles(chosen, load, terminal))
+        trees: dict[int, BundleTree] = {}
 
         def task(host: Host) -> DeviceTask[ShipOutcome]:
             bundle = bundles[host.place.name]
+            if id(bundle) not in trees:
+                trees[id(bundle)] = stack.enter_context(BundleTree(bundle))
+            tree = trees[id(bundle)]
             return DeviceTask(
                 host.place.name,
-                lambda listen, hold: ship(bundle, host.place, settings=settings, listen=listen, hold=hold),
+                lambda listen, hold: ship(bundle, host.place, settings=settings, listen=listen, hold=hold, tree=tree),
             )
 
         rules = chosen.fleet.rollout if chosen.fleet else None
@@ -151,6 +156,9 @@ def _run(
     *,
     line: Callable[[DeviceOutcome[T]], str],
 ) -> list[DeviceOutcome[T]]:
+    possible = rollout.possible_conversations()
+    if possible < min(plan.parallel, len(tasks)):
+        terminal.warn(f"{possible} devices at once, not {plan.parallel}: too few open files are allowed (ulimit -n)")
     view = FleetView(terminal, total=len(tasks))
     listeners = {task.name: view.listener(task.name) for task in tasks}
 

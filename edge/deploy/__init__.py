@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from edge.deploy.collect import Collected
     from edge.deploy.fleet import Fleet, Host, load_fleet
     from edge.deploy.manage import ManageStep, Status
-    from edge.deploy.push import REFUSED, ShipOutcome, ShipSettings, ship
+    from edge.deploy.push import REFUSED, BundleTree, ShipOutcome, ShipSettings, ship
     from edge.deploy.rollout import CancellableSession, DeviceOutcome, DeviceTask, RolloutPlan
     from edge.deploy.service import ServiceSettings, Systemctl
     from edge.deploy.trial import parse_gates
@@ -23,7 +23,7 @@ else:
             "collect": ["Collected"],
             "fleet": ["Fleet", "Host", "load_fleet"],
             "manage": ["ManageStep", "Status"],
-            "push": ["REFUSED", "ShipOutcome", "ShipSettings", "ship"],
+            "push": ["REFUSED", "BundleTree", "ShipOutcome", "ShipSettings", "ship"],
             "rollout": ["CancellableSession", "DeviceOutcome", "DeviceTask", "RolloutPlan"],
             "service": ["ServiceSettings", "Systemctl"],
             "trial": ["parse_gates"],
@@ -32,6 +32,7 @@ else:
 
 __all__ = [
     "REFUSED",
+    "BundleTree",
     "CancellableSession",
     "Collected",
     "DeviceOutcome",

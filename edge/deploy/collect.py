@@ -74,8 +74,7 @@ def fetch(
     """
     folder = output / folder_name(place.name)
     check_folder(place)
-    with connect(place) as session, tempfile.TemporaryDirectory(prefix="edge-pull-") as name:
-        hold(session)
+    with connect(place, hold=hold) as session, tempfile.TemporaryDirectory(prefix="edge-pull-") as name:
         agent_protocol.hello(session, place)
         entries = _entries(session.ask("listing", *FOLDERS, "", limit_s=600), place)
         trip = _Pull(session, folder, cache / "timing", Path(name), entries)

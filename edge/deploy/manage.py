@@ -53,8 +53,7 @@ def status(
         DeviceError: it cannot be reached; a folder is not there.
     """
     check_folder(place)
-    with connect(place) as session:
-        hold(session)
+    with connect(place, hold=hold) as session:
         state = agent_protocol.hello(session, place)
         frames = session.ask("status")
         is_whole = None
@@ -93,8 +92,7 @@ def rollback(
         DeviceError, StoreError: the device cannot be reached, or is locked.
     """
     check_folder(place)
-    with connect(place) as session:
-        hold(session)
+    with connect(place, hold=hold) as session:
         state = agent_protocol.hello(session, place)
         if state.current is None and state.previous is None:
             raise ArtifactError("there is no bundle on this device", where=place.name, hint="edge ship TARGET")
@@ -121,8 +119,7 @@ def clear(
         DeviceError, StoreError: the device cannot be reached, or is locked; a folder is not there.
     """
     check_folder(place)
-    with connect(place) as session:
-        hold(session)
+    with connect(place, hold=hold) as session:
         state = agent_protocol.hello(session, place)
         if not state.has_root:
             return ManageStep(target=place.name, work="cleared", current=None)

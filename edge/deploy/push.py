@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -87,10 +92,12 @@ def ship(
     settings: ShipSettings = _DEFAULTS,
     listen: Listener = ignore_events,
     hold: Callable[[DeviceSession], None] = without_cancel,
+    tree: BundleTree | None = None,
 ) -> ShipOutcome:
     """Send what is missing, verify, try, and switch when the trial passed.
 
-    ``hold`` gets the conversation, so that it can be ended from outside.
+    ``hold`` gets the conversation, so that it can be ended from outside. ``tree`` is what rsync reads; one is
+    enough for all devices that get the bundle.
 
     Raises:
         DeviceError: the device cannot be reached, or the bundle is not for it.
@@ -104,24 +111,81 @@ def ship(
             hint="ship over ssh with --bootstrap, when it runs",
         )  # fmt: skip
     start = time.monotonic()
-    with connect(place) as session:
-        hold(session)
-        push = _Push(bundle, place, settings, session, listen)
+    with contextlib.ExitStack() as stack:
+        session = stack.enter_context(connect(place, hold=hold))
+        shared = tree or stack.enter_context(BundleTree(bundle))
+        push = _Push(bundle, place, settings, session, listen=listen, tree=shared)
         outcome = push.plan() if settings.dry_run else push.run()
     return msgspec.structs.replace(outcome, seconds=round(time.monotonic() - start, 3))
+
+
+class BundleTree:
+    """The files of a bundle as files, for rsync: those of a folder where they are, those of a tar copied once.
+
+    One serves all devices of a rollout, in any thread. Use it in a ``with`` block.
+    """
+
+    def __init__(self, bundle: Bundle, *, parent: Path | None = None) -> None:
+        self._bundle = bundle
+        self._parent = parent
+        self._folder: Path | None = None
+        self._guard = threading.Lock()
+
+    def __enter__(self) -> BundleTree:  # noqa: PYI034 - Self is Python 3.11
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def folder_with(self, names: Iterable[str]) -> Path | None:
+        """A folder that holds these files; None where there is no room for them here.
+
+        Raises:
+            ArtifactError: a file of the bundle is damaged.
+        """
+        if self._bundle.is_folder:
+            return self._bundle.path
+        with self._guard:
+            try:
+                if self._folder is None:
+                    self._folder = Path(tempfile.mkdtemp(prefix="edge-ship-", dir=self._parent))
+                for name in names:
+                    self._copy(name, self._folder / name)
+            except OSError:
+                return None
+            return self._folder
+
+    def _copy(self, name: str, path: Path) -> None:
+        if path.exists():
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.part")
+        with part.open("wb") as file:
+            for piece in self._bundle.pieces(name):
+                file.write(piece)
+        part.replace(path)
 
 
 class _Push:
     """One conversation, from hello to the verdict."""
 
     def __init__(
-        self, bundle: Bundle, place: DeviceAddress, settings: ShipSettings, session: DeviceSession, listen: Listener
+        self,
+        bundle: Bundle,
+        place: DeviceAddress,
+        settings: ShipSettings,
+        session: DeviceSession,
+        *,
+        listen: Listener,
+        tree: BundleTree,
     ) -> None:
         self._bundle = bundle
         self._place = place
         self._settings = settings
         self._session = session
         self._listen = listen
+        self._tree = tree
         self._signature = bundle.signature()
         # By digest, so that two files with the same content travel once.
         self._names = {entry.sha256: name for name, entry in bundle.files.items()}
@@ -234,8 +298,12 @@ class _Push:
         if not (large and has_room and self._settings.rsync and state.rsync and rsync_usable(self._place)):
             return missing
         self._listen(Note(f"{self._place.name}: {len(large)} large files with rsync"))
+        folder = self._tree.folder_with(large.values())
+        if folder is None:
+            self._listen(Note(f"{self._place.name}: no room here for rsync's copy of the files: sending them whole"))
+            return missing
         result = rsync_files(
-            {name: self._bundle.pieces(name) for name in large.values()}, place=self._place, root=state.root,
+            folder, list(large.values()), place=self._place, root=state.root,
             has_current=state.current is not None, keepalive=self._session.keepalive,
         )  # fmt: skip
         self._rsynced = result.sent_bytes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -15,10 +17,19 @@ from edge.events import Event
 Phase = Literal["begun", "ended"]
 T = TypeVar("T")
 _BY_USER = "stopped by you"
+# Pipes of one conversation, those of its start, and those of an rsync next to it.
+_FILES_OF_ONE = 12
+_FILES_OF_EDGE = 64
+_MOST_FILES = 8192
+_IDLE_S = 2.0
 
 
 class CancellableSession(Protocol):
     """A conversation that can be ended from outside."""
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds without progress."""
 
     def kill(self) -> None:
         """End it."""
@@ -69,7 +80,7 @@ def roll_out(
     called from the threads that work. When ``should_stop`` says so, conversations are ended: a device then has the old
     bundle or the new one.
     """
-    runner = _Runner(plan, is_bad, watch, should_stop)
+    runner = _Runner(plan, is_bad, watch, should_stop, most=possible_conversations())
     first = [task for task in tasks if task.name in plan.first]
     others = [task for task in tasks if task.name not in plan.first]
     if first:
@@ -78,14 +89,33 @@ def roll_out(
     return [runner.ended[task.name] for task in tasks]
 
 
+def possible_conversations() -> int:
+    """How many conversations this process has file descriptors for; its limit is raised as far as it may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    files = _MOST_FILES if soft == resource.RLIM_INFINITY else min(soft, _MOST_FILES)
+    return max(1, (files - _FILES_OF_EDGE) // _FILES_OF_ONE)
+
+
 class _Runner(Generic[T]):
     """Threads, and the conversations that they hold."""
 
     def __init__(
-        self, plan: RolloutPlan, is_bad: Callable[[T], bool], watch: Watch, should_stop: Callable[[], bool]
+        self,
+        plan: RolloutPlan,
+        is_bad: Callable[[T], bool],
+        watch: Watch,
+        should_stop: Callable[[], bool],
+        *,
+        most: int,
     ) -> None:
         self.ended: dict[str, DeviceOutcome[T]] = {}
         self._plan = plan
+        self._most = most
         self._is_bad = is_bad
         self._watch = watch
         self._should_stop = should_stop
@@ -98,11 +128,11 @@ class _Runner(Generic[T]):
         """Run these, unless it was said to stop; ``limit`` failures are enough."""
         waiting = list(reversed(tasks))
         running: set[Future[None]] = set()
-        with ThreadPoolExecutor(max_workers=self._plan.parallel) as pool:
+        with ThreadPoolExecutor(max_workers=max(1, min(self._most, len(tasks)))) as pool:
             try:
                 while waiting or running:
                     self._look(limit, whose)
-                    while waiting and self._why is None and len(running) < self._plan.parallel:
+                    while waiting and self._why is None and len(running) < self._room():
                         running.add(pool.submit(self._one, waiting.pop()))
                     if self._why is not None:
                         self._skip(reversed(waiting))
@@ -115,6 +145,12 @@ class _Runner(Generic[T]):
                 self.kill()
                 raise
         self._look(limit, whose)
+
+    def _room(self) -> int:
+        """How many devices may be at work now: one that makes no progress does not hold the next one up."""
+        with self._guard:
+            idle = sum(line.idle_s > _IDLE_S for line in self._lines)
+        return min(self._most, self._plan.parallel + idle)
 
     def kill(self) -> None:
         """End all conversations."""

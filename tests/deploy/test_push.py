@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from edge.artifacts.store import sha256_bytes
 from edge.deploy import agent_protocol, manage
+from edge.deploy.bundle import unpack_bundle
 from edge.deploy.bundle.reader import Bundle, open_bundle
-from edge.deploy.push import ShipSettings, ship
+from edge.deploy.push import BundleTree, ShipSettings, ship
 from edge.deploy.transport.address import DeviceAddress
 from edge.deploy.transport.session import MessageFrame, refusal
 from edge.deploy.transport.ssh import connect
@@ -572,3 +576,68 @@ def test_what_a_device_refuses_is_said_with_what_to_do(text: str, kind: type, wo
     assert words in error.what
     assert hint in str(error.hint)
     assert error.where == "orin-1"
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize("links", [True, False])
+def test_every_file_is_on_the_disk_before_the_switch(bundle: Make, folder: DeviceAddress, links: bool) -> None:
+    """Also where the file system has no hard links, and the files of a bundle are copies."""
+    tools, log = root_of(folder).parent / "tools", root_of(folder).parent / "strace.log"
+    tools.mkdir()
+    if not links:
+        (tools / "ln").write_text(f'#!/bin/sh\n[ "$1" = -s ] || exit 1\nexec {shutil.which("ln")} "$@"\n')
+        (tools / "ln").chmod(0o755)
+    calls = "trace=fsync,rename,renameat,renameat2,link,linkat"
+    (tools / "sh").write_text(
+        f'#!/bin/sh\nPATH="$(printf %s "$PATH" | cut -d: -f2-)"\n'
+        f"{'' if links else f'PATH={tools}/no:$PATH'}\nexport PATH\n"
+        f"exec strace -f -y -qq -s 512 -e {calls} -o '{log}' /bin/sh \"$@\"\n"
+    )
+    (tools / "sh").chmod(0o755)
+    (tools / "no").mkdir()
+    if not links:
+        (tools / "ln").rename(tools / "no" / "ln")
+    sent = bundle()
+    environment = os.environ["PATH"]
+    os.environ["PATH"] = f"{tools}:{environment}"
+    try:
+        ship(sent, folder, settings=QUICK)
+    finally:
+        os.environ["PATH"] = environment
+    assert current(folder) == sent.digest
+    lines = log.read_text().splitlines()
+    switched = next(n for n, line in enumerate(lines) if "rename" in line and line.split('"')[-2].endswith("/current"))
+    synced = "\n".join(line for line in lines[:switched] if "fsync(" in line and line.rstrip().endswith("= 0"))
+    for name, entry in sent.files.items():
+        # A link is the file that was synced under its digest.
+        wanted = f"blobs/sha256/{entry.sha256}", f"{entry.sha256}.part"
+        assert any(path in synced for path in wanted), name
+        if not links:
+            assert re.search(rf"incoming/tree\.\d+/{re.escape(name)}>", synced), name
+    for path in (r"incoming/tree\.\d+>", r"incoming/tree\.\d+/model>", "blobs/sha256>", "/bundles>"):
+        assert re.search(path, synced), path
+
+
+def test_where_rsync_has_no_room_the_files_go_as_a_stream(
+    bundle: Make, serve: Callable[..., Any], remote: Callable[..., DeviceAddress], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """And one copy serves every device."""
+    if shutil.which("rsync") is None:
+        pytest.skip("rsync is not installed")
+    server, sent = serve(), bundle(files={"model/large": os.urandom(2 << 20)})
+    heard: list[Event] = []
+    with BundleTree(sent, parent=tmp_path / "missing") as tree:
+        outcome = ship(sent, remote(server, "a"), settings=QUICK, listen=heard.append, tree=tree)
+    assert outcome.work == "ok"
+    assert any(isinstance(event, Note) and "no room here for rsync's copy" in event.text for event in heard)
+    (tmp_path / "temporary").mkdir()
+    with BundleTree(sent, parent=tmp_path / "temporary") as tree:
+        for name in ("b", "c"):
+            assert ship(sent, remote(server, name), settings=QUICK, tree=tree).work == "ok"
+        copies = [path for path in (tmp_path / "temporary").rglob("*") if path.is_file()]
+        assert [path.name for path in copies] == ["large"]
+    assert list((tmp_path / "temporary").iterdir()) == []
+    unpacked = unpack_bundle(sent, tmp_path / "unpacked")
+    with BundleTree(unpacked) as tree:
+        assert tree.folder_with(["model/large"]) == tmp_path / "unpacked"

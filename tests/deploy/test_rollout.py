@@ -85,6 +85,8 @@ def test_stopped_by_the_user_conversations_are_ended() -> None:
     begun, ended_line = threading.Event(), threading.Event()
 
     class Line:
+        idle_s = 0.0
+
         def kill(self) -> None:
             ended_line.set()
 

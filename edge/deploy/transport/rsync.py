@@ -7,23 +7,29 @@ verified like everything else, so rsync is never trusted with more than bytes.
 
 from __future__ import annotations
 
+import os
 import re
+import selectors
 import shutil
 import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
 from edge.deploy.transport.address import DeviceAddress
+from edge.deploy.transport.frames import printable_lines
 from edge.deploy.transport.ssh import ssh_command
-from edge.errors import os_error
 
 # Below this a second connection costs more than the differences save.
 WORTH_BYTES = 1 << 20
 _KEEPALIVE_S = 15.0
+_KEPT_OUTPUT = 16_384
+_MAX_OUTPUT_BYTES = 1 << 20
+_LIMIT_S = 180.0
+_LOWEST_RATE_BPS = 5_000
 
 
 class RsyncResult(msgspec.Struct, frozen=True):
@@ -39,46 +45,49 @@ def rsync_usable(place: DeviceAddress) -> bool:
 
 
 def rsync_files(
-    files: Mapping[str, Iterator[bytes]],
+    folder: Path,
+    names: Sequence[str],
     *,
     place: DeviceAddress,
     root: str,
     has_current: bool,
     keepalive: Callable[[], None],
 ) -> RsyncResult:
-    """Bring ``files`` (contents by name) to ``incoming/rsync`` below ``root`` on the device.
+    """Bring files of ``folder`` to ``incoming/rsync`` below ``root`` on the device.
 
-    ``keepalive`` is called now and then, so that the conversation next to it stays alive.
+    Args:
+        folder: holds the files; many devices may read it at once.
+        names: their paths in it.
+        place: the device.
+        root: the folder of its bundles.
+        has_current: a bundle is in use there, so differences from its files are enough.
+        keepalive: is called now and then, so that the conversation next to it stays alive.
 
-    Raises:
-        StoreError: there is no room here for a copy of the files.
-        ArtifactError: a file of the bundle is damaged.
+    Returns:
+        What was sent. Whatever fails is the problem in it, on this side as well: the files go as a stream then.
     """
-    with tempfile.TemporaryDirectory(prefix="edge-rsync-") as name:
-        folder = Path(name)
-        for path, pieces in files.items():
-            copy = folder / "files" / path
-            try:
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                with copy.open("wb") as file:
-                    for piece in pieces:
-                        file.write(piece)
-            except OSError as exc:
-                raise os_error(exc, copy) from exc
-        (folder / "names").write_bytes(b"".join(path.encode() + b"\0" for path in files))
-        return _run(_command(folder, place, root, has_current=has_current), keepalive)
+    try:
+        total_bytes = sum((folder / name).stat().st_size for name in names)
+        with open(os.memfd_create("names"), "w+b") as listed:  # noqa: PTH123 - a file without a name
+            listed.write(b"".join(name.encode() + b"\0" for name in names))
+            listed.seek(0)
+            command = _command(folder, place, root, has_current=has_current)
+            limit_s = _LIMIT_S + total_bytes / _LOWEST_RATE_BPS
+            return _run(command, listed, keepalive, limit_s=limit_s)
+    except OSError as exc:
+        return RsyncResult(0, exc.strerror or str(exc))
 
 
 def _command(folder: Path, place: DeviceAddress, root: str, *, has_current: bool) -> list[str]:
     host = f"[{place.host}]" if ":" in place.host else place.host
     command = [
         "rsync", "--recursive", "--protect-args", "--ignore-times", "--no-whole-file", "--inplace", "--partial",
-        "--stats", "--no-human-readable", "--timeout=60", "--from0", f"--files-from={folder / 'names'}",
+        "--stats", "--no-human-readable", "--timeout=60", "--from0", "--files-from=-",
         f"--rsh={' '.join(_quoted(word) for word in ssh_command(place))}",
     ]  # fmt: skip
     if has_current:
         command.append(f"--copy-dest={root}/current/")
-    return [*command, f"{folder / 'files'}/", f"{host}:{root}/incoming/rsync/"]
+    return [*command, f"{folder}/", f"{host}:{root}/incoming/rsync/"]
 
 
 def _quoted(word: str) -> str:
@@ -86,26 +95,36 @@ def _quoted(word: str) -> str:
     return "'" + word.replace("'", "''") + "'"
 
 
-def _run(command: list[str], keepalive: Callable[[], None]) -> RsyncResult:
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    )
-    said_at = time.monotonic()
-    output = ""
-    try:
-        while True:
-            try:
-                output, _ = process.communicate(timeout=1.0)
-                break
-            except subprocess.TimeoutExpired:
-                if time.monotonic() - said_at >= _KEEPALIVE_S:
+def _run(command: list[str], listed: IO[bytes], keepalive: Callable[[], None], *, limit_s: float) -> RsyncResult:
+    """Run rsync; of what it prints, which the device may write, only the end is kept."""
+    deadline = time.monotonic() + limit_s
+    kept_at = time.monotonic()
+    output = bytearray()
+    with (
+        subprocess.Popen(command, stdin=listed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process,
+        selectors.DefaultSelector() as selector,
+    ):
+        assert process.stdout is not None  # noqa: S101 - it was asked for
+        selector.register(process.stdout, selectors.EVENT_READ)
+        printed_bytes = 0
+        try:
+            while time.monotonic() < deadline and printed_bytes < _MAX_OUTPUT_BYTES:
+                if selector.select(timeout=1.0):
+                    data = os.read(process.stdout.fileno(), 1 << 16)
+                    if not data:
+                        break
+                    printed_bytes += len(data)
+                    output = (output + data)[-_KEPT_OUTPUT:]
+                if time.monotonic() - kept_at >= _KEEPALIVE_S:
                     keepalive()
-                    said_at = time.monotonic()
-    finally:
-        if process.poll() is None:
+                    kept_at = time.monotonic()
+            else:
+                process.kill()
+        except BaseException:
             process.kill()
-            process.wait()
-    sent = re.search(r"^Total bytes sent: (\d+)", output, re.MULTILINE)
-    lines = [line for line in output.splitlines() if line.strip()]
+            raise
+    text = printable_lines(output)
+    sent = re.search(r"^Total bytes sent: (\d{1,15})$", text, re.MULTILINE)
+    lines = [line for line in text.splitlines() if line.strip()]
     problem = None if process.returncode == 0 else (lines[-1][:200] if lines else f"it ended with {process.returncode}")
     return RsyncResult(int(sent[1]) if sent else 0, problem)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 
 from edge.deploy.transport.address import DeviceAddress
-from edge.deploy.transport.session import LOADER, TIMEOUTS, DeviceSession, Timeouts
+from edge.deploy.transport.session import LOADER, TIMEOUTS, DeviceSession, Timeouts, without_cancel
 from edge.errors import DeviceError, EdgeError, MissingDependencyError
 
 # Nobody sits at a fleet to answer a question: whatever ssh would ask is an error with the words to do about it.
@@ -21,8 +22,15 @@ _SSH_OPTIONS = (
 )
 
 
-def connect(place: DeviceAddress, *, timeouts: Timeouts = TIMEOUTS) -> DeviceSession:
+def connect(
+    place: DeviceAddress,
+    *,
+    hold: Callable[[DeviceSession], None] = without_cancel,
+    timeouts: Timeouts = TIMEOUTS,
+) -> DeviceSession:
     """Start the script at ``place``; use the session in a ``with`` block.
+
+    ``hold`` gets the session before anything is waited for, so that it can be ended from outside.
 
     Raises:
         DeviceError: the device cannot be reached, or does not let us in (when the block is entered).
@@ -33,7 +41,9 @@ def connect(place: DeviceAddress, *, timeouts: Timeouts = TIMEOUTS) -> DeviceSes
     def explain(code: int | None, errors: str, noise: str) -> EdgeError:
         return explain_local(place, errors) if place.is_folder else explain_ssh(place, code, errors, noise)
 
-    return DeviceSession(command, where=place.name, explain=explain, timeouts=timeouts)
+    session = DeviceSession(command, where=place.name, explain=explain, timeouts=timeouts)
+    hold(session)
+    return session
 
 
 def root_of(place: DeviceAddress) -> str:
