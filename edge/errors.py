@@ -138,6 +138,8 @@ DEPENDENCIES: dict[str, str] = {
         ("torch", "torchvision", "timm", "onnxscript", "onnxslim"), install_command(*_EXPORT, extra="export")
     ),
     "tensorrt_rtx": install_command("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings", extra="rtx"),
+    "paho": "pip install 'jetson-edge[mqtt]'",
+    "paho.mqtt.client": "pip install 'jetson-edge[mqtt]'",
 }
 
 

@@ -41,18 +41,19 @@ if TYPE_CHECKING:
         sha256_bytes,
         sha256_file,
     )
+    from edge.artifacts.temporary import remove_leftovers, temporary_folder
 else:
     __getattr__ = lazy_exports(
         __name__,
         {
             "run_record": [
                 "CameraRecord",
-                "LabelDecision",
                 "FORMAT",
                 "FrameResult",
                 "Gap",
                 "Guess",
                 "LabelCount",
+                "LabelDecision",
                 "MOST_GAPS",
                 "MOST_LABELS",
                 "MOST_RESULTS",
@@ -79,6 +80,7 @@ else:
                 "sha256_bytes",
                 "sha256_file",
             ],
+            "temporary": ["remove_leftovers", "temporary_folder"],
         },
     )
 
@@ -114,8 +116,10 @@ __all__ = [
     "hides",
     "masked_url",
     "read_secret",
+    "remove_leftovers",
     "run_record",
     "sha256_bytes",
     "sha256_file",
     "store",
+    "temporary_folder",
 ]

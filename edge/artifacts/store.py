@@ -11,10 +11,15 @@ A lock file is never deleted: deleting one while another process waits on it wou
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import hmac
 import json
 import os
+import re
+import socket
+import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
@@ -27,6 +32,7 @@ from edge import __version__
 from edge.errors import ArtifactError, StoreError, os_error
 
 FORMAT = 1
+_MOST_LINKS = 40
 Scalar = str | int | float | bool | None
 Key = Mapping[str, Scalar]
 
@@ -100,13 +106,21 @@ def differences(old: Key, new: Key) -> list[KeyDifference]:
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file next to ``path``; sync and rename it over ``path`` when the block ends well.
 
-    On any exception, also Ctrl-C, the temporary file is removed and ``path`` is untouched.
+    On any exception, also Ctrl-C, the temporary file is removed and ``path`` is untouched. A symbolic link stays: what
+    it leads to is replaced. What is no regular file (``-`` for standard output, a device, a FIFO, a socket, a
+    descriptor such as ``/dev/stdout``) is written through.
 
     Raises:
         StoreError: the folder cannot be made or written, or the disk is full.
     """
+    if is_stream(path):
+        with _written_through(path) as file:
+            yield file
+        return
     temporary = None
     try:
+        if path.is_symlink():
+            path = _end_of_links(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         temporary = Path(name)
@@ -124,6 +138,60 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def _end_of_links(path: Path) -> Path:
+    found = Path(os.path.realpath(path))
+    if found.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return found
+
+
+def is_stream(path: Path) -> bool:
+    """True when ``path`` is written through and not replaced: standard output (``-``), or no regular file."""
+    if str(path) == "-" or _descriptor(path) is not None:
+        return True
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _descriptor(path: Path) -> int | None:
+    """The open file of this process that ``path`` names, such as 1 for ``/dev/stdout``."""
+    text = os.path.abspath(path)  # noqa: PTH100 - Path.resolve would follow the descriptor, too
+    for _ in range(_MOST_LINKS):
+        found = re.fullmatch(rf"(?:/dev|/proc/(?:self|thread-self|{os.getpid()}))/fd/(\d+)", text)
+        if found is not None:
+            return int(found[1])
+        try:
+            text = os.path.normpath(Path(text).parent / os.readlink(text))  # noqa: PTH115 - a text
+        except (OSError, ValueError):
+            return None
+    return None
+
+
+@contextlib.contextmanager
+def _written_through(path: Path) -> Iterator[IO[bytes]]:
+    number = 1 if str(path) == "-" else _descriptor(path)
+    try:
+        if number is not None:
+            sys.stdout.flush()
+            with os.fdopen(os.dup(number), "wb") as file:
+                yield file
+        elif stat.S_ISSOCK(path.stat().st_mode):
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(path))
+                with connection.makefile("wb") as file:
+                    yield file
+        else:
+            with path.open("wb") as file:
+                yield file
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        raise os_error(exc, path) from exc
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -146,6 +214,9 @@ class Lines:
         self._files = files
         self._file: IO[bytes] | None = None
         self._size = 0
+        # What is no regular file is neither rotated nor synced.
+        self._is_stream = is_stream(path)
+        self._stack: contextlib.ExitStack | None = None
 
     def append(self, data: bytes) -> None:
         """Add ``data`` in full, or nothing of it; synced to the disk.
@@ -154,6 +225,9 @@ class Lines:
             StoreError: the disk refused. The next call tries again.
         """
         try:
+            if self._is_stream:
+                self._append_to_stream(data)
+                return
             if self._file is not None and self._limit is not None and self._size + len(data) > self._limit:
                 self.close()
             file = self._file or self._open()
@@ -169,8 +243,22 @@ class Lines:
         except OSError as exc:
             raise os_error(exc, self._path) from exc
 
+    def _append_to_stream(self, data: bytes) -> None:
+        if self._stack is None:
+            self._stack = contextlib.ExitStack()
+            self._file = self._stack.enter_context(_written_through(self._path))
+            self._file.write(self._head())
+        assert self._file is not None  # noqa: S101 - for mypy
+        self._file.write(data)
+        self._file.flush()
+
     def close(self) -> None:
         """Close the file; the next piece begins a new one."""
+        if self._stack is not None:
+            stack, self._stack, self._file = self._stack, None, None
+            with contextlib.suppress(OSError, StoreError):
+                stack.close()
+            return
         if self._file is not None:
             file, self._file = self._file, None
             with contextlib.suppress(OSError):

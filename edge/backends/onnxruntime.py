@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import platform
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge.artifacts import Key, Scalar
+from edge.artifacts import Key, Scalar, temporary_folder
 from edge.backends import onnxruntime_graph
 from edge.backends.interface import BuildRequest, BuiltEngine, Inference, Int8Plan, Layers
 from edge.config import Profile
@@ -174,7 +173,7 @@ def _unscaled_note(unscaled: Sequence[str]) -> list[str]:
 def _optimized(model: bytes) -> Any:  # noqa: ANN401
     """What onnxruntime makes of the model: its optimized graph says which kernels run."""
     onnx = require("onnx")
-    with tempfile.TemporaryDirectory(prefix="edge-") as folder:
+    with temporary_folder("onnx") as folder:
         path = Path(folder) / "optimized.onnx"
         options = _options(threads=1)
         options.optimized_model_filepath = str(path)

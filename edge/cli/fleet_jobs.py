@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from edge.artifacts import remove_leftovers, temporary_folder
 from edge.cli import paths, signals
 from edge.cli.target_options import ChosenTargets
 from edge.deploy import (
@@ -182,7 +183,8 @@ def _bundles(chosen: ChosenTargets, load: Load, terminal: Terminal) -> Iterator[
     """The bundle of every device by its name. Those of profiles are made here: same inputs, same bytes."""
     known: dict[object, Bundle] = {}
     found: dict[str, Bundle] = {}
-    with tempfile.TemporaryDirectory(prefix="edge-ship-") as folder:
+    remove_leftovers()
+    with temporary_folder("ship") as folder:
         for host in chosen.hosts:
             path, profile = (load.bundle, load.profile) if load.bundle or load.profile else (host.bundle, host.profile)
             if path is None and profile is None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from edge.artifacts import remove_leftovers
 from edge.cli import concurrency, http_options, options, record_options, source_options
 from edge.ui.terminal import Terminal
 
@@ -78,12 +79,12 @@ def command(  # noqa: PLR0913 - one argument per option
         wait=wait_for_camera,
     )  # fmt: skip
     source.check()
+    remove_leftovers()
     duration_s = None if duration is None else power_options.seconds(duration, option="--duration")
     chosen, path = paths.load_profile(profile)
     record_options.check(record, chosen.record)
     terminal = Terminal()
-    if not as_json:
-        terminal.say(f"profile {chosen.name} ({path})", style="dim")
+    _say_profile(terminal, chosen, path, as_json=as_json)
     cameras = source.cameras(chosen, terminal.warn)
     is_live = bool(cameras) or (replay is not None and chosen.run.replay_speed == "real")
     width = concurrency.choose(chosen, live=is_live, cameras=len(cameras))
@@ -129,6 +130,11 @@ def command(  # noqa: PLR0913 - one argument per option
     if record is not None and not as_json:
         terminal.say(f"record: {record}")
     stop.grant()
+
+
+def _say_profile(terminal: Terminal, chosen: Profile, path: Path, *, as_json: bool) -> None:
+    if not as_json:
+        terminal.say(f"profile {chosen.name} ({path})", style="dim")
 
 
 def _settings(chosen: Profile, found: FoundArtifact, width: Width, *, duration_s: float | None) -> RunSettings:

@@ -8,7 +8,6 @@ when a step failed. The file that is written can go with a bug report: it names 
 
 from __future__ import annotations
 
-import tempfile
 import textwrap
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edge.artifacts import temporary_folder
 from edge.cli import options
 from edge.errors import QualityError, UsageError
 from edge.ui.terminal import Terminal
@@ -106,7 +106,7 @@ def _pictures(folder: Path) -> Pictures:
 
 def _work_folder(keep: Path | None, stack: ExitStack) -> Path:
     if keep is None:
-        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-selftest-")))
+        return Path(stack.enter_context(temporary_folder("selftest")))
     if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
         raise UsageError(f"--keep {keep}: not a new folder", hint="name one that is not there yet")
     keep.mkdir(parents=True, exist_ok=True)

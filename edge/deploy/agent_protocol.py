@@ -12,7 +12,6 @@ import binascii
 import getpass
 import json
 import socket
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
@@ -21,6 +20,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from edge.artifacts import temporary_folder
 from edge.deploy.bundle import printable_name
 from edge.deploy.transport import DeviceAddress, DeviceSession, MessageFrame, invalid, printable_lines, root_of
 from edge.errors import DeviceError, StoreError
@@ -294,7 +294,7 @@ def _bundle_info(text: str) -> BundleInfo:
 
 def _machine(files: Mapping[str, str], *, where: str) -> Device:
     """The same detection as on the device itself, over copies of the files that it reads."""
-    with tempfile.TemporaryDirectory(prefix="edge-device-") as name:
+    with temporary_folder("device") as name:
         for path, text in files.items():
             content = _bytes(text)
             if path not in _MACHINE_FILES or content is None or len(content) > _MAX_MACHINE_FILE_BYTES:

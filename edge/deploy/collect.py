@@ -11,14 +11,13 @@ from __future__ import annotations
 import io
 import json
 import re
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from edge.artifacts import FileEntry, Manifest, store
+from edge.artifacts import FileEntry, Manifest, store, temporary_folder
 from edge.deploy import agent_protocol
 from edge.deploy.bundle import name_problem
 from edge.deploy.manage import check_folder
@@ -74,7 +73,7 @@ def fetch(
     """
     folder = output / folder_name(place.name)
     check_folder(place)
-    with connect(place, hold=hold) as session, tempfile.TemporaryDirectory(prefix="edge-pull-") as name:
+    with connect(place, hold=hold) as session, temporary_folder("pull") as name:
         agent_protocol.hello(session, place)
         entries = _entries(session.ask("listing", *FOLDERS, "", limit_s=600), place)
         trip = _Pull(session, folder, cache / "timing", Path(name), entries)

@@ -54,6 +54,7 @@ class Journal:
     ) -> None:
         self.path = path
         self._is_lines = path.suffix == ".jsonl"
+        self._is_stream = not self._is_lines and store.is_stream(path)
         self._flush_s = flush_s or FLUSH_S.get(path.suffix, FLUSH_JSON_S)
         self._every_frame = every_frame and self._is_lines
         self._warn = warn
@@ -103,6 +104,9 @@ class Journal:
         self._state = msgspec.structs.replace(
             state, status="interrupted", failure=run_record.KILLED, results=[], results_kept="newest"
         )
+        if self._is_stream:
+            # A pipe or a terminal gets the record once, at the end.
+            return
         if self._is_lines:
             self._add(RecordLine(state=msgspec.structs.replace(self._state, timeline=[])))
             self._hand_over()

@@ -1,8 +1,8 @@
 """Recorded telemetry as a source: readings of another time and place, played again through the same seam.
 
-Three forms are read: a telemetry log (JSON lines, ``edge run --telemetry-log``), a run record (its time line), and a
-log of tegrastats. What comes out is marked as replayed wherever it goes; it is for tests, demonstrations and looking at
-a recording with today's tools, and never a measurement.
+Three forms are read: a telemetry log (JSON lines, ``telemetry.log`` in the profile), a run record (its time line), and
+a log of tegrastats. What comes out is marked as replayed wherever it goes; it is for tests, demonstrations and
+looking at a recording with today's tools, and never a measurement.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -28,6 +27,7 @@ from typing import IO, Any
 import msgspec
 
 from edge import errors
+from edge.artifacts import temporary_folder
 from edge.backends.interface import BuildRequest, Layers, TimingUse
 from edge.backends.tensorrt import batch_pipe, builder, caps, memory, timing_cache_merge
 from edge.backends.tensorrt.builder import Built
@@ -123,13 +123,13 @@ def build(
         EdgeError: what the child met, in its own class. DeviceError: the child was killed, or crashed.
         Whatever ``feed.batches`` raises.
     """
-    with tempfile.TemporaryDirectory(prefix="edge-build-") as name:
+    with temporary_folder("build") as name:
         folder = Path(name)
         if timing_cache is not None:
             (folder / _CACHE).write_bytes(timing_cache)
         job = Job(
             profile=request.profile, model=os.fspath(request.model), precision=request.precision, table=request.table,
-            timing=request.timing, rtx=rtx, options=options, folder=name,
+            timing=request.timing, rtx=rtx, options=options, folder=str(name),
             meal=None if feed is None else batch_pipe.feed_spec(feed, request.profile),
         )  # fmt: skip
         with _child(command or _command(), grace_s) as process:
@@ -158,11 +158,11 @@ def merge(contents: Sequence[bytes], *, rtx: bool | None) -> bytes:
     Raises:
         EdgeError: as there. DeviceError: the child was killed, or crashed.
     """
-    with tempfile.TemporaryDirectory(prefix="edge-merge-") as name:
+    with temporary_folder("merge") as name:
         for number, content in enumerate(contents):
             (Path(name) / f"{_CACHE}.{number}").write_bytes(content)
         with _child(_command(), _GRACE_S) as process:
-            _run(process, Job(rtx=rtx, folder=name, merge=len(contents)), feed=None, listen=ignore_events)
+            _run(process, Job(rtx=rtx, folder=str(name), merge=len(contents)), feed=None, listen=ignore_events)
         return (Path(name) / f"{_CACHE}.new").read_bytes()
 
 

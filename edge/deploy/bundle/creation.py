@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -16,7 +15,7 @@ from typing import IO, Any
 import msgspec
 
 from edge import __version__
-from edge.artifacts import FileEntry, store
+from edge.artifacts import FileEntry, store, temporary_folder
 from edge.backends.tensorrt import timing_cache
 from edge.calibration import FoundArtifact, cache_keys
 from edge.config import Family, Profile
@@ -82,7 +81,7 @@ def create(
     contents[PROFILE] = resolved(profile)
     with contextlib.ExitStack() as stack:
         if with_wheels:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-wheels-")))
+            folder = Path(stack.enter_context(temporary_folder("wheels")))
             wanted = wheels.targets(profile.family, jetpack)
             contents.update(wheels.gather(folder, wanted, listen=listen))
             info["wheels"] = wheels.describe(wanted)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge.artifacts import store
+from edge.artifacts import store, temporary_folder
 from edge.deploy.bundle.reader import Bundle, BundleSource
 from edge.errors import ArtifactError, MissingDependencyError, UsageError, os_error
 
@@ -117,7 +117,7 @@ def check(bundle: BundleSource, allowed_signers: Path) -> Signer:
         raise UsageError("there is no such list of allowed signers", where=allowed_signers)
     try:
         # A copy of its own: what is checked is what was read.
-        with tempfile.TemporaryDirectory(prefix="edge-") as folder:
+        with temporary_folder("sign") as folder:
             path = Path(folder) / "bundle.json.sig"
             path.write_bytes(signature)
             signer = _signer(bundle.manifest, path, allowed_signers)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 import secrets
 import socket
 from pathlib import Path
@@ -19,6 +20,8 @@ from pathlib import Path
 from edge.errors import ArtifactError, UsageError
 
 _FEWEST_LETTERS = 16
+# RFC 9110, 7.2, and RFC 3986, 3.2.2: a name or IPv4 address, or an IPv6 address in brackets; and a port.
+_HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]{2,45})\]|(?P<name>[a-z0-9._-]{1,253}))(?::\d{0,5})?")
 
 
 class Access:
@@ -32,16 +35,16 @@ class Access:
 
     def is_ours(self, host: str) -> bool:
         """True if a ``Host`` header names this machine."""
-        name = host.strip().lower()
-        if name.startswith("["):
-            name = name[1:].partition("]")[0]
-        elif name.count(":") == 1:
-            name = name.partition(":")[0]
+        found = _HOST.fullmatch(host.strip().lower())
+        if found is None:
+            return False
+        name = found["address"] or found["name"]
         try:
             ipaddress.ip_address(name)
         except ValueError:
-            return name.rstrip(".") in self._names
-        return True
+            return found["name"] is not None and name.rstrip(".") in self._names
+        # An IPv6 address stands in brackets, and nothing else does.
+        return (":" in name) == (found["address"] is not None)
 
     def is_token(self, given: str) -> bool:
         """True if ``given`` is the token; takes the same time for every wrong one."""

@@ -74,7 +74,7 @@ def test_an_address_that_this_machine_does_not_have() -> None:
         ("[::1]:80", True), ("192.168.1.7:80", True),
         (socket.gethostname(), True), (f"{socket.gethostname()}.local:8080", True),
         ("", False), ("evil.example", False), ("127.0.0.1.evil.example", False), ("localhost.evil.example:80", False),
-        ("evil.example#127.0.0.1", False), ("a b", False), ("[::1].evil.example", True),
+        ("evil.example#127.0.0.1", False), ("a b", False), ("[::1].evil.example", False),
     ],
 )  # fmt: skip
 def test_host_names(host: str, expected: bool) -> None:

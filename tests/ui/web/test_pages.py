@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 import urllib.parse
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 
 from edge.artifacts.run_record import Gap, Guess, Skip
 from edge.media import decoding
+from edge.ui.web.access import Access
 from tests.support.run_records import made
 
 Make = Callable[..., Any]
@@ -257,3 +259,47 @@ def test_frames_of_every_shape_become_small_pictures(shape: tuple[int, int]) -> 
     assert max(pixels.shape) <= max(640, 3)
     assert max(pixels.shape[:2]) == min(max(shape), 640)
     assert abs(int(pixels.mean()) - 200) <= 2
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["[::1].evil.example", "[::1]evil", "127.0.0.1@evil.example", "localhost:80:80", "localhost:x", "[127.0.0.1]",
+     "::1", "127.0.0.1 evil", "", "localhost,evil.example", "[localhost]", "127.0.0.1/../x"],
+)  # fmt: skip
+def test_a_host_that_only_begins_like_ours_is_refused(host: str) -> None:
+    assert not Access(None).is_ours(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.0.0.1:8080", "localhost", "LOCALHOST:1", "[::1]", "[::1]:80", "localhost."]
+)
+def test_a_host_that_is_ours(host: str) -> None:
+    assert Access(None).is_ours(host)
+
+
+def test_requests_that_are_never_finished_lock_nobody_out(running: Make) -> None:
+    run = running()
+    held = [socket.create_connection(("127.0.0.1", run.port)) for _ in range(60)]
+    try:
+        for each in held:
+            each.sendall(b"GET / HTTP/1.1\r\nHost: localh")
+        assert run.ask("/state").status == 200
+    finally:
+        for each in held:
+            each.close()
+
+
+def test_a_request_that_takes_too_long_is_cut_off(running: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.ui.web.server._REQUEST_S", 0.5)
+    monkeypatch.setattr("edge.ui.web.server._LOOK_S", 0.05)
+    run = running()
+    with socket.create_connection(("127.0.0.1", run.port)) as slow:
+        slow.settimeout(20)
+        slow.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
+        try:
+            for _ in range(200):
+                slow.sendall(b"x: y\r\n")
+                time.sleep(0.05)
+        except OSError:
+            return
+    raise AssertionError("nobody cut it off")
