@@ -6,7 +6,9 @@ it is never used, and the difference is said.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -51,7 +53,61 @@ def table_path(profile: Profile, cache: Path) -> Path:
     label = "-".join([calibration.algorithm, *(f"{value:g}" for _, value in sorted(calibration.parameters.items()))])
     if calibration.engine != "edge":
         label += f"-{calibration.engine}"
-    return cache / Path(profile.model).stem / f"{label}.table"
+    return model_folder(profile, cache) / f"{label}.table"
+
+
+def model_folder(profile: Profile, cache: Path) -> Path:
+    """Folder of a model's statistics and tables: ``<cache>/<model>``, or beside it where that is another's.
+
+    Two models with one file name, or two preprocessings of one model, get folders of their own: the second is
+    ``<cache>/<model>-<digest>``.
+    """
+    path = Path(profile.model)
+    plain = cache / path.stem
+    wanted = (onnx_model.fingerprint(path), preprocessing.digest(profile.preprocess, profile.input))
+    own = cache / f"{path.stem}-{store.canonical_digest(list(wanted))[:8]}"
+    if own.is_dir():
+        return own
+    owners = {(manifest.key.get("model"), manifest.key.get("preprocess")) for _, manifest in tables_in(plain)}
+    return plain if not owners or wanted in owners else own
+
+
+def tables_in(folder: Path) -> list[tuple[Path, Manifest]]:
+    """Tables of one folder with their manifests, which are not checked against the files; without unreadable ones."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        with contextlib.suppress(ArtifactError):
+            manifest = store.load(path, kind=TABLE, check_files=False)
+            found.append((path.with_suffix(".table"), manifest))
+    return found
+
+
+def preprocess_info(profile: Profile) -> dict[str, Any]:
+    """Preprocessing as a table's manifest keeps it, for messages."""
+    content: dict[str, Any] = msgspec.to_builtins(profile.preprocess)
+    return {**content, "height": profile.input.height, "width": profile.input.width}
+
+
+def _difference_in_words(manifest: Manifest, profile: Profile) -> str:
+    """How the model and preprocessing of a table differ from the profile's; empty where they do not."""
+    words = []
+    if manifest.key.get("model") != onnx_model.fingerprint(Path(profile.model)):
+        words.append(f"another {Path(profile.model).name}")
+    if manifest.key.get("preprocess") != preprocessing.digest(profile.preprocess, profile.input):
+        before, now = manifest.info.get("preprocess"), preprocess_info(profile)
+        changed = [
+            f"{name} {_value(before[name])} -> {_value(now[name])}"
+            for name in now
+            if isinstance(before, dict) and name in before and _value(before[name]) != _value(now[name])
+        ]
+        words.append(f"other preprocessing{': ' if changed else ''}{', '.join(changed)}")
+    return " and ".join(words)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{','.join(f'{item:g}' for item in value)}]"
+    return str(value)
 
 
 def table_key(profile: Profile) -> dict[str, store.Scalar]:
@@ -62,6 +118,8 @@ def table_key(profile: Profile) -> dict[str, store.Scalar]:
         "preprocess": preprocessing.digest(profile.preprocess, profile.input),
         "algorithm": calibration.algorithm,
     }
+    if profile.output_name is not None:
+        common["output_name"] = profile.output_name
     if calibration.engine != "edge":
         # The device's own calibrators: edge's statistics have no part in it.
         own = {f"algorithm.{name}": value for name, value in sorted(device_parameters(profile).items())}
@@ -108,8 +166,7 @@ def find_table(profile: Profile, cache: Path) -> FoundArtifact:
     with_engine = "" if profile.calibration.engine == "edge" else f" --engine {profile.calibration.engine}"
     again = f"edge calibrate --profile {profile.name}{with_engine} --images DIR"
     if not manifest_path(path).is_file():
-        what = "a table without its manifest" if path.is_file() else f"no calibration table for {profile.name}"
-        raise ArtifactError(what, where=path, hint=again)
+        raise ArtifactError(_missing(profile, path, cache), where=path, hint=again)
     manifest = _loaded(manifest_path(path), kind=TABLE, again=again)
     if path.name not in manifest.files:
         raise ArtifactError(f"the manifest next to it is that of {', '.join(manifest.files)}", where=path, hint=again)
@@ -122,6 +179,16 @@ def find_table(profile: Profile, cache: Path) -> FoundArtifact:
             f"the table was made for something else ({_said(changed)})", where=path, hint=f"{again} (or --force)"
         )
     return FoundArtifact(path, manifest)
+
+
+def _missing(profile: Profile, path: Path, cache: Path) -> str:
+    if path.is_file():
+        return "a table without its manifest"
+    what = f"no calibration table for {profile.name}"
+    for other, manifest in tables_in(cache / Path(profile.model).stem):
+        if other.name == path.name and (difference := _difference_in_words(manifest, profile)):
+            return f"{what}: {other} was made with {difference}"
+    return what
 
 
 def origin(path: Path, profile: Profile) -> TableOrigin:
@@ -137,9 +204,8 @@ def origin(path: Path, profile: Profile) -> TableOrigin:
         text = "the table is not the one that its manifest was written for"
         return TableOrigin(TableFinding("error", "changed", text, hint=again))
     wanted = {name: value for name, value in table_key(profile).items() if name in {"model", "preprocess"}}
-    changed = store.differences({name: manifest.key.get(name) for name in wanted}, wanted)
-    if changed:
-        text = f"its manifest says it was made for another {_said(changed)}"
+    if store.differences({name: manifest.key.get(name) for name in wanted}, wanted):
+        text = f"this table was made with {_difference_in_words(manifest, profile)}"
         return TableOrigin(TableFinding("error", "origin", text, hint=again))
     return TableOrigin(
         TableFinding("ok", "origin", "its manifest says it was made for this model and preprocessing"),

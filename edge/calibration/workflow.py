@@ -115,6 +115,7 @@ def calibrate(
                 "machine": platform.machine(),
                 "statistics": observed.path.name,
                 "source": str(Path(pictures.source).absolute()),
+                "preprocess": cache_keys.preprocess_info(profile),
             },
         )
     return _outcome(path, manifest, "from statistics" if observed.reused else "collected", changed, start)

@@ -113,8 +113,6 @@ def test_a_damaged_table_is_refused(
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("model", "0" * 64),
-        ("preprocess", "0" * 64),
         ("algorithm", "minmax"),
         ("algorithm.strength", 0.5),
         ("statistics_format", 999),
@@ -142,8 +140,39 @@ def test_a_table_does_not_fit_a_changed_model(
     tiny: Profile, tmp_path: Path, calibrated: Path, tiny_model: Callable[..., Path]
 ) -> None:
     tiny_model("model.onnx", seed=3)
-    with pytest.raises(ArtifactError, match=r"\(model: \w{12}… -> \w{12}…\)"):
+    with pytest.raises(ArtifactError, match=r"no calibration table for tiny: .*entropy2\.table was made with another"):
         cache_keys.find_table(tiny, tmp_path / "cache")
+
+
+def test_a_table_does_not_fit_another_preprocessing_and_says_so_in_words(
+    tiny: Profile, tmp_path: Path, calibrated: Path
+) -> None:
+    other = msgspec.structs.replace(
+        tiny, preprocess=msgspec.structs.replace(tiny.preprocess, mean=(0.0, 0.0, 0.0), color="bgr")
+    )
+    with pytest.raises(ArtifactError) as caught:
+        cache_keys.find_table(other, tmp_path / "cache")
+    mean = ",".join(f"{value:g}" for value in tiny.preprocess.mean)
+    assert f"other preprocessing: color rgb -> bgr, mean [{mean}] -> [0,0,0]" in caught.value.what
+
+
+def test_two_preprocessings_of_one_model_are_side_by_side(tiny: Profile, tmp_path: Path, calibrated: Path) -> None:
+    cache = tmp_path / "cache"
+    other = msgspec.structs.replace(tiny, preprocess=msgspec.structs.replace(tiny.preprocess, mean=(1.0, 2.0, 3.0)))
+    path = cache_keys.table_path(other, cache)
+    assert path.parent != calibrated.parent
+    assert path.parent.name.startswith("model-")
+    path.parent.mkdir()
+    path.write_bytes(calibrated.read_bytes())
+    store.save(
+        cache_keys.manifest_path(path),
+        kind=cache_keys.TABLE,
+        files={path.name: path.read_bytes()},
+        key=cache_keys.table_key(other),
+        info={},
+    )
+    assert cache_keys.find_table(other, cache).path == path
+    assert cache_keys.find_table(tiny, cache).path == calibrated
 
 
 def test_a_missing_model_is_a_model_error(tiny: Profile, tmp_path: Path, calibrated: Path) -> None:

@@ -159,11 +159,21 @@ def change_algorithm(tmp_path: Path, chosen: Profile, tiny_model: Callable[..., 
     return with_calibration(chosen, algorithm="minmax")
 
 
+@pytest.mark.parametrize("change", [change_model, change_preprocessing])
+def test_another_model_or_preprocessing_gets_a_table_of_its_own(
+    change: Callable[..., Profile], run: Calibrate, tiny: Profile, tmp_path: Path, tiny_model: Callable[..., Path]
+) -> None:
+    first = run()
+    before = first.table.read_bytes()
+    second = run(change(tmp_path, tiny, tiny_model))
+    assert second.work == "collected"
+    assert second.table.parent.name.startswith("model-")
+    assert first.table.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("change", "field", "work"),
     [
-        pytest.param(change_model, "model", "collected", id="model"),
-        pytest.param(change_preprocessing, "preprocess", "collected", id="preprocessing"),
         pytest.param(change_pictures, "images", "collected", id="pictures"),
         pytest.param(change_batch, "batch", "from statistics", id="batch"),
         pytest.param(change_algorithm, "algorithm", "from statistics", id="algorithm"),

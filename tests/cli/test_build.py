@@ -136,7 +136,7 @@ def test_a_table_of_another_model_is_refused(edge: Edge, calibrated: Place, tiny
     tiny_model("profiles/model.onnx", seed=2)
     ended = edge(*COMMAND)
     assert ended.code == 7
-    assert "the table was made for something else (model: " in ended.err
+    assert "entropy2.table was made with another model.onnx" in ended.err
 
 
 def test_int8_that_is_not_delivered_fails_the_gate(edge: Edge, place: Place) -> None:
@@ -181,8 +181,8 @@ def test_a_backend_whose_library_is_not_here(precision: str, edge: Edge, place: 
 
 @pytest.mark.parametrize(
     "variant",
-    [{"inputs": 2}, {"batch": 1}, {"layout": "nhwc"}, {"dtype": "float16"}, {"layout": "chw"}],
-    ids=["two inputs", "a fixed batch of 1", "NHWC", "FP16 input", "no batch axis"],
+    [{"inputs": 2}, {"batch": 1}, {"layout": "chw"}],
+    ids=["two inputs", "a fixed batch of 1", "no batch axis"],
 )
 def test_a_model_that_does_not_fit(
     variant: dict[str, Any], edge: Edge, place: Place, tiny_model: Callable[..., Path]
