@@ -1,14 +1,20 @@
 """Figures of shipping, over a real sshd on loopback (each device has its own server, keys and port).
 
-    python benchmarks/ship.py [interrupt|unchanged|changed|hosts|simulated …]
+    python benchmarks/ship.py [interrupt|service|unchanged|changed|hosts|simulated|lies|fuzz …]
 
 interrupt   200 ships are interrupted at random moments: client killed, the server's session killed, line cut, disk full
             (a tmpfs; needs root, left out otherwise). After each, `current` is read from outside and compared with its
             digests, and the same ship is run again without any cleaning.
+service     ships with trials, by a real edge on the device, are killed at random moments (client, device's script, or
+            both), while a loop starts `edge run --profile current` all the time: no start may fail, `current` must
+            be a bundle that passed, and what the next ship says must be what the device shows.
 unchanged   a second ship of the same bundle (100 MB): time, and bytes on the line.
 changed     a table of 10 kB changed next to a model of 100 MB: bytes on the line.
 hosts       50 devices, 50 servers, 8 at a time.
 simulated   500 devices that are folders, in one run.
+lies        500 devices behind a program in the place of ssh, and 50 behind sshd, of which a third lie, hang, stream or
+            die; and the good ones alone, for comparison.
+fuzz        random answers into the parser of a device's answers: only edge's own errors may come out.
 """
 
 from __future__ import annotations
@@ -16,6 +22,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -31,12 +39,12 @@ sys.path.insert(0, str(ROOT))
 from edge.deploy.bundle.reader import Bundle, open_bundle  # noqa: E402
 from edge.deploy.push import ship  # noqa: E402
 from edge.deploy.transport.address import DeviceAddress  # noqa: E402
-from tests.support import interrupts, loopback  # noqa: E402
+from tests.support import fuzzing, interrupts, loopback, lying_ssh  # noqa: E402
 from tests.support.devices import QUICK, current, tar_of  # noqa: E402
 
 EDGE = [sys.executable, "-m", "edge"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
-PARTS = ("interrupt", "unchanged", "changed", "hosts", "simulated")
+PARTS = ("interrupt", "service", "unchanged", "changed", "hosts", "simulated", "lies", "fuzz")
 
 
 def main() -> None:
@@ -45,6 +53,9 @@ def main() -> None:
     parser.add_argument("--interruptions", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--hosts", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--devices", type=int, default=500)
+    parser.add_argument("--inputs", type=int, default=1_000_000)
     options = parser.parse_args()
     if why := loopback.why_not():
         raise SystemExit(why)
@@ -58,6 +69,9 @@ def main() -> None:
                 "changed": changed,
                 "hosts": lambda folder: hosts(folder, options.hosts),
                 "simulated": lambda folder: simulated(folder, 500),
+                "service": lambda folder: service(folder, options.kills, options.seed),
+                "lies": lambda folder: lies(folder, options.devices, options.hosts),
+                "fuzz": lambda _folder: fuzz(options.inputs, options.seed),
             }[part](Path(name))
 
 
@@ -169,6 +183,104 @@ def simulated(folder: Path, count: int) -> None:
         say(f"{count} folders, 16 at a time, {attempt} ship", f"{found} in {seconds:.1f} s")
     whole = sum(current(DeviceAddress(name="d", folder=folder / f"devices/{i}")) == bundle.digest for i in range(count))
     say("folders that hold the whole bundle", f"{whole} of {count}")
+
+
+def service(folder: Path, count: int, seed: int) -> None:
+    from tests.support.service_loop import KilledShips
+
+    with KilledShips(folder, seed=seed) as ships:
+        say("an uninterrupted ship with its trial", f"{ships.length_s:.2f} s (moments are drawn from it, seed {seed})")
+        start = time.monotonic()
+        ships.run(count)
+        say(f"{ships.kills} kills", f"{dict(ships.kinds)} in {time.monotonic() - start:.0f} s")
+        say("starts of edge run --profile current meanwhile", f"{ships.starts}, failed {len(ships.failed_starts)}")
+        say("in use after a kill", f"{dict(ships.found)}")
+        say("statements of the next ship", f"{ships.statements}, untrue {len(ships.untrue)}")
+        say("in use at the end", ships.verdict_at_the_end())
+        for problem in [*ships.failed_starts, *ships.untrue][:10]:
+            say("", problem[-300:])
+
+
+def lies(folder: Path, count: int, hosts: int) -> None:
+    make(folder / "a.edge", {"model/model.onnx": b"weights " * 1000})
+    told = [*lying_ssh.LIES, *lying_ssh.ENDLESS, *lying_ssh.SILENT]
+    program = folder / "bin" / "ssh"
+    program.parent.mkdir()
+    for number, lie in enumerate(told):
+        lying_ssh.write_lying_ssh(folder / f"lie{number}", lie)
+    # The host is the last word but one: a good one is a folder of this machine, a bad one tells its lie.
+    program.write_text(
+        "#!/bin/sh\nfor word; do host=$last last=$word; done\ncase $host in\n"
+        f"  bad*) exec '{folder}'/lie${{host##*-}}/ssh ;;\n  *) exec sh -c \"$last\" ;;\nesac\n"
+    )
+    program.chmod(0o755)
+    bad = {n: n // 3 % len(told) for n in range(count) if n % 3 == 0}
+    everyone = {f"bad{n}-{bad[n]}" if n in bad else f"good{n}": f"{folder}/devices/{n}" for n in range(count)}
+    compare(folder, "simulated", everyone, parallel=16, path=program.parent)
+    servers = []
+    try:
+        lines = {}
+        for n in range(hosts):
+            lie = {"ForceCommand": f"{folder}/lie{n // 3 % len(told)}/ssh"} if n % 3 == 0 else {}
+            server = loopback.Server(folder / f"server{n}", keys=folder / "keys", **lie).start()
+            servers.append(server)
+            name = f"bad{n}" if lie else f"good{n}"
+            lines[name] = server.client_config(name, server.port).read_text()
+        (folder / "all.config").write_text("\n".join(lines.values()))
+        devices = {name: f"{folder}/sshd/{name}" for name in lines}
+        compare(folder, "sshd", devices, parallel=8, config=folder / "all.config")
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def compare(
+    folder: Path, kind: str, everyone: dict[str, str], *, parallel: int, path: Path | None = None,
+    config: Path | None = None,
+) -> None:  # fmt: skip
+    """Ship to the good devices alone, then to everyone; when the last good one had ended, and what was lost."""
+    good = {name: place for name, place in everyone.items() if name.startswith("good")}
+    seconds: dict[str, float] = {}
+    for attempt, devices in (("alone", good), ("with the others", everyone)):
+        for place in good.values():
+            shutil.rmtree(place, ignore_errors=True)
+        entries = "".join(f"  {name}: {{path: '{place}'}}\n" for name, place in devices.items())
+        (folder / "fleet.yaml").write_text(f"defaults: {{bundle: a.edge}}\nhosts:\n{entries}")
+        options = ["--parallel", str(parallel), "--no-rsync", *(["-F", str(config)] if config else [])]
+        environment = {**ENVIRONMENT, "PATH": f"{path}:{ENVIRONMENT['PATH']}"} if path else ENVIRONMENT
+        start, last = time.monotonic(), 0.0
+        with subprocess.Popen(
+            [*EDGE, "ship", "all", "--no-canary", "--json", *options], cwd=folder, env=environment,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            assert process.stderr is not None
+            assert process.stdout is not None
+            said, peak_kib = [], 0
+            for line in process.stderr:
+                said.append(line)
+                if "] good" in line:
+                    last = time.monotonic() - start
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                peak_kib = max(
+                    [peak_kib, *(int(row.split()[1]) for row in status.splitlines() if row.startswith("VmHWM"))]
+                )
+            content = json.loads(process.stdout.read())
+        seconds[attempt] = last
+        ok = sum(one["work"] == "ok" for one in content["targets"] if one["target"].startswith("good"))
+        found = f"{ok} of {len(good)} good ones ok, the last after {last:.1f} s; all {len(devices)} {content['counts']}"
+        say(f"{kind}, {attempt}", f"{found} in {time.monotonic() - start:.1f} s, peak {peak_kib / 1024:.0f} MB")
+        if "Traceback" in "".join(said):
+            say("", "TRACEBACK")
+    say(f"{kind}: last good one, with the others / alone", f"{seconds['with the others'] / seconds['alone']:.2f}")
+
+
+def fuzz(count: int, seed: int) -> None:
+    draw = random.Random(seed)
+    refused, start = 0, time.monotonic()
+    for _ in range(count):
+        refused += fuzzing.is_refused(draw)
+    say(f"{count} random answers (seed {seed})", f"{refused} refused, {count - refused} read, nothing else was raised")
+    say("", f"{time.monotonic() - start:.0f} s")
 
 
 def fleet(folder: Path, *options: str) -> tuple[dict[str, int], float]:

@@ -43,6 +43,8 @@ LIES: dict[str, dict[str, list[str]]] = {
     "nested": {"hello": ["root /x", "clock 5", "edge " + "[" * 2_000_000]},
 }
 ENDLESS = ("without a line end", "lines", "frames", "errors")
+# These take as long as a device may take to answer.
+SILENT = ("mute", "drips", "dies", "dies late")
 
 _PROGRAM = r"""#!PYTHON
 import os, sys, time
@@ -53,6 +55,10 @@ def forever(data, to=out):
         to.write(data); to.flush()
 if endless == "without a line end": forever(b"A" * 65536)
 if endless == "lines": forever(b"y\n" * 30000)
+if endless == "mute": time.sleep(600)
+if endless == "dies": sys.exit(1)
+if endless == "drips":
+    while True: out.write(b".\n"); out.flush(); time.sleep(1)
 if endless == "errors": forever(b"E" * 65536, sys.stderr.buffer)
 n = int(inp.readline()); inp.read(n); nonce = inp.readline().strip()
 def say(*lines):
@@ -77,6 +83,7 @@ HONEST = {"hello": ["root /x", "there yes", "clock 5", "free 100000000 4096", "d
 bundle = first = ""
 while True:
     request = line()
+    if request == "want" and endless == "dies late": os.kill(os.getpid(), 9)
     if request == "hello": [line() for _ in range(4)]
     elif request in ("begin", "switch"): words = [line() for _ in range(2)]
     elif request == "want":
@@ -93,10 +100,10 @@ while True:
 
 
 def write_lying_ssh(folder: Path, lie: str) -> Path:
-    """Write a program called ssh into ``folder`` whose device tells this lie, of ``LIES`` or ``ENDLESS``."""
+    """Write a program called ssh into ``folder`` whose device tells one of ``LIES``, ``ENDLESS`` or ``SILENT``."""
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / "ssh"
-    told = repr((LIES.get(lie, {}), lie if lie in ENDLESS else ""))
+    told = repr((LIES.get(lie, {}), lie if lie in (*ENDLESS, *SILENT) else ""))
     program.write_text(_PROGRAM.replace("PYTHON", sys.executable).replace("LIE", told))
     program.chmod(0o755)
     return program
