@@ -138,8 +138,7 @@ DEPENDENCIES: dict[str, str] = {
         ("torch", "torchvision", "timm", "onnxscript", "onnxslim"), install_command(*_EXPORT, extra="export")
     ),
     "tensorrt_rtx": install_command("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings", extra="rtx"),
-    "paho": "pip install 'jetson-edge[mqtt]'",
-    "paho.mqtt.client": "pip install 'jetson-edge[mqtt]'",
+    **dict.fromkeys(("paho", "paho.mqtt.client"), install_command("paho-mqtt>=2.0", extra="mqtt")),
 }
 
 

@@ -40,7 +40,7 @@ class Guess(msgspec.Struct, frozen=True):
 
 
 class Stages(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where one picture's time went. A stage that does not exist on this backend is absent.
+    """The times of one picture. A stage that does not exist on this backend is absent.
 
     ``decode_ms`` includes reading the file. ``total_ms`` is the work on this picture: from the start of decode to the
     label, without the time that it waited between stages. ``age_ms`` is how old the label is, waiting included: since
@@ -59,7 +59,7 @@ class Stages(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class LabelDecision(msgspec.Struct, frozen=True):
-    """What is seen, after smoothing over time; ``unknown`` and no index where the confidence is below the least."""
+    """The label that is decided on, smoothed over time; ``unknown``, without an index, below the least confidence."""
 
     index: int | None
     label: str
@@ -143,7 +143,7 @@ class CameraRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LabelCount(msgspec.Struct, frozen=True):
-    """How many pictures got this label."""
+    """Number of pictures with this label."""
 
     index: int
     label: str
@@ -151,7 +151,7 @@ class LabelCount(msgspec.Struct, frozen=True):
 
 
 class NotifyCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of the notifications to one target: its address is masked.
+    """Counts of the notifications to one target: its address is masked.
 
     ``retried`` counts attempts that were made again, ``failed`` messages that were given up, ``dropped`` those that did
     not fit into the queue, ``waiting`` those in it.
@@ -175,7 +175,7 @@ class Warmup(msgspec.Struct, frozen=True):
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
-    """What ran, where. Runs may be compared only where these agree."""
+    """The engine, the device and the source of a run. Runs may be compared only where these agree."""
 
     profile: str
     profile_digest: str

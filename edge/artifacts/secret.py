@@ -85,7 +85,7 @@ def masked_url(url: str) -> str:
     """A URL as it may be shown: scheme, host and path.
 
     User and password (up to the last ``@``, which passwords may hold), the values of a query, and values in a path that
-    are called user, password, token and the like are masked. What stands in front of the URL, as in ``NAME=URL``, and a
+    are called user, password, token and the like are masked. Text in front of the URL, as in ``NAME=URL``, and a
     text that holds none, stay as they are.
     """
     found = _URL.fullmatch(url)

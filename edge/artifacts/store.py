@@ -45,7 +45,7 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a manifest file holds. ``self_sha256`` covers everything else in it."""
+    """The content of a manifest file. ``self_sha256`` covers everything else in it."""
 
     format: int
     kind: str

@@ -70,8 +70,8 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     duration_s = None if min_duration is None else power_options.seconds(min_duration, option="--min-duration")
     warmup_s = power_options.seconds(warm_up, option="--warm-up")
     chosen, path = paths.load_profile(profile)
-    wishes = power_options.PowerOptions(power=power, idle=idle, set_power_mode=set_power_mode, log=telemetry_log)
-    wishes.check(chosen)
+    asked = power_options.PowerOptions(power=power, idle=idle, set_power_mode=set_power_mode, log=telemetry_log)
+    asked.check(chosen)
     terminal = Terminal()
     if not as_json:
         terminal.say(f"profile {chosen.name} ({path}); {rules.words}", style="dim")
@@ -91,8 +91,8 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
             found.path, precision=wanted, threads=threads or chosen.run.threads, built_for=found.manifest.key
         )
         stack.callback(session.close)
-        wish = stack.enter_context(signals.graceful())
-        telemetry = stack.enter_context(power_options.measured(chosen, wishes, terminal=terminal, should_stop=wish))
+        stop = stack.enter_context(signals.graceful())
+        telemetry = stack.enter_context(power_options.measured(chosen, asked, terminal=terminal, should_stop=stop))
         with terminal.progress() as listen:
             finished = benchmark.bench(
                 bench_samples.Samples(chosen, images, count=samples).batches,
@@ -102,7 +102,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
                 settings=settings,
                 telemetry=telemetry,
                 listen=listen,
-                should_stop=wish,
+                should_stop=stop,
             )
     try:
         if record is not None:
@@ -112,7 +112,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
         _print_end(terminal, finished, as_json=as_json)
     if record is not None and not as_json:
         terminal.say(f"record: {record}")
-    wish.grant()
+    stop.grant()
 
 
 def _print_end(terminal: Terminal, finished: RunRecord, *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""How many sessions infer at the same time, with how many threads each, and how many threads prepare for them."""
+"""Concurrency of a run: sessions that infer at the same time, threads of each, and threads that prepare."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Concurrency(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def choose(profile: Profile, *, live: bool, cameras: int = 1, cores: int | None = None) -> Concurrency:
-    """What suits the backend and the source.
+    """The concurrency that suits the backend and the source.
 
     ONNX Runtime on a CPU: pictures from files go through one session per core, of one thread each, which is the faster
     way for many (benchmarks/loop.py); a camera's frame goes through one session over all cores, which all work on the
@@ -76,7 +76,7 @@ def open_sessions(
     backend: Backend,
     found: cache_keys.FoundArtifact,
     profile: Profile,
-    lanes: Concurrency,
+    chosen: Concurrency,
     *,
     precision: str,
     stack: contextlib.ExitStack,
@@ -84,7 +84,7 @@ def open_sessions(
 ) -> tuple[Sequence[Session] | Sequence[FrameSession], Preprocessor | None]:
     """Open sessions, closed with ``stack``, and what preprocesses for them: None where they do it on their device.
 
-    Where the profile leaves the choice and the device cannot, ``warn`` hears why, and OpenCV does it.
+    Where the profile leaves the choice and the device cannot, ``warn`` gets the reason, and OpenCV does it.
 
     Raises:
         DeviceError: an engine cannot be opened, or the profile asks for the device and it cannot.
@@ -92,9 +92,9 @@ def open_sessions(
     from edge.model import Preprocessor
 
     sessions: list[Any] = []
-    for _ in range(lanes.workers):
+    for _ in range(chosen.workers):
         session = backend.open(
-            Path(found.path), precision=precision, threads=lanes.threads, built_for=found.manifest.key
+            Path(found.path), precision=precision, threads=chosen.threads, built_for=found.manifest.key
         )
         stack.callback(session.close)
         sessions.append(session)

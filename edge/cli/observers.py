@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge.artifacts import Gap, RunRecord, Secret, Skip, Subject, hides, masked_url, read_secret
-from edge.cli import http_options
+from edge.cli import run_options
 from edge.errors import UsageError
 from edge.runtime import Event, Heartbeat, Notifications, Notifier, Observers, watchdog_s
 from edge.ui.terminal import LiveView
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class ObservedRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What is observed: ``headline`` says what runs, ``power`` how it is measured, or why it is not.
+    """One run to observe: ``headline`` says what runs, ``power`` how it is measured, or why it is not.
 
     ``kept`` gets the record when the run is over, however it ended.
     """
@@ -39,19 +40,19 @@ class ObservedRun(msgspec.Struct, frozen=True, kw_only=True):
 @contextmanager
 def gather(
     terminal: Terminal, statistics: RunStatistics, sampler: Sampler | None, run: ObservedRun, *,
-    seen: http_options.ListeningPorts, as_json: bool,
+    seen: run_options.ListeningPorts, as_json: bool,
 ) -> Iterator[Observers]:  # fmt: skip
     """Observers of this run, until the block ends."""
     with contextlib.ExitStack() as stack:
         panel = LiveView(terminal, statistics, headline=run.headline, power=run.power)
         listeners: list[Callable[[Event], None]] = [_printer(terminal) if as_json else panel.on_event]
-        notifier = Notifier.from_environment()
-        if notifier is not None:
-            beat = Heartbeat(notifier, watchdog_s=watchdog_s(), state=lambda: statistics.snapshot().status_line)
-            listeners.append(stack.enter_context(beat).on_event)
+        if os.environ.get("NOTIFY_SOCKET"):
+            notifier = Notifier.from_environment()
+            heartbeat = Heartbeat(notifier, watchdog_s=watchdog_s(), state=lambda: statistics.snapshot().status_line)
+            listeners.append(stack.enter_context(heartbeat).on_event)
         if run.notifications is not None:
             listeners.append(run.notifications.on_event)
-        view = http_options.serve(
+        view = run_options.serve_run(
             seen, stack, statistics, run.subject, sampler=sampler, headline=run.headline, power=run.power
         )
         # On one and the same terminal, the panel and the JSON lines would run through each other.
@@ -79,7 +80,7 @@ def _to_all(listeners: Sequence[Callable[[Event], None]], event: Event) -> None:
 def open_notifications(
     targets: Sequence[str], profile: Profile, path: Path, *, names: Sequence[str], warn: Callable[[str], None]
 ) -> Notifications | None:
-    """What sends notifications in this run: by the rules of the profile, and to the ``targets`` of ``--notify``.
+    """Open the notifications of this run: by the rules of the profile, and to the ``targets`` of ``--notify``.
 
     Those get what the rules without an address report, or each change of the label where there is no such rule.
 

@@ -23,7 +23,7 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class PowerOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What the command line says about power; None where it says nothing and the profile holds."""
+    """Power measurement as the command line asks for it; None leaves a setting to the profile."""
 
     power: str | None = None
     idle: str | None = None
@@ -32,7 +32,7 @@ class PowerOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, profile: Profile, *, power: str | None) -> PowerOptions:
-        """What the profile says, and the command line about the source alone."""
+        """Options from the profile; the command line has the source alone."""
         config = profile.telemetry
         return cls(
             power=power, set_power_mode=config.set_power_mode, log=None if config.log is None else Path(config.log)
@@ -80,7 +80,7 @@ def seconds(text: str, *, option: str) -> float:
 
 @contextmanager
 def measured(
-    profile: Profile, wishes: PowerOptions, *, terminal: Terminal, should_stop: Callable[[], bool]
+    profile: Profile, asked: PowerOptions, *, terminal: Terminal, should_stop: Callable[[], bool]
 ) -> Iterator[Telemetry]:
     """Telemetry while the block runs. Before it, as far as wished: the power mode is set, and idle power is measured.
 
@@ -91,25 +91,25 @@ def measured(
     from edge.system import power_modes
     from edge.telemetry import Sampler, Telemetry
 
-    wishes.check(profile)
-    idle_s = wishes.idle_s(profile)
+    asked.check(profile)
+    idle_s = asked.idle_s(profile)
     with contextlib.ExitStack() as stack:
-        if wishes.set_power_mode and profile.power_mode is not None:
+        if asked.set_power_mode and profile.power_mode is not None:
             state = stack.enter_context(power_modes.during(profile.power_mode, again=this_command()))
             terminal.say(f"power mode {state.mode}; the one before comes back at the end", style="dim")
-        notes = [doubt for doubt in [power_modes.doubt(profile.power_mode)] if doubt is not None]
-        source = telemetry.probe(prefer=wishes.power or profile.telemetry.source)
+        notes = [warning for warning in [power_modes.mode_warning(profile.power_mode)] if warning is not None]
+        source = telemetry.probe(prefer=asked.power or profile.telemetry.source)
         sampler, idle, replayed = None, None, None
         if not isinstance(source, telemetry.NoSource):
             stack.callback(source.close)
             replayed = getattr(source, "replayed", None)
-            keep = _log(wishes.log, source, stack, terminal)
+            keep = _log(asked.log, source, stack, terminal)
             sampler = stack.enter_context(Sampler(source, rate_hz=profile.telemetry.rate_hz, keep=keep))
-        elif wishes.log is not None:
+        elif asked.log is not None:
             notes.append("no telemetry log: power is not measured here")
         if idle_s and sampler is not None:
-            idle, doubts = _measure_idle(sampler, idle_s, terminal=terminal, should_stop=should_stop)
-            notes += doubts
+            idle, warnings = _measure_idle(sampler, idle_s, terminal=terminal, should_stop=should_stop)
+            notes += warnings
         elif idle_s:
             notes.append("no idle baseline: power is not measured here")
         if replayed is not None:
@@ -128,7 +128,7 @@ def measured(
 def _log(
     path: Path | None, source: TelemetrySource, stack: contextlib.ExitStack, terminal: Terminal
 ) -> Callable[[Reading], None]:
-    """What keeps the readings, until the stack is unwound."""
+    """The callback that keeps the readings, until the stack is unwound."""
     from edge.telemetry import Log
 
     if path is None:
@@ -140,7 +140,7 @@ def _log(
 
 
 def power_line(telemetry: Telemetry) -> str:
-    """Where power comes from, in a few words."""
+    """The source of power, in a few words."""
     if telemetry.sampler is None:
         return "not measured here (edge doctor says why)"
     source = telemetry.sampler.source

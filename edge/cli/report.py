@@ -36,7 +36,7 @@ def command(
 
     terminal = Terminal()
     if output is None and not as_json:
-        raise UsageError("nowhere to write the page", hint="edge report run.json -o report.html, or --json")
+        raise UsageError("no output file", hint="use -o report.html or --json")
     if output is not None:
         _check_page(output, records or [])
     runs = loaded_runs.load_runs(records or [])

@@ -15,7 +15,7 @@ import msgspec
 import typer
 
 from edge.artifacts import remove_leftovers
-from edge.cli import concurrency, http_options, options, record_options, source_options
+from edge.cli import concurrency, options, run_options
 from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -53,18 +53,18 @@ REMOVED = {
 def command(  # noqa: PLR0913 - one argument per option
     *,
     images: options.Images = None,
-    camera: source_options.Camera = None,
-    wait_for_camera: source_options.WaitForCamera = False,
-    video: source_options.Video = None,
-    replay: source_options.Replay = None,
-    save_frames: source_options.SaveFrames = None,
+    camera: run_options.Camera = None,
+    wait_for_camera: run_options.WaitForCamera = False,
+    video: run_options.Video = None,
+    replay: run_options.Replay = None,
+    save_frames: run_options.SaveFrames = None,
     profile: options.ProfileName = None,
     precision: options.PrecisionName = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N pictures.")] = None,
     duration: options.Duration = None,
-    record: record_options.Record = None,
-    web: http_options.Web = None,
-    metrics: http_options.MetricsAt = None,
+    record: run_options.Record = None,
+    web: run_options.Web = None,
+    metrics: run_options.MetricsAt = None,
     notify: options.Notify = None,
     power: options.Power = None,
     as_json: options.Json = False,
@@ -74,7 +74,7 @@ def command(  # noqa: PLR0913 - one argument per option
     from edge.media import labels
     from edge.runtime import run_loop
 
-    source = source_options.FrameSource(
+    source = run_options.FrameSource(
         images=images, camera=list(camera or ()), video=video, replay=replay, limit=limit, save=save_frames,
         wait=wait_for_camera,
     )  # fmt: skip
@@ -82,9 +82,9 @@ def command(  # noqa: PLR0913 - one argument per option
     remove_leftovers()
     duration_s = None if duration is None else power_options.seconds(duration, option="--duration")
     chosen, path = paths.load_profile(profile)
-    record_options.check(record, chosen.record)
+    run_options.check_record(record, chosen.record)
     terminal = Terminal()
-    _say_profile(terminal, chosen, path, as_json=as_json)
+    _print_profile(terminal, chosen, path, as_json=as_json)
     cameras = source.cameras(chosen, terminal.warn)
     is_live = bool(cameras) or (replay is not None and chosen.run.replay_speed == "real")
     width = concurrency.choose(chosen, live=is_live, cameras=len(cameras))
@@ -93,7 +93,7 @@ def command(  # noqa: PLR0913 - one argument per option
     names = labels.load_names(Path(chosen.labels))
     kept: list[RunRecord] = []
     with _printed(terminal, kept, as_json=as_json), contextlib.ExitStack() as stack:
-        ports = http_options.open_ports(http_options.HttpOptions(web, metrics, chosen.web.token_file), stack, terminal)
+        ports = run_options.open_ports(run_options.HttpOptions(web, metrics, chosen.web.token_file), stack, terminal)
         notifications = observers.open_notifications(notify or (), chosen, path, names=names, warn=terminal.warn)
         if notifications is not None:
             stack.callback(notifications.close)
@@ -109,7 +109,7 @@ def command(  # noqa: PLR0913 - one argument per option
             stream, telemetry, notify=tuple if notifications is None else notifications.counts
         )
         run = observers.ObservedRun(
-            subject=paths.subject(chosen, backend, found, wanted, source_options.source_name(source, cameras)),
+            subject=paths.subject(chosen, backend, found, wanted, run_options.source_name(source, cameras)),
             power=power_options.power_line(telemetry), notifications=notifications,
             headline=f"{chosen.name} · {Path(chosen.model).stem} · {wanted}", kept=kept,
         )  # fmt: skip
@@ -124,7 +124,7 @@ def command(  # noqa: PLR0913 - one argument per option
                 telemetry=telemetry,
                 statistics=statistics,
                 observers=observed,
-                journal=record_options.journal(record, chosen.record, terminal),
+                journal=run_options.open_journal(record, chosen.record, terminal),
                 should_stop=stop,
             )
     if record is not None and not as_json:
@@ -132,7 +132,7 @@ def command(  # noqa: PLR0913 - one argument per option
     stop.grant()
 
 
-def _say_profile(terminal: Terminal, chosen: Profile, path: Path, *, as_json: bool) -> None:
+def _print_profile(terminal: Terminal, chosen: Profile, path: Path, *, as_json: bool) -> None:
     if not as_json:
         terminal.say(f"profile {chosen.name} ({path})", style="dim")
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as exceptions, or as a wish that a loop grants when the frame in hand is done."""
+"""Ctrl-C and SIGTERM as exceptions, or as a request that a loop grants when the frame in flight is done."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class StopRequest:
 def install() -> None:
     """From now on, a signal raises Stopped where the program stands."""
     for number in _ASKED:
-        # Whoever started us may have asked to ignore one (nohup does): leave it so.
+        # The parent process may have asked to ignore one (nohup does): leave it so.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
 
@@ -46,19 +46,19 @@ def install() -> None:
 @contextmanager
 def graceful() -> Iterator[StopRequest]:
     """Inside the block the first signal is only noted; the second one raises Stopped."""
-    wish = StopRequest()
+    request = StopRequest()
 
     def note(number: int, _frame: FrameType | None) -> None:
-        if wish.number is not None:
+        if request.number is not None:
             raise Stopped(number)
-        wish.number = number
+        request.number = number
 
     before = {number: signal.getsignal(number) for number in _ASKED}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, note)
     try:
-        yield wish
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

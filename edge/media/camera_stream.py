@@ -3,7 +3,7 @@
 One thread grabs into one slot; a frame that nobody took in time is replaced and counted. When no frame comes for
 ``timeout_s``, when the same one comes over and over for ``freeze_s``, or when reading fails, the source is let go and
 opened again after a pause that doubles up to a bound: by udev's links also under another node number. The outage is
-given to whoever asks for frames, as it begins and as it ends.
+given to the thread that asks for frames, as it begins and as it ends.
 
 A call into a driver that never returns holds its thread, and nothing else. At most a few such threads are kept: then
 nothing is opened until one of them comes back, and when none does, the stream ends with an error: another process may

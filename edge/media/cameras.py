@@ -33,7 +33,7 @@ class CameraAddress(Protocol):
     name: str
 
     def request(self) -> Request:
-        """How to open it now; where it is may have changed.
+        """The request that opens it now; where it is may have changed.
 
         Raises:
             DeviceError: it is not there.
@@ -84,7 +84,7 @@ class UsbCamera:
         self.api: Api = "gstreamer" if by_pipeline else "v4l2"
 
     def request(self) -> Request:
-        """How to open it; after it was lost, also under another number."""
+        """The request that opens it; after it was lost, also under another number."""
         node = v4l2.resolve(self.name, self._root)
         if self._known is not None:
             node = v4l2.find_again(self._known, self._root)
@@ -106,7 +106,7 @@ class UsbCamera:
         )
 
     def diagnose(self, what: str) -> DeviceError:
-        """What is the matter with the node: gone, not permitted, held by another process."""
+        """Find out what is wrong with the node: gone, not permitted, held by another process."""
         node = v4l2.resolve(self.name, self._root)
         if node is None and self._known is not None:
             node = v4l2.find_again(self._known, self._root)
@@ -151,7 +151,7 @@ class CsiCamera:
         self._camera = camera
 
     def request(self) -> Request:
-        """How to open it; whether the sensor is there only argus knows."""
+        """The request that opens it; whether the sensor is there only argus knows."""
         camera = self._camera
         size = f"width={camera.width},height={camera.height}"
         pipeline = (
@@ -188,7 +188,7 @@ class NetworkCamera:
         self.api: Api = "gstreamer" if camera.pipeline is not None else api
 
     def request(self) -> Request:
-        """How to open it. TCP is OpenCV's own choice."""
+        """The request that opens it. TCP is OpenCV's own choice."""
         camera = self._camera
         target = self._url
         if self.api == "gstreamer":
@@ -205,7 +205,7 @@ class NetworkCamera:
         )
 
     def diagnose(self, what: str) -> DeviceError:
-        """Whether the server is there, ping says; what it sends, ffprobe."""
+        """Name the commands that show whether the server is there and what it sends."""
         host = self.name.partition("://")[2].rpartition("@")[2].partition("/")[0] or "?"
         host = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
         transport = "-rtsp_transport tcp " if self.name.startswith("rtsp") else ""

@@ -71,7 +71,7 @@ class Reader:
             capture = self._open(request)
             self.opened_as, self.fps = request.opened_as, capture.fps
             self._grab(capture)
-        except BaseException as exc:  # noqa: BLE001 - whoever waits for frames raises or reports it
+        except BaseException as exc:  # noqa: BLE001 - the thread that waits for frames raises or reports it
             self.error = exc
         finally:
             if capture is not None:
@@ -106,7 +106,7 @@ class Reader:
 
 
 def words(error: BaseException) -> tuple[str, str | None]:
-    """What went wrong and what helps, of a reader's error."""
+    """The problem and the hint of a reader's error."""
     if isinstance(error, EdgeError):
         return error.what, error.hint
     raise error

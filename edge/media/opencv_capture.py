@@ -28,7 +28,7 @@ _OLDEST_S = 60.0
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What to open: a node, URL, file or GStreamer pipeline, with the size, rate and FOURCC that are asked for.
+    """A capture to open: a node, URL, file or GStreamer pipeline, with the size, rate and FOURCC that are asked for.
 
     ``opened_as`` is how it is called in records.
     """
@@ -59,7 +59,7 @@ class Capture(Protocol):
         """Wait for the next frame; False when there is none."""
 
     def captured_s(self) -> float:
-        """When the grabbed frame was captured, on the monotonic clock."""
+        """Time of capture of the grabbed frame, on the monotonic clock."""
 
     def retrieve(self) -> npt.NDArray[np.uint8] | None:
         """Decode the grabbed frame: uint8 H×W×3 BGR; None when it cannot be."""
@@ -86,10 +86,10 @@ def open_opencv_capture(request: Request) -> Capture:
     try:
         capture = cv2.VideoCapture(target, getattr(cv2, _CONSTANTS[request.api]), _parameters(cv2, request))
     except cv2.error as exc:
-        said = str(getattr(exc, "err", "") or exc)
-        said = request.target.scrub(said) if isinstance(request.target, Secret) else said
+        text = str(getattr(exc, "err", "") or exc)
+        text = request.target.scrub(text) if isinstance(request.target, Secret) else text
         # The cause holds the address as it is: it is not kept.
-        raise DeviceError(f"OpenCV refuses it: {said}", where=request.opened_as) from None
+        raise DeviceError(f"OpenCV refuses it: {text}", where=request.opened_as) from None
     if not capture.isOpened():
         capture.release()
         raise DeviceError("it does not open", where=request.opened_as)

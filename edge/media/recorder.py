@@ -31,7 +31,7 @@ INDEX = "frames.jsonl"
 FORMAT = 1
 _QUALITY = 95
 _MOST_WAITING = 8
-_PATIENCE_S = 10.0
+_TIMEOUT_S = 10.0
 
 
 class RecordingHeader(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,7 +105,7 @@ class SavingStream:
         return [*self._stream.notes, *self._own_notes, *behind]
 
     def next(self) -> Frame | Outage | None:
-        """What the stream gives; its pixels are saved when somebody has loaded them."""
+        """The next item of the stream; its pixels are saved when somebody has loaded them."""
         following = self._stream.next()
         if isinstance(following, Frame):
             frame = following
@@ -128,7 +128,7 @@ class SavingStream:
         if not self._closed:
             self._closed = True
             self._queue.put(None)
-            self._thread.join(_PATIENCE_S)
+            self._thread.join(_TIMEOUT_S)
 
     def _load(self, frame: Frame) -> Pixels:
         pixels = frame.load()

@@ -26,7 +26,7 @@ Clock = Callable[[], float]
 
 
 class OpenedSource(msgspec.Struct, frozen=True, kw_only=True):
-    """What a stream is: its kind, what it was opened as, size in pixels and rate where known, and whether it is live.
+    """Description of an open stream: kind, what it was opened as, size in pixels and rate where known, and live or not.
 
     ``replayed`` names the recording when the frames were captured at another time. ``cameras`` describes each camera of
     several.
@@ -76,11 +76,11 @@ class Outage:
 
 
 class Stream(Protocol):
-    """Where frames come from. One thread at a time asks; ``close`` may be called from any, and ends a wait."""
+    """A source of frames. One thread at a time asks; ``close`` may be called from any, and ends a wait."""
 
     @property
     def opened(self) -> OpenedSource:
-        """What it is."""
+        """Description of the source."""
 
     @property
     def dropped(self) -> int | None:
@@ -88,7 +88,7 @@ class Stream(Protocol):
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the run should know: a file that ended early, a size that was not the one asked for."""
+        """Notes for the record: a file that ended early, a size that was not the one asked for."""
 
     def next(self) -> Frame | Outage | None:
         """The next frame, or an outage as it begins and as it ends; None at the end, and after ``close``.

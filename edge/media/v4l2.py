@@ -46,7 +46,7 @@ def cameras(root: Path = Path("/")) -> list[VideoNode]:
 
 
 def look(path: str, root: Path = Path("/")) -> VideoNode:
-    """What is known about the node at ``path``, which need not be there."""
+    """The facts about the node at ``path``, which need not be there."""
     name = Path(path).name
     links = tuple(
         f"/{folder}/{link.name}"
@@ -64,7 +64,7 @@ def resolve(path: str, root: Path = Path("/")) -> str | None:
 
 
 def find_again(lost: VideoNode, root: Path = Path("/")) -> str | None:
-    """Where the camera that was ``lost`` is now: by udev's links to it, then by its name, then by its number."""
+    """Find the camera that was ``lost``: by udev's links to it, then by its name, then by its number."""
     for link in lost.links:
         found = resolve(link, root)
         if found is not None:

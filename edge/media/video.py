@@ -87,9 +87,9 @@ class VideoStream:
     def _look_at_the_end(self) -> None:
         self._closed = True
         self._capture.release()
-        said = self.opened.total
-        if said is not None and self._seq < said * (1 - _SHORTAGE) - 1:
-            self.notes.append(f"{self._where} says that it has {said} frames, and ends after {self._seq}: cut off?")
+        total = self.opened.total
+        if total is not None and self._seq < total * (1 - _SHORTAGE) - 1:
+            self.notes.append(f"{self._where} says that it has {total} frames, and ends after {self._seq}: cut off?")
 
     def _no_video(self) -> DataError:
         return DataError(

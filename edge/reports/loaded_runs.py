@@ -54,7 +54,7 @@ class LoadedRun(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def axis(self) -> dict[str, str]:
-        """What has to agree before two runs may share an axis."""
+        """The has to agree before two runs may share an axis."""
         return {
             "device": self.device, "backend": self.backend, "power mode": self.power_mode,
             "measurement": self.measurement,
@@ -68,7 +68,7 @@ class LoadedRun(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def unit(self) -> str:
-        """What a latency is the latency of: a ``picture``, or a ``query`` of a scenario."""
+        """The a latency is the latency of: a ``picture``, or a ``query`` of a scenario."""
         return "picture" if self.record.bench is None else "query"
 
     @property
@@ -88,7 +88,7 @@ class LoadedRun(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def scope(self) -> str | None:
-        """What the power covers, and by which source; None where it was not measured."""
+        """The the power covers, and by which source; None where it was not measured."""
         return None if self.power is None else f"{self.power.scope} by {self.power.source}"
 
 
@@ -109,7 +109,7 @@ def load_runs(paths: Sequence[Path]) -> list[LoadedRun]:
 
 
 def run_facts(run: LoadedRun) -> dict[str, str]:
-    """What ran, where, how: names and values in the order in which they are read."""
+    """The ran, where, how: names and values in the order in which they are read."""
     record, subject = run.record, run.record.subject
     source = record.source
     size = f", {source['width']}×{source['height']}" if source.get("width") and source.get("height") else ""

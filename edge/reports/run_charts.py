@@ -77,7 +77,7 @@ def shares(curves: Sequence[Curve], *, title: str) -> str:
 
 
 def stages(means: Sequence[tuple[str, dict[str, float]]], *, title: str, unit: str) -> str:
-    """Where the mean time of a picture goes, one bar per run; colours are those of the stages."""
+    """The stages: where the mean time of a picture goes, one bar per run; colours are those of the stages."""
     with plots.style(title):
         figure, [axes] = plots.figure(_NARROW, 0.75 + 0.34 * len(means))
         for row, (_letter, each) in enumerate(means):

@@ -237,7 +237,7 @@ def _bench_card(bench: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _throttles(record: RunRecord) -> dict[str, Any]:
-    """What was slowed down, how long, and how many events there were."""
+    """The was slowed down, how long, and how many events there were."""
     conditions = record.conditions
     events = conditions.get("throttles")
     seconds = sum(stop - start for start, stop in run_charts.throttled(record.timeline))

@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 _DRIFT = 1.1
 # A tail this far above the median: something else ran, or the clock moved.
 _RAGGED = 3.0
-_TOLD_EVERY_S = 0.25
+_PROGRESS_S = 0.25
 _MULTI_STREAM = (8, 0.99)
 
 
 class BenchSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How to run: for at least ``min_duration_s`` and ``min_samples`` (the rules' own unless given).
+    """Settings of a benchmark: for at least ``min_duration_s`` and ``min_samples`` (the rules' own unless given).
 
     Batches have between ``min_batch`` and ``max_batch`` pictures. The warm-up has at least ``warmup`` inferences and
     takes at least ``warmup_s`` seconds; it is in no figure. ``samples`` says what the pictures are, for the record.
@@ -60,7 +60,7 @@ class BenchSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def batch_sizes(rules: Rules, settings: BenchSettings) -> list[int]:
-    """How a query is cut into batches that the engine takes; offline, a query is one largest batch.
+    """The batches that a query is cut into, as the engine takes them; offline, a query is one largest batch.
 
     Raises:
         UsageError: it cannot be.
@@ -106,16 +106,16 @@ def bench(
     min_s = rules.min_duration_s if settings.min_duration_s is None else settings.min_duration_s
     min_samples = rules.min_samples if settings.min_samples is None else settings.min_samples
     queries = -(-min_samples // sum(sizes))
-    told_s = -_TOLD_EVERY_S
+    reported_s = -_PROGRESS_S
     course.start_s = clock()
     while course.elapsed_s < min_s or len(course.latencies_ms) < queries:
         if should_stop():
             status = "interrupted"
             break
         course.query()
-        if course.elapsed_s - told_s >= _TOLD_EVERY_S:
-            told_s = course.elapsed_s
-            listen(Progress(rules.name, int(told_s), int(max(min_s, told_s)), "s"))
+        if course.elapsed_s - reported_s >= _PROGRESS_S:
+            reported_s = course.elapsed_s
+            listen(Progress(rules.name, int(reported_s), int(max(min_s, reported_s)), "s"))
     return _record(
         course, rules, settings, status, sizes=sizes, warmup=warmup, subject=subject, started_utc=started,
         asked=(min_s, min_samples),

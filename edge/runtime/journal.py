@@ -23,14 +23,14 @@ from edge.runtime.statistics import Event
 _LARGE = 1 << 20
 # A disk that does not come back must not fill the memory.
 _MOST_WAITING = 64
-_PATIENCE_S = 30.0
+_TIMEOUT_S = 30.0
 FLUSH_S = {".jsonl": 10.0}
 FLUSH_JSON_S = 60.0
 Warn = Callable[[str], None]
 
 
 class Rotation(msgspec.Struct, frozen=True, kw_only=True):
-    """When a ``.jsonl`` record begins a new file, in bytes, and how many files are kept."""
+    """Rotation: when a ``.jsonl`` record begins a new file, in bytes, and how many files are kept."""
 
     limit: int = 64 << 20
     files: int = 5
@@ -67,7 +67,7 @@ class Journal:
         self._lines = store.Lines(path, head=self._head, limit=rotation.limit, files=rotation.files)
         self._queue: SimpleQueue[bytes | None] = SimpleQueue()
         self._failure: StoreError | None = None
-        self._said: StoreError | None = None
+        self._reported: StoreError | None = None
         self._lost = 0
         self._thread = threading.Thread(target=self._write_all, name="journal", daemon=True)
 
@@ -121,7 +121,7 @@ class Journal:
         """
         if self._thread.ident is not None:
             self._queue.put(None)
-            self._thread.join(_PATIENCE_S)
+            self._thread.join(_TIMEOUT_S)
         if self._thread.is_alive():
             raise StoreError("the disk does not answer: the record has no end", where=self.path)
         if self._lost:
@@ -161,11 +161,11 @@ class Journal:
 
     def _look_at_failure(self) -> None:
         failure = self._failure
-        if failure is not None and self._said is None:
+        if failure is not None and self._reported is None:
             self._warn(f"the record is not being written: {failure}; the run goes on, and it is tried again")
-        elif failure is None and self._said is not None:
+        elif failure is None and self._reported is not None:
             self._warn(f"the record is being written again: {self.path}")
-        self._said = failure
+        self._reported = failure
 
     # in the thread that writes
 

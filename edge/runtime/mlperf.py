@@ -32,7 +32,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bound(msgspec.Struct, frozen=True, kw_only=True):
-    """What early stopping allows to claim: with 99 % confidence the percentile is at most ``estimate_ms``.
+    """The claim that early stopping allows to claim: with 99 % confidence the percentile is at most ``estimate_ms``.
 
     None when there are fewer than ``fewest`` queries. ``over`` of them, the slowest, may be at it or above.
     """
@@ -54,7 +54,7 @@ def fewest_queries(percentile: float) -> int:
 
 
 def most_over(queries: int, percentile: float) -> int:
-    """How many of ``queries`` may be over a latency so that the percentile is under it with 99 % confidence; or 0.
+    """The largest number of queries over a latency with which the percentile is under it with 99 % confidence; or 0.
 
     If the true share over it were ``1 - percentile``, seeing this few would have a chance of 1 % or less.
     """

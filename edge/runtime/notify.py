@@ -35,7 +35,7 @@ from edge import __version__
 from edge.artifacts import FrameResult, Gap, NotifyCounts, Secret, Skip
 from edge.config import NotifyRule, did_you_mean
 from edge.errors import DeviceError, EdgeError, UsageError, require
-from edge.runtime.decision import UNKNOWN
+from edge.runtime.classifier import UNKNOWN
 
 # One request, one command, or one publication may take this long.
 _TIMEOUT_S = 10.0
@@ -48,7 +48,7 @@ _LONGEST_ANSWER = 64 << 10
 
 
 class Target(Protocol):
-    """Where notifications go; for one thread."""
+    """A receiver of notifications; for one thread."""
 
     def send(self, message: bytes) -> None:
         """Deliver one JSON document.
@@ -287,7 +287,7 @@ class _Rule:
 
 
 class _Seen:
-    """What a rule has seen of one camera: the label now and since when, and what was reported last."""
+    """State of a rule of one camera: the label now and since when, and what was reported last."""
 
     __slots__ = ("label", "reported", "reported_s", "since_s")
 
@@ -422,7 +422,7 @@ class Notifications:
                     sender.put(message)
 
     def counts(self) -> tuple[NotifyCounts, ...]:
-        """What was sent to each target so far."""
+        """Counts of each target so far."""
         return tuple(sender.counts() for sender in self._senders.values())
 
     def close(self) -> None:

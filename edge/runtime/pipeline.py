@@ -5,7 +5,7 @@
     stream ─▶ prepare × P ─▶ ready ─▶ infer × K ─▶ done ─▶ the caller: in order, postprocess
 
 OpenCV and the backends let go of the interpreter's lock while they work, so threads are enough. What bounds the queues
-is the number of parcels: one is taken to read a frame and given back when its label is out. A slow consumer therefore
+is the number of batches: one is taken to read a frame and given back when its label is out. A slow consumer therefore
 stops the reading of files, and a live stream drops its oldest frames meanwhile.
 
 A thread that is stuck in a foreign call (a disk that went away, a driver) is left alone: all are daemons, and ending
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     Pixels = NDArray[np.uint8]
 
 # How long the end waits for a thread that does not come back.
-_PATIENCE_S = 5.0
+_TIMEOUT_S = 5.0
 
 
 class Width(msgspec.Struct, frozen=True, kw_only=True):
-    """How many threads prepare, how many pictures go into one inference, and the smallest batch of the engine.
+    """Threads that prepare, pictures per inference, and the smallest batch of the engine.
 
     A frame of several cameras waits for those of the others until it is ``batch_wait_s`` old.
     """
@@ -66,7 +66,7 @@ class BatchItem:
 
 
 class FrameBatch:
-    """What goes through the stages together: up to a batch of frames, or an outage. Its memory is used again."""
+    """One batch on its way through the stages: frames, or an outage. Its memory is used again."""
 
     __slots__ = ("error", "inference", "inputs", "number", "outage", "taken", "wall_ms")
 
@@ -91,10 +91,10 @@ class FrameBatch:
 
 @final
 class Pipeline:
-    """Runs while its block does; iterate over it for finished parcels in order, and give each back.
+    """Runs while its block does; iterate over it for finished batches in order, and give each back.
 
     ``preprocessor`` None means that the sessions preprocess themselves. ``keep_pixels`` keeps each frame's pixels until
-    its parcel is given back.
+    its batch is given back.
     """
 
     def __init__(
@@ -121,12 +121,12 @@ class Pipeline:
         self._failure: BaseException | None = None
         self._delivered = 0
         self._threads: list[threading.Thread] = []
-        for _ in range(self._parcels()):
+        for _ in range(self._batch_count()):
             self._free.put(FrameBatch(self._inputs()))
 
     @property
     def in_flight(self) -> int:
-        """Parcels that were begun and not delivered."""
+        """Batches that were begun and not delivered."""
         return self._taken - self._delivered
 
     def __enter__(self) -> Pipeline:
@@ -143,8 +143,8 @@ class Pipeline:
         for _session in self._sessions:
             self._ready.put(None)
         # A second Ctrl-C is no Exception, and waits for nobody.
-        patience_s = _PATIENCE_S if kind is None or issubclass(kind, Exception) else 0.0
-        deadline = time.monotonic() + patience_s
+        timeout_s = _TIMEOUT_S if kind is None or issubclass(kind, Exception) else 0.0
+        deadline = time.monotonic() + timeout_s
         for thread in self._threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
 
@@ -153,82 +153,82 @@ class Pipeline:
         self._ended = True
         self._stream.close()
 
-    def parcels(self, *, poll_s: float) -> Iterator[FrameBatch | None]:
-        """Finished parcels in order; None after each ``poll_s`` without one. Ends when all are out.
+    def batches(self, *, poll_s: float) -> Iterator[FrameBatch | None]:
+        """Finished batches in order; None after each ``poll_s`` without one. Ends when all are out.
 
         Raises:
-            EdgeError, and whatever else a stage raised: when it is the turn of the parcel that met it.
+            EdgeError, and whatever else a stage raised: when it is the turn of the batch that met it.
         """
         waiting: dict[int, FrameBatch] = {}
         while not self._all_out():
             try:
-                parcel = self._done.get(timeout=poll_s)
+                batch = self._done.get(timeout=poll_s)
             except Empty:
                 yield None
                 continue
-            if parcel is None:
+            if batch is None:
                 continue
-            waiting[parcel.number] = parcel
-            while (parcel_in_turn := waiting.pop(self._delivered, None)) is not None:
-                if parcel_in_turn.error is not None:
-                    raise parcel_in_turn.error
+            waiting[batch.number] = batch
+            while (in_turn := waiting.pop(self._delivered, None)) is not None:
+                if in_turn.error is not None:
+                    raise in_turn.error
                 self._delivered += 1
-                yield parcel_in_turn
+                yield in_turn
         if self._failure is not None:
             raise self._failure
 
-    def give_back(self, parcel: FrameBatch) -> None:
-        """The parcel may be used again."""
-        parcel.clear()
-        self._free.put(parcel)
+    def give_back(self, batch: FrameBatch) -> None:
+        """The batch may be used again."""
+        batch.clear()
+        self._free.put(batch)
 
     # the stages
 
     def _prepare(self) -> None:
-        while (parcel := self._free.get()) is not None:
+        while (batch := self._free.get()) is not None:
             with self._turn:
-                has_frames = self._take(parcel)
+                has_frames = self._take(batch)
             if not has_frames:
-                # Whoever waits for the next one looks again whether there will be one.
+                # The thread that waits for the next one checks again whether there will be one.
                 self._done.put(None)
                 return
             try:
-                for row, taken in enumerate(parcel.taken):
-                    self._load(parcel, row, taken)
+                for row, taken in enumerate(batch.taken):
+                    self._load(batch, row, taken)
             except BaseException as exc:  # noqa: BLE001 - raised again in the caller's thread
-                parcel.error = exc
-            (self._ready if parcel.error is None and parcel.whole else self._done).put(parcel)
+                batch.error = exc
+            (self._ready if batch.error is None and batch.whole else self._done).put(batch)
 
-    def _take(self, parcel: FrameBatch) -> bool:
-        """Fill the parcel with what comes next; False when nothing does."""
+    def _take(self, batch: FrameBatch) -> bool:
+        """Fill the batch with the next frames; False at the end."""
         try:
-            while len(parcel.taken) < self._width.batch and not self._ended:
-                following = self._following(parcel)
+            while len(batch.taken) < self._width.batch and not self._ended:
+                following = self._following(batch)
                 if following is None:
                     # Nothing from the other cameras in time, or the end of the stream.
-                    self._ended = not (parcel.taken and self._is_group)
+                    self._ended = not (batch.taken and self._is_group)
                     break
                 if isinstance(following, Outage):
-                    parcel.outage = following
+                    batch.outage = following
                     break
-                parcel.taken.append(BatchItem(following))
+                batch.taken.append(BatchItem(following))
         except BaseException as exc:  # noqa: BLE001 - raised in the caller's thread, after what was taken before
             self._failure, self._ended = exc, True
-        if not (parcel.taken or parcel.outage):
+        if not (batch.taken or batch.outage):
             return False
-        parcel.number = self._taken
+        batch.number = self._taken
         self._taken += 1
         return True
 
-    def _following(self, parcel: FrameBatch) -> Frame | Outage | None:
-        """What comes next. Frames of other cameras are waited for no longer than the first frame may wait."""
+    def _following(self, batch: FrameBatch) -> Frame | Outage | None:
+        """The next frame or outage. Frames of other cameras are waited for no longer than the first frame may wait."""
         stream = self._stream
-        if not (parcel.taken and isinstance(stream, GroupStream)):
+        if not (batch.taken and isinstance(stream, GroupStream)):
             return stream.next()
-        left_s = parcel.taken[0].frame.since_s + self._width.batch_wait_s - time.monotonic()
+        left_s = batch.taken[0].frame.since_s + self._width.batch_wait_s - time.monotonic()
         return stream.next_within(max(left_s, 0.0))
 
-    def _load(self, parcel: FrameBatch, row: int, taken: BatchItem) -> None:
+    def _load(self, batch: FrameBatch, row: int, taken: BatchItem) -> None:
         start = time.monotonic()
         try:
             pixels = taken.frame.load()
@@ -239,32 +239,32 @@ class Pipeline:
         taken.decode_ms += (decoded - start) * 1e3
         if self._preprocessor is not None:
             # Rows of pictures that cannot be decoded are closed up before the inference.
-            self._preprocessor(pixels, out=None if parcel.inputs is None else parcel.inputs[row])
+            self._preprocessor(pixels, out=None if batch.inputs is None else batch.inputs[row])
             taken.preprocess_ms = (time.monotonic() - decoded) * 1e3
         if self._keep_pixels or self._preprocessor is None:
             taken.pixels = pixels
 
     def _infer(self, session: Any) -> None:  # noqa: ANN401
-        while (parcel := self._ready.get()) is not None:
+        while (batch := self._ready.get()) is not None:
             start = time.monotonic()
             try:
                 if self._preprocessor is None:
-                    frames = [taken.pixels for taken in parcel.whole]
-                    parcel.inference = session.infer_frames(frames)
+                    frames = [taken.pixels for taken in batch.whole]
+                    batch.inference = session.infer_frames(frames)
                 else:
-                    parcel.inference = session.infer(self._rows(parcel))
+                    batch.inference = session.infer(self._rows(batch))
             except BaseException as exc:  # noqa: BLE001 - raised again in the caller's thread
-                parcel.error = exc
-            parcel.wall_ms = (time.monotonic() - start) * 1e3
-            self._done.put(parcel)
+                batch.error = exc
+            batch.wall_ms = (time.monotonic() - start) * 1e3
+            self._done.put(batch)
 
-    def _rows(self, parcel: FrameBatch) -> Batch:
+    def _rows(self, batch: FrameBatch) -> Batch:
         """The inputs of the pictures that could be decoded; filled up with the first one to the smallest batch."""
-        inputs = parcel.inputs
+        inputs = batch.inputs
         assert inputs is not None  # noqa: S101 - for mypy: there is a preprocessor
-        count = len(parcel.taken)
-        if any(taken.skipped is not None for taken in parcel.taken):
-            rows = [row for row, taken in enumerate(parcel.taken) if taken.skipped is None]
+        count = len(batch.taken)
+        if any(taken.skipped is not None for taken in batch.taken):
+            rows = [row for row, taken in enumerate(batch.taken) if taken.skipped is None]
             count = len(rows)
             inputs[:count] = inputs[rows]
         if count < self._width.min_batch:
@@ -274,8 +274,8 @@ class Pipeline:
 
     # around them
 
-    def _parcels(self) -> int:
-        """How many frames (or batches) are between the stream and the caller at most.
+    def _batch_count(self) -> int:
+        """The largest number of frames (or batches) between the stream and the caller.
 
         Live: one per session, and one that is prepared meanwhile; more would only be older when their turn comes.
         """
@@ -294,7 +294,7 @@ class Pipeline:
     def _all_out(self) -> bool:
         if not self._ended or self._delivered < self._taken:
             return False
-        # Whoever reads from the stream at this moment may be about to take one more.
+        # A thread that reads from the stream at this moment may be about to take one more.
         if not self._turn.acquire(blocking=False):
             return False
         try:

@@ -19,8 +19,7 @@ from edge.config import DecisionSettings, OutputKind
 from edge.errors import DataError, EdgeError, StoreError
 from edge.media import GroupStream, Outage, Stream
 from edge.model import Preprocessor
-from edge.runtime.classifier import Classifier
-from edge.runtime.decision import Decider
+from edge.runtime.classifier import Classifier, Decider
 from edge.runtime.journal import Journal
 from edge.runtime.pipeline import BatchItem, FrameBatch, Pipeline, Width
 from edge.runtime.statistics import Event, RunStatistics
@@ -58,7 +57,7 @@ class Observers(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How to run: guesses per picture, warm-up inferences per session, and how wide the pipeline is.
+    """Settings of a run: guesses per picture, warm-up inferences per session, and how wide the pipeline is.
 
     ``duration_s`` ends the run after that time, which is then complete. ``output`` is what the engine's outputs are
     (see :func:`edge.runtime.classifier.output_kind`).
@@ -211,12 +210,12 @@ class _Loop:
 
     def _take(self, pipeline: Pipeline, should_stop: Callable[[], bool], end_s: float) -> None:
         give_up_s: float | None = None
-        for parcel in pipeline.parcels(poll_s=_POLL_S):
+        for batch in pipeline.batches(poll_s=_POLL_S):
             now = time.monotonic()
             self._keep_up(now - self._start_s)
-            if parcel is not None:
-                self._deliver(parcel)
-                pipeline.give_back(parcel)
+            if batch is not None:
+                self._deliver(batch)
+                pipeline.give_back(batch)
             if give_up_s is None:
                 asked = should_stop()
                 if asked or now >= end_s:
@@ -245,23 +244,23 @@ class _Loop:
             if self._journal.is_due(t_s):
                 self._journal.flush(t_s, self.record("interrupted"))
 
-    def _deliver(self, parcel: FrameBatch) -> None:
-        if parcel.outage is not None:
-            self._report(self._gap(parcel.outage))
+    def _deliver(self, batch: FrameBatch) -> None:
+        if batch.outage is not None:
+            self._report(self._gap(batch.outage))
         row = 0
-        for taken in parcel.taken:
+        for taken in batch.taken:
             if taken.skipped is not None:
                 self._report(Skip(taken.frame.seq, taken.frame.name, taken.skipped, taken.frame.camera))
                 continue
-            result = self._result(parcel, taken, row)
+            result = self._result(batch, taken, row)
             row += 1
             self._report(result)
             on_frame = self._observers.on_frame
             if on_frame is not None and taken.pixels is not None:
                 on_frame(taken.pixels, result)
 
-    def _result(self, parcel: FrameBatch, taken: BatchItem, row: int) -> FrameResult:
-        inference, frame = parcel.inference, taken.frame
+    def _result(self, batch: FrameBatch, taken: BatchItem, row: int) -> FrameResult:
+        inference, frame = batch.inference, taken.frame
         assert inference is not None  # noqa: S101 - for mypy: a frame that was not skipped was inferred
         start = time.monotonic()
         logits = inference.logits[row]
@@ -270,7 +269,7 @@ class _Loop:
         decide = self._decider
         decision = None if decide is None else decide(shares, camera=frame.camera, t_s=frame.since_s)
         end = time.monotonic()
-        own_ms = taken.decode_ms + taken.preprocess_ms + parcel.wall_ms + (end - start) * 1e3
+        own_ms = taken.decode_ms + taken.preprocess_ms + batch.wall_ms + (end - start) * 1e3
         stages = Stages(
             decode_ms=taken.decode_ms,
             preprocess_ms=taken.preprocess_ms if inference.preprocess_ms is None else inference.preprocess_ms,

@@ -1,4 +1,4 @@
-"""What a run has done so far, in bounded memory.
+"""Statistics of a run, in bounded memory.
 
 :class:`RunStatistics` counts every event of the run once. The terminal, the web page, the metrics and the watchdog's
 status line read its :class:`RunSnapshot`; the run record is made from it at the end, and while the run goes.
@@ -340,7 +340,7 @@ class RunStatistics:
 
     @property
     def first_reason(self) -> str | None:
-        """Why the first picture was skipped."""
+        """The reason why the first picture was skipped."""
         return self._first_skips[0].reason if self._first_skips else None
 
     # the lock is held below

@@ -17,7 +17,7 @@ HISTORY_S = 600
 
 
 class Timeline:
-    """What happened in each bin of time, in a bounded number of bins.
+    """Events in each bin of time, in a bounded number of bins.
 
     A bin begins as one second. When there are ``most``, neighbours are merged and bins are twice as long from then on,
     so a run of weeks keeps 300 to 600 of them. ``seconds`` are the newest 600 bins of one second.

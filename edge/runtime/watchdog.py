@@ -1,4 +1,4 @@
-"""What a supervisor hears while a run goes: ready, alive, its state, stopping. The protocol is systemd's sd_notify.
+"""Messages to the supervisor of a run: ready, alive, its state, stopping. The protocol is systemd's sd_notify.
 
 systemd gives a service of ``Type=notify`` a Unix datagram socket in ``NOTIFY_SOCKET``; every message is one datagram of
 ``KEY=value`` lines (sd_notify(3)). With ``WatchdogSec=`` it kills a service that has not said ``WATCHDOG=1`` for that
@@ -107,10 +107,10 @@ def slow_start(status: str, environment: Mapping[str, str] = os.environ) -> Iter
 
 @final
 class Heartbeat:
-    """Tells a supervisor that the pipeline moves. Hears what the loop hears; does nothing without a supervisor.
+    """Reports to a supervisor that the pipeline moves: counts events. Does nothing without a supervisor.
 
     ``state`` gives the line that ``systemctl status`` shows. Each call of :meth:`look` says ``WATCHDOG=1`` if anything
-    was heard since the last one, or while a gap is open; a thread calls it four times per watchdog time.
+    happened since the last one, or while a gap is open; a thread calls it four times per watchdog time.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Heartbeat:
         self._watched = watchdog_s is not None
         self._interval_s = watchdog_s / _LOOKS if watchdog_s else _STATE_INTERVAL_S
         self._state = state
-        self._heard = 0
+        self._events = 0
         self._seen = 0
         self._gap = False
         self._is_ready = False
@@ -145,7 +145,7 @@ class Heartbeat:
 
     def on_event(self, event: FrameResult | Skip | Gap) -> None:
         """Take in one event of the loop."""
-        self._heard += 1
+        self._events += 1
         if isinstance(event, Gap):
             self._gap = event.end_s is None
         if not self._is_ready and self._notifier is not None:
@@ -154,9 +154,9 @@ class Heartbeat:
 
     def look(self) -> bool:
         """Say that the pipeline is alive, if it is; whether it was said."""
-        heard = self._heard
-        moved = heard != self._seen or self._gap
-        self._seen = heard
+        events = self._events
+        moved = events != self._seen or self._gap
+        self._seen = events
         if self._notifier is None or not self._is_ready:
             return False
         state = self._state()

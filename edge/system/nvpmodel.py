@@ -61,7 +61,7 @@ def parse_query(text: str) -> Mode | None:
     return None if name is None or number is None else Mode(int(number[1]), name[1])
 
 
-def complaints(text: str) -> tuple[str, ...]:
+def errors(text: str) -> tuple[str, ...]:
     """Lines in which nvpmodel warns or reports an error."""
     lines = (line.strip() for line in text.splitlines())
     return tuple(dict.fromkeys(line for line in lines if line.startswith(("NVPM WARN", "NVPM ERROR"))))
@@ -87,7 +87,7 @@ def current(root: Path = Path("/")) -> Mode | None:
 
 
 def status_file(root: Path) -> Path:
-    """Where nvpmodel notes the mode that it set."""
+    """The file: where nvpmodel notes the mode that it set."""
     return root / "var/lib/nvpmodel/status"
 
 

@@ -44,7 +44,7 @@ class PowerModeState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PowerModeChange(msgspec.Struct, frozen=True, kw_only=True):
-    """What was the case before edge changed something: the mode, and whether clocks were stored before locking them."""
+    """State before edge changed something: the mode, and whether clocks were stored before locking them."""
 
     format: int
     changed_utc: str
@@ -68,7 +68,7 @@ def show(root: Path = Path("/")) -> PowerModeState:
     if mode is None:
         if program is None and not listed.modes:
             raise DeviceError(_NO_NVPMODEL)
-        said = "; ".join(nvpmodel.complaints(text)) or text.strip() or "nothing"
+        said = "; ".join(nvpmodel.errors(text)) or text.strip() or "nothing"
         raise DeviceError("the power mode cannot be read", where=program, hint=f"nvpmodel said: {said}")
     return PowerModeState(
         mode=mode,
@@ -76,7 +76,7 @@ def show(root: Path = Path("/")) -> PowerModeState:
         default=listed.default,
         clocks_locked=nvpmodel.clocks_locked(root),
         changed=_load_change(root),
-        notes=nvpmodel.complaints(text),
+        notes=nvpmodel.errors(text),
     )
 
 
@@ -168,7 +168,7 @@ def during(wanted: str, root: Path = Path("/"), *, again: str | None = None) -> 
                 _switch(_need(root, "nvpmodel"), before.mode, root)
 
 
-def doubt(wanted: str | None, root: Path = Path("/")) -> str | None:
+def mode_warning(wanted: str | None, root: Path = Path("/")) -> str | None:
     """A warning when a profile asks for a power mode and the device is in another one, or has none; no program runs."""
     if wanted is None:
         return None
@@ -203,7 +203,7 @@ def _switch(program: Path, mode: Mode, root: Path, *, timeout_s: float = _TIMEOU
             f"power mode {mode} needs a reboot, which edge does not do; it is still {after or 'unknown'}",
             hint=f"sudo nvpmodel -m {mode.number}  asks whether to reboot: answer YES, and run edge afterwards",
         )
-    said = "; ".join(nvpmodel.complaints(done.text)) or done.text.strip().split("\n")[-1] or f"status {done.code}"
+    said = "; ".join(nvpmodel.errors(done.text)) or done.text.strip().split("\n")[-1] or f"status {done.code}"
     raise DeviceError(f"nvpmodel did not switch to {mode}; it is {after or 'unknown'}: {said}", where=program)
 
 

@@ -80,7 +80,7 @@ class Hwmon:
 
     @property
     def scope(self) -> Scope:
-        """What the power covers."""
+        """The scope: what the power covers."""
         return self._total.scope
 
     def read(self) -> Reading:

@@ -72,7 +72,7 @@ class Jtop:
 
     @property
     def scope(self) -> Scope:
-        """What the power covers."""
+        """The scope: what the power covers."""
         if self._total is None:  # open() hands out no source without one
             raise RuntimeError("no rails")
         return self._total.scope

@@ -1,4 +1,4 @@
-"""What a run knows about power and the state of the machine: where it comes from, and what goes into the record."""
+"""Knowledge of a run about power and the state of the machine: where it comes from, and what goes into the record."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _BUSY_PERCENT = {"cpu": 25.0, "gpu": 10.0}
 
 
 class Telemetry(msgspec.Struct, frozen=True):
-    """Where readings come from, or why there are none; ``idle`` was measured before the run.
+    """The source of readings, or why there are none; ``idle`` was measured before the run.
 
-    ``replayed`` names the recording when they are not measured now. ``notes`` are doubts that the record should carry.
+    ``replayed`` names the recording when they are not measured now. ``notes`` are warnings for the record.
     """
 
     sampler: Sampler | None

@@ -59,7 +59,7 @@ class Rapl:
 
     @property
     def scope(self) -> Scope:
-        """What the power covers."""
+        """The scope: what the power covers."""
         return "package"
 
     def read(self) -> Reading:

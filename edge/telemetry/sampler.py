@@ -26,7 +26,7 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class Conditions(msgspec.Struct, frozen=True, kw_only=True):
-    """What else was the case in a window; a quantity that was not read is missing.
+    """The conditions: what else was the case in a window; a quantity that was not read is missing.
 
     ``throttles`` are events within the window, not since boot; ``throttling`` names what was slowed down for heat at
     some time in it. ``readings`` is the number of readings that these come from. ``power_modes`` and ``clocks_locked``
@@ -92,7 +92,7 @@ class Sampler:
 
     @property
     def source(self) -> TelemetrySource:
-        """What is sampled."""
+        """The source that is sampled."""
         return self._source
 
     @property

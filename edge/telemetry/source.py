@@ -1,4 +1,4 @@
-"""What every telemetry source gives, in the same words and units."""
+"""The interface: what every telemetry source gives, in the same words and units."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Clock = Callable[[], float]
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a source knows at one moment; what it does not know is None or missing from its mapping, never 0.
+    """The values that a source knows at one moment; what it does not know is None or missing from its mapping, never 0.
 
     ``t_s`` is on the source's clock (monotonic seconds) and belongs to the power. The other values may be up to half a
     second older, and two readings may share them. ``throttles`` counts events since boot: look at differences only.
@@ -43,7 +43,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class TelemetrySource(Protocol):
-    """Where power readings come from. ``scope`` is fixed when the source is opened and never changes after."""
+    """A source of power readings. ``scope`` is fixed when the source is opened and never changes after."""
 
     @property
     def name(self) -> str:
@@ -51,7 +51,7 @@ class TelemetrySource(Protocol):
 
     @property
     def scope(self) -> Scope:
-        """What the power covers."""
+        """The scope: what the power covers."""
 
     def read(self) -> Reading:
         """The present state. A sensor that fails is missing from it; this does not raise."""

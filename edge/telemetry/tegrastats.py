@@ -157,7 +157,7 @@ class Tegrastats:
 
     @property
     def scope(self) -> Scope:
-        """What the power covers."""
+        """The scope: what the power covers."""
         if self._total is None:  # open() hands out no source without one
             raise RuntimeError(_NO_RAILS)
         return self._total.scope

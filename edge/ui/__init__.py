@@ -1,1 +1,1 @@
-"""What a person looks at: the terminal and the web page."""
+"""User interfaces: the terminal and the web page."""

@@ -7,8 +7,7 @@ import pytest
 
 from edge.artifacts.run_record import LabelDecision
 from edge.config.profiles import DecisionSettings
-from edge.runtime.classifier import Classifier
-from edge.runtime.decision import UNKNOWN, Decider
+from edge.runtime.classifier import UNKNOWN, Classifier, Decider
 
 CLASSIFIER = Classifier(["cat", "dog", "newt"], topk=3)
 

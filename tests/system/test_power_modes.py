@@ -411,11 +411,11 @@ def test_a_process_that_is_told_to_end_puts_the_mode_back(root: Path, number: si
     ],
 )
 def test_a_device_in_another_mode_than_the_profile_asks_for(root: Path, wanted: str | None, words: str | None) -> None:
-    doubt = power_modes.doubt(wanted, root)
+    doubt = power_modes.mode_warning(wanted, root)
     assert (doubt is None) == (words is None)
     assert words is None or words in str(doubt)
 
 
 def test_a_machine_that_does_not_tell_its_mode(tmp_path: Path) -> None:
-    assert power_modes.doubt(None, tmp_path) is None
-    assert "does not tell its own" in str(power_modes.doubt("15W", tmp_path))
+    assert power_modes.mode_warning(None, tmp_path) is None
+    assert "does not tell its own" in str(power_modes.mode_warning("15W", tmp_path))

@@ -74,7 +74,7 @@ class LiveView:
             self._throttling = throttling
 
     def drawn(self) -> RenderableType:
-        """What the view shows now, in the size that the terminal has now."""
+        """The panel as it is now, in the size that the terminal has now."""
         width, height = self._terminal.err.size
         return drawn(
             self._statistics.snapshot(), headline=self._headline, power=self._power, width=width, height=height,
@@ -128,8 +128,8 @@ def _rows(now: RunSnapshot, width: int, power: str, glyphs: Glyphs) -> list[tupl
     if _is_throttled(now) and now.reading is not None:
         rows.append((97, _field("throttle", ", ".join(now.reading.throttling), style="bold yellow")))
     if now.last_skip is not None:
-        said = f"{now.skipped}, last: {now.last_skip.name}: {now.last_skip.reason}"
-        rows.append((45, _field("skipped", said, style="yellow")))
+        text = f"{now.skipped}, last: {now.last_skip.name}: {now.last_skip.reason}"
+        rows.append((45, _field("skipped", text, style="yellow")))
     if now.gaps_count > (now.gap is not None):
         last = [gap for gap in now.gaps if gap.end_s is not None][-1:]
         rows.append((58, _field("gaps", f"{now.gaps_count}" + "".join(f", last: {g.reason}" for g in last))))
@@ -137,7 +137,7 @@ def _rows(now: RunSnapshot, width: int, power: str, glyphs: Glyphs) -> list[tupl
 
 
 def _seen_rows(now: RunSnapshot, width: int, glyphs: Glyphs) -> list[tuple[int, Text]]:
-    """What is seen: each camera of several in one row, or the guesses of the newest picture."""
+    """Rows of what is seen: each camera of several in one row, or the guesses of the newest picture."""
     if now.cameras:
         return [(96, _camera_row(camera, width, glyphs)) for camera in now.cameras]
     rows: list[tuple[int, Text]] = []
@@ -173,7 +173,7 @@ def _camera_row(camera: CameraSnapshot, width: int, glyphs: Glyphs) -> Text:
 
 
 def notify_line(target: NotifyCounts) -> str:
-    """What became of the notifications to one target."""
+    """The counts of the notifications to one target."""
     words = [f"{target.target}: {target.sent} sent"]
     words += [
         f"{count} {name}"

@@ -97,7 +97,7 @@ def _show_cameras(terminal: Terminal, record: RunRecord) -> None:
 
 
 def _live_line(record: RunRecord) -> str:
-    """What a live source lost: frames that were replaced by newer ones, and times without any."""
+    """The losses of a live source: what it lost: frames that were replaced by newer ones, and times without any."""
     without_s = sum((gap.end_s if gap.end_s is not None else record.measured_s) - gap.start_s for gap in record.gaps)
     gaps = f"{len(record.gaps)} gap{'s' if len(record.gaps) > 1 else ''}, {without_s:.1f} s without frames"
     return f"{record.dropped} frames dropped for newer ones; {gaps if record.gaps else 'no gaps'}"

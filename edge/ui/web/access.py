@@ -1,4 +1,4 @@
-"""Who may look: the name that was asked for, and the token.
+"""Access to the pages: the name that was asked for, and the token.
 
 Host: a page of somebody else whose name resolves to this machine (DNS rebinding) still sends its own name in ``Host``.
 Only addresses, which cannot be rebound, and this machine's own names are answered.
@@ -43,7 +43,7 @@ class Access:
             ipaddress.ip_address(name)
         except ValueError:
             return found["name"] is not None and name.rstrip(".") in self._names
-        # An IPv6 address stands in brackets, and nothing else does.
+        # An IPv6 address has brackets, and nothing else has.
         return (":" in name) == (found["address"] is not None)
 
     def is_token(self, given: str) -> bool:
@@ -61,7 +61,7 @@ class Access:
 
     @property
     def session(self) -> str:
-        """What the cookie of somebody who gave the token holds."""
+        """The value of the cookie of somebody who gave the token holds."""
         return self._session
 
 

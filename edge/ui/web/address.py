@@ -17,7 +17,7 @@ _BACKLOG = 16
 
 
 class Address(msgspec.Struct, frozen=True):
-    """Where to listen. ``port`` 0 means any that is free."""
+    """An address to listen on. ``port`` 0 means any that is free."""
 
     host: str
     port: int
@@ -34,7 +34,7 @@ class Address(msgspec.Struct, frozen=True):
 
     @property
     def url(self) -> str:
-        """What a browser on this machine or in its network is given."""
+        """The address that a browser on this machine or in its network is given."""
         try:
             any_address = ipaddress.ip_address(self.host).is_unspecified
         except ValueError:

@@ -83,7 +83,7 @@ class Metrics:
         return data, str(kind)
 
     def collect(self) -> Iterator[Any]:
-        """What prometheus_client asks for at each scrape."""
+        """The metrics, as prometheus_client asks for them at each scrape."""
         now = self._statistics.snapshot()
         yield from self._about()
         yield from self._counts(now)

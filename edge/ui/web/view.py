@@ -1,4 +1,4 @@
-"""What a browser is shown of a run: the state as JSON, and the newest labelled frame as JPEG.
+"""The view: what a browser is shown of a run: the state as JSON, and the newest labelled frame as JPEG.
 
 Nothing is prepared for nobody: without a request in the last seconds a frame is not even kept, and one frame is encoded
 once however many look, at most eight times a second.
@@ -58,7 +58,7 @@ class RunView:
         self._pictures: dict[str, FrameImage] = {}
         self._encoded_s: dict[str, float] = {}
         self._ended: dict[str, Any] | None = None
-        self._told = threading.Event()
+        self._reported = threading.Event()
 
     def show(self, pixels: Pixels, result: FrameResult) -> None:
         """Keep the newest labelled frame, if somebody has looked within the last seconds."""
@@ -86,7 +86,7 @@ class RunView:
         with self._lock:
             ended = self._ended
         if ended is not None:
-            self._told.set()
+            self._reported.set()
         reading = now.reading
         return {
             "t_s": now.t_s,
@@ -113,7 +113,7 @@ class RunView:
         }
 
     def about(self) -> dict[str, Any]:
-        """What runs, for the page's head and its table."""
+        """The facts of the run, for the page's head and its table."""
         subject = self.subject
         device = subject.device
         return {
@@ -131,13 +131,13 @@ class RunView:
         }
 
     def end(self, record: RunRecord, *, wait_s: float = 1.5) -> None:
-        """The run is over: whoever looks is told so, for which the server stays a moment longer."""
+        """The run is over: who still looks learns it, for which the server stays a moment longer."""
         energy = (record.power or {}).get("joules_per_picture")
         with self._lock:
             self._ended = {"status": record.status, "measured_s": record.measured_s, "joules_per_picture": energy}
             is_watched = self._clock() - self._asked_s < _WANTED_S
         if is_watched:
-            self._told.wait(wait_s)
+            self._reported.wait(wait_s)
 
 
 def _decision(result: FrameResult | None) -> dict[str, Any] | None:

@@ -1,9 +1,14 @@
-"""Where the frames of a run come from, as the command line says it: checked first, opened when the engine is loaded."""
+"""Options of ``edge run``: the source of the frames, the record, and the addresses of ``--web`` and ``--metrics``.
+
+What can be found out without opening a camera or a port is found out before the engine is loaded.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import socket
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -16,8 +21,14 @@ from edge.artifacts import Secret, hides, masked_url, read_secret
 from edge.errors import UsageError
 
 if TYPE_CHECKING:
-    from edge.config import CameraConfig, Profile
+    from edge.artifacts import Subject
+    from edge.config import CameraConfig, Profile, RecordConfig
     from edge.media import GroupStream, Stream
+    from edge.runtime import Journal, RunStatistics
+    from edge.telemetry import Sampler
+    from edge.ui.terminal import Terminal
+    from edge.ui.web import Access, Address, Metrics, RunView
+
 
 Camera = Annotated[
     list[str] | None,
@@ -49,7 +60,7 @@ class NamedAddress(msgspec.Struct, frozen=True):
 
 
 class FrameSource(msgspec.Struct, frozen=True, kw_only=True):
-    """What the command line says; one of the first four, or cameras of the profile or the environment."""
+    """The source as the command line names it: one of the first four, or cameras of the profile or the environment."""
 
     images: Path | None
     camera: list[str]
@@ -68,9 +79,9 @@ class FrameSource(msgspec.Struct, frozen=True, kw_only=True):
         given = {
             "--images": self.images, "--camera": self.camera or None, "--video": self.video, "--replay": self.replay,
         }  # fmt: skip
-        said = [option for option, value in given.items() if value is not None]
-        if len(said) > 1:
-            raise UsageError(f"{' and '.join(said)} exclude each other")
+        given_options = [option for option, value in given.items() if value is not None]
+        if len(given_options) > 1:
+            raise UsageError(f"{' and '.join(given_options)} exclude each other")
         if self.wait and self.file is not None:
             raise UsageError("--wait-for-camera has no effect without --camera")
 
@@ -101,7 +112,7 @@ class FrameSource(msgspec.Struct, frozen=True, kw_only=True):
         return self.images or self.video or self.replay
 
     def plan(self, profile: Profile, cameras: list[NamedAddress]) -> Open:
-        """What opens the stream; what can be found out without opening it is found out now.
+        """The function that opens the stream; what can be found out without opening it is found out now.
 
         Raises:
             UsageError, DataError, MissingDependencyError: The source cannot be had.
@@ -234,7 +245,159 @@ def _check_unique(cameras: Iterable[NamedAddress]) -> None:
 
 
 def _device(address: str) -> str:
-    """What an address stands for, the same for two names of one device."""
+    """The device of an address, the same for two names of one device."""
     if address.isdecimal():
         address = f"/dev/video{int(address)}"
     return os.path.realpath(address) if address.startswith("/") else address
+
+
+Record = Annotated[
+    Path | None,
+    typer.Option("--record", metavar="FILE", help="Run record: .json, or .jsonl, which grows and is rotated."),
+]
+
+
+def check_record(path: Path | None, config: RecordConfig) -> None:
+    """Refuse a line per frame where the record has no lines.
+
+    Raises:
+        UsageError: The record is no ``.jsonl``.
+    """
+    if config.every_frame and path is not None and path.suffix != ".jsonl":
+        raise UsageError("record.every_frame in the profile needs a record of lines", hint="--record run.jsonl")
+
+
+def open_journal(path: Path | None, config: RecordConfig, terminal: Terminal) -> Journal | None:
+    """The journal that keeps the record while the run goes; None where none was asked for."""
+    from edge.runtime import Journal, Rotation
+
+    if path is None:
+        return None
+    return Journal(
+        path,
+        flush_s=config.flush_s,
+        every_frame=config.every_frame,
+        rotation=Rotation(limit=config.size_mib << 20, files=config.files),
+        warn=terminal.warn,
+    )
+
+
+Web = Annotated[str | None, typer.Option("--web", metavar="HOST:PORT", help="Show the run in a browser.")]
+MetricsAt = Annotated[str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Serve /metrics to Prometheus.")]
+
+
+class HttpOptions:
+    """Addresses and token file that were asked for."""
+
+    def __init__(self, web: str | None = None, metrics: str | None = None, token_file: str | None = None) -> None:
+        self.web = web
+        self.metrics = metrics
+        self.token_file = token_file
+
+
+@dataclasses.dataclass(frozen=True)
+class ListeningPort:
+    """One open address, and what is behind it."""
+
+    address: Address
+    listening: socket.socket
+    has_page: bool
+    has_metrics: bool
+
+
+class ListeningPorts:
+    """All open addresses, and who may come in."""
+
+    def __init__(self, each: list[ListeningPort], access: Access | None) -> None:
+        self.each = each
+        self.access = access
+
+    @property
+    def has_page(self) -> bool:
+        """True if anybody can look at pictures."""
+        return any(port.has_page for port in self.each)
+
+
+def open_ports(asked: HttpOptions, stack: contextlib.ExitStack, terminal: Terminal) -> ListeningPorts:
+    """Listen on what was asked for until ``stack`` unwinds, and say where; a generated token is shown here, once.
+
+    Raises:
+        UsageError: an address is none.
+        DeviceError: a port is in use.
+        MissingDependencyError: starlette, uvicorn or prometheus_client is missing.
+        ArtifactError: the file of the token cannot be read.
+    """
+    addresses = [("--web", asked.web), ("--metrics", asked.metrics)]
+    if asked.web is None and asked.metrics is None:
+        return ListeningPorts([], None)
+    # The optional dependencies are met here, before anything is opened.
+    from edge.ui.web import Access, Address, app, check, listen, new_token, parse_address, read_token, server  # noqa: F401
+
+    if asked.metrics is not None:
+        check()
+    places: dict[Address, list[str]] = {}
+    for option, text in addresses:
+        if text is not None:
+            places.setdefault(parse_address(text, option=option), []).append(option)
+    token = read_token(Path(asked.token_file)) if asked.token_file is not None else None
+    is_new = token is None and not all(place.is_loopback for place in places)
+    if is_new:
+        token = new_token()
+    each = []
+    for place, options in places.items():
+        listening = listen(place, option=options[0])
+        stack.callback(listening.close)
+        # Port 0 is any that is free: say which one it became.
+        opened = Address(place.host, listening.getsockname()[1])
+        each.append(ListeningPort(opened, listening, has_page="--web" in options, has_metrics="--metrics" in options))
+    for port in each:
+        _print_address(terminal, port, token if is_new else None)
+    return ListeningPorts(each, Access(token))
+
+
+def _print_address(terminal: Terminal, port: ListeningPort, token: str | None) -> None:
+    if port.has_page:
+        terminal.say(f"web: {port.address.url}" + (f"#token={token}" if token else ""))
+    if port.has_metrics:
+        terminal.say(f"metrics: {port.address.url}metrics" + (f" (bearer token {token})" if token else ""))
+
+
+def serve_run(
+    ports: ListeningPorts, stack: contextlib.ExitStack, statistics: RunStatistics, subject: Subject, *,
+    sampler: Sampler | None, headline: str, power: str,
+) -> RunView | None:  # fmt: skip
+    """Serve the run at the open addresses until ``stack`` unwinds; returns the view that shows its frames, if any."""
+    if not ports.each or ports.access is None:
+        return None
+    from edge.ui.web import RunView, Server, application
+
+    view = RunView(statistics, subject, headline=headline, power=power) if ports.has_page else None
+    metrics = _metrics(statistics, subject, sampler) if any(port.has_metrics for port in ports.each) else None
+    for port in ports.each:
+        app = application(
+            ports.access,
+            view=view if port.has_page else None,
+            metrics=metrics if port.has_metrics else None,
+            cookie=f"edge_{port.address.port}",
+        )
+        stack.enter_context(Server(app, port.listening))
+    return view
+
+
+def _metrics(statistics: RunStatistics, subject: Subject, sampler: Sampler | None) -> Metrics:
+    import time
+
+    from edge.telemetry import Window
+    from edge.ui.web import Metrics
+
+    if sampler is None:
+        return Metrics(statistics, subject)
+    started_s = time.monotonic()
+
+    def joules() -> float | None:
+        return sampler.energy(Window(started_s, time.monotonic())).joules
+
+    source = sampler.source
+    # A replay is called so wherever its figures go.
+    name = f"replay of {source.name}" if getattr(source, "replayed", None) else source.name
+    return Metrics(statistics, subject, power=(source.scope, name), joules=joules)
