@@ -9,7 +9,7 @@ from edge import lazy_exports
 if TYPE_CHECKING:
     from edge.calibration.cache_keys import FoundArtifact
     from edge.calibration.collection import Executor
-    from edge.calibration.preparation import PreparationSettings, Prepared, finish, prepare
+    from edge.calibration.preparation import HEADER_VERSION, PreparationSettings, Prepared, finish, prepare
     from edge.calibration.quality import MeasuredAccuracy, QualityVerdict
     from edge.calibration.scoring import (
         PictureInputs,
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     )
     from edge.calibration.sensitivity import LayerNoise, predicted_sqnr, rank_layers, worst_layers
     from edge.calibration.worker_processes import Processes
-    from edge.calibration.workflow import HEADER_VERSION, CalibrationOutcome
+    from edge.calibration.workflow import CalibrationOutcome, preparation_settings, save_quantization
 else:
     __getattr__ = lazy_exports(
         __name__,
         {
             "cache_keys": ["FoundArtifact"],
             "collection": ["Executor"],
-            "preparation": ["Prepared", "PreparationSettings", "finish", "prepare"],
+            "preparation": ["HEADER_VERSION", "PreparationSettings", "Prepared", "finish", "prepare"],
             "quality": ["MeasuredAccuracy", "QualityVerdict"],
             "scoring": [
                 "PictureInputs",
@@ -46,15 +46,15 @@ else:
             ],
             "sensitivity": ["LayerNoise", "predicted_sqnr", "rank_layers", "worst_layers"],
             "worker_processes": ["Processes"],
-            "workflow": ["CalibrationOutcome", "HEADER_VERSION"],
+            "workflow": ["CalibrationOutcome", "preparation_settings", "save_quantization"],
         },
     )
 
 __all__ = [
-    "HEADER_VERSION",
     "CalibrationOutcome",
     "Executor",
     "FoundArtifact",
+    "HEADER_VERSION",
     "LayerNoise",
     "MeasuredAccuracy",
     "PictureInputs",
@@ -74,9 +74,11 @@ __all__ = [
     "inputs_of",
     "measure_accuracy",
     "predicted_sqnr",
+    "preparation_settings",
     "prepare",
     "quality",
     "rank_layers",
+    "save_quantization",
     "scoring",
     "spread",
     "tensorrt_form",

@@ -8,21 +8,38 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
-from edge.artifacts import Key, KeyDifference, Manifest, store
+from edge.artifacts import Key, KeyDifference, Manifest, sha256_bytes, sha256_file, store
 from edge.backends import Backend
 from edge.config import Precision, Profile
-from edge.errors import ArtifactError, ProfileError
+from edge.errors import ArtifactError, ModelError, ProfileError
 from edge.model import onnx_model, preprocessing
-from edge.quantization import DEFINITION, FORMAT, TableFinding, algorithms, calibration_table
+from edge.quantization import (
+    DEFINITION,
+    FORMAT,
+    Recipe,
+    TableFinding,
+    algorithms,
+    apply,
+    calibration_table,
+    decode_recipe,
+)
 
 # What TensorRT's legacy calibrator is asked for when the profile does not say: the values of NVIDIA's MLPerf code.
 _LEGACY = {"quantile": 0.99999, "cutoff": 1.0}
 TABLE = "calibration table"
+PREPARED = "prepared model"
+RECIPE_SUFFIX, PREPARED_SUFFIX = ".recipe.json", ".prepared.onnx"
+# Values of `quantization.recipe` that are no file.
+AUTO_RECIPE, NO_RECIPE = "auto", "none"
 ENGINE = "engine"
+
+
+# An onnx.ModelProto, which only its adapters import.
+OnnxModel: TypeAlias = Any
 
 
 class TableOrigin(msgspec.Struct, frozen=True):
@@ -49,11 +66,18 @@ class FoundArtifact(msgspec.Struct, frozen=True):
 
 def table_path(profile: Profile, cache: Path) -> Path:
     """Where the profile's table lies: ``<cache>/<model>/<algorithm>[-<parameters>][-tensorrt].table``."""
-    calibration = profile.calibration
-    label = "-".join([calibration.algorithm, *(f"{value:g}" for _, value in sorted(calibration.parameters.items()))])
+    calibration, quantization = profile.calibration, profile.quantization
+    parts = [calibration.algorithm, *(f"{value:g}" for _, value in sorted(calibration.parameters.items()))]
     if calibration.engine != "edge":
-        label += f"-{calibration.engine}"
-    return model_folder(profile, cache) / f"{label}.table"
+        parts.append(calibration.engine)
+    elif quantization.recipe != NO_RECIPE:
+        parts.append(profile.shift)
+        if quantization.recipe != AUTO_RECIPE:
+            parts.append(Path(quantization.recipe).name.split(".")[0])
+        own = _chosen_layers(profile)
+        if own:
+            parts.append(store.canonical_digest(own)[:8])
+    return model_folder(profile, cache) / f"{'-'.join(parts)}.table"
 
 
 def model_folder(profile: Profile, cache: Path) -> Path:
@@ -110,6 +134,23 @@ def _value(value: object) -> str:
     return str(value)
 
 
+def _chosen_layers(profile: Profile) -> dict[str, object]:
+    """What the section ``quantization`` says about layers, where it is not the default."""
+    section = profile.quantization
+    default = type(section)()
+    names = ("exclude", "include", "attention", "residual")
+    return {name: getattr(section, name) for name in names if getattr(section, name) != getattr(default, name)}
+
+
+def quantization_key(profile: Profile) -> str:
+    """Digest of the settings that a recipe depends on."""
+    section = profile.quantization
+    recipe = section.recipe
+    if recipe not in {AUTO_RECIPE, NO_RECIPE}:
+        recipe = sha256_file(Path(recipe)) if Path(recipe).is_file() else recipe
+    return store.canonical_digest({"recipe": recipe, "shift": profile.shift, **_chosen_layers(profile)})
+
+
 def table_key(profile: Profile) -> dict[str, store.Scalar]:
     """What a table depends on, as far as the profile says it; the pictures are known to ``calibrate`` alone."""
     calibration = profile.calibration
@@ -124,11 +165,13 @@ def table_key(profile: Profile) -> dict[str, store.Scalar]:
         # The device's own calibrators: edge's statistics have no part in it.
         own = {f"algorithm.{name}": value for name, value in sorted(device_parameters(profile).items())}
         return common | own | {"engine": calibration.engine}
-    _, parameters = algorithms.find(calibration.algorithm, calibration.parameters)
+    parameters = algorithms.complete(calibration.algorithm, calibration.parameters)
+    prepared = {} if profile.quantization.recipe == NO_RECIPE else {"quantization": quantization_key(profile)}
     return {
         **common,
         **{f"algorithm.{name}": value for name, value in sorted(parameters.items())},
         "statistics_format": FORMAT,
+        **prepared,
     }
 
 
@@ -163,6 +206,8 @@ def find_table(profile: Profile, cache: Path) -> FoundArtifact:
         ArtifactError: there is none, it is corrupt, or it was made for something else (which field is said).
     """
     path = table_path(profile, cache)
+    if not manifest_path(path).is_file():
+        profile, path = _without_recipe(profile, cache, path)
     with_engine = "" if profile.calibration.engine == "edge" else f" --engine {profile.calibration.engine}"
     again = f"edge calibrate --profile {profile.name}{with_engine} --images DIR"
     if not manifest_path(path).is_file():
@@ -189,6 +234,85 @@ def _missing(profile: Profile, path: Path, cache: Path) -> str:
         if other.name == path.name and (difference := _difference_in_words(manifest, profile)):
             return f"{what}: {other} was made with {difference}"
     return what
+
+
+def _without_recipe(profile: Profile, cache: Path, path: Path) -> tuple[Profile, Path]:
+    """The profile and path of the table that an edge without recipes has made, where there is one; else as given."""
+    section, calibration = profile.quantization, profile.calibration
+    if section.recipe == AUTO_RECIPE and not _chosen_layers(profile):
+        plain = msgspec.structs.replace(profile, quantization=msgspec.structs.replace(section, recipe=NO_RECIPE))
+        if calibration.algorithm == algorithms.AUTO:
+            # What a profile without an algorithm asked for.
+            named = msgspec.structs.replace(calibration, algorithm="entropy2")
+            plain = msgspec.structs.replace(plain, calibration=named)
+        older = table_path(plain, cache)
+        if manifest_path(older).is_file():
+            return plain, older
+    return profile, path
+
+
+def find_recipe(found: FoundArtifact) -> Recipe | None:
+    """The recipe next to a table; None for a table of the user's own network as it is.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
+    path = found.path.with_suffix(RECIPE_SUFFIX)
+    return decode_recipe(path.read_bytes(), where=path) if path.name in found.manifest.files else None
+
+
+def quantized_profile(profile: Profile, found: FoundArtifact) -> Profile:
+    """``profile`` with the model that the table ``found`` is for: the prepared one, or the user's own.
+
+    A prepared model that is missing, as in a checkout, is made again from the user's model and the recipe.
+
+    Raises:
+        ArtifactError: what is there or was made is not the one that the table was made with.
+        ModelError: the recipe is for another model.
+    """
+    recipe = find_recipe(found)
+    if recipe is None:
+        return profile
+    path = found.path.with_suffix(PREPARED_SUFFIX)
+    key = prepared_key(found)
+    wanted = found.manifest.info.get("prepared_sha256")
+    try:
+        manifest = store.load(manifest_path(path), kind=PREPARED)
+        current = not store.differences(manifest.key, key) and manifest.files[path.name].sha256 == wanted
+    except (ArtifactError, KeyError):
+        current = False
+    if not current:
+        data = prepared_bytes(apply(onnx_model.folded(Path(profile.model), profile.outputs), recipe))
+        if sha256_bytes(data) != wanted:
+            raise ArtifactError(
+                "the prepared model cannot be made again from model and recipe",
+                where=path,
+                hint=f"edge calibrate --profile {profile.name} --images DIR --force",
+            )
+        save_prepared(path, data, key)
+    return msgspec.structs.replace(profile, model=str(path), output_name=None)
+
+
+def prepared_key(found: FoundArtifact) -> Key:
+    """What a prepared model depends on: the user's model, and the recipe."""
+    recipe = found.manifest.files[found.path.with_suffix(RECIPE_SUFFIX).name]
+    return {"model": found.manifest.key["model"], "recipe": recipe.sha256}
+
+
+def prepared_bytes(model: OnnxModel) -> bytes:
+    """The file of a prepared model (an onnx.ModelProto): the same model gives the same bytes."""
+    try:
+        return bytes(model.SerializeToString(deterministic=True))
+    except (ValueError, RuntimeError) as exc:
+        raise ModelError(
+            "the prepared model is above 2 GB, which ONNX cannot hold in one piece",
+            hint="quantization: {recipe: none} in the profile",
+        ) from exc
+
+
+def save_prepared(path: Path, data: bytes, key: Key) -> None:
+    """Write a prepared model and its manifest."""
+    store.save(manifest_path(path), kind=PREPARED, files={path.name: data}, key=key, info={})
 
 
 def origin(path: Path, profile: Profile) -> TableOrigin:
@@ -223,6 +347,12 @@ def engine_manifest_path(profile: Profile, engines: Path, precision: Precision) 
     return engines / profile.name / f"{Path(profile.model).stem}-{precision}.json"
 
 
+def recipe_sha256(table: FoundArtifact | None) -> str | None:
+    """Digest of the recipe next to a table, where there is one."""
+    entry = None if table is None else table.manifest.files.get(table.path.with_suffix(RECIPE_SUFFIX).name)
+    return None if entry is None else entry.sha256
+
+
 def engine_key(profile: Profile, backend: Backend, *, precision: Precision, table: FoundArtifact | None) -> Key:
     """Everything that an engine depends on."""
     batch = profile.input.batch
@@ -232,6 +362,7 @@ def engine_key(profile: Profile, backend: Backend, *, precision: Precision, tabl
         "precision": precision,
         "int8_route": profile.int8_route if precision == "int8" else None,
         "table": table.sha256 if table else None,
+        **({"recipe": recipe} if (recipe := recipe_sha256(table)) else {}),
         "qdq": DEFINITION if precision == "int8" else None,
         "batch": f"{batch.min}-{batch.opt}-{batch.max}",
         "dla_core": profile.build.dla_core,

@@ -59,18 +59,24 @@ HEADER_VERSION = TrtVersion(10, 3, 0)
 TOLERANCE = 1e-4
 # Pictures that all algorithms are compared on; the best of them again on all.
 _RACE = 16
+# Pictures that judge a step; the means of channels come from all that the scorer has.
+_JUDGES = 32
 _FINALISTS = 2
 _ALPHAS = (0.5, 0.65)
 
 
 class PreparationSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the profile asks of the stack. ``algorithm`` auto takes the best of all."""
+    """What the profile asks of the stack.
+
+    ``algorithm`` auto takes the best of all; without ``rewrites`` nothing else is done.
+    """
 
     algorithm: str = "auto"
     parameters: dict[str, float] = {}
     attention: Attention = "float"
     residual: Residual = "conv"
     shift: ShiftMode = "all"
+    rewrites: bool = True
     float_layers: tuple[FloatLayer, ...] = ()
 
 
@@ -83,7 +89,9 @@ class Prepared(msgspec.Struct, frozen=True):
 
     def table(self) -> Table:
         """The calibration table of the prepared network."""
-        name = algorithms.REGISTRY[self.recipe.algorithm].table_name
+        # A DLA reads no other header; for what is rewritten, scales are not those of any calibrator anyway.
+        known = algorithms.REGISTRY[self.recipe.algorithm].table_name
+        name = "entropy2" if self.recipe.rewrites else known
         return calibration_table.from_ranges(self.ranges, algorithm=name, trt_version=HEADER_VERSION)
 
     def form(self, *, only: Sequence[str] | None = None) -> OnnxModel:
@@ -169,10 +177,12 @@ class _Stack:
             attention=settings.attention,
             residual=settings.residual,
             float_layers=settings.float_layers,
-            is_balanced=True,
-            pictures=len(self._scorer.reference),
+            is_balanced=settings.rewrites,
+            pictures=min(len(self._scorer.reference), _JUDGES),
         )
         recipe, best_db = self._with_algorithm(recipe)
+        if not settings.rewrites:
+            return self._finished(msgspec.structs.replace(recipe, steps=tuple(self._steps)))
         recipe, best_db = self._with_migration(recipe, best_db)
         recipe = self._with_bias_and_shift(recipe, best_db)
         return self._finished(msgspec.structs.replace(recipe, steps=tuple(self._steps)))
@@ -195,7 +205,8 @@ class _Stack:
         measured_db = {name: self._score(trials[name]) for name in finalists}
         best = max(finalists, key=lambda name: measured_db[name])
         for name in sorted(race, key=lambda name: -measured_db.get(name, race[name] - 1e3)):
-            why = None if name == best else f"{best} is better"
+            in_race = f"not among the {_FINALISTS} best on {_RACE} pictures"
+            why = None if name == best else f"{best} is better" if name in measured_db else in_race
             self._steps.append(Step(f"algorithm {name}", name == best, measured_db.get(name, race[name]), why))
         return trials[best], measured_db[best]
 
@@ -265,8 +276,8 @@ class _Stack:
 
     def _score(self, recipe: Recipe, *, most: int | None = None) -> float:
         self._measured += 1
-        self._on_event(Progress("prepare", self._measured, max(self._measured, self._planned())))
-        return self._scorer.score(self._finished(recipe).form(), most=most).db
+        self._on_event(Progress("quantize", self._measured, max(self._measured, self._planned())))
+        return self._scorer.score(self._finished(recipe).form(), most=most or _JUDGES).db
 
     def _planned(self) -> int:
         races = len(algorithms.REGISTRY) + _FINALISTS if self._settings.algorithm == "auto" else 1

@@ -301,11 +301,14 @@ def measure_accuracy(
     table: Table,
     pictures: Sequence[Picture],
     *,
+    quantized: Profile | None = None,
     threads: int | None = None,
     listen: Listener = ignore_events,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> MeasuredAccuracy:
     """Accuracy of the TensorRT form of ``table`` on at most :data:`MEASURED_PICTURES` of ``pictures``.
+
+    ``quantized`` is the profile with the prepared model that the table is for, where that is not the user's own.
 
     Raises:
         DataError: A picture cannot be read or decoded.
@@ -318,7 +321,7 @@ def measure_accuracy(
         onnx_model.read(model.path, profile.outputs), inputs,
         fixed_batch=model.fixed_batch, threads=threads, should_stop=should_stop,
     )  # fmt: skip
-    form = tensorrt_form(profile, table)
+    form = tensorrt_form(quantized or profile, table)
     score = compare(scorer.logits(form.model, stage="score int8", listen=listen), scorer.reference)
     share = wilson(round(score.agreement * score.n), score.n)
     return MeasuredAccuracy(

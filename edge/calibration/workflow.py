@@ -9,28 +9,40 @@ import contextlib
 import platform
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from edge.artifacts import store
+from edge.artifacts import sha256_bytes, store
 from edge.backends import BuildRequest, TimingUse
 from edge.calibration import cache_keys, collection, watch_plan
+from edge.calibration.preparation import PreparationSettings, Prepared, finish, prepare
+from edge.calibration.scoring import PictureInputs, Scorer, spread
 from edge.config import Profile
 from edge.errors import ArtifactError, DataError, DeviceError, EdgeError, ProfileError
 from edge.events import Event, Listener, Note, Progress, ignore_events
 from edge.media import Pictures, decode
 from edge.model import Preprocessor, onnx_model
-from edge.quantization import algorithms, calibration_table
+from edge.quantization import (
+    FloatLayer,
+    Recipe,
+    Statistics,
+    algorithms,
+    calibration_table,
+    decode_recipe,
+    encode_recipe,
+    match_layers,
+)
 from edge.system import identify
 
 if TYPE_CHECKING:
     from edge.backends.tensorrt import Built, Feed, TensorRT
     from edge.model import Model
 
-# TensorRT 10.3 is what JetPack 6.1 and 6.2 hold; every 10.x reads it, and other versions take it retargeted.
-HEADER_VERSION = calibration_table.TrtVersion(10, 3, 0)
+# Pictures that the stack looks at: channel means come from all, the first of them decide.
+SAMPLE = 64
 
 # What says which TensorRT on which device has made a table.
 _MAKER = frozenset({"tensorrt", "module", "sm", "gpu", "machine"})
@@ -75,9 +87,9 @@ def calibrate(
         StoreError: the cache folder cannot be written.
     """
     start = time.monotonic()
-    chosen, parameters = algorithms.find(profile.calibration.algorithm, profile.calibration.parameters)
     model = onnx_model.load(Path(profile.model), profile.outputs)
     onnx_model.check_fits(model, profile)
+    settings = preparation_settings(profile, model)
     if not _hashed(pictures, listen=listen, should_stop=should_stop):
         return None
     key = {**cache_keys.table_key(profile), "images": pictures.digest(), "batch": profile.calibration.batch}
@@ -88,37 +100,160 @@ def calibrate(
     for difference in changed:
         listen(Note(f"the table that is there differs in {difference}"))
 
-    graph = onnx_model.read(model.path, model.outputs).graph
-    plan = watch_plan.plan(graph, model.activations)
+    plan = watch_plan.plan(onnx_model.folded(model.path, model.outputs).graph, model.activations)
+    is_auto = settings.algorithm == algorithms.AUTO
+    needs = "histogram" if is_auto else algorithms.find(settings.algorithm, settings.parameters)[0].needs
     with _locked(path, listen):
         observed = collection.collect_statistics(
             profile, model, plan, pictures,
-            needs=chosen.needs, cache=path.parent, key=key, force=force, threads=threads, crew=crew,
+            needs=needs, cache=path.parent, key=key, force=force, threads=threads, crew=crew,
             listen=listen, should_stop=should_stop,
         )  # fmt: skip
         if observed is None:
             return None
         statistics = plan.complete(observed.statistics)
-        ranges = watch_plan.shared_ranges(graph, algorithms.ranges(statistics, chosen, parameters))
-        table = calibration_table.from_ranges(ranges, algorithm=chosen.table_name, trt_version=HEADER_VERSION)
-        manifest = store.save(
-            cache_keys.manifest_path(path),
-            kind=cache_keys.TABLE,
-            files={path.name: calibration_table.write(table)},
-            key=key,
-            info={
-                "pictures": statistics.pictures,
-                "tensors": len(ranges),
-                "zero_tensors": [tensor for tensor, value in ranges.items() if value == 0.0],
-                "parameters": parameters,
-                "header": table.header.text,
-                "machine": platform.machine(),
-                "statistics": observed.path.name,
-                "source": str(Path(pictures.source).absolute()),
-                "preprocess": cache_keys.preprocess_info(profile),
-            },
+        try:
+            prepared = _prepared(profile, model, pictures, statistics, settings, listen=listen, should_stop=should_stop)
+        except CancelledError:
+            return None
+        manifest = save_quantization(
+            path, prepared, profile=profile, key=key, pictures=pictures, statistics_file=observed.path.name
         )
     return _outcome(path, manifest, "from statistics" if observed.reused else "collected", changed, start)
+
+
+def preparation_settings(profile: Profile, model: Model) -> PreparationSettings:
+    """What the sections ``calibration`` and ``quantization`` of a profile ask for.
+
+    Raises:
+        ProfileError: no such algorithm; a pattern that matches no layer of the model.
+    """
+    calibration, section = profile.calibration, profile.quantization
+    parameters = algorithms.complete(calibration.algorithm, calibration.parameters)
+    folded = onnx_model.folded(model.path, model.outputs)
+    if section.recipe == cache_keys.NO_RECIPE and (section.exclude or section.include):
+        raise ProfileError(
+            "quantization.exclude and include need a recipe", where=profile.name, hint="quantization: {recipe: auto}"
+        )
+    kept = set(match_layers(folded, section.include, key="include"))
+    floats = [
+        FloatLayer(name, "excluded in the profile")
+        for name in match_layers(folded, section.exclude, key="exclude")
+        if name not in kept
+    ]
+    return PreparationSettings(
+        algorithm=calibration.algorithm,
+        parameters=parameters if calibration.algorithm != algorithms.AUTO else {},
+        attention=section.attention,
+        residual=section.residual,
+        shift=profile.shift,
+        rewrites=section.recipe != cache_keys.NO_RECIPE,
+        float_layers=tuple(floats),
+    )
+
+
+def _prepared(
+    profile: Profile,
+    model: Model,
+    pictures: Pictures,
+    statistics: Statistics,
+    settings: PreparationSettings,
+    *,
+    listen: Listener,
+    should_stop: Callable[[], bool],
+) -> Prepared:
+    """Run the stack, or apply the profile's recipe file, or only turn statistics into ranges."""
+    folded = onnx_model.folded(model.path, model.outputs)
+    recipe = profile.quantization.recipe
+    if recipe not in {cache_keys.AUTO_RECIPE, cache_keys.NO_RECIPE}:
+        return _from_file(Path(recipe), profile, model, statistics, settings)
+    start = Recipe(model=model.sha256, algorithm=settings.algorithm, parameters=settings.parameters)
+    if not settings.rewrites and settings.algorithm != algorithms.AUTO:
+        return finish(folded, statistics, start)
+    sample = spread(sorted(pictures, key=lambda picture: picture.sha256), SAMPLE)
+    inputs = PictureInputs(sample, Preprocessor(profile.preprocess, profile.input))
+    scorer = Scorer(
+        onnx_model.read(model.path, model.outputs), inputs, fixed_batch=model.fixed_batch, should_stop=should_stop
+    )
+    inputs.prepare(listen=listen, should_stop=should_stop)
+    made = prepare(folded, statistics, scorer, settings, recipe=start, on_event=listen)
+    for step in made.recipe.steps:
+        if step.sqnr_db is not None:
+            why = "" if step.is_applied else f": left out, {step.reason}"
+            listen(Note(f"{step.name}: {step.sqnr_db:.2f} dB of logit SQNR{why}"))
+    return made
+
+
+def _from_file(
+    path: Path, profile: Profile, model: Model, statistics: Statistics, settings: PreparationSettings
+) -> Prepared:
+    """What a recipe file makes of the model; the profile's ``exclude`` and ``include`` come on top.
+
+    Raises:
+        ArtifactError: no recipe there, or one of another model.
+        ModelError: it names layers or tensors that the model does not have.
+    """
+    try:
+        recipe = decode_recipe(path.read_bytes(), where=path)
+    except OSError as exc:
+        raise ArtifactError(f"cannot read the recipe: {exc.strerror or exc}", where=path, hint="edge tune") from exc
+    if recipe.model and recipe.model != model.sha256:
+        raise ArtifactError(
+            f"this recipe is for another model ({recipe.model[:12]}, not {model.sha256[:12]})",
+            where=path,
+            hint=f"quantization: {{recipe: auto}} in {profile.name}, or edge tune",
+        )
+    folded = onnx_model.folded(model.path, model.outputs)
+    match_layers(folded, [item.layer for item in recipe.float_layers], key="recipe")
+    included = set(match_layers(folded, profile.quantization.include, key="include"))
+    floats = {item.layer: item for item in (*recipe.float_layers, *settings.float_layers) if item.layer not in included}
+    return finish(folded, statistics, msgspec.structs.replace(recipe, float_layers=tuple(floats.values())))
+
+
+def save_quantization(
+    path: Path,
+    prepared: Prepared,
+    *,
+    profile: Profile,
+    key: store.Key,
+    pictures: Pictures,
+    statistics_file: str,
+) -> store.Manifest:
+    """Write the table at ``path``, and next to it the recipe and the prepared model, where there is a recipe.
+
+    Raises:
+        StoreError: the folder cannot be written.
+        ModelError: the prepared model is above 2 GB.
+    """
+    table, recipe = prepared.table(), prepared.recipe
+    files: dict[str, bytes] = {path.name: calibration_table.write(table)}
+    info: dict[str, Any] = {
+        "pictures": len(pictures),
+        "tensors": len(prepared.ranges),
+        "zero_tensors": [tensor for tensor, value in prepared.ranges.items() if value == 0.0],
+        "parameters": recipe.parameters,
+        "header": table.header.text,
+        "machine": platform.machine(),
+        "statistics": statistics_file,
+        "source": str(Path(pictures.source).absolute()),
+        "preprocess": cache_keys.preprocess_info(profile),
+    }
+    if profile.quantization.recipe == cache_keys.NO_RECIPE:
+        info["algorithm"] = recipe.algorithm
+        return store.save(cache_keys.manifest_path(path), kind=cache_keys.TABLE, files=files, key=key, info=info)
+    data = cache_keys.prepared_bytes(prepared.model)
+    files[path.with_suffix(cache_keys.RECIPE_SUFFIX).name] = encode_recipe(recipe)
+    info |= {
+        "algorithm": recipe.algorithm,
+        "prepared_sha256": sha256_bytes(data),
+        "steps": msgspec.to_builtins(recipe.steps),
+        "float_layers": [item.layer for item in recipe.float_layers],
+    }
+    manifest = store.save(cache_keys.manifest_path(path), kind=cache_keys.TABLE, files=files, key=key, info=info)
+    found = cache_keys.FoundArtifact(path, manifest)
+    target = path.with_suffix(cache_keys.PREPARED_SUFFIX)
+    cache_keys.save_prepared(target, data, cache_keys.prepared_key(found))
+    return manifest
 
 
 def calibrate_on_device(

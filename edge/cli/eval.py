@@ -67,7 +67,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     if not as_json:
         terminal.say(f"profile {chosen.name} ({path})", style="dim")
     with contextlib.ExitStack() as stack:
-        session, table = _subject(
+        session, table, quantized = _subject(
             stack, terminal, chosen, path, wanted, cache_dir=cache_dir, engine_dir=engine_dir, threads=threads
         )
         found = paths.labelled_pictures(chosen, images, labels, label_offset=label_offset)
@@ -76,8 +76,9 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
             raise UsageError("--min-top1 needs labels", hint="--labels labels.csv")
         with signals.graceful() as wish, terminal.progress() as listen:
             scores = evaluation.evaluate(
-                chosen, pictures, precision=wanted, session=session, table=table, with_reference=compared,
-                threads=threads or chosen.run.threads, listen=listen, should_stop=wish,
+                chosen, pictures, precision=wanted, session=session, table=table,
+                with_reference=compared, quantized=quantized, threads=threads or chosen.run.threads,
+                listen=listen, should_stop=wish,
             )  # fmt: skip
     wish.grant()
     if scores is None:
@@ -107,8 +108,11 @@ def _subject(
     cache_dir: Path | None,
     engine_dir: Path | None,
     threads: int | None,
-) -> tuple[Session | None, Table | None]:
-    """The open engine, where this machine can run it, and the table whose TensorRT form is judged, where it cannot."""
+) -> tuple[Session | None, Table | None, Profile | None]:
+    """The open engine, where this machine can run it, and the table whose TensorRT form is judged, where it cannot.
+
+    With the table comes the profile with the model that it is for.
+    """
     from edge.calibration import cache_keys
     from edge.cli import paths
 
@@ -126,9 +130,9 @@ def _subject(
             raise
         terminal.say(f"no TensorRT on this machine ({exc.what}): judging the TensorRT form of the table")
     if precision != "int8" or (profile.backend == "tensorrt" and session is not None):
-        return session, None
+        return session, None, None
     table = cache_keys.find_table(profile, paths.cache_folder(cache_dir, path))
-    return session, cache_keys.read_table(table)
+    return session, cache_keys.read_table(table), cache_keys.quantized_profile(profile, table)
 
 
 def _checked(pictures: list[Picture], images: Path, *, compared: bool) -> list[Picture]:

@@ -83,7 +83,7 @@ def check(name: Name = None, *, as_json: options.Json = False) -> None:
     from edge.telemetry import check_name
 
     chosen, path = paths.load_profile(name)
-    algorithms.find(chosen.calibration.algorithm, chosen.calibration.parameters)
+    algorithms.complete(chosen.calibration.algorithm, chosen.calibration.parameters)
     check_name(chosen.telemetry.source, key="telemetry.source")
     found = onnx_model.load(Path(chosen.model), chosen.outputs)
     onnx_model.check_fits(found, chosen)

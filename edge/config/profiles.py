@@ -67,11 +67,30 @@ class PreprocessConfig(_ConfigSection, frozen=True):
 class CalibrationConfig(_ConfigSection, frozen=True):
     """How the calibration table is made: by edge's own algorithms on any host, or by the device's own calibrators."""
 
-    algorithm: str = "entropy2"
+    algorithm: str = "auto"
     parameters: dict[str, float] = {}
     images: str | None = None
     batch: Positive = 8
     engine: Literal["edge", "tensorrt"] = "edge"
+
+
+class QuantizationConfig(_ConfigSection, frozen=True):
+    """How the network is prepared for INT8, and which of its layers stay in float.
+
+    ``recipe``: auto lets `edge calibrate` measure which steps help and `edge tune` add to it; none leaves the network
+    as it is; else a recipe file. ``exclude`` and ``include`` are names of layers, patterns (``*``, ``?``) or operator
+    types of the model; included ones are quantized although an exclusion or the recipe says otherwise. ``attention``
+    is about products of two activations, ``residual`` about which sums are quantized, and ``shift`` about one-sided
+    activations; null is ``all`` on the host and with TensorRT for RTX, and ``off`` with other TensorRTs, where its
+    price is not measured.
+    """
+
+    recipe: str = "auto"
+    exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    attention: Literal["float", "int8"] = "float"
+    residual: Literal["conv", "all", "none"] = "conv"
+    shift: Literal["off", "unpadded", "all"] | None = None
 
 
 class BuildConfig(_ConfigSection, frozen=True):
@@ -304,6 +323,7 @@ class Profile(_ConfigSection, frozen=True):
     precision: Precision = "int8"
     int8_route: Int8Route = "auto"
     calibration: CalibrationConfig = CalibrationConfig()
+    quantization: QuantizationConfig = QuantizationConfig()
     build: BuildConfig = BuildConfig()
     power_mode: str | None = None
     run: RunConfig = RunConfig()
@@ -320,6 +340,13 @@ class Profile(_ConfigSection, frozen=True):
     def outputs(self) -> OutputOptions:
         """``output_name`` and ``output`` together."""
         return OutputOptions(self.output_name, self.output)
+
+    @property
+    def shift(self) -> Literal["off", "unpadded", "all"]:
+        """Which one-sided activations are moved around zero: as the profile says, or by backend and family."""
+        if self.quantization.shift is not None:
+            return self.quantization.shift
+        return "all" if self.backend == "onnxruntime" or self.family == "rtx" else "off"
 
     @property
     def digest(self) -> str:
@@ -339,6 +366,7 @@ class Profile(_ConfigSection, frozen=True):
             "telemetry",
             "power_mode",
             "calibration",
+            "quantization",
             "quality",
         ):
             del content[name]
@@ -515,7 +543,17 @@ def _is_number(value: object) -> bool:
 _KIND = Kind(
     name="profile",
     hint="edge profile list",
-    paths=frozenset({("model",), ("labels",), ("calibration", "images"), ("web", "token_file"), ("telemetry", "log")}),
+    paths=frozenset(
+        {
+            ("model",),
+            ("labels",),
+            ("calibration", "images"),
+            ("web", "token_file"),
+            ("telemetry", "log"),
+            ("quantization", "recipe"),
+        }
+    ),
+    words=frozenset({"auto", "none"}),
     convert=_convert_units,
 )
 

@@ -27,13 +27,14 @@ _MAX_EXTENDS = 8
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
     """A kind of YAML file: its name in messages, what to do when it is missing, and which of its keys are paths.
 
-    A path in ``paths`` is read relative to the file that names it. ``convert`` may change the values of one file before
-    it is merged over what it extends, such as values in another unit.
+    A path in ``paths`` is read relative to the file that names it, unless it is one of ``words``. ``convert`` may
+    change the values of one file before it is merged over what it extends, such as values in another unit.
     """
 
     name: str
     hint: str | None = None
     paths: frozenset[Key] = frozenset()
+    words: frozenset[str] = frozenset()
     convert: Callable[[Document], None] | None = None
 
 
@@ -103,7 +104,7 @@ class Document:
             raise ProfileError("must be a mapping of keys to values", where=f"{path}:1")
         # A second SafeLoader turns nodes into values, so that YAML's own rules for types hold.
         try:
-            value = _Values(path, kind.paths, places, yaml.SafeLoader("")).of(root, ())
+            value = _Values(path, kind, places, yaml.SafeLoader("")).of(root, ())
         except RecursionError as exc:
             raise ProfileError("an alias that stands inside of what it names", where=path) from exc
         document = cls(path, value, places)
@@ -149,9 +150,9 @@ class Document:
 class _Values:
     """Turns nodes into plain values: notes the line of each key, refuses duplicates, resolves paths."""
 
-    def __init__(self, path: Path, paths: frozenset[Key], places: dict[Key, tuple[Path, int]], loader: Any) -> None:  # noqa: ANN401
+    def __init__(self, path: Path, kind: Kind, places: dict[Key, tuple[Path, int]], loader: Any) -> None:  # noqa: ANN401
         self._path = path
-        self._paths = paths
+        self._paths, self._words = kind.paths, kind.words
         self._places = places
         self._loader = loader
 
@@ -187,7 +188,7 @@ class _Values:
 
         try:
             value = self._loader.construct_object(node, deep=True)
-            if at in self._paths and isinstance(value, str):
+            if at in self._paths and isinstance(value, str) and value not in self._words:
                 return str((self._path.parent / Path(value).expanduser()).resolve())
         except (yaml.YAMLError, ValueError, OverflowError, RuntimeError) as exc:
             # An unknown tag, a date or number that is none, ~somebody who is not there, a path with NUL.

@@ -117,10 +117,13 @@ def build(
     )  # fmt: skip
     if table is not None:
         content = cache_keys.read_table(table)
-        warnings += _checked(content, table, model.activations, profile, backend.int8_plan(profile), retarget=retarget)
-        request = msgspec.structs.replace(request, table=content)
-        accuracy, unmeasured = _accuracy(profile, table, content, listen)
-        for warning in _judged(profile, accuracy, lambda: _worst_layers(profile, table, content, listen)):
+        quantized = cache_keys.quantized_profile(profile, table)
+        prepared = onnx_model.load(Path(quantized.model), quantized.outputs)
+        plan = backend.int8_plan(profile)
+        warnings += _checked(content, table, prepared.activations, profile, plan, retarget=retarget)
+        request = msgspec.structs.replace(request, table=content, profile=quantized, model=prepared.path)
+        accuracy, unmeasured = _accuracy(profile, quantized, table, content, listen)
+        for warning in _judged(profile, accuracy, lambda: _worst_layers(quantized, table, content, listen)):
             warnings.append(warning)
             listen(Note(warning, "warning"))
     built = _built(backend, request, listen, path=path, warnings=warnings)
@@ -136,7 +139,7 @@ def build(
 
 
 def _accuracy(
-    profile: Profile, table: FoundArtifact, content: Table, listen: Listener
+    profile: Profile, quantized: Profile, table: FoundArtifact, content: Table, listen: Listener
 ) -> tuple[MeasuredAccuracy | None, str | None]:
     """Accuracy of the table on calibration pictures, or why it is not known.
 
@@ -151,7 +154,7 @@ def _accuracy(
         pictures = _calibration_pictures(profile, table)
         if pictures is None:
             return None, "the calibration pictures are not on this machine"
-        return measure_accuracy(profile, content, pictures, listen=listen), None
+        return measure_accuracy(profile, content, pictures, quantized=quantized, listen=listen), None
     except MissingDependencyError as exc:
         return None, exc.what
     except OSError as exc:

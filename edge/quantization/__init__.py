@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from edge.quantization.biases import bias_correction
     from edge.quantization.calibration_table import LEVELS, AlgorithmName, Table, TrtVersion
     from edge.quantization.migration import migrated_name, migration_candidates, migration_of
-    from edge.quantization.placement import Attention, Residual
+    from edge.quantization.placement import Attention, Residual, match_layers
     from edge.quantization.prepare import apply, table_ranges
     from edge.quantization.qdq import DEFINITION, QdqResult, insert
     from edge.quantization.recipe import (
@@ -37,7 +37,7 @@ else:
             "biases": ["bias_correction"],
             "calibration_table": ["AlgorithmName", "LEVELS", "Table", "TrtVersion"],
             "migration": ["migrated_name", "migration_candidates", "migration_of"],
-            "placement": ["Attention", "Residual"],
+            "placement": ["Attention", "Residual", "match_layers"],
             "prepare": ["apply", "table_ranges"],
             "qdq": ["DEFINITION", "QdqResult", "insert"],
             "recipe": [
@@ -92,6 +92,7 @@ __all__ = [
     "encode_recipe",
     "exponent_of",
     "insert",
+    "match_layers",
     "migrated_name",
     "migration_candidates",
     "migration_of",

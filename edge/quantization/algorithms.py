@@ -53,6 +53,8 @@ class Algorithm(msgspec.Struct, frozen=True):
 
 
 REGISTRY: dict[str, Algorithm] = {}
+# Stands for the algorithm that is the best of all on calibration pictures.
+AUTO = "auto"
 
 
 def algorithm(
@@ -72,6 +74,22 @@ def algorithm(
     return register
 
 
+def complete(name: str, parameters: Parameters) -> dict[str, float]:
+    """All parameters of the algorithm called ``name``, none of ``auto``.
+
+    Raises:
+        ProfileError: no such algorithm, or no such parameter.
+    """
+    if name != AUTO:
+        return find(name, parameters)[1]
+    if parameters:
+        raise ProfileError(
+            f"calibration.parameters: auto has none, got {', '.join(parameters)}",
+            hint="name the algorithm that they belong to: calibration.algorithm",
+        )
+    return {}
+
+
 def find(name: str, parameters: Parameters) -> tuple[Algorithm, dict[str, float]]:
     """The algorithm called ``name`` and its complete parameters.
 
@@ -82,8 +100,9 @@ def find(name: str, parameters: Parameters) -> tuple[Algorithm, dict[str, float]
 
     found = REGISTRY.get(name)
     if found is None:
-        near = difflib.get_close_matches(name, REGISTRY, n=1)
-        suggestion = f" (did you mean {near[0]!r}?)" if near else f"; there are {', '.join(sorted(REGISTRY))}"
+        known = sorted([*REGISTRY, AUTO])
+        near = difflib.get_close_matches(name, known, n=1)
+        suggestion = f" (did you mean {near[0]!r}?)" if near else f"; there are {', '.join(known)}"
         raise ProfileError(f"calibration.algorithm: there is no {name!r}{suggestion}")
     for key in parameters:
         if key not in found.parameters:
@@ -119,7 +138,7 @@ def read(word: str) -> tuple[str, dict[str, float]]:
         except ValueError as exc:
             raise UsageError(f"{word!r}: {value!r} is not a number", hint="percentile:99.99") from exc
     try:
-        find(name, parameters)
+        complete(name, parameters)
     except ProfileError as exc:
         what = exc.what.removeprefix("calibration.").removeprefix("algorithm: ")
         raise UsageError(what, where="--algorithm") from exc

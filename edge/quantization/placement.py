@@ -8,12 +8,15 @@ kernel. LayerNorm, Softmax, GELU and SiLU are never quantized inside.
 
 from __future__ import annotations
 
+import fnmatch
 from typing import TYPE_CHECKING, Literal
 
-from edge.model import WEIGHTED, GraphIndex
+from edge.config import did_you_mean
+from edge.errors import ProfileError
+from edge.model import WEIGHTED, GraphIndex, weighted_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from onnx import ModelProto, NodeProto
 
@@ -80,3 +83,32 @@ def attention_inputs(model: ModelProto) -> Iterator[tuple[NodeProto, int]]:
 
 def _is_live(graph: GraphIndex, name: str) -> bool:
     return name not in graph.constants
+
+
+def match_layers(model: ModelProto, patterns: Sequence[str], *, key: str) -> list[str]:
+    """Names of the weighted layers that ``patterns`` name, in graph order.
+
+    Args:
+        model: the network.
+        patterns: names of layers, patterns with ``*`` and ``?``, or operator types.
+        key: where the patterns stand: a key of ``quantization:`` in the profile.
+
+    Raises:
+        ProfileError: a pattern matches no layer with weights; the nearest name is suggested.
+    """
+    layers = weighted_layers(model)
+    found: set[str] = set()
+    for pattern in patterns:
+        matching = {
+            layer.name for layer in layers if pattern == layer.op_type or fnmatch.fnmatchcase(layer.name, pattern)
+        }
+        # Names of exporters are full of brackets, which are no sets of characters here.
+        matching |= {layer.name for layer in layers if layer.name == pattern}
+        if not matching:
+            known = [layer.name for layer in layers] + sorted({layer.op_type for layer in layers})
+            raise ProfileError(
+                f"quantization.{key}: {pattern!r} matches no layer with weights{did_you_mean(pattern, known)}",
+                hint="names of layers are those of the ONNX file; '/blocks.0/*' and types such as Gemm work",
+            )
+        found |= matching
+    return [layer.name for layer in layers if layer.name in found]

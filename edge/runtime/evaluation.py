@@ -98,6 +98,7 @@ def evaluate(
     session: Session | None,
     table: Table | None = None,
     with_reference: bool,
+    quantized: Profile | None = None,
     threads: int | None = None,
     listen: Listener = ignore_events,
     should_stop: Callable[[], bool] = lambda: False,
@@ -110,7 +111,8 @@ def evaluate(
         precision: Of the engine.
         session: The open engine; None where this machine cannot run it.
         table: Where given, its TensorRT form is judged and ``session`` only compared with it.
-        with_reference: Run the FP32 network, too.
+        with_reference: Run the FP32 network, too: the user's own ONNX.
+        quantized: The profile with the prepared model that ``table`` is for, where that is not the user's own.
         threads: Of the CPU.
         listen: Gets progress events.
         should_stop: Asked between pictures.
@@ -144,7 +146,7 @@ def evaluate(
         reference = scorer.logits(user, optimize=True, stage="fp32", listen=listen)
         if table is None:
             return None if own is None else score(own, truth, precision=precision, reference=reference, against="fp32")
-        form = tensorrt_form(profile, table)
+        form = tensorrt_form(quantized or profile, table)
         judged = scorer.logits(form.model, stage="TensorRT form", listen=listen)
     except CancelledError:
         return None

@@ -95,9 +95,12 @@ class SweepTables:
         should_stop: Callable[[], bool],
     ) -> None:
         self.seconds: dict[str, float] = {}
+        # The sweep compares algorithms on the user's own network.
+        plain = msgspec.structs.replace(profile.quantization, recipe=cache_keys.NO_RECIPE)
+        profile = msgspec.structs.replace(profile, quantization=plain)
         self._profile, self._model, self._pictures, self._settings = profile, model, pictures, settings
         self._threads, self._listen, self._should_stop = threads, listen, should_stop
-        self._graph = onnx_model.read(model.path, model.outputs).graph
+        self._graph = onnx_model.folded(model.path, model.outputs).graph
         self._plan = watch_plan.plan(self._graph, model.activations)
         needs = {candidate.algorithm.needs for candidate in settings.candidates}
         self._task = collection.StatisticsJob(

@@ -74,7 +74,7 @@ def create(
     table = None
     if profile.precision == "int8":
         table = cache_keys.find_table(profile, cache)
-        _add_table(table, cache, contents, info)
+        _add_table(profile, table, cache, contents, info)
     contents.update(timing_caches(profile.family, cache))
     if golden:
         _add_golden(profile, golden, contents, info, table=table, reference=reference, listen=listen)
@@ -168,8 +168,15 @@ def _add_model(profile: Profile, contents: dict[str, Content], info: dict[str, A
     info["input"], info["output"] = str(model.input), str(model.output)
 
 
-def _add_table(table: FoundArtifact, cache: Path, contents: dict[str, Content], info: dict[str, Any]) -> None:
-    for path in (table.path, cache_keys.manifest_path(table.path)):
+def _add_table(
+    profile: Profile, table: FoundArtifact, cache: Path, contents: dict[str, Content], info: dict[str, Any]
+) -> None:
+    """Add the table and, where there is one, its recipe and the prepared model."""
+    paths = [cache_keys.manifest_path(table.path), *(table.path.parent / name for name in table.manifest.files)]
+    if cache_keys.find_recipe(table) is not None:
+        prepared = Path(cache_keys.quantized_profile(profile, table).model)
+        paths += [prepared, cache_keys.manifest_path(prepared)]
+    for path in paths:
         contents[f"{TABLES}/{path.relative_to(cache).as_posix()}"] = path
     info["table"] = table.sha256
 
@@ -225,6 +232,7 @@ def _add_golden(
         expected = refer(
             profile, pictures, model=info["model"], preprocess=info["preprocess"],
             table=None if table is None else cache_keys.read_table(table),
+                quantized=None if table is None else cache_keys.quantized_profile(profile, table),
                 table_sha256=info.get("table"), listen=listen,
         )  # fmt: skip
     contents[FILE] = encode(expected)

@@ -103,6 +103,7 @@ def refer(
     preprocess: str,
     table: Table | None,
     table_sha256: str | None,
+    quantized: Profile | None = None,
     listen: Listener = ignore_events,
 ) -> Expected:
     """Run the network on ``pictures`` (by their paths in the bundle) and keep what it says.
@@ -126,7 +127,7 @@ def refer(
     found: dict[str, NDArray[np.float32]] = {"fp32": exact}
     tolerance = {name: Tolerance(_FLOAT_SQNR_DB, _allowed(len(names))) for name in ("fp32", "fp16")}
     if table is not None:
-        found["int8"] = _logits(profile, inputs, "int8", table, heard)
+        found["int8"] = _logits(quantized or profile, inputs, "int8", table, heard)
         noise = sqnr_db(found["int8"], exact)
         others = int((top(found["int8"], 1) != top(exact, 1)).sum())
         bound = _FLOAT_SQNR_DB if noise is None else math.floor(10 * (noise - _MORE_NOISE_DB)) / 10
