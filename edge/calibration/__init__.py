@@ -51,10 +51,10 @@ else:
     )
 
 __all__ = [
+    "HEADER_VERSION",
     "CalibrationOutcome",
     "Executor",
     "FoundArtifact",
-    "HEADER_VERSION",
     "LayerNoise",
     "MeasuredAccuracy",
     "PictureInputs",
