@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Engine(enum.Enum):
-    """Who calibrates."""
+    """Program that calibrates."""
 
     edge = "edge"
     tensorrt = "tensorrt"
@@ -106,20 +106,20 @@ def command(
         _show(terminal, _on_device(chosen, pictures, cache, terminal, force=force), as_json=as_json)
         _say_what_build_takes(terminal, built, chosen, cache)
         return
-    with signals.graceful() as wish, terminal.progress() as listen, _crew(workers, dask, listen) as crew:
+    with signals.graceful() as stop, terminal.progress() as listen, _executor(workers, dask, listen) as executor:
         outcome = workflow.calibrate(
             chosen,
             pictures,
             cache=cache,
             force=force,
             threads=threads,
-            crew=crew,
+            crew=executor,
             listen=listen,
-            should_stop=wish,
+            should_stop=stop,
         )
     if outcome is None:
         terminal.say("what was counted is kept; the same command goes on from there")
-        wish.grant()
+        stop.grant()
         return
     _show(terminal, outcome, as_json=as_json)
     _say_what_build_takes(terminal, built, chosen, cache)
@@ -163,13 +163,13 @@ def _say_what_build_takes(terminal: Terminal, built: Profile, chosen: Profile, c
     own, other = (cache_keys.table_path(profile, cache) for profile in (built, chosen))
     if own != other:
         terminal.say(
-            f"edge build takes {own.name}, as the profile {built.name} says; to take this one, let it say calibration: "
+            f"edge build uses {own.name}, as the profile {built.name} asks; to use this one, write there: calibration: "
             + _flow(chosen, built)
         )
 
 
 def _flow(chosen: Profile, built: Profile) -> str:
-    """What names the table of ``chosen``, as one line of YAML."""
+    """Settings that name the table of ``chosen``, as one line of YAML."""
     calibration = chosen.calibration
     items = [f"algorithm: {calibration.algorithm}"]
     if calibration.parameters:
@@ -181,13 +181,13 @@ def _flow(chosen: Profile, built: Profile) -> str:
 
 
 @contextmanager
-def _crew(workers: int | None, dask: str | None, listen: Listener) -> Iterator[Executor | None]:
-    """Who counts, where it is not this process alone."""
+def _executor(workers: int | None, dask: str | None, listen: Listener) -> Iterator[Executor | None]:
+    """Make the executor that counts, where it is not this process alone."""
     if dask is not None:
         from edge.calibration import dask_workers
 
-        with dask_workers.connect(dask, listen=listen) as crew:
-            yield crew
+        with dask_workers.connect(dask, listen=listen) as executor:
+            yield executor
     elif workers is not None:
         from edge.calibration import Processes
 

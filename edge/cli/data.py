@@ -78,7 +78,7 @@ def extract(
     source: Annotated[Path, typer.Argument(metavar="SHARD", help="A TFRecord shard, a folder of them, or 'train-*'.")],
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write to.")],
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many pictures.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of pictures.")] = None,
     label_offset: Annotated[
         int, typer.Option(help="Added to every class index; -1 for ImageNet shards, which count from 1.")
     ] = 0,

@@ -1,4 +1,4 @@
-"""Where things are when the user does not say: profiles, the cache folder, the engine folder."""
+"""Default locations: profiles, the calibration cache, the engines, what came with edge."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def home() -> Path:
 
 
 def device_home(user: str | None = None) -> Path:
-    """Where a device keeps bundles, what ``edge ship`` brought, and its list of allowed signers: in a user's home.
+    """Folder of a device's bundles and of its list of allowed signers, in a user's home.
 
     Raises:
         UsageError: there is no such user.
@@ -286,7 +286,7 @@ def ready_engine(
 
 
 def subject(profile: Profile, backend: Backend, found: FoundArtifact, precision: str, source: Path | str) -> Subject:
-    """What runs where, for a record."""
+    """Describe what runs where, for a record."""
     from edge.artifacts import Subject
     from edge.model import preprocessing
 

@@ -57,7 +57,7 @@ def command(
     threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
-    """Run the flow."""
+    """Run the command."""
     from edge import backends
     from edge.cli import paths
     from edge.diagnostics import selftest_context, selftest_run

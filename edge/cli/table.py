@@ -34,7 +34,7 @@ TablePath = Annotated[Path, typer.Argument(metavar="TABLE", help="A calibration 
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="The file to write.")]
 Lenient = Annotated[
-    bool, typer.Option("--lenient", help="Also read CRLF, upper-case or short scales, and say what was mended.")
+    bool, typer.Option("--lenient", help="Also read CRLF, upper-case or short scales, and report what was corrected.")
 ]
 
 
@@ -267,7 +267,7 @@ def _required_version(text: str) -> TrtVersion:
 
 
 def _route(profile: Profile, version: TrtVersion | None) -> Route:
-    """How INT8 will reach the engine. ``auto`` follows DESIGN decision 6: calibrators where there are any."""
+    """Route by which INT8 reaches the engine. ``auto`` prefers calibrators where TensorRT has them."""
     if profile.int8_route != "auto":
         return profile.int8_route
     if profile.build.dla_core is not None:

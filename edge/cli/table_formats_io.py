@@ -24,7 +24,7 @@ class Format(str, Enum):
 
 
 class ConversionTarget(str, Enum):
-    """Who will run a Q/DQ model: they want the nodes in different places."""
+    """Runtime that a Q/DQ model is for: they want the nodes in different places."""
 
     tensorrt = "tensorrt"
     onnxruntime = "onnxruntime"
@@ -44,7 +44,7 @@ def import_table(
     """The table in a file of a foreign format; ``version`` and ``algorithm`` are for its header.
 
     Raises:
-        ArtifactError, ModelError, StoreError, UsageError: as the words say.
+        ArtifactError, ModelError, StoreError, UsageError: it cannot be read or converted.
     """
     from edge.quantization import table_formats
 
@@ -70,7 +70,7 @@ def export_table(
     """The table in the format ``writes``; ``model`` is for Q/DQ, and ``where`` is the place of the table in messages.
 
     Raises:
-        ArtifactError, ModelError, UsageError: as the words say.
+        ArtifactError, ModelError, UsageError: it cannot be read or converted.
     """
     from edge.quantization import calibration_table, table_formats
 

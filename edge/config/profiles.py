@@ -42,7 +42,7 @@ class BatchRange(_ConfigSection, frozen=True):
 
 
 class InputConfig(_ConfigSection, frozen=True):
-    """What the network takes: height and width in pixels."""
+    """Input of the network: height and width in pixels, and batch sizes."""
 
     height: Positive = 224
     width: Positive = 224
@@ -65,7 +65,7 @@ class PreprocessConfig(_ConfigSection, frozen=True):
 
 
 class CalibrationConfig(_ConfigSection, frozen=True):
-    """How the calibration table is made: by edge's own algorithms on any host, or by the device's own calibrators."""
+    """Calibration: algorithm, pictures, and whether edge or the device's own TensorRT makes the table (``engine``)."""
 
     algorithm: str = "auto"
     parameters: dict[str, float] = {}
@@ -94,7 +94,7 @@ class QuantizationConfig(_ConfigSection, frozen=True):
 
 
 class BuildConfig(_ConfigSection, frozen=True):
-    """How the engine is built; what a backend has no use for, it ignores and its manifest says so.
+    """Build settings; a backend ignores those that it has no use for, and its manifest lists them.
 
     ``min_int8_share`` is the share of convolution and matrix-product layers that must really run in INT8.
     ``version_compatible`` and ``hardware_compatibility`` (AMPERE_PLUS …) make a TensorRT engine that more machines
@@ -115,7 +115,7 @@ class BuildConfig(_ConfigSection, frozen=True):
 
 
 class RunConfig(_ConfigSection, frozen=True):
-    """How the loop runs. ``threads`` is for the CPU backend; None means all cores.
+    """Settings of the run loop. ``threads`` is for the CPU backend; None means all cores.
 
     ``workers`` is how many sessions infer at the same time, and ``prepare`` how many threads read, decode and
     preprocess; None leaves the choice to the run. ``preprocess_on``: the GPU where the backend can and its kernel
@@ -214,7 +214,7 @@ class ReconnectConfig(_ConfigSection, frozen=True):
 
 
 class CameraConfig(_ConfigSection, frozen=True):
-    """How a camera is opened, and when it counts as lost.
+    """Settings that a camera is opened with, and the time after which it counts as lost.
 
     Width, height in pixels and fps are asked for; what the camera gives is in the record. ``format`` and ``decoder``
     are for USB cameras, ``flip`` (0 to 7, nvvidconv's flip-method) for CSI, ``transport`` for RTSP. ``pipeline`` is a
@@ -262,7 +262,7 @@ class WebConfig(_ConfigSection, frozen=True):
 
 
 class TelemetryConfig(_ConfigSection, frozen=True):
-    """Where power is read from (``auto`` tries what there is), how often, and how long a run is idle before it begins.
+    """Power measurement: source (``auto`` tries what there is), rate, and idle time before a run.
 
     ``idle_s`` is the baseline for net energy; 0 means none. ``log`` is a file that keeps every reading.
     ``set_power_mode`` switches to the profile's ``power_mode`` for the length of a run, which needs root.
@@ -279,7 +279,7 @@ OutputKind = Literal["logits", "probabilities"]
 
 
 class OutputOptions(msgspec.Struct, frozen=True):
-    """What a profile says about the model's output.
+    """Settings of the model's output.
 
     Attributes:
         name: which of several outputs holds the classes; None where there is one.
@@ -408,7 +408,9 @@ def find_profile(name: str, folders: list[Path]) -> Path:
     raise ProfileError(
         f"there is no profile {name!r}{did_you_mean(name, known)}",
         where=", ".join(str(folder) for folder in folders) or None,
-        hint="edge profile list" if known else "edge in its checkout, or in a folder with profiles/; or --profile FILE",
+        hint="edge profile list"
+        if known
+        else "run edge inside a checkout or in a folder with profiles/, or give --profile FILE",
     )
 
 

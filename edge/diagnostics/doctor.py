@@ -283,7 +283,7 @@ def _profiles(
         paths[deployed.CURRENT] = shipped.profile
     if not paths:
         where = ", ".join(str(folder) for folder in folders) or "no folder profiles/"
-        step = "edge in its checkout, or in a folder with profiles/NAME.yaml"
+        step = "run edge inside a checkout or in a folder with profiles/NAME.yaml"
         yield _finding("profiles", "none", f"no profile: {where}", level="warning", step=step)
     for name, path in paths.items():
         try:

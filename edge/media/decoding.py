@@ -1,7 +1,7 @@
 """Encoded bytes to pixels, by OpenCV; the bytes are checked to be all there before.
 
-OpenCV 4.9 decodes a JPEG that was cut in the middle to a picture whose lower part is grey, and says nothing that a
-program could hear (5.0 refuses it). See :mod:`edge.media.truncation` for what is checked.
+OpenCV 4.9 decodes a JPEG that was cut in the middle to a picture whose lower part is grey, and reports nothing that a
+program can read (5.0 refuses it). See :mod:`edge.media.truncation` for what is checked.
 
 What stays unnoticed: bytes that were changed, not lost, inside the compressed data of a JPEG, lossy WebP or TIFF. These
 formats carry no checksum; libjpeg then prints "Corrupt JPEG data" on stderr, which nobody can turn off from Python.
@@ -51,7 +51,7 @@ def decode(data: bytes, *, name: str) -> npt.NDArray[np.uint8]:
 
 @functools.cache
 def opencv() -> ModuleType:
-    """OpenCV, told once to keep its own log lines to itself: each failure is an error of ours already."""
+    """OpenCV with its own log lines switched off: each failure is an EdgeError already."""
     cv2 = require("cv2")
     if "OPENCV_LOG_LEVEL" not in os.environ:
         logging = getattr(cv2.utils, "logging", None)

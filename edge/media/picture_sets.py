@@ -1,4 +1,4 @@
-"""Look at every picture of a source and say which ones are bad."""
+"""Check every picture of a source; copy the pictures of TFRecord shards to files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Bad(msgspec.Struct, frozen=True):
 
 
 class Checked(msgspec.Struct, frozen=True):
-    """What a check found: how many pictures were listed, and everything that is wrong with them."""
+    """Result of a check: the number of pictures, and every problem."""
 
     pictures: int
     bad: list[Bad]
@@ -101,7 +101,7 @@ TRUTH = "labels.csv"
 
 
 class Extracted(msgspec.Struct, frozen=True):
-    """What an extraction did; ``kept`` pictures were there already."""
+    """Result of an extraction; ``kept`` pictures were there before."""
 
     pictures: int
     written: int

@@ -20,7 +20,7 @@ from edge.media.labels import shown
 
 
 class PictureOrigin(Protocol):
-    """Where the encoded bytes of one picture lie."""
+    """Location of the encoded bytes of one picture."""
 
     @property
     def where(self) -> str:
@@ -54,7 +54,7 @@ class FileOrigin:
 
 
 class _Memo:
-    """What was learned about a picture since it was listed."""
+    """Facts about a picture that are computed once: its sha256."""
 
     __slots__ = ("sha256",)
 
@@ -77,7 +77,7 @@ class Picture:
 
     @property
     def where(self) -> str:
-        """Where the bytes lie, for messages."""
+        """Location of the bytes, for messages."""
         return self.origin.where
 
     @property

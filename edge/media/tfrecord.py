@@ -55,7 +55,7 @@ _ENDINGS = ((b"\xff\xd8\xff", ".jpg"), (b"\x89PNG", ".png"), (b"RIFF", ".webp"),
 
 
 class Example(msgspec.Struct, frozen=True):
-    """What edge takes from a ``tf.train.Example``; ``filename`` is as it was written, unsafe as a path."""
+    """The fields of a ``tf.train.Example`` that edge reads; ``filename`` is as it was written, unsafe as a path."""
 
     encoded: bytes
     label: int | None

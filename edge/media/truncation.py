@@ -35,7 +35,7 @@ _OTHERS = (
 
 
 def problem(data: bytes) -> str | None:
-    """What is wrong with the encoded picture ``data`` as a whole, in words; None when nothing is."""
+    """Find what is wrong with the encoded picture ``data`` as a whole: a sentence, or None."""
     if not data:
         return "the picture is empty (0 bytes)"
     if data.startswith(b"\xff\xd8\xff"):

@@ -216,7 +216,7 @@ def _l4t(root: Path, *, is_tegra: bool) -> str | None:
     match = re.search(r"^# R(\d{1,4}) \(release\), REVISION: ([\d.]+)", _text(root / "etc/nv_tegra_release") or "")
     if match:
         return f"{match[1]}.{match[2].strip('.')}"
-    # A host's package database is megabytes that have nothing to say about this.
+    # On a host the package database is large and does not hold this.
     version = _package_version(root, "nvidia-l4t-core") if is_tegra else None
     match = re.match(r"\d{1,4}\.\d+\.\d+", version or "")
     return match[0] if match else None
@@ -255,9 +255,9 @@ def _cpu_name(cpuinfo: str) -> str | None:
 
 
 def _machine(root: Path, cpuinfo: str) -> str | None:
-    told = _text(root / "proc/sys/kernel/arch")  # since Linux 6.1
-    if told:
-        return told
+    named = _text(root / "proc/sys/kernel/arch")  # since Linux 6.1
+    if named:
+        return named
     if re.search(r"(?m)^CPU architecture\s*:\s*(8|AArch64)", cpuinfo):
         return "aarch64"
     return "x86_64" if re.search(r"(?m)^flags\s*:.*\blm\b", cpuinfo) else None

@@ -81,7 +81,7 @@ def this_process() -> Process:
 
 
 def find_dependency(name: str) -> OptionalDependency | None:
-    """What is known of the optional dependency ``name``, or None when it is not installed.
+    """Look up the optional dependency ``name``; None when it is not installed.
 
     Versions come from package metadata. Imported are only OpenCV, whose build information says whether it has
     GStreamer, and optional dependencies without metadata, which NVIDIA's Debian packages may lack.

@@ -171,7 +171,7 @@ def test_no_profile_anywhere_is_said_with_a_way_out(
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.setattr(paths, "_PACKAGE", Path("nowhere/edge"))
     ended = edge("run", "--images", ".")
-    assert (ended.code, "in a folder with profiles/" in ended.err) == (3, True)
+    assert (ended.code, "run edge inside a checkout or in a folder with profiles/" in ended.err) == (3, True)
     listed = edge("profile", "list")
     assert (listed.code, listed.out, "no profiles" in listed.err) == (0, "", True)
 
