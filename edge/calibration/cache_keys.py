@@ -113,7 +113,7 @@ def preprocess_info(profile: Profile) -> dict[str, Any]:
 
 
 def _difference_in_words(manifest: Manifest, profile: Profile) -> str:
-    """How the model and preprocessing of a table differ from the profile's; empty where they do not."""
+    """Describe how the model and preprocessing of a table differ from the profile's; empty where they do not."""
     words = []
     if manifest.key.get("model") != onnx_model.fingerprint(Path(profile.model)):
         words.append(f"another {Path(profile.model).name}")
