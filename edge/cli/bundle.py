@@ -36,12 +36,16 @@ class _BundleShortForm(TyperGroup):
 app = typer.Typer(no_args_is_help=True, cls=_BundleShortForm)
 
 Source = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A .edge file, or the folder that it was unpacked to.")]
-Key = Annotated[Path | None, typer.Option(help="Sign it with this SSH key, or the agent's for this public key.")]
-Artifact = Annotated[str, typer.Argument(metavar="oci://HOST/NAME:TAG", help="Where in a registry.")]
-PlainHttp = Annotated[
-    bool, typer.Option("--plain-http", help="No TLS. Only this machine's own registry is asked so by itself.")
+Key = Annotated[
+    Path | None, typer.Option(help="SSH key to sign with: private, or public with the private half in the agent.")
 ]
-CaFile = Annotated[Path | None, typer.Option(help="Certificates to trust, for a registry with one of its own.")]
+Artifact = Annotated[str, typer.Argument(metavar="oci://HOST/NAME:TAG", help="Repository and tag in a registry.")]
+PlainHttp = Annotated[
+    bool, typer.Option("--plain-http", help="Use HTTP without TLS. A registry on this machine needs no option.")
+]
+CaFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Certificates to trust, for a registry with its own CA.")
+]
 AuthHosts = Annotated[
     list[str] | None,
     typer.Option(
@@ -50,32 +54,37 @@ AuthHosts = Annotated[
 ]
 AllowedSigners = Annotated[
     Path | None,
-    typer.Option(help="It must be signed by one of these.", show_default="this device's lists, where it has any"),
+    typer.Option(
+        metavar="FILE", help="Allowed signers; one of them must have signed it.", show_default="those of this device"
+    ),
 ]
 
 
 @app.command()
 def create(
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="File (.edge, .tar) or new folder to write.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="File (.edge, .tar) or new folder to write.")
+    ],
     profile: options.ProfileName = None,
     cache_dir: options.CacheDir = None,
     golden: Annotated[
-        Path | None, typer.Option(help="Golden pictures: what `--images` takes.", show_default="samples")
+        Path | None, typer.Option(metavar="DIR", help="Golden pictures, as for `--images`.", show_default="samples")
     ] = None,
-    no_golden: Annotated[bool, typer.Option("--no-golden", help="No golden pictures.")] = False,
+    no_golden: Annotated[bool, typer.Option("--no-golden", help="Leave golden pictures out.")] = False,
     reference: Annotated[
-        Path | None, typer.Option(help="Take the golden answers from this bundle instead of computing them.")
+        Path | None, typer.Option(metavar="FILE", help="Take the golden answers from this bundle; do not compute them.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle.", show_default="the profile's")] = None,
     jetpack: Annotated[
-        list[str] | None, typer.Option(help="JetPack release that it is for; repeat for more.", show_default="any")
+        list[str] | None,
+        typer.Option(metavar="X.Y", help="JetPack release of the devices; repeat for more.", show_default="any"),
     ] = None,
     with_wheels: Annotated[
-        bool, typer.Option("--with-wheels", help="Put in what installs edge on a device offline.")
+        bool, typer.Option("--with-wheels", help="Add the wheels that install edge on a device offline.")
     ] = False,
     key: Key = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Make the bundle of a profile."""
@@ -136,7 +145,7 @@ def verify(
     bundle: Source,
     *,
     allowed_signers: AllowedSigners = None,
-    here: Annotated[bool, typer.Option("--here", help="It must be for this machine, too.")] = False,
+    here: Annotated[bool, typer.Option("--here", help="Also check that the bundle targets this machine.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Compare every file of a bundle with the manifest, and check its signature where one is asked for."""
@@ -243,13 +252,15 @@ def push(
 def pull(
     artifact: Artifact,
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="File (.edge, .tar) or folder to write.")],
-    reuse: Annotated[Path | None, typer.Option(help="Take files that this bundle has from there.")] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="File (.edge, .tar) or folder to write.")
+    ],
+    reuse: Annotated[Path | None, typer.Option(metavar="FILE", help="Bundle to take unchanged files from.")] = None,
     allowed_signers: AllowedSigners = None,
     plain_http: PlainHttp = False,
     ca_file: CaFile = None,
     auth_host: AuthHosts = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Pull a bundle from an OCI registry, verified; with @sha256:… exactly that one, or none.

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 def pull(
     target: target_options.Targets,
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for what belongs to one device.")] = Path(
-        "devices"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the files of each device.")
+    ] = Path("devices"),
     cache_dir: options.CacheDir = None,
     parallel: target_options.Parallel = None,
     fleet: target_options.FleetFile = None,

@@ -25,16 +25,20 @@ if TYPE_CHECKING:
 def command(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of the bundle.")],
     *,
-    against: Annotated[Path | None, typer.Option(help="Folder of the bundle to compare with.")] = None,
+    against: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the bundle to compare with.")] = None,
     gate: Annotated[
-        list[str] | None, typer.Option(help="Limit: labels=N, distance=X, latency=FACTOR, energy=FACTOR.")
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Limit: labels=N, distance=X, latency=FACTOR, energy=FACTOR."),
     ] = None,
     state: Annotated[
-        Path | None, typer.Option(help="Where engines and timing caches are kept.", show_default="~/.local/share/edge")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for engines and timing caches.", show_default="~/.local/share/edge"),
     ] = None,
     nonce: Annotated[
         str,
-        typer.Option(help="Word to repeat in the report, by which `edge ship` knows it.", show_default="none"),
+        typer.Option(
+            metavar="HEX", help="Word to repeat in the report, by which `edge ship` knows it.", show_default="none"
+        ),
     ] = "",
     as_json: options.Json = False,
 ) -> None:

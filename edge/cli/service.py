@@ -27,11 +27,18 @@ app = typer.Typer(no_args_is_help=True)
 
 _Words = Annotated[list[str] | None, typer.Argument(metavar="-- [RUN OPTIONS]", help="Options of edge run.")]
 _Name = Annotated[str | None, typer.Option("--name", help="Name of the service.", show_default="the profile's")]
-_User = Annotated[bool, typer.Option("--user", help="A service of this user instead of the system's.")]
-_As = Annotated[str | None, typer.Option("--as", help="User it runs as (system).", show_default="who calls sudo")]
-_Watchdog = Annotated[int, typer.Option("--watchdog", min=5, help="Seconds without a picture that mean it hangs.")]
-_Restarts = Annotated[int, typer.Option(min=1, help="Restarts within ten minutes that are too many.")]
-_UnitDir = Annotated[Path | None, typer.Option("--unit-dir", help="Folder of the unit; systemd is left alone.")]
+_User = Annotated[bool, typer.Option("--user", help="Install for this user instead of the system.")]
+_As = Annotated[
+    str | None,
+    typer.Option("--as", metavar="USER", help="User that the system service runs as.", show_default="who calls sudo"),
+]
+_Watchdog = Annotated[
+    int, typer.Option("--watchdog", min=5, metavar="SECONDS", help="Restart after this long without a frame.")
+]
+_Restarts = Annotated[int, typer.Option(min=1, metavar="N", help="Give up after N restarts in 10 minutes.")]
+_UnitDir = Annotated[
+    Path | None, typer.Option("--unit-dir", metavar="DIR", help="Write the unit there and do not call systemctl.")
+]
 
 
 @app.command("print")

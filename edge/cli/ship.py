@@ -39,7 +39,7 @@ class _ShipShortForm(TyperGroup):
 
 app = typer.Typer(no_args_is_help=True, cls=_ShipShortForm)
 
-Everything = Annotated[bool, typer.Option("--verify", help="Read the bundle in use and compare its digests.")]
+Everything = Annotated[bool, typer.Option("--verify", help="Also read the bundle in use and compare its digests.")]
 
 
 @app.command()
@@ -47,27 +47,32 @@ def to(  # noqa: PLR0913 - every option is one parameter: Typer reads the signat
     *,
     target: target_options.Targets,
     bundle: Annotated[
-        Path | None, typer.Option("--bundle", "-b", help="Bundle to ship.", show_default="the fleet's")
+        Path | None, typer.Option("--bundle", "-b", metavar="FILE", help="Bundle to ship.", show_default="the fleet's")
     ] = None,
     profile: Annotated[
-        str | None, typer.Option("--profile", "-p", help="Make the bundle of this profile, and ship it.")
+        str | None, typer.Option("--profile", "-p", help="Create the bundle of this profile and ship it.")
     ] = None,
     cache_dir: options.CacheDir = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would travel; write nothing.")] = False,
-    no_canary: Annotated[bool, typer.Option("--no-canary", help="Do not try the bundle on the device.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent; write nothing.")] = False,
+    no_canary: Annotated[bool, typer.Option("--no-canary", help="Switch without a trial on the device.")] = False,
     gate: Annotated[
         list[str] | None,
-        typer.Option(help="Limit of the trial: labels=N, distance=X, latency=FACTOR, energy=FACTOR."),
+        typer.Option(
+            metavar="NAME=VALUE", help="Limit of the trial: labels=N, distance=X, latency=FACTOR, energy=FACTOR."
+        ),
     ] = None,
     bootstrap: Annotated[
         bool, typer.Option("--bootstrap", help="Install edge on the device from the bundle's wheels.")
     ] = False,
     parallel: target_options.Parallel = None,
     stop_after: Annotated[
-        int | None, typer.Option(min=1, help="Begin no more devices after N failed.", show_default="the fleet's")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Begin no more devices after N failures.", show_default="the fleet's"),
     ] = None,
     no_rsync: Annotated[bool, typer.Option("--no-rsync", help="Send files whole, not by rsync.")] = False,
-    lock_wait: Annotated[int, typer.Option(min=0, help="Seconds to wait for another ship to a device.")] = 30,
+    lock_wait: Annotated[
+        int, typer.Option(min=0, metavar="SECONDS", help="Longest wait for another ship to a device.")
+    ] = 30,
     fleet: target_options.FleetFile = None,
     ssh_config: target_options.SshConfig = None,
     as_json: options.Json = False,
@@ -147,7 +152,7 @@ def rollback(
 def gc(
     target: target_options.Targets,
     *,
-    keep: Annotated[int, typer.Option(min=0, help="Bundles to keep besides current and previous.")] = 0,
+    keep: Annotated[int, typer.Option(min=0, metavar="N", help="Other bundles to keep, the newest.")] = 0,
     parallel: target_options.Parallel = None,
     fleet: target_options.FleetFile = None,
     ssh_config: target_options.SshConfig = None,

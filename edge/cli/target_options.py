@@ -20,13 +20,16 @@ Targets = Annotated[
     ),
 ]
 FleetFile = Annotated[
-    Path | None, typer.Option("--fleet", help="Fleet file.", show_default="fleet.yaml, where it is there")
+    Path | None,
+    typer.Option("--fleet", metavar="FILE", help="Fleet file.", show_default="fleet.yaml, where it is there"),
 ]
 SshConfig = Annotated[
-    Path | None, typer.Option("--ssh-config", "-F", help="ssh configuration file.", show_default="ssh's own")
+    Path | None,
+    typer.Option("--ssh-config", "-F", metavar="FILE", help="ssh configuration file.", show_default="ssh's own"),
 ]
 Parallel = Annotated[
-    int | None, typer.Option("--parallel", min=1, help="Devices at once.", show_default="the fleet's, or 8")
+    int | None,
+    typer.Option("--parallel", min=1, metavar="N", help="Devices at once.", show_default="the fleet's, or 8"),
 ]
 
 

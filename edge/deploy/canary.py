@@ -23,6 +23,7 @@ from edge.backends import Backend, Session
 from edge.calibration import cache_keys
 from edge.config import Profile, profiles
 from edge.deploy.bundle import Bundle, Deployed, check_models, check_target, golden, verify_bundle
+from edge.deploy.trial import FACTORS, SLOWER_MS
 from edge.engines import building
 from edge.errors import ArtifactError, DataError, DeviceError, EdgeError, ModelError, ProfileError, QualityError
 from edge.events import Listener, Note, Progress, ignore_events
@@ -39,10 +40,6 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 PROGRAM = "edge canary"
-# Factors against the previous bundle; chosen, not derived: an engine that is rebuilt varies by some percent.
-LATENCY, ENERGY = 1.25, 1.25
-# Below this difference a factor says nothing: the timer and the scheduler are as large.
-_SLOWER_MS = 0.1
 _WARMUP = 10
 _TURN_INFERENCES = 30
 
@@ -139,7 +136,7 @@ def canary(
             theirs = before.measured() if before is not None else None
     except _ABOUT_THE_BUNDLE as exc:
         return TrialReport(bundle=bundle.digest, nonce=nonce, passed=False, failed=[str(exc.what)], device=machine)
-    limits = {"latency": LATENCY, "energy": ENERGY, **own.limits, **gates}
+    limits = {**FACTORS, **own.limits, **gates}
     failed = _judge(mine, theirs, limits)
     if not own.is_finite:
         failed.append("the outputs hold NaN or infinity")
@@ -283,7 +280,7 @@ def _judge(mine: Measured, theirs: Measured | None, limits: Mapping[str, float])
         return failed
     if mine.latency is not None and theirs.latency is not None:
         new, old, limit = mine.latency.p50_ms, theirs.latency.p50_ms, limits["latency"]
-        if new > old * limit and new - old > _SLOWER_MS:
+        if new > old * limit and new - old > SLOWER_MS:
             failed.append(f"{new:.2f} ms per inference (median), {old:.2f} ms before: more than {limit:g} times")
     if mine.millijoules is not None and theirs.millijoules is not None:
         now, then, limit = mine.millijoules, theirs.millijoules, limits["energy"]

@@ -20,6 +20,11 @@ GATES: dict[str, str] = {
     "latency": "latency against the bundle in use, as a factor",
     "energy": "energy per picture against the bundle in use, as a factor",
 }
+# Defaults of the factors; chosen, not derived: an engine that is rebuilt varies by some percent. Those of labels and
+# distance come with the bundle.
+FACTORS = {"latency": 1.25, "energy": 1.25}
+# Below this difference a factor says nothing: the timer and the scheduler are as large.
+SLOWER_MS = 0.1
 
 
 def parse_gates(words: list[str]) -> dict[str, float]:

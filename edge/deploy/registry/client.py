@@ -193,9 +193,9 @@ class Connection:
             return
         if asks.startswith("basic"):
             # With every request, so that no body is sent in vain; and nobody takes the realm for a token server.
-            client.session.auth = (found.user, found.password)
+            client.session.auth = (found.user, found.password.reveal())
             client.auth = require("oras.auth").get_auth_backend("basic", client.session)
-        client.auth.set_basic_auth(found.user, found.password)
+        client.auth.set_basic_auth(found.user, found.password.reveal())
 
     def _request(self, method: str, url: str, **options: Any) -> Any:  # noqa: ANN401
         with self._translated():

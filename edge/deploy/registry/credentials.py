@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from edge.artifacts import Secret
 from edge.errors import DeviceError, StoreError
 
 USER = "EDGE_REGISTRY_USER"
@@ -23,13 +24,10 @@ _TIMEOUT_S = 60
 
 
 class Credentials(msgspec.Struct, frozen=True):
-    """A user and a password, which no message shows."""
+    """A user and a password."""
 
     user: str
-    password: str
-
-    def __repr__(self) -> str:
-        return f"Credentials({self.user!r}, …)"
+    password: Secret
 
 
 def find(host: str, environment: Mapping[str, str]) -> Credentials | None:
@@ -41,7 +39,7 @@ def find(host: str, environment: Mapping[str, str]) -> Credentials | None:
     """
     user, password = environment.get(USER), environment.get(PASSWORD)
     if user and password:
-        return Credentials(user, password)
+        return Credentials(user, Secret(password))
     for path in _files(environment):
         if path.is_file():
             found = _from_file(path, host)
@@ -87,7 +85,7 @@ def _decoded(text: str, path: Path) -> Credentials:
         raise StoreError("an entry is not base64", where=path, hint="docker login writes it again") from exc
     if not colon:
         raise StoreError("an entry has no password", where=path, hint="docker login writes it again")
-    return Credentials(user, password)
+    return Credentials(user, Secret(password))
 
 
 def _ask(helper: str, host: str) -> Credentials | None:
@@ -105,7 +103,7 @@ def _ask(helper: str, host: str) -> Credentials | None:
         return None
     try:
         answer = json.loads(done.stdout)
-        return Credentials(str(answer["Username"]), str(answer["Secret"]))
+        return Credentials(str(answer["Username"]), Secret(str(answer["Secret"])))
     except (ValueError, KeyError, TypeError) as exc:
         raise DeviceError(f"{program} gave no user and password") from exc
 

@@ -152,7 +152,8 @@ def test_podman_keeps_them_elsewhere(tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_text(json.dumps({"auths": {"h": {"auth": basic()}}}))
     found = credentials.find("h", {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)})
-    assert found == credentials.Credentials("robot", PASSWORD)
+    assert found is not None
+    assert (found.user, found.password.reveal()) == ("robot", PASSWORD)
     assert PASSWORD not in repr(found)
     assert credentials.find("h", {"HOME": str(tmp_path)}) is None
 
