@@ -82,10 +82,11 @@ def test_above_2_gb(error: Exception, tmp_path: Path) -> None:
     assert "--precision fp32" in (caught.value.hint or "")
 
 
-def test_an_old_opset_has_no_qdq(tiny_model: Callable[..., Path]) -> None:
+def test_an_old_opset_is_converted_for_qdq(tiny_model: Callable[..., Path]) -> None:
     path = tiny_model(opset=11)
-    with pytest.raises(ModelError, match="opset 11; per-channel Q/DQ needs 13"):
-        onnx_variants.quantized(path, table_for(path))
+    made = onnx.load_from_string(onnx_variants.quantized(path, table_for(path)).data)
+    assert next(item.version for item in made.opset_import if not item.domain) >= 13
+    assert any(node.op_type == "DequantizeLinear" and node.attribute for node in made.graph.node)
 
 
 def test_nodes_by_number(tiny_model: Callable[..., Path]) -> None:

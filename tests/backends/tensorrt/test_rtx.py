@@ -118,7 +118,7 @@ def network(path: Path, nodes: list[Any], weights: list[Any], *, domain: bool = 
         nodes,
         "bad",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 3, 32, 32])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, out)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, out or ["n", "c"])],
         weights,
     )
     opsets = [helper.make_opsetid("", 17), *([helper.make_opsetid("com.x", 1)] if domain else [])]
