@@ -1,16 +1,15 @@
-"""Preprocessing on the GPU: how near to the memory's bandwidth, and how much faster than OpenCV.
+"""Preprocessing on the GPU: how near to the memory's bandwidth, and how much faster than the CPU path.
 
-    python benchmarks/cuda_preprocess.py [--sweep]
+    python benchmarks/cuda_preprocess.py
 
 A batch of 32 frames of 1280×720 to 224: the bytes that crop and scale must read and the output must write, over the
-time of a launch, next to what a copy reaches on the same GPU in the same run. Eight sets of frames and outputs take
-turns, so that none is found in the cache. Then one frame from host memory to the network's input, next to the CPU path
-with OpenCV: its upload and kernel alone, and with the copy to page-locked memory that comes before.
+time of a launch, beside what a copy reaches on the same GPU in the same run. Eight sets of frames and outputs take
+turns, so that none is found in the cache. Then one frame from host memory to the network's input, beside the CPU path:
+its upload and kernel alone, and with the copy to page-locked memory that comes before.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import statistics
 import struct
@@ -26,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from edge.backends.cuda import kernels
 from edge.backends.cuda.driver import open_device
 from edge.backends.cuda.gpu_preprocessor import GpuPreprocessor
-from edge.backends.cuda.kernels import Frames, Tile
+from edge.backends.cuda.kernels import FrameLayout
 from edge.backends.cuda.protocols import GpuDevice
 from edge.config.profiles import InputConfig, PreprocessConfig
 from edge.model.preprocessing import Preprocessor
@@ -41,28 +40,15 @@ extern "C" __global__ void edge_copy(const Job job) {
     job.to[i] = job.from[i];
 }
 """
-TILES = [
-    *(Tile(width, height, threads) for width, height in ((32, 16), (32, 32), (64, 16)) for threads in (64, 128, 256)),
-    Tile(32, 8, 64),
-    Tile(32, 64, 256),
-    Tile(64, 8, 128),
-    Tile(64, 32, 256),
-    Tile(128, 8, 128),
-]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sweep", action="store_true", help="try other tiles too")
-    options = parser.parse_args()
     device = open_device()
     say("GPU", f"{device.name}, compute capability {device.sm}")
     with device.active():
         ceiling = copy_rate(device)
         say("copy, read and written", f"{ceiling:.0f} GB/s")
         batches(device, ceiling)
-        if options.sweep:
-            sweep(device, ceiling)
     one_frame(device)
     device.close()
 
@@ -93,59 +79,45 @@ def batches(device: GpuDevice, ceiling: float) -> None:
     row(device, ceiling, PreprocessConfig(fit="letterbox"), half=False, note=" letterbox")
 
 
-def sweep(device: GpuDevice, ceiling: float) -> None:
-    """The first case with other tiles."""
-    print(f"\n{'tile, threads':<24}{'MB':>8}{'µs':>9}{'GB/s':>8}{'of copy':>9}{'frames/s':>12}")
-    for tile in TILES:
-        note = f"{tile.width}×{tile.height}, {tile.threads}"
-        row(device, ceiling, PreprocessConfig(), half=False, tile=tile, title=note)
-
-
-def row(
-    device: GpuDevice,
-    ceiling: float,
-    spec: PreprocessConfig,
-    *,
-    half: bool,
-    tile: Tile = kernels.TILE,
-    note: str = "",
-    title: str = "",
-) -> None:
-    plan = kernels.plan(HEIGHT, WIDTH, spec, TARGET, tile=tile)
-    took = batch_ms(device, spec, half=half, tile=tile)
+def row(device: GpuDevice, ceiling: float, spec: PreprocessConfig, *, half: bool, note: str = "") -> None:
+    plan = kernels.plan(HEIGHT, WIDTH, spec, TARGET)
+    took = batch_ms(device, spec, half=half)
     moved = BATCH * plan.bytes_moved(itemsize=2 if half else 4)
     rate = moved / took / 1e6
-    name = title or f"{plan.kernel.removeprefix('edge_')}{' f16' if half else ' f32'}{note}"
+    name = f"{spec.interpolation}{' f16' if half else ' f32'}{note}"
     figures = f"{moved / 1e6:>8.1f}{took * 1e3:>9.2f}{rate:>8.0f}{rate / ceiling:>9.0%}{BATCH / took * 1e3:>12,.0f}"
     print(f"{name:<24}{figures}", flush=True)
 
 
-def batch_ms(device: GpuDevice, spec: PreprocessConfig, *, half: bool, tile: Tile) -> float:
+def batch_ms(device: GpuDevice, spec: PreprocessConfig, *, half: bool) -> float:
     """Milliseconds of one launch, as one of eight that a graph puts on the stream one after the other."""
-    module = device.kernels(kernels.source(), options=tile.options)
-    plan = kernels.plan(HEIGHT, WIDTH, spec, TARGET, tile=tile)
+    module = device.kernels(kernels.source())
+    plan = kernels.plan(HEIGHT, WIDTH, spec, TARGET)
     frame_bytes = 3 * WIDTH * HEIGHT
-    host = device.pinned(frame_bytes)
-    host.array[:] = np.random.default_rng(0).integers(0, 256, frame_bytes, np.uint8)
-    memory = [device.memory(BATCH * frame_bytes) for _ in range(SETS)]
+    host = device.pinned(max(frame_bytes, plan.table.nbytes))
+    host.array[: plan.table.nbytes] = plan.table
+    table = device.memory(plan.table.nbytes)
+    device.upload(table.address, host.array[: plan.table.nbytes])
+    device.synchronize()
+    host.array[:frame_bytes] = np.random.default_rng(0).integers(0, 256, frame_bytes, np.uint8)
+    memory = [device.memory(BATCH * frame_bytes + kernels.GUARD) for _ in range(SETS)]
     targets = [device.memory(BATCH * 3 * TARGET.height * TARGET.width * (2 if half else 4)) for _ in range(SETS)]
     jobs = []
     for source, target in zip(memory, targets, strict=True):
+        first = source.address
         for number in range(BATCH):
-            device.upload(source.address + number * frame_bytes, host.array)
-        layout = Frames(
-            address=source.address, row_stride=3 * WIDTH, frame_stride=frame_bytes, height=HEIGHT, width=WIDTH
-        )
-        jobs.append(kernels.job(plan, layout, spec, target=target.address))
+            device.upload(first + number * frame_bytes, host.array[:frame_bytes])
+        layout = FrameLayout(address=first, row_stride=3 * WIDTH, frame_stride=frame_bytes)
+        jobs.append(kernels.job(plan, layout, spec, table=table.address, target=target.address))
 
     def work() -> None:
         for job in jobs:
             name = plan.kernel + ("_f16" if half else "_f32")
-            module.launch(name, job, grid=plan.grid(BATCH), threads=tile.threads, shared=plan.shared_bytes)
+            module.launch(name, job, grid=plan.grid(BATCH), threads=kernels.THREADS, shared=plan.tile.shared)
 
     graph = device.capture(work)
     took = launches_ms(device, graph.launch, REPEATS) / SETS
-    for item in (graph, host, *memory, *targets):
+    for item in (graph, host, table, *memory, *targets):
         item.free()
     return took
 
@@ -166,7 +138,7 @@ def launches_ms(device: GpuDevice, launch: Callable[[], None], repeats: int) -> 
 
 
 def one_frame(device: GpuDevice) -> None:
-    """One frame from host memory to the network's input, waited for; next to OpenCV on the CPU."""
+    """One frame from host memory to the network's input, waited for; beside the CPU path."""
     import cv2
 
     print(f"\none frame {WIDTH}×{HEIGHT} -> {TARGET.width}, bilinear, from host memory to the finished input")
@@ -178,7 +150,7 @@ def one_frame(device: GpuDevice) -> None:
     threads = cv2.getNumThreads()
     say("OpenCV", f"{cv2.__version__}")
     baseline = microseconds(lambda number: on_cpu(frames[number % 8], out))
-    say(f"CPU, OpenCV's {threads} threads", f"{baseline:.0f} µs")
+    say(f"CPU, {threads} threads of OpenCV", f"{baseline:.0f} µs")
     cv2.setNumThreads(1)
     say("CPU, one thread", f"{microseconds(lambda number: on_cpu(frames[number % 8], out)):.0f} µs")
     cv2.setNumThreads(threads)
@@ -195,7 +167,7 @@ def one_frame(device: GpuDevice) -> None:
 
         for name, stage in (("GPU, with the copy to page-locked", True), ("GPU, upload and kernel", False)):
             took = microseconds(functools.partial(run, stage=stage))
-            say(name, f"{took:.0f} µs, {baseline / took:.1f} times as fast as OpenCV")
+            say(name, f"{took:.0f} µs, {baseline / took:.1f} times as fast as the CPU path")
         for item in (on_gpu, target):
             item.free()
 

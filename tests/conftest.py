@@ -126,7 +126,7 @@ def tiny_profile() -> Callable[..., Path]:
                 "model": "model.onnx",
                 "labels": "labels.txt",
                 "input": {"height": SIDE, "width": SIDE, "batch": {"min": 1, "opt": 1, "max": 8}},
-                "preprocess": {"resize": 36, "mean": [127, 127, 127], "std": [64, 64, 64]},
+                "preprocess": {"resize": 40, "mean": [127, 127, 127], "std": [64, 64, 64]},
                 "calibration": {"algorithm": "entropy2"},
                 # Most tests are about the user's own network; those of recipes say so.
                 "quantization": {"recipe": "none"},

@@ -124,7 +124,8 @@ def _difference_in_words(manifest: Manifest, profile: Profile) -> str:
             for name in now
             if isinstance(before, dict) and name in before and _value(before[name]) != _value(now[name])
         ]
-        words.append(f"other preprocessing{': ' if changed else ''}{', '.join(changed)}")
+        older = preprocessing.older_definition(str(manifest.key.get("preprocess")), profile.preprocess, profile.input)
+        words.append(older or f"other preprocessing{': ' if changed else ''}{', '.join(changed)}")
     return " and ".join(words)
 
 
@@ -220,9 +221,9 @@ def find_table(profile: Profile, cache: Path) -> FoundArtifact:
     known |= {name: value for name, value in manifest.key.items() if name.startswith("algorithm.")}
     changed = store.differences(known, wanted)
     if changed:
-        raise ArtifactError(
-            f"the table was made for something else ({_said(changed)})", where=path, hint=f"{again} (or --force)"
-        )
+        older = preprocessing.older_definition(str(known["preprocess"]), profile.preprocess, profile.input)
+        what = f"with {older}" if older else f"for something else ({_said(changed)})"
+        raise ArtifactError(f"the table was made {what}", where=path, hint=f"{again} (or --force)")
     return FoundArtifact(path, manifest)
 
 

@@ -210,7 +210,7 @@ def count(
 
     def load(index: int) -> NDArray[np.float32]:
         picture = pictures[index]
-        return preprocessor(decode(picture.read_checked(), name=picture.where))
+        return preprocessor(decode(picture.read_checked(), name=picture.where, exif=preprocessor.spec.exif))
 
     return counting.collect(
         [picture.where for picture in pictures],

@@ -249,7 +249,8 @@ class PictureInputs(Sequence["NDArray[np.float32]"]):
 
     def _load(self, index: int) -> NDArray[np.float32]:
         picture = self._pictures[index]
-        loaded = self._preprocessor(decode(picture.read_checked(), name=picture.where))
+        exif = self._preprocessor.spec.exif
+        loaded = self._preprocessor(decode(picture.read_checked(), name=picture.where, exif=exif))
         if self._keeps:
             self._kept[index] = loaded
         return loaded

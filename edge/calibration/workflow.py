@@ -329,7 +329,8 @@ def _feed(profile: Profile, pictures: Pictures, *, batch: int, parameters: dict[
     def batches() -> Iterator[object]:
         for first in range(0, len(ordered), batch):
             chosen = ordered[first : first + batch]
-            arrays = [preprocessor(decode(picture.read_checked(), name=picture.where)) for picture in chosen]
+            exif = preprocessor.spec.exif
+            arrays = [preprocessor(decode(p.read_checked(), name=p.where, exif=exif)) for p in chosen]
             yield np.ascontiguousarray(np.stack(arrays))
             listen(Progress("calibrate", first + batch, len(ordered)))
 

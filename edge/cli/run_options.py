@@ -141,7 +141,7 @@ class FrameSource(msgspec.Struct, frozen=True, kw_only=True):
 
             pictures = open_pictures(self.images)
             pictures = pictures.take(self.limit) if self.limit else pictures
-            return lambda: PictureStream(pictures)
+            return lambda: PictureStream(pictures, exif=profile.preprocess.exif)
         if self.video is not None:
             from edge.media import VideoStream
 

@@ -1,7 +1,6 @@
 """YAML device profiles: read, merged along ``extends``, checked, and frozen.
 
-A profile that is wrong gives ``file:line: key.path: what is wrong``. Paths in a profile are relative to the file that
-names them. Nothing outside this module sees YAML or a raw dict.
+A profile that is wrong gives ``file:line: key.path: what is wrong``. Paths in a profile are relative to its file.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class InputConfig(_ConfigSection, frozen=True):
 
 
 class PreprocessConfig(_ConfigSection, frozen=True):
-    """From a decoded uint8 picture to the network's float input (see :mod:`edge.model.preprocessing`).
+    """From a picture to the network's float input (:mod:`edge.model.preprocessing`); ``exif`` turns pictures upright.
 
     ``mean`` and ``std`` are per channel in the order of ``color``, in units of 8-bit pixel values (0 to 255).
     """
@@ -62,6 +61,7 @@ class PreprocessConfig(_ConfigSection, frozen=True):
     mean: Triple = (123.675, 116.28, 103.53)
     std: Triple = (58.395, 57.12, 57.375)
     pad: Annotated[int, msgspec.Meta(ge=0, le=255)] = 114
+    exif: bool = True
 
 
 class CalibrationConfig(_ConfigSection, frozen=True):

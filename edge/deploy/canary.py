@@ -253,7 +253,8 @@ class _Candidate:
             data = self._bundle.read(golden.FILE)
             names = sorted(golden.decode_expected(data, where=str(self._bundle.path / golden.FILE)).pictures)
         preprocessor = Preprocessor(self._profile.preprocess, wanted)
-        inputs = [preprocessor(decode(self._bundle.read(name), name=name)) for name in names]
+        exif = self._profile.preprocess.exif
+        inputs = [preprocessor(decode(self._bundle.read(name), name=name, exif=exif)) for name in names]
         if not inputs:
             # Speed does not depend on what is seen.
             inputs = [np.zeros((3, wanted.height, wanted.width), np.float32)]

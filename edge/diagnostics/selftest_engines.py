@@ -113,7 +113,8 @@ def gpu_preprocessing(bench: SelfTestContext) -> StepOutcome:
             # Not an error to edge run either, unless the profile says so.
             wanted = variant.profile.run.preprocess_on == "device"
             return (failed if wanted else skipped)(f"edge run preprocesses on the CPU: {exc.what}", hint=exc.hint)
-        frames = [decode(picture.read_checked(), name=picture.where) for picture in bench.pictures]
+        exif = variant.profile.preprocess.exif
+        frames = [decode(picture.read_checked(), name=picture.where, exif=exif) for picture in bench.pictures]
         session.infer_frames(frames[:1])
         found = [session.infer_frames([frame]) for frame in frames]
     finally:

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-def decode(data: bytes, *, name: str) -> npt.NDArray[np.uint8]:
-    """Pixels of an encoded picture: H × W × 3, uint8, BGR, contiguous, turned upright as its EXIF data says.
+def decode(data: bytes, *, name: str, exif: bool = True) -> npt.NDArray[np.uint8]:
+    """Pixels of an encoded picture: H × W × 3, uint8, BGR, contiguous.
 
     Grey becomes three equal channels, transparency is dropped, 16 bits per channel become 8. ``name`` is for messages.
+    ``exif`` turns the picture upright as its EXIF orientation says, if it says anything.
 
     Raises:
         DataError: no bytes, not a picture, cut off, or damaged so that OpenCV refuses it.
@@ -35,8 +36,9 @@ def decode(data: bytes, *, name: str) -> npt.NDArray[np.uint8]:
     if wrong is not None:
         raise DataError(wrong, where=name)
     cv2, numpy = opencv(), require("numpy")
+    flags = cv2.IMREAD_COLOR if exif else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        pixels = cv2.imdecode(numpy.frombuffer(data, numpy.uint8), cv2.IMREAD_COLOR)
+        pixels = cv2.imdecode(numpy.frombuffer(data, numpy.uint8), flags)
     except cv2.error as exc:
         raise DataError(f"OpenCV refuses the picture: {getattr(exc, 'err', '') or exc}", where=name) from exc
     if pixels is None:

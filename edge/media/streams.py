@@ -114,13 +114,14 @@ class GroupStream(Stream, Protocol):
 
 
 class PictureStream:
-    """Every picture of a set, in its order."""
+    """Every picture of a set, in its order; ``exif`` turns them as their EXIF orientation says."""
 
-    def __init__(self, pictures: Pictures, *, clock: Clock = time.monotonic) -> None:
+    def __init__(self, pictures: Pictures, *, exif: bool = True, clock: Clock = time.monotonic) -> None:
         self.opened = OpenedSource(kind="pictures", opened_as=str(pictures.source), live=False, total=len(pictures))
         self.dropped = None
         self.notes: list[str] = []
         self._pictures = enumerate(pictures)
+        self._exif = exif
         self._clock = clock
         self._closed = False
 
@@ -132,7 +133,7 @@ class PictureStream:
         seq, picture = next(self._pictures, (0, None))
         if picture is None:
             return None
-        return Frame(seq, picture.name, picture.where, since_s, _Load(picture))
+        return Frame(seq, picture.name, picture.where, since_s, _Load(picture, exif=self._exif))
 
     def close(self) -> None:
         """No more pictures."""
@@ -142,13 +143,14 @@ class PictureStream:
 class _Load:
     """Reads and decodes a picture when called."""
 
-    __slots__ = ("_picture",)
+    __slots__ = ("_exif", "_picture")
 
-    def __init__(self, picture: Picture) -> None:
+    def __init__(self, picture: Picture, *, exif: bool) -> None:
         self._picture = picture
+        self._exif = exif
 
     def __call__(self) -> Any:  # noqa: ANN401
-        return decode(self._picture.read(), name=self._picture.where)
+        return decode(self._picture.read(), name=self._picture.where, exif=self._exif)
 
 
 class LimitedStream:

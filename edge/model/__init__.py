@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from edge.model.model_facts import ModelFacts
     from edge.model.onnx_model import Model, external_locations
-    from edge.model.preprocessing import Box, Preprocessor, placed, region, use_one_thread
+    from edge.model.preprocessing import AxisTable, Box, Preprocessor, placed, tables, use_one_thread
     from edge.model.torch_export import ExportedModel
 else:
     __getattr__ = lazy_exports(
@@ -47,7 +47,7 @@ else:
             ],
             "model_facts": ["ModelFacts"],
             "onnx_model": ["Model", "external_locations"],
-            "preprocessing": ["Box", "Preprocessor", "placed", "region", "use_one_thread"],
+            "preprocessing": ["AxisTable", "Box", "Preprocessor", "placed", "tables", "use_one_thread"],
             "torch_export": ["ExportedModel"],
         },
     )
@@ -58,6 +58,7 @@ __all__ = [
     "SUFFIX",
     "WEIGHTED",
     "AdaptedModel",
+    "AxisTable",
     "Box",
     "Counts",
     "ExportedModel",
@@ -84,8 +85,8 @@ __all__ = [
     "opset_of",
     "placed",
     "preprocessing",
-    "region",
     "remove_unused",
+    "tables",
     "torch_export",
     "use_one_thread",
     "weighted_layers",

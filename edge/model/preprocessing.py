@@ -1,21 +1,32 @@
-"""One definition of preprocessing, used by calibrate, run and eval.
+"""One definition of preprocessing, used by calibrate, run and eval: what torchvision and Pillow do to a picture.
 
 From a decoded picture, uint8 H×W×3 BGR as OpenCV gives it, to float32 3×h×w:
 
-1. *region*: ``crop`` takes the centred box that becomes the network input when the shorter side is scaled to
-   ``resize``; ``squash`` and ``letterbox`` take the whole picture.
-2. *resize* of the region to the target size. When it shrinks by a factor of two or more on an axis, the region is
-   first averaged over whole boxes of floor(factor) pixels (so that no pixel is skipped), then interpolated with
-   half-pixel centres: ``nearest``, ``bilinear`` or ``bicubic`` (OpenCV's kernel, a = -0.75). The result is rounded to
-   uint8. ``nearest`` skips the averaging.
+1. *region*: ``crop`` is torchvision's ``Resize(resize)`` and ``CenterCrop``: the shorter side becomes ``resize``, the
+   longer one keeps the proportion, rounded down, and the centred h×w part of that is kept. Only this part is computed;
+   in source pixels it is a box with fractional edges. ``squash`` and ``letterbox`` take the whole picture.
+2. *resize* of the region to the target size with Pillow's antialiased filters: ``bilinear`` (a triangle) or ``bicubic``
+   (a = -0.5), as wide as the step from one output pixel to the next where that is more than one source pixel. Pixels
+   beyond the region's edge count as far as the filter reaches, as they do when the whole picture is scaled first.
+   Along x first, rounded to uint8, then along y, rounded again, as Pillow did up to version 12 (13 begins with y where
+   a picture is more than twice as tall as wide). ``nearest`` takes the pixel under
+   each centre.
 3. *letterbox* only: centred on a canvas filled with ``pad``.
 4. channel order, then ``(x - mean) / std`` in float32.
 
-``DEFINITION`` is part of the digest: whoever changes what the steps compute raises it, and old tables are refused.
+Weights are whole numbers of 1/16384 (Pillow's are of 1/4194304) whose sum is one. All products and sums are then whole
+numbers below 2^24, exact in float32 in any order: every CPU and the GPU kernel give the same pixels, at most one step
+of 255 away from Pillow's.
+
+``exif: true`` turns pictures upright as their EXIF orientation says, before all this: see :mod:`edge.media.decoding`.
+
+``DEFINITION`` is part of the digest: whoever changes what the steps compute raises it, and tables made with an older
+definition are refused.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -28,11 +39,28 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-DEFINITION = 1
+# 1 took whole source pixels, averaged whole boxes and interpolated with OpenCV's kernels.
+DEFINITION = 2
+WEIGHT_ONE = 1 << 14
+# Half the width of each filter, in steps.
+_SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
+# Multiplications of one matrix product below which OpenBLAS stays in the thread that calls it.
+_ONE_THREAD = 1 << 19
+# Picture sizes whose tables are kept; a folder of pictures may have any number.
+_SIZES = 64
+
+
+class Region(msgspec.Struct, frozen=True):
+    """A rectangle in source pixels; its edges may lie within a pixel."""
+
+    top: float
+    left: float
+    height: float
+    width: float
 
 
 class Box(msgspec.Struct, frozen=True):
-    """A rectangle in pixels."""
+    """A rectangle of whole pixels."""
 
     top: int
     left: int
@@ -46,24 +74,107 @@ def digest(spec: PreprocessConfig, target: InputConfig) -> str:
     return canonical_digest({"definition": DEFINITION, "height": target.height, "width": target.width, **content})
 
 
-def region(height: int, width: int, spec: PreprocessConfig, target: InputConfig) -> Box:
+def older_definition(found: str, spec: PreprocessConfig, target: InputConfig) -> str | None:
+    """What to call the older definition that gives the digest ``found`` for the same settings; None for no such one."""
+    content = msgspec.to_builtins(spec)
+    del content["exif"]
+    first = canonical_digest({"definition": 1, "height": target.height, "width": target.width, **content})
+    return "preprocessing definition 1 (whole-pixel crop, OpenCV's filters)" if found == first else None
+
+
+def region(height: int, width: int, spec: PreprocessConfig, target: InputConfig) -> Region:
     """The part of an H×W picture that becomes the network input, in source pixels."""
     if spec.fit != "crop":
-        return Box(0, 0, height, width)
-    shorter = min(height, width)
-    box_height = min(max(round(shorter * target.height / spec.resize), 1), height)
-    box_width = min(max(round(shorter * target.width / spec.resize), 1), width)
-    return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+        return Region(0.0, 0.0, float(height), float(width))
+    # torchvision's Resize, then its CenterCrop, which rounds halves to even.
+    resized_height = spec.resize if height <= width else int(spec.resize * height / width)
+    resized_width = spec.resize if width <= height else int(spec.resize * width / height)
+    down, across = height / resized_height, width / resized_width
+    top = round((resized_height - target.height) / 2)
+    left = round((resized_width - target.width) / 2)
+    return Region(top * down, left * across, target.height * down, target.width * across)
 
 
-def placed(box: Box, spec: PreprocessConfig, target: InputConfig) -> Box:
-    """Where the resized region is in the network input, in target pixels."""
+def placed(height: int, width: int, spec: PreprocessConfig, target: InputConfig) -> Box:
+    """Where the resized region of an H×W picture lies in the network input, in target pixels."""
     if spec.fit != "letterbox":
         return Box(0, 0, target.height, target.width)
-    scale = min(target.height / box.height, target.width / box.width)
-    height = min(max(round(box.height * scale), 1), target.height)
-    width = min(max(round(box.width * scale), 1), target.width)
-    return Box((target.height - height) // 2, (target.width - width) // 2, height, width)
+    scale = min(target.height / height, target.width / width)
+    inner_height = min(max(round(height * scale), 1), target.height)
+    inner_width = min(max(round(width * scale), 1), target.width)
+    return Box((target.height - inner_height) // 2, (target.width - inner_width) // 2, inner_height, inner_width)
+
+
+class AxisTable(msgspec.Struct, frozen=True):
+    """What the output pixels along one axis are made of.
+
+    ``first``, int64 (count,), is the first source pixel of each; ``weights``, int64 (count, taps), are those of the
+    source pixels from there, in 1/16384. ``first`` never falls, and no tap lies outside of the picture.
+    """
+
+    first: NDArray[np.int64]
+    weights: NDArray[np.int64]
+
+    @property
+    def start(self) -> int:
+        """The first source pixel that counts."""
+        return int(self.first[0])
+
+    @property
+    def stop(self) -> int:
+        """One past the last source pixel that counts."""
+        return int(self.first[-1] + self.weights.shape[1])
+
+
+def axis_table(start: float, length: float, *, count: int, size: int, interpolation: str) -> AxisTable:
+    """The table that scales ``length`` pixels from ``start`` on, of ``size``, to ``count`` pixels.
+
+    Pillow's ``precompute_coeffs`` (src/libImaging/Resample.c), with shorter weights.
+    """
+    np = require("numpy")
+    scale = length / count
+    centres = start + (np.arange(count) + 0.5) * scale
+    if interpolation == "nearest":
+        at = np.clip(centres.astype(np.int64), 0, size - 1)
+        return AxisTable(at, np.full((count, 1), WEIGHT_ONE, np.int64))
+    step = max(scale, 1.0)
+    reach = _SUPPORT[interpolation] * step
+    first = np.maximum((centres - reach + 0.5).astype(np.int64), 0)
+    last = np.minimum((centres + reach + 0.5).astype(np.int64), size)
+    taps = int((last - first).max())
+    first = np.minimum(first, size - taps)
+    at = first[:, None] + np.arange(taps)
+    distances = np.abs(at + 0.5 - centres[:, None]) / step
+    exact = _triangle(distances) if interpolation == "bilinear" else _cubic(distances)
+    exact /= exact.sum(axis=1, keepdims=True)
+    weights = np.rint(exact * WEIGHT_ONE).astype(np.int64)
+    # What rounding left over goes to the largest weight of each.
+    weights[np.arange(count), weights.argmax(axis=1)] += WEIGHT_ONE - weights.sum(axis=1)
+    used = np.flatnonzero(weights.any(axis=0))
+    return AxisTable(first + used[0], weights[:, used[0] : used[-1] + 1])
+
+
+def _triangle(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = require("numpy").maximum(1.0 - distances, 0.0)
+    return found
+
+
+def _cubic(distances: NDArray[np.float64], a: float = -0.5) -> NDArray[np.float64]:
+    near = ((a + 2.0) * distances - (a + 3.0)) * distances * distances + 1.0
+    far = (((distances - 5.0) * distances + 8.0) * distances - 4.0) * a
+    where = require("numpy").where
+    found: NDArray[np.float64] = where(distances < 1.0, near, where(distances < 2.0, far, 0.0))
+    return found
+
+
+def tables(height: int, width: int, spec: PreprocessConfig, target: InputConfig) -> tuple[AxisTable, AxisTable]:
+    """The tables along y and x that take an H×W picture to its place in the network input."""
+    part, place = region(height, width, spec, target), placed(height, width, spec, target)
+    kind = spec.interpolation
+    return (
+        axis_table(part.top, part.height, count=place.height, size=height, interpolation=kind),
+        axis_table(part.left, part.width, count=place.width, size=width, interpolation=kind),
+    )
 
 
 def use_one_thread() -> None:
@@ -71,14 +182,53 @@ def use_one_thread() -> None:
     require("cv2").setNumThreads(1)
 
 
+class _Band(msgspec.Struct, frozen=True):
+    """Output pixels ``begin`` to ``end`` as a matrix product: ``weights``, float32, times source pixels."""
+
+    begin: int
+    end: int
+    source: slice
+    weights: NDArray[np.float32]
+
+
+def _bands(table: AxisTable, columns: int) -> list[_Band]:
+    """``table`` in bands of so many outputs that a product with ``columns`` columns stays in one thread."""
+    np = require("numpy")
+    count, taps = table.weights.shape
+    for outputs in (8, 4, 2, 1):
+        result = []
+        for begin in range(0, count, outputs):
+            end = min(begin + outputs, count)
+            start = int(table.first[begin])
+            weights = np.zeros((end - begin, int(table.first[end - 1]) + taps - start), np.float32)
+            for row in range(begin, end):
+                at = int(table.first[row]) - start
+                weights[row - begin, at : at + taps] = table.weights[row]
+            source = slice(start - table.start, start - table.start + weights.shape[1])
+            result.append(_Band(begin, end, source, weights))
+        if max(band.weights.size for band in result) * columns < _ONE_THREAD:
+            break
+    return result
+
+
+class _Resize(msgspec.Struct, frozen=True):
+    """How pictures of one size are scaled: the source pixels that count, and the products along x and y."""
+
+    rows: slice
+    columns: slice
+    across: list[_Band]
+    down: list[_Band]
+
+
 class Preprocessor:
-    """The spec bound to OpenCV, with its constants laid out once. Safe to use from several threads."""
+    """The spec bound to OpenCV and NumPy, its constants laid out once. Safe to use from several threads."""
 
     def __init__(self, spec: PreprocessConfig, target: InputConfig) -> None:
         self.spec = spec
         self.target = target
         self._cv2 = require("cv2")
         self._np = require("numpy")
+        self._resize_of = functools.lru_cache(maxsize=_SIZES)(self._prepare)
         # One table per channel in output order: 256 possible inputs, each normalized exactly once.
         values = self._np.arange(256, dtype=self._np.float32)
         self._tables = [
@@ -111,10 +261,8 @@ class Preprocessor:
 
     def pixels(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Steps 1 to 3: the network input as uint8 h×w×3 BGR, before normalization. For parity tests and displays."""
-        box = region(picture.shape[0], picture.shape[1], self.spec, self.target)
-        place = placed(box, self.spec, self.target)
-        part = picture[box.top : box.top + box.height, box.left : box.left + box.width]
-        resized = self._resize(part, place.height, place.width)
+        place = placed(picture.shape[0], picture.shape[1], self.spec, self.target)
+        resized = self._resize(picture, place.height, place.width)
         if (place.height, place.width) == (self.target.height, self.target.width):
             return resized
         canvas: NDArray[np.uint8] = self._np.full(
@@ -123,27 +271,37 @@ class Preprocessor:
         canvas[place.top : place.top + place.height, place.left : place.left + place.width] = resized
         return canvas
 
-    def _resize(self, part: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-        cv2 = self._cv2
-        if self.spec.interpolation == "nearest":
-            return self._nearest(part, height, width)
-        down, right = max(part.shape[0] // height, 1), max(part.shape[1] // width, 1)
-        if down > 1 or right > 1:
-            # Whole boxes only: the rest at the far edges, less than one box, is split evenly and left out.
-            rows, columns = part.shape[0] // down, part.shape[1] // right
-            top, left = (part.shape[0] - rows * down) // 2, (part.shape[1] - columns * right) // 2
-            part = part[top : top + rows * down, left : left + columns * right]
-            part = cv2.resize(part, (columns, rows), interpolation=cv2.INTER_AREA)
-        if part.shape[:2] == (height, width):
-            return part
-        kernel = cv2.INTER_CUBIC if self.spec.interpolation == "bicubic" else cv2.INTER_LINEAR
-        resized: NDArray[np.uint8] = cv2.resize(part, (width, height), interpolation=kernel)
-        return resized
+    def _prepare(self, height: int, width: int) -> _Resize:
+        down, across = tables(height, width, self.spec, self.target)
+        rows, columns = slice(down.start, down.stop), slice(across.start, across.stop)
+        return _Resize(
+            rows,
+            columns,
+            _bands(across, 3 * (down.stop - down.start)),
+            _bands(down, 3 * len(across.first)),
+        )
 
-    def _nearest(self, part: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-        # OpenCV's INTER_NEAREST takes the left edge of each target pixel, not its centre.
-        np = self._np
-        rows = ((np.arange(height) + 0.5) * part.shape[0] / height).astype(np.intp)
-        columns = ((np.arange(width) + 0.5) * part.shape[1] / width).astype(np.intp)
-        picked: NDArray[Any] = part[rows[:, None], columns[None, :]]
-        return picked
+    def _resize(self, picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+        rows, columns = picture.shape[:2]
+        if self.spec.interpolation == "nearest":
+            down, across = tables(rows, columns, self.spec, self.target)
+            picked: NDArray[Any] = picture[down.first[:, None], across.first[None, :]]
+            return picked
+        resize = self._resize_of(rows, columns)
+        turned = self._cv2.transpose(self._np.ascontiguousarray(picture[resize.rows, resize.columns]))
+        return self._summed(self._cv2.transpose(self._summed(turned, resize.across, width)), resize.down, height)
+
+    def _summed(self, lines: NDArray[np.uint8], bands: list[_Band], count: int) -> NDArray[np.uint8]:
+        """``count`` weighted sums of ``lines``, uint8 (lines, n, 3), rounded to the nearest, halves up."""
+        columns, new = 3 * lines.shape[1], self._np.empty
+        source = new((max(band.weights.shape[1] for band in bands), lines.shape[1], 3), "float32")
+        flat, sums = source.reshape(-1, columns), new((count, columns), "float32")
+        for band in bands:
+            taken = band.weights.shape[1]
+            source[:taken] = lines[band.source]
+            self._np.dot(band.weights, flat[:taken], sums[band.begin : band.end])
+        if self.spec.interpolation == "bicubic":
+            self._cv2.max(sums, 0, sums)  # what is next takes the absolute value
+        # A quarter of a weight's step leaves no halves, which OpenCV would round to even.
+        rounded: NDArray[np.uint8] = self._cv2.convertScaleAbs(sums, None, 1 / WEIGHT_ONE, 0.25 / WEIGHT_ONE)
+        return rounded.reshape(count, lines.shape[1], 3)

@@ -47,7 +47,8 @@ class Samples:
         broken: DataError | None = None
         for picture in open_pictures(self._images).take(self._count):
             try:
-                found.append(preprocess(decode(picture.read(), name=picture.where)))
+                pixels = decode(picture.read(), name=picture.where, exif=self._profile.preprocess.exif)
+                found.append(preprocess(pixels))
             except DataError as exc:  # noqa: PERF203 - `edge data check` names them; here they are in the way
                 broken = exc
         if not found:

@@ -197,7 +197,8 @@ def logits(
         if should_stop():
             return None
         group = [pictures[i] for i in range(start, min(start + batch, len(pictures)))]
-        inputs = np.stack([preprocessor(decode(p.read_checked(), name=p.where)) for p in group])
+        exif = preprocessor.spec.exif
+        inputs = np.stack([preprocessor(decode(p.read_checked(), name=p.where, exif=exif)) for p in group])
         if len(group) < batch:
             inputs = np.concatenate([inputs, np.repeat(inputs[-1:], batch - len(group), axis=0)])
         answer = session.infer(inputs).logits[: len(group)]

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge.artifacts import store
+from edge.artifacts import canonical_digest, store
 from edge.backends import registry
 from edge.backends.onnxruntime import OnnxRuntime
 from edge.calibration import cache_keys, workflow
@@ -126,6 +126,20 @@ def test_a_table_for_something_else_is_refused_by_field(
         cache_keys.find_table(tiny, tmp_path / "cache")
     assert caught.value.hint is not None
     assert "edge calibrate --profile tiny" in caught.value.hint
+
+
+def test_a_table_of_the_first_preprocessing_is_refused_by_name(tiny: Profile, tmp_path: Path, calibrated: Path) -> None:
+    """Version 0.1 took whole pixels and OpenCV's filters; its key had no EXIF setting either."""
+    content = msgspec.to_builtins(tiny.preprocess)
+    del content["exif"]
+    size = {"height": tiny.input.height, "width": tiny.input.width}
+    digest = canonical_digest({"definition": 1, **size, **content})
+    rewrite(cache_keys.manifest_path(calibrated), kind=cache_keys.TABLE, changes={"preprocess": digest})
+    with pytest.raises(
+        ArtifactError, match=r"preprocessing definition 1 \(whole-pixel crop, OpenCV's filters\)"
+    ) as caught:
+        cache_keys.find_table(tiny, tmp_path / "cache")
+    assert "edge calibrate" in str(caught.value.hint)
 
 
 def test_the_pictures_and_batch_of_a_table_are_its_own_business(

@@ -100,6 +100,8 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     plain = decode(_pil(image, "JPEG", quality=95), name="x")
     turned = decode(_pil(image, "JPEG", quality=95, exif=exif), name="x")
     np.testing.assert_array_equal(turned, ORIENTATIONS[orientation](plain))
+    as_stored = decode(_pil(image, "JPEG", quality=95, exif=exif), name="x", exif=False)
+    np.testing.assert_array_equal(as_stored, plain)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.9, 0.97])

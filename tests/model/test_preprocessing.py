@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from PIL import Image
 from edge.config import profiles
 from edge.config.profiles import InputConfig, PreprocessConfig
 from edge.model import preprocessing
-from edge.model.preprocessing import Box, Preprocessor, placed, region
+from edge.model.preprocessing import Box, Preprocessor, Region, placed, region
 
 Picture = np.ndarray
 SIZES = [
@@ -35,105 +34,83 @@ KINDS = ("nearest", "bilinear", "bicubic")
 name_of = {"ids": lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else None}
 
 
-def pillow(picture: Picture, box: Box, height: int, width: int, kind: str) -> Picture:
-    """Pillow's resize with antialiasing, of ``box``; BGR in and out."""
+def pillow(picture: Picture, height: int, width: int, kind: str) -> Picture:
+    """The whole picture by Pillow, antialiased, along x first as all versions before 13 do; BGR in and out."""
     kernel = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
               "bicubic": Image.Resampling.BICUBIC}[kind]  # fmt: skip
-    edges = (box.left, box.top, box.left + box.width, box.top + box.height)
     image = Image.fromarray(np.ascontiguousarray(picture[:, :, ::-1]))
-    return np.asarray(image.resize((width, height), kernel, box=edges))[:, :, ::-1]
+    return np.asarray(image.resize((width, image.height), kernel).resize((width, height), kernel))[:, :, ::-1]
 
 
-def mean_difference(a: Picture, b: Picture) -> float:
-    return float(np.abs(a.astype(np.int16) - b).mean())
+def torchvision(picture: Picture, resize: int, crop: int, kind: str) -> Picture:
+    """``Resize(resize)`` and ``CenterCrop(crop)`` of torchvision 0.26, on Pillow pictures; BGR in and out."""
+    height, width = picture.shape[:2]
+    shorter, longer = min(height, width), max(height, width)
+    long = int(resize * longer / shorter)
+    high, wide = (resize, long) if height <= width else (long, resize)
+    resized = pillow(picture, high, wide, kind)
+    top, left = round((high - crop) / 2.0), round((wide - crop) / 2.0)
+    return resized[top : top + crop, left : left + crop]
+
+
+def differences(a: Picture, b: Picture) -> tuple[int, float]:
+    """Largest and mean difference of two uint8 pictures."""
+    steps = np.abs(a.astype(np.int16) - b)
+    return int(steps.max()), float(steps.mean())
 
 
 # against Pillow
 
 
+@pytest.mark.parametrize("kind", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", SIZES, **name_of)
-def test_parity_with_pillow(picture: Callable[..., Picture], size: tuple[int, int]) -> None:
+def test_parity_with_torchvision(picture: Callable[..., Picture], size: tuple[int, int], kind: Any) -> None:
     source = picture(size, seed=sum(size))
-    for fit, kind in itertools.product(("crop", "squash"), ("bilinear", "bicubic")):
-        spec, target = PreprocessConfig(fit=fit, interpolation=kind), InputConfig()  # type: ignore[arg-type]
-        found = Preprocessor(spec, target).pixels(source)
-        expected = pillow(source, region(*size, spec, target), 224, 224, kind)
-        assert mean_difference(found, expected) <= 2.0, (fit, kind)
-
-
-@pytest.mark.parametrize(("kind", "most"), [("bilinear", 2.0), ("bicubic", 3.0)])
-def test_parity_with_pillow_on_photographs(shared_data: Path, kind: Any, most: float) -> None:
-    """Pillow's cubic kernel is the softer one (a = -0.5, OpenCV's is -0.75): on fine texture they part by more."""
-    spec, target = PreprocessConfig(interpolation=kind), InputConfig()
-    differences = []
-    for path in sorted((shared_data / "eval").glob("*.jpg"))[:30]:
-        source = cv2.imread(str(path))
-        found = Preprocessor(spec, target).pixels(source)
-        box = region(*source.shape[:2], spec, target)
-        differences.append(mean_difference(found, pillow(source, box, 224, 224, kind)))
-    assert len(differences) == 30
-    assert max(differences) <= most
-    assert np.mean(differences) <= 2.0
-
-
-# against the definition
-
-
-def slow_resize(part: Picture, height: int, width: int, kind: str) -> np.ndarray:
-    """Step 2 of the definition, in float64 and without OpenCV."""
-    values = part.astype(np.float64)
-    for axis, wanted in ((0, height), (1, width)):
-        factor = max(values.shape[axis] // wanted, 1)
-        count = values.shape[axis] // factor
-        start = (values.shape[axis] - count * factor) // 2
-        kept = np.take(values, range(start, start + count * factor), axis=axis)
-        shape = [*kept.shape[:axis], count, factor, *kept.shape[axis + 1 :]]
-        values = kept.reshape(shape).mean(axis=axis + 1)
-    values = np.rint(values)
-    for axis, wanted in ((0, height), (1, width)):
-        values = np.moveaxis(_interpolated(np.moveaxis(values, axis, 0), wanted, kind), 0, axis)
-    return values
-
-
-def _interpolated(values: np.ndarray, wanted: int, kind: str) -> np.ndarray:
-    size = values.shape[0]
-    at = (np.arange(wanted) + 0.5) * size / wanted - 0.5
-    first = np.floor(at).astype(int)
-    result = np.zeros((wanted, *values.shape[1:]))
-    for offset in range(-1, 3):
-        distance = np.abs(at - (first + offset))
-        weight = np.maximum(1 - distance, 0) if kind == "bilinear" else _cubic(distance)
-        shape = (-1, *[1] * (values.ndim - 1))
-        result += weight.reshape(shape) * values[np.clip(first + offset, 0, size - 1)]
-    return result
-
-
-def _cubic(d: np.ndarray, a: float = -0.75) -> np.ndarray:
-    near = (a + 2) * d**3 - (a + 3) * d**2 + 1
-    far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
-    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+    found = Preprocessor(PreprocessConfig(interpolation=kind), InputConfig()).pixels(source)
+    largest, mean = differences(found, torchvision(source, 256, 224, kind))
+    assert largest <= 2
+    assert mean <= 0.05
 
 
 @pytest.mark.parametrize("kind", ["bilinear", "bicubic"])
-@pytest.mark.parametrize(
-    ("size", "wanted"),
-    [
-        ((100, 80), (64, 64)), ((128, 128), (64, 64)), ((129, 131), (64, 64)), ((191, 193), (64, 64)),
-        ((400, 300), (64, 48)), ((20, 30), (64, 64)), ((1, 1), (5, 7)), ((1, 40), (8, 8)), ((40, 200), (64, 64)),
-        ((63, 64), (64, 63)), ((64, 64), (64, 64)),
-    ],
-    **name_of,
+@pytest.mark.parametrize("size", SIZES, **name_of)
+def test_parity_with_pillow(picture: Callable[..., Picture], size: tuple[int, int], kind: Any) -> None:
+    source = picture(size, seed=sum(size))
+    found = Preprocessor(PreprocessConfig(fit="squash", interpolation=kind), InputConfig()).pixels(source)
+    largest, mean = differences(found, pillow(source, 224, 224, kind))
+    assert largest <= 2
+    assert mean <= 0.05
+
+
+@pytest.mark.parametrize("kind", ["bilinear", "bicubic"])
+def test_parity_with_torchvision_on_photographs(shared_data: Path, kind: Any) -> None:
+    preprocess, found = Preprocessor(PreprocessConfig(interpolation=kind), InputConfig()), []
+    for path in sorted((shared_data / "eval").glob("*.jpg")):
+        source = cv2.imread(str(path))
+        found.append(differences(preprocess.pixels(source), torchvision(source, 256, 224, kind)))
+    assert len(found) == 300
+    assert max(largest for largest, _ in found) <= 2
+    assert np.mean([mean for _, mean in found]) <= 0.01
+
+
+@given(
+    st.integers(1, 80), st.integers(1, 80), st.integers(1, 40), st.integers(1, 40), st.sampled_from(KINDS[1:]),
+    st.integers(0, 1000),
 )  # fmt: skip
-def test_the_resize_is_the_documented_one(
-    picture: Callable[..., Picture], size: tuple[int, int], wanted: tuple[int, int], kind: Any
-) -> None:
-    source = picture(size, seed=7)
-    spec, target = PreprocessConfig(fit="squash", interpolation=kind), InputConfig(height=wanted[0], width=wanted[1])
-    found = Preprocessor(spec, target).pixels(source).astype(np.float64)
-    expected = np.clip(slow_resize(source, *wanted, kind), 0, 255)
-    # One level each for OpenCV's fixed-point weights and for a mean that is between two levels.
-    assert np.abs(found - expected).max() <= 2.0
-    assert np.abs(found - expected).mean() <= 0.5
+@settings(max_examples=60, deadline=None)
+def test_any_size_is_that_of_pillow(rows: int, columns: int, height: int, width: int, kind: Any, seed: int) -> None:
+    """Noise of full contrast, where a weight that is off by a little shows."""
+    source = (np.random.default_rng(seed).integers(0, 2, (rows, columns, 3)) * 255).astype(np.uint8)
+    spec, target = PreprocessConfig(fit="squash", interpolation=kind), InputConfig(height=height, width=width)
+    assert differences(Preprocessor(spec, target).pixels(source), pillow(source, height, width, kind))[0] <= 2
+
+
+def test_weights_are_whole_and_sum_to_one() -> None:
+    for kind, start, length, count, size in (("bilinear", 3.7, 91.3, 31, 97), ("bicubic", 0.0, 5.0, 40, 5)):
+        table = preprocessing.axis_table(start, length, count=count, size=size, interpolation=kind)
+        assert (table.weights.sum(axis=1) == preprocessing.WEIGHT_ONE).all()
+        assert (np.diff(table.first) >= 0).all()
+        assert 0 <= table.start < table.stop <= size
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 30), st.integers(1, 30))
@@ -153,7 +130,7 @@ def test_nearest_is_that_of_pillow(picture: Callable[..., Picture], size: tuple[
     found = Preprocessor(
         PreprocessConfig(fit="squash", interpolation="nearest"), InputConfig(height=64, width=48)
     ).pixels(source)
-    assert np.array_equal(found, pillow(source, Box(0, 0, *size), 64, 48, "nearest"))
+    assert np.array_equal(found, pillow(source, 64, 48, "nearest"))
 
 
 def test_no_pixel_is_skipped_when_a_picture_shrinks() -> None:
@@ -161,8 +138,8 @@ def test_no_pixel_is_skipped_when_a_picture_shrinks() -> None:
     source = np.zeros((640, 640, 3), np.uint8)
     source[::10] = 255
     found = Preprocessor(PreprocessConfig(fit="squash"), InputConfig(height=64, width=64)).pixels(source)
-    assert found.min() >= 24
-    assert found.max() <= 27
+    assert found[1:-1].min() >= 24
+    assert found[1:-1].max() <= 27
 
 
 # geometry
@@ -172,19 +149,19 @@ def test_no_pixel_is_skipped_when_a_picture_shrinks() -> None:
     ("size", "resize", "target", "box"),
     [
         ((256, 256), 256, (224, 224), (16, 16, 224, 224)),
-        ((720, 1280), 256, (224, 224), (45, 325, 630, 630)),
-        ((1280, 720), 256, (224, 224), (325, 45, 630, 630)),
+        ((720, 1280), 256, (224, 224), (45, 326.3297, 630, 630.1538)),
+        ((1280, 720), 256, (224, 224), (326.3297, 45, 630.1538, 630)),
         ((256, 256), 256, (256, 256), (0, 0, 256, 256)),
-        ((100, 300), 256, (224, 224), (6, 106, 88, 88)),
+        ((100, 300), 256, (224, 224), (6.25, 106.25, 87.5, 87.5)),
         ((400, 400), 200, (100, 160), (100, 40, 200, 320)),
-        ((1, 1), 256, (224, 224), (0, 0, 1, 1)),
-        ((1, 9), 256, (1, 1), (0, 4, 1, 1)),
-        ((3, 3), 1000, (1, 1), (1, 1, 1, 1)),
+        ((1, 1), 256, (224, 224), (0.0625, 0.0625, 0.875, 0.875)),
+        ((3, 3), 1000, (1, 1), (1.5, 1.5, 0.003, 0.003)),
     ],
     **name_of,
 )
-def test_crop_regions(size: Any, resize: int, target: Any, box: tuple[int, int, int, int]) -> None:
-    assert region(*size, PreprocessConfig(resize=resize), InputConfig(height=target[0], width=target[1])) == Box(*box)
+def test_crop_regions(size: Any, resize: int, target: Any, box: tuple[float, float, float, float]) -> None:
+    found = region(*size, PreprocessConfig(resize=resize), InputConfig(height=target[0], width=target[1]))
+    assert (found.top, found.left, found.height, found.width) == pytest.approx(box, abs=1e-3)
 
 
 sides = st.integers(1, 5000)
@@ -192,14 +169,15 @@ sides = st.integers(1, 5000)
 
 @given(sides, sides, st.integers(1, 300), st.integers(1, 300), st.integers(0, 200))
 def test_a_crop_lies_in_the_middle_and_has_its_size(h: int, w: int, height: int, width: int, more: int) -> None:
-    spec, target = PreprocessConfig(resize=max(height, width) + more), InputConfig(height=height, width=width)
-    box = region(h, w, spec, target)
-    scale = Fraction(min(h, w), spec.resize)
+    spec = PreprocessConfig(resize=max(height, width) + more)
+    box = region(h, w, spec, InputConfig(height=height, width=width))
+    scale = min(h, w) / spec.resize
     for size, start, length, wanted in ((h, box.top, box.height, height), (w, box.left, box.width, width)):
-        assert 0 <= start <= start + length <= size
-        assert length >= 1
-        assert 2 * start in (size - length, size - length - 1)
-        assert abs(length - wanted * scale) <= Fraction(1, 2) or length == 1
+        # The longer side is rounded down to whole pixels, and the crop lies at whole pixels of the resized picture.
+        step = length / wanted
+        assert scale - 1e-9 <= step <= scale * (1 + 1 / spec.resize) + 1e-9
+        assert -1e-6 <= start <= start + length <= size + 1e-6
+        assert abs(start - (size - length) / 2) <= step / 2 + 1e-6
 
 
 @pytest.mark.parametrize(
@@ -218,12 +196,12 @@ def test_a_crop_lies_in_the_middle_and_has_its_size(h: int, w: int, height: int,
 )
 def test_letterbox_places(size: Any, target: Any, place: tuple[int, int, int, int]) -> None:
     spec = PreprocessConfig(fit="letterbox")
-    assert placed(Box(0, 0, *size), spec, InputConfig(height=target[0], width=target[1])) == Box(*place)
+    assert placed(*size, spec, InputConfig(height=target[0], width=target[1])) == Box(*place)
 
 
 @given(sides, sides, st.integers(1, 300), st.integers(1, 300))
 def test_a_letterbox_keeps_the_shape_touches_two_sides_and_is_centred(h: int, w: int, height: int, width: int) -> None:
-    place = placed(Box(0, 0, h, w), PreprocessConfig(fit="letterbox"), InputConfig(height=height, width=width))
+    place = placed(h, w, PreprocessConfig(fit="letterbox"), InputConfig(height=height, width=width))
     assert place.height == height or place.width == width
     scale = min(Fraction(height, h), Fraction(width, w))
     assert abs(place.height - h * scale) <= Fraction(1, 2) or place.height == 1
@@ -238,7 +216,7 @@ def test_a_letterbox_is_the_whole_picture_on_padding(picture: Callable[..., Pict
     source = picture(size)
     spec, target = PreprocessConfig(fit="letterbox", pad=pad), InputConfig(height=64, width=80)
     found = Preprocessor(spec, target).pixels(source)
-    place = placed(Box(0, 0, *size), spec, target)
+    place = placed(*size, spec, target)
     inside = found[place.top : place.top + place.height, place.left : place.left + place.width]
     alone = Preprocessor(PreprocessConfig(fit="squash"), InputConfig(height=place.height, width=place.width)).pixels(
         source
@@ -250,7 +228,7 @@ def test_a_letterbox_is_the_whole_picture_on_padding(picture: Callable[..., Pict
 
 
 def test_squash_takes_everything(picture: Callable[..., Picture]) -> None:
-    assert region(37, 91, PreprocessConfig(fit="squash"), InputConfig()) == Box(0, 0, 37, 91)
+    assert region(37, 91, PreprocessConfig(fit="squash"), InputConfig()) == Region(0, 0, 37, 91)
     source = picture((64, 80))
     target = InputConfig(height=64, width=80)
     assert np.array_equal(Preprocessor(PreprocessConfig(fit="squash"), target).pixels(source), source)
@@ -300,7 +278,7 @@ def test_normalization_is_float32_arithmetic_to_the_bit(mean: Any, std: Any) -> 
 def test_one_colour_stays_that_colour(
     colour: Any, fit: Any, kind: Any, h: int, w: int, height: int, width: int
 ) -> None:
-    """Weights that do not sum to one, or a pixel read from next to the picture, would show here."""
+    """Weights that do not sum to one, or a pixel read from beside the picture, would show here."""
     source = np.full((h, w, 3), colour, np.uint8)
     spec, target = (
         PreprocessConfig(fit=fit, resize=24, interpolation=kind, pad=7),
@@ -308,7 +286,7 @@ def test_one_colour_stays_that_colour(
     )
     found = Preprocessor(spec, target).pixels(source)
     assert found.shape == (height, width, 3)
-    place = placed(region(h, w, spec, target), spec, target)
+    place = placed(h, w, spec, target)
     assert (found[place.top : place.top + place.height, place.left : place.left + place.width] == colour).all()
 
 
@@ -327,17 +305,19 @@ ARRANGEMENTS: dict[str, Callable[[Picture], Picture]] = {
 }
 
 
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("arrange", ARRANGEMENTS)
-def test_the_arrangement_in_memory_does_not_matter(picture: Callable[..., Picture], arrange: str) -> None:
+def test_the_arrangement_in_memory_does_not_matter(
+    picture: Callable[..., Picture], arrange: str, kind: Any, fit: Any
+) -> None:
     source = picture((75, 113))
     arranged = ARRANGEMENTS[arrange](source)
     assert np.array_equal(arranged, source)
+    process = Preprocessor(PreprocessConfig(fit=fit, resize=36, interpolation=kind), InputConfig(height=32, width=30))
     before = arranged.copy()
-    for fit, kind in itertools.product(FITS, KINDS):
-        spec = PreprocessConfig(fit=fit, resize=36, interpolation=kind)  # type: ignore[arg-type]
-        process = Preprocessor(spec, InputConfig(height=32, width=30))
-        assert np.array_equal(process(arranged), process(source)), (fit, kind)
-        assert np.array_equal(arranged, before), (fit, kind)
+    assert np.array_equal(process(arranged), process(source))
+    assert np.array_equal(arranged, before)
 
 
 OUTS: dict[str, Callable[[], np.ndarray]] = {
@@ -418,7 +398,7 @@ def test_very_long_pictures(picture: Callable[..., Picture], size: tuple[int, in
 
 CHANGES: dict[str, Any] = {
     "fit": "squash", "resize": 257, "interpolation": "bicubic", "color": "bgr", "mean": (123.675, 116.28, 103.54),
-    "std": (58.395, 57.12, 57.376), "pad": 115,
+    "std": (58.395, 57.12, 57.376), "pad": 115, "exif": False,
 }  # fmt: skip
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edge.backends.cuda.protocols import DeviceMemory, Graph, HostMemory, Kernels, RowCopy
+    from edge.backends.cuda.protocols import DeviceMemory, Graph, HostMemory, Kernels
 
 # Work of another library on the default stream neither waits for ours nor spoils a capture (CU_STREAM_NON_BLOCKING).
 _NON_BLOCKING = 1
@@ -95,10 +95,6 @@ class CudaDevice:
         except self._driver.Error as exc:
             raise _error(self._driver, exc) from exc
 
-    def row_copy(self, address: int, rows: NDArray[np.uint8]) -> RowCopy:
-        """A copy of rows to the device, packed tightly."""
-        return _RowCopy(self._driver, self._stream, address, rows)
-
     def download(self, array: NDArray[Any], address: int) -> None:
         """Copy to the host."""
         try:
@@ -129,9 +125,9 @@ class CudaDevice:
         """Capture what ``work`` puts on the stream."""
         return cuda_graph.capture(self.stream, work)
 
-    def kernels(self, source: str, *, options: tuple[str, ...] = ()) -> Kernels:
+    def kernels(self, source: str) -> Kernels:
         """Compile CUDA source, or take it from PyCUDA's cache."""
-        binary = _compiled(self._driver, source, options)
+        binary = _compiled(self._driver, source)
         try:
             return _Module(self._driver, self._driver.module_from_buffer(binary), self._stream)
         except self._driver.Error as exc:
@@ -185,27 +181,6 @@ class _Memory:
             allocation.free()
 
 
-class _RowCopy:
-    """PyCUDA's Memcpy2D, whose setting up takes longer than the call that starts it."""
-
-    def __init__(self, driver: Any, stream: Any, address: int, rows: NDArray[np.uint8]) -> None:  # noqa: ANN401
-        height, width = rows.shape
-        self._driver = driver
-        self._stream = stream
-        self._copy = driver.Memcpy2D()
-        self._copy.set_src_host(rows)
-        self._copy.set_dst_device(address)
-        self._copy.width_in_bytes = self._copy.dst_pitch = width
-        self._copy.src_pitch = rows.strides[0]
-        self._copy.height = height
-
-    def start(self) -> None:
-        try:
-            self._copy(self._stream)
-        except self._driver.Error as exc:
-            raise _error(self._driver, exc) from exc
-
-
 class _Module:
     def __init__(self, driver: Any, module: Any, stream: Any) -> None:  # noqa: ANN401
         self._driver = driver
@@ -247,7 +222,7 @@ def _pycuda() -> Any:  # noqa: ANN401
         raise
 
 
-def _compiled(driver: Any, source: str, options: tuple[str, ...]) -> bytes:  # noqa: ANN401
+def _compiled(driver: Any, source: str) -> bytes:  # noqa: ANN401
     compiler = require("pycuda.compiler")
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=_CUDA_BIN)
     if nvcc is None:
@@ -255,7 +230,7 @@ def _compiled(driver: Any, source: str, options: tuple[str, ...]) -> bytes:  # n
             f"nvcc is neither on PATH nor in {_CUDA_BIN}: a kernel cannot be compiled",
             hint="install CUDA's compiler (sudo apt install cuda-nvcc-12-6, by version), or preprocess on the CPU",
         )
-    given: dict[str, Any] = {"nvcc": nvcc, "options": ["-O3", *options], "no_extern_c": True}
+    given: dict[str, Any] = {"nvcc": nvcc, "options": ["-O3"], "no_extern_c": True}
     try:
         with warnings.catch_warnings():
             # PyCUDA warns of whatever a successful nvcc prints.

@@ -1,39 +1,88 @@
 """Decoded frames to the network's input on the GPU: page-locked staging, upload, and the fused kernel.
 
-Only the part of a frame that the spec's crop reads is copied: once, where CPU and GPU share memory, else twice.
+Only the part of a frame that the network sees is copied: once, where CPU and GPU share memory, else twice.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
+import queue
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edge.backends.cuda import kernels
-from edge.backends.cuda.kernels import Frames, LaunchPlan
-from edge.backends.cuda.protocols import DeviceMemory, GpuDevice, HostMemory, RowCopy
+from edge.backends.cuda.kernels import GUARD, FrameLayout, LaunchPlan
+from edge.backends.cuda.protocols import DeviceMemory, GpuDevice, HostMemory
 from edge.config import InputConfig, PreprocessConfig
 from edge.errors import DataError, DeviceError, require
+from edge.model import Box
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Bytes around each uploaded frame that the kernel may read: whole words, and the neighbour of the last 2×2 box.
-GUARD = 16
 _ALIGNMENT = 256
-# Frame sizes whose plans and views are kept; a folder of pictures may have any number.
+# Threads that help to copy a frame, and the bytes from which on waking them pays.
+_HELPERS, _WORTH_HELP = 2, 1 << 19
+# Frame sizes whose plans, tables and views are kept; a folder of pictures may have any number.
 _SIZES = 64
 
 
-class _Run(msgspec.Struct, frozen=True):
+class _FrameRun(msgspec.Struct, frozen=True):
     """Frames ``first`` to ``first + count - 1`` of a batch, all of one size."""
 
     first: int
     count: int
     height: int
     width: int
+
+
+class _ParallelCopy:
+    """Copies arrays with the help of threads: one core alone does not reach the memory's bandwidth."""
+
+    def __init__(self) -> None:
+        self._np = require("numpy")
+        self._helpers = min(_HELPERS, (os.cpu_count() or 1) - 1)
+        self._threads: list[threading.Thread] = []
+        self._parts: queue.SimpleQueue[tuple[NDArray[Any], NDArray[Any]] | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def copy(self, target: NDArray[Any], source: NDArray[Any]) -> None:
+        """Copy ``source`` to ``target``, of the same shape and type; not to be called from two threads at once."""
+        parts = self._helpers + 1
+        if parts == 1 or source.nbytes < _WORTH_HELP:
+            self._np.copyto(target, source)
+            return
+        if not self._threads:
+            self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._helpers)]
+            for thread in self._threads:
+                thread.start()
+        edges = [len(source) * part // parts for part in range(parts + 1)]
+        for start, stop in itertools.pairwise(edges[1:]):
+            self._parts.put((target[start:stop], source[start:stop]))
+        self._np.copyto(target[: edges[1]], source[: edges[1]])
+        for _ in range(self._helpers):
+            self._done.get()
+
+    def close(self) -> None:
+        """End the threads; the next copy starts them again."""
+        threads, self._threads = self._threads, []
+        for _ in threads:
+            self._parts.put(None)
+        for thread in threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while (part := self._parts.get()) is not None:
+            try:
+                self._np.copyto(*part)
+            finally:
+                del part
+                self._done.put(None)
 
 
 class GpuPreprocessor:
@@ -51,19 +100,19 @@ class GpuPreprocessor:
         self.batch = batch
         self._np = require("numpy")
         self._device = device
-        self._kernels = device.kernels(kernels.source(), options=kernels.TILE.options)
+        self._kernels = device.kernels(kernels.source())
         self._suffix = "_f16" if half else "_f32"
         self._output_bytes = 3 * target.height * target.width * (2 if half else 4)
         self._plans: dict[tuple[int, int], LaunchPlan] = {}
-        self._jobs: dict[tuple[_Run, int], bytes] = {}
+        self._tables: dict[tuple[int, int], HostMemory | DeviceMemory] = {}
+        self._jobs: dict[tuple[_FrameRun, int], bytes] = {}
+        self._slots: dict[tuple[int, int, int], NDArray[np.uint8]] = {}
         self._host: HostMemory | None = None
-        self._host_stride = 0
         self._memory: DeviceMemory | None = None
         self._stride = 0
         self._fitting: set[tuple[int, int]] = set()
-        self._slots: dict[tuple[int, int, int], NDArray[np.uint8]] = {}
-        self._copies: dict[tuple[int, int, int], RowCopy] = {}
-        self._runs: list[_Run] = []
+        self._runs: list[_FrameRun] = []
+        self._copier = _ParallelCopy()
 
     @property
     def copies(self) -> bool:
@@ -71,14 +120,18 @@ class GpuPreprocessor:
         return not self._device.integrated
 
     def plan(self, height: int, width: int) -> LaunchPlan:
-        """The plan for a frame size, worked out once."""
+        """The plan for a frame size, worked out once.
+
+        Raises:
+            DataError: the frame shrinks too much.
+        """
         found = self._plans.get((height, width))
         if found is None:
             found = self._plans[height, width] = kernels.plan(height, width, self.spec, self.target)
         return found
 
     def stage(self, frames: Sequence[NDArray[np.uint8]]) -> None:
-        """Copy frames, uint8 H×W×3 BGR with any strides, to page-locked memory.
+        """Copy what counts of frames, uint8 H×W×3 BGR with any strides, to page-locked memory.
 
         Raises:
             DataError: a frame is not such an array.
@@ -89,23 +142,21 @@ class GpuPreprocessor:
         sizes = [self._size(frame) for frame in frames]
         self._reserve(sizes)
         for index, (frame, (height, width)) in enumerate(zip(frames, sizes, strict=True)):
-            slot = self._slot(index, height, width)
             area = self.plan(height, width).area
-            part = (slice(area.top, area.top + area.height), slice(area.left, area.left + area.width))
-            self._np.copyto(slot[part], frame[part])
+            part = frame[area.top : area.top + area.height, area.left : area.left + area.width]
+            self._copier.copy(self._slot(index, height, width), part)
         self._runs = list(_runs(sizes))
 
     def upload(self) -> None:
         """Put copies of the staged frames on the stream; nothing, where the device reads them in place."""
         if self._memory is None:
             return
+        assert self._host is not None  # noqa: S101 - it comes and goes with the memory
         for run in self._runs:
+            nbytes = self._bytes(run.height, run.width)
             for index in range(run.first, run.first + run.count):
-                key = (index, run.height, run.width)
-                copy = self._copies.get(key)
-                if copy is None:
-                    copy = self._copies[key] = self._copy_of(*key, self._memory)
-                copy.start()
+                start = index * self._stride
+                self._device.upload(self._memory.address + start, self._host.array[start : start + nbytes])
 
     def launch(self, target: int) -> None:
         """Put the kernel on the stream: the uploaded frames into the network input at device address ``target``."""
@@ -114,99 +165,121 @@ class GpuPreprocessor:
             key = (run, target)
             job = self._jobs.get(key)
             if job is None:
-                job = self._jobs[key] = kernels.job(
-                    plan, self._frames(run, plan), self.spec, target=target + run.first * self._output_bytes
-                )
+                job = self._jobs[key] = self._job(run, plan, target)
             self._kernels.launch(
                 plan.kernel + self._suffix,
                 job,
                 grid=plan.grid(run.count),
-                threads=plan.tile.threads,
-                shared=plan.shared_bytes,
+                threads=kernels.THREADS,
+                shared=plan.tile.shared,
             )
 
     def free(self) -> None:
         """Give back all memory; a second call does nothing."""
+        self._free_frames()
+        self._runs = []
+        self._forget()
+        self._copier.close()
+
+    def _forget(self) -> None:
+        for table in self._tables.values():
+            table.free()
+        for kept in (self._plans, self._tables, self._jobs, self._slots, self._fitting):
+            kept.clear()
+
+    def _free_frames(self) -> None:
         for memory in (self._host, self._memory):
             if memory is not None:
                 memory.free()
         self._host = self._memory = None
-        self._host_stride = self._stride = 0
-        self._runs = []
-        self._forget()
-
-    def _forget(self) -> None:
-        for kept in (self._plans, self._jobs, self._slots, self._copies, self._fitting):
-            kept.clear()
+        self._stride = 0
+        self._jobs.clear()
+        self._slots.clear()
 
     def _size(self, frame: NDArray[Any]) -> tuple[int, int]:
         if frame.dtype != self._np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
             raise DataError(f"a frame must be uint8 H×W×3, not {frame.dtype} {'×'.join(map(str, frame.shape))}")
         return frame.shape[0], frame.shape[1]
 
+    def _bytes(self, height: int, width: int) -> int:
+        area = self.plan(height, width).area
+        return area.height * _row_bytes(area)
+
     def _reserve(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """Memory for frames of these sizes. Larger ones than ever replace what is there."""
+        """Memory for frames of these sizes, and their tables on the device. Larger ones replace what is there."""
         if self._fitting.issuperset(sizes):
             return
         if len(self._fitting) > _SIZES:
             self._forget()
-        host = max(_aligned(3 * height * width) for height, width in sizes)
-        areas = [self.plan(height, width).area for height, width in sizes]
-        device = max(_aligned(3 * area.height * area.width + 2 * GUARD) for area in areas)
-        if host > self._host_stride or device > self._stride:
-            host, device = max(host, self._host_stride), max(device, self._stride)
-            self.free()
-            self._host = self._device.pinned(self.batch * host, mapped=not self.copies)
+        stride = max(_aligned(self._bytes(*size) + GUARD) for size in sizes)
+        if stride > self._stride:
+            self._free_frames()
+            self._host = self._device.pinned(self.batch * stride, mapped=not self.copies)
             if self.copies:
-                self._memory = self._device.memory(self.batch * device)
-            self._host_stride, self._stride = host, device
+                self._memory = self._device.memory(self.batch * stride)
+            self._stride = stride
+        for size in sizes:
+            if size not in self._tables:
+                self._tables[size] = self._table(self.plan(*size))
         self._fitting.update(sizes)
 
+    def _table(self, plan: LaunchPlan) -> HostMemory | DeviceMemory:
+        """A copy of the plan's table where the device can read it."""
+        host = self._device.pinned(plan.table.nbytes, mapped=not self.copies)
+        host.array[: plan.table.nbytes] = plan.table
+        if not self.copies:
+            return host
+        memory = self._device.memory(plan.table.nbytes)
+        self._device.upload(memory.address, host.array[: plan.table.nbytes])
+        self._device.synchronize()
+        host.free()
+        return memory
+
     def _slot(self, index: int, height: int, width: int) -> NDArray[np.uint8]:
+        """Where frame ``index`` of a batch is staged."""
         found = self._slots.get((index, height, width))
         if found is None:
             assert self._host is not None  # noqa: S101 - _reserve came before
-            start = index * self._host_stride
-            found = self._host.array[start : start + 3 * height * width].reshape(height, width, 3)
+            area = self.plan(height, width).area
+            start = index * self._stride
+            rows = self._host.array[start : start + self._bytes(height, width)].reshape(area.height, -1)
+            found = rows[:, : 3 * area.width].reshape(area.height, area.width, 3)
             self._slots[index, height, width] = found
         return found
 
-    def _copy_of(self, index: int, height: int, width: int, memory: DeviceMemory) -> RowCopy:
-        """The copy of frame ``index``'s area from its slot to its place on the device."""
-        area = self.plan(height, width).area
-        rows = self._slot(index, height, width).reshape(height, 3 * width)
-        part = rows[area.top : area.top + area.height, 3 * area.left : 3 * (area.left + area.width)]
-        return self._device.row_copy(memory.address + index * self._stride + GUARD, part)
-
-    def _frames(self, run: _Run, plan: LaunchPlan) -> Frames:
-        if self._memory is None:
-            assert self._host is not None  # noqa: S101 - stage came before
-            assert self._host.address is not None  # noqa: S101 - it is mapped
-            return Frames(
-                address=self._host.address + run.first * self._host_stride,
-                row_stride=3 * run.width,
-                frame_stride=self._host_stride,
-                height=run.height,
-                width=run.width,
-            )
-        return Frames(
-            address=self._memory.address + run.first * self._stride + GUARD,
-            row_stride=3 * plan.area.width,
+    def _job(self, run: _FrameRun, plan: LaunchPlan, target: int) -> bytes:
+        assert self._host is not None  # noqa: S101 - stage came before
+        frames = self._host.address if self._memory is None else self._memory.address
+        assert frames is not None  # noqa: S101 - where nothing is copied it is mapped
+        table = self._tables[run.height, run.width].address
+        assert table is not None  # noqa: S101 - likewise
+        layout = FrameLayout(
+            address=frames + run.first * self._stride,
+            row_stride=_row_bytes(plan.area),
             frame_stride=self._stride,
-            height=plan.area.height,
-            width=plan.area.width,
             top=plan.area.top,
             left=plan.area.left,
-            guard=GUARD,
+        )
+        return kernels.job(
+            plan,
+            layout,
+            self.spec,
+            table=table,
+            target=target + run.first * self._output_bytes,
         )
 
 
-def _runs(sizes: Sequence[tuple[int, int]]) -> Iterator[_Run]:
+def _runs(sizes: Sequence[tuple[int, int]]) -> Iterator[_FrameRun]:
     first = 0
     for index in range(1, len(sizes) + 1):
         if index == len(sizes) or sizes[index] != sizes[first]:
-            yield _Run(first, index - first, *sizes[first])
+            yield _FrameRun(first, index - first, *sizes[first])
             first = index
+
+
+def _row_bytes(area: Box) -> int:
+    """From a staged row to the next: the kernel reads whole words."""
+    return -(-3 * area.width // 4) * 4
 
 
 def _aligned(nbytes: int) -> int:

@@ -1,66 +1,67 @@
-"""The fused preprocessing kernel: its source, and the parameters and launch geometry for a picture size.
+"""The preprocessing kernel: its source, and the tables, parameters and launch geometry for a picture size.
 
 One launch takes a batch of equal frames, uint8 BGR H×W×3 with any distance between rows, to normalized float32 or
 float16 N×3×h×w. What it computes is defined by :mod:`edge.model.preprocessing`; the arithmetic is in
-``preprocess_pixel.h``,
-which also compiles as plain C++. Bilinear is fixed-point as OpenCV's is for uint8, so results differ from the CPU by at
-most one step of 255 before normalization.
+``preprocess_kernel.cuh``, which also compiles as plain C++. The 8-bit pixels are exactly those of the CPU path.
 """
 
 from __future__ import annotations
 
 import struct
 from importlib import resources
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from edge.config import InputConfig, PreprocessConfig
-from edge.errors import DataError
-from edge.model import Box, placed, region
+from edge.errors import DataError, require
+from edge.model import AxisTable, Box, placed, tables
 
-MAX_SIDE = 32767  # products of two sides are 32-bit numbers in the kernel
-MAX_FRAME = (1 << 31) - (1 << 16)  # bytes from a frame's first to its last, likewise
-MAX_BOX = 1 << 23  # pixels in a box, beyond which sums of bytes leave an int (OpenCV's own limit)
-# struct Job of preprocess_pixel.h, field by field.
-_JOB = struct.Struct("=QQq iii iif iif ii iiii ii 3f 3f f")
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+THREADS = 128  # kThreads of the kernel
+GUARD = 16  # bytes behind each frame that must be readable: groups of four pixels are read
+_ROWS, _PITCH = 32, 33  # kRows and kPitch of the kernel
+# struct Job of preprocess_kernel.cuh, field by field: addresses and strides, two axes, the rest.
+_JOB = struct.Struct("=QQqq QQiiiiii QQiiiiii iiii 3f 3f ii")
+# Output columns and rows of a block. The first tile is taken whose shared memory lets several blocks run on one
+# multiprocessor, else the first that fits every GPU.
+_TILES = ((32, 32), (32, 16), (16, 16), (16, 8), (8, 8), (8, 4), (4, 4), (4, 2), (2, 2), (1, 1))
+_GOOD_BYTES, _MOST_BYTES = 24 << 10, 48 << 10
 
 
 class Tile(msgspec.Struct, frozen=True):
-    """Output pixels of one block, and its threads: a multiple of the width."""
+    """Output columns and rows of a block, and its shared memory in bytes.
 
-    width: int = 32
-    height: int = 32
-    threads: int = 128
+    The sums along x lie ``bytes_from`` the start on, ``pitch`` from a column to the next.
+    """
 
-    @property
-    def options(self) -> tuple[str, ...]:
-        """What the compiler is told."""
-        values = {"TILE_WIDTH": self.width, "TILE_HEIGHT": self.height, "THREADS": self.threads}
-        return tuple(f"-DEDGE_{name}={value}" for name, value in values.items())
-
-
-TILE = Tile()
+    width: int
+    height: int
+    bytes_from: int = 0
+    pitch: int = 4
+    shared: int = 0
 
 
 class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
     """How one picture size becomes the network input.
 
-    ``area`` is the part of the picture that is read, in source pixels: rows × columns boxes of down × right pixels.
-    ``place`` is where they land in the height × width output. ``kernel`` lacks the suffix of the output type;
-    ``shared_bytes`` is what a block needs of shared memory.
+    ``area`` is the part of the picture that is read, in source pixels; ``place`` is where it lands in the output, of
+    height × width. ``kernel`` lacks the suffix of the output type. ``groups`` of four source pixels make an output
+    pixel along y and x. ``table`` holds the tables of both axes, to be copied to the device as it is.
     """
 
     kernel: str
     area: Box
-    rows: int
-    columns: int
-    down: int
-    right: int
     place: Box
     height: int
     width: int
-    shared_bytes: int
+    groups: tuple[int, int]
     tile: Tile
+    table: NDArray[np.uint8]
+    offsets: tuple[int, int, int, int]
 
     def grid(self, frames: int) -> tuple[int, int, int]:
         """Blocks along x, y and z."""
@@ -69,8 +70,8 @@ class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
     def bytes_moved(self, *, itemsize: int) -> int:
         """Fewest bytes to and from memory per frame: what is needed of it read once, the output written once.
 
-        All of ``area`` is needed: the scale left to interpolation is below 2, so that its taps skip no pixel. Only
-        nearest does; it needs as many as it writes. ``itemsize`` is that of the output.
+        All of ``area`` is needed, but for nearest, which needs as many pixels as it writes. ``itemsize`` is that of
+        the output.
         """
         read = self.area.height * self.area.width
         if self.kernel == "edge_nearest":
@@ -78,115 +79,135 @@ class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
         return 3 * read + 3 * self.height * self.width * itemsize
 
 
-class Frames(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a batch of equal frames is in memory that the device can read; distances in bytes.
+class FrameLayout(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a batch of equal frames lies in memory that the device can read; distances in bytes.
 
-    ``address`` is that of row ``top``, column ``left`` of the first picture; height × width pixels from there are in
-    memory. ``row_stride`` may be negative. ``guard`` bytes before and after each frame may be read, whatever they hold.
+    ``address`` is that of row ``top``, column ``left`` of the first picture. ``row_stride`` may be negative. Rows start
+    at multiples of four bytes, and GUARD bytes behind each frame are readable.
     """
 
     address: int
     row_stride: int
     frame_stride: int
-    height: int
-    width: int
     top: int = 0
     left: int = 0
-    guard: int = 0
 
 
 def source() -> str:
     """CUDA source of all variants, in one text without includes."""
-    folder = resources.files(__package__)
-    pixel = folder.joinpath("preprocess_pixel.h").read_text(encoding="utf-8")
-    return folder.joinpath("preprocess.cu").read_text(encoding="utf-8").replace('#include "preprocess_pixel.h"', pixel)
+    return resources.files(__package__).joinpath("preprocess_kernel.cuh").read_text(encoding="utf-8")
 
 
-def plan(height: int, width: int, spec: PreprocessConfig, target: InputConfig, *, tile: Tile = TILE) -> LaunchPlan:
+def plan(height: int, width: int, spec: PreprocessConfig, target: InputConfig) -> LaunchPlan:
     """The plan for pictures of height × width.
 
     Raises:
-        DataError: the picture or its boxes are larger than the kernel can count.
+        DataError: the picture shrinks by more than shared memory can hold.
     """
-    if max(height, width, target.height, target.width) > MAX_SIDE:
-        raise DataError(
-            f"{width}x{height} is too large for GPU preprocessing: {MAX_SIDE} pixels per side",
-            hint="preprocess on the CPU",
-        )
-    box = region(height, width, spec, target)
-    place = placed(box, spec, target)
-    down, right, cubic = 1, 1, spec.interpolation == "bicubic"
+    down, across = tables(height, width, spec, target)
+    # Rows of the area start at a whole group of four pixels, so at a whole word where the picture's rows do.
+    left = across.start // 4 * 4
+    area = Box(down.start, left, down.stop - down.start, across.stop - left)
     if spec.interpolation == "nearest":
-        rows, columns, kernel = box.height, box.width, "edge_nearest"
+        kernel, tile = "edge_nearest", Tile(32, 32)
+        parts = [across.first - left, across.first[:0], down.first - area.top, down.first[:0]]
+        groups = (0, 0)
     else:
-        down, right = max(box.height // place.height, 1), max(box.width // place.width, 1)
-        rows, columns = box.height // down, box.width // right
-        box = Box(
-            box.top + (box.height - rows * down) // 2,
-            box.left + (box.width - columns * right) // 2,
-            rows * down,
-            columns * right,
-        )
-        kernel = "edge_bicubic_n" if cubic else f"edge_bilinear_{_variant(down, right)}"
-    if down * right > MAX_BOX:
-        raise DataError(f"{width}x{height} shrinks too much for GPU preprocessing", hint="preprocess on the CPU")
-    lines = _window(rows, place.height, tile.height, cubic=cubic)
-    pitch = -(-_window(columns, place.width, tile.width, cubic=cubic) // 2) * 2
+        grouped = _grouped(down, area.top, area.height), _grouped(across, left, area.width)
+        found = _tile(*grouped)
+        if found is None:
+            raise DataError(f"{width}x{height} shrinks too much for GPU preprocessing", hint="preprocess on the CPU")
+        kernel, tile = "edge_filter", found
+        parts = [grouped[1].first, grouped[1].weights, grouped[0].first, grouped[0].weights]
+        groups = (grouped[0].weights.shape[0], grouped[1].weights.shape[0])
+    table, offsets = _packed(parts)
     return LaunchPlan(
         kernel=kernel,
-        area=box,
-        rows=rows,
-        columns=columns,
-        down=down,
-        right=right,
-        place=place,
+        area=area,
+        place=placed(height, width, spec, target),
         height=target.height,
         width=target.width,
-        shared_bytes=0 if spec.interpolation == "nearest" else 8 * tile.height + 4 * lines * pitch,
+        groups=groups,
         tile=tile,
+        table=table,
+        offsets=offsets,
     )
 
 
-def job(plan: LaunchPlan, frames: Frames, spec: PreprocessConfig, *, target: int) -> bytes:
-    """Parameters of a launch that writes to device address ``target``: struct Job of ``preprocess_pixel.h``.
+def job(plan: LaunchPlan, frames: FrameLayout, spec: PreprocessConfig, *, table: int, target: int) -> bytes:
+    """Parameters of a launch: struct Job of ``preprocess_kernel.cuh``.
 
-    Raises:
-        DataError: a frame spans more bytes than the kernel can count.
+    Args:
+        plan: of the frames' size.
+        frames: where the frames lie.
+        spec: what the plan was made for.
+        table: device address of a copy of ``plan.table``.
+        target: device address of the output.
     """
-    if abs(frames.row_stride) * frames.height + 2 * frames.guard > MAX_FRAME:
-        raise DataError(f"{frames.height} rows, {abs(frames.row_stride)} bytes apart, are too large for the GPU kernel")
-    source = frames.address + (plan.area.top - frames.top) * frames.row_stride + 3 * (plan.area.left - frames.left)
-    last_row = (frames.height - 1) * frames.row_stride
-    low = frames.address + min(last_row, 0) - frames.guard - source
-    high = frames.address + max(last_row, 0) + 3 * frames.width + frames.guard - source
+    first_x, weights_x, first_y, weights_y = (table + offset for offset in plan.offsets)
     # The kernel normalizes in the source's order: blue, green, red.
     channels = list(zip(spec.mean, spec.std, strict=True))[:: -1 if spec.color == "rgb" else 1]
     return _JOB.pack(
-        source,
+        frames.address + (plan.area.top - frames.top) * frames.row_stride + 3 * (plan.area.left - frames.left),
         target,
         frames.frame_stride,
         frames.row_stride,
-        low,
-        high,
-        *(plan.columns, plan.place.width, 0.5 / plan.place.width),
-        *(plan.rows, plan.place.height, 0.5 / plan.place.height),
-        *(plan.right, plan.down),
-        *(plan.place.top, plan.place.left, plan.height, plan.width),
-        *(spec.color == "rgb", spec.pad),
+        *(first_x, weights_x, plan.place.width, plan.groups[1], plan.place.left, plan.width, plan.tile.width, 0),
+        *(first_y, weights_y, plan.place.height, plan.groups[0], plan.place.top, plan.height, plan.tile.height, 0),
+        *(plan.area.height, plan.tile.bytes_from, plan.tile.pitch, spec.color == "rgb"),
         *(1.0 / std for _, std in channels),
         *(-mean / std for mean, std in channels),
-        1.0 / (plan.down * plan.right),
+        *(spec.pad, 0),
     )
 
 
-def _variant(down: int, right: int) -> str:
-    return {(1, 1): "1", (2, 2): "2"}.get((down, right), "n")
+class _Grouped(msgspec.Struct, frozen=True):
+    """An axis's table in groups of four source pixels: ``first`` (count,) groups and ``weights`` (groups, count, 4)."""
+
+    first: NDArray[np.int64]
+    weights: NDArray[np.int64]
+
+    def most(self, outputs: int) -> int:
+        """Most groups that a run of so many output pixels needs, wherever it begins."""
+        last = min(outputs, len(self.first)) - 1
+        return int((self.first[last:] - self.first[: len(self.first) - last]).max() + self.weights.shape[0])
 
 
-def _window(source: int, target: int, tile: int, *, cubic: bool) -> int:
-    """Most reduced pixels along one axis that a tile reads: its width at the scale, and the taps at both ends.
+def _grouped(table: AxisTable, start: int, size: int) -> _Grouped:
+    """``table`` in groups counted from source pixel ``start``, none of them beyond ``size`` pixels from there."""
+    np = require("numpy")
+    count, taps = table.weights.shape
+    at = table.first - start
+    groups = int((-(-(at + taps) // 4) - at // 4).max())
+    first = np.minimum(at // 4, -(-size // 4) - groups)
+    weights = np.zeros((count, 4 * groups), np.int64)
+    columns = (at - 4 * first)[:, None] + np.arange(taps)
+    weights[np.arange(count)[:, None], columns] = table.weights
+    return _Grouped(first, weights.reshape(count, groups, 4).transpose(1, 0, 2))
 
-    Two at least: the kernel reads a pair even where there is one pixel, and gives the second no weight.
-    """
-    steps = min(tile, target) - 1
-    return max(min(-(-steps * source // target) + 2 + 2 * cubic, source), 2)
+
+def _tile(down: _Grouped, across: _Grouped) -> Tile | None:
+    """The tile that a block takes; None where even the smallest needs too much shared memory."""
+    fitting = None
+    for width, height in _TILES:
+        staged = 3 * 4 * _PITCH * across.most(width)
+        pitch = 4 * (down.most(height) | 1)
+        tile = Tile(width, height, staged, pitch, staged + 3 * width * pitch)
+        if tile.shared <= _GOOD_BYTES:
+            return tile
+        if fitting is None and tile.shared <= _MOST_BYTES:
+            fitting = tile
+    return fitting
+
+
+def _packed(parts: list[NDArray[np.int64]]) -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
+    """First and weights along x, first and weights along y in one array, and where in it each begins."""
+    np = require("numpy")
+    chunks, offsets, at = [], [], 0
+    for part, kind in zip(parts, (np.int32, np.int16, np.int32, np.int16), strict=True):
+        data = np.ascontiguousarray(part, kind).reshape(-1).view(np.uint8)
+        data = np.concatenate([data, np.zeros(-data.size % 16, np.uint8)])
+        chunks.append(data)
+        offsets.append(at)
+        at += data.size
+    return np.concatenate(chunks), (offsets[0], offsets[1], offsets[2], offsets[3])

@@ -41,17 +41,6 @@ class DeviceMemory(Protocol):
         """Give it back; a second call does nothing."""
 
 
-class RowCopy(Protocol):
-    """A copy to the device, set up once."""
-
-    def start(self) -> None:
-        """Put it on the stream.
-
-        Raises:
-            DeviceError: CUDA failed; also where an earlier kernel went wrong.
-        """
-
-
 class Graph(Protocol):
     """Work captured from the stream, which is launched again at the cost of one launch."""
 
@@ -90,7 +79,7 @@ class GpuDevice(Protocol):
 
     @property
     def integrated(self) -> bool:
-        """True if CPU and GPU share one memory, as on a Jetson: then mapped host memory needs no copy."""
+        """Whether CPU and GPU share one memory, as on a Jetson: then mapped host memory needs no copy."""
 
     @property
     def stream(self) -> int:
@@ -118,12 +107,6 @@ class GpuDevice(Protocol):
 
         Raises:
             DeviceError: CUDA failed; also where an earlier kernel went wrong.
-        """
-
-    def row_copy(self, address: int, rows: NDArray[np.uint8]) -> RowCopy:
-        """A copy of a two-dimensional page-locked array, its rows any distance apart, to tightly packed rows.
-
-        Nothing is copied yet: it is set up once and started for every frame that comes to be there.
         """
 
     def download(self, array: NDArray[Any], address: int) -> None:
@@ -156,7 +139,7 @@ class GpuDevice(Protocol):
             DeviceError: something in it cannot be captured; the stream is as it was.
         """
 
-    def kernels(self, source: str, *, options: tuple[str, ...] = ()) -> Kernels:
+    def kernels(self, source: str) -> Kernels:
         """Compile CUDA source for this GPU.
 
         Raises:

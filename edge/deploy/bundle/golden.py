@@ -115,7 +115,8 @@ def refer(
     """
     names = sorted(pictures)
     preprocessor = Preprocessor(profile.preprocess, profile.input)
-    inputs = np.stack([preprocessor(decode(pictures[name].read_checked(), name=name)) for name in names])
+    exif = profile.preprocess.exif
+    inputs = np.stack([preprocessor(decode(pictures[name].read_checked(), name=name, exif=exif)) for name in names])
     done, total = 0, len(names) * (2 if table is not None else 1)
 
     def heard() -> None:

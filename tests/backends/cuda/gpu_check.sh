@@ -6,7 +6,7 @@
 # Needs python3 with numpy, opencv, msgspec, PyYAML, filelock, pytest, hypothesis and pycuda; nvcc and g++. PYTHON names
 # another interpreter. Ends with 0 when every step did.
 set -uo pipefail
-cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../../.."
 
 python=${PYTHON:-python3}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
@@ -38,7 +38,7 @@ for part in "${@:-tests bench sanitize leaks}"; do
     case $name in
       tests) step "${pytest[@]}" -m "gpu and not slow" --durations=5 ;;
       bench)
-        step "$python" benchmarks/cuda_preprocess.py --sweep
+        step "$python" benchmarks/cuda_preprocess.py
         step "$python" benchmarks/runner_overhead.py
         ;;
       sanitize)

@@ -25,7 +25,7 @@ def main() -> None:
     compare = importlib.util.find_spec("cv2") is not None
     seen = set()
     with device.active():
-        module = device.kernels(kernels.source(), options=kernels.TILE.options)
+        module = device.kernels(kernels.source())
         for item in cases(99, count, largest=200):
             result = run_on(device, module, item)
             seen.add(item.kernel)

@@ -105,11 +105,6 @@ def test_copies_there_and_back(gpu: Any) -> None:
         gpu.download(back.array, memory.address)
         gpu.synchronize()
         np.testing.assert_array_equal(back.array, host.array)
-        rows = host.array.reshape(40, 100)[3:30, 11:53]
-        gpu.row_copy(memory.address, rows).start()
-        gpu.download(back.array[: rows.size], memory.address)
-        gpu.synchronize()
-        np.testing.assert_array_equal(back.array[: rows.size].reshape(rows.shape), rows)
         for item in (host, back, memory, memory):
             item.free()
 
@@ -207,7 +202,7 @@ print("done")
         "device.synchronize()",
         "raise KeyboardInterrupt",
         "sys.exit(0)",
-        "device.kernels(kernels.source(), options=kernels.TILE.options)",
+        "device.kernels(kernels.source())",
     ],
     ids=["not closed", "interrupted", "exited", "module"],
 )
@@ -243,7 +238,7 @@ def test_a_kernel_that_reads_nowhere_is_an_error_and_no_abort(gpu: Any) -> None:
 @pytest.mark.parametrize("seed", range(10, 14))
 def test_random_pictures(gpu: Any, seed: int) -> None:
     with gpu.active():
-        module = gpu.kernels(kernels.source(), options=kernels.TILE.options)
+        module = gpu.kernels(kernels.source())
         for item in cases(seed, 150):
             check(item, run_on(gpu, module, item))
 
@@ -252,39 +247,29 @@ def test_random_pictures(gpu: Any, seed: int) -> None:
 def test_camera_pictures(gpu: Any, interpolation: str) -> None:
     rng = np.random.default_rng(1)
     with gpu.active():
-        module = gpu.kernels(kernels.source(), options=kernels.TILE.options)
+        module = gpu.kernels(kernels.source())
         for size in ((720, 1280), (1080, 1920), (480, 640), (2160, 3840)):
             for fit in ("crop", "letterbox", "squash"):
                 item = case(rng, size=size, target=(224, 224), fit=fit, interpolation=interpolation, noise=False)
                 check(item, run_on(gpu, module, item))
 
 
-@pytest.mark.parametrize("tile", [kernels.Tile(64, 16, 256), kernels.Tile(32, 8, 64), kernels.Tile(32, 64, 256)])
-def test_other_tiles_compute_the_same(gpu: Any, tile: kernels.Tile) -> None:
-    import msgspec
-
-    with gpu.active():
-        module = gpu.kernels(kernels.source(), options=tile.options)
-        for item in cases(20, 60):
-            height, width = item.pictures[0].shape[:2]
-            plan = kernels.plan(height, width, item.spec, item.target, tile=tile)
-            check(item, run_on(gpu, module, msgspec.structs.replace(item, plan=plan)))
-
-
 def test_frames_in_mapped_memory_are_read_in_place(gpu: Any) -> None:
     item = case(np.random.default_rng(2), size=(60, 80), target=(40, 40), fit="squash")
     with gpu.active():
-        module = gpu.kernels(kernels.source(), options=kernels.TILE.options)
+        module = gpu.kernels(kernels.source())
         host, target, back = gpu.pinned(item.memory.size, mapped=True), gpu.memory(item.output_bytes), None
+        table = gpu.pinned(item.plan.table.nbytes, mapped=True)
         host.array[:] = item.memory
-        job = item.job(address=host.address, target=target.address)
+        table.array[:] = item.plan.table
+        job = item.job(address=host.address, table=table.address, target=target.address)
         grid = item.plan.grid(len(item.pictures))
-        module.launch(item.kernel, job, grid=grid, threads=item.plan.tile.threads, shared=item.plan.shared_bytes)
+        module.launch(item.kernel, job, grid=grid, threads=kernels.THREADS, shared=item.plan.tile.shared)
         back = gpu.pinned(item.output_bytes)
         gpu.download(back.array, target.address)
         gpu.synchronize()
         check(item, back.array.view(item.dtype).reshape(item.output_shape).copy())
-        for each in (host, target, back):
+        for each in (host, table, target, back):
             each.free()
 
 
@@ -315,7 +300,7 @@ def test_a_session_runs_frames(open_on_gpu: Callable[..., TrtSession]) -> None:
         frames = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
         result = session.infer_frames(frames)
         wanted = expected(np.stack([preprocess(frame) for frame in frames]))
-        np.testing.assert_allclose(result.logits, wanted, atol=1.5 / min(spec.std))
+        np.testing.assert_allclose(result.logits, wanted, atol=1e-4)
         assert result.preprocess_ms > 0
 
 

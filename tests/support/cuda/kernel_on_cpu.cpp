@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <initializer_list>
+
 static const unsigned char* readable_low = nullptr;
 static const unsigned char* readable_high = nullptr;
 static long bad_reads = 0;
@@ -18,12 +20,12 @@ static long bad_reads = 0;
     if (readable_low && ((address) < readable_low || (address) + (bytes) > readable_high)) ++bad_reads; \
   } while (0)
 
-#include "preprocess_pixel.h"
+#include "preprocess_kernel.cuh"
 
 using edge::Job;
 using edge::u32;
 
-static_assert(sizeof(Job) == 120, "kernels.py packs 120 bytes");
+static_assert(sizeof(Job) == 160, "kernels.py packs 160 bytes");
 
 struct Launch {
   char kernel[32];
@@ -31,33 +33,34 @@ struct Launch {
   int grid_x, grid_y, frames, reserved;
   long long shared_bytes;
 };
-static_assert(sizeof(Launch) == 176, "the tests pack 176 bytes");
+static_assert(sizeof(Launch) == 216, "the tests pack 216 bytes");
 
-template <int BOX, bool CUBIC, typename T>
-static void resized(const Launch& launch, int frame, int y, int x, u32* shared) {
-  const edge::Window window = edge::window_of(launch.job, y, x, CUBIC ? 1 : 0);
-  for (int t = 0; t < EDGE_THREADS; ++t) edge::load_tile<BOX>(launch.job, frame, window, shared, y, t);
-  for (int t = 0; t < EDGE_THREADS; ++t)
-    edge::write_tile<CUBIC, T>(launch.job, frame, window, shared, y, x, t);
+template <typename T>
+static void filter(const Job& job, int frame, int y, int x, u32* shared) {
+  const edge::Span across = edge::span_of(job.x, x), down = edge::span_of(job.y, y);
+  for (int done = 0; done < 4 * down.groups; done += edge::kRows) {
+    for (int t = 0; t < edge::kThreads; ++t) edge::stage(job, frame, across, down, done, shared, t);
+    for (int t = 0; t < edge::kThreads; ++t) edge::sum_along_x(job, across, down, done, shared, t);
+  }
+  for (int t = 0; t < edge::kThreads; ++t) edge::write_filtered<T>(job, frame, y, x, across, down, shared, t);
 }
 
 template <typename T>
-static void nearest(const Launch& launch, int frame, int y, int x, u32*) {
-  for (int t = 0; t < EDGE_THREADS; ++t) edge::write_nearest<T>(launch.job, frame, y, x, t);
+static void nearest(const Job& job, int frame, int y, int x, u32*) {
+  for (int t = 0; t < edge::kThreads; ++t) edge::write_nearest<T>(job, frame, y, x, t);
 }
 
-typedef void (*Block)(const Launch&, int, int, int, u32*);
+typedef void (*Block)(const Job&, int, int, int, u32*);
 
 static Block block_of(const char* kernel) {
   const struct {
     const char* name;
     Block block;
   } known[] = {
-      {"edge_bilinear_1_f32", resized<1, false, float>}, {"edge_bilinear_1_f16", resized<1, false, edge::u16>},
-      {"edge_bilinear_2_f32", resized<2, false, float>}, {"edge_bilinear_2_f16", resized<2, false, edge::u16>},
-      {"edge_bilinear_n_f32", resized<0, false, float>}, {"edge_bilinear_n_f16", resized<0, false, edge::u16>},
-      {"edge_bicubic_n_f32", resized<0, true, float>},   {"edge_bicubic_n_f16", resized<0, true, edge::u16>},
-      {"edge_nearest_f32", nearest<float>},              {"edge_nearest_f16", nearest<edge::u16>},
+      {"edge_filter_f32", filter<float>},
+      {"edge_filter_f16", filter<edge::u16>},
+      {"edge_nearest_f32", nearest<float>},
+      {"edge_nearest_f16", nearest<edge::u16>},
   };
   for (const auto& entry : known)
     if (strcmp(entry.name, kernel) == 0) return entry.block;
@@ -72,16 +75,17 @@ extern "C" int edge_launch(const Launch* launch) {
     for (int y = 0; y < launch->grid_y; ++y)
       for (int x = 0; x < launch->grid_x; ++x) {
         if (launch->shared_bytes) memset(shared, 0xff, launch->shared_bytes);
-        block(*launch, frame, y * EDGE_TILE_HEIGHT, x * EDGE_TILE_WIDTH, shared);
+        block(launch->job, frame, y, x, shared);
       }
   free(shared);
   return 0;
 }
 
-// In a case file job.source is an offset into the frame's memory, which begins `shift` bytes into its allocation.
+// In a case file job.source and the tables' addresses are offsets into the frames' memory and into the tables; the
+// memory begins `shift` bytes into its allocation.
 struct Case {
   Launch launch;
-  long long shift, source_bytes, target_bytes;
+  long long shift, source_bytes, table_bytes, target_bytes;
 };
 
 int main(int count, char** arguments) {
@@ -92,17 +96,23 @@ int main(int count, char** arguments) {
   Case item;
   while (fread(&item, sizeof item, 1, cases) == 1) {
     unsigned char* memory = static_cast<unsigned char*>(malloc(item.shift + item.source_bytes));
+    unsigned char* table = static_cast<unsigned char*>(malloc(item.table_bytes));
     unsigned char* target = static_cast<unsigned char*>(malloc(item.target_bytes));
     memset(memory, 0xff, item.shift);
     if (fread(memory + item.shift, 1, item.source_bytes, cases) != static_cast<size_t>(item.source_bytes)) return 3;
+    if (fread(table, 1, item.table_bytes, cases) != static_cast<size_t>(item.table_bytes)) return 3;
     memset(target, 0xff, item.target_bytes);  // NaN as float32 and as float16: what is not written shows
     readable_low = memory + item.shift;
     readable_high = readable_low + item.source_bytes;
-    item.launch.job.source += reinterpret_cast<edge::u64>(readable_low);
-    item.launch.job.target = reinterpret_cast<edge::u64>(target);
+    Job& job = item.launch.job;
+    job.source += reinterpret_cast<edge::u64>(readable_low);
+    job.target = reinterpret_cast<edge::u64>(target);
+    for (edge::u64* at : {&job.x.first, &job.x.weights, &job.y.first, &job.y.weights})
+      *at += reinterpret_cast<edge::u64>(table);
     if (edge_launch(&item.launch) != 0) return 4;
     fwrite(target, 1, item.target_bytes, results);
     free(memory);
+    free(table);
     free(target);
   }
   fclose(cases);

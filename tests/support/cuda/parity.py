@@ -13,21 +13,21 @@ import msgspec
 import numpy as np
 
 from edge.backends.cuda import kernels
-from edge.backends.cuda.kernels import Frames, LaunchPlan
+from edge.backends.cuda.kernels import GUARD, FrameLayout, LaunchPlan
 from edge.config.profiles import InputConfig, PreprocessConfig
 
-# The issue's bounds, in steps of 8 bits; float16 adds its own rounding of the normalized value.
-MAX_STEPS, MEAN_STEPS = 1.5, 0.25
+# Both paths give the same 8-bit pixels; normalization rounds, and float16 adds its own rounding.
+MAX_STEPS, MEAN_STEPS = 0.01, 0.01
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     spec: PreprocessConfig
     target: InputConfig
-    memory: Any  # uint8, all frames and nothing else
+    memory: Any  # uint8, all frames and GUARD bytes behind them, nothing else
     shift: int  # bytes before it, for its alignment
     pictures: list[Any]  # the same frames as arrays
     plan: LaunchPlan
-    frames: Frames  # with address relative to the memory
+    frames: FrameLayout  # with address relative to the memory
     half: bool
 
     @property
@@ -46,10 +46,10 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     def output_bytes(self) -> int:
         return int(np.prod(self.output_shape)) * self.dtype.itemsize
 
-    def job(self, *, address: int, target: int) -> bytes:
+    def job(self, *, address: int, table: int, target: int) -> bytes:
         """Parameters of the launch, with the memory at ``address``."""
         placed = msgspec.structs.replace(self.frames, address=self.frames.address + address)
-        return kernels.job(self.plan, placed, self.spec, target=target)
+        return kernels.job(self.plan, placed, self.spec, table=table, target=target)
 
     def title(self) -> str:
         height, width = self.pictures[0].shape[:2]
@@ -99,9 +99,9 @@ def case(
     )
     wanted = InputConfig(height=target[0], width=target[1])
     count = int(rng.integers(1, 4))
-    stride = 3 * width + int(rng.integers(0, 9))
-    apart = stride * height + int(rng.integers(0, 6))
-    memory = rng.integers(0, 256, apart * (count - 1) + stride * (height - 1) + 3 * width, np.uint8)
+    stride = -(-3 * width // 4) * 4 + 4 * int(rng.integers(0, 3))
+    apart = stride * height + 4 * int(rng.integers(0, 3))
+    memory = rng.integers(0, 256, GUARD + apart * (count - 1) + stride * (height - 1) + 3 * width, np.uint8)
     pictures = [
         np.lib.stride_tricks.as_strided(memory[number * apart :], (height, width, 3), (stride, 3, 1))
         for number in range(count)
@@ -112,12 +112,12 @@ def case(
     address = 0
     if rng.integers(2):
         address, stride, pictures = (height - 1) * stride, -stride, [picture[::-1] for picture in pictures]
-    frames = Frames(address=address, row_stride=stride, frame_stride=apart, height=height, width=width)
+    frames = FrameLayout(address=address, row_stride=stride, frame_stride=apart)
     return Case(
         spec=spec,
         target=wanted,
         memory=memory,
-        shift=int(rng.integers(0, 4)),
+        shift=4 * int(rng.integers(0, 3)),
         pictures=pictures,
         plan=kernels.plan(height, width, spec, wanted),
         frames=frames,
@@ -147,22 +147,25 @@ def check(item: Case, result: np.ndarray) -> None:
 
 def run_on(gpu: Any, module: Any, item: Case) -> np.ndarray:
     """Run a case on a device, in memory of its size, its output poisoned before. Inside ``with gpu.active()``."""
-    memory = gpu.memory(item.shift + item.memory.size)
+    memory, table = gpu.memory(item.shift + item.memory.size), gpu.memory(item.plan.table.nbytes)
     target = gpu.memory(item.output_bytes)
-    host = gpu.pinned(max(item.shift + item.memory.size, item.output_bytes))
+    host = gpu.pinned(max(item.shift + item.memory.size, item.output_bytes, item.plan.table.nbytes))
     host.array[:] = 0xFF
     gpu.upload(target.address, host.array[: item.output_bytes])
     gpu.synchronize()
     host.array[item.shift : item.shift + item.memory.size] = item.memory
     gpu.upload(memory.address, host.array[: item.shift + item.memory.size])
-    job = item.job(address=memory.address + item.shift, target=target.address)
+    gpu.synchronize()
+    host.array[: item.plan.table.nbytes] = item.plan.table
+    gpu.upload(table.address, host.array[: item.plan.table.nbytes])
+    job = item.job(address=memory.address + item.shift, table=table.address, target=target.address)
     grid = item.plan.grid(len(item.pictures))
-    module.launch(item.kernel, job, grid=grid, threads=item.plan.tile.threads, shared=item.plan.shared_bytes)
+    module.launch(item.kernel, job, grid=grid, threads=kernels.THREADS, shared=item.plan.tile.shared)
     gpu.synchronize()
     gpu.download(host.array[: item.output_bytes], target.address)
     gpu.synchronize()
     result = host.array[: item.output_bytes].view(item.dtype).reshape(item.output_shape).copy()
-    for each in (memory, target, host):
+    for each in (memory, table, target, host):
         each.free()
     return result
 
