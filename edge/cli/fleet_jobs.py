@@ -189,8 +189,8 @@ def _bundles(chosen: ChosenTargets, load: Load, terminal: Terminal) -> Iterator[
             path, profile = (load.bundle, load.profile) if load.bundle or load.profile else (host.bundle, host.profile)
             if path is None and profile is None:
                 raise UsageError(
-                    "nothing is said to be shipped", where=host.place.name,
-                    hint="--bundle FILE, --profile NAME, or bundle: in the fleet file",
+                    "no bundle to ship", where=host.place.name,
+                    hint="--bundle FILE, --profile NAME, or bundle: in fleet.yaml",
                 )  # fmt: skip
             source: object = path or profile
             if source not in known:

@@ -1,7 +1,7 @@
 """Answers of the script on a device as typed values. The forms and limits of its lines are in `transport.frames`.
 
 Every value is checked once more where it has a meaning: a file that was not asked for, a bundle that is not there, a
-report of another trial. All that can come out of here besides values is an
+report of another trial. The only exception is an
 :class:`~edge.errors.EdgeError` with one sentence.
 """
 
@@ -62,7 +62,7 @@ class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def warnings(self) -> list[str]:
-        """What a person should know before going on."""
+        """Warnings about the device."""
         found = []
         if self.foreign_edge is not None:
             found.append(
@@ -86,7 +86,7 @@ class Need(msgspec.Struct, frozen=True):
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a trial: its verdict, why where it is not "passed", and the report of ``edge canary``."""
+    """Result of a trial: the verdict, the reason where it is not "passed", the report of ``edge canary``."""
 
     verdict: Verdict
     reason: str | None = None
@@ -315,7 +315,7 @@ def _by_word(frames: list[MessageFrame]) -> dict[str, str]:
 
 
 def _situation(found: Mapping[str, str]) -> dict[str, Any]:
-    """What may change while another ship is at work."""
+    """Fields that another ship may change."""
     blocks, _, size = found.get("free", "").partition(" ")
     return {
         "free_bytes": int(blocks) * int(size) if blocks else None,

@@ -88,7 +88,7 @@ class TrialReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tools(msgspec.Struct, frozen=True, kw_only=True):
-    """What the trial uses of its surroundings: backends by profile, a power source, the machine.
+    """Dependencies of a trial: backends by profile, a power source, the machine.
 
     Every bundle gets ``turns``; with a power source, one is at least ``turn_s`` seconds long, as sensors are read ten
     times a second.
@@ -226,7 +226,7 @@ class _Candidate:
             self._energy_count += count
 
     def measured(self) -> Measured:
-        """What came of it."""
+        """Return the measurements."""
         absent = dict(self._absent)
         joules = [energy.joules for energy in self._energy if energy.joules is not None]
         millijoules = None

@@ -44,7 +44,7 @@ class CollectedFile(msgspec.Struct, frozen=True):
 
 
 class Collected(msgspec.Struct, frozen=True, kw_only=True):
-    """What came home from one device."""
+    """Files fetched from one device."""
 
     target: str
     folder: str

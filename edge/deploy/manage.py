@@ -1,4 +1,4 @@
-"""Look at a device, take it back to a bundle that passed its trial, and clear up."""
+"""Manage a device: status, rollback to a bundle that passed its trial, garbage collection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edge.system import Device
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """What is on a device. ``is_whole`` None: the content of ``current`` was not read."""
+    """State of a device. ``is_whole`` None: the content of ``current`` was not read."""
 
     target: str
     root: str
@@ -33,7 +33,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ManageStep(msgspec.Struct, frozen=True, kw_only=True):
-    """What going back or clearing up did on one device."""
+    """Result of a rollback or of a garbage collection on one device."""
 
     target: str
     work: Literal["rolled back", "cleared"]
@@ -45,7 +45,7 @@ class ManageStep(msgspec.Struct, frozen=True, kw_only=True):
 def status(
     place: DeviceAddress, *, verify: bool = False, hold: Callable[[DeviceSession], None] = without_cancel
 ) -> Status:
-    """What is on a device; with ``verify``, the bundle in use is read and compared with its digests.
+    """Read the state of a device; with ``verify``, the bundle in use is read and compared with its digests.
 
     ``hold`` gets the conversation, so that it can be ended from outside; likewise below.
 

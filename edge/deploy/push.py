@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 import threading
@@ -59,7 +60,7 @@ _READ_BACK_BPS = 5_000_000
 
 
 class ShipOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of one target.
+    """Result of shipping to one device.
 
     ``current`` is the bundle that the device showed to be in use at the end, ``verdict`` that of
     its trial. ``sent_bytes`` counts file contents that travelled, not the lines around them. ``resumed_bytes`` were
@@ -149,7 +150,8 @@ class BundleTree:
         with self._guard:
             try:
                 if self._folder is None:
-                    self._folder = Path(tempfile.mkdtemp(prefix="edge-ship-", dir=self._parent))
+                    # With the number of this process: `remove_leftovers` finds it when the process was killed.
+                    self._folder = Path(tempfile.mkdtemp(prefix=f"edge-rsync-{os.getpid()}-", dir=self._parent))
                 for name in names:
                     self._copy(name, self._folder / name)
             except OSError:
@@ -200,7 +202,7 @@ class _Push:
         self._done = 0
 
     def plan(self) -> ShipOutcome:
-        """What would travel; nothing is written."""
+        """Return what would be sent; nothing is written."""
         state = self._meet()
         missing = agent_protocol.needs(self._session, self._sizes)
         return self._outcome(
@@ -248,7 +250,7 @@ class _Push:
         return None
 
     def _result(self, before: DeviceState, found: Trial | None, after: DeviceState) -> Result:
-        """What became of it, by what the device shows to be in use now.
+        """Return the result, from the bundle that the device shows to be in use now.
 
         Raises:
             DeviceError: that does not fit the verdict.
@@ -339,7 +341,7 @@ class _Push:
         )
 
     def _is_sealed(self, digest: str) -> bool:
-        """Whether the file arrived as it is; files are answered in the order in which they were sent."""
+        """Return True if the file arrived unchanged; answers come in the order in which files were sent."""
         frame = self._session.until("sealed", "bad", request="seal")[-1]
         if frame.text != digest:
             raise invalid(f"{frame.word} {frame.text}", request=f"seal {digest}", where=self._place.name)

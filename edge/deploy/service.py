@@ -65,7 +65,7 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServiceState(msgspec.Struct, frozen=True, kw_only=True):
-    """What systemd says about the service; ``status`` is the run's own line."""
+    """State of the service in systemd; ``status`` is the status line of the run."""
 
     unit: str
     path: str
@@ -229,7 +229,7 @@ def uninstall(name: str, *, folder: Path, systemctl: Systemctl | None) -> Path:
 
 
 def state(name: str, *, folder: Path, systemctl: Systemctl) -> ServiceState:
-    """What systemd knows about the service.
+    """Query systemd for the state of the service.
 
     Raises:
         ArtifactError: it is not installed.

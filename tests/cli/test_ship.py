@@ -137,7 +137,7 @@ def test_a_gate_of_a_fleet_that_is_none(edge: Edge, bundles: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("./device",), 2, "nothing is said to be shipped"),
+        (("./device",), 2, "no bundle to ship"),
         (("./device", "--bundle", "none.edge"), None, "none.edge"),
         (("./device", "--bundle", "a.edge", "--profile", "host"), 2, "either --bundle or --profile"),
         (("host:~root/x", "--bundle", "a.edge"), 2, "'~root/x' is not looked up there"),

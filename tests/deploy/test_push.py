@@ -637,6 +637,8 @@ def test_where_rsync_has_no_room_the_files_go_as_a_stream(
             assert ship(sent, remote(server, name), settings=QUICK, tree=tree).work == "ok"
         copies = [path for path in (tmp_path / "temporary").rglob("*") if path.is_file()]
         assert [path.name for path in copies] == ["large"]
+        # What a killed process leaves has its number, by which the next ship removes it.
+        assert copies[0].relative_to(tmp_path / "temporary").parts[0].startswith(f"edge-rsync-{os.getpid()}-")
     assert list((tmp_path / "temporary").iterdir()) == []
     unpacked = unpack_bundle(sent, tmp_path / "unpacked")
     with BundleTree(unpacked) as tree:

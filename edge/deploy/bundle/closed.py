@@ -31,7 +31,7 @@ _LOCATION = b"location"
 
 
 class ProfileSource(Protocol):
-    """What a profile is checked in: an open bundle, or one that is about to be written."""
+    """An open bundle, or one that is about to be written."""
 
     @property
     def where(self) -> str:

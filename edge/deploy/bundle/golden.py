@@ -50,14 +50,14 @@ _ALLOWED_SHARE = 0.1
 
 
 class GoldenAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the network said about one picture: the five best classes, and all logits."""
+    """Reference output for one picture: the five best classes, and all logits."""
 
     top5: list[int]
     logits: list[float]
 
 
 class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an engine may differ from FP32: at least so many dB of signal to noise, at most so many other top-1."""
+    """Limits against FP32: the smallest SQNR in dB, the largest number of pictures with another top-1."""
 
     min_sqnr_db: float
     max_other_top1: int

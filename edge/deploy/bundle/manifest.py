@@ -1,4 +1,4 @@
-"""What ``bundle.json`` holds: the sha256 and size of every file, and of itself.
+"""The manifest ``bundle.json``: the sha256 and size of every file, and its own sha256.
 
 There is exactly one way to write a manifest (sorted keys, two blanks of indent, a line end), and only that way is read:
 a key given twice, or anything else that two JSON parsers could take in two ways, does not survive writing it again.

@@ -45,11 +45,11 @@ class BundleSource(Protocol):
 
     @property
     def about(self) -> BundleManifest:
-        """What they say."""
+        """The manifest, decoded."""
 
     @property
     def files(self) -> dict[str, FileEntry]:
-        """Digest and size of every file besides ``bundle.json``, by name."""
+        """Digest and size of every file except ``bundle.json``, by name."""
 
     def pieces(self, name: str) -> Iterator[bytes]:
         """The content of one file in pieces; the last one comes only if size and digest are right."""
@@ -83,7 +83,7 @@ class Bundle:
 
     @property
     def files(self) -> dict[str, FileEntry]:
-        """Digest and size of every file besides ``bundle.json``, by name."""
+        """Digest and size of every file except ``bundle.json``, by name."""
         return self.about.files
 
     @property

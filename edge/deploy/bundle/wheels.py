@@ -42,7 +42,7 @@ _EXTRAS = ("", "host", "registry")
 
 
 class WheelTarget(msgspec.Struct, frozen=True, order=True):
-    """What wheels must fit: Python as "3.10", the processor as ``uname -m`` says, the minor number of its glibc 2."""
+    """Platform of wheels: Python as "3.10", the machine as in ``uname -m``, the minor version of its glibc 2."""
 
     python: str
     machine: str
@@ -63,7 +63,7 @@ class WheelTarget(msgspec.Struct, frozen=True, order=True):
 
 
 def targets(family: Family, jetpack: Sequence[str]) -> list[WheelTarget]:
-    """What the devices of a bundle run.
+    """Return the platforms of the devices that a bundle is for.
 
     Raises:
         UsageError: a Jetson, and which JetPack it has is not said, or has no Python that edge knows.
@@ -152,7 +152,7 @@ def check_complete(folder: Path, target: WheelTarget) -> None:
 
 
 def describe(wanted: Sequence[WheelTarget]) -> dict[str, Any]:
-    """What the bundle's manifest says about its wheels."""
+    """Return the entry of the bundle's manifest about its wheels."""
     return {"python": [item.python for item in wanted], "machine": sorted({item.machine for item in wanted})}
 
 

@@ -154,7 +154,7 @@ class Remote:
 
     @property
     def files(self) -> dict[str, FileEntry]:
-        """Digest and size of every file besides ``bundle.json``, by name."""
+        """Digest and size of every file except ``bundle.json``, by name."""
         return self.about.files
 
     def pieces(self, name: str) -> Iterator[bytes]:
@@ -216,7 +216,7 @@ def pull(
 
 
 class Pushed(msgspec.Struct, frozen=True, kw_only=True):
-    """What was sent; ``reference`` has the digest, for pinning. Bytes are those of contents, without HTTP's own."""
+    """Result of a push; ``reference`` has the digest, for pinning. Bytes are those of contents, without HTTP's own."""
 
     reference: str
     digest: str

@@ -373,7 +373,7 @@ def _reason(exc: BaseException) -> str:
 
 
 def _said(response: Any) -> str:  # noqa: ANN401
-    """What the registry says about it, if it says it as the specification asks."""
+    """Return the error message of a response in the form of the OCI specification; empty without one."""
     try:
         first = response.json()["errors"][0]
         text = str(first.get("message") or first.get("code"))

@@ -89,7 +89,7 @@ def _decoded(text: str, path: Path) -> Credentials:
 
 
 def _ask(helper: str, host: str) -> Credentials | None:
-    """What ``docker-credential-<helper> get`` says [docker/docker-credential-helpers, README]; None for "not found"."""
+    """Ask ``docker-credential-<helper> get`` [docker/docker-credential-helpers, README]; None for "not found"."""
     program = f"docker-credential-{helper}"
     if "/" in helper:
         raise DeviceError(f"{program!r} is not the name of a credential helper")

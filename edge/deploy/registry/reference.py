@@ -34,7 +34,7 @@ class Reference(msgspec.Struct, frozen=True):
 
     @property
     def wanted(self) -> str:
-        """What to ask the registry for: the digest where there is one."""
+        """The digest or tag to request: the digest where there is one."""
         return self.digest or self.tag or DEFAULT_TAG
 
     def pinned(self, digest: str) -> Reference:

@@ -1,4 +1,4 @@
-"""What a TARGET on the command line means: a folder, or a device behind ssh."""
+"""Addresses of devices: a folder, or a host behind ssh, from a TARGET of the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a device may answer: the one parser of its bytes, with a form for every word and a limit for everything.
+"""Parser of a device's answers, the only one: a form for every word, a limit for every size.
 
 A device is not trusted. Every answer is a line that begins with a random word made for this conversation; other lines
 are noise of a login shell, of which a little is kept for messages. A line that is too long, a word that the request
@@ -50,7 +50,7 @@ _SITUATION = {
     "verdict": _Form(VERDICT),
 }
 _EDGE = {"edge": _Form(_PATH), "foreign": _Form(_PATH)}
-# By request: the words of its answer, besides `done` and `fail`.
+# By request: the words of its answer; `done` and `fail` are common to all.
 FORMS: dict[str, dict[str, _Form]] = {
     "start": {"ready": _Form("1")},
     "hello": {
@@ -152,7 +152,7 @@ class FrameReader:
         return data
 
     def has_data(self) -> bool:
-        """Whether bytes of a promised file are here."""
+        """Return True if bytes of a promised file have arrived."""
         return bool(self._buffer)
 
     @property

@@ -327,7 +327,7 @@ class DeviceSession:
 
 
 def refusal(text: str, where: str) -> EdgeError:
-    """What a device that says ``fail KIND WORDS`` means, and what to do about it."""
+    """Translate the device's ``fail KIND WORDS`` into an error with a hint."""
     kind, _, words = text.partition(" ")
     if kind == "write":
         return _disk(words, where)
@@ -391,7 +391,7 @@ def _chunks(source: Iterable[bytes]) -> Iterable[bytes]:
 
 
 def _read(handle: int) -> bytes | None:
-    """What can be read now; None when nothing can, empty at the end."""
+    """Read the bytes that are available; None when there are none, empty at the end."""
     try:
         return os.read(handle, _READ_BYTES)
     except BlockingIOError:
