@@ -13,7 +13,8 @@ from edge.artifacts import run_record
 from edge.artifacts.run_record import RunRecord
 from edge.backends.interface import Inference
 from edge.errors import DeviceError, UsageError
-from edge.runtime.benchmark import BenchSettings, batch_sizes, bench
+from edge.events import Progress
+from edge.runtime.benchmark import BenchSettings, age_result, batch_sizes, bench
 from edge.runtime.mlperf import SCENARIOS
 from edge.telemetry.meter import Telemetry
 from edge.telemetry.sampler import Sampler
@@ -254,3 +255,34 @@ def test_a_record_can_be_written_and_read() -> None:
     assert msgspec.json.decode(msgspec.json.encode(record), type=RunRecord) == record
     assert record.power is None
     assert record.power_unavailable == "hwmon: no sensor"
+
+
+def test_a_time_that_was_asked_for_is_when_it_ends() -> None:
+    record = measured(ms=lambda _call: 100.0, min_duration_s=3.0)
+    assert record.bench is not None
+    assert (record.bench["queries"] in {30, 31}, record.bench["by_the_rules"]) == (True, False)
+    assert 3.0 <= record.measured_s < 3.2
+    # With a number of queries asked for as well, both hold.
+    assert measured(ms=lambda _call: 100.0, min_duration_s=3.0, min_samples=50).pictures == 50
+
+
+def test_progress_counts_queries_to_as_many_as_are_expected() -> None:
+    seen: list[Progress] = []
+    clock = ManualClock()
+    bench(
+        batches, rules=SCENARIOS["single-stream"], session=Engine(clock, lambda _call: 100.0),
+        subject=made().subject, settings=BenchSettings(min_duration_s=10.0, warmup=0, warmup_s=0.0, max_batch=8),
+        telemetry=NOTHING, clock=clock, listen=seen.append,  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert {one.unit for one in seen} == {"queries"}
+    assert [one.done for one in seen] == sorted(one.done for one in seen)
+    assert all(one.total == 100 for one in seen[:-1])
+
+
+def test_the_age_of_labels_is_bounded_as_latency_is() -> None:
+    ages = [float(n) for n in range(1, 1001)]
+    result = age_result(ages, made())
+    assert (result["percentile_ms"], result["queries"]) == (990.0, 1000)
+    assert result["estimate_ms"] is not None
+    assert result["estimate_ms"] >= 990.0
+    assert age_result([], made())["percentile_ms"] is None
