@@ -98,7 +98,7 @@ def rate(crew: Executor, pictures: Pictures, workers: int) -> tuple[float, float
             seen.append((time.perf_counter(), event.done, *cpu_seconds()))
 
     with tempfile.TemporaryDirectory(prefix="edge-benchmark-") as cache:
-        workflow.calibrate(chosen, pictures, cache=Path(cache), crew=crew, listen=listen)
+        workflow.calibrate(chosen, pictures, cache=Path(cache), executor=crew, listen=listen)
     seconds, done, everybody, own = (end - start for start, end in zip(seen[2 * workers - 1], seen[-1], strict=True))
     return done / seconds, (everybody - own) / seconds, own / done
 

@@ -190,8 +190,8 @@ class _Optimized:
     def _computes_in(self, node: Any, live: list[str]) -> str | None:  # noqa: ANN401
         if node.op_type in INT8_WEIGHTED or node.op_type.startswith("QLinear"):
             return "int8"
-        said = self._precision.get(live[0]) if live else None
-        return "int8" if said == "uint8" and node.op_type not in _REFORMATS else said
+        reported = self._precision.get(live[0]) if live else None
+        return "int8" if reported == "uint8" and node.op_type not in _REFORMATS else reported
 
     def _role(self, node: Any) -> Role:  # noqa: ANN401
         if node.op_type in FLOAT_WEIGHTED | INT8_WEIGHTED:

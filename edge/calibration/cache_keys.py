@@ -222,7 +222,7 @@ def find_table(profile: Profile, cache: Path) -> FoundArtifact:
     changed = store.differences(known, wanted)
     if changed:
         older = preprocessing.older_definition(str(known["preprocess"]), profile.preprocess, profile.input)
-        what = f"with {older}" if older else f"for something else ({_said(changed)})"
+        what = f"with {older}" if older else f"for something else ({_reported(changed)})"
         raise ArtifactError(f"the table was made {what}", where=path, hint=f"{again} (or --force)")
     return FoundArtifact(path, manifest)
 
@@ -391,7 +391,7 @@ def find_engine(
     table = find_table(profile, cache) if precision == "int8" else None
     changed = store.differences(manifest.key, engine_key(profile, backend, precision=precision, table=table))
     if changed:
-        raise ArtifactError(f"the engine was built for something else ({_said(changed)})", where=path, hint=again)
+        raise ArtifactError(f"the engine was built for something else ({_reported(changed)})", where=path, hint=again)
     return FoundArtifact(path.parent / next(iter(manifest.files)), manifest)
 
 
@@ -403,5 +403,5 @@ def _loaded(path: Path, *, kind: str, again: str) -> Manifest:
         raise ArtifactError(exc.what, where=exc.where, hint=again) from exc
 
 
-def _said(changed: list[KeyDifference]) -> str:
+def _reported(changed: list[KeyDifference]) -> str:
     return "; ".join(str(difference) for difference in changed)

@@ -143,7 +143,7 @@ def collect_statistics(
     key: store.Key,
     force: bool = False,
     threads: int | None = None,
-    crew: Executor | None = None,
+    executor: Executor | None = None,
     listen: Listener = ignore_events,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> CollectedStatistics | None:
@@ -171,24 +171,24 @@ def collect_statistics(
                 return CollectedStatistics(found[0], path, reused=True)
     own |= {"needs": needs}
     path = _path(cache, own)
-    crew = crew or InProcess()
+    executor = executor or InProcess()
     # Absolute: who counts may have another working directory.
     task = StatisticsJob(
         str(model.path.absolute()), model.sha256, profile.preprocess, profile.input, tuple(plan.watched), needs,
-        threads or crew.threads, model.outputs,
+        threads or executor.threads, model.outputs,
     )  # fmt: skip
     ordered = sorted(pictures, key=lambda picture: picture.sha256)
     empty = Statistics.empty(task.watched, with_histogram=needs == "histogram")
     size = chunk_size(model.fixed_batch)
-    tally = Checkpoint(empty, ordered, manifest=_unfinished(path), key=own, size=size)
+    progress = Checkpoint(empty, ordered, manifest=_unfinished(path), key=own, size=size)
     if not force:
-        tally.resume(listen)
-    _complete(tally, task, crew, total=len(ordered), listen=listen, should_stop=should_stop)
-    if not tally.complete:
+        progress.resume(listen)
+    _complete(progress, task, executor, total=len(ordered), listen=listen, should_stop=should_stop)
+    if not progress.complete:
         return None
-    save(_manifest(path), path.name, tally.total, kind=KIND, key=own, info={})
-    tally.forget()
-    return CollectedStatistics(tally.total, path, reused=False)
+    save(_manifest(path), path.name, progress.total, kind=KIND, key=own, info={})
+    progress.forget()
+    return CollectedStatistics(progress.total, path, reused=False)
 
 
 def count(
@@ -249,16 +249,16 @@ def _use_one_malloc_arena() -> None:
 
 
 def _complete(
-    tally: Checkpoint,
+    progress: Checkpoint,
     task: StatisticsJob,
-    crew: Executor,
+    executor: Executor,
     *,
     total: int,
     listen: Listener,
     should_stop: Callable[[], bool],
 ) -> None:
     """Let ``crew`` count what is left. However it ends, what came back is saved."""
-    seen = tally.total.pictures
+    seen = progress.total.pictures
 
     def advance(more: int) -> None:
         nonlocal seen
@@ -268,16 +268,16 @@ def _complete(
     advance(0)
     due = time.monotonic() + _SAVE_EVERY_S
     try:
-        parts = crew.count(task, tally.left, advance=advance, listen=listen, should_stop=should_stop)
+        parts = executor.count(task, progress.left, advance=advance, listen=listen, should_stop=should_stop)
         with contextlib.closing(parts):
             for part in parts:
-                tally.add(part.chunks, part.statistics)
+                progress.add(part.chunks, part.statistics)
                 if (start := time.monotonic()) >= due:
-                    tally.save()
+                    progress.save()
                     due = start + max(_SAVE_EVERY_S, (time.monotonic() - start) / _SAVE_SHARE)
     finally:
-        if not tally.complete:
-            tally.save()
+        if not progress.complete:
+            progress.save()
 
 
 def _path(cache: Path, key: store.Key) -> Path:

@@ -51,7 +51,7 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class _Answer(msgspec.Struct, frozen=True):
-    parcel: PackedStatistics
+    packed: PackedStatistics
     machine: Machine
 
 
@@ -105,8 +105,8 @@ class Cluster:
                 self._look()
                 # Two for each thread: one in hand, and one waiting there.
                 while len(running) < 2 * self._slots and (share := shares.take(self._slots)) is not None:
-                    errand = pickle.dumps(_RemoteCall(task, share.pictures))
-                    future = self._client.submit(pickle.loads, errand, key=f"{name}-{share.chunks[0]}", pure=False)
+                    remote_call = pickle.dumps(_RemoteCall(task, share.pictures))
+                    future = self._client.submit(pickle.loads, remote_call, key=f"{name}-{share.chunks[0]}", pure=False)
                     running[future.key] = future, share
                     future.add_done_callback(done.put)
                 if not running:
@@ -122,7 +122,7 @@ class Cluster:
                 _, share = running.pop(future.key)
                 self._compare(answer.machine, listen)
                 advance(len(share.pictures))
-                yield PartialStatistics(share.chunks, unpack(answer.parcel))
+                yield PartialStatistics(share.chunks, unpack(answer.packed))
         finally:
             if self._client.status == "running":
                 self._client.cancel([future for future, _ in running.values()])

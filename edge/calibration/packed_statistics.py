@@ -47,15 +47,15 @@ def pack(statistics: Statistics) -> PackedStatistics:
     return PackedStatistics(statistics.pictures, tensors, row.astype(narrow))
 
 
-def unpack(parcel: PackedStatistics) -> Statistics:
+def unpack(packed: PackedStatistics) -> Statistics:
     """The statistics that were packed, to the bit."""
     tensors, at = {}, 0
-    for name, kept in parcel.tensors.items():
+    for name, kept in packed.tensors.items():
         counts = None
         if kept.bins is not None:
             first, end = kept.bins
             counts = np.zeros(2 * BINS, np.int64)
-            counts[first:end] = parcel.row[at : at + end - first]
+            counts[first:end] = packed.row[at : at + end - first]
             at += end - first
         tensors[name] = TensorStatistics(kept.low, kept.high, kept.count, kept.exponent, counts)
-    return Statistics(tensors, parcel.pictures)
+    return Statistics(tensors, packed.pictures)

@@ -71,7 +71,7 @@ def calibrate(
     cache: Path,
     force: bool = False,
     threads: int | None = None,
-    crew: collection.Executor | None = None,
+    executor: collection.Executor | None = None,
     listen: Listener = ignore_events,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> CalibrationOutcome | None:
@@ -106,7 +106,7 @@ def calibrate(
     with _locked(path, listen):
         observed = collection.collect_statistics(
             profile, model, plan, pictures,
-            needs=needs, cache=path.parent, key=key, force=force, threads=threads, crew=crew,
+            needs=needs, cache=path.parent, key=key, force=force, threads=threads, executor=executor,
             listen=listen, should_stop=should_stop,
         )  # fmt: skip
         if observed is None:
@@ -355,11 +355,11 @@ def _calibrating(profile: Profile, model: Model, cache: Path) -> BuildRequest:
 def _only_notes(listen: Listener) -> Listener:
     """The build's own percent would run through the count of pictures."""
 
-    def hear(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if isinstance(event, Note) or event.stage != "calibrate":
             listen(event)
 
-    return hear
+    return on_event
 
 
 def _save_device_table(

@@ -88,7 +88,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     asked.check(chosen)
     terminal = Terminal()
     if not as_json:
-        terminal.say(f"profile {chosen.name} ({path}); {rules.words}", style="dim")
+        terminal.info(f"profile {chosen.name} ({path}); {rules.words}", style="dim")
     if duration_s is not None and duration_s < rules.min_duration_s:
         terminal.warn(f"{duration_s:g} s: shorter than MLPerf's rules require ({rules.min_duration_s:g} s)")
     if camera:
@@ -141,7 +141,7 @@ def _finish(terminal: Terminal, finished: RunRecord, record: Path | None, *, as_
         # Also when the disk refused the record: what was found is not lost.
         _print_end(terminal, finished, as_json=as_json)
     if record is not None and not as_json:
-        terminal.say(f"record: {record}")
+        terminal.info(f"record: {record}")
 
 
 def _bench_camera(

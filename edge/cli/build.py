@@ -55,7 +55,7 @@ def command(
     if error_on_miss and chosen.backend != "tensorrt":
         raise UsageError(f"--error-on-miss: {chosen.backend} has no timing caches", hint="leave it out")
     terminal = Terminal()
-    terminal.say(f"profile {chosen.name} ({path})", style="dim")
+    terminal.info(f"profile {chosen.name} ({path})", style="dim")
     with terminal.progress() as listen:
         outcome = building.build(
             chosen,
@@ -81,16 +81,16 @@ def _show(terminal: Terminal, outcome: BuildOutcome) -> None:
         terminal.data(f"{outcome.engine}: unchanged, nothing to do")
         return
     for reason in outcome.why:
-        terminal.say(f"because: {reason}")
+        terminal.info(f"because: {reason}")
     if outcome.work == "would build":
         terminal.data(f"would build {outcome.manifest.with_suffix('')} ({outcome.precision})")
         return
     if outcome.route_why is not None:
         route = f"{outcome.route} route: " if outcome.route else ""
-        terminal.say(f"{route}{outcome.route_why}")
+        terminal.info(f"{route}{outcome.route_why}")
     timing = _timing(outcome)
     if timing:
-        terminal.say(timing)
+        terminal.info(timing)
     layers = outcome.layers
     share = "" if layers is None else _share(outcome.precision, layers)
     terminal.data(f"{outcome.engine}: {outcome.precision} built in {outcome.seconds:.1f} s{share}")

@@ -93,7 +93,7 @@ def create(
 
     chosen, path = paths.load_profile(profile)
     terminal = Terminal()
-    terminal.say(f"profile {chosen.name} ({path})", style="dim")
+    terminal.info(f"profile {chosen.name} ({path})", style="dim")
     with terminal.progress() as listen:
         made = creation.create(
             chosen, cache=paths.cache_folder(cache_dir, path), out=output,
@@ -170,11 +170,11 @@ def verify(
         }  # fmt: skip
         terminal.data(msgspec.json.encode(result).decode())
         return
-    said = f"{bundle}: good; {len(found.files)} files, {_size(found.about.total_bytes)}, sha256:{found.digest}"
-    terminal.data("\n".join([said, *(f"signed by {signer}, in {signer.list}" for signer in signers)]))
+    reported = f"{bundle}: good; {len(found.files)} files, {_size(found.about.total_bytes)}, sha256:{found.digest}"
+    terminal.data("\n".join([reported, *(f"signed by {signer}, in {signer.list}" for signer in signers)]))
     if not signers:
         state = "signed, by whom was not checked (--allowed-signers)" if found.signature() else "not signed"
-        terminal.say(state, style="dim")
+        terminal.info(state, style="dim")
 
 
 @app.command()
@@ -241,7 +241,7 @@ def push(
     if as_json:
         terminal.data(msgspec.json.encode(done).decode())
         return
-    terminal.say(
+    terminal.info(
         f"sent {done.sent_files} files, {_size(done.sent_bytes)}; "
         f"{done.kept_files} files, {_size(done.kept_bytes)}, were there already"
     )
@@ -294,9 +294,9 @@ def pull(
         }  # fmt: skip
         terminal.data(msgspec.json.encode(result).decode())
         return
-    terminal.say(f"{remote.reference}: fetched {_size(remote.fetched_bytes)}", style="dim")
+    terminal.info(f"{remote.reference}: fetched {_size(remote.fetched_bytes)}", style="dim")
     for signer in signers:
-        terminal.say(f"signed by {signer}, in {signer.list}")
+        terminal.info(f"signed by {signer}, in {signer.list}")
     terminal.data(f"{output}: {len(remote.files)} files, {_size(remote.about.total_bytes)}, sha256:{remote.digest}")
 
 

@@ -32,7 +32,7 @@ def show(*, cache_dir: options.CacheDir = None, as_json: options.Json = False) -
         terminal.data(_json({"folder": str(folder), "caches": [_plain(entry) for entry in found]}))
         return
     if not found:
-        terminal.say(f"no timing caches in {folder}: `edge build` with TensorRT keeps them there")
+        terminal.info(f"no timing caches in {folder}: `edge build` with TensorRT keeps them there")
         return
     rows = [
         (
@@ -63,7 +63,7 @@ def verify(*, cache_dir: options.CacheDir = None, as_json: options.Json = False)
             text = entry.state if entry.problem is None else f"{entry.state}: {entry.problem}"
             terminal.data(f"{entry.path.name}: {text}")
         if not found:
-            terminal.say(f"no timing caches in {folder}")
+            terminal.info(f"no timing caches in {folder}")
     if bad:
         raise QualityError(
             f"{len(bad)} of {len(found)} files are not what their manifests say",
@@ -140,7 +140,7 @@ def gc(
         return
     for path in going:
         terminal.data(f"{'would remove' if dry_run else 'removed'} {path}")
-    terminal.say(f"{len(going)} files, {_size(size)}")
+    terminal.info(f"{len(going)} files, {_size(size)}")
 
 
 def _listing(cache_dir: Path | None) -> tuple[Path, list[TimingCacheEntry]]:

@@ -40,21 +40,21 @@ def pull(
         chosen, lambda place, hold: collect.fetch(place, cache=cache, output=output, hold=hold),
         parallel=parallel, as_json=as_json,
     )  # fmt: skip
-    hauls = [one.result for one in ended if one.result is not None]
+    results = [one.result for one in ended if one.result is not None]
     if not as_json:
-        _show(hauls)
+        _show(results)
     fleet_jobs.finish(ended)
-    for haul in hauls:
-        if (error := collect.failed(haul)) is not None:
+    for collected in results:
+        if (error := collect.failed(collected)) is not None:
             raise error
 
 
-def _show(hauls: list[Collected]) -> None:
+def _show(results: list[Collected]) -> None:
     terminal = Terminal()
-    for haul in hauls:
-        for piece in haul.pieces:
+    for collected in results:
+        for piece in collected.pieces:
             if piece.what in {"conflict", "refused"}:
-                terminal.warn(f"{haul.target}: {piece.name}: {piece.what}: {piece.why}")
+                terminal.warn(f"{collected.target}: {piece.name}: {piece.what}: {piece.why}")
         counts = [f"{count} {what}" for what in ("new", "updated", "unchanged", "conflict", "refused")
-                  if (count := haul.count(what))]  # fmt: skip
-        terminal.data(f"{haul.target}: {', '.join(counts) or 'nothing there yet'} -> {haul.folder}")
+                  if (count := collected.count(what))]  # fmt: skip
+        terminal.data(f"{collected.target}: {', '.join(counts) or 'nothing there yet'} -> {collected.folder}")

@@ -80,7 +80,7 @@ def command(
     chosen, path = paths.load_profile(profile)
     cache = paths.own_cache_folder(cache_dir, path)
     terminal = Terminal()
-    terminal.say(f"profile {chosen.name} ({path})", style="dim")
+    terminal.info(f"profile {chosen.name} ({path})", style="dim")
     source = images or (Path(chosen.calibration.images) if chosen.calibration.images else None)
     if source is None:
         raise UsageError("no pictures to calibrate with", hint="--images DIR, or calibration.images in the profile")
@@ -104,7 +104,7 @@ def command(
         if workers is not None or dask is not None:
             raise UsageError("--engine tensorrt calibrates on this device alone", hint="leave --workers and --dask out")
         _show(terminal, _on_device(chosen, pictures, cache, terminal, force=force), as_json=as_json)
-        _say_what_build_takes(terminal, built, chosen, cache)
+        _show_what_build_takes(terminal, built, chosen, cache)
         return
     with signals.graceful() as stop, terminal.progress() as listen, _executor(workers, dask, listen) as executor:
         outcome = workflow.calibrate(
@@ -113,16 +113,16 @@ def command(
             cache=cache,
             force=force,
             threads=threads,
-            crew=executor,
+            executor=executor,
             listen=listen,
             should_stop=stop,
         )
     if outcome is None:
-        terminal.say("what was counted is kept; the same command goes on from there")
+        terminal.info("what was counted is kept; the same command goes on from there")
         stop.grant()
         return
     _show(terminal, outcome, as_json=as_json)
-    _say_what_build_takes(terminal, built, chosen, cache)
+    _show_what_build_takes(terminal, built, chosen, cache)
 
 
 def _on_device(
@@ -156,13 +156,13 @@ def _show(terminal: Terminal, outcome: CalibrationOutcome, *, as_json: bool) -> 
         terminal.warn(f"always zero, so without a range: {', '.join(outcome.zero_tensors)}")
 
 
-def _say_what_build_takes(terminal: Terminal, built: Profile, chosen: Profile, cache: Path) -> None:
+def _show_what_build_takes(terminal: Terminal, built: Profile, chosen: Profile, cache: Path) -> None:
     """Each algorithm has a table of its own, and a build goes by the profile: an option here does not reach it."""
     from edge.calibration import cache_keys
 
     own, other = (cache_keys.table_path(profile, cache) for profile in (built, chosen))
     if own != other:
-        terminal.say(
+        terminal.info(
             f"edge build uses {own.name}, as the profile {built.name} asks; to use this one, write there: calibration: "
             + _flow(chosen, built)
         )

@@ -79,7 +79,7 @@ def _show(terminal: Terminal, report: TrialReport) -> None:
     if columns:
         terminal.table(heads, rows, right=tuple(range(1, len(heads))))
     if report.before_absent:
-        terminal.say(f"not compared: {report.before_absent}", style="dim")
+        terminal.info(f"not compared: {report.before_absent}", style="dim")
     terminal.data("passed" if report.passed else "failed")
 
 

@@ -107,7 +107,7 @@ def list_(
         terminal.data(msgspec.json.encode(entries, enc_hook=str).decode())
         return
     if not entries:
-        terminal.say(f"no engines in {folder}; edge build makes one")
+        terminal.info(f"no engines in {folder}; edge build makes one")
         return
     rows = [
         (
@@ -155,7 +155,7 @@ def gc(
         )
     kept = Counter(entry.state for entry in entries if entry not in gone)
     rest = ", ".join(f"{count} {state}" for state, count in sorted(kept.items())) or "none"
-    terminal.say(f"{len(gone)} engines, {engine_page.size(total)}; kept: {rest}")
+    terminal.info(f"{len(gone)} engines, {engine_page.size(total)}; kept: {rest}")
 
 
 def _check_page(html: Path | None) -> None:
@@ -168,7 +168,7 @@ def _write(terminal: Terminal, html: Path | None, drawn: str | None) -> None:
 
     if html is not None and drawn is not None:
         store.write_bytes(html, drawn.encode())
-        terminal.say(f"page: {html}")
+        terminal.info(f"page: {html}")
 
 
 def _of_profile(profile: str | None, precision: str | None, engine_dir: Path | None) -> Path:
@@ -220,7 +220,7 @@ def _show(terminal: Terminal, card: EngineReport, *, layers: bool) -> None:
             right=(0, 7),
         )
     elif card.counts:
-        terminal.say("--layers lists every layer, --html FILE draws the card", style="dim")
+        terminal.info("--layers lists every layer, --html FILE draws the card", style="dim")
 
 
 def _show_times(terminal: Terminal, times: LayerTimes) -> None:

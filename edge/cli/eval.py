@@ -65,7 +65,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     compared = against is not None or wanted == "int8" or any(limit is not None for limit in needs)
     terminal = Terminal()
     if not as_json:
-        terminal.say(f"profile {chosen.name} ({path})", style="dim")
+        terminal.info(f"profile {chosen.name} ({path})", style="dim")
     with contextlib.ExitStack() as stack:
         session, table, quantized = _subject(
             stack, terminal, chosen, path, wanted, cache_dir=cache_dir, engine_dir=engine_dir, threads=threads
@@ -74,13 +74,13 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
         pictures = _checked(list(found.take(limit) if limit else found), images, compared=compared)
         if limits.min_top1 is not None and pictures[0].label is None:
             raise UsageError("--min-top1 needs labels", hint="--labels labels.csv")
-        with signals.graceful() as wish, terminal.progress() as listen:
+        with signals.graceful() as stop, terminal.progress() as listen:
             scores = evaluation.evaluate(
                 chosen, pictures, precision=wanted, session=session, table=table,
                 with_reference=compared, quantized=quantized, threads=threads or chosen.run.threads,
-                listen=listen, should_stop=wish,
+                listen=listen, should_stop=stop,
             )  # fmt: skip
-    wish.grant()
+    stop.grant()
     if scores is None:
         return
     if as_json:
@@ -128,7 +128,7 @@ def _subject(
     except (MissingDependencyError, DeviceError) as exc:
         if profile.backend != "tensorrt" or precision != "int8":
             raise
-        terminal.say(f"no TensorRT on this machine ({exc.what}): judging the TensorRT form of the table")
+        terminal.info(f"no TensorRT on this machine ({exc.what}): judging the TensorRT form of the table")
     if precision != "int8" or (profile.backend == "tensorrt" and session is not None):
         return session, None, None
     table = cache_keys.find_table(profile, paths.cache_folder(cache_dir, path))

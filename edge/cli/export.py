@@ -60,7 +60,7 @@ def command(
         raise UsageError("the output file is there already", where=output, hint="--force overwrites it")
     target = None if no_profile else init.target_of(profile or output.stem, force=force)
     terminal = Terminal()
-    terminal.say(f"exporting {source} with opset {opset}")
+    terminal.info(f"exporting {source} with opset {opset}")
     found = torch_export.load(parsed, weights=weights, classes=classes, size=size)
     exported = torch_export.export(found, opset=opset, source=source)
     data = exported.proto.SerializeToString()

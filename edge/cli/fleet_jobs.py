@@ -77,14 +77,14 @@ def ship_all(
             first=chosen.fleet.canary & frozenset(chosen.names) if chosen.fleet else frozenset(),
             stop_after=stop_after or (rules.stop_after if rules else None),
         )
-        wish = stack.enter_context(signals.graceful())
-        ended = _run(terminal, [task(host) for host in chosen.hosts], plan, wish, line=_line)
+        stop = stack.enter_context(signals.graceful())
+        ended = _run(terminal, [task(host) for host in chosen.hosts], plan, stop, line=_line)
     outcomes = [_outcome(one, bundles[one.name]) for one in ended]
     if as_json:
         terminal.data(msgspec.json.encode(_summary(outcomes)).decode())
     else:
         _show(terminal, outcomes)
-    wish.grant()
+    stop.grant()
     finish(ended, hint="the same command again goes on where it was; devices that have it are left as they are")
 
 
@@ -99,8 +99,8 @@ def each(
 
     tasks = [task(host.place) for host in chosen.hosts]
     wanted = parallel or (chosen.fleet.rollout.parallel if chosen.fleet else _PARALLEL)
-    with signals.graceful() as wish:
-        ended = _run(terminal, tasks, RolloutPlan(parallel=wanted), wish, line=lambda one: _failure(one) or "ok")
+    with signals.graceful() as stop:
+        ended = _run(terminal, tasks, RolloutPlan(parallel=wanted), stop, line=lambda one: _failure(one) or "ok")
     if as_json:
         terminal.data(
             msgspec.json.encode(
@@ -111,7 +111,7 @@ def each(
                 enc_hook=str,
             ).decode()
         )
-    wish.grant()
+    stop.grant()
     return ended
 
 
@@ -153,7 +153,7 @@ def _run(
     terminal: Terminal,
     tasks: list[DeviceTask[T]],
     plan: RolloutPlan,
-    wish: Callable[[], bool],
+    stop: Callable[[], bool],
     *,
     line: Callable[[DeviceOutcome[T]], str],
 ) -> list[DeviceOutcome[T]]:
@@ -175,7 +175,7 @@ def _run(
         return isinstance(result, ShipOutcome) and result.work in REFUSED
 
     with view.showing():
-        return rollout.roll_out(tasks, plan, is_bad=is_bad, watch=watch, should_stop=wish)
+        return rollout.roll_out(tasks, plan, is_bad=is_bad, watch=watch, should_stop=stop)
 
 
 @contextlib.contextmanager
@@ -205,7 +205,7 @@ def _made(name: str, folder: Path, load: Load, terminal: Terminal) -> Bundle:
     from edge.media import open_pictures
 
     chosen, path = paths.load_profile(name)
-    terminal.say(f"profile {chosen.name} ({path})", style="dim")
+    terminal.info(f"profile {chosen.name} ({path})", style="dim")
     samples = paths.resources() / "samples"
     out = Path(tempfile.mkdtemp(dir=folder)) / f"{chosen.name}.edge"
     with terminal.progress() as listen:
@@ -237,7 +237,7 @@ def _summary(outcomes: list[ShipOutcome]) -> dict[str, Any]:
 def _show(terminal: Terminal, outcomes: list[ShipOutcome]) -> None:
     if len(outcomes) == 1:
         if outcomes[0].work not in {"failed", "stopped"}:
-            terminal.data(f"{outcomes[0].target}: {_said(outcomes[0])}")
+            terminal.data(f"{outcomes[0].target}: {_reported(outcomes[0])}")
         return
     rows = [
         (
@@ -250,7 +250,7 @@ def _show(terminal: Terminal, outcomes: list[ShipOutcome]) -> None:
 
 
 def _line(ended: DeviceOutcome[ShipOutcome]) -> str:
-    return _failure(ended) or (_said(ended.result) if ended.result is not None else "")
+    return _failure(ended) or (_reported(ended.result) if ended.result is not None else "")
 
 
 def _failure(ended: DeviceOutcome[Any]) -> str | None:
@@ -265,7 +265,7 @@ def _word(ended: DeviceOutcome[Any]) -> str:
     return "ok" if ended.result is not None else "failed" if ended.error is not None else "stopped"
 
 
-def _said(outcome: ShipOutcome) -> str:
+def _reported(outcome: ShipOutcome) -> str:
     name = outcome.bundle[:12]
     sent = f"{outcome.sent_files} files, {outcome.sent_bytes / 1e6:.2f} MB"
     if outcome.work == "unchanged":

@@ -388,7 +388,7 @@ def _show(terminal: Terminal, target: Path, proposal: Proposal) -> None:
     ):
         terminal.data(f"  {line}")
     for change in facts.changes:
-        terminal.say(f"adapted: {change}")
+        terminal.info(f"adapted: {change}")
     if names.is_guess:
         terminal.warn(f"check the class names in {target}: {names.source}")
     if chosen.is_guess:
@@ -398,7 +398,7 @@ def _show(terminal: Terminal, target: Path, proposal: Proposal) -> None:
     if facts.classes == 1:
         terminal.warn("the model has one class: without a Sigmoid at its end every picture is that class")
     name = target.stem if target.parent.name == "profiles" else str(target)
-    terminal.say(f"next: edge calibrate --profile {name} --images DIR && edge build --profile {name}")
+    terminal.info(f"next: edge calibrate --profile {name} --images DIR && edge build --profile {name}")
 
 
 def _json(target: Path, written: Sequence[Path], proposal: Proposal, trials: Sequence[TrialResult]) -> str:

@@ -276,7 +276,7 @@ def ready_engine(
     from edge.engines import building
     from edge.runtime import slow_start
 
-    terminal.say(f"building the engine of the bundle in use first: {why}")
+    terminal.info(f"building the engine of the bundle in use first: {why}")
     with slow_start("building the engine"), terminal.progress() as listen:
         building.build(
             chosen, backends.of(chosen), cache=build_cache_folder(None, path), engines=engine_folder(None, path),

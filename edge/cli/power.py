@@ -74,7 +74,7 @@ def _print(state: PowerModeState, *, as_json: bool) -> None:
     terminal.table(("mode", "name", ""), rows, right=(0,))
     terminal.show(f"clocks {_LOCKED[state.clocks_locked]}")
     if state.changed is not None:
-        terminal.say(
+        terminal.info(
             f"changed by edge at {state.changed.changed_utc}, from {state.changed.before}: sudo "
             f"{shlex.quote(str(Path(sys.argv[0]).absolute()))} power restore  goes back"
         )

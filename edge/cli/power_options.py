@@ -96,7 +96,7 @@ def measured(
     with contextlib.ExitStack() as stack:
         if asked.set_power_mode and profile.power_mode is not None:
             state = stack.enter_context(power_modes.during(profile.power_mode, again=this_command()))
-            terminal.say(f"power mode {state.mode}; the one before comes back at the end", style="dim")
+            terminal.info(f"power mode {state.mode}; the one before comes back at the end", style="dim")
         notes = [warning for warning in [power_modes.mode_warning(profile.power_mode)] if warning is not None]
         source = telemetry.probe(prefer=asked.power or profile.telemetry.source)
         sampler, idle, replayed = None, None, None

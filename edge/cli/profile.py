@@ -40,7 +40,7 @@ def list_(*, as_json: options.Json = False) -> None:
         terminal.data(msgspec.json.encode(rows).decode())
         return
     if not rows:
-        terminal.say(
+        terminal.info(
             "no profiles: this folder has no profiles/, edge does not run from a checkout, and nothing was shipped here"
         )
         return
@@ -69,7 +69,7 @@ def show(name: Name = None, *, as_json: options.Json = False) -> None:
     if as_json:
         terminal.data(msgspec.json.encode(content).decode())
         return
-    terminal.say(f"{path}  (digest {chosen.digest[:12]})", style="dim")
+    terminal.info(f"{path}  (digest {chosen.digest[:12]})", style="dim")
     terminal.data(yaml.safe_dump(content, sort_keys=False, default_flow_style=None, allow_unicode=True).rstrip())
 
 

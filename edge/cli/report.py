@@ -50,7 +50,7 @@ def command(
         terminal.warn(f"{line}: axes of their own")
     for pair in comparison.pairs:
         _show(terminal, runs, comparison, pair.b)
-    terminal.say(f"page: {output}")
+    terminal.info(f"page: {output}")
 
 
 def _show(terminal: Terminal, runs: Sequence[LoadedRun], comparison: RunComparison, letter: str) -> None:

@@ -128,13 +128,13 @@ def command(  # noqa: PLR0913 - one argument per option
                 should_stop=stop,
             )
     if record is not None and not as_json:
-        terminal.say(f"record: {record}")
+        terminal.info(f"record: {record}")
     stop.grant()
 
 
 def _print_profile(terminal: Terminal, chosen: Profile, path: Path, *, as_json: bool) -> None:
     if not as_json:
-        terminal.say(f"profile {chosen.name} ({path})", style="dim")
+        terminal.info(f"profile {chosen.name} ({path})", style="dim")
 
 
 def _settings(chosen: Profile, found: FoundArtifact, width: Width, *, duration_s: float | None) -> RunSettings:

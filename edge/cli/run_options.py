@@ -357,9 +357,9 @@ def open_ports(asked: HttpOptions, stack: contextlib.ExitStack, terminal: Termin
 
 def _print_address(terminal: Terminal, port: ListeningPort, token: str | None) -> None:
     if port.has_page:
-        terminal.say(f"web: {port.address.url}" + (f"#token={token}" if token else ""))
+        terminal.info(f"web: {port.address.url}" + (f"#token={token}" if token else ""))
     if port.has_metrics:
-        terminal.say(f"metrics: {port.address.url}metrics" + (f" (bearer token {token})" if token else ""))
+        terminal.info(f"metrics: {port.address.url}metrics" + (f" (bearer token {token})" if token else ""))
 
 
 def serve_run(

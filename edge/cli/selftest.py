@@ -64,7 +64,7 @@ def command(
 
     chosen, path = paths.load_profile(profile)
     terminal = Terminal()
-    terminal.say(f"profile {chosen.name} ({path})", style="dim")
+    terminal.info(f"profile {chosen.name} ({path})", style="dim")
     folder = images if images is not None else paths.resources() / "samples"
     pictures = _pictures(folder) if images is not None or folder.is_dir() else None
     if write_reference:
@@ -146,5 +146,5 @@ def _finish(terminal: Terminal, run: SelfTestRun, output: Path, *, as_json: bool
             terminal.data(data.decode().rstrip())
     count = {status: record.count(status) for status in ("ok", "failed", "skipped")}
     stopped = " until it was stopped" if record.status == "interrupted" else ""
-    terminal.say(f"{count['ok']} ok, {count['failed']} failed, {count['skipped']} skipped{stopped}; {output}")
+    terminal.info(f"{count['ok']} ok, {count['failed']} failed, {count['skipped']} skipped{stopped}; {output}")
     return count["failed"]

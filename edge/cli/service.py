@@ -84,13 +84,13 @@ def install(
     path = service.install(
         settings, folder=_folder(unit_dir, user=user), systemctl=_systemctl(unit_dir, user=user), start=start
     )
-    terminal.say(f"unit: {path}")
+    terminal.info(f"unit: {path}")
     if unit_dir is None:
-        terminal.say(f"log: journalctl {'--user ' if user else ''}-u {path.name} -f")
+        terminal.info(f"log: journalctl {'--user ' if user else ''}-u {path.name} -f")
         if user:
-            terminal.say(f"it ends when {getpass.getuser()} logs out, unless: loginctl enable-linger")
+            terminal.info(f"it ends when {getpass.getuser()} logs out, unless: loginctl enable-linger")
     else:
-        terminal.say("systemd was left alone: systemctl daemon-reload, then enable --now")
+        terminal.info("systemd was left alone: systemctl daemon-reload, then enable --now")
 
 
 @app.command("uninstall")
@@ -103,7 +103,7 @@ def uninstall(
     path = service.uninstall(
         _name(name, profile, user=user), folder=_folder(unit_dir, user=user), systemctl=_systemctl(unit_dir, user=user)
     )
-    Terminal().say(f"removed {path}")
+    Terminal().info(f"removed {path}")
 
 
 @app.command("status")

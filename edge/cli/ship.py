@@ -144,7 +144,7 @@ def rollback(
         lambda place, hold: manage.rollback(place, hold=hold),
         parallel=parallel,
         as_json=as_json,
-        say=lambda step: f"back to {_short(step.current)}",
+        info=lambda step: f"back to {_short(step.current)}",
     )
 
 
@@ -164,7 +164,7 @@ def gc(
     chosen = target_options.choose(target, fleet_file=fleet, ssh_config=ssh_config)
     _steps(
         chosen, lambda place, hold: manage.clear(place, keep=keep, hold=hold), parallel=parallel, as_json=as_json,
-        say=lambda step: f"{len(step.removed)} bundles removed, {step.freed_bytes / 1e6:.1f} MB freed",
+        info=lambda step: f"{len(step.removed)} bundles removed, {step.freed_bytes / 1e6:.1f} MB freed",
     )  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def _steps(
     *,
     parallel: int | None,
     as_json: bool,
-    say: Callable[[ManageStep], str],
+    info: Callable[[ManageStep], str],
 ) -> None:
     from edge.cli import fleet_jobs
 
@@ -183,7 +183,7 @@ def _steps(
         terminal = Terminal()
         for one in ended:
             if one.result is not None:
-                terminal.data(f"{one.name}: {say(one.result)}")
+                terminal.data(f"{one.name}: {info(one.result)}")
     fleet_jobs.finish(ended)
 
 

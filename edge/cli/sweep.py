@@ -78,7 +78,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     if scored is None:
         raise UsageError("no pictures to score with", hint="--eval DIR --labels labels.csv")
     if not as_json:
-        terminal.say(f"profile {chosen.name} ({path})", style="dim")
+        terminal.info(f"profile {chosen.name} ({path})", style="dim")
     calibration = open_pictures(source)
     labelled = paths.labelled_pictures(
         chosen, scored, labels if evaluate is not None else None, label_offset=label_offset
@@ -89,7 +89,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
         seeds=seeds,
         threads=threads,
     )
-    with signals.graceful() as wish, terminal.progress() as listen:
+    with signals.graceful() as stop, terminal.progress() as listen:
         found = sweep.sweep(
             chosen,
             calibration,
@@ -99,13 +99,13 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
             output=output,
             force=force,
             listen=listen,
-            should_stop=wish,
+            should_stop=stop,
         )
     if found is not None:
         _finish(terminal, found, html=html, as_json=as_json)
-    if wish() and output is not None and output.exists():
-        terminal.say(f"what is scored is kept in {output}; the same command goes on from there")
-    wish.grant()
+    if stop() and output is not None and output.exists():
+        terminal.info(f"what is scored is kept in {output}; the same command goes on from there")
+    stop.grant()
 
 
 def _spread(pictures: Pictures, limit: int | None) -> list[Picture]:
@@ -130,7 +130,7 @@ def _finish(terminal: Terminal, record: Record, *, html: Path | None, as_json: b
         terminal.warn("stopped before the end: this is about what was scored until then")
     if html is not None and record.findings is not None:
         store.write_bytes(html, sweep_page.render(record).encode())
-        terminal.say(f"page: {html}")
+        terminal.info(f"page: {html}")
 
 
 def _show(terminal: Terminal, record: Record) -> None:
@@ -163,7 +163,7 @@ def _show(terminal: Terminal, record: Record) -> None:
     counted, scored = record.seconds.get("count"), record.seconds.get("score")
     if counted is not None and scored is not None:
         tables = len({row.configuration.table for row in found.rows})
-        terminal.say(
+        terminal.info(
             f"counting the pictures took {counted:.0f} s, scoring {tables} different tables {scored:.0f} s",
             style="dim",
         )

@@ -97,7 +97,7 @@ def check_(
     origin: TableFinding | None = None
     ignorable: tuple[str, ...] = ()
     if profile is None:
-        terminal.say("without --profile the names of the tensors are not checked")
+        terminal.info("without --profile the names of the tensors are not checked")
     else:
         from edge.calibration import cache_keys
         from edge.cli import paths
@@ -233,7 +233,7 @@ def retarget(
         terminal.data(_json({"output": str(output), "old_header": old.header.text, **_header(new)}))
     else:
         terminal.data(f"{output}: {old.header.text} -> {new.header.text}, {len(new.bits)} tensors")
-    terminal.say("the scales were not changed: see with `edge table check --profile` whether they fit the network")
+    terminal.info("the scales were not changed: see with `edge table check --profile` whether they fit the network")
 
 
 def _load(path: Path, *, lenient: bool, terminal: Terminal) -> Table:

@@ -80,7 +80,7 @@ def export_table(
         if writes is Format.ort_json:
             return table_formats.to_ort_json(table)
         if writes is Format.ort_flatbuffers:
-            terminal.say("this format has no place for the header: --trt and --as give it back")
+            terminal.info("this format has no place for the header: --trt and --as give it back")
             return table_formats.to_ort_flatbuffers(table)
         if model is None:
             raise UsageError("a Q/DQ model is made from a table and a model", hint="add --model model.onnx")

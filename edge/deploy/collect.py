@@ -76,11 +76,11 @@ def fetch(
     with connect(place, hold=hold) as session, temporary_folder("pull") as name:
         agent_protocol.hello(session, place)
         entries = _entries(session.ask("listing", *FOLDERS, "", limit_s=600), place)
-        trip = _Pull(session, folder, cache / "timing", Path(name), entries)
+        push = _Pull(session, folder, cache / "timing", Path(name), entries)
         pieces: list[CollectedFile] = []
         for index, path in enumerate(sorted(entries)):
             listen(Progress(place.name, index, len(entries), "files"))
-            pieces += trip.one(path)
+            pieces += push.one(path)
     return Collected(target=place.name, folder=str(folder), pieces=pieces)
 
 
@@ -172,9 +172,9 @@ class _Pull:
         aside = self._home / path
         if changed:
             _keep(aside.with_name(goal.name), theirs, data)
-            said = "; ".join(str(difference) for difference in changed)
+            reported = "; ".join(str(difference) for difference in changed)
             return CollectedFile(
-                path, "conflict", str(aside), f"the one here is for something else ({said}): both are kept"
+                path, "conflict", str(aside), f"the one here is for something else ({reported}): both are kept"
             )
         own, other = _size(ours), _size(theirs)
         if other > own:
@@ -257,9 +257,9 @@ def _entries(frames: list[Any], place: DeviceAddress) -> dict[str, str]:
     return found
 
 
-def failed(haul: Collected) -> EdgeError | None:
+def failed(collected: Collected) -> EdgeError | None:
     """An error where a file was refused."""
-    bad = [piece for piece in haul.pieces if piece.what == "refused"]
+    bad = [piece for piece in collected.pieces if piece.what == "refused"]
     if not bad:
         return None
-    return ArtifactError(f"{len(bad)} files were refused: {bad[0].name}: {bad[0].why}", where=haul.target)
+    return ArtifactError(f"{len(bad)} files were refused: {bad[0].name}: {bad[0].why}", where=collected.target)

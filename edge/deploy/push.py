@@ -328,7 +328,7 @@ class _Push:
                     self._session.put(
                         need.sha256, have, self._content(need.sha256, have), on_sent=lambda n: self._advance(n, total)
                     )
-                self._session.tell("seal", need.sha256)
+                self._session.notify("seal", need.sha256)
             bad = [need.sha256 for need in missing if not self._is_sealed(need.sha256)]
             self._sent_files += len(missing) - len(bad)
             missing = [Need(digest, 0) for digest in bad]

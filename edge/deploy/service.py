@@ -34,7 +34,7 @@ _ASKED_CODES = (129, 130, 143)
 # The first engine load after a boot takes minutes on a Jetson.
 _START_S = 300
 # `systemctl restart` waits until the service is ready, or has failed to be.
-_PATIENCE_S = _START_S + 60
+_TIMEOUT_S = _START_S + 60
 _SHOWN = (
     "LoadState", "ActiveState", "SubState", "Result", "StatusText", "MainPID", "NRestarts", "ExecMainCode",
     "ExecMainStatus", "ActiveEnterTimestamp", "UnitFileState",
@@ -264,7 +264,7 @@ def run_systemctl(scope: Scope) -> Systemctl:
         try:
             done = subprocess.run(
                 line, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
-                timeout=_PATIENCE_S,
+                timeout=_TIMEOUT_S,
             )  # fmt: skip
         except FileNotFoundError as exc:
             raise MissingDependencyError(
@@ -272,7 +272,7 @@ def run_systemctl(scope: Scope) -> Systemctl:
                 hint="edge service print shows the unit; --unit-dir DIR only writes it",
             ) from exc
         except subprocess.TimeoutExpired as exc:
-            raise DeviceError(f"{' '.join(line)} did not end within {_PATIENCE_S} s", hint="journalctl -xe") from exc
+            raise DeviceError(f"{' '.join(line)} did not end within {_TIMEOUT_S} s", hint="journalctl -xe") from exc
         if done.returncode != 0:
             words = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
             raise DeviceError(f"{' '.join(line)}: {words}", hint=_systemctl_hint(words, scope))

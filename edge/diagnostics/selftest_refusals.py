@@ -31,19 +31,19 @@ def engine(bench: SelfTestContext) -> StepOutcome:
         copy = _copied(path.parent, folder, variant) / path.name
         _sealed(copy, manifest, key={**manifest.key, field: "another"})
         tried.append(f"other {field}")
-        wrong += _refused(_finder(bench, variant, folder), tried[-1], says=field)
+        wrong += _refused(_finder(bench, variant, folder), tried[-1], messages=field)
     for what, damage in (("one bit flipped", _flip), ("cut short", _cut)):
         folder = bench.work / f"damaged-{what.split()[0]}"
         damage(_copied(path.parent, folder, variant) / name)
         tried.append(what)
-        wrong += _refused(_finder(bench, variant, folder), what, says="")
+        wrong += _refused(_finder(bench, variant, folder), what, messages="")
     if bench.has_gpu or variant.profile.backend != "tensorrt":
         garbage = bench.work / f"garbage{Path(name).suffix}"
         garbage.write_bytes(b"this is not an engine\n" * 64)
         backend = bench.backend(variant.profile)
         tried.append("no engine at all")
-        wrong += _refused(lambda: backend.open(garbage, precision=variant.precision), tried[-1], says="")
-    return _told(tried, wrong)
+        wrong += _refused(lambda: backend.open(garbage, precision=variant.precision), tried[-1], messages="")
+    return _reported(tried, wrong)
 
 
 def table(bench: SelfTestContext) -> StepOutcome:
@@ -58,29 +58,29 @@ def table(bench: SelfTestContext) -> StepOutcome:
         target = _table_in(bench, cache)
         _sealed(cache_keys.manifest_path(target), manifest, key={**manifest.key, field: "another"})
         tried.append(f"other {field}")
-        wrong += _refused(lambda cache=cache: cache_keys.find_table(bench.profile, cache), tried[-1], says=field)  # type: ignore[misc]
+        wrong += _refused(lambda cache=cache: cache_keys.find_table(bench.profile, cache), tried[-1], messages=field)  # type: ignore[misc]
     cache = bench.work / "damaged-table"
     _flip(_table_in(bench, cache))
     tried.append("one bit flipped")
-    wrong += _refused(lambda: cache_keys.find_table(bench.profile, cache), tried[-1], says="")
+    wrong += _refused(lambda: cache_keys.find_table(bench.profile, cache), tried[-1], messages="")
     cache = bench.work / "bare-table"
     cache_keys.manifest_path(_table_in(bench, cache)).unlink()
     tried.append("without manifest")
-    wrong += _refused(lambda: cache_keys.find_table(bench.profile, cache), tried[-1], says="")
+    wrong += _refused(lambda: cache_keys.find_table(bench.profile, cache), tried[-1], messages="")
     assert source.is_file()  # noqa: S101 - only copies are touched
-    return _told(tried, wrong)
+    return _reported(tried, wrong)
 
 
-def _refused(attempt: Callable[[], object], what: str, *, says: str) -> list[str]:
+def _refused(attempt: Callable[[], object], what: str, *, messages: str) -> list[str]:
     """What is wrong when ``attempt`` is not refused, or refused without a word about ``says``."""
     try:
         attempt()
     except EdgeError as exc:
-        return [] if says in exc.what else [f"{what}: refused without saying so ({exc.what})"]
+        return [] if messages in exc.what else [f"{what}: refused without saying so ({exc.what})"]
     return [f"{what}: not refused"]
 
 
-def _told(tried: list[str], wrong: list[str]) -> StepOutcome:
+def _reported(tried: list[str], wrong: list[str]) -> StepOutcome:
     if wrong:
         return failed("; ".join(wrong), hint="attach this file to a bug report", tried=tried)
     return ok(f"refused: {', '.join(tried)}", tried=tried)

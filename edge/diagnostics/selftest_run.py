@@ -41,7 +41,7 @@ class SelfTestRun:
         self._steps: list[SelfTestStep] = []
         self._complete = False
 
-    def go(self, hear: Callable[[SelfTestStep], None] = lambda _step: None) -> None:
+    def go(self, on_event: Callable[[SelfTestStep], None] = lambda _step: None) -> None:
         """Take all steps, in order; ``hear`` gets each when it is through.
 
         Raises nothing of its own: a step that fails is a step that failed. Signals pass.
@@ -50,7 +50,7 @@ class SelfTestRun:
             with self._progress() as self._bench.listen:
                 step = self._take(name, do)
             self._steps.append(step)
-            hear(step)
+            on_event(step)
         self._complete = True
 
     def record(self) -> SelfTest:
@@ -90,18 +90,18 @@ class SelfTestRun:
         start = time.monotonic()
         trace = None
         try:
-            told = do(self._bench)
+            reported = do(self._bench)
         except EdgeError as exc:
-            told = StepOutcome(status="failed", text=exc.what, hint=exc.hint)
+            reported = StepOutcome(status="failed", text=exc.what, hint=exc.hint)
         except Exception as exc:  # noqa: BLE001 - a bug of ours must not hide the steps that follow; it keeps its trace
-            told = StepOutcome(
+            reported = StepOutcome(
                 status="failed", text=f"a bug: {type(exc).__name__}: {exc}", hint="attach this file to a report"
             )
             trace = traceback.format_exc()
             self._bench.listen(Note(f"{name}: {type(exc).__name__}: {exc}", "warning"))
         return SelfTestStep(
-            name=name, status=told.status, text=told.text, seconds=round(time.monotonic() - start, 3),
-            figures=told.figures, hint=told.hint, trace=trace,
+            name=name, status=reported.status, text=reported.text, seconds=round(time.monotonic() - start, 3),
+            figures=reported.figures, hint=reported.hint, trace=trace,
         )  # fmt: skip
 
 

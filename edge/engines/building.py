@@ -205,22 +205,22 @@ def _built(
     backend: Backend, request: BuildRequest, listen: Listener, *, path: Path, warnings: list[str]
 ) -> BuiltEngine:
     """Build, and say every warning once; ``warnings`` gets the new ones."""
-    heard: set[str] = set()
+    received: set[str] = set()
 
-    def hear(event: Event) -> None:
+    def on_event(event: Event) -> None:
         # What is said before the work starts, such as a lack of memory, comes back among the notes.
         if isinstance(event, Note):
-            heard.add(event.text)
+            received.add(event.text)
         listen(event)
 
     try:
-        built = backend.build(request, listen=hear)
+        built = backend.build(request, listen=on_event)
     except OSError as exc:
         # Backends and their optional dependencies keep scratch files in the temporary folder.
         raise os_error(exc, exc.filename or tempfile.tempdir or path) from exc
     warnings += built.notes + _delivered(built, request.profile, request.precision)
     for warning in warnings:
-        if warning not in heard:
+        if warning not in received:
             listen(Note(warning, "warning"))
     return built
 

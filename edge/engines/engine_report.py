@@ -175,8 +175,8 @@ def _card(
     seen = {name for layer in listed for name in layer.nodes}
     if looked is not None:
         # The build's own warning says more about why nobody could look into it.
-        is_said = any("look into it" in note for note in notes)
-        notes += [*looked.notes, *([looked.absent] if looked.absent and not is_said else [])]
+        is_reported = any("look into it" in note for note in notes)
+        notes += [*looked.notes, *([looked.absent] if looked.absent and not is_reported else [])]
     return EngineReport(
         title=title,
         path=path,

@@ -144,9 +144,11 @@ def decode_inspection(data: bytes, *, where: Path) -> Inspection:
         ArtifactError: not JSON, of another format, or not an inspection.
     """
     try:
-        said = msgspec.json.decode(data, type=_Head)
-        if said.format != FORMAT:
-            raise ArtifactError(f"layers in format {said.format}; this edge reads {FORMAT}", where=where, hint=_AGAIN)
+        reported = msgspec.json.decode(data, type=_Head)
+        if reported.format != FORMAT:
+            raise ArtifactError(
+                f"layers in format {reported.format}; this edge reads {FORMAT}", where=where, hint=_AGAIN
+            )
         return msgspec.json.decode(data, type=Inspection)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise ArtifactError(f"not the layers of an engine: {exc}", where=where, hint=_AGAIN) from exc

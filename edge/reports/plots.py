@@ -72,11 +72,11 @@ def svg(made: Any, title: str) -> str:  # noqa: ANN401 - a matplotlib Figure
     box = re.search(r'viewBox="[^"]*"', head)
     if box is None:
         raise ValueError("matplotlib wrote an SVG without a viewBox")
-    said = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    reported = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     head = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {box.group()}'
-    text = f'{head} role="img" aria-label="{said}">{rest}'
-    for stand_in, variable in _VARIABLES.items():
-        text = text.replace(stand_in, variable)
+    text = f'{head} role="img" aria-label="{reported}">{rest}'
+    for substitute, variable in _VARIABLES.items():
+        text = text.replace(substitute, variable)
     text = re.sub(r"#0a0c(0[0-7])", lambda match: f"var(--s{int(match.group(1), 16)})", text)
     return re.sub(r"\n\s*", "\n", text).strip()
 

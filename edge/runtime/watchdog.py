@@ -89,13 +89,13 @@ def slow_start(status: str, environment: Mapping[str, str] = os.environ) -> Iter
         return
     done = threading.Event()
 
-    def tell() -> None:
+    def notify() -> None:
         while True:
             notifier.send(EXTEND_TIMEOUT_USEC=str(3 * _SLOW_START_S * 1_000_000), STATUS=status)
             if done.wait(_SLOW_START_S):
                 return
 
-    thread = threading.Thread(target=tell, name="slow start", daemon=True)
+    thread = threading.Thread(target=notify, name="slow start", daemon=True)
     thread.start()
     try:
         yield

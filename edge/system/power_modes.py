@@ -68,8 +68,8 @@ def show(root: Path = Path("/")) -> PowerModeState:
     if mode is None:
         if program is None and not listed.modes:
             raise DeviceError(_NO_NVPMODEL)
-        said = "; ".join(nvpmodel.errors(text)) or text.strip() or "nothing"
-        raise DeviceError("the power mode cannot be read", where=program, hint=f"nvpmodel said: {said}")
+        reported = "; ".join(nvpmodel.errors(text)) or text.strip() or "nothing"
+        raise DeviceError("the power mode cannot be read", where=program, hint=f"nvpmodel said: {reported}")
     return PowerModeState(
         mode=mode,
         modes=listed.modes,
@@ -203,8 +203,8 @@ def _switch(program: Path, mode: Mode, root: Path, *, timeout_s: float = _TIMEOU
             f"power mode {mode} needs a reboot, which edge does not do; it is still {after or 'unknown'}",
             hint=f"sudo nvpmodel -m {mode.number}  asks whether to reboot: answer YES, and run edge afterwards",
         )
-    said = "; ".join(nvpmodel.errors(done.text)) or done.text.strip().split("\n")[-1] or f"status {done.code}"
-    raise DeviceError(f"nvpmodel did not switch to {mode}; it is {after or 'unknown'}: {said}", where=program)
+    reported = "; ".join(nvpmodel.errors(done.text)) or done.text.strip().split("\n")[-1] or f"status {done.code}"
+    raise DeviceError(f"nvpmodel did not switch to {mode}; it is {after or 'unknown'}: {reported}", where=program)
 
 
 class _Done(msgspec.Struct, frozen=True):
@@ -251,9 +251,9 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
 def _run_clocks(command: list[Path | str]) -> None:
     done = _run(command, timeout_s=_TIMEOUT_S)
     if done.code != 0:
-        said = done.text.strip().split("\n")[-1] or "no reason given"
+        reported = done.text.strip().split("\n")[-1] or "no reason given"
         raise DeviceError(
-            f"jetson_clocks failed with status {done.code}: {said}",
+            f"jetson_clocks failed with status {done.code}: {reported}",
             where=Path(command[0]),
             hint="edge power restore  puts the power mode back",
         )

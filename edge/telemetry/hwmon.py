@@ -105,7 +105,7 @@ class Hwmon:
             power_mode=state.power_mode,
             clocks_locked=state.clocks_locked,
             absent=state.absent,
-            warnings=self._total.doubts(rails),
+            warnings=self._total.caveats(rails),
         )
 
     def close(self) -> None:

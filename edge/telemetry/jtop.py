@@ -146,7 +146,7 @@ class Jtop:
                 throttling=state.throttling,
                 power_mode=state.power_mode,
                 clocks_locked=state.clocks_locked,
-                warnings=() if self._total is None else self._total.doubts(rails),
+                warnings=() if self._total is None else self._total.caveats(rails),
                 absent=state.absent,
             )
             self._news.notify_all()

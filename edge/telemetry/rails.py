@@ -29,7 +29,7 @@ class Total(msgspec.Struct, frozen=True):
             return None
         return sum(rails_mw[rail] for rail in self.rails)
 
-    def doubts(self, rails_mw: Mapping[str, float]) -> tuple[str, ...]:
+    def caveats(self, rails_mw: Mapping[str, float]) -> tuple[str, ...]:
         """Warnings where one rail takes more than the input that feeds it: labels or their order are then not sure.
 
         Without the values, so that a rail has one warning and not another one at each reading.

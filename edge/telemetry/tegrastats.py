@@ -66,7 +66,7 @@ def parse(line: str, *, t_s: float = 0.0) -> Reading | None:
         temps_c={zone: temp_c for zone, temp_c in temps.items() if zone != "pmic" and is_temperature(temp_c)},
         loads_percent=loads,
         clocks_mhz=clocks,
-        warnings=() if total is None else total.doubts(rails),
+        warnings=() if total is None else total.caveats(rails),
     )
 
 

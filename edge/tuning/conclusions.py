@@ -41,8 +41,8 @@ def _which_algorithm(found: Findings) -> Conclusion:
     behind = [pair for pair in against.values() if _differs(pair)]
     detail = [lead]
     if alike:
-        verb = "is" if len(alike) == 1 else "are"
-        detail.append(f"{_listed(alike)} {verb} not significantly different from it")
+        phrase = "is" if len(alike) == 1 else "are"
+        detail.append(f"{_listed(alike)} {phrase} not significantly different from it")
     detail += [f"{pair.b} is {_below(pair.against.sqnr_db)} below it" for pair in behind]
     apart = [f"{pair.a} from {pair.b}" for pair in found.pairs if pair.against.top1_p_holm < LEVEL]
     if not apart:

@@ -121,7 +121,7 @@ def kill_one() -> None:
 def test_processes_give_the_same_bytes(run: Callable[..., Any], tmp_path: Path) -> None:
     run(cache="alone", threads=1)
     heard = Heard()
-    outcome = run(cache="two", crew=Processes(2), listen=heard)
+    outcome = run(cache="two", executor=Processes(2), listen=heard)
     assert outcome.pictures == N
     assert files(tmp_path / "two") == files(tmp_path / "alone")
     assert heard.counted == sorted(heard.counted)
@@ -134,7 +134,7 @@ def test_processes_give_the_same_bytes(run: Callable[..., Any], tmp_path: Path) 
 def test_a_process_that_is_killed_is_replaced(run: Callable[..., Any], tmp_path: Path) -> None:
     run(cache="alone", threads=1)
     heard = Heard(at=16, then=kill_one)
-    run(cache="two", crew=Processes(2), listen=heard)
+    run(cache="two", executor=Processes(2), listen=heard)
     assert files(tmp_path / "two") == files(tmp_path / "alone")
     assert [text.split(";")[0] for text in heard.warnings] == ["a worker process died (SIGKILL)"]
     assert heard.counted[-1] == N
@@ -144,7 +144,7 @@ def test_dask_workers_give_the_same_bytes(run: Callable[..., Any], tmp_path: Pat
     run(cache="alone", threads=1)
     heard = Heard()
     with dask_workers.connect(dask.scheduler_address) as crew:
-        assert run(cache="two", crew=crew, listen=heard).pictures == N
+        assert run(cache="two", executor=crew, listen=heard).pictures == N
     assert files(tmp_path / "two") == files(tmp_path / "alone")
     assert (heard.counted[0], heard.counted[-1]) == (0, N)
     assert heard.counted == sorted(heard.counted)
@@ -162,7 +162,7 @@ def test_a_dask_worker_that_is_killed_is_survived(run: Callable[..., Any], tmp_p
 
     heard = Heard(at=16, then=kill)
     with dask_workers.connect(dask.scheduler_address) as crew:
-        run(cache="two", crew=crew, listen=heard)
+        run(cache="two", executor=crew, listen=heard)
     assert len(killed) == 1
     wait_until(lambda: not psutil.pid_exists(killed[0]))
     assert files(tmp_path / "two") == files(tmp_path / "alone")
@@ -251,7 +251,7 @@ def test_a_bad_picture_in_the_middle(hire: Hire, run: Callable[..., Any], tmp_pa
     with pytest.raises(DataError) as alone:
         run(cache="alone", threads=1)
     with pytest.raises(DataError) as caught, hire(dask) as crew:
-        run(crew=crew)
+        run(executor=crew)
     assert str(caught.value) == str(alone.value)
     assert caught.value.where == str(bad)
     assert not list((tmp_path / "cache").rglob("*.table"))
@@ -265,13 +265,13 @@ def test_a_picture_that_changes_meanwhile(hire: Hire, run: Callable[..., Any], t
     good = path.read_bytes()
     heard = Heard(at=0, then=lambda: path.write_bytes((tmp_path / "p" / "000.jpg").read_bytes()))
     with pytest.raises(DataError, match="changed since") as caught, hire(dask) as crew:
-        run(crew=crew, listen=heard)
+        run(executor=crew, listen=heard)
     assert caught.value.where == str(path)
     kept = heard.counted[-1]
     assert kept > 0
     path.write_bytes(good)
     again = Heard()
-    run(crew=Processes(2), listen=again)
+    run(executor=Processes(2), listen=again)
     assert again.counted[0] == kept
     run(cache="alone", threads=1)
     assert files(tmp_path / "cache") == files(tmp_path / "alone")
@@ -283,7 +283,7 @@ def test_a_model_that_changes_meanwhile(
 ) -> None:
     heard = Heard(at=0, then=lambda: tiny_model(seed=5))
     with pytest.raises(EdgeError, match="not the one that the calibration was planned with"), hire(dask) as crew:
-        run(crew=crew, listen=heard)
+        run(executor=crew, listen=heard)
 
 
 @pytest.mark.parametrize("hire", CREWS)
@@ -295,7 +295,7 @@ def test_a_network_that_overflows(
     pictures(tmp_path / "p", 20)
     chosen = profiles.read_profile(tiny_profile(tmp_path))
     with pytest.raises(ModelError, match="NaN or infinity") as caught, hire(dask) as crew:
-        workflow.calibrate(chosen, open_pictures(tmp_path / "p"), cache=tmp_path / "cache", crew=crew)
+        workflow.calibrate(chosen, open_pictures(tmp_path / "p"), cache=tmp_path / "cache", executor=crew)
     assert caught.value.hint
 
 
@@ -311,11 +311,11 @@ def test_workers_that_die_again_and_again(run: Callable[..., Any], tmp_path: Pat
     killer.start()
     try:
         with pytest.raises(DeviceError, match="3 workers died while they counted the same"):
-            run(crew=Processes(2))
+            run(executor=Processes(2))
     finally:
         over.set()
         killer.join()
-    assert run(crew=Processes(2)).pictures == N
+    assert run(executor=Processes(2)).pictures == N
 
 
 @pytest.mark.slow
@@ -339,13 +339,13 @@ def test_dask_workers_that_die_again_and_again(run: Callable[..., Any], tmp_path
             pytest.raises(DeviceError, match="several Dask workers died while they counted the same") as caught,
             dask_workers.connect(dask.scheduler_address) as crew,
         ):
-            run(crew=crew)
+            run(executor=crew)
     finally:
         over.set()
         killer.join()
     assert str(tmp_path / "p") in (caught.value.where or "")
     with dask_workers.connect(dask.scheduler_address) as crew:
-        assert run(crew=crew).pictures == N
+        assert run(executor=crew).pictures == N
 
 
 # stopping, and going on
@@ -376,10 +376,10 @@ def test_another_crew_goes_on(
 ) -> None:
     stop = Stop(at=70)
     with contextlib.nullcontext() if first is None else first(dask) as crew:
-        assert run(crew=crew, listen=stop.heard, should_stop=stop) is None
+        assert run(executor=crew, listen=stop.heard, should_stop=stop) is None
     heard = Heard()
     with contextlib.nullcontext() if then is None else then(dask) as crew:
-        assert run(crew=crew, listen=heard).pictures == N
+        assert run(executor=crew, listen=heard).pictures == N
     assert 16 <= heard.counted[0] < N
     assert heard.counted[-1] == N
     run(cache="undisturbed", threads=1)
@@ -387,7 +387,7 @@ def test_another_crew_goes_on(
 
 
 def test_a_stop_before_the_first_picture(run: Callable[..., Any], tmp_path: Path) -> None:
-    assert run(crew=Processes(2), should_stop=lambda: True) is None
+    assert run(executor=Processes(2), should_stop=lambda: True) is None
     assert workers() == []
     assert not list((tmp_path / "cache").rglob("*.partial.*"))
 
@@ -595,9 +595,9 @@ def test_a_scheduler_that_dies_midway(run: Callable[..., Any], own_dask: Dask, t
     own_dask.worker(address)
     heard = Heard(at=32, then=process.kill)
     with pytest.raises(DeviceError, match="the Dask scheduler went away"), dask_workers.connect(address) as crew:
-        run(crew=crew, listen=heard)
+        run(executor=crew, listen=heard)
     again = Heard()
-    assert run(crew=Processes(2), listen=again).pictures == N
+    assert run(executor=Processes(2), listen=again).pictures == N
     assert again.counted[0] >= 32
     run(cache="alone", threads=1)
     assert files(tmp_path / "cache") == files(tmp_path / "alone")
@@ -613,7 +613,7 @@ def test_a_worker_without_edge(run: Callable[..., Any], own_dask: Dask, tmp_path
         pytest.raises(MissingDependencyError, match="cannot import what it needs: No module named 'edge") as caught,
         dask_workers.connect(address) as crew,
     ):
-        run(crew=crew)
+        run(executor=crew)
     assert DEPENDENCIES["distributed"] in (caught.value.hint or "")
 
 
@@ -628,7 +628,7 @@ def test_a_worker_with_another_edge(run: Callable[..., Any], own_dask: Dask, tmp
         pytest.raises(DeviceError, match=r"this Dask worker has edge 0\.0\.1, not") as caught,
         dask_workers.connect(address) as crew,
     ):
-        run(crew=crew)
+        run(executor=crew)
     assert caught.value.hint == "install the same edge"
 
 
@@ -644,7 +644,7 @@ def test_a_worker_with_other_versions(run: Callable[..., Any], own_dask: Dask, t
         pass  # the worker is there
     heard = Heard()
     with dask_workers.connect(address, listen=heard) as crew:
-        assert run(crew=crew, listen=heard).pictures == N
+        assert run(executor=crew, listen=heard).pictures == N
     of_dask, ours = heard.warnings
     assert of_dask.startswith("Dask: Mismatched versions found")
     assert "toolz" in of_dask
@@ -656,7 +656,7 @@ def test_a_worker_that_lacks_the_files(run: Callable[..., Any], own_dask: Dask, 
     own_dask.worker(address)
     source = open_pictures(Path("p"))  # relative: the worker stands elsewhere
     with pytest.raises(DataError, match="cannot read the picture") as caught, dask_workers.connect(address) as crew:
-        workflow.calibrate(tiny, source, cache=tmp_path / "cache", crew=crew)
+        workflow.calibrate(tiny, source, cache=tmp_path / "cache", executor=crew)
     assert "same paths as here" in (caught.value.hint or "")
 
 

@@ -120,7 +120,7 @@ def test_requests_that_make_no_sense_are_refused(folder: DeviceAddress, lines: t
         session.ask("hello", str(folder.folder), "", "", "")
         session.ask("begin", "5", "test")
         for part in "\n".join(lines).split("\n"):
-            session.tell(part)
+            session.notify(part)
         with pytest.raises(DeviceError, match="did not understand"):
             session.until("done", request="look")
     assert current(folder) is None
@@ -269,7 +269,7 @@ def test_an_rsync_that_outlived_its_client_does_not_change_what_was_verified(fol
         with path.open("wb", buffering=0) as rsync:
             rsync.write(b"content")
             session.ask("adopt", digest, "model/large")
-            session.tell("seal", digest)
+            session.notify("seal", digest)
             assert session.until("sealed", "bad", request="seal")[-1] == MessageFrame("sealed", digest)
             rsync.write(b" and more")
     assert tree(root_of(folder) / "blobs") == {f"sha256/{digest}": b"content"}
@@ -283,7 +283,7 @@ def test_contents_that_are_swapped_are_refused_there(bundle: Make, folder: Devic
         session.ask("begin", "5", "test")
         for digest, data in ((one, b"two"), (two, b"one")):
             session.put(digest, 0, [data], on_sent=lambda _n: None)
-            session.tell("seal", digest)
+            session.notify("seal", digest)
             assert session.until("sealed", "bad", request="seal")[-1] == MessageFrame("bad", digest)
         listed = sha256_bytes(f"{one}  ./a\n{two}  ./b\n".encode())
         answer = session.ask("tree", "3" * 64, listed, "", f"{one} a", f"{two} b", "")

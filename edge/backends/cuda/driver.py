@@ -207,15 +207,15 @@ def _pycuda() -> Any:  # noqa: ANN401
     try:
         return require("pycuda.driver")
     except MissingDependencyError as exc:
-        said = str(exc.__cause__)
-        library = re.search(r"(lib(?:cu|nv)\w*\.so[.\d]*): cannot open", said)
+        reported = str(exc.__cause__)
+        library = re.search(r"(lib(?:cu|nv)\w*\.so[.\d]*): cannot open", reported)
         if library is not None and library[1].startswith("libcuda.so"):
             raise DeviceError("there is no NVIDIA driver on this machine (libcuda.so.1)", hint=_MATCH) from exc
         if library is not None:
             raise DeviceError(
                 f"CUDA's {library[1]} is not found", hint="install CUDA's libraries; edge doctor"
             ) from exc
-        if "undefined symbol: cu" in said:
+        if "undefined symbol: cu" in reported:
             raise DeviceError(
                 "the NVIDIA driver is older than the CUDA that PyCUDA was built with", hint=_MATCH
             ) from exc

@@ -107,7 +107,7 @@ class TensorRT:
 
         found = caps.load(rtx=self._rtx)
         built = self._build(request, found, feed=None, listen=listen)
-        return as_engine(built, found, self._surroundings())
+        return as_engine(built, found, self._environment())
 
     def calibrate(self, request: BuildRequest, feed: Feed, *, listen: Listener = ignore_events) -> Built:
         """Let one of the device's own calibrators make a table from ``feed``; ``Built.table`` holds it.
@@ -250,15 +250,15 @@ class TensorRT:
     def _store(self, folder: Path, found: Caps, listen: Listener) -> TimingStore:
         from edge.backends.tensorrt.timing_cache import TimingStore
 
-        return TimingStore(folder, timing_key(found, self._surroundings()), listen=listen)
+        return TimingStore(folder, timing_key(found, self._environment()), listen=listen)
 
     def _device(self) -> Device:
-        return self._surroundings().device if self._seen is not None or self._machine is None else self._machine
+        return self._environment().device if self._seen is not None or self._machine is None else self._machine
 
     def _gpu_name(self) -> str | None:
-        return self._surroundings().gpu if self._seen is not None else gpu_name()
+        return self._environment().gpu if self._seen is not None else gpu_name()
 
-    def _surroundings(self) -> Environment:
+    def _environment(self) -> Environment:
         if self._seen is None:
             self._seen = look(machine=self._machine)
         return self._seen

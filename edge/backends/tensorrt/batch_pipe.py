@@ -56,7 +56,7 @@ def send(pipe: IO[bytes], batch: NDArray[np.float32] | None) -> None:
 
 
 @contextlib.contextmanager
-def served(meal: FeedSpec, pipe: IO[bytes], ask: Callable[[], None]) -> Iterator[Feed]:
+def served(spec: FeedSpec, pipe: IO[bytes], ask: Callable[[], None]) -> Iterator[Feed]:
     """A feed whose batches come out of ``pipe``, each after ``ask``, through memory of the GPU that is given back.
 
     Raises:
@@ -65,30 +65,30 @@ def served(meal: FeedSpec, pipe: IO[bytes], ask: Callable[[], None]) -> Iterator
     from edge.backends.cuda import open_device
 
     device = open_device()
-    memory = DeviceBatch(device, meal.shape)
+    memory = DeviceBatch(device, spec.shape)
     try:
         yield Feed(
-            algorithm=meal.algorithm,
-            batches=_received(meal, pipe, ask),
-            planned=meal.planned,
-            batch=meal.shape[0],
+            algorithm=spec.algorithm,
+            batches=_received(spec, pipe, ask),
+            planned=spec.planned,
+            batch=spec.shape[0],
             memory=memory,
-            quantile=meal.quantile,
-            cutoff=meal.cutoff,
+            quantile=spec.quantile,
+            cutoff=spec.cutoff,
         )
     finally:
         memory.free()
         device.close()
 
 
-def _received(meal: FeedSpec, pipe: IO[bytes], ask: Callable[[], None]) -> Iterator[NDArray[np.float32]]:
+def _received(spec: FeedSpec, pipe: IO[bytes], ask: Callable[[], None]) -> Iterator[NDArray[np.float32]]:
     np = require("numpy")
     while True:
         ask()
         (length,) = _LENGTH.unpack(_exactly(pipe, _LENGTH.size))
         if length == 0:
             return
-        yield np.frombuffer(_exactly(pipe, length), np.float32).reshape(-1, *meal.shape[1:])
+        yield np.frombuffer(_exactly(pipe, length), np.float32).reshape(-1, *spec.shape[1:])
 
 
 def _exactly(pipe: IO[bytes], size: int) -> bytes:

@@ -63,7 +63,7 @@ class BuildWatch:
         if self.kept is not None:
             raise self.kept
 
-    def said(self, severity: Severity, text: str) -> None:
+    def reported(self, severity: Severity, text: str) -> None:
         """TensorRT logged a line."""
         line = LogLine(severity, text.strip())
         if severity in {"ERROR", "INTERNAL_ERROR"}:
@@ -86,13 +86,13 @@ class BuildWatch:
     def started(self, phase: str, parent: str | None, steps: int) -> None:
         """A phase of ``steps`` steps began inside of ``parent``."""
         self._phases[phase] = _Phase(parent, max(steps, 1))
-        self._tell()
+        self._notify()
 
     def stepped(self, phase: str, step: int) -> bool:
         """Step ``step`` (from 0) of a phase ended; whether the build may go on."""
         if phase in self._phases:
             self._phases[phase].done = min(step + 1, self._phases[phase].steps)
-            self._tell()
+            self._notify()
         if not self.stopped and self._should_stop():
             self.stopped = True
         return not self.stopped
@@ -102,10 +102,10 @@ class BuildWatch:
         if phase in self._phases and not self.stopped and self.kept is None:
             # The last step of a phase may come without a word of its own.
             self._phases[phase].done = self._phases[phase].steps
-            self._tell()
+            self._notify()
         self._phases.pop(phase, None)
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         # Percent of the whole, never going back: a phase that ends hands its share to the parent's next step.
         share = max((self._share(phase) for phase in self._phases), default=0.0)
         percent = int(100 * share)
@@ -186,7 +186,7 @@ def _logger(binding: Any) -> Any:  # noqa: ANN401
             watch = self.watch
             if watch is not None:
                 with _kept(watch):
-                    watch.said(severity.name, msg)
+                    watch.reported(severity.name, msg)
 
     return Logger()
 

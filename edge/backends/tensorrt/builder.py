@@ -277,7 +277,7 @@ class _Job:
 
     def _inspect(self, plan: bytes, logger: Any) -> str | None:  # noqa: ANN401
         """The inspector's JSON. It needs the engine loaded, so a GPU that can run it."""
-        said = len(self.watch.errors)
+        reported = len(self.watch.errors)
         try:
             runtime = self.binding.Runtime(logger)
             build = self.request.profile.build
@@ -290,7 +290,7 @@ class _Job:
         except (TypeError, RuntimeError):
             engine = None
         if engine is None:
-            why = log_diagnosis.as_error(self.watch.errors[said:]).what
+            why = log_diagnosis.as_error(self.watch.errors[reported:]).what
             self.notes.append(f"the engine was built and could not be loaded here to look into it: {why}")
             return None
         kind = self.binding.LayerInformationFormat.JSON

@@ -150,15 +150,15 @@ def _kind(item: dict[str, Any]) -> str:
 
 
 def _tactic(item: dict[str, Any]) -> str | None:
-    said = item.get("TacticName") or item.get("TacticValue")
-    return str(said) if said and said != "0x0000000000000000" else None
+    reported = item.get("TacticName") or item.get("TacticValue")
+    return str(reported) if reported and reported != "0x0000000000000000" else None
 
 
 def _precision(item: dict[str, Any], inputs: list[LayerTensor]) -> str | None:
     """What a layer computes in: that of its weights, else what it says itself, else that of its first input."""
     weights = next((value for key, value in item.items() if key.endswith("Weights") and isinstance(value, dict)), {})
-    for said in (weights.get("Type"), item.get("Precision")):
-        word = _word(said)
+    for reported in (weights.get("Type"), item.get("Precision")):
+        word = _word(reported)
         if word is not None:
             return word
     return inputs[0].precision if inputs else None
@@ -180,10 +180,10 @@ def _tensors(listed: Any) -> list[LayerTensor]:  # noqa: ANN401
 
 
 def _tensor(item: dict[str, Any]) -> LayerTensor:
-    said = {name.lower().replace(" ", ""): str(value) for name, value in item.items()}
-    datatype = next((value for name, value in said.items() if name.endswith("datatype")), "")
+    reported = {name.lower().replace(" ", ""): str(value) for name, value in item.items()}
+    datatype = next((value for name, value in reported.items() if name.endswith("datatype")), "")
     # In the old form one phrase says both, if it says more than a word.
-    layout = said.get("format") or (datatype if " " in datatype else None)
+    layout = reported.get("format") or (datatype if " " in datatype else None)
     return LayerTensor(
         name=str(item.get("Name") or ""),
         precision=_word(datatype) or _word(layout),
@@ -210,13 +210,13 @@ def _ports(content: dict[str, Any], layers: list[Layer]) -> Iterator[Port]:
             )  # fmt: skip
 
 
-def _word(said: object) -> str | None:
+def _word(reported: object) -> str | None:
     """A data type in one word, from whatever TensorRT calls it."""
-    text = str(said or "")
+    text = str(reported or "")
     return next((word for pattern, word in _PRECISIONS if pattern.search(text)), None)
 
 
-def _shape(said: object) -> tuple[int | str, ...] | None:
-    if not isinstance(said, list):
+def _shape(reported: object) -> tuple[int | str, ...] | None:
+    if not isinstance(reported, list):
         return None
-    return tuple(size if isinstance(size, int) else str(size) for size in said)
+    return tuple(size if isinstance(size, int) else str(size) for size in reported)

@@ -105,8 +105,8 @@ def as_error(errors: Sequence[LogLine], recent: Sequence[LogLine] = (), *, where
         for line in (*errors, *recent):
             if found := re.search(rule.pattern, line.text):
                 groups = [group or "?" for group in found.groups()] or ["?"]
-                said = "" if not errors else f" ({_tidy(errors[0].text)})"
-                return rule.kind(rule.what.format(*groups) + said, where=where, hint=rule.hint)
+                reported = "" if not errors else f" ({_tidy(errors[0].text)})"
+                return rule.kind(rule.what.format(*groups) + reported, where=where, hint=rule.hint)
     if errors:
         return DeviceError(f"TensorRT: {_tidy(errors[0].text)}", where=where, hint="edge doctor")
     return DeviceError("TensorRT gave no engine and no reason", where=where, hint="edge doctor")

@@ -192,7 +192,7 @@ class TrtSession:
 
     def _open(self, plan: bytes) -> None:
         check_gpu(self._gpus, self._device, self._where)
-        with self._heard() as logger:
+        with self._received() as logger:
             try:
                 self._runtime = self._binding.Runtime(logger)
             except (TypeError, RuntimeError) as exc:
@@ -294,7 +294,7 @@ class TrtSession:
         self._drop_graph()
         self._size, self._settled = 0, False
         if self.contract.dynamic:
-            with self._heard():
+            with self._received():
                 if not self._context.set_input_shape(self.contract.name, (size, *self.contract.shape)):
                     raise self._failure(f"TensorRT refuses a batch of {size}")
         self._size = size
@@ -313,7 +313,7 @@ class TrtSession:
             self._settled = True
 
     def _enqueue(self) -> None:
-        with self._heard():
+        with self._received():
             if not self._context.execute_async_v3(self._device.stream):
                 raise self._failure("TensorRT could not run the engine")
 
@@ -329,7 +329,7 @@ class TrtSession:
         return [self._device.elapsed_ms(start, end) for start, end in itertools.pairwise(self._events[:events])]
 
     @contextlib.contextmanager
-    def _heard(self) -> Iterator[Any]:
+    def _received(self) -> Iterator[Any]:
         """Inside the block TensorRT's log is heard; gives the logger. What a callback of ours raised comes out here."""
         self._watch = build_monitor.BuildWatch()
         with build_monitor.watching(self._binding, self._watch) as logger:

@@ -70,7 +70,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     table: Table | None = None
     timing: TimingUse = TimingUse()
     options: Options = Options()
-    meal: batch_pipe.FeedSpec | None = None
+    spec: batch_pipe.FeedSpec | None = None
     merge: int = 0
 
 
@@ -130,7 +130,7 @@ def build(
         job = Job(
             profile=request.profile, model=os.fspath(request.model), precision=request.precision, table=request.table,
             timing=request.timing, rtx=rtx, options=options, folder=str(name),
-            meal=None if feed is None else batch_pipe.feed_spec(feed, request.profile),
+            spec=None if feed is None else batch_pipe.feed_spec(feed, request.profile),
         )  # fmt: skip
         with _child(command or _command(), grace_s) as process:
             summary = _run(process, job, feed=feed, listen=listen).summary
@@ -253,7 +253,7 @@ def main() -> None:
     with os.fdopen(os.dup(1), "wb", buffering=0) as out:
         os.dup2(2, 1)
 
-        def tell(message: _Message) -> None:
+        def notify(message: _Message) -> None:
             out.write(msgspec.json.encode(message) + b"\n")
 
         try:
@@ -262,9 +262,9 @@ def main() -> None:
                 # Ctrl-C ended the parent while it was about to give us the job.
                 return
             job = msgspec.json.decode(line, type=Job, dec_hook=lambda kind, value: kind(value))
-            tell(_merge(job) if job.merge else _Message(summary=_work(job, tell)))
+            notify(_merge(job) if job.merge else _Message(summary=_work(job, notify)))
         except EdgeError as exc:
-            tell(_Message(failure=_Failure(type(exc).__name__, exc.what, exc.where, exc.hint)))
+            notify(_Message(failure=_Failure(type(exc).__name__, exc.what, exc.where, exc.hint)))
 
 
 def _merge(job: Job) -> _Message:
@@ -274,7 +274,7 @@ def _merge(job: Job) -> _Message:
     return _Message(merged=True)
 
 
-def _work(job: Job, tell: Callable[[_Message], None]) -> _Summary:
+def _work(job: Job, notify: Callable[[_Message], None]) -> _Summary:
     assert job.profile is not None  # noqa: S101 - the parent sends one with every build
     folder = Path(job.folder)
     cache = folder / _CACHE
@@ -283,13 +283,13 @@ def _work(job: Job, tell: Callable[[_Message], None]) -> _Summary:
     )
 
     def listen(event: Event) -> None:
-        tell(_Message(note=event) if isinstance(event, Note) else _Message(progress=event))
+        notify(_Message(note=event) if isinstance(event, Note) else _Message(progress=event))
 
     with contextlib.ExitStack() as stack:
         feed = None
-        if job.meal is not None:
-            ask = functools.partial(tell, _Message(hungry=True))
-            feed = stack.enter_context(batch_pipe.served(job.meal, sys.stdin.buffer, ask))
+        if job.spec is not None:
+            ask = functools.partial(notify, _Message(hungry=True))
+            feed = stack.enter_context(batch_pipe.served(job.spec, sys.stdin.buffer, ask))
         built = builder.build(
             request,
             caps.load(rtx=job.rtx),

@@ -135,8 +135,8 @@ class TimingStore:
             raise ArtifactError(f"its manifest is that of {', '.join(manifest.files)}", where=self.path)
         changed = store.differences(manifest.key, self.key)
         if changed:
-            said = "; ".join(str(item) for item in changed)
-            raise ArtifactError(f"it belongs elsewhere ({said})", where=self.path)
+            reported = "; ".join(str(item) for item in changed)
+            raise ArtifactError(f"it belongs elsewhere ({reported})", where=self.path)
         return self.path.read_bytes()
 
     def _set_aside(self, why: str) -> None:

@@ -32,9 +32,9 @@ def combine(contents: Sequence[bytes], caps: Caps) -> bytes:
         for number, content in enumerate(contents, start=1):
             part = config.create_timing_cache(content)
             if part is None or not whole.combine(part, ignore_mismatch=False):
-                said = f": {watch.errors[-1].text}" if watch.errors else ""
+                reported = f": {watch.errors[-1].text}" if watch.errors else ""
                 raise ArtifactError(
-                    f"{caps.title} refuses the timing cache number {number} of {len(contents)}{said}",
+                    f"{caps.title} refuses the timing cache number {number} of {len(contents)}{reported}",
                     hint="it is of another TensorRT or another kind of GPU, or damaged",
                 )
         watch.raise_kept()

@@ -119,16 +119,16 @@ def refer(
     inputs = np.stack([preprocessor(decode(pictures[name].read_checked(), name=name, exif=exif)) for name in names])
     done, total = 0, len(names) * (2 if table is not None else 1)
 
-    def heard() -> None:
+    def received() -> None:
         nonlocal done
         done += 1
         listen(Progress("golden", done, total))
 
-    exact = _logits(profile, inputs, "fp32", None, heard)
+    exact = _logits(profile, inputs, "fp32", None, received)
     found: dict[str, NDArray[np.float32]] = {"fp32": exact}
     tolerance = {name: Tolerance(_FLOAT_SQNR_DB, _allowed(len(names))) for name in ("fp32", "fp16")}
     if table is not None:
-        found["int8"] = _logits(quantized or profile, inputs, "int8", table, heard)
+        found["int8"] = _logits(quantized or profile, inputs, "int8", table, received)
         noise = sqnr_db(found["int8"], exact)
         others = int((top(found["int8"], 1) != top(exact, 1)).sum())
         bound = _FLOAT_SQNR_DB if noise is None else math.floor(10 * (noise - _MORE_NOISE_DB)) / 10
@@ -220,7 +220,7 @@ def _logits(
     inputs: NDArray[np.float32],
     precision: Precision,
     table: Table | None,
-    heard: Callable[[], None],
+    received: Callable[[], None],
 ) -> NDArray[np.float32]:
     built = OnnxRuntime().build(
         BuildRequest(profile=profile, model=Path(profile.model), precision=precision, table=table)
@@ -233,7 +233,7 @@ def _logits(
         if not np.isfinite(answer).all():
             raise DeviceError(f"the {precision} network's answer to a golden picture holds NaN or infinity")
         rows.append(answer)
-        heard()
+        received()
     session.close()
     return np.stack(rows)
 

@@ -301,13 +301,13 @@ class Meter:
 
     def __init__(self, stage: str, total_bytes: int, listen: Listener) -> None:
         self._stage, self._total, self._listen = stage, total_bytes, listen
-        self._done, self._said = 0, -1
+        self._done, self._reported = 0, -1
 
     def add(self, count: int) -> None:
         """Note that so many more bytes are done."""
         self._done += count
         total = -(-self._total // 10**6)
         megabytes = total if self._done >= self._total else min(self._done // 10**6, total - 1)
-        if megabytes != self._said:
-            self._said = megabytes
+        if megabytes != self._reported:
+            self._reported = megabytes
             self._listen(Progress(self._stage, megabytes, total, "MB"))

@@ -141,10 +141,10 @@ class Connection:
                     if len(data) > MAX_MANIFEST_BYTES:
                         raise ArtifactError("too large for the manifest of an artifact", where=str(self.reference))
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-        for said in (self.reference.digest, response.headers.get("Docker-Content-Digest")):
-            if said is not None and said != digest:
+        for reported in (self.reference.digest, response.headers.get("Docker-Content-Digest")):
+            if reported is not None and reported != digest:
                 raise ArtifactError(
-                    f"the registry gave out a manifest with {digest} for {said}",
+                    f"the registry gave out a manifest with {digest} for {reported}",
                     where=str(self.reference),
                     hint="do not use it; tell who runs the registry",
                 )
@@ -156,9 +156,11 @@ class Connection:
         done = self._send(lambda: self._request("PUT", url, data=data, headers={"Content-Type": MANIFEST_TYPE}))
         if done.status_code != 201:
             raise self._refused(done, "sending the manifest")
-        said = done.headers.get("Docker-Content-Digest")
-        if said not in {None, digest}:
-            raise ArtifactError(f"the registry took {digest} and says that it has {said}", where=str(self.reference))
+        reported = done.headers.get("Docker-Content-Digest")
+        if reported not in {None, digest}:
+            raise ArtifactError(
+                f"the registry took {digest} and says that it has {reported}", where=str(self.reference)
+            )
 
     def _connected(self, plain_http: bool, ca_file: str | None) -> tuple[str, Any]:  # noqa: FBT001
         """True if it is http or https, and a client that knows how this registry asks for credentials."""
@@ -251,7 +253,7 @@ class Connection:
             return DeviceError(
                 f"the registry refuses access ({code}), {doing}", where=self._where, hint=self._login_hint()
             )
-        return DeviceError(f"the registry answered {code}, {doing}{_said(response)}", where=self._where)
+        return DeviceError(f"the registry answered {code}, {doing}{_reported(response)}", where=self._where)
 
 
 class _Access:
@@ -372,7 +374,7 @@ def _reason(exc: BaseException) -> str:
     return (str(text).splitlines() or [type(exc).__name__])[0][:200]
 
 
-def _said(response: Any) -> str:  # noqa: ANN401
+def _reported(response: Any) -> str:  # noqa: ANN401
     """Return the error message of a response in the form of the OCI specification; empty without one."""
     try:
         first = response.json()["errors"][0]

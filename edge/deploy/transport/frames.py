@@ -168,7 +168,7 @@ class FrameReader:
                 raise self._endless("a line of more than 1 MiB")
             start = line.find(self._nonce)
             if start < 0:
-                self._hear_noise(line)
+                self._read_noise(line)
                 continue
             word, _, text = printable_lines(line[start + len(self._nonce) :]).partition(" ")
             frame = MessageFrame(word, text)
@@ -178,7 +178,7 @@ class FrameReader:
         if self.data_bytes is None and len(self._buffer) > MAX_LINE_BYTES:
             raise self._endless("a line of more than 1 MiB")
 
-    def _hear_noise(self, line: bytes) -> None:
+    def _read_noise(self, line: bytes) -> None:
         self._noise_bytes += len(line) + 1
         if self._noise_bytes > MAX_NOISE_BYTES:
             raise self._endless("more than 256 KiB of other text")

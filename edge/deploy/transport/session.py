@@ -102,7 +102,7 @@ class DeviceSession:
         """Seconds since anything was sent or answered; 0 while the device is known to work by itself."""
         return 0.0 if self._request in _LONG_REQUESTS else time.monotonic() - self._progress_at
 
-    def tell(self, request: str, *lines: str) -> None:
+    def notify(self, request: str, *lines: str) -> None:
         """Queue a request; its arguments are one line each and hold no line ends (:func:`.address.parse`)."""
         for line in lines:
             if "\n" in line or "\0" in line:
@@ -120,7 +120,7 @@ class DeviceSession:
         Raises:
             EdgeError: the device says why it cannot, answers something invalid, or went away.
         """
-        self.tell(request, *lines)
+        self.notify(request, *lines)
         return self.until("done", request=request, limit_s=limit_s)[:-1]
 
     def put(
@@ -154,7 +154,7 @@ class DeviceSession:
             DeviceError: the device sends more than it was asked for, or went away.
         """
         self._reader.expects_data = True
-        self.tell("get", path, str(most))
+        self.notify("get", path, str(most))
         answer = self.until("data", "gone", request="get")[-1]
         self._reader.expects_data = False
         if answer.word == "gone":
@@ -196,7 +196,7 @@ class DeviceSession:
 
     def keepalive(self) -> None:
         """Tell the device that its client is alive."""
-        self.tell("keepalive")
+        self.notify("keepalive")
         self._flush()
 
     def close(self) -> None:

@@ -89,8 +89,8 @@ def explain_ssh(place: DeviceAddress, code: int | None, errors: str, noise: str)
     if code == 255 or (code is not None and code < 0):
         reason = _last_line(errors) or "without a reason"
         return DeviceError(f"the connection ended: {reason}", where=place.name, hint="the same command again goes on")
-    said = (noise.strip() or _last_line(errors)).replace("\n", " ")[:200]
-    printed = f" and printed {said!r}" if said else ""
+    reported = (noise.strip() or _last_line(errors)).replace("\n", " ")[:200]
+    printed = f" and printed {reported!r}" if reported else ""
     return DeviceError(
         f"the shell there did not start edge's script: it ended with {code}{printed}",
         where=place.name, hint=f"the account needs a login shell: ssh {shown} true",

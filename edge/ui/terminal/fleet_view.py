@@ -38,7 +38,7 @@ class FleetView:
         self._guard = threading.Lock()
         self._running: dict[str, tuple[Progress | None, float]] = {}
         self._counts: dict[str, int] = {}
-        self._said: dict[str, float] = {}
+        self._reported: dict[str, float] = {}
 
     @contextmanager
     def showing(self) -> Iterator[FleetView]:
@@ -66,19 +66,19 @@ class FleetView:
             self._counts[work] = self._counts.get(work, 0) + 1
             done = sum(self._counts.values())
         if self._total > 1:
-            self._say(f"[{done}/{self._total}] {name}: {line}", style=STYLES.get(work, ""))
+            self._info(f"[{done}/{self._total}] {name}: {line}", style=STYLES.get(work, ""))
 
     def listener(self, name: str) -> Callable[[Event], None]:
         """Who listens to one device."""
 
         def listen(event: Event) -> None:
             if isinstance(event, Note):
-                self._say(event.text, style="yellow" if event.level == "warning" else "dim")
+                self._info(event.text, style="yellow" if event.level == "warning" else "dim")
                 return
             with self._guard:
                 begun = self._running.get(name, (None, time.monotonic()))[1]
                 self._running[name] = (event, begun)
-            self._tell(name, event)
+            self._notify(name, event)
 
         return listen
 
@@ -105,18 +105,18 @@ class FleetView:
             table.add_row(f"{done} of {self._total} {self._unit}", _bar(done, self._total, glyphs), words, style="bold")
         return table
 
-    def _say(self, text: str, *, style: Style) -> None:
+    def _info(self, text: str, *, style: Style) -> None:
         with self._guard:
-            self._terminal.say(text, style=style)
+            self._terminal.info(text, style=style)
 
-    def _tell(self, name: str, event: Progress) -> None:
+    def _notify(self, name: str, event: Progress) -> None:
         """A sign of life in plain lines, now and then."""
         if self._terminal.is_live:
             return
         now = time.monotonic()
-        if now - self._said.setdefault(name, now) >= _PLAIN_INTERVAL_S:
-            self._said[name] = now
-            self._say(f"{name}: {_words(event)}", style="")
+        if now - self._reported.setdefault(name, now) >= _PLAIN_INTERVAL_S:
+            self._reported[name] = now
+            self._info(f"{name}: {_words(event)}", style="")
 
 
 def _row(event: Progress | None, seconds: float, glyphs: Glyphs) -> tuple[Text | str, str]:

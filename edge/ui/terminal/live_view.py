@@ -67,7 +67,7 @@ class LiveView:
         elif time.monotonic() - self._last_line_s >= _PLAIN_INTERVAL_S:
             self._last_line_s = time.monotonic()
             now = self._statistics.snapshot()
-            self._terminal.say(now.status_line)
+            self._terminal.info(now.status_line)
             throttling = now.reading.throttling if now.reading is not None else ()
             if throttling and throttling != self._throttling:
                 self._terminal.warn(f"throttled: {', '.join(throttling)}")

@@ -64,7 +64,7 @@ class Terminal:
 
         (self.err if on_stderr else self.out).print(Text.assemble((mark, style), text))
 
-    def say(self, text: str, *, style: Style = "") -> None:
+    def info(self, text: str, *, style: Style = "") -> None:
         """One line for the person, on stderr."""
         if not self.quiet:
             self.err.print(text, style=style or None)
@@ -126,7 +126,7 @@ class Terminal:
             yield listen
 
     def _plain_listener(self) -> Listener:
-        said_at: dict[str, float] = {}
+        reported_at: dict[str, float] = {}
 
         def listen(event: Event) -> None:
             if isinstance(event, Note):
@@ -134,9 +134,9 @@ class Terminal:
                 return
             now = time.monotonic()
             ended = event.total is not None and event.done >= event.total
-            if ended or now - said_at.setdefault(event.stage, now) >= _PLAIN_INTERVAL_S:
-                said_at[event.stage] = now
-                self.say(_progress_line(event))
+            if ended or now - reported_at.setdefault(event.stage, now) >= _PLAIN_INTERVAL_S:
+                reported_at[event.stage] = now
+                self.info(_progress_line(event))
 
         return listen
 
@@ -144,7 +144,7 @@ class Terminal:
         if event.level == "warning":
             self.warn(event.text)
         else:
-            self.say(event.text)
+            self.info(event.text)
 
 
 def is_plain() -> bool:

@@ -67,10 +67,10 @@ def test_stopping() -> None:
 
 def test_lines_are_kept_by_rank_and_chatter_is_not() -> None:
     watch = BuildWatch()
-    watch.said("VERBOSE", "chatter")
-    watch.said("INFO", " a word \n")
-    watch.said("WARNING", "careful")
-    watch.said("INTERNAL_ERROR", "broken")
+    watch.reported("VERBOSE", "chatter")
+    watch.reported("INFO", " a word \n")
+    watch.reported("WARNING", "careful")
+    watch.reported("INTERNAL_ERROR", "broken")
     assert [line.text for line in watch.errors] == ["broken"]
     assert [line.text for line in watch.warnings] == ["careful"]
     assert [line.text for line in watch.recent] == ["a word", "careful", "broken"]
@@ -106,7 +106,7 @@ def test_no_exception_leaves_a_callback(place: str, kind: type[BaseException], b
     watch = BuildWatch(listen=broken, should_stop=broken)
     made = build_monitor.progress_monitor(module, watch)
     if place == "log":
-        watch.said = broken  # type: ignore[method-assign]
+        watch.reported = broken  # type: ignore[method-assign]
         with build_monitor.watching(module, watch) as logger:
             logger.log(module.ILogger.INFO, "x")
     elif place == "step_complete":
