@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from edge.artifacts import Key, Scalar, temporary_folder
 from edge.backends import onnxruntime_graph
 from edge.backends.interface import BuildRequest, BuiltEngine, Inference, Int8Plan, Layers
@@ -73,8 +75,14 @@ class OnnxRuntime:
             )
         data = bytes(proto.SerializeToString())
         looked = onnxruntime_graph.inspect(proto, _optimized(data), unscaled=unscaled)
+        layers = _layers(looked)
+        if request.table is not None and not request.table.bits and layers.weighted_int8 < info["qdq_quantized"]:
+            # Somebody else's Q/DQ nodes, placed for another runtime: rounded as they say, and computed in float.
+            own = info["qdq_quantized"]
+            notes = [f"{own} layers have Q/DQ nodes of the model's own: values are rounded, the arithmetic is float"]
+            layers = msgspec.structs.replace(layers, weighted_int8=info["qdq_quantized"])
         return BuiltEngine(
-            data=data, suffix=".onnx", layers=_layers(looked), route=route, notes=notes, info=info, inspection=looked
+            data=data, suffix=".onnx", layers=layers, route=route, notes=notes, info=info, inspection=looked
         )
 
     def open(

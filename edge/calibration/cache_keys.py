@@ -16,7 +16,7 @@ from edge.artifacts import Key, KeyDifference, Manifest, sha256_bytes, sha256_fi
 from edge.backends import Backend
 from edge.config import Precision, Profile
 from edge.errors import ArtifactError, ModelError, ProfileError
-from edge.model import onnx_model, preprocessing
+from edge.model import has_qdq, onnx_model, preprocessing
 from edge.quantization import (
     DEFINITION,
     FORMAT,
@@ -227,6 +227,30 @@ def find_table(profile: Profile, cache: Path) -> FoundArtifact:
     return FoundArtifact(path, manifest)
 
 
+def find_table_if_needed(profile: Profile, cache: Path) -> FoundArtifact | None:
+    """As :func:`find_table`; None where there is no table and the model holds Q/DQ nodes already.
+
+    Raises:
+        ArtifactError: as there.
+    """
+    try:
+        return find_table(profile, cache)
+    except ArtifactError:
+        folder = table_path(profile, cache)
+        if manifest_path(folder).is_file() or not is_quantized(profile):
+            raise
+        return None
+
+
+def is_quantized(profile: Profile) -> bool:
+    """True for a model that holds Q/DQ nodes already (quantization-aware training, Model Optimizer, our own export).
+
+    Raises:
+        ModelError: the model cannot be read.
+    """
+    return has_qdq(onnx_model.read(Path(profile.model), profile.outputs))
+
+
 def _missing(profile: Profile, path: Path, cache: Path) -> str:
     if path.is_file():
         return "a table without its manifest"
@@ -388,7 +412,7 @@ def find_engine(
     if not path.is_file():
         raise ArtifactError(f"no {precision} engine for {profile.name} has been built", where=path.parent, hint=again)
     manifest = _loaded(path, kind=ENGINE, again=again)
-    table = find_table(profile, cache) if precision == "int8" else None
+    table = find_table_if_needed(profile, cache) if precision == "int8" else None
     changed = store.differences(manifest.key, engine_key(profile, backend, precision=precision, table=table))
     if changed:
         raise ArtifactError(f"the engine was built for something else ({_reported(changed)})", where=path, hint=again)

@@ -62,6 +62,8 @@ _RACE = 16
 # Pictures that judge a step; the means of channels come from all that the scorer has.
 _JUDGES = 32
 _FINALISTS = 2
+# The logits of few classes say little: there a shift, whose gain is known, may lose a little on the pictures at hand.
+_FEW_CLASSES, _FEW_CLASSES_MARGIN_DB = 32, 0.5
 _ALPHAS = (0.5, 0.65)
 
 
@@ -252,17 +254,23 @@ class _Stack:
         for name, trial in (("shift and bias correction", corrected), ("shift", plain)):
             shifted = msgspec.structs.replace(trial, shifts=shifts, shift=self._settings.shift)
             exact = apply(self._folded, shifted, rounding=False)
-            gained = self._try(name, shifted, best_db, exact)
+            gained = self._try(name, shifted, best_db, exact, margin_db=self._margin_db())
             if gained is not None:
                 best, best_db = shifted, gained
             if helps is not None:
                 break
         return best
 
-    def _try(self, name: str, recipe: Recipe, best_db: float, exact: OnnxModel | None = None) -> float | None:
+    def _margin_db(self) -> float:
+        """What a shift may lose on the calibration pictures: nothing, or what few logits cannot tell from a gain."""
+        return _FEW_CLASSES_MARGIN_DB if self._scorer.reference.shape[1] < _FEW_CLASSES else 0.0
+
+    def _try(
+        self, name: str, recipe: Recipe, best_db: float, exact: OnnxModel | None = None, *, margin_db: float = 0.0
+    ) -> float | None:
         """The SQNR with ``recipe`` where it beats ``best_db``; the step is noted in any case."""
         measured = self._score(recipe)
-        why = self._why_not(exact, measured, best_db)
+        why = self._why_not(exact, measured, best_db - margin_db)
         self._steps.append(Step(name, why is None, measured, why))
         return measured if why is None else None
 

@@ -131,7 +131,9 @@ def _subject(
         terminal.info(f"no TensorRT on this machine ({exc.what}): judging the TensorRT form of the table")
     if precision != "int8" or (profile.backend == "tensorrt" and session is not None):
         return session, None, None
-    table = cache_keys.find_table(profile, paths.cache_folder(cache_dir, path))
+    table = cache_keys.find_table_if_needed(profile, paths.cache_folder(cache_dir, path))
+    if table is None:
+        return session, None, None
     return session, cache_keys.read_table(table), cache_keys.quantized_profile(profile, table)
 
 

@@ -14,13 +14,21 @@ import msgspec
 
 from edge.artifacts import store
 from edge.backends import Backend, BuildRequest, BuiltEngine, Int8Plan, Layers, TimingUse
-from edge.calibration import FoundArtifact, MeasuredAccuracy, cache_keys, measure_accuracy, quality, worst_layers
+from edge.calibration import (
+    HEADER_VERSION,
+    FoundArtifact,
+    MeasuredAccuracy,
+    cache_keys,
+    measure_accuracy,
+    quality,
+    worst_layers,
+)
 from edge.config import Precision, Profile
 from edge.errors import ArtifactError, MissingDependencyError, ProfileError, QualityError, os_error
 from edge.events import Event, Listener, Note, ignore_events
 from edge.media import Picture, open_pictures
 from edge.model import inspection, onnx_model
-from edge.quantization import Table, TableFinding, table_check
+from edge.quantization import Table, TableFinding, calibration_table, table_check
 from edge.system import device
 
 # Of the weighted layers of an FP16 engine whose precision is known, at least so many run in FP16 or INT8.
@@ -84,7 +92,7 @@ def build(
     precision = precision or profile.precision
     if profile.backend == "onnxruntime" and precision == "fp16":
         raise ProfileError("ONNX Runtime on a CPU runs fp32 or int8, not fp16", hint="--precision fp32")
-    table = cache_keys.find_table(profile, cache) if precision == "int8" else None
+    table = cache_keys.find_table_if_needed(profile, cache) if precision == "int8" else None
     path = cache_keys.engine_manifest_path(profile, engines, precision)
     key = cache_keys.engine_key(profile, backend, precision=precision, table=table)
     existing, why = _existing(path, key)
@@ -126,6 +134,8 @@ def build(
         for warning in _judged(profile, accuracy, lambda: _worst_layers(quantized, table, content, listen)):
             warnings.append(warning)
             listen(Note(warning, "warning"))
+    elif precision == "int8":
+        request, unmeasured = _without_table(request), "the model was quantized before it came here"
     built = _built(backend, request, listen, path=path, warnings=warnings)
     engine = _save(
         path, built, key=key, warnings=warnings, seconds=time.monotonic() - start, model=model, before=existing,
@@ -136,6 +146,13 @@ def build(
         layers=built.layers, seconds=time.monotonic() - start, warnings=warnings,
         route=built.route, route_why=built.info.get("why"), timing=built.info.get("timing"), accuracy=accuracy,
     )  # fmt: skip
+
+
+def _without_table(request: BuildRequest) -> BuildRequest:
+    """The request for a model with Q/DQ nodes of its own: nothing is added, and only the explicit route takes it."""
+    nothing = calibration_table.from_ranges({}, algorithm="entropy2", trt_version=HEADER_VERSION)
+    explicit = msgspec.structs.replace(request.profile, int8_route="explicit")
+    return msgspec.structs.replace(request, table=nothing, profile=explicit)
 
 
 def _accuracy(

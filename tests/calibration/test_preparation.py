@@ -21,7 +21,7 @@ from edge.engines import building
 from edge.errors import ArtifactError, ModelError, ProfileError
 from edge.media import open_pictures
 from edge.model import fold, onnx_model, weighted_layers
-from edge.quantization import FloatLayer, Recipe, apply, decode_recipe, encode_recipe
+from edge.quantization import FloatLayer, Recipe, apply, decode_recipe, encode_recipe, insert
 from tests.support.networks import network
 
 Make = Callable[..., Path]
@@ -249,3 +249,20 @@ def test_folding_that_changes_the_answer_is_an_error() -> None:
 
     with pytest.raises(ModelError, match="folding changed the FP32 logits"):
         prepare(fold(other), Statistics({}, 0), scorer, PreparationSettings())
+
+
+# models that are quantized already
+
+
+def test_a_model_with_q_dq_nodes_is_built_without_a_table(calibrated: Calibrate, tmp_path: Path) -> None:
+    profile, outcome = calibrated()
+    found = cache_keys.find_table(profile, tmp_path / "cache")
+    own = cache_keys.quantized_profile(profile, found)
+    form = insert(onnx_model.read(Path(own.model)), cache_keys.read_table(found), target="tensorrt")
+    onnx.save(form.model, tmp_path / "quantized.onnx")
+    quantized = msgspec.structs.replace(profile, model=str(tmp_path / "quantized.onnx"))
+    done = built(quantized, tmp_path)
+    assert (done.work, done.table, done.route) == ("built", None, "explicit")
+    assert done.layers is not None
+    assert done.layers.weighted == 4
+    assert outcome.table.is_file()

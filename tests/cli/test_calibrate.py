@@ -83,7 +83,7 @@ def test_an_algorithm_comes_with_its_parameter_as_a_sweep_writes_it(edge: Edge, 
 @pytest.mark.parametrize(
     ("word", "what"),
     [
-        ("nope", "there is no 'nope'; there are entropy, entropy2, legacy, minmax, mse, percentile"),
+        ("nope", "there is no 'nope'; there are auto, entropy, entropy2, legacy, minmax, mse, percentile"),
         ("percentile:x", "'x' is not a number"),
         ("percentile:nan", "must be 1 to 100"),
         ("percentile:101", "must be 1 to 100"),

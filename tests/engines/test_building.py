@@ -17,7 +17,7 @@ from edge.artifacts import store
 from edge.backends import registry
 from edge.backends.fake import Fake
 from edge.backends.interface import BuildRequest, BuiltEngine, Layers
-from edge.calibration import cache_keys, workflow
+from edge.calibration import cache_keys, preparation, workflow
 from edge.config import profiles
 from edge.config.profiles import Profile
 from edge.engines import building
@@ -426,7 +426,7 @@ def scaled(table: Path, factor: float) -> None:
     """Write the table again with every range times ``factor``, and no accuracy that was measured before."""
     found = calibration_table.parse(table.read_bytes())
     ranges = {name: factor * found.range(name) for name in found.names}
-    changed = calibration_table.from_ranges(ranges, algorithm="entropy2", trt_version=workflow.HEADER_VERSION)
+    changed = calibration_table.from_ranges(ranges, algorithm="entropy2", trt_version=preparation.HEADER_VERSION)
     where = cache_keys.manifest_path(table)
     manifest = store.load(where, kind=cache_keys.TABLE)
     info = {name: value for name, value in manifest.info.items() if name != "accuracy"}
