@@ -16,7 +16,7 @@ import numpy as np
 from edge.artifacts import FrameResult, Gap, NotifyCounts, RunRecord, Skip, Stages, Status, Subject, Warmup
 from edge.backends import FrameSession, Inference, Session
 from edge.config import DecisionSettings, OutputKind
-from edge.errors import DataError, EdgeError, StoreError
+from edge.errors import DataError, DeviceError, EdgeError, StoreError
 from edge.media import GroupStream, Outage, Stream
 from edge.model import Preprocessor
 from edge.runtime.classifier import Classifier, Decider
@@ -194,7 +194,8 @@ class _Loop:
         """Run until the stream or the duration ends, or a stop is requested.
 
         Raises:
-            DataError: not one picture could be decoded.
+            DataError: Not one picture could be decoded.
+            DeviceError: A live source gave not one frame until the end of the duration.
         """
         self._start_s = self._statistics.begin()
         if self._journal is not None:
@@ -207,6 +208,9 @@ class _Loop:
         counts = self._statistics
         if not counts.pictures and counts.skipped and self.status == "complete":
             raise DataError(f"none of the {counts.skipped} pictures could be decoded: {counts.first_reason}")
+        gap = counts.snapshot().gap
+        if not counts.pictures and gap is not None and self.status == "complete":
+            raise DeviceError(f"not one frame came: {gap.reason}", hint=gap.hint)
 
     def _take(self, pipeline: Pipeline, should_stop: Callable[[], bool], end_s: float) -> None:
         give_up_s: float | None = None
