@@ -249,12 +249,11 @@ def compare(
         options = ["--parallel", str(parallel), "--no-rsync", *(["-F", str(config)] if config else [])]
         environment = {**ENVIRONMENT, "PATH": f"{path}:{ENVIRONMENT['PATH']}"} if path else ENVIRONMENT
         start, last = time.monotonic(), 0.0
-        with subprocess.Popen(
+        with (folder / "result.json").open("w+") as result, subprocess.Popen(
             [*EDGE, "ship", "all", "--no-canary", "--json", *options], cwd=folder, env=environment,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdout=result, stderr=subprocess.PIPE, text=True,
         ) as process:  # fmt: skip
             assert process.stderr is not None
-            assert process.stdout is not None
             said, peak_kib = [], 0
             for line in process.stderr:
                 said.append(line)
@@ -264,7 +263,8 @@ def compare(
                 peak_kib = max(
                     [peak_kib, *(int(row.split()[1]) for row in status.splitlines() if row.startswith("VmHWM"))]
                 )
-            content = json.loads(process.stdout.read())
+            process.wait()
+        content = json.loads((folder / "result.json").read_text())
         seconds[attempt] = last
         ok = sum(one["work"] == "ok" for one in content["targets"] if one["target"].startswith("good"))
         found = f"{ok} of {len(good)} good ones ok, the last after {last:.1f} s; all {len(devices)} {content['counts']}"

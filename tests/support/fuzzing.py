@@ -22,6 +22,7 @@ GOOD: dict[str, list[str]] = {
     "gc": [f"removed {D}", "freed 5", "done"],
     "listing": [f"entry {D}  records/a.json", "done"],
 }  # fmt: skip
+_QUICK = [request for request in GOOD if request != "hello"]
 _BITS = [
     b"", b" ", b"\n", b"\r", b"\0", b"\x1b[31m", b"-1", b"9" * 40, b"\xff\xfe", b"../..", b"[" * 50, b"{}", b"\xd9\xa3",
     D.encode(), NONCE, b"passed", b"unknown", b"done", b"data 3", b"fail write x", b"=", b"eA==", b"/",
@@ -39,7 +40,8 @@ def is_refused(draw: random.Random) -> bool:
 
 def read_one(draw: random.Random) -> None:
     """Make one answer wrong in a few places and read it."""
-    request = draw.choice(list(GOOD))
+    # Detecting the device writes files: one in forty is enough of these.
+    request = "hello" if draw.random() < 0.025 else draw.choice(_QUICK)
     data = b"".join(NONCE + b" " + line.encode() + b"\n" for line in GOOD[request])
     for _ in range(draw.randint(0, 3)):
         at, length = draw.randint(0, len(data)), draw.choice((0, 0, 1, 5, 40))

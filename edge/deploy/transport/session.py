@@ -85,7 +85,7 @@ class DeviceSession:
 
     def __enter__(self) -> DeviceSession:  # noqa: PYI034 - Self is Python 3.11
         try:
-            script = resources.files("edge.deploy.transport").joinpath("agent.sh").read_bytes()
+            script = _script()
             self._queue(b"%d\n" % len(script) + script + self._nonce + b"\n")
             self.until("ready", request="start", limit_s=self._timeouts.start_s)
         except BaseException:
@@ -324,6 +324,12 @@ class DeviceSession:
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
+
+
+def _script() -> bytes:
+    """The device's script without its comments: it is read there byte by byte."""
+    lines = resources.files("edge.deploy.transport").joinpath("agent.sh").read_bytes().splitlines(keepends=True)
+    return b"".join(line for line in lines if line.strip() and not line.lstrip().startswith(b"#"))
 
 
 def refusal(text: str, where: str) -> EdgeError:
