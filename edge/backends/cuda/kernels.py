@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 THREADS = 128  # kThreads of the kernel
 GUARD = 16  # bytes behind each frame that must be readable: groups of four pixels are read
-_ROWS, _PITCH = 32, 33  # kRows and kPitch of the kernel
+_PITCH = 36  # kPitch of the kernel
 # struct Job of preprocess_kernel.cuh, field by field: addresses and strides, two axes, the rest.
 _JOB = struct.Struct("=QQqq QQiiiiii QQiiiiii iiii 3f 3f ii")
 # Output columns and rows of a block. The first tile is taken whose shared memory lets several blocks run on one

@@ -7,7 +7,7 @@
 //
 // Grid: x and y are the tiles of the output, z is the frame. A block of `filter` (bilinear, bicubic) takes the source
 // rows of its tile 32 at a time: `stage` brings them to shared memory, four pixels of one channel to a word; `sum_along_x`
-// makes output columns of them, one source row to a thread, and keeps these as bytes, four rows to a word. At the end
+// makes output columns of them, four source rows to a thread, and keeps these as bytes, four rows to a word. At the end
 // `write_filtered` sums those along y, normalizes and writes, one output column to a thread. There is a barrier between
 // all of these. Both sums multiply four pixels with four weights in two instructions. `nearest` needs one step.
 //
@@ -35,7 +35,7 @@ typedef unsigned long long u64;
 
 const int kThreads = 128;  // of a block
 const int kRows = 32;      // source rows that are staged at a time
-const int kPitch = 33;     // words from a group of four columns to the next in shared memory: no bank conflicts
+const int kPitch = 36;     // words from a group of four columns to the next in shared memory: no bank conflicts
 
 // Where the picture lies along one axis of the output, and what its output pixels are made of: pixel i is the sum of
 // weights times source pixels, in groups of four, from group first[i] on.
@@ -206,44 +206,64 @@ EDGE_FN Span span_of(const Axis& axis, int number) {
 
 // shared[(channel * groups + group) * kPitch + row] becomes four pixels of source row `done` + row of the span.
 EDGE_FN void stage(const Job& job, int frame, const Span& across, const Span& down, int done, u32* shared, int thread) {
-  if (across.groups == 0) return;
-  const u8* source = reinterpret_cast<const u8*>(job.source) + frame * job.frame_stride + 12 * across.first;
-  const int first = 4 * down.first + done, rows = smaller(4 * down.groups - done, kRows);
-  const int row_step = kThreads / across.groups, group_step = kThreads % across.groups;
-  int row = thread / across.groups, group = thread % across.groups;
-  while (row < rows) {
-    const u8* at = source + smaller(first + row, job.rows - 1) * job.row_stride + 12 * group;
-    const u32 words[3] = {word_at(at), word_at(at + 4), word_at(at + 8)};
-    u32 channels[3];
-    separated(words, channels);
+  const int row = 4 * down.first + done + thread % 4, rows = smaller(4 * (down.first + down.groups), job.rows);
+  const u8* source = reinterpret_cast<const u8*>(job.source) + frame * job.frame_stride + row * job.row_stride;
+  for (int group = thread / 4; group < across.groups; group += kThreads / 4) {
+    const u8* at = source + 12 * (across.first + group);
+    u32* target = shared + group * kPitch + thread % 4;
 #pragma unroll
-    for (int i = 0; i < 3; ++i) shared[(i * across.groups + group) * kPitch + row] = channels[i];
-    row += row_step;
-    group += group_step;
-    if (group >= across.groups) {
-      group -= across.groups;
-      row += 1;
+    for (int i = 0; i < kRows; i += 4, at += 4 * job.row_stride) {
+      // What is left out is multiplied by zero.
+      if (row + i >= rows) continue;
+      const u32 words[3] = {word_at(at), word_at(at + 4), word_at(at + 8)};
+      u32 channels[3];
+      separated(words, channels);
+#pragma unroll
+      for (int channel = 0; channel < 3; ++channel) target[channel * across.groups * kPitch + i] = channels[channel];
     }
   }
 }
 
-// bytes[(channel * tile + column) * pitch + row] becomes the sum along x of staged row `row` - `done`.
+struct FourWords {
+  u32 row[4];
+};
+
+EDGE_FN FourWords four_at(const u32* address) {
+#ifdef __CUDACC__
+  const uint4 found = *reinterpret_cast<const uint4*>(address);
+  return {{found.x, found.y, found.z, found.w}};
+#else
+  return *reinterpret_cast<const FourWords*>(address);
+#endif
+}
+
+// Bytes row to row + 3 of words[(channel * tile + column) * pitch] become the sums along x of these staged rows.
 EDGE_FN void sum_along_x(const Job& job, const Span& across, const Span& down, int done, u32* shared, int thread) {
-  const int row = thread % kRows;
+  const int quads = kRows / 4, row = 4 * (thread % quads);
   if (done + row >= 4 * down.groups) return;
-  u8* bytes = reinterpret_cast<u8*>(shared) + job.bytes_from + done + row;
-  for (int column = across.begin + thread / kRows; column < across.end; column += kThreads / kRows) {
+  for (int column = across.begin + thread / quads; column < across.end; column += kThreads / quads) {
     const u32* at = shared + (entry<int>(job.x.first, column) - across.first) * kPitch + row;
-    int sums[3] = {kHalf, kHalf, kHalf};
-#pragma unroll 2
+    int sums[3][4];
+#pragma unroll
+    for (int i = 0; i < 12; ++i) sums[i / 4][i % 4] = kHalf;
+#pragma unroll 3
     for (int group = 0; group < job.x.groups; ++group, at += kPitch) {
       const Weights weights = weights_at(job.x.weights, group * job.x.count + column);
 #pragma unroll
-      for (int i = 0; i < 3; ++i) sums[i] = multiplied(weights, at[i * across.groups * kPitch], sums[i]);
-    }
+      for (int channel = 0; channel < 3; ++channel) {
+        const FourWords pixels = four_at(at + channel * across.groups * kPitch);
 #pragma unroll
-    for (int i = 0; i < 3; ++i)
-      bytes[(i * job.x.tile + column - across.begin) * job.pitch] = static_cast<u8>(rounded(sums[i]));
+        for (int i = 0; i < 4; ++i) sums[channel][i] = multiplied(weights, pixels.row[i], sums[channel][i]);
+      }
+    }
+    u32* words = shared + (job.bytes_from + (column - across.begin) * job.pitch + done + row) / 4;
+#pragma unroll
+    for (int channel = 0; channel < 3; ++channel) {
+      u32 word = 0;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) word |= static_cast<u32>(rounded(sums[channel][i])) << (8 * i);
+      words[channel * job.x.tile * job.pitch / 4] = word;
+    }
   }
 }
 
