@@ -322,7 +322,7 @@ EDGE_FN void write_nearest(const Job& job, int frame, int tile_y, int tile_x, in
 #ifdef __CUDACC__
 #define EDGE_KERNELS(TYPE, SUFFIX)                                                                                   \
   extern "C" __global__ void edge_filter_##SUFFIX(const edge::Job job) {                                             \
-    extern __shared__ edge::u32 shared[];                                                                            \
+    extern __shared__ __align__(16) edge::u32 shared[];                                                              \
     const edge::Span across = edge::span_of(job.x, blockIdx.x), down = edge::span_of(job.y, blockIdx.y);             \
     for (int done = 0; done < 4 * down.groups; done += edge::kRows) {                                                \
       edge::stage(job, blockIdx.z, across, down, done, shared, threadIdx.x);                                         \

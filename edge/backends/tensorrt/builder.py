@@ -347,7 +347,7 @@ class _Job:
         return Layers(
             weighted=self.form.weighted,
             weighted_int8=self.form.quantized,
-            weighted_fp16=self.form.weighted if self.form.half else 0,
+            weighted_fp16=self.form.weighted - self.form.quantized if self.form.half else 0,
             weighted_unknown=0 if self._is_typed() else self.form.weighted,
             by_type=missing_scales.read(self.network, self.caps).by_kind(),
         )
@@ -371,7 +371,7 @@ def _form(request: BuildRequest, caps: Caps, decision: Decision) -> Form:
     if decision.route == "explicit":
         if request.table is None:
             raise DeviceError("INT8 needs a calibration table", hint="edge calibrate")
-        return onnx_variants.quantized(request.model, request.table, outputs)
+        return onnx_variants.quantized(request.model, request.table, outputs, half_rest=caps.strongly_typed_only)
     if request.precision == "fp16" and caps.strongly_typed_only:
         return onnx_variants.half(request.model, outputs)
     return onnx_variants.plain(request.model, outputs)

@@ -22,11 +22,25 @@ from edge.errors import ArtifactError, ModelError, require
 from edge.model import inspection, onnx_model
 from edge.quantization import Table, qdq
 
+_QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
+# Operators that compute sums of squares, powers or exponentials of what they get. Softmax is none: TensorRT subtracts
+# the largest value first, and fuses attention only where it is FP16.
+_FP32_INSIDE = frozenset(
+    {
+        "LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization", "Pow", "Exp", "Log",
+        "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp", "ReduceProd", "LpNormalization", "LogSoftmax",
+    }
+)  # fmt: skip
+_MOST = 65504.0  # FP16's largest number
+_LARGE_RANGE = 16376.0  # a quarter of it: activations outside of the calibration pictures are larger than those inside
+_LEAST_SCALE = 2.0**-18  # FP16 has steps of 2^-24 there, so that a scale is off by at most 1 in 128
+_OPSET = 19  # the first in which scales may be FP16
+
 
 class Form(msgspec.Struct, frozen=True, kw_only=True):
     """What the parser gets: ``data``, or the file itself where that is None.
 
-    ``quantized`` is how many weighted layers have Q/DQ; ``half`` whether the weights are FP16.
+    ``quantized`` is how many weighted layers have Q/DQ; ``half`` is true where what is not INT8 is FP16.
     """
 
     path: Path
@@ -61,36 +75,36 @@ def plain(path: Path, outputs: OutputOptions = OutputOptions()) -> Form:  # noqa
 
 
 def half(path: Path, outputs: OutputOptions = OutputOptions()) -> Form:  # noqa: B008
-    """The model in FP16, its input and output float32.
+    """The model in FP16, its input and output float32; what FP16 cannot hold stays in FP32 and is named in the notes.
 
     Raises:
-        ModelError: it cannot be converted, or is above 2 GB. MissingDependencyError: onnxruntime is missing.
+        ModelError: it cannot be converted, has weights that are no numbers, or is above 2 GB.
+        MissingDependencyError: onnxruntime is missing.
     """
-    proto = onnx_model.read(path, outputs)
-    require("onnxruntime")
-    from onnxruntime.transformers import float16
-
-    copy = require("onnx").ModelProto()
-    copy.CopyFrom(proto)
-    try:
-        converted = float16.convert_float_to_float16(copy, keep_io_types=True)
-    except (ValueError, TypeError, KeyError, AssertionError, AttributeError, RuntimeError) as exc:
-        raise ModelError(
-            f"cannot be converted to FP16: {exc}", where=path, hint="simplify the model, or use --precision fp32"
-        ) from exc
-    # The converter puts the casts of inputs at the end; everybody but TensorRT wants producers first.
-    _sort(converted)
-    return Form(path=path, data=_serialized(converted, path), half=True, outputs=outputs)
+    converted, notes = _in_half(onnx_model.read(path, outputs), path, {})
+    return Form(path=path, data=_serialized(converted, path), half=True, notes=notes, outputs=outputs)
 
 
-def quantized(path: Path, table: Table, outputs: OutputOptions = OutputOptions()) -> Form:  # noqa: B008
-    """The model with Q/DQ nodes that hold ``table``'s scales to the bit; the rest stays float32.
+def quantized(
+    path: Path,
+    table: Table,
+    outputs: OutputOptions = OutputOptions(),  # noqa: B008
+    *,
+    half_rest: bool = False,
+) -> Form:
+    """The model with Q/DQ nodes that hold ``table``'s scales.
+
+    With ``half_rest`` what is not INT8 is FP16, as weakly typed TensorRT has it, and so are the scales (rounded to 11
+    bits); what FP16 cannot hold stays in FP32 and is named in the notes. Without, the rest is float32 and the scales
+    are the table's to the bit.
 
     Raises:
-        ModelError: the quantizer cannot handle the model, or the result is above 2 GB.
+        ModelError: the quantizer cannot handle the model, weights are no numbers, or the result is above 2 GB.
         ArtifactError: the table has no usable scale at any weighted layer.
     """
-    result = qdq.insert(onnx_model.read(path, outputs), table, target="tensorrt")
+    proto = onnx_model.read(path, outputs)
+    _odd_weights(proto, path)
+    result = qdq.insert(proto, table, target="tensorrt")
     if result.weighted and not result.quantized:
         # TensorRT would take it for an INT8 network without any scale, and ask for a calibrator.
         what = f"the table has no usable scale at any of the {result.weighted} weighted layers: nothing can run in INT8"
@@ -99,13 +113,131 @@ def quantized(path: Path, table: Table, outputs: OutputOptions = OutputOptions()
     if result.unscaled:
         some = ", ".join(result.unscaled[:3])
         notes.append(f"{len(result.unscaled)} tensors have no usable scale and keep their layers in float: {some}")
-    data = _serialized(result.model, path)
-    return Form(path=path, data=data, quantized=result.quantized, notes=notes, outputs=outputs)
+    model = result.model
+    if half_rest:
+        ranges = {name: 127.0 * scale for name, scale in table.scales.items()}
+        model, kept = _in_half(model, path, ranges)
+        notes += kept
+    data = _serialized(model, path)
+    return Form(path=path, data=data, quantized=result.quantized, half=half_rest, notes=notes, outputs=outputs)
 
 
 def nodes(path: Path, outputs: OutputOptions = OutputOptions()) -> list[tuple[str, str]]:  # noqa: B008
     """Name and operator of every node, in graph order: what a parser error of TensorRT 8.6 points at by number."""
     return [(node.name, node.op_type) for node in onnx_model.read(path, outputs).graph.node]
+
+
+def _in_half(proto: Any, path: Path, ranges: dict[str, float]) -> tuple[Any, list[str]]:  # noqa: ANN401
+    """``proto`` in FP16 but for its input, its output and what FP16 cannot hold; and a note on what stays in FP32.
+
+    ``ranges`` are the measured ones of activations, as far as they are known.
+    """
+    require("onnxruntime")
+    from onnxruntime.transformers import float16
+
+    copy = _at_opset(proto)
+    _raise_weight_scales(copy)
+    for index, node in enumerate(copy.graph.node):
+        # The converter knows nodes by name.
+        node.name = node.name or f"{node.op_type}_{index}"
+    blocked = _beyond_half(copy, path, ranges)
+    try:
+        converted = float16.convert_float_to_float16(copy, keep_io_types=True, node_block_list=sorted(blocked))
+    except (ValueError, TypeError, KeyError, AssertionError, AttributeError, RuntimeError) as exc:
+        raise ModelError(
+            f"cannot be converted to FP16: {exc}", where=path, hint="simplify the model, or use --precision fp32"
+        ) from exc
+    # The converter puts the casts of inputs at the end; everybody but TensorRT wants producers first.
+    _sort(converted)
+    reasons: dict[str, list[str]] = {}
+    for name, reason in sorted(blocked.items()):
+        reasons.setdefault(reason, []).append(name)
+    return converted, [f"in FP32 because {reason}: {', '.join(names)}" for reason, names in reasons.items()]
+
+
+def _at_opset(proto: Any) -> Any:  # noqa: ANN401
+    """A copy of ``proto``, with the opset that FP16 scales need where it has Q/DQ nodes and can be converted to it."""
+    onnx = require("onnx")
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    (version,) = [item.version for item in proto.opset_import if item.domain in ("", "ai.onnx")]
+    if version >= _OPSET or not any(node.op_type in _QDQ for node in proto.graph.node):
+        return copy
+    try:
+        return require("onnx.version_converter").convert_version(copy, _OPSET)
+    except (RuntimeError, ValueError):
+        # TensorRT's parser does not mind an older one.
+        return copy
+
+
+def _raise_weight_scales(proto: Any) -> None:  # noqa: ANN401
+    """Give channels of INT8 weights that are nearly zero a scale that FP16 holds, and the levels that belong to it."""
+    np, numpy_helper = require("numpy"), require("onnx.numpy_helper")
+    weights = {item.name: item for item in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type != "DequantizeLinear" or not {node.input[0], node.input[1]} <= weights.keys():
+            continue
+        levels, scale = (numpy_helper.to_array(weights[name]) for name in node.input[:2])
+        if levels.dtype != np.int8 or float(scale.min()) >= _LEAST_SCALE:
+            continue
+        raised = np.maximum(scale, np.float32(_LEAST_SCALE))
+        axis = next((item.i for item in node.attribute if item.name == "axis"), 1)
+        factor = scale / raised
+        if factor.ndim == 1:
+            factor = factor.reshape([-1 if each == axis % levels.ndim else 1 for each in range(levels.ndim)])
+        for name, values in ((node.input[0], np.rint(levels * factor).astype(np.int8)), (node.input[1], raised)):
+            weights[name].CopyFrom(numpy_helper.from_array(values, name))
+
+
+def _beyond_half(proto: Any, path: Path, ranges: dict[str, float]) -> dict[str, str]:  # noqa: ANN401
+    """Nodes, by name, that FP16 cannot compute, and why.
+
+    Raises:
+        ModelError: weights that are NaN or infinite.
+    """
+    large, small = _odd_weights(proto, path)
+    found: dict[str, str] = {}
+    quantizers = {name: node for node in proto.graph.node if node.op_type in _QDQ for name in node.output}
+    for node in proto.graph.node:
+        if node.op_type in _FP32_INSIDE:
+            found[node.name] = "its sums of squares or powers leave FP16"
+        elif any(ranges.get(tensor, 0.0) > _LARGE_RANGE for tensor in (*node.input, *node.output)):
+            found[node.name] = f"values of more than {_LARGE_RANGE:g} were measured"
+        elif node.op_type not in _QDQ and large.intersection(node.input):
+            found[node.name] = f"it has weights beyond {_MOST:g}"
+    # A scale that FP16 cannot hold takes the whole layer with it: a cast between DQ and layer would undo INT8.
+    for node in proto.graph.node:
+        chain = _quantizers_of(node, quantizers) if node.op_type not in _QDQ else []
+        if any((small | large).intersection(quantizer.input[1:2]) for quantizer in chain):
+            for each in (node, *chain):
+                found[each.name] = "a scale is too small or too large for FP16"
+    return found
+
+
+def _odd_weights(proto: Any, path: Path) -> tuple[set[str], set[str]]:  # noqa: ANN401
+    """Float weights with values beyond FP16's largest, and scales below its smallest normal number."""
+    np, numpy_helper = require("numpy"), require("onnx.numpy_helper")
+    scales = {name for node in proto.graph.node if node.op_type in _QDQ for name in node.input[1:2]}
+    large, small = set(), set()
+    for weight in proto.graph.initializer:
+        if weight.data_type != 1:
+            continue
+        values = np.abs(numpy_helper.to_array(weight))
+        if not np.isfinite(values).all():
+            raise ModelError(
+                f"the weights {weight.name!r} hold NaN or infinity", where=path, hint="export the model again"
+            )
+        if values.size and float(values.max()) > _MOST:
+            large.add(weight.name)
+        if values.size and weight.name in scales and float(values.min()) < _LEAST_SCALE:
+            small.add(weight.name)
+    return large, small
+
+
+def _quantizers_of(node: Any, quantizers: dict[str, Any]) -> list[Any]:  # noqa: ANN401
+    """DequantizeLinear nodes in front of ``node``, and the QuantizeLinear nodes in front of these."""
+    found = [quantizers[name] for name in node.input if name in quantizers]
+    return found + [quantizers[each.input[0]] for each in found if each.input[0] in quantizers]
 
 
 def _serialized(proto: Any, path: Path) -> bytes:  # noqa: ANN401

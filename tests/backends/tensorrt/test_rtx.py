@@ -17,7 +17,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edge.backends.interface import BuildRequest
-from edge.backends.tensorrt import builder, caps
+from edge.backends.tensorrt import builder, caps, onnx_variants
 from edge.backends.tensorrt.caps import Caps
 from edge.config import profiles
 from edge.config.profiles import Profile
@@ -207,3 +207,26 @@ def test_external_weights(
     table = table_for(path) if precision == "int8" else None
     request = BuildRequest(profile=chosen, model=path, precision=precision, table=table)
     assert builder.build(request, rtx) is not None
+
+
+@pytest.mark.parametrize("model", ["efficientnet_lite0.onnx", "resnet50.onnx"])
+def test_next_to_int8_the_real_parser_sees_fp16_alone(
+    model: str, asked: Callable[..., BuildRequest], rtx: Caps
+) -> None:
+    """Without a word on the rest, every activation outside of Q/DQ pairs was FP32."""
+    import tensorrt_rtx_bindings as trt
+
+    request = asked(model, "int8")
+    assert request.table is not None
+    form = onnx_variants.quantized(request.model, request.table, half_rest=rtx.strongly_typed_only)
+    assert form.data is not None
+    made = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    network = made.create_network(0)
+    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
+    assert parser.parse(form.data)
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    # The parser keeps scales as FP32 constants.
+    computed = [layer for layer in layers if layer.type.name != "CONSTANT"]
+    kinds = [layer.get_output(index).dtype.name for layer in computed for index in range(layer.num_outputs)]
+    assert kinds.count("HALF") > 50
+    assert kinds.count("FLOAT") == 1, "the logits are cast back"
