@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree; each class carries its exit code.
+"""The tree of expected errors; each class has its exit code.
 
 ::
 

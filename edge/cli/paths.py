@@ -147,7 +147,7 @@ def _check_bundle(path: Path, *, user: str | None) -> None:
 
 
 def labelled_pictures(profile: Profile, images: Path, labels: Path | None, *, label_offset: int = 0) -> Pictures:
-    """List the pictures of ``images`` with their classes: from ``labels``, the folders that they lie in, or a list.
+    """List the pictures of ``images`` with their classes: from ``labels``, their folders, or a list.
 
     Raises:
         DataError: pictures or labels are unusable, or a label is none of the profile's classes.

@@ -75,7 +75,7 @@ class CalibrationConfig(_ConfigSection, frozen=True):
 
 
 class QuantizationConfig(_ConfigSection, frozen=True):
-    """How the network is prepared for INT8, and which of its layers stay in float.
+    """Preparation of the network for INT8, and the layers that stay in float.
 
     ``recipe``: auto lets `edge calibrate` measure which steps help and `edge tune` add to it; none leaves the network
     as it is; else a recipe file. ``exclude`` and ``include`` are names of layers, patterns (``*``, ``?``) or operator
@@ -138,7 +138,7 @@ class RunConfig(_ConfigSection, frozen=True):
 
 
 class DecisionSettings(_ConfigSection, frozen=True):
-    """How guesses become a decision: smoothed over the last ``window_s`` seconds of a camera, or not.
+    """Settings that turn guesses into a decision: smoothed over the last ``window_s`` seconds of a camera, or not.
 
     Below ``min_confidence`` (0 to 1) the decision is ``unknown``.
     """
@@ -149,7 +149,7 @@ class DecisionSettings(_ConfigSection, frozen=True):
 
 
 class NotifyRule(_ConfigSection, frozen=True):
-    """When a label is reported, and to whom.
+    """A label to report, and where to.
 
     ``to`` is one address or several (``http://…``, ``mqtt://…``, ``exec:COMMAND``, or ``@FILE`` that holds one);
     without it the rule is for ``--notify``. ``labels`` are names or class numbers, all where there are none. A label
@@ -176,7 +176,7 @@ class NotifyRule(_ConfigSection, frozen=True):
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Where it reports to."""
+        """Addresses that it reports to."""
         return (self.to,) if isinstance(self.to, str) else self.to
 
 
@@ -203,7 +203,7 @@ def parse_duration(text: float | str) -> float:
 
 
 class ReconnectConfig(_ConfigSection, frozen=True):
-    """When a camera that was lost is tried again: after ``first_s``, then after twice as long, up to ``max_s``.
+    """Times after which a lost camera is tried again: after ``first_s``, then after twice as long, up to ``max_s``.
 
     ``give_up_s`` ends the run after that time without a frame; None tries for ever.
     """
@@ -243,7 +243,7 @@ class NamedCameraConfig(CameraConfig, frozen=True, kw_only=True):
 
 
 class RecordConfig(_ConfigSection, frozen=True):
-    """How the record of a run is kept while the run goes.
+    """Settings of the record while the run goes.
 
     It is written every ``flush_s`` seconds, by default 10 for ``.jsonl`` and 60 for ``.json``. A ``.jsonl`` record has
     a line per frame with ``every_frame``, begins a new file at ``size_mib``, and keeps ``files`` of them.
@@ -256,7 +256,7 @@ class RecordConfig(_ConfigSection, frozen=True):
 
 
 class WebConfig(_ConfigSection, frozen=True):
-    """Who may look at a run: ``token_file`` holds the token for ``--web`` and ``--metrics``."""
+    """Access to a run: ``token_file`` holds the token for ``--web`` and ``--metrics``."""
 
     token_file: str | None = None
 
@@ -343,7 +343,7 @@ class Profile(_ConfigSection, frozen=True):
 
     @property
     def shift(self) -> Literal["off", "unpadded", "all"]:
-        """Which one-sided activations are moved around zero: as the profile says, or by backend and family."""
+        """One-sided activations that are moved around zero: as the profile says, or by backend and family."""
         if self.quantization.shift is not None:
             return self.quantization.shift
         return "all" if self.backend == "onnxruntime" or self.family == "rtx" else "off"

@@ -260,7 +260,7 @@ def folder_labels(pictures: Sequence[_P], names: ClassNames, *, folder: Path) ->
     A folder is found among ``names`` by its name, whatever the order of either. Folders below it belong to the class.
 
     Raises:
-        DataError: some of the folders are classes and others not, pictures lie outside of them, or the folder holds
+        DataError: some of the folders are classes and others not, pictures are outside of them, or the folder holds
             several parts of a data set.
     """
     parts = [_normal(picture.name).split("/") for picture in pictures]
@@ -281,7 +281,7 @@ def folder_labels(pictures: Sequence[_P], names: ClassNames, *, folder: Path) ->
         return None
     outside = [picture.name for picture, name in zip(pictures, classes, strict=True) if name is None]
     if outside:
-        raise DataError(f"{len(outside)} pictures lie in no class folder: {_few(outside)}", where=folder)
+        raise DataError(f"{len(outside)} pictures are in no class folder: {_few(outside)}", where=folder)
     return [names.index(name, where=shown(str(folder / name))) for name in classes if name is not None]
 
 

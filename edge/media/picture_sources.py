@@ -179,5 +179,5 @@ def _walk(root: Path) -> Iterator[str]:
             if os.path.isdir(path):  # noqa: PTH112 - links that go round in a circle are no folders, and no errors
                 (links if entry.is_symlink() else folders).append(path)
             elif path.suffix.lower() in SUFFIXES and (entry.is_symlink() or entry.is_file()):
-                # A link to nowhere is listed: reading it is an error then, where leaving it out would say nothing.
+                # A broken link is listed: reading it is an error then, where leaving it out would go unnoticed.
                 yield path.relative_to(root).as_posix()

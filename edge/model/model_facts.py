@@ -1,4 +1,4 @@
-"""What a model file shows of the profile that fits it: input, classes, normalization in the graph, class names."""
+"""Facts of a model file that a profile is made from: input, classes, normalization in the graph, class names."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ USUAL_SIZE = 224
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model shows.
+    """Facts that a model file shows.
 
     Attributes:
         input: name, type and shape of the input as the file has them.

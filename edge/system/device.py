@@ -1,4 +1,4 @@
-"""Which machine this is: a Jetson (module, L4T, JetPack, power mode) or a host, read from files and nothing else.
+"""Identify the machine: a Jetson (module, L4T, JetPack, power mode) or a host, read from files and nothing else.
 
 Everything is read under a root folder, so a test can give its own; what cannot be read is None. Module numbers, JetPack
 releases and compute capabilities are from NVIDIA's jetson-gpio and device trees and from jetson-stats' tables, as of

@@ -47,7 +47,7 @@ class PreprocessCandidate(msgspec.Struct, frozen=True):
 
 
 class TrialRow(msgspec.Struct, frozen=True, kw_only=True):
-    """How a candidate did: ``top1`` in percent where labels are known, ``score`` the higher the better.
+    """Result of a candidate: ``top1`` in percent where labels are known, ``score`` the higher the better.
 
     ``difference`` is this minus the best, and ``is_worse`` whether that is significant (99 %).
     """
@@ -70,7 +70,7 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_decided(self) -> bool:
-        """Whether every other candidate is significantly worse."""
+        """True if every other candidate is significantly worse."""
         return all(row.is_worse for at, row in enumerate(self.rows) if at != self.chosen)
 
 
@@ -183,7 +183,7 @@ def compare(
 
 
 def information(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
-    """How much each answer tells, in nats: its divergence from the mean of all answers.
+    """Measure how much each answer tells, in nats: its divergence from the mean of all answers.
 
     The mean over pictures is the mutual information of picture and class: high where single answers are sure
     (low entropy) and different pictures get different answers. Entropy alone would prefer a network that is sure of the

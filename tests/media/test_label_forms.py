@@ -133,7 +133,7 @@ def test_class_folders_with_an_empty_one_nested_ones_and_pictures_outside(pictur
     (pictures / "nothing").mkdir()
     assert [p.label for p in open_pictures(pictures, names=NAMES)] == [0, 0, 1, 1, 2]
     (pictures / "stray.jpg").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"1 pictures lie in no class folder: stray\.jpg"):
+    with pytest.raises(DataError, match=r"1 pictures are in no class folder: stray\.jpg"):
         open_pictures(pictures, names=NAMES)
 
 
