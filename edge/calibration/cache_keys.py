@@ -1,4 +1,4 @@
-"""Which table and which engine belong to a profile, and whether the ones on disk are they.
+"""Cache keys: the table and the engine that belong to a profile, and the check that those on disk are they.
 
 A key names everything that an artifact depends on. An artifact whose key differs in one field is another artifact:
 it is never used, and the difference is said.
@@ -14,8 +14,8 @@ import msgspec
 
 from edge.artifacts import Key, KeyDifference, Manifest, sha256_bytes, sha256_file, store
 from edge.backends import Backend
-from edge.config import Precision, Profile
-from edge.errors import ArtifactError, ModelError, ProfileError
+from edge.config import Precision, Profile, did_you_mean
+from edge.errors import ArtifactError, ModelError, ProfileError, UsageError
 from edge.model import has_qdq, onnx_model, preprocessing
 from edge.quantization import (
     DEFINITION,
@@ -43,7 +43,7 @@ OnnxModel: TypeAlias = Any
 
 
 class TableOrigin(msgspec.Struct, frozen=True):
-    """What the manifest next to a table says; nothing where there is none, as with most tables from elsewhere.
+    """Origin of a table as the manifest next to it says; empty where there is none, as with most tables from elsewhere.
 
     ``zero_tensors`` were zero for every picture: their scale of 0 is meant.
     """
@@ -65,7 +65,7 @@ class FoundArtifact(msgspec.Struct, frozen=True):
 
 
 def table_path(profile: Profile, cache: Path) -> Path:
-    """Where the profile's table lies: ``<cache>/<model>/<algorithm>[-<parameters>][-tensorrt].table``."""
+    """Path of the profile's table: ``<cache>/<model>/<algorithm>[-<parameters>][-tensorrt].table``."""
     calibration, quantization = profile.calibration, profile.quantization
     parts = [calibration.algorithm, *(f"{value:g}" for _, value in sorted(calibration.parameters.items()))]
     if calibration.engine != "edge":
@@ -106,6 +106,66 @@ def tables_in(folder: Path) -> list[tuple[Path, Manifest]]:
     return found
 
 
+class TableEntry(msgspec.Struct, frozen=True):
+    """One calibration table of a cache, for lists.
+
+    Attributes:
+        folder: of the cache, called like the model.
+        table: file name.
+        algorithm: as the manifest says.
+        pictures: number of pictures, None where the manifest does not say.
+        preprocess: mean and std in words; empty in tables of earlier versions.
+        bytes: size of the folder: tables, statistics, recipes and prepared models.
+    """
+
+    folder: str
+    table: str
+    algorithm: str
+    pictures: int | None
+    preprocess: str
+    bytes: int
+
+
+def list_tables(cache: Path) -> list[TableEntry]:
+    """List the calibration tables of a cache, by folder and name."""
+    found = []
+    for folder in sorted(path for path in cache.glob("*") if path.is_dir()):
+        size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        for path, manifest in tables_in(folder):
+            spec = manifest.info.get("preprocess")
+            words = f"mean {_value(spec['mean'])}, std {_value(spec['std'])}" if isinstance(spec, dict) else ""
+            algorithm, pictures = str(manifest.key.get("algorithm", "")), manifest.info.get("pictures")
+            found.append(TableEntry(folder.name, path.name, algorithm, pictures, words, size))
+    return found
+
+
+def clear_tables(cache: Path, folder: str, *, dry_run: bool) -> list[Path]:
+    """Remove the files of one folder of a cache: tables, statistics, recipes and prepared models.
+
+    Returns:
+        The files that were removed, or would be.
+
+    Raises:
+        UsageError: the cache has no such folder of tables.
+    """
+    target = cache / folder
+    if Path(folder).name != folder or folder in {"", ".", ".."} or not tables_in(target):
+        known = sorted({entry.folder for entry in list_tables(cache)})
+        raise UsageError(
+            f"there are no tables in {folder!r}{did_you_mean(folder, known)}", where=cache, hint="edge cache list"
+        )
+    files = sorted(path for path in target.iterdir() if path.is_file())
+    if not dry_run:
+        with store.lock(target / "tables"):
+            for path in files:
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            for path in target.glob("*.lock"):
+                path.unlink()
+            target.rmdir()
+    return files
+
+
 def preprocess_info(profile: Profile) -> dict[str, Any]:
     """Preprocessing as a table's manifest keeps it, for messages."""
     content: dict[str, Any] = msgspec.to_builtins(profile.preprocess)
@@ -118,6 +178,7 @@ def _difference_in_words(manifest: Manifest, profile: Profile) -> str:
     if manifest.key.get("model") != onnx_model.fingerprint(Path(profile.model)):
         words.append(f"another {Path(profile.model).name}")
     if manifest.key.get("preprocess") != preprocessing.digest(profile.preprocess, profile.input):
+        older = preprocessing.older_definition(str(manifest.key.get("preprocess")), profile.preprocess, profile.input)
         before, now = manifest.info.get("preprocess"), preprocess_info(profile)
         changed = [
             f"{name} {_value(before[name])} -> {_value(now[name])}"
@@ -136,7 +197,7 @@ def _value(value: object) -> str:
 
 
 def _chosen_layers(profile: Profile) -> dict[str, object]:
-    """What the section ``quantization`` says about layers, where it is not the default."""
+    """Settings of the section ``quantization`` about layers, where it is not the default."""
     section = profile.quantization
     default = type(section)()
     names = ("exclude", "include", "attention", "residual")
@@ -153,7 +214,7 @@ def quantization_key(profile: Profile) -> str:
 
 
 def table_key(profile: Profile) -> dict[str, store.Scalar]:
-    """What a table depends on, as far as the profile says it; the pictures are known to ``calibrate`` alone."""
+    """Everything that a table depends on, as far as the profile says it; only ``calibrate`` knows the pictures."""
     calibration = profile.calibration
     common: dict[str, store.Scalar] = {
         "model": onnx_model.fingerprint(Path(profile.model)),
@@ -319,7 +380,7 @@ def quantized_profile(profile: Profile, found: FoundArtifact) -> Profile:
 
 
 def prepared_key(found: FoundArtifact) -> Key:
-    """What a prepared model depends on: the user's model, and the recipe."""
+    """Everything that a prepared model depends on: the user's model, and the recipe."""
     recipe = found.manifest.files[found.path.with_suffix(RECIPE_SUFFIX).name]
     return {"model": found.manifest.key["model"], "recipe": recipe.sha256}
 
@@ -341,7 +402,7 @@ def save_prepared(path: Path, data: bytes, key: Key) -> None:
 
 
 def origin(path: Path, profile: Profile) -> TableOrigin:
-    """What the manifest next to a table says of the model and the preprocessing that it was made for."""
+    """Read from the manifest next to a table what it says of the model and the preprocessing that it was made for."""
     try:
         manifest = store.load(manifest_path(path), kind=TABLE, check_files=False)
     except ArtifactError:
@@ -368,7 +429,7 @@ def read_table(found: FoundArtifact) -> calibration_table.Table:
 
 
 def engine_manifest_path(profile: Profile, engines: Path, precision: Precision) -> Path:
-    """Where the manifest of a profile's engine lies."""
+    """Path of the manifest of a profile's engine."""
     return engines / profile.name / f"{Path(profile.model).stem}-{precision}.json"
 
 

@@ -34,7 +34,7 @@ COMMAND_GROUPS: dict[str, dict[str, str]] = {
     "Build": {
         "build": "Build the engine that a profile describes.",
         "engine": "Show, compare and list built engines.",
-        "cache": "List, verify, merge, clear and fetch timing caches.",
+        "cache": "List, verify, merge, clear and fetch caches and tables.",
     },
     "Run": {
         "run": "Classify pictures or a camera; report latency and power.",

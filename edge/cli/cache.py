@@ -1,4 +1,4 @@
-"""List, verify, merge, clear and fetch timing caches.
+"""List, verify, merge, clear and fetch caches and tables.
 
 A timing cache holds how long TensorRT's kernels took on one device; it is in calib_cache/timing and belongs to one
 TensorRT, module or GPU, power mode and CUDA. Builds keep and use it by themselves.
@@ -25,12 +25,26 @@ app.command("pull")(cache_pull.pull)
 
 @app.command("list")
 def show(*, cache_dir: options.CacheDir = None, as_json: options.Json = False) -> None:
-    """Show every timing cache, what it belongs to, its entries and its size."""
+    """Show every calibration table and every timing cache: what it belongs to, its entries and its size."""
+    from edge.calibration import cache_keys
+    from edge.cli import paths
+
     folder, found = _listing(cache_dir)
+    tables = cache_keys.list_tables(paths.cache_folder(cache_dir))
     terminal = Terminal()
     if as_json:
-        terminal.data(_json({"folder": str(folder), "caches": [_plain(entry) for entry in found]}))
+        content = {"folder": str(folder), "caches": [_plain(entry) for entry in found], "tables": tables}
+        terminal.data(_json(content))
         return
+    if tables:
+        terminal.table(
+            ("tables of", "table", "algorithm", "pictures", "preprocessing", "folder"),
+            [
+                (one.folder, one.table, one.algorithm, str(one.pictures or ""), one.preprocess, _size(one.bytes))
+                for one in tables
+            ],
+            right=(3, 5),
+        )
     if not found:
         terminal.info(f"no timing caches in {folder}: `edge build` with TensorRT keeps them there")
         return
@@ -141,6 +155,30 @@ def gc(
     for path in going:
         terminal.data(f"{'would remove' if dry_run else 'removed'} {path}")
     terminal.info(f"{len(going)} files, {_size(size)}")
+
+
+@app.command()
+def clear(
+    folders: Annotated[
+        list[str], typer.Argument(metavar="FOLDER…", help="Folders of tables, as edge cache list shows.")
+    ],
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed; remove nothing.")] = False,
+    cache_dir: options.CacheDir = None,
+    as_json: options.Json = False,
+) -> None:
+    """Remove the tables, statistics, recipes and prepared models of a model's folder."""
+    from edge.calibration import cache_keys
+    from edge.cli import paths
+
+    cache = paths.cache_folder(cache_dir)
+    terminal = Terminal()
+    going = [path for name in folders for path in cache_keys.clear_tables(cache, name, dry_run=dry_run)]
+    if as_json:
+        terminal.data(_json({"removed": [str(path) for path in going], "dry_run": dry_run}))
+        return
+    for path in going:
+        terminal.data(f"{'would remove' if dry_run else 'removed'} {path}")
 
 
 def _listing(cache_dir: Path | None) -> tuple[Path, list[TimingCacheEntry]]:
