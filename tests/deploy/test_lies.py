@@ -18,7 +18,7 @@ from edge.deploy import agent_protocol
 from edge.deploy.bundle import Bundle
 from edge.deploy.push import ship
 from edge.deploy.rollout import DeviceTask, RolloutPlan, possible_conversations, roll_out
-from edge.deploy.transport import DeviceAddress, MessageFrame
+from edge.deploy.transport import DeviceAddress, MessageFrame, printable_lines
 from edge.deploy.transport.frames import FORMS, Answer, FrameReader
 from edge.errors import DeviceError, EdgeError
 from tests.support.devices import QUICK
@@ -144,3 +144,9 @@ def test_with_few_file_descriptors_fewer_are_at_work_and_none_is_lost(monkeypatc
     ended = roll_out([DeviceTask(f"d{n}", work) for n in range(40)], RolloutPlan(parallel=40))
     assert ([one.result for one in ended], most <= 3) == (["ok"] * 40, True)
     assert (soft, hard) != (100, 100)
+
+
+def test_line_ends_of_ssh_leave_nothing_in_a_sentence() -> None:
+    assert (
+        printable_lines(b"ssh: connect to host x\r\nport 22: refused\r") == "ssh: connect to host x\nport 22: refused\n"
+    )
