@@ -50,7 +50,7 @@ from edge.media.streams import Frame, OpenedSource, PictureStream
 from edge.model.preprocessing import Preprocessor
 from edge.runtime import pipeline, run_loop
 from edge.runtime.statistics import RunStatistics
-from edge.telemetry.meter import Telemetry
+from edge.telemetry.sampler import Telemetry
 from edge.telemetry.source import NoSource
 
 ROOT = Path(__file__).resolve().parents[1]

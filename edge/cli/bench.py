@@ -74,7 +74,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
 ) -> None:
     """Run the operation."""
     from edge.cli import paths, power_options, signals
-    from edge.runtime import bench_samples, benchmark, mlperf
+    from edge.runtime import benchmark, mlperf
 
     if camera and (images is not None or scenario != "single-stream" or min_samples is not None):
         raise UsageError("--camera measures the whole loop: it goes with no --images, --scenario or --min-samples")
@@ -118,7 +118,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
         telemetry = stack.enter_context(power_options.measured(chosen, asked, terminal=terminal, should_stop=stop))
         with terminal.progress() as listen:
             finished = benchmark.bench(
-                bench_samples.Samples(chosen, images, count=samples).batches,
+                benchmark.Samples(chosen, images, count=samples).batches,
                 rules=rules,
                 session=session,
                 subject=paths.subject(chosen, backend, found, wanted, images or "noise"),

@@ -45,7 +45,6 @@ __all__ = [
     "RunStatistics",
     "Scores",
     "Width",
-    "bench_samples",
     "benchmark",
     "evaluation",
     "mlperf",

@@ -11,14 +11,19 @@ import time
 from array import array
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from edge import __version__
 from edge.artifacts import FORMAT, RunRecord, Status, Subject, Warmup
-from edge.errors import UsageError
+from edge.config import Profile
+from edge.errors import DataError, UsageError
 from edge.events import Listener, Progress, ignore_events
+from edge.media import decode, open_pictures
+from edge.model import Preprocessor
 from edge.runtime.measurement_warnings import condition_warnings
 from edge.runtime.mlperf import CONFIDENCE, Rules, bound
 from edge.runtime.timeline import Timeline
@@ -26,12 +31,13 @@ from edge.stats import Bin, QuantileSketch, Summary, percentile, summarize
 from edge.telemetry import Telemetry, Window
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from edge.backends import Session
 
     Batch = NDArray[np.float32]
+    from numpy.typing import NDArray
+
 
 # The second half slower or faster than the first by this factor is not one steady state.
 _DRIFT = 1.1
@@ -322,3 +328,41 @@ def _warnings(in_order: Sequence[float], ordered: Sequence[float], conditions: d
             f"the 99th percentile is {summary.p99_ms / summary.p50_ms:.1f} times the median: something else was running"
         )
     return [*found, *condition_warnings(conditions)]
+
+
+class Samples:
+    """At most ``count`` pictures of ``images``, or that many of noise with a fixed seed; read when first asked for."""
+
+    def __init__(self, profile: Profile, images: Path | None, *, count: int) -> None:
+        self._profile = profile
+        self._images = images
+        self._count = count
+        self._ready: list[Batch] = []
+
+    def batches(self, size: int) -> list[Batch]:
+        """Batches of ``size`` pictures, float32 size×3×h×w, together as many pictures as there are, or one batch.
+
+        Raises:
+            DataError: no picture could be decoded.
+        """
+        ready = self._ready = self._ready or self._prepare()
+        count = max(len(ready) // size, 1)
+        return [np.stack([ready[(b * size + i) % len(ready)] for i in range(size)]) for b in range(count)]
+
+    def _prepare(self) -> list[Batch]:
+        preprocess = Preprocessor(self._profile.preprocess, self._profile.input)
+        if self._images is None:
+            shape = (self._profile.input.height, self._profile.input.width, 3)
+            chance = np.random.default_rng(0)
+            return [preprocess(chance.integers(0, 256, shape, np.uint8)) for _ in range(self._count)]
+        found = []
+        broken: DataError | None = None
+        for picture in open_pictures(self._images).take(self._count):
+            try:
+                pixels = decode(picture.read(), name=picture.where, exif=self._profile.preprocess.exif)
+                found.append(preprocess(pixels))
+            except DataError as exc:  # noqa: PERF203 - `edge data check` names them; here they are in the way
+                broken = exc
+        if not found:
+            raise DataError("no picture could be decoded", where=self._images) from broken
+        return found

@@ -9,22 +9,20 @@ from edge import lazy_exports
 if TYPE_CHECKING:
     from edge.telemetry.board import Board
     from edge.telemetry.energy import MIN_IDLE_S, Energy, Window
-    from edge.telemetry.meter import Telemetry, idle_baseline
-    from edge.telemetry.sampler import Sampler
+    from edge.telemetry.sampler import Sampler, Telemetry, idle_baseline
     from edge.telemetry.source import NoSource, Reading, TelemetrySource, Unavailable
     from edge.telemetry.sources import SOURCES, check_name, open_source, probe, source_names
-    from edge.telemetry.telemetry_log import Log
+    from edge.telemetry.telemetry_replay import Log
 else:
     __getattr__ = lazy_exports(
         __name__,
         {
             "board": ["Board"],
             "energy": ["Energy", "MIN_IDLE_S", "Window"],
-            "meter": ["Telemetry", "idle_baseline"],
-            "sampler": ["Sampler"],
+            "sampler": ["Sampler", "Telemetry", "idle_baseline"],
             "source": ["NoSource", "Reading", "TelemetrySource", "Unavailable"],
             "sources": ["SOURCES", "check_name", "open_source", "probe", "source_names"],
-            "telemetry_log": ["Log"],
+            "telemetry_replay": ["Log"],
         },
     )
 

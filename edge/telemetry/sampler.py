@@ -6,12 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import final
+from typing import Any, final
 
 import msgspec
 
 from edge.telemetry.energy import Energy, Trace, Window
-from edge.telemetry.source import Clock, Reading, TelemetrySource
+from edge.telemetry.source import Clock, NoSource, Reading, TelemetrySource
 
 # Kept in full for the record; beyond this, every other one is dropped. Power sums do not depend on them.
 _MAX_READINGS = 2048
@@ -175,3 +175,44 @@ def _increases(counters: list[dict[str, int]]) -> dict[str, int]:
         return {}
     first, last = counters[0], counters[-1]
     return {name: last[name] - n for name, n in first.items() if name in last and last[name] >= n}
+
+
+# Somebody else is at work when a machine that should be idle is as busy as this.
+_BUSY_PERCENT = {"cpu": 25.0, "gpu": 10.0}
+
+
+class Telemetry(msgspec.Struct, frozen=True):
+    """The source of readings, or why there are none; ``idle`` was measured before the run.
+
+    ``replayed`` names the recording when they are not measured now. ``notes`` are warnings for the record.
+    """
+
+    sampler: Sampler | None
+    no_power: NoSource | None
+    idle: Energy | None = None
+    replayed: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def account(self, window: Window, *, pictures: int) -> tuple[dict[str, Any] | None, str | None, dict[str, Any]]:
+        """The energy reading, or why there is none; and temperatures, loads, clocks, throttling and power mode."""
+        if self.sampler is None:
+            return None, str(self.no_power) if self.no_power else "not asked for", {}
+        conditions = msgspec.to_builtins(self.sampler.conditions(window))
+        energy = self.sampler.energy(window, idle=self.idle)
+        if energy.joules is None:
+            return None, f"{energy.source}: {energy.refusal}", conditions
+        return {**msgspec.to_builtins(energy), **energy.per_picture(pictures)}, None, conditions
+
+
+def idle_baseline(sampler: Sampler, window: Window) -> tuple[Energy, list[str]]:
+    """The energy of an idle ``window`` that ``sampler`` has seen, and why one should not trust it, if so."""
+    energy = sampler.energy(window)
+    if energy.joules is None:
+        return energy, [f"no idle baseline: {energy.refusal}"]
+    loads = sampler.conditions(window).loads_percent
+    busy = [
+        f"{name} {loads[name].mean:.0f} %"
+        for name, most in _BUSY_PERCENT.items()
+        if name in loads and loads[name].mean > most
+    ]
+    return energy, [f"the machine was not idle during the idle baseline: {', '.join(busy)}"] if busy else []

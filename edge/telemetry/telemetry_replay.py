@@ -13,13 +13,15 @@ import re
 import time
 from datetime import datetime, timezone
 from pathlib import Path
+from types import TracebackType
+from typing import final
 
 import msgspec
 
-from edge.artifacts import run_record
-from edge.errors import ArtifactError, UsageError
+from edge.artifacts import run_record, store
+from edge.errors import ArtifactError, StoreError, UsageError
 from edge.telemetry.rails import total_of
-from edge.telemetry.source import Clock, Reading, Scope
+from edge.telemetry.source import Clock, Reading, Scope, TelemetrySource
 from edge.telemetry.tegrastats import parse
 
 FORMAT = 1
@@ -205,3 +207,53 @@ def _recording(source: str, scope: Scope, readings: list[Reading], path: Path) -
     start = ordered[0].t_s
     moved = tuple(msgspec.structs.replace(reading, t_s=reading.t_s - start) for reading in ordered)
     return Recording(source, scope, moved)
+
+
+# Written and synced about once a second: an SD card does not bear ten syncs a second for weeks.
+_FLUSH_S = 1.0
+
+
+@final
+class Log:
+    """Keeps the readings of ``source`` in ``path``; at most ``files`` files of ``limit`` bytes, the newest in ``path``.
+
+    A disk that refuses ends the log and not the run: ``problem`` then says why.
+    """
+
+    def __init__(self, path: Path, source: TelemetrySource, *, limit: int = 64 << 20, files: int = 4) -> None:
+        self.problem: str | None = None
+        self._name, self._scope = source.name, source.scope
+        self._lines = store.Lines(path, head=self._head, limit=limit, files=files)
+        self._waiting: list[bytes] = []
+        self._since_s: float | None = None
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._flush()
+        self._lines.close()
+
+    def keep(self, reading: Reading) -> None:
+        """Keep one reading; on disk within about a second."""
+        self._waiting.append(msgspec.json.encode(reading) + b"\n")
+        if self._since_s is None:
+            self._since_s = reading.t_s
+        if reading.t_s - self._since_s >= _FLUSH_S:
+            self._flush()
+            self._since_s = reading.t_s
+
+    def _flush(self) -> None:
+        if self._waiting and self.problem is None:
+            try:
+                self._lines.append(b"".join(self._waiting))
+            except StoreError as exc:
+                self.problem = str(exc)
+        self._waiting.clear()
+
+    def _head(self) -> bytes:
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        header = TelemetryLogHeader(edge_telemetry=FORMAT, source=self._name, scope=self._scope, started_utc=now)
+        return msgspec.json.encode(header) + b"\n"

@@ -23,7 +23,7 @@ from edge.model import onnx_model, preprocessing
 from edge.quantization import table_check
 from edge.runtime import run_loop
 from edge.runtime.evaluation import logits, score
-from edge.telemetry.meter import Telemetry
+from edge.telemetry.sampler import Telemetry
 from edge.telemetry.source import NoSource
 
 # Who looks at these pictures says one of these; the network is as unsure of the cat as a person is.

@@ -16,8 +16,7 @@ from edge.errors import DeviceError, UsageError
 from edge.events import Progress
 from edge.runtime.benchmark import BenchSettings, age_result, batch_sizes, bench
 from edge.runtime.mlperf import SCENARIOS
-from edge.telemetry.meter import Telemetry
-from edge.telemetry.sampler import Sampler
+from edge.telemetry.sampler import Sampler, Telemetry
 from edge.telemetry.source import NoSource, Reading, Scope, Unavailable
 from tests.support.boards import ManualClock
 from tests.support.run_records import made

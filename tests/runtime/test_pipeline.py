@@ -18,7 +18,7 @@ from edge.errors import DataError, DeviceError
 from edge.media.streams import Frame, OpenedSource, Outage
 from edge.model.preprocessing import Preprocessor
 from edge.runtime import pipeline, run_loop
-from edge.telemetry.meter import Telemetry
+from edge.telemetry.sampler import Telemetry
 from edge.telemetry.source import NoSource
 
 SUBJECT = Subject(

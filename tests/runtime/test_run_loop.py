@@ -23,8 +23,7 @@ from edge.media.pictures import Pictures
 from edge.media.streams import PictureStream
 from edge.model.preprocessing import Preprocessor
 from edge.runtime import pipeline, run_loop
-from edge.telemetry.meter import Telemetry
-from edge.telemetry.sampler import Sampler
+from edge.telemetry.sampler import Sampler, Telemetry
 from edge.telemetry.source import NoSource, Reading, Scope, Unavailable
 
 NO_POWER = NoSource((Unavailable("hwmon", "no sensor"),))

@@ -6,8 +6,7 @@ import pytest
 
 from edge.runtime.measurement_warnings import condition_warnings
 from edge.telemetry.energy import Energy, Window
-from edge.telemetry.meter import Telemetry, idle_baseline
-from edge.telemetry.sampler import Sampler
+from edge.telemetry.sampler import Sampler, Telemetry, idle_baseline
 from edge.telemetry.source import NoSource, Reading, Scope, Unavailable
 from tests.support.boards import ManualClock
 

@@ -13,8 +13,7 @@ from edge.telemetry.energy import Window
 from edge.telemetry.sampler import Sampler
 from edge.telemetry.source import NoSource, Reading, Scope
 from edge.telemetry.sources import check_name, probe
-from edge.telemetry.telemetry_log import Log
-from edge.telemetry.telemetry_replay import Replay, load, parse_spec
+from edge.telemetry.telemetry_replay import Log, Replay, load, parse_spec
 from tests.support.boards import ManualClock
 from tests.support.run_records import made
 

@@ -313,7 +313,7 @@ def test_the_loop_feeds_frames_to_a_session(open_on_gpu: Callable[..., TrtSessio
     from edge.media.streams import PictureStream
     from edge.model import preprocessing
     from edge.runtime import pipeline, run_loop
-    from edge.telemetry.meter import Telemetry
+    from edge.telemetry.sampler import Telemetry
     from edge.telemetry.source import NoSource
 
     rng, spec, target = np.random.default_rng(8), PreprocessConfig(resize=72), InputConfig(height=SIDE, width=SIDE)
