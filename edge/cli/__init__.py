@@ -50,6 +50,7 @@ COMMAND_GROUPS: dict[str, dict[str, str]] = {
     },
     "Look": {
         "report": "Make one HTML page of run records.",
+        "schema": "Print the JSON schema of a profile, record or manifest.",
     },
 }
 COMMANDS: dict[str, str] = {name: text for group in COMMAND_GROUPS.values() for name, text in group.items()}

@@ -70,6 +70,7 @@ def show(name: Name = None, *, as_json: options.Json = False) -> None:
         terminal.data(msgspec.json.encode(content).decode())
         return
     terminal.info(f"{path}  (digest {chosen.digest[:12]})", style="dim")
+    terminal.data("# preprocess: mean and std are in units of 8-bit pixel values, 0 to 255")
     terminal.data(yaml.safe_dump(content, sort_keys=False, default_flow_style=None, allow_unicode=True).rstrip())
 
 

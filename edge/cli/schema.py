@@ -1,0 +1,48 @@
+"""Print the JSON schema of a profile, record or manifest.
+
+For editors and checkers. A profile is described as it is written, so keys that `extends` brings may be missing.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+import typer
+
+from edge.ui.terminal import Terminal
+
+Kind = Literal["profile", "record", "manifest", "bundle"]
+
+
+def command(
+    kind: Annotated[
+        Kind, typer.Argument(metavar="KIND", help="profile, record, manifest (of a table or engine) or bundle.")
+    ],
+) -> None:
+    """Print the schema."""
+    Terminal().data(msgspec.json.format(msgspec.json.encode(schema(kind)), indent=2).decode())
+
+
+def schema(kind: Kind) -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of one kind of file."""
+    from edge.artifacts import Manifest, RunRecord
+    from edge.config import Profile
+    from edge.deploy.bundle import BundleManifest
+
+    types = {"profile": Profile, "record": RunRecord, "manifest": Manifest, "bundle": BundleManifest}
+    found = {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(types[kind])}
+    if kind == "profile":
+        _as_written(found["$defs"])
+    return found
+
+
+def _as_written(sections: dict[str, Any]) -> None:
+    """Describe a profile's file instead of the profile: what `extends` brings may be left out."""
+    profile = sections["Profile"]
+    profile["properties"] |= {"extends": {"type": "string", "description": "Name or file of another profile."}}
+    profile["required"] = []
+    preprocess = sections["PreprocessConfig"]["properties"]
+    preprocess["scale"] = {"type": ["number", "string"], "description": "Unit of mean and std, such as 1/255."}
+    for name in ("mean", "std"):
+        preprocess[name] = {"anyOf": [{"type": "number"}, preprocess[name]]}
