@@ -41,8 +41,13 @@ class Kills:
                 f'#!/bin/sh\n{shutil.which(tool)} "$@"\ncode=$?\n'
                 f"if read -r left <'{self._count}' && [ \"$left\" -gt 0 ]; then\n"
                 f"  left=$((left - 1)); echo $left >'{self._count}'\n"
-                f'  [ $left -ne 0 ] || kill -9 "$(sed -n "s/.*(process \\([0-9]*\\)).*/\\1/p" \'{root}/lock\')"\n'
-                "fi\nexit $code\n"
+                # The script is one of our own parents, or it has not taken the lock yet: nobody else is killed.
+                f"  [ $left -ne 0 ] || script=$(sed -n \"s/.*(process \\([0-9]*\\)).*/\\1/p\" '{root}/lock')\n"
+                "  parent=$PPID\n"
+                '  while [ $left -eq 0 ] && [ "${parent:-0}" -gt 1 ]; do\n'
+                '    if [ "$parent" = "$script" ]; then kill -9 "$script"; break; fi\n'
+                "    parent=$(sed -n 's/^PPid:[^0-9]*//p' /proc/$parent/status 2>/dev/null)\n"
+                "  done\nfi\nexit $code\n"
             )
             path.chmod(0o755)
         self.after(None)

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -120,25 +119,21 @@ class KilledShips:
             finally:
                 os._exit(0)
         time.sleep(moment_s)
-        if kind != "device killed":
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(client, signal.SIGKILL)
-        if kind != "client killed":
-            self._kill_script()
-        os.waitpid(client, 0)
-
-    def _kill_script(self) -> None:
-        """End the device's script, and the trial that it began, as a reset would."""
-        match = re.search(r"\(process (\d+)\)", (self._root / "lock").read_text())
-        if match is None:
-            return
-        script = int(match[1])
-        children = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(script)], check=False, capture_output=True, text=True
-        )
-        for number in [script, *map(int, children.stdout.split())]:
+        # The device's script is a child of the client; both are killed by what they are now, never by an old number.
+        scripts = self._children(client)
+        trials = [number for script in scripts for number in self._children(script)]
+        wanted = {"client killed": [client], "device killed": [*scripts, *trials]}
+        for number in wanted.get(kind, [client, *scripts, *trials]):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
+        os.waitpid(client, 0)
+
+    @staticmethod
+    def _children(parent: int) -> list[int]:
+        listed = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(parent)], check=False, capture_output=True, text=True
+        )
+        return [int(number) for number in listed.stdout.split()]
 
     def _settled(self) -> None:
         """Wait for a script that goes on without its client."""
