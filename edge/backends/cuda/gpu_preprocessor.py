@@ -5,10 +5,6 @@ Only the part of a frame that the network sees is copied: once, where CPU and GP
 
 from __future__ import annotations
 
-import itertools
-import os
-import queue
-import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ALIGNMENT = 256
-# Threads that help to copy a frame, and the bytes from which on waking them pays.
-_HELPERS, _WORTH_HELP = 2, 1 << 19
 # Frame sizes whose plans, tables and views are kept; a folder of pictures may have any number.
 _SIZES = 64
 
@@ -39,50 +33,6 @@ class _FrameRun(msgspec.Struct, frozen=True):
     count: int
     height: int
     width: int
-
-
-class _ParallelCopy:
-    """Copies arrays with the help of threads: one core alone does not reach the memory's bandwidth."""
-
-    def __init__(self) -> None:
-        self._np = require("numpy")
-        self._helpers = min(_HELPERS, (os.cpu_count() or 1) - 1)
-        self._threads: list[threading.Thread] = []
-        self._parts: queue.SimpleQueue[tuple[NDArray[Any], NDArray[Any]] | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[None] = queue.SimpleQueue()
-
-    def copy(self, target: NDArray[Any], source: NDArray[Any]) -> None:
-        """Copy ``source`` to ``target``, of the same shape and type; not to be called from two threads at once."""
-        parts = self._helpers + 1
-        if parts == 1 or source.nbytes < _WORTH_HELP:
-            self._np.copyto(target, source)
-            return
-        if not self._threads:
-            self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._helpers)]
-            for thread in self._threads:
-                thread.start()
-        edges = [len(source) * part // parts for part in range(parts + 1)]
-        for start, stop in itertools.pairwise(edges[1:]):
-            self._parts.put((target[start:stop], source[start:stop]))
-        self._np.copyto(target[: edges[1]], source[: edges[1]])
-        for _ in range(self._helpers):
-            self._done.get()
-
-    def close(self) -> None:
-        """End the threads; the next copy starts them again."""
-        threads, self._threads = self._threads, []
-        for _ in threads:
-            self._parts.put(None)
-        for thread in threads:
-            thread.join()
-
-    def _work(self) -> None:
-        while (part := self._parts.get()) is not None:
-            try:
-                self._np.copyto(*part)
-            finally:
-                del part
-                self._done.put(None)
 
 
 class GpuPreprocessor:
@@ -112,7 +62,6 @@ class GpuPreprocessor:
         self._stride = 0
         self._fitting: set[tuple[int, int]] = set()
         self._runs: list[_FrameRun] = []
-        self._copier = _ParallelCopy()
 
     @property
     def copies(self) -> bool:
@@ -144,7 +93,7 @@ class GpuPreprocessor:
         for index, (frame, (height, width)) in enumerate(zip(frames, sizes, strict=True)):
             area = self.plan(height, width).area
             part = frame[area.top : area.top + area.height, area.left : area.left + area.width]
-            self._copier.copy(self._slot(index, height, width), part)
+            self._np.copyto(self._slot(index, height, width), part)
         self._runs = list(_runs(sizes))
 
     def upload(self) -> None:
@@ -179,7 +128,6 @@ class GpuPreprocessor:
         self._free_frames()
         self._runs = []
         self._forget()
-        self._copier.close()
 
     def _forget(self) -> None:
         for table in self._tables.values():

@@ -28,7 +28,7 @@ _PITCH = 36  # kPitch of the kernel
 _JOB = struct.Struct("=QQqq QQiiiiii QQiiiiii iiii 3f 3f ii")
 # Output columns and rows of a block. The first tile is taken whose shared memory lets several blocks run on one
 # multiprocessor, else the first that fits every GPU.
-_TILES = ((32, 32), (32, 16), (16, 16), (16, 8), (8, 8), (8, 4), (4, 4), (4, 2), (2, 2), (1, 1))
+_TILES = ((16, 16), (16, 8), (8, 8), (8, 4), (4, 4), (4, 2), (2, 2), (1, 1))
 _GOOD_BYTES, _MOST_BYTES = 24 << 10, 48 << 10
 
 

@@ -49,8 +49,8 @@ def test_the_source_is_one_text_that_pycuda_can_cache() -> None:
 @pytest.mark.parametrize(
     ("size", "spec", "kernel", "area", "groups", "tile"),
     [
-        ((720, 1280), PreprocessConfig(), "edge_filter", Box(44, 324, 633, 634), (3, 3), (32, 32)),
-        ((256, 256), PreprocessConfig(), "edge_filter", Box(16, 16, 224, 224), (1, 1), (32, 32)),
+        ((720, 1280), PreprocessConfig(), "edge_filter", Box(44, 324, 633, 634), (3, 3), (16, 16)),
+        ((256, 256), PreprocessConfig(), "edge_filter", Box(16, 16, 224, 224), (1, 1), (16, 16)),
         ((1080, 1920), PreprocessConfig(fit="squash"), "edge_filter", Box(0, 0, 1080, 1920), (4, 6), (16, 16)),
         ((4000, 6000), PreprocessConfig(fit="squash"), "edge_filter", Box(0, 0, 4000, 6000), (10, 15), (4, 4)),
         (
@@ -59,7 +59,7 @@ def test_the_source_is_one_text_that_pycuda_can_cache() -> None:
             "edge_filter",
             Box(41, 320, 639, 641),
             (4, 4),
-            (32, 32),
+            (16, 16),
         ),
         (
             (720, 1280),
@@ -69,7 +69,7 @@ def test_the_source_is_one_text_that_pycuda_can_cache() -> None:
             (0, 0),
             (32, 32),
         ),
-        ((1, 1), PreprocessConfig(), "edge_filter", Box(0, 0, 1, 1), (1, 1), (32, 32)),
+        ((1, 1), PreprocessConfig(), "edge_filter", Box(0, 0, 1, 1), (1, 1), (16, 16)),
     ],
     ids=["720p", "as it is", "squash", "large", "bicubic", "nearest", "one pixel"],
 )
