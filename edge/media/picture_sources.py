@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-from collections import deque
+import re
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 
+from edge.artifacts import masked_url
 from edge.errors import DataError
 from edge.media import tfrecord
 from edge.media.image_lists import picture_at, read_csv, read_list
 from edge.media.labels import SUFFIXES, ClassNames, folder_labels, join, load_truth, shown
 from edge.media.pictures import Picture, Pictures
 
+_VIDEOS = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mjpg", ".mpg", ".ts"})
+# Pictures that this edge does not read.
+_UNREAD = frozenset({".heic", ".heif", ".avif", ".gif", ".jp2", ".j2k", ".jxl"})
 _LISTS = frozenset({".txt", ".list"})
 _TABLES = frozenset({".csv", ".tsv"})
 _LOOKED_FOR = f"pictures ({', '.join(sorted(s[1:] for s in SUFFIXES))}) or TFRecord shards"
@@ -129,11 +134,16 @@ def _open(source: Path, names: ClassNames | None) -> Pictures:
     if shards:
         return tfrecord.open_shards(source, shards)
     if source.exists():
-        raise DataError(
-            "edge does not know this kind of file",
-            where=source,
-            hint="a folder, picture, list (.txt), .csv, .tsv, or TFRecord shards (.tfrecord, name-00000-of-01024)",
-        )
+        if suffix in _VIDEOS:
+            what, hint = "this is a video, not a set of pictures", f"--video {shown(str(source))}"
+        else:
+            what = "edge does not know this kind of file"
+            hint = "a folder, picture, list (.txt), .csv, .tsv, or TFRecord shards (.tfrecord, name-00000-of-01024)"
+        raise DataError(what, where=source, hint=hint)
+    # A URL as a path has one slash.
+    if re.match(r"(rtsp|rtsps|https?|rtmp|tcp|udp):/", str(source)):
+        url = masked_url(str(source).replace(":/", "://", 1))
+        raise DataError("this is a URL, not a set of pictures", where=url, hint=f"--camera {url}")
     pictures = [path for path in _matches(source) if path.suffix.lower() in SUFFIXES]
     if not pictures:
         raise DataError("there is nothing here", where=source, hint=f"name a folder, list or pattern of {_LOOKED_FOR}")
@@ -151,7 +161,12 @@ def _open_folder(folder: Path) -> Pictures:
         return tfrecord.open_shards(folder, shards)
     names = sorted(_walk(folder))
     if not names:
-        raise DataError(f"no pictures: looked for {_LOOKED_FOR} in it and below it", where=folder)
+        others = Counter(path.suffix.lower() for path in folder.rglob("*") if path.suffix.lower() in _UNREAD)
+        found = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        raise DataError(
+            f"no pictures: looked for {_LOOKED_FOR} in it and below it" + (f"; it holds {found}" if found else ""),
+            where=folder, hint="save them again as JPEG or PNG" if found else None,
+        )  # fmt: skip
     return Pictures(folder, [picture_at(folder, name, None) for name in names])
 
 

@@ -143,7 +143,9 @@ def test_a_picture_that_vanishes(tmp_path: Path) -> None:
 
 def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
     _fill(tmp_path, "notes.txt")
-    with pytest.raises(DataError, match=r"no pictures: looked for pictures \(bmp, jpeg, jpg.*TFRecord shards"):
+    with pytest.raises(
+        DataError, match=r"no pictures: looked for pictures \(bmp, jfif, jpe, jpeg, jpg.*TFRecord shards"
+    ):
         open_pictures(tmp_path)
 
 
@@ -154,9 +156,9 @@ def test_a_source_that_is_not_there(name: str, tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
-    _fill(tmp_path, "clip.mp4")
+    _fill(tmp_path, "notes.doc")
     with pytest.raises(DataError, match="does not know this kind of file"):
-        open_pictures(tmp_path / "clip.mp4")
+        open_pictures(tmp_path / "notes.doc")
 
 
 def test_labels_are_joined(tmp_path: Path) -> None:
@@ -186,3 +188,26 @@ def test_shards_of_anything_else_is_nothing(tmp_path: Path) -> None:
     assert shards_of(tmp_path) == []
     assert shards_of(tmp_path / "a.jpg") == []
     assert shards_of(tmp_path / "nothing*") == []
+
+
+def test_what_is_no_set_of_pictures_names_the_right_option(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"x")
+    with pytest.raises(DataError, match="this is a video") as video:
+        open_pictures(tmp_path / "clip.mp4")
+    assert video.value.hint == f"--video {tmp_path}/clip.mp4"
+    with pytest.raises(DataError, match="this is a URL") as url:
+        open_pictures(Path("rtsp://me:c4nary@host/s"))
+    assert url.value.hint == "--camera rtsp://***@host/s"
+
+
+def test_pictures_that_cannot_be_read_are_counted_and_named(tmp_path: Path) -> None:
+    for name in ("a.heic", "b.HEIC", "c.avif", "d.gif"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(DataError, match=r"it holds 1 \.avif, 1 \.gif, 2 \.heic"):
+        open_pictures(tmp_path)
+
+
+def test_other_endings_of_jpeg(tmp_path: Path) -> None:
+    for name in ("a.jfif", "b.JPE", "c.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [picture.name for picture in open_pictures(tmp_path)] == ["a.jfif", "b.JPE", "c.jpg"]
