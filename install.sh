@@ -57,8 +57,8 @@ fail() {  # message [exit code]
 # bash itself may have a word to say about a process that is gone already.
 on_exit() { { [ -z "$ticker" ] || kill "$ticker" || true; } 2>/dev/null; }
 trap on_exit EXIT
-trap 'fail "interrupted; run the same command again, a half-made .venv is made anew" 130' INT
-trap 'fail "stopped; run the same command again, a half-made .venv is made anew" 143' TERM HUP
+trap 'fail "interrupted; run the same command again, a half-made .venv is made again" 130' INT
+trap 'fail "stopped; run the same command again, a half-made .venv is made again" 143' TERM HUP
 
 parse_arguments() {
   local chosen=""
@@ -342,7 +342,7 @@ create_venv() {
   ! is_jetson || options=(--system-site-packages)
   [ -z "$(pip_wheel)" ] || options+=(--without-pip)
   if [ -e "$venv" ]; then
-    say "making $shown anew: it is unfinished, or was made for another place, Python or version of edge"
+    say "making $shown again: it is unfinished, or was made for another place, Python or version of edge"
     remove_venv
   fi
   say "making $shown with Python $python_version ($python)"

@@ -29,4 +29,4 @@ Listener = Callable[[Event], None]
 
 
 def ignore_events(_event: Event) -> None:
-    """Listener that hears nothing: the default of every operation."""
+    """Listener that receives nothing: the default of every operation."""

@@ -1,4 +1,4 @@
-"""How far the answers of two networks are apart."""
+"""Statistics of latencies, shares and the distance of two networks."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ class QuantileSketch:
         return self.mean_ms * self.n
 
     def cumulative(self, bounds_ms: Sequence[float]) -> list[int]:
-        """How many values are at most each of the ascending ``bounds_ms``; a bound is exact to within 1.8 %."""
+        """Count the values that are at most each of the ascending ``bounds_ms``; a bound is exact to within 1.8 %."""
         counts, seen = [], 0
         ordered = iter(sorted(self._bins.items()))
         index, count = next(ordered, (_LAST + 1, 0))
@@ -285,7 +285,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def fewest_visible(comparisons: int = 1, *, level: float = 0.05) -> int:
-    """How many pictures, all gained and none lost, McNemar's exact test needs to call a difference one.
+    """The number of pictures, all gained and none lost, that McNemar's exact test needs to call a difference one.
 
     With ``comparisons`` made at once, corrected as by Bonferroni: Holm's first step.
     """

@@ -1,4 +1,4 @@
-"""What a backend is: it builds an engine from a model and a table, and opens it for inference."""
+"""The interface of a backend: it builds an engine from a model and a table, and opens it for inference."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Route = Literal["implicit", "explicit"]
 
 
 class TimingUse(msgspec.Struct, frozen=True, kw_only=True):
-    """How a build uses timing caches, where its backend has them.
+    """The use of timing caches by a build, where its backend has them.
 
     ``folder`` holds them, None where none is kept. ``ask`` is False for a build that measures every kernel again and
     keeps nothing. ``only``: a kernel that the cache does not know is an error.
@@ -47,7 +47,7 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Int8Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """How INT8 reaches an engine, why, and which TensorRT reads the table (None where the table is not read itself)."""
+    """The INT8 route of an engine, the reason, and the TensorRT that reads the table (None where none reads it)."""
 
     route: Route
     why: str
@@ -55,7 +55,7 @@ class Int8Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Layers(msgspec.Struct, frozen=True, kw_only=True):
-    """What the engine really runs: weighted layers (convolutions, matrix products) by precision.
+    """The layers that the engine really runs: weighted layers (convolutions, matrix products) by precision.
 
     ``weighted_unknown`` are those that the engine hides inside of something larger: their precision is not known.
     ``by_type`` counts all operators of the optimized graph.
@@ -150,7 +150,7 @@ class Backend(Protocol):
         """Name as in a profile."""
 
     def identity(self) -> Mapping[str, Scalar]:
-        """What an engine of this backend depends on besides profile, model and table: versions and device.
+        """Give what an engine of this backend depends on besides profile, model and table: versions and device.
 
         Must be cheap: it is asked on every no-op build, before any optional dependency is imported.
 
@@ -159,7 +159,7 @@ class Backend(Protocol):
         """
 
     def int8_plan(self, profile: Profile) -> Int8Plan:
-        """How INT8 would reach an engine for ``profile`` here.
+        """Choose the INT8 route of an engine for ``profile`` on this machine.
 
         Raises:
             ProfileError: the profile asks for a route or a unit that is not here.
@@ -167,7 +167,7 @@ class Backend(Protocol):
         """
 
     def build(self, request: BuildRequest, *, listen: Listener = ignore_events) -> BuiltEngine:
-        """Build an engine; ``listen`` hears how far it is, and warnings before the work starts.
+        """Build an engine; ``listen`` receives how far it is, and warnings before the work starts.
 
         Raises:
             DeviceError, ModelError, MissingDependencyError: it cannot be built.

@@ -179,7 +179,7 @@ def _unscaled_note(unscaled: Sequence[str]) -> list[str]:
 
 
 def _optimized(model: bytes) -> Any:  # noqa: ANN401
-    """What onnxruntime makes of the model: its optimized graph says which kernels run."""
+    """Optimize the model with onnxruntime: the optimized graph says which kernels run."""
     onnx = require("onnx")
     with temporary_folder("onnx") as folder:
         path = Path(folder) / "optimized.onnx"

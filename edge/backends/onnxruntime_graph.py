@@ -1,4 +1,4 @@
-"""What onnxruntime made of a model, read from its optimized graph: which kernels run, in which precision, made of what.
+"""The optimized graph of onnxruntime, described: which kernels run, in which precision, made of what.
 
 The optimized graph gives its nodes and tensors other names. What a node computes is found again by the names that
 onnxruntime keeps, whole or with an ending, and everything in the source graph between it and the nodes in front of it

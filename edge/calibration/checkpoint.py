@@ -31,7 +31,7 @@ def chunk_size(fixed_batch: int | None) -> int:
 
 
 class _Kept(msgspec.Struct, frozen=True):
-    """Which pictures a checkpoint holds: numbers of chunks, and how many pictures make a chunk."""
+    """Pictures that a checkpoint holds: numbers of chunks, and how many pictures make a chunk."""
 
     chunk: int = 0
     done: list[int] = []

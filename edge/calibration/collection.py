@@ -1,8 +1,8 @@
 """Observe the FP32 network over pictures: statistics collected, saved while they grow, and reused.
 
-Pictures are put in the order of their sha256 and cut into chunks; a :class:`Crew` counts the chunks. Every few seconds
-what is done is saved next to the table, so a calibration that is killed goes on where it was, with the same crew or
-with another one (:mod:`edge.calibration`); only the chunks in hand are counted again.
+Pictures are put in the order of their sha256 and cut into chunks; an :class:`Executor` counts the chunks. Every few
+seconds what is done is saved next to the table, so a calibration that is killed goes on where it was, with the same
+executor or with another one (:mod:`edge.calibration`); only the chunks in hand are counted again.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class CollectedStatistics(msgspec.Struct, frozen=True):
 
 
 class StatisticsJob(msgspec.Struct, frozen=True):
-    """What to count, in a form that travels to another process; the network is opened there, once."""
+    """A counting job, in a form that travels to another process; the network is opened there, once."""
 
     model: str
     model_sha256: str
@@ -67,14 +67,14 @@ class StatisticsJob(msgspec.Struct, frozen=True):
 
 
 class PartialStatistics(msgspec.Struct, frozen=True):
-    """What a crew has counted: the numbers of the chunks, and their statistics."""
+    """Counts of an executor: the numbers of the chunks, and their statistics."""
 
     chunks: tuple[int, ...]
     statistics: Statistics
 
 
 class Executor(Protocol):
-    """Who counts: this process alone, or others. Every crew gives the same statistics, to the bit."""
+    """The interface of executors: this process alone, or others. Each gives the same statistics, to the bit."""
 
     @property
     def threads(self) -> int:
@@ -91,7 +91,7 @@ class Executor(Protocol):
     ) -> Generator[PartialStatistics, None, None]:
         """Count all chunks, each once, and give them as they come; ends early when ``should_stop`` says so.
 
-        ``advance`` hears how many more pictures are done. Closing the generator ends the work.
+        ``advance`` receives how many more pictures are done. Closing the generator ends the work.
 
         Raises:
             EdgeError: what :func:`count` raises, wherever it ran.
@@ -101,7 +101,7 @@ class Executor(Protocol):
 
 
 class InProcess:
-    """The crew that is this process."""
+    """The executor that is this process."""
 
     @property
     def threads(self) -> int:
@@ -149,13 +149,13 @@ def collect_statistics(
 ) -> CollectedStatistics | None:
     """Statistics of ``plan.watched`` over ``pictures``; None when ``should_stop`` ended it early.
 
-    ``crew`` counts them, or else this process alone; ``threads`` is per process. ``key`` is the table's key; of it, the
-    statistics depend on model, preprocessing and pictures.
+    ``executor`` counts them, or else this process alone; ``threads`` is per process. ``key`` is the table's key; of
+    it, the statistics depend on model, preprocessing and pictures.
 
     Raises:
         DataError: a picture is unreadable, broken or changed meanwhile.
         ModelError: the network overflows on a picture.
-        DeviceError: a crew's workers died too often, or cannot be reached; what they counted is kept.
+        DeviceError: an executor's workers died too often, or cannot be reached; what they counted is kept.
         StoreError: ``cache`` cannot be written.
     """
     own = {name: key[name] for name in ("model", "preprocess", "images")} | {"format": FORMAT}
@@ -234,7 +234,7 @@ def _opened(task: StatisticsJob) -> tuple[OrtSession, Preprocessor, int | None]:
     if model.sha256 != task.model_sha256:
         raise ArtifactError("the model is not the one that the calibration was planned with", where=path)
     _use_one_malloc_arena()
-    # Pictures go to the threads whole; OpenCV's own would only stand in their way.
+    # Pictures go to the threads whole; OpenCV's own would only slow them down.
     use_one_thread()
     outputs = watch_plan.with_outputs(onnx_model.folded(path, task.outputs), list(task.watched))
     session = OrtSession(outputs, precision="fp32", threads=1, lean=True)
@@ -257,7 +257,7 @@ def _complete(
     listen: Listener,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Let ``crew`` count what is left. However it ends, what came back is saved."""
+    """Let ``executor`` count what is left. However it ends, what came back is saved."""
     seen = progress.total.pictures
 
     def advance(more: int) -> None:

@@ -23,7 +23,7 @@ _BLOCK = 1 << 16
 
 
 class Network(Protocol):
-    """What runs the FP32 network: one input batch in, the watched tensors out, in a fixed order."""
+    """A function that runs the FP32 network: one input batch in, the watched tensors out, in a fixed order."""
 
     def __call__(self, batch: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
         """Outputs for a float32 N×3×H×W batch."""

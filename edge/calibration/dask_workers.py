@@ -44,7 +44,7 @@ _GOES_ON = "what was counted is kept: the same command goes on from there"
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """Where something was counted, and with which versions of what the statistics depend on."""
+    """A machine that counted, with the versions that the statistics depend on."""
 
     host: str
     versions: dict[str, str | None]
@@ -69,7 +69,7 @@ class _RemoteCall:
 
 
 class Cluster:
-    """A crew of Dask workers; see :func:`connect`."""
+    """An executor of Dask workers; see :func:`connect`."""
 
     def __init__(self, client: Any, address: str) -> None:  # noqa: ANN401
         self._client = client
@@ -128,7 +128,7 @@ class Cluster:
                 self._client.cancel([future for future, _ in running.values()])
 
     def _result(self, future: Any, share: WorkItem) -> _Answer:  # noqa: ANN401
-        """What a future that is done holds; TimeoutError when it does not arrive."""
+        """The result of a future that is done; TimeoutError when it does not arrive."""
         distributed = require("distributed")
         try:
             answer: _Answer = future.result(timeout=_GATHER_S)
@@ -197,7 +197,7 @@ class Cluster:
 def connect(
     address: str, *, listen: Listener = ignore_events, timeout_s: float = 5.0, worker_timeout_s: float = _NO_WORKER_S
 ) -> Iterator[Cluster]:
-    """The crew of all workers of the Dask scheduler at ``address`` (``tcp://HOST:PORT``).
+    """The executor of all workers of the Dask scheduler at ``address`` (``tcp://HOST:PORT``).
 
     Raises:
         MissingDependencyError: ``distributed`` is not installed.

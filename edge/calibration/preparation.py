@@ -68,7 +68,7 @@ _ALPHAS = (0.5, 0.65)
 
 
 class PreparationSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the profile asks of the stack.
+    """Settings of the preparation, from the profile.
 
     ``algorithm`` auto takes the best of all; without ``rewrites`` nothing else is done.
     """
@@ -262,7 +262,7 @@ class _Stack:
         return best
 
     def _margin_db(self) -> float:
-        """What a shift may lose on the calibration pictures: nothing, or what few logits cannot tell from a gain."""
+        """The SQNR that a shift may lose on the calibration pictures: 0, or the uncertainty of few logits."""
         return _FEW_CLASSES_MARGIN_DB if self._scorer.reference.shape[1] < _FEW_CLASSES else 0.0
 
     def _try(
@@ -275,7 +275,7 @@ class _Stack:
         return measured if why is None else None
 
     def _why_not(self, exact: OnnxModel | None, measured: float, best_db: float) -> str | None:
-        """Why a step is left out; None where it is not. ``exact`` must still compute what the reference does."""
+        """The reason why a step is left out; None where it is not. An ``exact`` step must not change the results."""
         if measured <= best_db:
             return f"{best_db:.2f} dB without it"
         if exact is not None and (changed := self._scorer.deviation(exact)) > TOLERANCE:
@@ -303,7 +303,7 @@ class _Stack:
         return msgspec.structs.replace(recipe, migrations=made)
 
     def _corrections(self, base: OnnxModel) -> tuple[BiasCorrection, ...]:
-        """What rounding does to the mean of each layer's output, taken off its bias."""
+        """Bias corrections: the change of each layer's mean output by rounding."""
         channels = self._channels(base)
         graph = GraphIndex(base)
         excluded = {item.layer for item in self._settings.float_layers}

@@ -1,4 +1,4 @@
-"""Which layers cost the accuracy: each weighted layer is quantized alone, and the noise of the logits measured.
+"""Sensitivity of layers: each weighted layer is quantized alone, and the noise of the logits measured.
 
 Quantization noise of different layers is nearly uncorrelated, so the noise powers add: the sum over the layers that
 stay in INT8 predicts the SQNR of any choice of layers in float.

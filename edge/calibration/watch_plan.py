@@ -1,4 +1,4 @@
-"""What calibration needs to know of a network: which tensors to watch, and which follow from others.
+"""The watch plan of a network: which tensors to watch, and which follow from others.
 
 The histogram of a Relu or Clip output follows exactly from that of its input, and a Reshape or Flatten output has the
 same values as its input. Watching only the rest halves the work for a typical classifier, and keeps ONNX Runtime's
@@ -89,7 +89,7 @@ def with_outputs(model: ModelProto, names: list[str]) -> bytes:
 
 
 def _rule(node: NodeProto, constants: dict[str, float]) -> Derived | None:
-    """How the node's output follows from its input, or None when it must be watched."""
+    """The rule by which the node's output follows from its input, or None when it must be watched."""
     if node.op_type in SAME_VALUES:
         return Derived(node.output[0], node.input[0])
     if node.op_type == "Relu":

@@ -26,7 +26,7 @@ class WorkItem(msgspec.Struct, frozen=True):
 
 
 class WorkQueue:
-    """What is still to be handed out. Not for use from several threads."""
+    """Work items that no worker has yet. Not for use from several threads."""
 
     def __init__(self, chunks: Chunks) -> None:
         self._chunks = chunks

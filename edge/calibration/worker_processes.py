@@ -26,13 +26,13 @@ from edge.events import Listener, Note
 from edge.media import Picture
 from edge.quantization import Statistics
 
-# How soon a wish to stop is heard.
+# The delay until a request to stop is seen.
 _POLL_S = 0.2
 _EXIT_S = 2.0
 
 
 class Processes:
-    """A crew of ``workers`` processes with one thread each.
+    """An executor of ``workers`` processes with one thread each.
 
     They are started afresh ("spawn"): forking a process that runs threads is unsafe. A script that uses this therefore
     needs ``if __name__ == "__main__":``.
@@ -102,7 +102,7 @@ class _Worker:
         except OSError as exc:
             raise DeviceError(f"cannot start a process: {exc.strerror or exc}", hint="fewer --workers") from exc
         finally:
-            # The only other copy is the worker's: when that goes, this end hears it.
+            # The only other copy is the worker's: when that goes, this end receives it.
             there.close()
 
     def send(self, message: object) -> None:
@@ -119,7 +119,7 @@ class _Worker:
             return None
 
     def cause(self) -> str:
-        """What it died of."""
+        """The reason why the process ended."""
         self._process.join(_EXIT_S)
         code = self._process.exitcode
         if code is None:
@@ -177,7 +177,7 @@ def _work(pipe: Connection) -> None:
 
 
 def _answer(task: StatisticsJob, pictures: Sequence[Picture]) -> bytes:
-    """Pickled parcel, EdgeError, or the text of any other traceback."""
+    """Pickled statistics, EdgeError, or the text of any other traceback."""
     try:
         statistics = count(task, pictures)
         content: object = pack(statistics) if statistics else "counting stopped before the end, and nobody asked"

@@ -49,7 +49,7 @@ _MAKER = frozenset({"tensorrt", "module", "sm", "gpu", "machine"})
 
 
 class CalibrationOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What calibrate did. ``changed`` names the fields in which the table that was there differed.
+    """The outcome of a calibration. ``changed`` names the fields in which the table that was there differed.
 
     ``zero_tensors`` were zero for every picture: their range is 0, and the layers that read them stay in float.
     """
@@ -77,13 +77,13 @@ def calibrate(
 ) -> CalibrationOutcome | None:
     """Make the table that ``profile`` asks for, or find that it is there already.
 
-    ``crew`` counts, or else this process alone; ``threads`` is per process. None when ``should_stop`` ended it early;
-    what was counted is kept, and the next call goes on from there, whoever counts then.
+    ``executor`` counts, or else this process alone; ``threads`` is per process. None when ``should_stop`` ended it
+    early; what was counted is kept, and the next call goes on from there, with any executor.
 
     Raises:
         DataError: a picture is unreadable, broken, or changed meanwhile: never a silently shorter calibration.
         ModelError: the model is not usable, or overflows on a picture.
-        DeviceError: the workers of a crew died too often, or cannot be reached.
+        DeviceError: the workers of an executor died too often, or cannot be reached.
         StoreError: the cache folder cannot be written.
     """
     start = time.monotonic()
@@ -123,7 +123,7 @@ def calibrate(
 
 
 def preparation_settings(profile: Profile, model: Model) -> PreparationSettings:
-    """What the sections ``calibration`` and ``quantization`` of a profile ask for.
+    """The settings of a profile's sections ``calibration`` and ``quantization``.
 
     Raises:
         ProfileError: no such algorithm; a pattern that matches no layer of the model.
@@ -187,7 +187,7 @@ def _prepared(
 def _from_file(
     path: Path, profile: Profile, model: Model, statistics: Statistics, settings: PreparationSettings
 ) -> Prepared:
-    """What a recipe file makes of the model; the profile's ``exclude`` and ``include`` come on top.
+    """Apply a recipe file to the model; the profile's ``exclude`` and ``include`` come on top.
 
     Raises:
         ArtifactError: no recipe there, or one of another model.

@@ -97,7 +97,7 @@ def _show(terminal: Terminal, outcome: BuildOutcome) -> None:
 
 
 def _share(precision: Precision, layers: Layers) -> str:
-    """How much of what was asked for was delivered; FP32 asks for nothing."""
+    """The share of the precision that was asked for and delivered; FP32 asks for nothing."""
     count = {"int8": layers.weighted_int8, "fp16": layers.weighted_fp16 + layers.weighted_int8}.get(precision)
     if count is None:
         return ""
@@ -106,7 +106,7 @@ def _share(precision: Precision, layers: Layers) -> str:
 
 
 def _timing(outcome: BuildOutcome) -> str:
-    """What the timing cache did for this build, as far as TensorRT tells; empty where there is nothing to say."""
+    """The use of the timing cache by this build, as far as TensorRT tells; empty where there is nothing to say."""
     timing = outcome.timing
     if timing is None or timing["use"] == "no effect":
         return ""

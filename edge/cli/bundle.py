@@ -301,7 +301,7 @@ def pull(
 
 
 def _summary(bundle: Bundle) -> list[tuple[str, str]]:
-    """What the manifest says, in lines. Whoever made it may have written anything into ``info``."""
+    """The manifest as lines. Its ``info`` may hold anything that its author wrote."""
     from edge.deploy.bundle import printable_name
 
     about, info = bundle.about, bundle.about.info

@@ -1,4 +1,4 @@
-"""`edge cache pull`: what devices found out comes home."""
+"""`edge cache pull`: what devices found out is collected."""
 
 from __future__ import annotations
 

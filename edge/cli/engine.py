@@ -172,7 +172,7 @@ def _write(terminal: Terminal, html: Path | None, drawn: str | None) -> None:
 
 
 def _of_profile(profile: str | None, precision: str | None, engine_dir: Path | None) -> Path:
-    """Where the engine of a profile lies."""
+    """The path of a profile's engine."""
     from edge.calibration import cache_keys
     from edge.cli import paths
 

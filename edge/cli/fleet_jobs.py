@@ -39,7 +39,7 @@ _PARALLEL = 8
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be shipped, as far as the command line says it; otherwise the fleet file does."""
+    """The bundle to ship, as far as the command line says it; otherwise the fleet file does."""
 
     bundle: Path | None
     profile: str | None
@@ -140,7 +140,7 @@ def finish(ended: list[DeviceOutcome[Any]], *, hint: str | None = None) -> None:
 
 
 def _refusal(outcome: ShipOutcome) -> str:
-    """Why a bundle is not in use, and what the device showed to be in use instead."""
+    """The reason why a bundle is not in use, and what the device showed to be in use instead."""
     now = f"{outcome.current[:12]} is in use" if outcome.current else "no bundle is in use"
     if outcome.work == "not tried":
         return f"not tried: {outcome.reason}; {now}, as before"

@@ -192,7 +192,7 @@ def _settings(
 
 
 def _environment() -> dict[str, str]:
-    """What this edge found its package and its caches by; a service starts with an empty environment."""
+    """Environment variables by which this edge found its package and caches; a service starts without any."""
     names = [name for name in os.environ if name.startswith("EDGE_") and "TOKEN" not in name]
     return {
         name: os.environ[name] for name in sorted([*names, *(["PYTHONPATH"] if "PYTHONPATH" in os.environ else [])])
@@ -200,12 +200,12 @@ def _environment() -> dict[str, str]:
 
 
 def _check(given: list[str]) -> dict[str, Any]:
-    """What ``edge run`` makes of these options: a service that does not start is found out here, not in its log."""
+    """Check the options as ``edge run`` does: a service that does not start is found out here, not in its log."""
     from edge.cli.app import make_app
 
     command = typer.main.get_command(make_app(["run"]))
     run = command.get_command(typer.Context(command), "run")  # type: ignore[attr-defined]
-    # Errors of the command line are raised as they are by `edge run`, and leave by the same door.
+    # Errors of the command line are raised as they are by `edge run`, and end the process in the same way.
     options: dict[str, Any] = run.make_context("edge run", list(given)).params
     if options["profile"] is not None:
         raise UsageError("the profile goes in front of --", hint="edge service install --profile NAME -- …")

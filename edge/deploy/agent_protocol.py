@@ -164,7 +164,7 @@ def look(session: DeviceSession, state: DeviceState) -> DeviceState:
 
 
 def needs(session: DeviceSession, sizes: Mapping[str, int]) -> list[Need]:
-    """Which of the files, sizes by digest, are not there, in the order given.
+    """The files, sizes by digest, that are not there, in the order given.
 
     Raises:
         DeviceError: the device names a file that nobody asked about, or one twice.

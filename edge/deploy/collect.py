@@ -51,7 +51,7 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True):
     pieces: list[CollectedFile]
 
     def count(self, what: What) -> int:
-        """How many files ended like that."""
+        """The number of files with that outcome."""
         return sum(piece.what == what for piece in self.pieces)
 
 
@@ -211,7 +211,7 @@ _UNIT = {True: "entries", False: "bytes"}
 
 
 def _size(manifest: Manifest) -> tuple[int, str, bool]:
-    """How much is in a timing cache, then how new it is; the last says whether entries or bytes were counted."""
+    """The size of a timing cache, then how new it is; the last says whether entries or bytes were counted."""
     entries = manifest.info.get("entries")
     if isinstance(entries, int) and not isinstance(entries, bool):
         return entries, manifest.created_utc, True

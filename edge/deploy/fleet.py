@@ -53,7 +53,7 @@ class HostSettings(_FleetSection, frozen=True):
 
 
 class Rollout(_FleetSection, frozen=True):
-    """How many devices at once, which first, and after how many that failed no new one is begun.
+    """The number of devices at once, which first, and after how many that failed no new one is begun.
 
     ``gates`` are limits of the trial on the device (``edge ship --gate``).
     """

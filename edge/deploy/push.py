@@ -39,7 +39,7 @@ REFUSED: frozenset[Result] = frozenset({"trial failed", "not tried", "rolled bac
 
 
 class ShipSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How to ship.
+    """Settings of a shipment.
 
     ``gates`` are the canary's limits by name (:data:`edge.deploy.trial.GATES`). ``rsync`` is used where both sides have
     it.

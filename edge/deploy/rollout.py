@@ -90,7 +90,7 @@ def roll_out(
 
 
 def possible_conversations() -> int:
-    """How many conversations this process has file descriptors for; its limit is raised as far as it may be."""
+    """The number of connections that this process has file descriptors for; its limit is raised as far as it may be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -147,7 +147,7 @@ class _Runner(Generic[T]):
         self._look(limit, whose)
 
     def _room(self) -> int:
-        """How many devices may be at work now: one that makes no progress does not hold the next one up."""
+        """The number of devices that may be at work now: one that makes no progress does not hold the next one up."""
         with self._guard:
             idle = sum(line.idle_s > _IDLE_S for line in self._lines)
         return min(self._most, self._plan.parallel + idle)

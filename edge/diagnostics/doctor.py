@@ -1,4 +1,4 @@
-"""What this machine is, what is missing, and what to do about it: the facts behind ``edge doctor``.
+"""The facts behind ``edge doctor``: this machine, missing parts, and the next steps.
 
 Nothing is changed and nothing is sent. The traps that are looked for are those that Jetson users report most: NumPy 2
 under JetPack 6, an OpenCV without GStreamer, a Python that cannot see TensorRT, missing groups, no swap.

@@ -1,4 +1,4 @@
-"""What the steps of a self-test share: the profile, what was built so far, and where."""
+"""The shared context of a self-test's steps: the profile, what was built so far, and where."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class SelfTestContext:
 
     @property
     def engines(self) -> Path:
-        """Where the engines are built."""
+        """The folder in which engines are built."""
         return self.work / "engines"
 
     @property

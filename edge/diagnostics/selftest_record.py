@@ -1,4 +1,4 @@
-"""What a self-test found, as one JSON file that can be attached to a bug report.
+"""The result of a self-test as one JSON file that can be attached to a bug report.
 
 It names the machine, the versions and what each step said. It holds no host or user name: the home folder is written as
 ``~``, the work folder as ``WORK``.
@@ -17,7 +17,7 @@ Status = Literal["ok", "failed", "skipped"]
 
 
 class StepOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What a step has to say of itself."""
+    """The outcome of a step."""
 
     status: Status
     text: str
@@ -51,7 +51,7 @@ class SelfTest(msgspec.Struct, frozen=True, kw_only=True):
     steps: list[SelfTestStep]
 
     def count(self, status: Status) -> int:
-        """How many steps ended so."""
+        """The number of steps with that outcome."""
         return sum(step.status == status for step in self.steps)
 
 

@@ -1,4 +1,4 @@
-"""What the FP32 network answers to the pictures: computed by ONNX Runtime where it is there, else as it was kept.
+"""Answers of the FP32 network to the pictures: computed by ONNX Runtime where it is there, else as it was kept.
 
 Kept answers (``reference.json`` and ``reference.npz`` next to the pictures) are an artifact like any other: their key
 names model, preprocessing and pictures, and answers to other questions are not used. A Jetson without ONNX Runtime
@@ -36,7 +36,7 @@ _SAME_DB = 40.0
 
 
 def key(profile: Profile, pictures: Pictures) -> dict[str, store.Scalar]:
-    """What the answers depend on."""
+    """The key of the answers."""
     return {
         "model": onnx_model.fingerprint(Path(profile.model)),
         "preprocess": preprocessing.digest(profile.preprocess, profile.input),

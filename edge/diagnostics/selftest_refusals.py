@@ -72,7 +72,7 @@ def table(bench: SelfTestContext) -> StepOutcome:
 
 
 def _refused(attempt: Callable[[], object], what: str, *, messages: str) -> list[str]:
-    """What is wrong when ``attempt`` is not refused, or refused without a word about ``says``."""
+    """The problem when ``attempt`` is not refused, or refused without a word about ``says``."""
     try:
         attempt()
     except EdgeError as exc:

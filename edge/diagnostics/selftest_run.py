@@ -23,7 +23,7 @@ from edge.model import onnx_model, preprocessing
 from edge.system import this_process
 
 Do = Callable[[SelfTestContext], StepOutcome]
-# Opened around every step; gives what hears its events.
+# Opened around every step; gives what receives its events.
 Progress = Callable[[], AbstractContextManager[Listener]]
 
 
@@ -42,7 +42,7 @@ class SelfTestRun:
         self._complete = False
 
     def go(self, on_event: Callable[[SelfTestStep], None] = lambda _step: None) -> None:
-        """Take all steps, in order; ``hear`` gets each when it is through.
+        """Take all steps, in order; ``on_event`` gets each when it is through.
 
         Raises nothing of its own: a step that fails is a step that failed. Signals pass.
         """
@@ -54,7 +54,7 @@ class SelfTestRun:
         self._complete = True
 
     def record(self) -> SelfTest:
-        """What is known by now."""
+        """The record of the steps so far."""
         bench = self._bench
         found = SelfTest(
             format=FORMAT,
@@ -111,7 +111,7 @@ def _software() -> dict[str, str]:
 
 
 def _findings(bench: SelfTestContext) -> list[str]:
-    """What edge doctor would say is not in order."""
+    """The problems that edge doctor would report."""
     report = doctor.examine(bench.root, [])
     return [
         f"{finding.level}: {finding.name}: {finding.text}"

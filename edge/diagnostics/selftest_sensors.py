@@ -13,7 +13,7 @@ _INTERVAL_S = 0.25
 
 
 def machine(bench: SelfTestContext) -> StepOutcome:
-    """Which machine this is, and whether edge supports it."""
+    """Identify this machine, and check that edge supports it."""
     has = bench.machine
     name = has.product or has.model or has.cpu or "unknown machine"
     words = [name, f"{has.memory_mib} MiB" if has.memory_mib else "", f"JetPack {has.jetpack}" if has.jetpack else ""]

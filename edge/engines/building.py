@@ -41,7 +41,7 @@ _KEPT_BUILDS = 5
 
 
 class BuildOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What build did or, for a dry run, would do; ``why`` names what was missing or differed.
+    """The outcome of a build or, for a dry run, would do; ``why`` names what was missing or differed.
 
     ``route`` is how INT8 reached the engine and ``route_why`` why that way. ``timing`` is how the build used its timing
     cache, where the backend has one. ``accuracy`` is that of INT8 on calibration pictures, where it was measured.
@@ -198,7 +198,7 @@ def _known_accuracy(manifest: store.Manifest) -> MeasuredAccuracy | None:
 
 
 def _stated(accuracy: MeasuredAccuracy | None, unmeasured: str | None) -> dict[str, Any]:
-    """What the manifest says: the figures, or why there are none."""
+    """Manifest fields for the accuracy: the figures, or why there are none."""
     if accuracy is not None:
         return {"accuracy": msgspec.to_builtins(accuracy)}
     return {} if unmeasured is None else {"accuracy_unmeasured": unmeasured}
@@ -275,7 +275,7 @@ def _checked(
 
 
 def _of_another(finding: TableFinding) -> TableFinding:
-    """What a finding means for a table that TensorRT itself has made.
+    """Translate a finding for a table that TensorRT itself has made.
 
     It names the tensors of its own network, which may lack some of the graph's; the build counts what that costs.
     """

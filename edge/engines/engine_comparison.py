@@ -38,7 +38,7 @@ class EnginePair(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineComparison(msgspec.Struct, frozen=True, kw_only=True):
-    """What differs. ``weighted`` and ``others`` count the nodes that changed precision, as ``fp32 -> int8``.
+    """The differences of two engines. ``weighted`` and ``others`` count nodes by change of precision: ``fp32 -> int8``.
 
     ``only_a`` and ``only_b`` are sets of nodes that one engine runs as one layer and the other does not.
     """
@@ -62,7 +62,7 @@ class EngineComparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compare(a: EngineReport, b: EngineReport) -> EngineComparison:
-    """What is different in ``b``, seen from ``a``."""
+    """Compare engine ``b`` with engine ``a``."""
     place_a, place_b = _places(a), _places(b)
     kinds = _kinds(a) | _kinds(b)
     common = [name for name in place_a if name in place_b]
@@ -98,7 +98,7 @@ def compare(a: EngineReport, b: EngineReport) -> EngineComparison:
 
 
 def _places(card: EngineReport) -> dict[str, tuple[str | None, str, str]]:
-    """Where each node runs: precision, kind and name of its layer."""
+    """The layer of each node: precision, kind and name of its layer."""
     found: dict[str, tuple[str | None, str, str]] = {}
     kinds = _kinds(card)
     for layer in card.inspection.layers if card.inspection else []:

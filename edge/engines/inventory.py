@@ -1,4 +1,4 @@
-"""Which engines are there, whether each is the one that its profile asks for today, and which nobody needs any more."""
+"""The inventory of engines: current, outdated, and no longer needed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class _ManifestHead(msgspec.Struct, frozen=True):
 
 
 class InventoryScan(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to look things up: the profile of a name, the backend of a profile, and the calibration cache.
+    """Functions of the inventory scan: the profile of a name, the backend of a profile, and the calibration cache.
 
     ``resolve`` and ``backend`` raise EdgeError where there is none. ``verify``: read every file and check its digest;
     without it damaged files pass for whole.
@@ -151,7 +151,7 @@ def _unreadable(path: Path, state: State, why: str) -> InventoryEntry:
 
 
 def _what_it_was(path: Path) -> State | None:
-    """What to make of a manifest that is refused: a damaged engine, one of another edge, or somebody else's file."""
+    """Classify a manifest that is refused: a damaged engine, one of another edge, or somebody else's file."""
     try:
         head = msgspec.json.decode(path.read_bytes(), type=_ManifestHead)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):

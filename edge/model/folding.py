@@ -30,7 +30,7 @@ def opset_of(model: ModelProto) -> int:
 
 
 def has_qdq(model: ModelProto) -> bool:
-    """Whether the model is quantized already: a QuantizeLinear works on something that is not constant."""
+    """True if the model is quantized already: a QuantizeLinear works on something that is not constant."""
     fixed = {item.name for item in model.graph.initializer}
     for node in model.graph.node:
         if all(name in fixed or not name for name in node.input):

@@ -78,7 +78,7 @@ class GraphIndex:
         return name
 
     def is_sole_consumer(self, node: NodeProto, name: str) -> bool:
-        """Whether only ``node`` reads the tensor ``name``."""
+        """True if only ``node`` reads the tensor ``name``."""
         return name not in self.outputs and self.consumers.get(name, []) == [node]
 
 

@@ -1,4 +1,4 @@
-"""What an engine is really made of, in words that no backend owns: the network before, the layers after.
+"""The layers of an engine, in words that no backend owns: the network before, the layers after.
 
 A backend fills it in from its own inspector; it is kept as JSON next to the engine, under the engine's manifest.
 Unknown is None, never a guess: an inspector that does not say a precision leaves it open.

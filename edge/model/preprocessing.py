@@ -75,7 +75,7 @@ def digest(spec: PreprocessConfig, target: InputConfig) -> str:
 
 
 def older_definition(found: str, spec: PreprocessConfig, target: InputConfig) -> str | None:
-    """What to call the older definition that gives the digest ``found`` for the same settings; None for no such one."""
+    """The name of the older definition that gives the digest ``found`` for the same settings; None for no such one."""
     content = msgspec.to_builtins(spec)
     del content["exif"]
     first = canonical_digest({"definition": 1, "height": target.height, "width": target.width, **content})
@@ -96,7 +96,7 @@ def region(height: int, width: int, spec: PreprocessConfig, target: InputConfig)
 
 
 def placed(height: int, width: int, spec: PreprocessConfig, target: InputConfig) -> Box:
-    """Where the resized region of an H×W picture lies in the network input, in target pixels."""
+    """The place of the resized region of an H×W picture in the network input, in target pixels."""
     if spec.fit != "letterbox":
         return Box(0, 0, target.height, target.width)
     scale = min(target.height / height, target.width / width)
@@ -106,7 +106,7 @@ def placed(height: int, width: int, spec: PreprocessConfig, target: InputConfig)
 
 
 class AxisTable(msgspec.Struct, frozen=True):
-    """What the output pixels along one axis are made of.
+    """Source pixels and weights of the output pixels along one axis.
 
     ``first``, int64 (count,), is the first source pixel of each; ``weights``, int64 (count, taps), are those of the
     source pixels from there, in 1/16384. ``first`` never falls, and no tap lies outside of the picture.
@@ -212,7 +212,7 @@ def _bands(table: AxisTable, columns: int) -> list[_Band]:
 
 
 class _Resize(msgspec.Struct, frozen=True):
-    """How pictures of one size are scaled: the source pixels that count, and the products along x and y."""
+    """The scaling of pictures of one size: the source pixels that count, and the products along x and y."""
 
     rows: slice
     columns: slice

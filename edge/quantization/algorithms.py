@@ -242,7 +242,7 @@ def entropy2(tensor: TensorStatistics, parameters: Parameters) -> float:
 
 
 class _Cut(msgspec.Struct, frozen=True):
-    """Where a histogram is truncated: at ``bin``, in bins of ``width``."""
+    """The place at which a histogram is truncated: at ``bin``, in bins of ``width``."""
 
     bin: int
     width: float

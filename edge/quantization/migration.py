@@ -42,7 +42,7 @@ def migration_candidates(model: ModelProto) -> dict[str, list[WeightedLayer]]:
 
 
 def _is_behind_norm_or_gelu(graph: GraphIndex, name: str) -> bool:
-    """Whether a tensor is the output of a LayerNorm or GELU, whole or decomposed, at most reshaped."""
+    """True if a tensor is the output of a LayerNorm or GELU, whole or decomposed, at most reshaped."""
     node = graph.producer.get(name)
     for _ in range(3):
         if node is None or node.op_type not in {"Reshape", "Flatten", "Squeeze", "Identity", "Dropout"}:

@@ -1,4 +1,4 @@
-"""Where Q/DQ nodes stand: which inputs of which nodes are quantized.
+"""Placement of Q/DQ nodes: which inputs of which nodes are quantized.
 
 Weighted layers always; of a residual add the skip input, and only where the other one ends a convolution's path, which
 is what TensorRT fuses (developer guide 8.4, section 7.4.4; Model Optimizer's get_fusible_backbone). The sums of a
@@ -58,7 +58,7 @@ def residual_inputs(model: ModelProto, *, rule: Residual) -> list[tuple[NodeProt
 
 
 def _ends_in_convolution(graph: GraphIndex, reader: NodeProto, name: str) -> bool:
-    """Whether ``name``, read by ``reader``, is a convolution's output, at most with a constant added or multiplied."""
+    """True if ``name``, read by ``reader``, is a convolution's output, at most with a constant added or multiplied."""
     while graph.is_sole_consumer(reader, name):
         node = graph.producer.get(name)
         if node is None:

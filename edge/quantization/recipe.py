@@ -1,4 +1,4 @@
-"""What is done to a network before it is quantized, and which of its layers stay in float: data, with the numbers.
+"""The recipe as data: changes of a network before it is quantized, and the layers that stay in float.
 
 A recipe holds everything that :func:`edge.quantization.prepare.apply` needs, so the prepared model follows from the
 user's model and the recipe alone.
@@ -87,7 +87,7 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """How one network is quantized.
+    """The recipe of one network.
 
     ``model`` is the sha256 of the user's model, ``statistics`` the digest of the statistics that the ranges come from,
     ``pictures`` how many calibration pictures judged the steps. ``is_balanced``: the weights of quantized layers are
@@ -112,12 +112,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def rewrites(self) -> bool:
-        """Whether the prepared model differs from the folded one."""
+        """True if the prepared model differs from the folded one."""
         return bool(self.migrations or self.shifts or self.is_balanced or self.corrections)
 
 
 class Placement(msgspec.Struct, frozen=True):
-    """What of a recipe the insertion of Q/DQ nodes needs."""
+    """The part of a recipe that the insertion of Q/DQ nodes needs."""
 
     attention: Attention = "float"
     residual: Residual = "conv"
@@ -154,7 +154,7 @@ def write_placement(model: ModelProto, recipe: Recipe) -> None:
 
 
 def read_placement(model: ModelProto) -> Placement:
-    """What the model's metadata says; the defaults where it says nothing."""
+    """Read the placement from the model's metadata; the defaults where it has none."""
     for item in model.metadata_props:
         if item.key == METADATA_KEY:
             try:

@@ -52,7 +52,7 @@ class Histogram(msgspec.Struct, frozen=True):
 
 
 class TensorStatistics(msgspec.Struct):
-    """What is known about one tensor; ``counts`` is None when only ranges were collected."""
+    """Statistics of one tensor; ``counts`` is None when only ranges were collected."""
 
     low: float
     high: float

@@ -61,7 +61,7 @@ class EntryChange(msgspec.Struct, frozen=True):
 
 
 class TableComparison(msgspec.Struct, frozen=True):
-    """How table ``b`` differs from table ``a``; ``changes`` are sorted by |log2 ratio|, the largest first."""
+    """Differences of table ``b`` from table ``a``; ``changes`` are sorted by |log2 ratio|, the largest first."""
 
     header_a: str
     header_b: str
@@ -134,7 +134,7 @@ def describe(finding: TableFinding, *, most: int = 3) -> str:
 
 
 def compare(a: Table, b: Table) -> TableComparison:
-    """How ``b`` differs from ``a``."""
+    """Compare table ``b`` with table ``a``."""
     common = [name for name in a.bits if name in b.bits]
     changes = [_change(name, a, b) for name in common if a.bits[name] != b.bits[name]]
     changes.sort(key=lambda item: math.inf if item.ratio is None else abs(math.log2(item.ratio)), reverse=True)
@@ -156,7 +156,7 @@ def _change(name: str, a: Table, b: Table) -> EntryChange:
 
 
 def value_code(pattern: int) -> str | None:
-    """What is wrong with a scale's bit pattern taken by itself: a key such as ``nan``, or None."""
+    """The problem of a scale's bit pattern taken by itself: a key such as ``nan``, or None."""
     magnitude = pattern & 0x7FFFFFFF
     if magnitude > 0x7F800000:
         return "nan"

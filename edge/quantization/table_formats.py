@@ -153,7 +153,7 @@ def from_ort_flatbuffers(
 def to_qdq(table: Table, model: ModelProto, *, target: Target, listen: Listener = ignore_events) -> bytes:
     """``model`` with the table's scales as Q/DQ nodes, serialized; the table itself goes along as metadata.
 
-    ``listen`` hears how many of the layers with weights are quantized.
+    ``listen`` receives how many of the layers with weights are quantized.
 
     Raises:
         ArtifactError: no layer of the model has its scales in the table.
@@ -211,7 +211,7 @@ def from_qdq(
 
 
 class _OnnxNetwork:
-    """What :func:`from_qdq` asks of a graph."""
+    """The view of a graph that :func:`from_qdq` needs."""
 
     def __init__(self, model: ModelProto, where: Where) -> None:
         self.where = where

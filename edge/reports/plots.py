@@ -36,7 +36,7 @@ def colour(index: int) -> str:
 
 @contextmanager
 def style(salt: str) -> Iterator[None]:
-    """What is drawn in the block is drawn in our style; ``salt`` keeps the ids of two plots in one page apart.
+    """Draw in edge's style inside the block; ``salt`` keeps the ids of two plots in one page apart.
 
     Raises:
         MissingDependencyError: matplotlib is missing.

@@ -76,7 +76,7 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     warning: str | None = None
 
     def measured(self) -> MeasuredAccuracy:
-        """What the table of limits judges; ``against`` must be there."""
+        """The figures that the table of limits judges; ``against`` must be there."""
         drop = self.top1_difference_interval
         return MeasuredAccuracy(
             n=self.n,

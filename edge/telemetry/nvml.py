@@ -101,7 +101,7 @@ class Nvml:
             self._nvml.nvmlShutdown()
 
     def _ask(self, function: str, *arguments: Any) -> Any:  # noqa: ANN401
-        """What the card answers, or None: not supported, lost, or a call that this library has not."""
+        """The answer of the card, or None: not supported, lost, or a call that this library has not."""
         call = getattr(self._nvml, function, None)
         try:
             return None if call is None else call(self._handle, *arguments)
@@ -115,7 +115,7 @@ class Nvml:
 
 
 def gpu_load(library: Any = None) -> Callable[[], float | None] | str:  # noqa: ANN401
-    """How to ask for the load of the first GPU in percent (Thor), or why NVML does not tell it.
+    """A function that gives the load of the first GPU in percent (Thor), or the reason why NVML has none.
 
     NVML stays open until the process ends.
     """

@@ -1,4 +1,4 @@
-"""Which rails make up the power of a board, and what that figure covers.
+"""The rails that make up the power of a board, and the scope of that figure.
 
 Sources, per row of ``TOTALS``: NVIDIA staff on the developer forum (366461 for VIN of the Thor developer kit, 200883
 for VDD_IN, 73608 for POM_5V_IN, 81016 for AGX Xavier) and NVIDIA's rail descriptions for AGX Orin, where VIN_SYS_5V0
@@ -54,7 +54,7 @@ TOTALS = (
 
 
 def total_of(names: Iterable[str]) -> Total | None:
-    """How to get the board's power from the rails called ``names``; None when they belong to no known board."""
+    """Find the sum that gives a board's power from its rails ``names``; None for an unknown board."""
     there = set(names)
     return next((total for total in TOTALS if there.issuperset(total.rails)), None)
 

@@ -45,7 +45,7 @@ _NO_RAILS = "its lines have no power rails"
 
 
 def parse(line: str, *, t_s: float = 0.0) -> Reading | None:
-    """What one line says, with ``t_s`` as its time; None when it is not a line of tegrastats. Never raises.
+    """Parse one line, with ``t_s`` as its time; None when it is not a line of tegrastats. Never raises.
 
     What the line does not say is absent. Zone names are in lower case, as JetPack 6 prints them; sensors that are off
     (-256 degrees Celsius), the constant PMIC and channels marked NC are left out.

@@ -22,7 +22,7 @@ class Conclusion(msgspec.Struct, frozen=True):
 
 
 def conclusions(record: Record) -> list[Conclusion]:
-    """Which algorithm and how many pictures; empty when nothing was scored."""
+    """Conclude which algorithm and how many pictures are best; empty when nothing was scored."""
     if record.findings is None:
         return []
     return [_which_algorithm(record.findings), _how_many(record.findings)]

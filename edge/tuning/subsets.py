@@ -35,7 +35,7 @@ class Subset(msgspec.Struct, frozen=True):
 
 
 class SubsetPlan(msgspec.Struct, frozen=True):
-    """Which picture belongs to which segments; ``units`` are indices into the pictures, with their segments."""
+    """The segments of each picture; ``units`` are indices into the pictures, with their segments."""
 
     subsets: list[Subset]
     segments: dict[Subset, list[Segment]]

@@ -135,7 +135,7 @@ class ConfigurationPair(msgspec.Struct, frozen=True):
 
 
 class Findings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a sweep found. ``rows`` from the highest SQNR down.
+    """The result of a sweep. ``rows`` from the highest SQNR down.
 
     ``visible_points`` is the smallest difference of top-1 that so many pictures could show in one comparison, and
     ``visible_points_holm`` in as many as there are against the best; in points, where nothing speaks against it.

@@ -1,4 +1,4 @@
-"""What a sweep tries, and the calibration table of every configuration, with one pass over the pictures."""
+"""The configurations of a sweep, and the calibration table of every configuration, with one pass over the pictures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class SweepSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a sweep tries: ``sizes`` are numbers of pictures, ``seeds`` how many subsets of each are drawn."""
+    """Settings of a sweep: ``sizes`` are numbers of pictures, ``seeds`` how many subsets of each are drawn."""
 
     candidates: list[Candidate]
     sizes: list[int]

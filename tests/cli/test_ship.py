@@ -194,7 +194,7 @@ def test_ctrl_c_ends_the_line_and_says_what_was_done(
 
 @pytest.mark.parametrize("operation", ["rollback", "gc"])
 def test_a_supervisor_that_stops_it_does_not_wait_for_a_device(
-    start: Callable[..., subprocess.Popen[str]], edge: Edge, bundles: Path, verb: str
+    start: Callable[..., subprocess.Popen[str]], edge: Edge, bundles: Path, operation: str
 ) -> None:
     """Nobody else ends the conversation then: a terminal would."""
     assert edge("ship", "./device", "--bundle", "a.edge", "--no-canary").code == 0
@@ -202,7 +202,7 @@ def test_a_supervisor_that_stops_it_does_not_wait_for_a_device(
     with (root / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         (root / "canary").rmdir()
-        process = start("ship", verb, "./device")
+        process = start("ship", operation, "./device")
         deadline = time.monotonic() + 60
         while not (root / "canary").exists() and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Which compute capability the first GPU has, from the driver alone: no context, no PyCUDA, no memory on the device.
+"""The compute capability of the first GPU, from the driver alone: no context, no PyCUDA, no memory on the device.
 
 The functions and the numbers of the attributes are those of ``cuda.h``; they are in every driver since CUDA 5.
 """

@@ -184,7 +184,7 @@ class GpuPreprocessor:
         return memory
 
     def _slot(self, index: int, height: int, width: int) -> NDArray[np.uint8]:
-        """Where frame ``index`` of a batch is staged."""
+        """The staging memory of frame ``index`` of a batch."""
         found = self._slots.get((index, height, width))
         if found is None:
             assert self._host is not None  # noqa: S101 - _reserve came before

@@ -46,7 +46,7 @@ class Tile(msgspec.Struct, frozen=True):
 
 
 class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """How one picture size becomes the network input.
+    """The launch parameters that turn one picture size into the network input.
 
     ``area`` is the part of the picture that is read, in source pixels; ``place`` is where it lands in the output, of
     height × width. ``kernel`` lacks the suffix of the output type. ``groups`` of four source pixels make an output
@@ -80,7 +80,7 @@ class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FrameLayout(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a batch of equal frames lies in memory that the device can read; distances in bytes.
+    """The layout of a batch of equal frames in memory that the device can read; distances in bytes.
 
     ``address`` is that of row ``top``, column ``left`` of the first picture. ``row_stride`` may be negative. Rows start
     at multiples of four bytes, and GUARD bytes behind each frame are readable.

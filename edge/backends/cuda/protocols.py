@@ -1,4 +1,4 @@
-"""What the rest of edge sees of a GPU: memory, one stream, events, graphs, kernels.
+"""The interface of a GPU for the rest of edge: memory, one stream, events, graphs, kernels.
 
 Every call but ``active`` and ``close`` is made inside ``with device.active()``, from any thread, one at a time. All
 copies and launches go to the device's one stream, in order, and return before they are done.
@@ -24,7 +24,7 @@ class HostMemory(Protocol):
 
     @property
     def address(self) -> int | None:
-        """Where the device reads the same bytes, when it was asked to be mapped; None otherwise."""
+        """The device address of the same bytes, when it was asked to be mapped; None otherwise."""
 
     def free(self) -> None:
         """Let go of it. The memory goes when the last view of the array is gone, so that no view ever dangles."""
@@ -35,7 +35,7 @@ class DeviceMemory(Protocol):
 
     @property
     def address(self) -> int:
-        """Where it lies, for the device."""
+        """Its device address."""
 
     def free(self) -> None:
         """Give it back; a second call does nothing."""

@@ -60,7 +60,7 @@ class TensorRT:
         self._seen: Environment | None = None
 
     def identity(self) -> Mapping[str, Scalar]:
-        """What an engine depends on here: TensorRT's version, the module or GPU, or the GPUs that it is built for.
+        """Give what an engine depends on here: TensorRT's version, the module or GPU, or the GPUs that it is built for.
 
         TensorRT is imported only where pip knows nothing. An engine for more machines than this one names them instead.
         """
@@ -280,7 +280,7 @@ class TensorRT:
 
 
 def as_engine(built: Built, found: Caps, here: Environment) -> BuiltEngine:
-    """What the operation ``build`` keeps of a built engine."""
+    """Convert the result of a build to what ``edge build`` stores."""
     decision = built.decision
     return BuiltEngine(
         data=built.plan,
@@ -307,7 +307,7 @@ def as_engine(built: Built, found: Caps, here: Environment) -> BuiltEngine:
 
 
 def timing_key(found: Caps, here: Environment) -> dict[str, Scalar]:
-    """What the times in a timing cache depend on."""
+    """The key of a timing cache: everything that its times depend on."""
     device = here.device
     return {
         "tensorrt": found.version,

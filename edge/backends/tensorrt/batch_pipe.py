@@ -37,7 +37,7 @@ class FeedSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def feed_spec(feed: Feed, profile: Profile) -> FeedSpec:
-    """What to send ahead of ``feed``'s batches."""
+    """The header that is sent before ``feed``'s batches."""
     return FeedSpec(
         algorithm=feed.algorithm,
         planned=feed.planned,

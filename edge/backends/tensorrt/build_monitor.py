@@ -1,4 +1,4 @@
-"""What TensorRT says and how far it is, during one build: its logger and its progress monitor.
+"""The messages and the progress of one TensorRT build: its logger and its progress monitor.
 
 TensorRT calls both from C++, where an exception of ours is printed and lost. So every callback keeps what it raised,
 asks for the build to be cancelled, and :meth:`Watch.raise_kept` raises it again afterwards. A signal's exception
@@ -38,7 +38,7 @@ class LogLine(msgspec.Struct, frozen=True):
 
 
 class BuildWatch:
-    """Hears one build: its log lines, its progress, and what went wrong inside of our own callbacks."""
+    """Receive one build: its log lines, its progress, and what went wrong inside of our own callbacks."""
 
     def __init__(self, *, listen: Listener = ignore_events, should_stop: Callable[[], bool] = lambda: False) -> None:
         self.errors: list[LogLine] = []
@@ -114,7 +114,7 @@ class BuildWatch:
             self._listen(Progress(STAGE, percent, 100, unit="%"))
 
     def _share(self, name: str) -> float:
-        """How much of the outermost phase is done, 0 to 1, as seen from phase ``name``."""
+        """The share of the outermost phase that is done, 0 to 1, as seen from phase ``name``."""
         phase = self._phases[name]
         share = phase.done / phase.steps
         seen = {name}
@@ -134,7 +134,7 @@ class _Phase:
 
 @contextlib.contextmanager
 def watching(binding: Any, watch: BuildWatch) -> Iterator[Any]:  # noqa: ANN401
-    """Inside the block, ``watch`` hears what TensorRT logs; gives the logger that its factories want."""
+    """Inside the block, ``watch`` receives what TensorRT logs; gives the logger that its factories want."""
     logger = _logger(binding)
     before = logger.watch
     logger.watch = watch

@@ -80,7 +80,7 @@ def build(
         timing_cache: a serialized timing cache of this TensorRT and device; None starts an empty one.
         feed: pictures for one of the device's own calibrators, instead of ``request.table``.
         options: what the profile does not say, and where this machine's memory is read.
-        listen: hears the progress in percent, and warnings before the work starts.
+        listen: receives the progress in percent, and warnings before the work starts.
         should_stop: asked after every step where TensorRT reports steps (not on 8.6).
 
     Raises:
@@ -210,7 +210,7 @@ class _Job:
         raise log_diagnosis.as_error(self.watch.errors, self.watch.recent, where=self.where) from failure
 
     def result(self, plan: Any, logger: Any) -> Built:  # noqa: ANN401
-        """What came out, counted."""
+        """The result of the build, with its layers counted."""
         content = bytes(plan)
         inspection = self._inspect(content, logger)
         described = self._describe(inspection)
@@ -267,7 +267,7 @@ class _Job:
         return Serving(completed.table, self.caps, batch=self.request.profile.input.batch.opt)
 
     def _made(self, factory: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401
-        """What a factory of the binding makes; it raises TypeError over a null pointer when CUDA cannot start."""
+        """Call a factory of the binding; it raises TypeError over a null pointer when CUDA cannot start."""
         try:
             made = factory(*arguments)
         except (TypeError, RuntimeError) as exc:

@@ -17,7 +17,7 @@ _WEIGHTED = frozenset({"CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "FULLY
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What a build may be told besides the profile.
+    """Options of a build besides the profile.
 
     ``shared_memory``: CPU and GPU share one memory (a Jetson). ``root``: where ``/proc`` is read.
     """
@@ -76,7 +76,7 @@ def check_units(builder: Any, request: BuildRequest, caps: Caps) -> None:  # noq
 
 
 class Accelerator(msgspec.Struct, frozen=True, kw_only=True):
-    """What the DLA takes of the network: weighted layers that it runs in what was asked for; what to tell the user."""
+    """The part of the network that the DLA takes: weighted layers in the precision asked for; notes for the user."""
 
     weighted: int = 0
     notes: list[str] = []
@@ -245,7 +245,7 @@ def _batch_range(setup: BuilderSetup, *, only: int | None = None) -> Any:  # noq
 
 
 def _make_compatible(setup: BuilderSetup) -> None:
-    """What the profile says of other machines: versions, GPU generations, compute capabilities."""
+    """Apply the profile's settings for other machines: versions, GPU generations, compute capabilities."""
     build, caps, config, binding = setup.request.profile.build, setup.caps, setup.config, setup.binding
     where = setup.request.profile.name
     if build.version_compatible:

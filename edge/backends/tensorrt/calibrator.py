@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class CalibrationBuffer(Protocol):
-    """Where a batch goes before TensorRT reads it."""
+    """The buffer that TensorRT reads a calibration batch from."""
 
     def upload(self, batch: NDArray[np.float32]) -> int:
         """Copy a C-contiguous N×3×H×W float32 batch to the device; its address, good until the next call.
@@ -55,7 +55,7 @@ class Feed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchSource(Protocol):
-    """What is behind a calibrator object: the answers to TensorRT's questions."""
+    """The source behind a calibrator object: the answers to TensorRT's questions."""
 
     batch: int
     quantile: float

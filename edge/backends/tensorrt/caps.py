@@ -1,4 +1,4 @@
-"""What the installed TensorRT binding can do, worked out once. The only module that imports ``tensorrt``.
+"""Capabilities of the installed TensorRT binding, worked out once. The only module that imports ``tensorrt``.
 
 Everybody else branches on :class:`Caps` and never on a version. An attribute that a binding lacks is looked for here,
 so no call elsewhere is wrapped in ``except AttributeError``.
@@ -34,7 +34,7 @@ _PRECISION_FLAGS = ("FP16", "INT8")
 
 
 class Caps(msgspec.Struct, frozen=True, kw_only=True):
-    """What one binding offers. A true field says that the API is there, not that this machine's GPU has the unit.
+    """Capabilities of one binding. A true field says that the API is there, not that this machine's GPU has the unit.
 
     ``module`` is the import name; ``calibrators`` are those that can be subclassed. ``precision_flags``: FP16 and INT8
     are build flags; without them every network is strongly typed and precision lives in the ONNX graph.
@@ -116,7 +116,7 @@ def binding_module(caps: Caps) -> Any:  # noqa: ANN401
 
 @functools.lru_cache(maxsize=8)
 def of(binding: Any, name: str) -> Caps:  # noqa: ANN401
-    """What ``binding``, imported as ``name``, offers.
+    """The capabilities of ``binding``, imported as ``name``.
 
     Raises:
         MissingDependencyError: older than TensorRT 8.6, or not TensorRT at all.

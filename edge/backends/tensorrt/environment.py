@@ -1,4 +1,4 @@
-"""What an engine and a timing cache depend on besides TensorRT itself: device, GPU, CUDA, driver. Read from files.
+"""The environment that engines and timing caches depend on: device, GPU, CUDA, driver. Read from files.
 
 Everything is under a root folder, so a test gives its own; what cannot be read is None. The compute capability of a
 discrete GPU is in no file: the CUDA driver says it (:mod:`edge.backends.cuda.capability`), and it is asked only
@@ -34,7 +34,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def look(root: Path = Path("/"), *, machine: Device | None = None) -> Environment:
-    """The surroundings whose ``/proc``, ``/usr/local/cuda`` and package database are under ``root``."""
+    """The environment of the machine whose ``/proc``, ``/usr/local/cuda`` and package database are under ``root``."""
     found = identify(root) if machine is None else machine
     gpu = None if found.is_jetson else gpu_name(root)
     return Environment(

@@ -1,4 +1,4 @@
-"""What an engine takes and gives, read from TensorRT's ICudaEngine."""
+"""Inputs and outputs of an engine, read from TensorRT's ICudaEngine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT32": 4, "INT64": 8, "INT8": 1, "U
 
 
 class Contract(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine takes and gives.
+    """Inputs and outputs of an engine.
 
     ``shape`` and ``dtype`` are those of the one input, the batch axis left out of the shape. ``outputs`` are (name,
     TensorRT's data type); ``logits`` is the first of them that is float. ``dynamic``: the shape is set per run.

@@ -155,7 +155,7 @@ def _tactic(item: dict[str, Any]) -> str | None:
 
 
 def _precision(item: dict[str, Any], inputs: list[LayerTensor]) -> str | None:
-    """What a layer computes in: that of its weights, else what it says itself, else that of its first input."""
+    """The precision that a layer computes in: that of its weights, else its own, else that of its first input."""
     weights = next((value for key, value in item.items() if key.endswith("Weights") and isinstance(value, dict)), {})
     for reported in (weights.get("Type"), item.get("Precision")):
         word = _word(reported)

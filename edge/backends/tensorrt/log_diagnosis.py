@@ -118,7 +118,7 @@ def unscaled(warnings: Sequence[LogLine]) -> list[str]:
 
 
 def notes(warnings: Sequence[LogLine]) -> list[str]:
-    """What a user should know of TensorRT's warnings, one sentence each, with equal ones counted."""
+    """TensorRT's warnings that matter to a user, one sentence each, with equal ones counted."""
     found = []
     tactics = [match for line in warnings if (match := _TACTIC.search(line.text))]
     if tactics:

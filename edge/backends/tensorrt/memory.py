@@ -1,4 +1,4 @@
-"""How much memory a build may take on a device whose CPU and GPU share it, and a warning before it is too much.
+"""The memory that a build may take on a device whose CPU and GPU share it, and a warning before it is too much.
 
 On a Jetson, TensorRT's defaults allow all device memory as workspace and 75 % of it for tactics (NvInfer.h, 10.x),
 where "device memory" is the whole board's, the desktop and this process included. A tactic that takes what the kernel
@@ -24,7 +24,7 @@ _SWAP_HINT = "add a swap file on disk: edge doctor shows how"
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``/proc`` says, in MiB; None where it cannot be read. ``swap_mib`` is free swap on a disk, zram apart."""
+    """Memory according to ``/proc``, in MiB; None where it cannot be read. ``swap_mib``: free swap, without zram."""
 
     total_mib: int | None = None
     available_mib: int | None = None

@@ -86,7 +86,7 @@ class ParsedNetwork(msgspec.Struct, frozen=True):
         return [tensor.name for tensor in self.tensors.values() if tensor.is_float and not tensor.constant]
 
     def by_kind(self) -> dict[str, int]:
-        """How many layers there are of each kind, constants apart."""
+        """The number of layers of each kind, constants apart."""
         kinds = Counter(layer.kind for layer in self.layers if layer.kind != "CONSTANT")
         return dict(sorted(kinds.items()))
 

@@ -38,7 +38,7 @@ _OPSET = 19  # the first in which scales may be FP16
 
 
 class Form(msgspec.Struct, frozen=True, kw_only=True):
-    """What the parser gets: ``data``, or the file itself where that is None.
+    """The input of the parser: ``data``, or the file itself where that is None.
 
     ``quantized`` is how many weighted layers have Q/DQ; ``half`` is true where what is not INT8 is FP16.
     """
@@ -52,11 +52,11 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def weighted(self) -> int:
-        """How many convolutions and matrix products with constant weights the model has; reads the file."""
+        """The number of convolutions and matrix products with constant weights; reads the file."""
         return sum(node.weighted for node in inspection.nodes(onnx_model.read(self.path, self.outputs)))
 
     def nodes(self) -> list[inspection.Node]:
-        """What the parser gets, node by node."""
+        """The nodes that the parser gets."""
         if self.data is None:
             return inspection.nodes(onnx_model.read(self.path, self.outputs))
         return inspection.nodes(require("onnx").load_model_from_string(self.data))

@@ -102,7 +102,7 @@ def _words(description: str, code: str) -> tuple[str, str]:
 
 
 def _message(text: str) -> str:
-    """What follows the asserted expression, or the whole text: ``Assertion failed: (expression): message``."""
+    """The text after the asserted expression, or the whole text: ``Assertion failed: (expression): message``."""
     if not text.startswith("Assertion failed: "):
         return text
     rest = text.removeprefix("Assertion failed: ")

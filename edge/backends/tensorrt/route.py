@@ -1,4 +1,4 @@
-"""How INT8 reaches an engine on this TensorRT, and why. The only place that decides it.
+"""The choice of the INT8 route on this TensorRT, and its reason. The only place that decides it.
 
 *implicit*: the network stays float, a calibrator hands over the table. TensorRT 8.6 to 10.x, and all that a DLA takes.
 *explicit*: the table becomes Q/DQ nodes in the graph. TensorRT 10 and 11, TensorRT for RTX.

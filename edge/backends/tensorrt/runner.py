@@ -330,7 +330,7 @@ class TrtSession:
 
     @contextlib.contextmanager
     def _received(self) -> Iterator[Any]:
-        """Inside the block TensorRT's log is heard; gives the logger. What a callback of ours raised comes out here."""
+        """Receive TensorRT's log inside the block; gives the logger. An exception of our callbacks is raised here."""
         self._watch = build_monitor.BuildWatch()
         with build_monitor.watching(self._binding, self._watch) as logger:
             try:

@@ -248,7 +248,7 @@ def _error(failure: _Failure) -> EdgeError:
 
 
 def main() -> None:
-    """What the child runs."""
+    """Entry point of the child process."""
     # Whatever a library prints must not land between our messages.
     with os.fdopen(os.dup(1), "wb", buffering=0) as out:
         os.dup2(2, 1)

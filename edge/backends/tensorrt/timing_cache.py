@@ -93,7 +93,7 @@ class TimingStore:
             )  # fmt: skip
 
     def builds(self) -> dict[str, Any]:
-        """What earlier builds with this cache noted down, by model and precision."""
+        """The notes of earlier builds with this cache, by model and precision."""
         with contextlib.suppress(EdgeError):
             found = store.load(self.manifest, kind=KIND, check_files=False).info.get("builds")
             return dict(found) if isinstance(found, dict) else {}
@@ -154,7 +154,7 @@ class TimingStore:
 
 
 def folder_of(cache: Path) -> Path:
-    """Where timing caches are in a calibration cache."""
+    """The folder of timing caches in a calibration cache."""
     return cache / FOLDER
 
 

@@ -24,7 +24,7 @@ _MOST_ENTRIES = 1 << 32
 
 
 class TimingCacheHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """What the first bytes say; None where they are not laid out as in TensorRT 8.6.1.
+    """The first bytes of a timing cache; None where they are not laid out as in TensorRT 8.6.1.
 
     ``whole``: the length that is in the file is that of the file; None where no length was found.
     """

@@ -20,7 +20,7 @@ Use = Literal["used", "started", "refused", "off", "no effect"]
 
 
 class TimingReport(msgspec.Struct, frozen=True, kw_only=True):
-    """How a build used its timing cache.
+    """The use of the timing cache by a build.
 
     ``used``: it began with one. ``started``: it began with an empty one. ``refused``: TensorRT did not take the one
     that was there. ``off``: the profile or the command line wanted none. ``no effect``: this product has none.
@@ -65,7 +65,7 @@ class CacheInUse:
         return self._after
 
     def report(self) -> TimingReport:
-        """What there is to say, once everything that belongs to the build is freed."""
+        """Report the use, once everything that belongs to the build is freed."""
         before, after = self._entries_before, self._entries_after
         use: Use = "refused" if self.refused else ("used" if self._before else "started")
         kept = None if self.refused else self._before

@@ -35,7 +35,7 @@ _HINT = "get the bundle again, or make it again with edge bundle create"
 
 
 class Layout(msgspec.Struct, frozen=True):
-    """Where every file lies: offset of its content in bytes; and the size of the whole tar."""
+    """Position of every file: offset of its content in bytes; and the size of the whole tar."""
 
     offsets: dict[str, int]
     total_bytes: int
@@ -55,7 +55,7 @@ def header(name: str, size: int) -> bytes:
 
 
 def layout(manifest_bytes: int, files: Mapping[str, FileEntry]) -> Layout:
-    """Where every file is in the tar of a manifest of so many bytes."""
+    """Positions of all files in the tar of a manifest of so many bytes."""
     at = BLOCK + _padded(manifest_bytes)
     offsets = {}
     for name in sorted(files):

@@ -85,7 +85,7 @@ def check_models(bundle: Bundle) -> None:
 
 
 def _problem(key: tuple[str, ...], value: str, bundle: ProfileSource) -> str | None:
-    """Why a value of the profile is not allowed in a bundle; None when it is."""
+    """The reason why a value of the profile is not allowed in a bundle; None when it is."""
     if key[-1] in _FILE_KEYS and (name_problem(value) is not None or value not in bundle.files):
         return "is not a file of the bundle"
     if key[-1] == "pipeline" and _PIPELINE_FILES.search(value):

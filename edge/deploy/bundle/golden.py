@@ -85,7 +85,7 @@ class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class GoldenVerdict(msgspec.Struct, frozen=True, kw_only=True):
-    """How an engine did on the golden pictures. ``problems`` is empty when it passed."""
+    """The result of an engine on the golden pictures. ``problems`` is empty when it passed."""
 
     precision: str
     n: int

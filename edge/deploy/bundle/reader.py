@@ -33,7 +33,7 @@ _HINT = "get the bundle again, or make it again with edge bundle create"
 
 
 class BundleSource(Protocol):
-    """Where the files of a bundle come from: a :class:`Bundle`, or a registry."""
+    """A source of a bundle's files: a :class:`Bundle`, or a registry."""
 
     @property
     def where(self) -> str:
@@ -139,7 +139,7 @@ class Bundle:
 
     @property
     def signature_path(self) -> Path:
-        """Where the detached signature lies: in the folder, or next to the tar."""
+        """The path of the detached signature: in the folder, or next to the tar."""
         return self.path / SIGNATURE if self.is_folder else self.path.with_name(f"{self.path.name}.sig")
 
     def signature(self) -> bytes | None:

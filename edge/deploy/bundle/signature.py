@@ -72,7 +72,7 @@ def check_script() -> str:
 
 
 class Signer(msgspec.Struct, frozen=True):
-    """Who signed: the name from the list of allowed signers, and the key, such as ``ED25519 SHA256:…``."""
+    """The signer: the name from the list of allowed signers, and the key, such as ``ED25519 SHA256:…``."""
 
     name: str
     key: str
@@ -102,7 +102,7 @@ def sign(bundle: Bundle, key: Path) -> Path:
 
 
 def check(bundle: BundleSource, allowed_signers: Path) -> Signer:
-    """Who of ``allowed_signers`` signed ``bundle``.
+    """Find the signer of ``bundle`` among ``allowed_signers``.
 
     Raises:
         ArtifactError: nobody of the list; or the bundle is not signed, or was changed since.

@@ -257,7 +257,7 @@ class Connection:
 
 
 class _Access:
-    """Which hosts may get credentials: the registry itself, and token servers that the user has named.
+    """The hosts that may get credentials: the registry itself, and token servers that the user has named.
 
     ``withheld`` are hosts that asked for some, or that the registry named, and got none.
     """

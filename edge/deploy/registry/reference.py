@@ -1,4 +1,4 @@
-"""Where a bundle is in a registry: ``oci://host[:port]/name[:tag][@sha256:…]``."""
+"""The address of a bundle in a registry: ``oci://host[:port]/name[:tag][@sha256:…]``."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
 
 
 class DeviceAddress(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a device keeps its bundles, and how to get there.
+    """The address of a device's bundles: host, path and connection options.
 
     ``folder`` is set for a folder of this machine; otherwise ``host`` and ``path`` are. ``path`` is relative to the
     home folder there unless it begins with ``/``. ``jump`` is ``[user@]host[:port]``, several with commas. ``edge`` is

@@ -37,7 +37,7 @@ Explain = Callable[[int | None, str, str], EdgeError]
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
-    """How long to wait, in seconds: for the script to start, and for the answer to a request."""
+    """Timeouts in seconds: for the script to start, and for the answer to a request."""
 
     start_s: float = 30.0
     answer_s: float = 180.0
@@ -209,7 +209,7 @@ class DeviceSession:
         self._release()
 
     def kill(self) -> None:
-        """End the program at once, from any thread; whoever holds the conversation then hears that it ended."""
+        """End the program at once, from any thread; whoever holds the conversation then receives that it ended."""
         self._is_killed = True
         with contextlib.suppress(OSError):
             self._process.kill()

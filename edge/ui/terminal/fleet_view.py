@@ -29,7 +29,7 @@ _PLAIN_INTERVAL_S = 5.0
 
 
 class FleetView:
-    """What happens on ``total`` devices. Its methods may be called from any thread."""
+    """The progress on ``total`` devices. Its methods may be called from any thread."""
 
     def __init__(self, terminal: Terminal, *, total: int, unit: str = "devices") -> None:
         self._terminal = terminal
@@ -69,7 +69,7 @@ class FleetView:
             self._info(f"[{done}/{self._total}] {name}: {line}", style=STYLES.get(work, ""))
 
     def listener(self, name: str) -> Callable[[Event], None]:
-        """Who listens to one device."""
+        """The listener of one device."""
 
         def listen(event: Event) -> None:
             if isinstance(event, Note):
