@@ -24,7 +24,8 @@ def test_rows_that_sum_to_one_are_not_normalized_again() -> None:
 
 def test_probabilities_that_do_not_sum_to_one_stay() -> None:
     sigmoid = np.asarray([0.9, 0.8, 0.01], np.float32)
-    guesses = Classifier(["a", "b", "c"], topk=2, kind="probabilities")(sigmoid, where="x.jpg")
+    classifier = Classifier(["a", "b", "c"], topk=2, kind="probabilities")
+    guesses = classifier.guesses(sigmoid, classifier.shares(sigmoid, where="x.jpg"))
     assert [(guess.label, guess.confidence) for guess in guesses] == [
         ("a", pytest.approx(0.9)), ("b", pytest.approx(0.8)),
     ]  # fmt: skip
