@@ -74,21 +74,25 @@ def rank_layers(
     return sorted(found, key=lambda item: (-item.noise, item.layer))
 
 
-def predicted_sqnr(noises: Sequence[LayerNoise], float_layers: int, *, measured_db: float) -> float:
+def predicted_sqnr(
+    noises: Sequence[LayerNoise], float_layers: int, *, measured_db: float, ranked_db: float | None = None
+) -> float:
     """Predicted logit SQNR in dB with the ``float_layers`` noisiest layers in float.
 
     Args:
         noises: Of all quantized layers, the largest first.
         float_layers: How many of them are in float.
-        measured_db: SQNR with none of them in float. What the sum of the noises lacks of it belongs to no weighted
-            layer (sums, pools) and stays; what it has too much is correlation, and scales all of them.
+        measured_db: SQNR with none of them in float.
+        ranked_db: The same on the pictures that ranked the layers, where those are others. What the sum of the noises
+            lacks of it belongs to no weighted layer (sums, pools) and stays; what it has too much is correlation, and
+            scales all of them.
     """
     total, rest = (sum(item.noise for item in noises[start:]) for start in (0, float_layers))
-    measured = 10.0 ** (-measured_db / 10.0)
     if total <= 0.0:
         return measured_db
-    noise = rest * min(measured / total, 1.0) + max(measured - total, 0.0)
-    return -10.0 * math.log10(max(noise, 1e-20))
+    ranked = 10.0 ** (-(measured_db if ranked_db is None else ranked_db) / 10.0)
+    share = (rest * min(ranked / total, 1.0) + max(ranked - total, 0.0)) / ranked
+    return measured_db - 10.0 * math.log10(max(share, 1e-20))
 
 
 def worst_layers(

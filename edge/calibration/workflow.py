@@ -19,6 +19,7 @@ from edge.artifacts import sha256_bytes, store
 from edge.backends import BuildRequest, TimingUse
 from edge.calibration import cache_keys, collection, watch_plan
 from edge.calibration.preparation import PreparationSettings, Prepared, finish, prepare
+from edge.calibration.quality import MeasuredAccuracy
 from edge.calibration.scoring import PictureInputs, Scorer, spread
 from edge.config import Profile
 from edge.errors import ArtifactError, DataError, DeviceError, EdgeError, ProfileError
@@ -218,8 +219,11 @@ def save_quantization(
     key: store.Key,
     pictures: Pictures,
     statistics_file: str,
+    accuracy: MeasuredAccuracy | None = None,
 ) -> store.Manifest:
     """Write the table at ``path``, and next to it the recipe and the prepared model, where there is a recipe.
+
+    ``accuracy`` on the calibration pictures goes into the table's manifest, where the build reads it.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -238,6 +242,8 @@ def save_quantization(
         "source": str(Path(pictures.source).absolute()),
         "preprocess": cache_keys.preprocess_info(profile),
     }
+    if accuracy is not None:
+        info["accuracy"] = msgspec.to_builtins(accuracy)
     if profile.quantization.recipe == cache_keys.NO_RECIPE:
         info["algorithm"] = recipe.algorithm
         return store.save(cache_keys.manifest_path(path), kind=cache_keys.TABLE, files=files, key=key, info=info)

@@ -30,6 +30,7 @@ COMMAND_GROUPS: dict[str, dict[str, str]] = {
         "calibrate": "Make an INT8 calibration table from pictures.",
         "table": "Show, check, compare and convert calibration tables.",
         "sweep": "Compare calibration algorithms and picture counts.",
+        "tune": "Find the layers that INT8 should leave in float.",
     },
     "Build": {
         "build": "Build the engine that a profile describes.",

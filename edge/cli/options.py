@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -117,3 +118,18 @@ def read(path: Path) -> bytes:
         raise UsageError("there is no such file", where=path) from exc
     except OSError as exc:
         raise StoreError(f"cannot read: {exc.strerror or exc}", where=path) from exc
+
+
+def check_page(path: Path) -> None:
+    """Check before the work that an HTML page can be made and written.
+
+    Raises:
+        MissingDependencyError: jinja2 or matplotlib is missing.
+        StoreError: the file cannot be written.
+    """
+    from edge.reports import check
+
+    check()
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise StoreError("the page cannot be written", where=path, hint="choose another file")

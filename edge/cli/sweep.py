@@ -6,7 +6,6 @@ TensorRT form, with float32 arithmetic on this machine's CPU. All intervals are 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,7 @@ import msgspec
 import typer
 
 from edge.cli import options
-from edge.errors import StoreError, UsageError
+from edge.errors import UsageError
 from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     if batch is not None:
         raise UsageError("--batch is gone: statistics do not depend on the batch", hint="leave --batch out")
     if html is not None:
-        _check_page(html)
+        options.check_page(html)
     if earlier is not None:
         if images is not None or evaluate is not None or labels is not None or output is not None:
             raise UsageError("--from shows what was measured: no pictures, labels or --output with it")
@@ -191,13 +190,3 @@ def _words(given: list[str] | str | None) -> list[str]:
     """Words from options that may be repeated and may hold commas."""
     texts = [given] if isinstance(given, str) else given or []
     return [word.strip() for text in texts for word in text.split(",") if word.strip()]
-
-
-def _check_page(path: Path) -> None:
-    """Everything that writing the page needs, known before the work and not after it."""
-    from edge.reports import check
-
-    check()
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise StoreError("the page cannot be written", where=path, hint="choose another file")

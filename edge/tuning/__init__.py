@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from edge.tuning.preprocess_trial import AnswerFunction, TrialResult
     from edge.tuning.sweep_comparison import ConfigurationRow
     from edge.tuning.sweep_record import Record, sweep_summary
+    from edge.tuning.tune import TuningRecord
 else:
     __getattr__ = lazy_exports(
         __name__,
@@ -17,6 +18,7 @@ else:
             "preprocess_trial": ["AnswerFunction", "TrialResult"],
             "sweep_comparison": ["ConfigurationRow"],
             "sweep_record": ["Record", "sweep_summary"],
+            "tune": ["TuningRecord"],
         },
     )
 
@@ -25,6 +27,7 @@ __all__ = [
     "ConfigurationRow",
     "Record",
     "TrialResult",
+    "TuningRecord",
     "conclusions",
     "preprocess_trial",
     "sweep",
@@ -32,4 +35,6 @@ __all__ = [
     "sweep_record",
     "sweep_summary",
     "sweep_tables",
+    "tune",
+    "tune_page",
 ]

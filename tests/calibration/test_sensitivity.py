@@ -98,4 +98,6 @@ def test_predictions_by_hand() -> None:
     assert predicted_sqnr(noises, 2, measured_db=10 * np.log10(1 / 0.02)) == pytest.approx(20.0)
     # Correlated noise that measures half of its sum is scaled.
     assert predicted_sqnr(noises, 1, measured_db=10 * np.log10(1 / 0.005)) == pytest.approx(10 * np.log10(1 / 0.0005))
+    # On other pictures the same share of the noise is left.
+    assert predicted_sqnr(noises, 1, measured_db=26.0, ranked_db=20.0) == pytest.approx(36.0)
     assert predicted_sqnr([], 0, measured_db=12.0) == 12.0
