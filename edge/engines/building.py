@@ -19,9 +19,7 @@ from edge.calibration import (
     FoundArtifact,
     MeasuredAccuracy,
     cache_keys,
-    measure_accuracy,
     quality,
-    worst_layers,
 )
 from edge.config import Precision, Profile
 from edge.errors import ArtifactError, MissingDependencyError, ProfileError, QualityError, os_error
@@ -171,6 +169,8 @@ def _accuracy(
         pictures = _calibration_pictures(profile, table)
         if pictures is None:
             return None, "the calibration pictures are not on this machine"
+        from edge.calibration import measure_accuracy
+
         return measure_accuracy(profile, content, pictures, quantized=quantized, listen=listen), None
     except MissingDependencyError as exc:
         return None, exc.what
@@ -189,7 +189,11 @@ def _calibration_pictures(profile: Profile, table: FoundArtifact) -> list[Pictur
 
 def _worst_layers(profile: Profile, table: FoundArtifact, content: Table, listen: Listener) -> list[str]:
     pictures = _calibration_pictures(profile, table)
-    return [] if pictures is None else worst_layers(profile, content, pictures, listen=listen)
+    if pictures is None:
+        return []
+    from edge.calibration import worst_layers
+
+    return worst_layers(profile, content, pictures, listen=listen)
 
 
 def _known_accuracy(manifest: store.Manifest) -> MeasuredAccuracy | None:
