@@ -13,6 +13,7 @@ GPU, with a kernel in TensorRT's place (``tests/backends/cuda``).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from edge.backends.cuda import GpuPreprocessor
 
 _FOREIGN = re.compile(r"(?i)version|not compatible|incompatible|platform|magicTag|serialization")
+# A plan whose size is not the one that its header says, or that is shorter than a header.
+_DAMAGED = re.compile(r"header\.size == blobSize|bufferSize >= minBufferSize|empty memory buffer")
 _MEMORY = re.compile(r"(?i)out ?of ?memory|cudaError 2\b|NvMapMemAlloc|failed to allocate|bad_alloc")
 
 
@@ -198,6 +201,12 @@ class TrtSession:
             except (TypeError, RuntimeError) as exc:
                 # The binding's word for a null pointer: CUDA cannot start.
                 raise self._failure("TensorRT cannot start") from exc
+            if self._watch.errors:
+                # libnvinfer_lean 10.16.1 and 11.4.0 give an object around a null pointer then: any use of it, and its
+                # deletion, ends the process. So it is never deleted.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._runtime))
+                self._runtime = None
+                raise self._failure("TensorRT cannot start")
             if self._dla_core is not None:
                 # The engine does not say it itself: it would run on core 0.
                 self._runtime.DLA_core = self._dla_core
@@ -350,6 +359,9 @@ class TrtSession:
         if any(_MEMORY.search(line) for line in lines):
             hint = "close other programs on this device, or set input.batch.max lower and build again"
             return DeviceError(f"{what}: out of GPU memory", where=self._where, hint=hint)
+        if self._engine is None and any(_DAMAGED.search(line) for line in lines):
+            hint = "edge build makes it again; edge engine list verifies what is there"
+            return DeviceError(f"{what}: the file is truncated or was changed", where=self._where, hint=hint)
         if self._engine is None and any(_FOREIGN.search(line) for line in lines):
             hint = "an engine runs only with the TensorRT and the kind of GPU that built it: edge build"
             return DeviceError(f"{what}: {lines[0]}", where=self._where, hint=hint)

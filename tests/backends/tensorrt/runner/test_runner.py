@@ -260,12 +260,36 @@ def test_a_closed_session_says_so(open_session: Open, use: Callable[[Any], Any])
             "input.batch.max",
         ),
         ("deserialize", [], "TensorRT cannot load the engine", "edge doctor"),
+        (
+            "deserialize",
+            ["Error Code 1: Serialization (Serialization assertion plan.header.size == blobSize failed. In parsePlan)"],
+            "cannot load the engine: the file is truncated or was changed",
+            "edge build",
+        ),
+        (
+            "deserialize",
+            ["Error Code 3: API Usage Error (Cannot deserialize with an empty memory buffer. In deserialize)"],
+            "cannot load the engine: the file is truncated or was changed",
+            "edge build",
+        ),
+        ("runtime", ["CUDA initialization failure with error: 35"], "CUDA initialization failure with error: 35", ""),
         ("context", ["OutOfMemory (no further information)"], "no execution context: out of GPU memory", "batch.max"),
         ("context", [], "TensorRT gave no execution context", "edge doctor"),
         ("shape", [], "refuses a batch of 4", "edge doctor"),
         ("address", [], "refuses the memory of 'images'", "edge doctor"),
     ],
-    ids=["foreign", "load memory", "load", "context memory", "context", "shape", "address"],
+    ids=[
+        "foreign",
+        "load memory",
+        "load",
+        "truncated",
+        "empty",
+        "null runtime",
+        "context memory",
+        "context",
+        "shape",
+        "address",
+    ],
 )
 def test_an_engine_that_does_not_open(open_session: Open, fails: str, says: list[str], words: str, hint: str) -> None:
     device = HostDevice()
