@@ -134,8 +134,9 @@ def by_edge(
         errors = [abs(p["predicted_db"] - p["sqnr_db"]) for p in record["curve"] if p.get("sqnr_db") is not None]
         more = {"float_layers": record["chosen"], "weighted": record["weighted_layers"], "curve_error_db": max(errors)}
 
-    from edge.calibration import cache_keys, tensorrt_form
-    from edge.config import read_profile
+    from edge.calibration import cache_keys
+    from edge.calibration.scoring import tensorrt_form
+    from edge.config.profiles import read_profile
 
     chosen = read_profile(profile)
     found = cache_keys.find_table(chosen, cache)
@@ -155,9 +156,9 @@ def profile_text(net: str, model: Path, shift: str, name: str) -> str:
 
 def inputs(net: str, folder: Path, count: int | None = None) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The pictures of a folder as the network takes them, N×3×H×W."""
-    from edge.config import read_profile
-    from edge.media import decode
-    from edge.model import Preprocessor
+    from edge.config.profiles import read_profile
+    from edge.media.decoding import decode
+    from edge.model.preprocessing import Preprocessor
 
     scratch = folder.parent / f"{net}-inputs.yaml"
     scratch.write_text(profile_text(net, ROOT / "models" / "efficientnet_lite0.onnx", "off", "inputs"))

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import msgspec
 
-from edge.backends import registry
+from edge.backends import interface
 from edge.backends.interface import BuildRequest
 from edge.backends.onnxruntime import OrtSession
 from edge.calibration import cache_keys
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=ROOT / "models/efficientnet_lite0.onnx")
     chosen = profiles.read_profile(ROOT / "profiles/host.yaml")
     chosen = msgspec.structs.replace(chosen, model=str(parser.parse_args().model.resolve()))
-    backend = registry.get("onnxruntime")
+    backend = interface.get("onnxruntime")
     cache = ROOT / "calib_cache"
     print(f"model {Path(chosen.model).name}, median of {REPEATS}\n")
     columns = ("", "build", "bare build", "layers file", "card", "page", "nodes found")
@@ -73,7 +73,7 @@ def main() -> None:
                 f"{median_ms(engine_page.render, shown):>9.0f} ms"
                 f"{found:>9} of {len(looked.nodes)}"
             )
-        look = inventory.InventoryScan(resolve=lambda _name: chosen, backend=registry.get, cache=cache)
+        look = inventory.InventoryScan(resolve=lambda _name: chosen, backend=interface.get, cache=cache)
         print(f"\nlist of two engines: {median_ms(inventory.scan, engines, look):.0f} ms with digests, ", end="")
         fast = msgspec.structs.replace(look, verify=False)
         print(f"{median_ms(inventory.scan, engines, fast):.0f} ms without")

@@ -34,8 +34,7 @@ from numpy.typing import NDArray
 
 from edge.artifacts.run_record import RunRecord, Subject
 from edge.backends.fake import Fake, FakeSession
-from edge.backends.interface import Inference
-from edge.backends.registry import get
+from edge.backends.interface import Inference, get
 from edge.cli import concurrency
 from edge.config import profiles
 from edge.engines import building

@@ -43,7 +43,7 @@ ADAPTERS: dict[str, frozenset[str]] = {
     "google": frozenset({"backends.tensorrt.onnx_variants", "media.tfrecord", "model.onnx_model"}),  # protobuf
     "google_crc32c": frozenset({"media.tfrecord"}),
     "jinja2": frozenset({"reports.html"}),
-    "matplotlib": frozenset({"reports.html", "reports.plots"}),
+    "matplotlib": frozenset({"reports.html"}),
     "onnx": frozenset({
         "backends.onnxruntime", "backends.onnxruntime_graph", "backends.tensorrt.onnx_variants",
         "calibration.watch_plan", "model", "quantization",
@@ -70,7 +70,7 @@ ADAPTERS: dict[str, frozenset[str]] = {
     "tensorrt_rtx": frozenset({"backends.tensorrt.caps"}),
     "tensorrt_rtx_bindings": frozenset({"backends.tensorrt.caps"}),
     "typer": frozenset({"cli"}),
-    "uvicorn": frozenset({"ui.web.server"}),
+    "uvicorn": frozenset({"ui.web.app"}),
     "urllib3": frozenset({"deploy.registry.client"}),
     "yaml": frozenset({"deploy.bundle.creation", "cli.profile", "config.yaml_source"}),
 }  # fmt: skip

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
         Layers,
         Session,
         TimingUse,
+        of,
     )
     from edge.backends.onnxruntime import OnnxRuntime, OrtSession
-    from edge.backends.registry import of
 else:
     __getattr__ = lazy_exports(
         __name__,
@@ -34,9 +34,9 @@ else:
                 "Layers",
                 "Session",
                 "TimingUse",
+                "of",
             ],
             "onnxruntime": ["OnnxRuntime", "OrtSession"],
-            "registry": ["of"],
         },
     )
 

@@ -20,7 +20,7 @@ from edge.calibration.scoring import Scorer
 from edge.errors import ModelError
 from edge.events import Listener, Progress, ignore_events
 from edge.model import GraphIndex, weighted_layers
-from edge.quantization import (
+from edge.quantization import (  # fmt: skip
     Attention,
     BiasCorrection,
     FloatLayer,
@@ -45,7 +45,7 @@ from edge.quantization import (
     shift_candidates,
     shift_of,
     table_ranges,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,10 +6,13 @@ import itertools
 from collections import deque
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from edge.calibration.collection import Chunks
 from edge.errors import DeviceError
 from edge.media import Picture
+from edge.quantization import BINS, Statistics, TensorStatistics
 
 # A worker starts with a quarter of its part; statistics of a share are some megabytes, whatever its size.
 _PIECES = 4
@@ -65,3 +68,51 @@ def died(share: WorkItem) -> DeviceError:
         where=f"{first} … {last}",
         hint="out of memory? (dmesg says so) fewer --workers; otherwise --workers 1 on this set narrows it down",
     )
+
+
+class Range(msgspec.Struct, frozen=True):
+    """One tensor: its range, and which bins the row has of it; None where only ranges were collected."""
+
+    low: float
+    high: float
+    count: int
+    exponent: int
+    bins: tuple[int, int] | None
+
+
+class PackedStatistics(msgspec.Struct, frozen=True):
+    """Packed statistics. ``row`` holds the occupied bins of all tensors, one after the other."""
+
+    pictures: int
+    tensors: dict[str, Range]
+    row: NDArray[np.unsignedinteger]
+
+
+def pack(statistics: Statistics) -> PackedStatistics:
+    """The same statistics, small."""
+    tensors: dict[str, Range] = {}
+    pieces: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    for name, tensor in statistics.tensors.items():
+        bins = None
+        if tensor.counts is not None:
+            occupied = np.flatnonzero(tensor.counts)
+            bins = (int(occupied[0]), int(occupied[-1]) + 1) if occupied.size else (0, 0)
+            pieces.append(tensor.counts[slice(*bins)])
+        tensors[name] = Range(tensor.low, tensor.high, tensor.count, tensor.exponent, bins)
+    row = np.concatenate(pieces)
+    narrow = np.uint32 if row.size == 0 or int(np.max(row)) <= np.iinfo(np.uint32).max else np.uint64
+    return PackedStatistics(statistics.pictures, tensors, row.astype(narrow))
+
+
+def unpack(packed: PackedStatistics) -> Statistics:
+    """The statistics that were packed, to the bit."""
+    tensors, at = {}, 0
+    for name, kept in packed.tensors.items():
+        counts = None
+        if kept.bins is not None:
+            first, end = kept.bins
+            counts = np.zeros(2 * BINS, np.int64)
+            counts[first:end] = packed.row[at : at + end - first]
+            at += end - first
+        tensors[name] = TensorStatistics(kept.low, kept.high, kept.count, kept.exponent, counts)
+    return Statistics(tensors, packed.pictures)

@@ -19,8 +19,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 
 from edge.calibration.collection import Chunks, PartialStatistics, StatisticsJob, count
-from edge.calibration.packed_statistics import PackedStatistics, pack, unpack
-from edge.calibration.work_queue import WorkItem, WorkQueue
+from edge.calibration.work_queue import PackedStatistics, WorkItem, WorkQueue, pack, unpack
 from edge.errors import DeviceError, EdgeError
 from edge.events import Listener, Note
 from edge.media import Picture

@@ -331,7 +331,7 @@ def open_ports(asked: HttpOptions, stack: contextlib.ExitStack, terminal: Termin
     if asked.web is None and asked.metrics is None:
         return ListeningPorts([], None)
     # The optional dependencies are met here, before anything is opened.
-    from edge.ui.web import Access, Address, app, check, listen, new_token, parse_address, read_token, server  # noqa: F401
+    from edge.ui.web import Access, Address, app, check, listen, new_token, parse_address, read_token  # noqa: F401
 
     if asked.metrics is not None:
         check()

@@ -68,12 +68,12 @@ def command(
     folder = images if images is not None else paths.resources() / "samples"
     pictures = _pictures(folder) if images is not None or folder.is_dir() else None
     if write_reference:
-        from edge.diagnostics import selftest_reference
+        from edge.diagnostics import selftest_engines
 
         if pictures is None or not folder.is_dir():
             raise UsageError("the answers are kept next to the pictures: these are in no folder", hint="--images DIR")
-        answers = selftest_reference.compute(chosen, pictures, threads=threads)
-        terminal.data(str(selftest_reference.save(folder, chosen, pictures, answers)))
+        answers = selftest_engines.compute(chosen, pictures, threads=threads)
+        terminal.data(str(selftest_engines.save(folder, chosen, pictures, answers)))
         return
     with ExitStack() as stack:
         work = _work_folder(keep, stack)

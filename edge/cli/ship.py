@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from edge.cli import options, target_options
+from edge.cli import fleet_jobs, options
 from edge.errors import ProfileError, UsageError
 from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edge.cli.fleet_jobs import Hold
-    from edge.cli.target_options import ChosenTargets
+    from edge.cli.fleet_jobs import ChosenTargets, Hold
     from edge.deploy import DeviceOutcome, ManageStep, Status
     from edge.deploy.transport import DeviceAddress
 
@@ -45,7 +44,7 @@ Everything = Annotated[bool, typer.Option("--verify", help="Also read the bundle
 @app.command()
 def to(  # noqa: PLR0913 - every option is one parameter: Typer reads the signature
     *,
-    target: target_options.Targets,
+    target: fleet_jobs.Targets,
     bundle: Annotated[
         Path | None, typer.Option("--bundle", "-b", metavar="FILE", help="Bundle to ship.", show_default="the fleet's")
     ] = None,
@@ -64,7 +63,7 @@ def to(  # noqa: PLR0913 - every option is one parameter: Typer reads the signat
     bootstrap: Annotated[
         bool, typer.Option("--bootstrap", help="Install edge on the device from the bundle's wheels.")
     ] = False,
-    parallel: target_options.Parallel = None,
+    parallel: fleet_jobs.Parallel = None,
     stop_after: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Begin no more devices after N failures.", show_default="the fleet's"),
@@ -73,8 +72,8 @@ def to(  # noqa: PLR0913 - every option is one parameter: Typer reads the signat
     lock_wait: Annotated[
         int, typer.Option(min=0, metavar="SECONDS", help="Longest wait for another ship to a device.")
     ] = 30,
-    fleet: target_options.FleetFile = None,
-    ssh_config: target_options.SshConfig = None,
+    fleet: fleet_jobs.FleetFile = None,
+    ssh_config: fleet_jobs.SshConfig = None,
     as_json: options.Json = False,
 ) -> None:
     """Ship a bundle to devices."""
@@ -83,7 +82,7 @@ def to(  # noqa: PLR0913 - every option is one parameter: Typer reads the signat
 
     if bundle is not None and profile is not None:
         raise UsageError("either --bundle or --profile", hint="edge bundle --profile NAME -o FILE makes one to keep")
-    chosen = target_options.choose(target, fleet_file=fleet, ssh_config=ssh_config)
+    chosen = fleet_jobs.choose(target, fleet_file=fleet, ssh_config=ssh_config)
     gates = parse_gates(gate or [])
     if chosen.fleet is not None:
         try:
@@ -102,19 +101,19 @@ def to(  # noqa: PLR0913 - every option is one parameter: Typer reads the signat
 
 @app.command()
 def status(
-    target: target_options.Targets,
+    target: fleet_jobs.Targets,
     *,
     verify: Everything = False,
-    parallel: target_options.Parallel = None,
-    fleet: target_options.FleetFile = None,
-    ssh_config: target_options.SshConfig = None,
+    parallel: fleet_jobs.Parallel = None,
+    fleet: fleet_jobs.FleetFile = None,
+    ssh_config: fleet_jobs.SshConfig = None,
     as_json: options.Json = False,
 ) -> None:
     """Show what is on devices."""
     from edge.cli import fleet_jobs
     from edge.deploy import manage
 
-    chosen = target_options.choose(target, fleet_file=fleet, ssh_config=ssh_config)
+    chosen = fleet_jobs.choose(target, fleet_file=fleet, ssh_config=ssh_config)
     ended = fleet_jobs.each(
         chosen,
         lambda place, hold: manage.status(place, verify=verify, hold=hold),
@@ -128,17 +127,17 @@ def status(
 
 @app.command()
 def rollback(
-    target: target_options.Targets,
+    target: fleet_jobs.Targets,
     *,
-    parallel: target_options.Parallel = None,
-    fleet: target_options.FleetFile = None,
-    ssh_config: target_options.SshConfig = None,
+    parallel: fleet_jobs.Parallel = None,
+    fleet: fleet_jobs.FleetFile = None,
+    ssh_config: fleet_jobs.SshConfig = None,
     as_json: options.Json = False,
 ) -> None:
     """Go back to the previous bundle, which is read and verified first."""
     from edge.deploy import manage
 
-    chosen = target_options.choose(target, fleet_file=fleet, ssh_config=ssh_config)
+    chosen = fleet_jobs.choose(target, fleet_file=fleet, ssh_config=ssh_config)
     _steps(
         chosen,
         lambda place, hold: manage.rollback(place, hold=hold),
@@ -150,18 +149,18 @@ def rollback(
 
 @app.command()
 def gc(
-    target: target_options.Targets,
+    target: fleet_jobs.Targets,
     *,
     keep: Annotated[int, typer.Option(min=0, metavar="N", help="Other bundles to keep, the newest.")] = 0,
-    parallel: target_options.Parallel = None,
-    fleet: target_options.FleetFile = None,
-    ssh_config: target_options.SshConfig = None,
+    parallel: fleet_jobs.Parallel = None,
+    fleet: fleet_jobs.FleetFile = None,
+    ssh_config: fleet_jobs.SshConfig = None,
     as_json: options.Json = False,
 ) -> None:
     """Remove old bundles and left-over files from devices."""
     from edge.deploy import manage
 
-    chosen = target_options.choose(target, fleet_file=fleet, ssh_config=ssh_config)
+    chosen = fleet_jobs.choose(target, fleet_file=fleet, ssh_config=ssh_config)
     _steps(
         chosen, lambda place, hold: manage.clear(place, keep=keep, hold=hold), parallel=parallel, as_json=as_json,
         info=lambda step: f"{len(step.removed)} bundles removed, {step.freed_bytes / 1e6:.1f} MB freed",

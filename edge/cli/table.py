@@ -10,14 +10,101 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from edge.cli import options, table_formats_io
-from edge.cli.table_formats_io import ConversionTarget, Format
+from edge.cli import options
 from edge.errors import ArtifactError, EdgeError, QualityError, UsageError
 from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
+    from edge.quantization import AlgorithmName, Table, TrtVersion
+if TYPE_CHECKING:
     from edge.config import Profile
     from edge.quantization import AlgorithmName, Route, Table, TableComparison, TableFinding, TrtVersion
+
+
+class Format(str, Enum):
+    """Formats of a calibration table."""
+
+    trt = "trt"
+    ort_json = "ort-json"
+    ort_flatbuffers = "ort-flatbuffers"
+    qdq = "qdq"
+
+
+class ConversionTarget(str, Enum):
+    """Runtime that a Q/DQ model is for: they want the nodes in different places."""
+
+    tensorrt = "tensorrt"
+    onnxruntime = "onnxruntime"
+
+
+_SUFFIXES = {".json": Format.ort_json, ".flatbuffers": Format.ort_flatbuffers, ".onnx": Format.qdq}
+
+
+def format_of(path: Path) -> Format:
+    """The format that the file's suffix stands for; a table is called anything."""
+    return _SUFFIXES.get(path.suffix.lower(), Format.trt)
+
+
+def import_table(
+    source: Path, reads: Format, *, version: TrtVersion | None, algorithm: AlgorithmName | None, terminal: Terminal
+) -> Table:
+    """The table in a file of a foreign format; ``version`` and ``algorithm`` are for its header.
+
+    Raises:
+        ArtifactError, ModelError, StoreError, UsageError: it cannot be read or converted.
+    """
+    from edge.quantization import table_formats
+
+    if reads is Format.qdq:
+        from edge.model import onnx_model
+
+        return table_formats.from_qdq(
+            onnx_model.read(_model(source)), version=version, algorithm=algorithm, where=source
+        )
+    data = options.read(source)
+    if reads is Format.ort_json:
+        return table_formats.from_ort_json(data, version=version, algorithm=algorithm, where=source)
+    terminal.warn(
+        "onnxruntime leaves negative values out of this file unless it calibrated symmetrically: "
+        "prefer the calibration.json next to it"
+    )
+    return table_formats.from_ort_flatbuffers(data, version=version, algorithm=algorithm, where=source)
+
+
+def export_table(
+    table: Table, writes: Format, *, model: Path | None, target: ConversionTarget, where: Path, terminal: Terminal
+) -> bytes:
+    """The table in the format ``writes``; ``model`` is for Q/DQ, and ``where`` is the place of the table in messages.
+
+    Raises:
+        ArtifactError, ModelError, UsageError: it cannot be read or converted.
+    """
+    from edge.quantization import calibration_table, table_formats
+
+    if writes is Format.trt:
+        return calibration_table.write(table)
+    try:
+        if writes is Format.ort_json:
+            return table_formats.to_ort_json(table)
+        if writes is Format.ort_flatbuffers:
+            terminal.info("this format has no place for the header: --trt and --as give it back")
+            return table_formats.to_ort_flatbuffers(table)
+        if model is None:
+            raise UsageError("a Q/DQ model is made from a table and a model", hint="add --model model.onnx")
+        from edge.model import onnx_model
+
+        with terminal.progress() as listen:
+            return table_formats.to_qdq(table, onnx_model.read(_model(model)), target=target.value, listen=listen)
+    except ArtifactError as exc:
+        raise ArtifactError(exc.what, where=exc.where or where, hint=exc.hint) from exc
+
+
+def _model(path: Path) -> Path:
+    """``path``, which the command line names: the error of a missing model speaks of the profile."""
+    if not path.is_file():
+        raise UsageError("there is no such model", where=path)
+    return path
+
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -184,16 +271,16 @@ def convert(
 
     terminal = Terminal()
     _refuse_overwriting(output, force=force)
-    reads, writes = from_ or table_formats_io.format_of(source), to or table_formats_io.format_of(output)
+    reads, writes = from_ or format_of(source), to or format_of(output)
     if reads is Format.trt:
         table = _load(source, lenient=lenient, terminal=terminal)
         if trt or algorithm:
             raise UsageError("a table has its own header", where=source, hint="edge table retarget changes it")
     else:
-        table = table_formats_io.import_table(
+        table = import_table(
             source, reads, version=_version(trt), algorithm=algorithm.value if algorithm else None, terminal=terminal
         )
-    data = table_formats_io.export_table(table, writes, model=model, target=target, where=source, terminal=terminal)
+    data = export_table(table, writes, model=model, target=target, where=source, terminal=terminal)
     store.write_bytes(output, data)
     result = {"output": str(output), "format": writes.value, **_header(table), "entries": len(table.bits)}
     terminal.data(_json(result) if as_json else f"{output}: {writes.value}, {len(table.bits)} tensors")

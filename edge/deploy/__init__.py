@@ -23,7 +23,7 @@ else:
             "collect": ["Collected"],
             "fleet": ["Fleet", "Host", "load_fleet"],
             "manage": ["ManageStep", "Status"],
-            "push": ["REFUSED", "BundleTree", "ShipOutcome", "ShipSettings", "ship"],
+            "push": ["BundleTree", "REFUSED", "ShipOutcome", "ShipSettings", "ship"],
             "rollout": ["CancellableSession", "DeviceOutcome", "DeviceTask", "RolloutPlan"],
             "service": ["ServiceSettings", "Systemctl"],
             "trial": ["parse_gates"],

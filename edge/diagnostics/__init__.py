@@ -8,14 +8,14 @@ from edge import lazy_exports
 
 if TYPE_CHECKING:
     from edge.diagnostics.doctor import DoctorFinding, DoctorReport, Level, examine
-    from edge.diagnostics.selftest_record import SelfTestStep, encode
+    from edge.diagnostics.selftest_context import SelfTestStep, encode
     from edge.diagnostics.selftest_run import SelfTestRun
 else:
     __getattr__ = lazy_exports(
         __name__,
         {
             "doctor": ["DoctorFinding", "DoctorReport", "Level", "examine"],
-            "selftest_record": ["SelfTestStep", "encode"],
+            "selftest_context": ["SelfTestStep", "encode"],
             "selftest_run": ["SelfTestRun"],
         },
     )
@@ -29,6 +29,6 @@ __all__ = [
     "encode",
     "examine",
     "selftest_context",
-    "selftest_reference",
+    "selftest_engines",
     "selftest_run",
 ]

@@ -14,9 +14,15 @@ from typing import Any
 import msgspec
 
 from edge import __version__
-from edge.diagnostics import doctor, selftest_engines, selftest_reference, selftest_refusals, selftest_sensors
-from edge.diagnostics.selftest_context import SelfTestContext
-from edge.diagnostics.selftest_record import FORMAT, SelfTest, SelfTestStep, StepOutcome, without_places
+from edge.diagnostics import doctor, selftest_checks, selftest_engines
+from edge.diagnostics.selftest_context import (
+    FORMAT,
+    SelfTest,
+    SelfTestContext,
+    SelfTestStep,
+    StepOutcome,
+    without_places,
+)
 from edge.errors import EdgeError
 from edge.events import Listener, Note, ignore_events
 from edge.model import onnx_model, preprocessing
@@ -70,9 +76,9 @@ class SelfTestRun:
         return without_places(found, {"WORK": bench.work, "~": Path.home()})
 
     def _plan(self) -> Iterator[tuple[str, Do]]:
-        yield "machine", selftest_sensors.machine
-        yield "pictures", selftest_sensors.pictures
-        yield "reference", selftest_reference.step
+        yield "machine", selftest_checks.machine
+        yield "pictures", selftest_checks.pictures
+        yield "reference", selftest_engines.step
         yield "table", selftest_engines.table
         variants = self._bench.variants()
         for variant in variants:
@@ -81,10 +87,10 @@ class SelfTestRun:
         yield "GPU preprocessing", selftest_engines.gpu_preprocessing
         yield "unchanged", selftest_engines.unchanged
         yield "timing cache", selftest_engines.warm
-        yield "foreign engine", selftest_refusals.engine
-        yield "foreign table", selftest_refusals.table
-        yield "power", selftest_sensors.power
-        yield "camera", selftest_sensors.camera
+        yield "foreign engine", selftest_checks.engine
+        yield "foreign table", selftest_checks.table
+        yield "power", selftest_checks.power
+        yield "camera", selftest_checks.camera
 
     def _take(self, name: str, do: Do) -> SelfTestStep:
         start = time.monotonic()

@@ -14,13 +14,7 @@ import msgspec
 
 from edge.artifacts import store
 from edge.backends import Backend, BuildRequest, BuiltEngine, Int8Plan, Layers, TimingUse
-from edge.calibration import (
-    HEADER_VERSION,
-    FoundArtifact,
-    MeasuredAccuracy,
-    cache_keys,
-    quality,
-)
+from edge.calibration import HEADER_VERSION, FoundArtifact, MeasuredAccuracy, cache_keys, quality
 from edge.config import Precision, Profile
 from edge.errors import ArtifactError, MissingDependencyError, ProfileError, QualityError, os_error
 from edge.events import Event, Listener, Note, ignore_events

@@ -10,9 +10,8 @@ import msgspec
 from edge.artifacts import store
 from edge.errors import DataError, StoreError, UsageError
 from edge.events import Listener, Note, Progress, ignore_events
-from edge.media import labels
 from edge.media.decoding import decode
-from edge.media.labels import ClassNames, TrueLabels, join, load_truth, shown
+from edge.media.labels import ClassNames, TrueLabels, join, load_truth, render_truth, shown
 from edge.media.picture_sources import open_pictures, shards_of
 from edge.media.pictures import Picture
 
@@ -129,7 +128,7 @@ def extract(
         UsageError: another picture or another class index is there under a name, and not ``force``.
         StoreError: the disk refused.
     """
-    before = labels.load_truth(folder / TRUTH) if (folder / TRUTH).exists() else {}
+    before = load_truth(folder / TRUTH) if (folder / TRUTH).exists() else {}
     truth = dict(before)
     used = {TRUTH}
     written = 0
@@ -152,7 +151,7 @@ def extract(
     finally:
         # Also after an interruption: what was extracted is usable, and the next run goes on from it.
         if truth != before:
-            store.write_bytes(folder / TRUTH, labels.render_truth(truth))
+            store.write_bytes(folder / TRUTH, render_truth(truth))
     lowest, highest = (min(indices), max(indices)) if indices else (None, None)
     return Extracted(len(pictures), written, len(pictures) - written, len(indices), lowest, highest)
 

@@ -8,7 +8,6 @@ from edge import lazy_exports
 
 if TYPE_CHECKING:
     from edge.quantization.algorithms import Algorithm
-    from edge.quantization.biases import bias_correction
     from edge.quantization.calibration_table import LEVELS, AlgorithmName, Table, TrtVersion
     from edge.quantization.migration import migrated_name, migration_candidates, migration_of
     from edge.quantization.placement import Attention, Residual, match_layers
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
         decode_recipe,
         encode_recipe,
     )
-    from edge.quantization.rounding import on_levels
+    from edge.quantization.rounding import bias_correction, on_levels
     from edge.quantization.shift import ShiftMode, shift_candidates, shift_of
     from edge.quantization.statistics import BINS, FORMAT, MAX_EXPONENT, Statistics, TensorStatistics, exponent_of
     from edge.quantization.table_check import Route, TableComparison, TableFinding
@@ -34,7 +33,6 @@ else:
         __name__,
         {
             "algorithms": ["Algorithm"],
-            "biases": ["bias_correction"],
             "calibration_table": ["AlgorithmName", "LEVELS", "Table", "TrtVersion"],
             "migration": ["migrated_name", "migration_candidates", "migration_of"],
             "placement": ["Attention", "Residual", "match_layers"],
@@ -51,7 +49,7 @@ else:
                 "decode_recipe",
                 "encode_recipe",
             ],
-            "rounding": ["on_levels"],
+            "rounding": ["bias_correction", "on_levels"],
             "shift": ["ShiftMode", "shift_candidates", "shift_of"],
             "statistics": ["BINS", "FORMAT", "MAX_EXPONENT", "Statistics", "TensorStatistics", "exponent_of"],
             "table_check": ["Route", "TableComparison", "TableFinding"],

@@ -13,8 +13,8 @@ import numpy as np
 
 from edge.errors import ModelError, require
 from edge.model import GraphIndex, WeightedLayer, weighted_layers
-from edge.quantization.biases import insert_behind
 from edge.quantization.recipe import Migration, Vector
+from edge.quantization.rounding import insert_behind
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,10 +12,9 @@ import numpy as np
 
 from edge.errors import require
 from edge.model import GraphIndex, remove_unused, weighted_layers
-from edge.quantization.biases import add_to_output
 from edge.quantization.migration import migrate, migrated_name
 from edge.quantization.recipe import Recipe, write_placement
-from edge.quantization.rounding import on_levels
+from edge.quantization.rounding import add_to_output, on_levels
 from edge.quantization.shift import shift_range, shift_tensors, shifted_name
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import numpy as np
 
 from edge.errors import ModelError, require
 from edge.model import GraphIndex, WeightedLayer, attributes, weighted_layers
-from edge.quantization.biases import add_to_output, groups_of, insert_behind, node_of, response
 from edge.quantization.recipe import Shift
+from edge.quantization.rounding import add_to_output, groups_of, insert_behind, node_of, response
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto

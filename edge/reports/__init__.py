@@ -7,18 +7,16 @@ from typing import TYPE_CHECKING
 from edge import lazy_exports
 
 if TYPE_CHECKING:
-    from edge.reports.html import check
+    from edge.reports.html import COLOURS, GRID, MARKERS, SOFT, check, colour
     from edge.reports.loaded_runs import LoadedRun, run_facts
-    from edge.reports.plots import COLOURS, GRID, MARKERS, SOFT, colour
     from edge.reports.run_comparison import RunComparison
     from edge.reports.run_page import difference, ms, ratio
 else:
     __getattr__ = lazy_exports(
         __name__,
         {
-            "html": ["check"],
+            "html": ["COLOURS", "GRID", "MARKERS", "SOFT", "check", "colour"],
             "loaded_runs": ["LoadedRun", "run_facts"],
-            "plots": ["COLOURS", "GRID", "MARKERS", "SOFT", "colour"],
             "run_comparison": ["RunComparison"],
             "run_page": ["difference", "ms", "ratio"],
         },
@@ -37,7 +35,6 @@ __all__ = [
     "html",
     "loaded_runs",
     "ms",
-    "plots",
     "ratio",
     "run_comparison",
     "run_facts",

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge.errors import require
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
 
 _SHARED = Path(__file__).parent / "templates"
 # Digits of a digest that are worth comparing by eye.
@@ -40,3 +47,84 @@ def render(template: Path, *, filters: Mapping[str, Callable[..., str]], **conte
     environment.filters |= {"short": lambda text: text[:_SHOWN_DIGITS], **filters}
     page: str = environment.get_template(template.name).render(**content)
     return page
+
+
+# How many colours the style sheet has for series (--s0 …).
+COLOURS = 8
+INK, SOFT, GRID, PAPER = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+_VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", GRID: "var(--grid)", PAPER: "var(--paper)"}
+_LONG = re.compile(r"\d+\.\d{3,}")
+
+
+def colour(index: int) -> str:
+    """Stand-in colour of series ``index``."""
+    return f"#0a0c{index % COLOURS:02x}"
+
+
+@contextmanager
+def style(salt: str) -> Iterator[None]:
+    """Draw in edge's style inside the block; ``salt`` keeps the ids of two plots in one page apart.
+
+    Raises:
+        MissingDependencyError: matplotlib is missing.
+    """
+    library = require("matplotlib")
+    with library.rc_context(_settings(library, salt)):
+        yield
+
+
+def figure(width: float, height: float, *, rows: int = 1) -> tuple[Any, list[Any]]:
+    """A figure of so many inches with ``rows`` axes above each other, of one x; none of pyplot's global state."""
+    made = require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
+    every = list(made.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
+    for axes in every:
+        axes.spines[["top", "right"]].set_visible(False)
+    return made, every
+
+
+def svg(made: Any, title: str) -> str:  # noqa: ANN401 - a matplotlib Figure
+    """The figure as an SVG element; ``title`` is read out in its place."""
+    buffer = io.StringIO()
+    made.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg ") :]
+    # A style element inside a page is about the whole page: the page's own says the same of its plots.
+    text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
+    text = re.sub(r' transform="rotate\(-0 [^"]*"', "", text)
+    # Coordinates to 1/100 pt; never what is between the tags, which may be percentile:99.999.
+    text = re.sub(r"<[^>]*>", lambda tag: _LONG.sub(lambda number: f"{float(number.group()):.2f}", tag.group()), text)
+    # matplotlib numbers its groups again in each plot, and nothing refers to these ids.
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    head, rest = text.split(">", 1)
+    box = re.search(r'viewBox="[^"]*"', head)
+    if box is None:
+        raise ValueError("matplotlib wrote an SVG without a viewBox")
+    reported = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {box.group()}'
+    text = f'{head} role="img" aria-label="{reported}">{rest}'
+    for substitute, variable in _VARIABLES.items():
+        text = text.replace(substitute, variable)
+    text = re.sub(r"#0a0c(0[0-7])", lambda match: f"var(--s{int(match.group(1), 16)})", text)
+    return re.sub(r"\n\s*", "\n", text).strip()
+
+
+def _settings(library: ModuleType, salt: str) -> dict[str, Any]:
+    """Everything is set here: a user's matplotlibrc must not change the page."""
+    return {
+        **library.rcParamsDefault,
+        "backend": "svg",
+        "svg.fonttype": "none",
+        # Ids are hashes of what they stand for; the salt keeps those of two plots in one page apart.
+        "svg.hashsalt": salt,
+        "font.family": ["DejaVu Sans"],
+        "font.size": 9.5,
+        "axes.edgecolor": SOFT,
+        "axes.labelcolor": INK,
+        "xtick.color": SOFT,
+        "ytick.color": SOFT,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "axes.linewidth": 0.8,
+        "axes.unicode_minus": True,
+    }

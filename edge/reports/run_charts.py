@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from edge.artifacts import RunRecord, Tick
-from edge.reports import plots
-from edge.reports.plots import GRID, SOFT, colour
+from edge.reports import html
+from edge.reports.html import GRID, SOFT, colour
 from edge.stats import Bin
 
 STAGES = ("decode", "preprocess", "host_to_device", "infer", "device_to_host", "postprocess")
@@ -31,8 +31,8 @@ class Curve(msgspec.Struct, frozen=True):
 
 def shape(curve: Curve, *, title: str) -> str:
     """One run's latencies as bars, with median and p99."""
-    with plots.style(title):
-        figure, [axes] = plots.figure(_NARROW, 2.5)
+    with html.style(title):
+        figure, [axes] = html.figure(_NARROW, 2.5)
         edges, shares = _steps(curve)
         axes.stairs([share * 100 for share in shares], edges, fill=True, color=colour(curve.index), alpha=0.55)
         for value, name in ((curve.p50_ms, "p50"), (curve.p99_ms, "p99")):
@@ -47,13 +47,13 @@ def shape(curve: Curve, *, title: str) -> str:
         axes.set_ylim(bottom=0.0)
         axes.grid(axis="y", color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
-        return plots.svg(figure, title)
+        return html.svg(figure, title)
 
 
 def shares(curves: Sequence[Curve], *, title: str) -> str:
     """Several runs on one axis: which share of the pictures was at least as fast."""
-    with plots.style(title):
-        figure, [axes] = plots.figure(_NARROW, 2.6)
+    with html.style(title):
+        figure, [axes] = html.figure(_NARROW, 2.6)
         lows, highs = [], []
         for curve in curves:
             edges, parts = _steps(curve)
@@ -73,13 +73,13 @@ def shares(curves: Sequence[Curve], *, title: str) -> str:
         axes.set_ylabel("as fast or faster, %")
         axes.grid(axis="both", color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
-        return plots.svg(figure, title)
+        return html.svg(figure, title)
 
 
 def stages(means: Sequence[tuple[str, dict[str, float]]], *, title: str, unit: str) -> str:
     """The stages: where the mean time of a picture goes, one bar per run; colours are those of the stages."""
-    with plots.style(title):
-        figure, [axes] = plots.figure(_NARROW, 0.75 + 0.34 * len(means))
+    with html.style(title):
+        figure, [axes] = html.figure(_NARROW, 0.75 + 0.34 * len(means))
         for row, (_letter, each) in enumerate(means):
             left = 0.0
             for number, stage in enumerate(STAGES):
@@ -93,7 +93,7 @@ def stages(means: Sequence[tuple[str, dict[str, float]]], *, title: str, unit: s
         axes.set_xlim(left=0.0)
         axes.grid(axis="x", color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
-        return plots.svg(figure, title)
+        return html.svg(figure, title)
 
 
 def time_line(record: RunRecord, *, index: int, limit_ms: float | None, title: str) -> str:
@@ -101,8 +101,8 @@ def time_line(record: RunRecord, *, index: int, limit_ms: float | None, title: s
     points = _points(record)
     ticks = record.timeline
     with_drops = any(tick.dropped for tick in ticks)
-    with plots.style(title):
-        figure, rows = plots.figure(_WIDE, 3.3 if with_drops else 2.5, rows=2 if with_drops else 1)
+    with html.style(title):
+        figure, rows = html.figure(_WIDE, 3.3 if with_drops else 2.5, rows=2 if with_drops else 1)
         axes = rows[0]
         if points:
             axes.plot(*zip(*points, strict=True), ".", color=colour(index), markersize=3.5, alpha=0.8)
@@ -120,7 +120,7 @@ def time_line(record: RunRecord, *, index: int, limit_ms: float | None, title: s
             rows[1].set_ylabel("dropped")
             rows[1].set_ylim(bottom=0)
         _over_time(rows, record)
-        return plots.svg(figure, title)
+        return html.svg(figure, title)
 
 
 def power_and_heat(record: RunRecord, *, limits: tuple[float, float] | None, title: str) -> str | None:
@@ -131,26 +131,26 @@ def power_and_heat(record: RunRecord, *, limits: tuple[float, float] | None, tit
     kinds = [kind for kind, there in (("power", len(watts) > 1), ("heat", bool(sensors))) if there]
     if not kinds or len(ticks) < 2:
         return None
-    with plots.style(title):
-        figure, rows = plots.figure(_WIDE, 0.6 + 1.5 * len(kinds), rows=len(kinds))
+    with html.style(title):
+        figure, rows = html.figure(_WIDE, 0.6 + 1.5 * len(kinds), rows=len(kinds))
         for kind, axes in zip(kinds, rows, strict=True):
             if kind == "power":
                 axes.plot(*zip(*watts, strict=True), color=colour(3), linewidth=1.4)
                 axes.set_ylabel("W")
                 axes.set_ylim(*(limits or (0, None)))
             else:
-                for number, sensor in enumerate(sensors[: plots.COLOURS]):
+                for number, sensor in enumerate(sensors[: html.COLOURS]):
                     values = [(tick.t_s, tick.temps_c[sensor]) for tick in ticks if sensor in tick.temps_c]
                     axes.plot(*zip(*values, strict=True), color=colour(number), linewidth=1.3)
                 axes.set_ylabel("°C")
         _over_time(rows, record)
-        return plots.svg(figure, title)
+        return html.svg(figure, title)
 
 
 def heat_sensors(record: RunRecord) -> list[tuple[int, str]]:
     """The sensors of :func:`power_and_heat` with their colours, for the page to name them."""
     names = list(dict.fromkeys(name for tick in record.timeline for name in tick.temps_c))
-    return list(enumerate(names[: plots.COLOURS]))
+    return list(enumerate(names[: html.COLOURS]))
 
 
 def _points(record: RunRecord) -> list[tuple[float, float]]:

@@ -1,8 +1,8 @@
 """The calibration sweep: algorithms × number of pictures × seed, scored on labelled pictures.
 
 Each calibration picture runs through the FP32 network once, however many algorithms, sizes and seeds there are
-(:mod:`edge.tuning.subsets`); then each *different* table is scored once on the labelled pictures, in the TensorRT form
-with faithful arithmetic (:mod:`edge.calibration.scoring`).
+(:mod:`edge.tuning.sweep_tables`); then each *different* table is scored once on the labelled pictures, in the TensorRT
+form with faithful arithmetic (:mod:`edge.calibration.scoring`).
 """
 
 from __future__ import annotations

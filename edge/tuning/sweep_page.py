@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from edge.errors import DataError
-from edge.reports import COLOURS, GRID, MARKERS, SOFT, colour, html, plots
+from edge.reports import COLOURS, GRID, MARKERS, SOFT, colour, html
 from edge.stats import Interval
 from edge.tuning import conclusions
 from edge.tuning.sweep_comparison import LEVEL, ConfigurationGroup, ConfigurationPair, Findings, Spread
@@ -140,8 +140,8 @@ def trend_chart(
     title: str,
 ) -> str:
     """One algorithm against the number of pictures, the ``others`` faintly behind it; ``title`` is read out."""
-    with plots.style(title):
-        figure, [axes] = plots.figure(3.3, 2.35)
+    with html.style(title):
+        figure, [axes] = html.figure(3.3, 2.35)
         ticks = sorted({point.pictures for line in (points, *others) for point in line})
         for line in others:
             axes.plot([p.pictures for p in line], [p.mean.value for p in line], color=GRID, linewidth=1.2, zorder=1)
@@ -172,13 +172,13 @@ def trend_chart(
         axes.set_xlabel("calibration pictures")
         axes.set_ylabel(unit)
         axes.grid(axis="y", color=GRID, linewidth=0.6)
-        return plots.svg(figure, title)
+        return html.svg(figure, title)
 
 
 def ranking_chart(bars: Sequence[RankingBar], *, unit: str, title: str) -> str:
     """Differences with their intervals, the first on top; a line at 0."""
-    with plots.style(title):
-        figure, [axes] = plots.figure(4.6, 0.7 + 0.2 * len(bars))
+    with html.style(title):
+        figure, [axes] = html.figure(4.6, 0.7 + 0.2 * len(bars))
         axes.axvline(0.0, color=SOFT, linewidth=1.0, zorder=1)
         for row, bar in enumerate(bars):
             value = bar.value or Interval(0.0, 0.0, 0.0)
@@ -191,4 +191,4 @@ def ranking_chart(bars: Sequence[RankingBar], *, unit: str, title: str) -> str:
         axes.grid(axis="x", color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.set_xlabel(unit)
-        return plots.svg(figure, title)
+        return html.svg(figure, title)

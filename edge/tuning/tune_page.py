@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edge.reports import GRID, MARKERS, colour, html, plots
+from edge.reports import GRID, MARKERS, colour, html
 from edge.stats import Interval
 from edge.tuning.tune import TuningRecord
 
@@ -38,8 +38,8 @@ def share(value: Interval | None) -> str:
 
 def _curve_chart(record: TuningRecord) -> str:
     title = "Logit SQNR in dB against the number of float layers, predicted and measured"
-    with plots.style(title):
-        figure, [axes] = plots.figure(5.6, 3.0)
+    with html.style(title):
+        figure, [axes] = html.figure(5.6, 3.0)
         predicted = [(point.float_layers, point.predicted_db) for point in record.curve]
         measured = [(point.float_layers, point.sqnr_db) for point in record.curve if point.sqnr_db is not None]
         axes.plot(*zip(*predicted, strict=True), color=colour(0), linewidth=1.6, label="predicted")
@@ -53,4 +53,4 @@ def _curve_chart(record: TuningRecord) -> str:
         axes.set_ylabel("SQNR, dB")
         axes.grid(axis="y", color=GRID, linewidth=0.6)
         axes.legend(frameon=False)
-        return plots.svg(figure, title)
+        return html.svg(figure, title)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edge.backends import registry
+from edge.backends import interface
 from edge.backends.interface import BuildRequest, BuiltEngine
 from edge.config import profiles
 from edge.model import onnx_model
@@ -30,7 +30,7 @@ def inspected(tiny_profile: Callable[..., Path], tiny_model: Callable[..., Path]
         request = BuildRequest(
             profile=chosen, model=path, precision=precision, table=table if precision == "int8" else None
         )
-        return registry.get("onnxruntime").build(request)
+        return interface.get("onnxruntime").build(request)
 
     return call
 

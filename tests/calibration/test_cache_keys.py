@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge.artifacts import canonical_digest, store
-from edge.backends import registry
+from edge.artifacts import store
+from edge.artifacts.store import canonical_digest
+from edge.backends import interface
 from edge.backends.onnxruntime import OnnxRuntime
 from edge.calibration import cache_keys, workflow
 from edge.config import profiles
@@ -21,7 +22,7 @@ from edge.engines import building
 from edge.errors import ArtifactError, MissingDependencyError, ModelError
 from edge.media.picture_sources import open_pictures
 
-BACKEND = registry.get("onnxruntime")
+BACKEND = interface.get("onnxruntime")
 
 
 @pytest.fixture

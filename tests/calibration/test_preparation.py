@@ -11,17 +11,21 @@ import numpy as np
 import onnx
 import pytest
 
-from edge.backends import OnnxRuntime
-from edge.calibration import Scorer, cache_keys, preparation, watch_plan, workflow
+from edge.backends.onnxruntime import OnnxRuntime
+from edge.calibration import cache_keys, preparation, watch_plan, workflow
 from edge.calibration.counting import collect
 from edge.calibration.preparation import PreparationSettings, prepare
-from edge.config import Profile
-from edge.config.profiles import read_profile
+from edge.calibration.scoring import Scorer
+from edge.config.profiles import Profile, read_profile
 from edge.engines import building
 from edge.errors import ArtifactError, ModelError, ProfileError
-from edge.media import open_pictures
-from edge.model import fold, onnx_model, weighted_layers
-from edge.quantization import FloatLayer, Recipe, apply, decode_recipe, encode_recipe, insert
+from edge.media.picture_sources import open_pictures
+from edge.model import onnx_model
+from edge.model.folding import fold
+from edge.model.graph import weighted_layers
+from edge.quantization.prepare import apply
+from edge.quantization.qdq import insert
+from edge.quantization.recipe import FloatLayer, Recipe, decode_recipe, encode_recipe
 from tests.support.networks import network
 
 Make = Callable[..., Path]
@@ -209,7 +213,7 @@ def prepared(kind: str, **settings: Any) -> tuple[Scorer, preparation.Prepared, 
     folded = fold(model)
     rng = np.random.default_rng(4)
     arrays = [(rng.normal(size=(3, 16, 16)) * 1.5).astype(np.float32) for _ in range(24)]
-    from edge.backends import OrtSession
+    from edge.backends.onnxruntime import OrtSession
 
     plan = watch_plan.plan(folded.graph, onnx_model.activations_of(folded, "input", Path("x")))
     session = OrtSession(watch_plan.with_outputs(folded, plan.watched), precision="fp32", threads=1)
@@ -245,7 +249,7 @@ def test_folding_that_changes_the_answer_is_an_error() -> None:
     model = network("mobile")
     other = network("mobile", seed=1)
     scorer = Scorer(model, [np.ones((3, 16, 16), np.float32)], threads=1)
-    from edge.quantization import Statistics
+    from edge.quantization.statistics import Statistics
 
     with pytest.raises(ModelError, match="folding changed the FP32 logits"):
         prepare(fold(other), Statistics({}, 0), scorer, PreparationSettings())

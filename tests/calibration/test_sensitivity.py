@@ -11,7 +11,7 @@ from edge.backends.onnxruntime import OrtSession
 from edge.calibration import watch_plan
 from edge.calibration.scoring import Scorer
 from edge.calibration.sensitivity import LayerNoise, predicted_sqnr, rank_layers
-from edge.model import weighted_layers
+from edge.model.graph import weighted_layers
 from edge.quantization import calibration_table, qdq
 from edge.quantization.calibration_table import TrtVersion
 

@@ -14,12 +14,15 @@ import numpy as np
 import onnx
 import pytest
 
-from edge.backends import OrtSession
+from edge.backends.onnxruntime import OrtSession
 from edge.calibration import collection, watch_plan
-from edge.config import InputConfig, PreprocessConfig
-from edge.media import Pictures, open_pictures
-from edge.model import Preprocessor, fold, onnx_model
-from edge.quantization import BINS, Statistics
+from edge.config.profiles import InputConfig, PreprocessConfig
+from edge.media.picture_sources import open_pictures
+from edge.media.pictures import Pictures
+from edge.model import onnx_model
+from edge.model.folding import fold
+from edge.model.preprocessing import Preprocessor
+from edge.quantization.statistics import BINS, Statistics
 from tests.support.networks import KINDS, SIZE, network
 
 PICTURES = 7

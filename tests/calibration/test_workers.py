@@ -23,11 +23,9 @@ import numpy as np
 import psutil
 import pytest
 
-from edge import __file__ as package_file
-from edge import __version__
+from edge import __file__, __version__
 from edge.calibration import collection, dask_workers, workflow
-from edge.calibration.packed_statistics import pack, unpack
-from edge.calibration.work_queue import WorkQueue
+from edge.calibration.work_queue import WorkQueue, pack, unpack
 from edge.calibration.worker_processes import Processes
 from edge.config import profiles
 from edge.config.profiles import Profile
@@ -91,7 +89,7 @@ def dask() -> Iterator[Any]:
 def local_cluster(distributed: Any) -> Iterator[Any]:
     before = os.environ.get("PYTHONPATH")
     # The workers must find edge where it is not installed; the fixture that sees to it is for one test only.
-    os.environ["PYTHONPATH"] = str(Path(package_file).parents[1])
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
     try:
         with distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", protocol="tcp"
@@ -618,7 +616,7 @@ def test_a_worker_without_edge(run: Callable[..., Any], own_dask: Dask, tmp_path
 
 
 def test_a_worker_with_another_edge(run: Callable[..., Any], own_dask: Dask, tmp_path: Path) -> None:
-    package = Path(package_file).parent
+    package = Path(__file__).parent
     shutil.copytree(package, tmp_path / "old" / "edge", ignore=shutil.ignore_patterns("__pycache__"))
     own = tmp_path / "old" / "edge" / "__init__.py"
     own.write_text(own.read_text().replace(f'"{__version__}"', '"0.0.1"'))

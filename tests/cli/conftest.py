@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from edge.backends import registry
+from edge.backends import interface
 from edge.calibration import workflow
 from edge.cli import main
 from edge.config import profiles
@@ -133,7 +133,7 @@ def built(place: Callable[..., Path]) -> Callable[..., Path]:
         assert workflow.calibrate(chosen, open_pictures(folder / "pictures"), cache=cache, threads=1)
         for precision in ("fp32", "int8"):
             building.build(
-                chosen, registry.get(chosen.backend), cache=cache, engines=folder / "engines", precision=precision
+                chosen, interface.get(chosen.backend), cache=cache, engines=folder / "engines", precision=precision
             )
         return folder
 

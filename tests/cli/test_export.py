@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edge.config import read_profile
+from edge.config.profiles import read_profile
 from edge.errors import UsageError
 from edge.model import onnx_model
 from edge.model.torch_export import TorchSource

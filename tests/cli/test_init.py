@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edge.config import Profile, read_profile
+from edge.config.profiles import Profile, read_profile
 
 Edge = Callable[..., Any]
 # The corners of a cube in red, green and blue; their names say so.

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from edge.deploy.bundle import open_bundle
+from edge.deploy.bundle.reader import open_bundle
 from edge.deploy.transport.address import DeviceAddress
 from tests.support.devices import current, passed, tar_of
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge.backends import registry
+from edge.backends import interface
 from edge.config import profiles
 from edge.deploy import canary, manage
 from edge.deploy.bundle import creation, golden
@@ -96,7 +96,7 @@ class Meter:
 def tools(power: Any = None) -> canary.Tools:
     # An energy needs ten samples, which are taken ten times a second, or less often where this machine is busy.
     return canary.Tools(
-        backend=registry.of, power=power or NoSource(()), machine=device.identify(), turns=2, turn_s=3.0
+        backend=interface.of, power=power or NoSource(()), machine=device.identify(), turns=2, turn_s=3.0
     )
 
 

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.deploy import agent_protocol
-from edge.deploy.bundle import Bundle
+from edge.deploy.bundle.reader import Bundle
 from edge.deploy.push import ship
 from edge.deploy.rollout import DeviceTask, RolloutPlan, possible_conversations, roll_out
-from edge.deploy.transport import DeviceAddress, MessageFrame, printable_lines
-from edge.deploy.transport.frames import FORMS, Answer, FrameReader
+from edge.deploy.transport.address import DeviceAddress
+from edge.deploy.transport.frames import FORMS, Answer, FrameReader, MessageFrame, printable_lines
 from edge.errors import DeviceError, EdgeError
 from tests.support.devices import QUICK
 from tests.support.lying_ssh import ENDLESS, LIES, write_lying_ssh

@@ -20,11 +20,12 @@ import pytest
 
 from edge.artifacts.store import sha256_bytes
 from edge.deploy import agent_protocol, manage
-from edge.deploy.bundle import unpack_bundle
 from edge.deploy.bundle.reader import Bundle, open_bundle
+from edge.deploy.bundle.unpacking import unpack_bundle
 from edge.deploy.push import BundleTree, ShipSettings, ship
 from edge.deploy.transport.address import DeviceAddress
-from edge.deploy.transport.session import MessageFrame, refusal
+from edge.deploy.transport.frames import MessageFrame
+from edge.deploy.transport.session import refusal
 from edge.deploy.transport.ssh import connect
 from edge.errors import ArtifactError, DeviceError, StoreError, UsageError
 from edge.events import Event, Note

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edge.deploy import manage
-from edge.deploy.bundle import Bundle, open_bundle
+from edge.deploy.bundle.reader import Bundle, open_bundle
 from edge.deploy.push import ShipSettings, ship
-from edge.deploy.transport import DeviceAddress
+from edge.deploy.transport.address import DeviceAddress
 from edge.errors import DeviceError, EdgeError, UsageError
 from tests.support.devices import Program, current, root_of, tar_of
 

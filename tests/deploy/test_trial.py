@@ -12,9 +12,9 @@ import msgspec
 import pytest
 
 from edge.deploy import manage
-from edge.deploy.bundle import Bundle
+from edge.deploy.bundle.reader import Bundle
 from edge.deploy.push import ship
-from edge.deploy.transport import DeviceAddress
+from edge.deploy.transport.address import DeviceAddress
 from edge.errors import DeviceError, UsageError
 from tests.support.devices import QUICK, Program, current, passed, root_of
 

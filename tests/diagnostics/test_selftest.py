@@ -14,15 +14,14 @@ import numpy as np
 import pytest
 
 from edge.artifacts import store
-from edge.backends import registry
+from edge.backends import interface
 from edge.backends.interface import Backend, BuildRequest, BuiltEngine, Session
 from edge.backends.onnxruntime import OnnxRuntime
 from edge.calibration import workflow
 from edge.config import profiles
 from edge.config.profiles import Profile
-from edge.diagnostics import selftest_reference
-from edge.diagnostics.selftest_context import SelfTestContext
-from edge.diagnostics.selftest_record import SelfTest, SelfTestStep, encode
+from edge.diagnostics import selftest_engines
+from edge.diagnostics.selftest_context import SelfTest, SelfTestContext, SelfTestStep, encode
 from edge.diagnostics.selftest_run import SelfTestRun
 from edge.errors import ArtifactError, DeviceError
 from edge.media.picture_sources import open_pictures
@@ -45,7 +44,7 @@ def bench(tiny: Profile, tmp_path: Path) -> Callable[..., SelfTestContext]:
     def make(backend: Backend | None = None, **changes: Any) -> SelfTestContext:
         (tmp_path / "work").mkdir()
         given: dict[str, Any] = {
-            "profile": tiny, "backend": lambda item: backend or registry.get(item.backend),
+            "profile": tiny, "backend": lambda item: backend or interface.get(item.backend),
             "pictures": open_pictures(tmp_path / "pictures"), "cache": tmp_path / "cache", "work": tmp_path / "work",
             "root": tmp_path / "root", "pause": lambda _seconds: None, "threads": 1, **changes,
         }  # fmt: skip
@@ -213,11 +212,11 @@ def test_the_record_names_no_path(
 
 def test_kept_answers(bench: Callable[..., SelfTestContext], tiny: Profile, tmp_path: Path) -> None:
     pictures = open_pictures(tmp_path / "pictures")
-    answers = selftest_reference.compute(tiny, pictures)
-    path = selftest_reference.save(tmp_path / "kept", tiny, pictures, answers)
-    assert np.array_equal(selftest_reference.load(tmp_path / "kept", tiny, pictures), answers)
+    answers = selftest_engines.compute(tiny, pictures)
+    path = selftest_engines.save(tmp_path / "kept", tiny, pictures, answers)
+    assert np.array_equal(selftest_engines.load(tmp_path / "kept", tiny, pictures), answers)
     first = {item.name: item.read_bytes() for item in path.parent.iterdir() if item.suffix == ".npz"}
-    selftest_reference.save(tmp_path / "kept", tiny, pictures, answers)
+    selftest_engines.save(tmp_path / "kept", tiny, pictures, answers)
     assert {item.name: item.read_bytes() for item in path.parent.iterdir() if item.suffix == ".npz"} == first
     steps = taken(bench(kept_reference=tmp_path / "kept"))
     assert steps["reference"].text == "computed here for 5 pictures, to the bit as the kept ones"
@@ -227,8 +226,8 @@ def test_a_machine_that_answers_differently_is_found(
     bench: Callable[..., SelfTestContext], tiny: Profile, tmp_path: Path
 ) -> None:
     pictures = open_pictures(tmp_path / "pictures")
-    answers = selftest_reference.compute(tiny, pictures)
-    selftest_reference.save(tmp_path / "kept", tiny, pictures, answers[:, ::-1].copy())
+    answers = selftest_engines.compute(tiny, pictures)
+    selftest_engines.save(tmp_path / "kept", tiny, pictures, answers[:, ::-1].copy())
     steps = taken(bench(kept_reference=tmp_path / "kept"))
     assert steps["reference"].status == "failed"
     assert "decodes or computes differently" in steps["reference"].text
@@ -239,9 +238,9 @@ def test_kept_answers_to_other_pictures_are_not_used(
     bench: Callable[..., SelfTestContext], tiny: Profile, tmp_path: Path
 ) -> None:
     others = open_pictures(tmp_path / "calibration")
-    selftest_reference.save(tmp_path / "kept", tiny, others, selftest_reference.compute(tiny, others))
+    selftest_engines.save(tmp_path / "kept", tiny, others, selftest_engines.compute(tiny, others))
     with pytest.raises(ArtifactError, match="pictures: "):
-        selftest_reference.load(tmp_path / "kept", tiny, open_pictures(tmp_path / "pictures"))
+        selftest_engines.load(tmp_path / "kept", tiny, open_pictures(tmp_path / "pictures"))
     steps = taken(bench(kept_reference=tmp_path / "kept"))
     assert steps["reference"].status == "ok"
     assert "kept answers: these answers are of something else" in steps["reference"].text
@@ -249,9 +248,9 @@ def test_kept_answers_to_other_pictures_are_not_used(
 
 def spoiled(folder: Path, content: bytes) -> None:
     """Another array under a manifest that fits it."""
-    manifest = store.load(folder / selftest_reference.MANIFEST, kind=selftest_reference.KIND)
+    manifest = store.load(folder / selftest_engines.MANIFEST, kind=selftest_engines.KIND)
     store.save(
-        folder / selftest_reference.MANIFEST, kind=selftest_reference.KIND, files={"reference.npz": content},
+        folder / selftest_engines.MANIFEST, kind=selftest_engines.KIND, files={"reference.npz": content},
         key=manifest.key,
         info=manifest.info,
     )  # fmt: skip
@@ -260,10 +259,10 @@ def spoiled(folder: Path, content: bytes) -> None:
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x05\x06" + bytes(18)], ids=["empty", "text", "empty zip"])
 def test_answers_that_are_none(content: bytes, tiny: Profile, tmp_path: Path) -> None:
     pictures = open_pictures(tmp_path / "pictures")
-    selftest_reference.save(tmp_path / "kept", tiny, pictures, selftest_reference.compute(tiny, pictures))
+    selftest_engines.save(tmp_path / "kept", tiny, pictures, selftest_engines.compute(tiny, pictures))
     spoiled(tmp_path / "kept", content)
     with pytest.raises(ArtifactError, match="not reference answers"):
-        selftest_reference.load(tmp_path / "kept", tiny, pictures)
+        selftest_engines.load(tmp_path / "kept", tiny, pictures)
 
 
 @pytest.mark.parametrize(
@@ -271,25 +270,25 @@ def test_answers_that_are_none(content: bytes, tiny: Profile, tmp_path: Path) ->
 )
 def test_answers_of_another_form(array: Any, tiny: Profile, tmp_path: Path) -> None:
     pictures = open_pictures(tmp_path / "pictures")
-    selftest_reference.save(tmp_path / "kept", tiny, pictures, selftest_reference.compute(tiny, pictures))
+    selftest_engines.save(tmp_path / "kept", tiny, pictures, selftest_engines.compute(tiny, pictures))
     content = io.BytesIO()
     np.savez_compressed(content, logits=array)
     spoiled(tmp_path / "kept", content.getvalue())
     with pytest.raises(ArtifactError, match="not reference answers"):
-        selftest_reference.load(tmp_path / "kept", tiny, pictures)
+        selftest_engines.load(tmp_path / "kept", tiny, pictures)
 
 
 def test_the_sample_answers_are_those_of_the_sample_model(repository: Path) -> None:
     chosen = profiles.read_profile(repository / "profiles/host.yaml")
     pictures = open_pictures(repository / "samples")
-    kept = selftest_reference.load(repository / "samples", chosen, pictures)
+    kept = selftest_engines.load(repository / "samples", chosen, pictures)
     assert kept.shape == (12, 1000)
-    here = selftest_reference.compute(chosen, pictures)
+    here = selftest_engines.compute(chosen, pictures)
     assert (here.argmax(axis=1) == kept.argmax(axis=1)).all()
     # The same answers serve every profile that scales the pictures the same way.
     for name in ("orin", "orin-nano", "thor", "rtx"):
         other = profiles.read_profile(repository / "profiles" / f"{name}.yaml")
-        assert selftest_reference.key(other, pictures) == selftest_reference.key(chosen, pictures)
+        assert selftest_engines.key(other, pictures) == selftest_engines.key(chosen, pictures)
 
 
 # sensors
@@ -396,16 +395,16 @@ def test_a_machine_without_onnxruntime_uses_the_kept_answers(
     bench: Callable[..., SelfTestContext], tiny: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures = open_pictures(tmp_path / "pictures")
-    answers = selftest_reference.compute(tiny, pictures)
-    selftest_reference.save(tmp_path / "kept", tiny, pictures, answers)
+    answers = selftest_engines.compute(tiny, pictures)
+    selftest_engines.save(tmp_path / "kept", tiny, pictures, answers)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with_kept = bench(kept_reference=tmp_path / "kept")
-    told = selftest_reference.step(with_kept)
+    told = selftest_engines.step(with_kept)
     assert (told.status, told.figures["computed_here"]) == ("ok", False)
     assert "kept answers to 5 pictures (onnxruntime" in told.text
     assert with_kept.reference is not None
     assert np.array_equal(with_kept.reference, answers)
     with_kept.kept_reference = None
-    told = selftest_reference.step(with_kept)
+    told = selftest_engines.step(with_kept)
     assert told.status == "failed"
     assert "--write-reference" in str(told.hint)

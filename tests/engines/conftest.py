@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edge.artifacts import store
-from edge.backends import registry
+from edge.backends import interface
 from edge.calibration import cache_keys, workflow
 from edge.config import profiles
 from edge.config.profiles import Profile
@@ -35,7 +35,7 @@ def make(tiny: Profile, tmp_path: Path) -> Callable[..., Path]:
     def call(precision: Any = "int8", profile: Profile | None = None) -> Path:
         chosen = profile or tiny
         outcome = building.build(
-            chosen, registry.get(chosen.backend), cache=tmp_path / "cache", engines=tmp_path / "engines",
+            chosen, interface.get(chosen.backend), cache=tmp_path / "cache", engines=tmp_path / "engines",
             precision=precision,
         )  # fmt: skip
         assert outcome.manifest == cache_keys.engine_manifest_path(chosen, tmp_path / "engines", precision)
@@ -55,7 +55,7 @@ def look(tmp_path: Path) -> Callable[..., InventoryScan]:
         return profiles.read_profile(path)
 
     def call(**changes: Any) -> InventoryScan:
-        given = {"resolve": resolve, "backend": registry.of, "cache": tmp_path / "cache", **changes}
+        given = {"resolve": resolve, "backend": interface.of, "cache": tmp_path / "cache", **changes}
         return InventoryScan(**given)
 
     return call

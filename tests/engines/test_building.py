@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from edge.artifacts import store
-from edge.backends import registry
+from edge.backends import interface
 from edge.backends.fake import Fake
 from edge.backends.interface import BuildRequest, BuiltEngine, Layers
 from edge.calibration import cache_keys, preparation, workflow
@@ -35,7 +35,7 @@ from edge.events import Event, Listener, Note, ignore_events
 from edge.media.picture_sources import open_pictures
 from edge.quantization import calibration_table
 
-ORT = registry.get("onnxruntime")
+ORT = interface.get("onnxruntime")
 
 
 class Watched(Fake):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from edge.errors import DataError
-from edge.media import ClassNames, labels, open_pictures
+from edge.media.labels import ClassNames, load_names
+from edge.media.picture_sources import open_pictures
 
 NAMES = ClassNames(["blue ball", "green cube", "red cone"], source="classes.txt")
 PICTURES = ("blue ball/000.jpg", "blue ball/001.jpg", "green cube/000.jpg", "red cone/000.jpg")
@@ -152,4 +153,4 @@ def test_a_csv_as_the_source_takes_names_ids_and_tabs(pictures: Path) -> None:
 
 def test_class_names_in_utf_16(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_bytes("blue ball\nréd cone\n".encode("utf-16"))
-    assert labels.load_names(tmp_path / "classes.txt") == ["blue ball", "réd cone"]
+    assert load_names(tmp_path / "classes.txt") == ["blue ball", "réd cone"]

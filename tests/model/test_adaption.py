@@ -11,9 +11,9 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edge.config import OutputOptions
+from edge.config.profiles import OutputOptions
 from edge.errors import ModelError
-from edge.model import AdaptedModel, adapt
+from edge.model.adaption import AdaptedModel, adapt
 
 SIZE, CLASSES = 8, 5
 _RANDOM = np.random.default_rng(7)

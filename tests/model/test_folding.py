@@ -9,9 +9,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edge.backends import OrtSession
+from edge.backends.onnxruntime import OrtSession
 from edge.errors import ModelError
-from edge.model import fold, has_qdq, weighted_layers
+from edge.model.folding import fold, has_qdq
+from edge.model.graph import weighted_layers
 from tests.support.networks import Builder
 
 RNG = np.random.default_rng(11)

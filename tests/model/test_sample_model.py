@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edge.artifacts.run_record import FrameResult, Subject
-from edge.backends import registry
+from edge.backends import interface
 from edge.calibration import cache_keys
 from edge.config import profiles
 from edge.config.profiles import Precision, Profile
@@ -54,7 +54,7 @@ def engine(repository: Path, host: Profile, tmp_path: Path) -> Callable[[Precisi
 
     def make(precision: Precision) -> Path:
         outcome = building.build(
-            host, registry.get("onnxruntime"), cache=repository / "calib_cache", engines=tmp_path, precision=precision
+            host, interface.get("onnxruntime"), cache=repository / "calib_cache", engines=tmp_path, precision=precision
         )
         assert outcome.engine is not None
         assert outcome.layers is not None
@@ -109,7 +109,7 @@ def test_the_sample_pictures_are_what_they_show(
     )  # fmt: skip
     finished = run_loop.run(
         PictureStream(samples),
-        sessions=[registry.get("onnxruntime").open(engine(precision), precision=precision)],
+        sessions=[interface.get("onnxruntime").open(engine(precision), precision=precision)],
         preprocessor=preprocessing.Preprocessor(host.preprocess, host.input),
         names=labels.load_names(Path(host.labels)),
         subject=subject,
@@ -151,7 +151,7 @@ def test_accuracy_and_agreement_on_the_300_evaluation_pictures(
     preprocessor = preprocessing.Preprocessor(host.preprocess, host.input)
     found: dict[Precision, np.ndarray] = {}
     for precision in ("fp32", "int8"):
-        session = registry.get("onnxruntime").open(engine(precision), precision=precision)
+        session = interface.get("onnxruntime").open(engine(precision), precision=precision)
         rows = logits(pictures, session, preprocessor, stage=precision)
         assert rows is not None
         found[precision] = rows

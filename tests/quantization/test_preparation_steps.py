@@ -10,31 +10,27 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from edge.backends import OrtSession
+from edge.backends.onnxruntime import OrtSession
 from edge.errors import ArtifactError, ModelError
-from edge.model import GraphIndex, fold, weighted_layers
-from edge.quantization import (
+from edge.model.folding import fold
+from edge.model.graph import GraphIndex, weighted_layers
+from edge.quantization import calibration_table
+from edge.quantization.calibration_table import Table, TrtVersion
+from edge.quantization.migration import migration_candidates, migration_of
+from edge.quantization.prepare import apply, table_ranges
+from edge.quantization.qdq import insert
+from edge.quantization.recipe import (
     BiasCorrection,
     FloatLayer,
     Migration,
     Recipe,
     Shift,
-    Table,
-    TrtVersion,
     Vector,
-    apply,
-    bias_correction,
-    calibration_table,
     decode_recipe,
     encode_recipe,
-    insert,
-    migration_candidates,
-    migration_of,
-    on_levels,
-    shift_candidates,
-    shift_of,
-    table_ranges,
-)  # fmt: skip
+)
+from edge.quantization.rounding import bias_correction, on_levels
+from edge.quantization.shift import shift_candidates, shift_of  # fmt: skip
 from tests.support.networks import KINDS, Builder, network
 
 RNG = np.random.default_rng(7)

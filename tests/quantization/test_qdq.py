@@ -19,7 +19,8 @@ from edge.backends.interface import BuildRequest, Layers
 from edge.backends.onnxruntime import OnnxRuntime, OrtSession
 from edge.config import profiles
 from edge.errors import DeviceError
-from edge.model import WEIGHTED, onnx_model
+from edge.model import onnx_model
+from edge.model.graph import WEIGHTED
 from edge.quantization import qdq
 from edge.quantization.calibration_table import Table, TrtVersion, from_ranges
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge.runtime import output_kind, probabilities
-from edge.runtime.classifier import Classifier
+from edge.runtime.classifier import Classifier, output_kind, probabilities
 
 LOGITS = np.asarray([[4.0, 1.0, -2.0], [0.5, 0.25, 0.25]], np.float32)
 SOFTMAX = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 
 from edge.artifacts.store import FileEntry, sha256_bytes
-from edge.deploy.bundle import Bundle, archive
+from edge.deploy.bundle import archive
 from edge.deploy.bundle.manifest import BundleManifest, encode_manifest
-from edge.deploy.bundle.reader import open_bundle
+from edge.deploy.bundle.reader import Bundle, open_bundle
 from edge.deploy.push import ShipSettings
 from edge.deploy.transport.address import DeviceAddress
 

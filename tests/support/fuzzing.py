@@ -6,8 +6,7 @@ import base64
 import random
 
 from edge.deploy import agent_protocol
-from edge.deploy.transport import MessageFrame
-from edge.deploy.transport.frames import FORMS, Answer, FrameReader
+from edge.deploy.transport.frames import FORMS, Answer, FrameReader, MessageFrame
 from edge.errors import EdgeError
 
 D = "d" * 64

@@ -20,11 +20,12 @@ import yaml
 
 from edge.config import profiles
 from edge.deploy import manage
-from edge.deploy.bundle import Bundle, creation, golden, open_bundle
+from edge.deploy.bundle import creation, golden
+from edge.deploy.bundle.reader import Bundle, open_bundle
 from edge.deploy.push import ShipOutcome, ShipSettings, ship
-from edge.deploy.transport import DeviceAddress
+from edge.deploy.transport.address import DeviceAddress
 from edge.errors import EdgeError
-from edge.media import open_pictures
+from edge.media.picture_sources import open_pictures
 from tests.conftest import CLASSES, SIDE, smooth_picture, write_model
 from tests.support.devices import current, tar_of
 

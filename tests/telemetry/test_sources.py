@@ -84,9 +84,9 @@ def test_doctor_reports_a_new_source(registered: Callable[..., None], machine: P
 
 
 def test_the_help_lists_every_source(capsys: pytest.CaptureFixture[str]) -> None:
-    from edge.cli import options
+    from edge.cli.options import Power
 
-    (option,) = options.Power.__metadata__  # type: ignore[attr-defined]
+    (option,) = Power.__metadata__  # type: ignore[attr-defined]
     assert all(name in option.help for name in sources.source_names())
 
 

@@ -12,14 +12,14 @@ from edge.calibration import collection, watch_plan
 from edge.config.profiles import Profile
 from edge.errors import DataError, UsageError
 from edge.model import onnx_model
-from edge.quantization import Statistics
-from edge.tuning import subsets
-from edge.tuning.subsets import Subset
+from edge.quantization.statistics import Statistics
+from edge.tuning import sweep_tables
+from edge.tuning.sweep_tables import Subset
 
 DIGESTS = [sha256_bytes(bytes([i])) for i in range(30)]
 
 
-def members(drawn: subsets.SubsetPlan, subset: Subset) -> list[int]:
+def members(drawn: sweep_tables.SubsetPlan, subset: Subset) -> list[int]:
     wanted = set(drawn.segments[subset])
     return sorted(i for unit, segments in drawn.units for i in unit if wanted & set(segments))
 
@@ -44,26 +44,26 @@ def identical(a: Statistics, b: Statistics) -> bool:
 
 @pytest.mark.parametrize("seed", [1, 2, 77])
 def test_an_order_is_a_permutation_that_does_not_depend_on_the_listing(seed: int) -> None:
-    order = subsets.order(DIGESTS, seed)
+    order = sweep_tables.order(DIGESTS, seed)
     assert sorted(order) == list(range(30))
-    backwards = subsets.order(DIGESTS[::-1], seed)
+    backwards = sweep_tables.order(DIGESTS[::-1], seed)
     assert [DIGESTS[i] for i in order] == [DIGESTS[::-1][i] for i in backwards]
 
 
 def test_seeds_give_different_orders_the_same_for_ever() -> None:
-    assert len({tuple(subsets.order(DIGESTS, seed)) for seed in range(1, 20)}) == 19
+    assert len({tuple(sweep_tables.order(DIGESTS, seed)) for seed in range(1, 20)}) == 19
     # Taken down once: a later edge must draw the same pictures.
-    assert subsets.order(DIGESTS, 1)[:6] == [19, 10, 9, 15, 5, 29]
+    assert sweep_tables.order(DIGESTS, 1)[:6] == [19, 10, 9, 15, 5, 29]
 
 
 def test_pictures_that_come_later_do_not_change_the_order_of_the_others() -> None:
-    before = [DIGESTS[:20][i] for i in subsets.order(DIGESTS[:20], 3)]
-    after = [DIGESTS[i] for i in subsets.order(DIGESTS, 3)]
+    before = [DIGESTS[:20][i] for i in sweep_tables.order(DIGESTS[:20], 3)]
+    after = [DIGESTS[i] for i in sweep_tables.order(DIGESTS, 3)]
     assert [digest for digest in after if digest in before] == before
 
 
 def test_equal_pictures_do_not_stand_side_by_side() -> None:
-    order = subsets.order([*DIGESTS, *DIGESTS], 1)
+    order = sweep_tables.order([*DIGESTS, *DIGESTS], 1)
     places = {digest: [] for digest in DIGESTS}
     for place, index in enumerate(order):
         places[DIGESTS[index % 30]].append(place)
@@ -78,20 +78,20 @@ def test_equal_pictures_do_not_stand_side_by_side() -> None:
 def test_a_draw_holds_every_subset_and_counts_no_picture_twice(total: int, seeds: int, data: st.DataObject) -> None:
     digests = [sha256_bytes(i.to_bytes(2, "big")) for i in range(total)]
     sizes = data.draw(st.lists(st.integers(1, total), min_size=1, max_size=4))
-    drawn = subsets.draw(digests, sizes=sizes, seeds=seeds)
+    drawn = sweep_tables.draw(digests, sizes=sizes, seeds=seeds)
     counted = [i for unit, _segments in drawn.units for i in unit]
     assert len(counted) == len(set(counted)) == drawn.counted
     wanted = {Subset(size, seed) for size in sizes for seed in range(1, seeds + 1) if size < total}
     wanted |= {Subset(total, None)} if total in sizes else set()
     assert set(drawn.subsets) == wanted
     for subset in drawn.subsets:
-        expected = subsets.order(digests, subset.seed or 1)[: subset.pictures]
+        expected = sweep_tables.order(digests, subset.seed or 1)[: subset.pictures]
         assert members(drawn, subset) == sorted(expected)
 
 
 def test_units_are_small_enough_to_share_out() -> None:
     digests = [sha256_bytes(i.to_bytes(2, "big")) for i in range(400)]
-    drawn = subsets.draw(digests, sizes=[400], seeds=1)
+    drawn = sweep_tables.draw(digests, sizes=[400], seeds=1)
     assert max(len(unit) for unit, _ in drawn.units) <= 16
 
 
@@ -107,7 +107,7 @@ def test_units_are_small_enough_to_share_out() -> None:
 )
 def test_what_cannot_be_drawn(sizes: list[int], seeds: int, what: str) -> None:
     with pytest.raises(UsageError, match=what):
-        subsets.draw(DIGESTS, sizes=sizes, seeds=seeds)
+        sweep_tables.draw(DIGESTS, sizes=sizes, seeds=seeds)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -118,9 +118,9 @@ def test_a_subset_has_the_statistics_of_its_pictures_to_the_last_bit(
     chosen, pictures, _labelled, _cache = bench(10)
     task = task_of(chosen, needs)
     listed = list(pictures)
-    drawn = subsets.draw([picture.sha256 for picture in listed], sizes=[2, 5, 10], seeds=3)
+    drawn = sweep_tables.draw([picture.sha256 for picture in listed], sizes=[2, 5, 10], seeds=3)
     heard = []
-    counted = subsets.count(task, listed, drawn, threads=threads, listen=heard.append)
+    counted = sweep_tables.count(task, listed, drawn, threads=threads, listen=heard.append)
     assert counted is not None
     seen = []
     for subset, statistics in counted:
@@ -135,8 +135,8 @@ def test_a_subset_has_the_statistics_of_its_pictures_to_the_last_bit(
 def test_a_wish_to_stop_ends_the_counting(bench: Callable[..., object]) -> None:
     chosen, pictures, _labelled, _cache = bench(6)
     task = task_of(chosen, "ranges")
-    drawn = subsets.draw([picture.sha256 for picture in pictures], sizes=[6], seeds=1)
-    assert subsets.count(task, list(pictures), drawn, threads=2, should_stop=lambda: True) is None
+    drawn = sweep_tables.draw([picture.sha256 for picture in pictures], sizes=[6], seeds=1)
+    assert sweep_tables.count(task, list(pictures), drawn, threads=2, should_stop=lambda: True) is None
 
 
 def test_a_broken_picture_is_an_error_and_not_a_smaller_subset(bench: Callable[..., object]) -> None:
@@ -146,6 +146,6 @@ def test_a_broken_picture_is_an_error_and_not_a_smaller_subset(bench: Callable[.
     with broken.open("r+b") as file:
         file.truncate(60)
     task = task_of(chosen, "ranges")
-    drawn = subsets.draw([picture.sha256 for picture in listed], sizes=[3, 6], seeds=2)
+    drawn = sweep_tables.draw([picture.sha256 for picture in listed], sizes=[3, 6], seeds=2)
     with pytest.raises(DataError, match=r"003\.jpg"):
-        subsets.count(task, listed, drawn, threads=2)
+        sweep_tables.count(task, listed, drawn, threads=2)

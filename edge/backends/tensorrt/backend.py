@@ -138,13 +138,11 @@ class TensorRT:
             ArtifactError: TensorRT refuses one of them.
             MissingDependencyError, DeviceError: no TensorRT or no GPU to ask.
         """
-        from edge.backends.tensorrt import caps, subprocess_build, timing_cache_merge
+        from edge.backends.tensorrt import caps, subprocess_build, timing_cache
 
         found = caps.load(rtx=self._rtx)
         return (
-            subprocess_build.merge(contents, rtx=found.rtx)
-            if self._isolate
-            else timing_cache_merge.combine(contents, found)
+            subprocess_build.merge(contents, rtx=found.rtx) if self._isolate else timing_cache.combine(contents, found)
         )
 
     def timing_store(self, folder: Path, *, listen: Listener = ignore_events) -> TimingStore:

@@ -20,12 +20,11 @@ from edge.backends.tensorrt import (
     build_monitor,
     builder_config,
     calibrator,
+    environment,
     layer_report,
     log_diagnosis,
-    memory,
     missing_scales,
     onnx_variants,
-    parse_errors,
     route,
 )
 from edge.backends.tensorrt.builder_config import Accelerator, Options
@@ -33,7 +32,7 @@ from edge.backends.tensorrt.calibrator import Feed, Feeding, Serving
 from edge.backends.tensorrt.caps import Caps, binding_module
 from edge.backends.tensorrt.onnx_variants import Form
 from edge.backends.tensorrt.route import Decision
-from edge.backends.tensorrt.timing_cache_use import CacheInUse, TimingReport
+from edge.backends.tensorrt.timing_cache import CacheInUse, TimingReport
 from edge.errors import DeviceError
 from edge.events import Listener, Note, ignore_events
 from edge.model import Inspection
@@ -160,10 +159,10 @@ class _Job:
     def configure(self, timing_cache: bytes | None, listen: Listener) -> None:
         """The builder's configuration, and a warning if memory looks too small for what is to come."""
         build = self.request.profile.build
-        here = memory.read(self.options.root)
+        here = environment.read(self.options.root)
         shared = self.options.shared_memory
-        limits = memory.limits(here, workspace_mib=build.workspace_mib, shared=shared)
-        for text in memory.warnings(here, limits, model_bytes=self._model_bytes(), shared=shared):
+        limits = environment.limits(here, workspace_mib=build.workspace_mib, shared=shared)
+        for text in environment.warnings(here, limits, model_bytes=self._model_bytes(), shared=shared):
             self.notes.append(text)
             listen(Note(text, "warning"))
         self.config = self.builder.create_builder_config()
@@ -243,10 +242,10 @@ class _Job:
             parsed = self.parser.parse(self.form.data, self.where)
         self.watch.raise_kept()
         if not parsed:
-            found = parse_errors.problems(
+            found = log_diagnosis.problems(
                 self.parser, self.caps, lambda: onnx_variants.nodes(self.form.path, self.form.outputs)
             )
-            raise parse_errors.as_error(found, where=self.where)
+            raise log_diagnosis.parser_error(found, where=self.where)
 
     def _serving(self) -> Serving:
         if self.request.table is None:

@@ -9,7 +9,7 @@ import msgspec
 
 from edge.backends.interface import BuildRequest
 from edge.backends.tensorrt.caps import Caps
-from edge.backends.tensorrt.memory import MIB, Limits
+from edge.backends.tensorrt.environment import MIB, Limits
 from edge.backends.tensorrt.route import Decision
 from edge.errors import DeviceError, ModelError, ProfileError
 

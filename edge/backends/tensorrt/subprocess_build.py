@@ -29,12 +29,12 @@ import msgspec
 from edge import errors
 from edge.artifacts import temporary_folder
 from edge.backends.interface import BuildRequest, Layers, TimingUse
-from edge.backends.tensorrt import batch_pipe, builder, caps, memory, timing_cache_merge
+from edge.backends.tensorrt import batch_pipe, builder, caps, environment
 from edge.backends.tensorrt.builder import Built
 from edge.backends.tensorrt.builder_config import Options
 from edge.backends.tensorrt.calibrator import Feed
 from edge.backends.tensorrt.route import Decision
-from edge.backends.tensorrt.timing_cache_use import TimingReport
+from edge.backends.tensorrt.timing_cache import TimingReport, combine
 from edge.config import Precision, Profile
 from edge.errors import DeviceError, EdgeError
 from edge.events import Event, Listener, Note, Progress, ignore_events
@@ -153,7 +153,7 @@ def build(
 
 
 def merge(contents: Sequence[bytes], *, rtx: bool | None) -> bytes:
-    """Merge timing caches as :func:`edge.backends.tensorrt.timing_cache_merge.combine` does, in a child process.
+    """Merge timing caches as :func:`edge.backends.tensorrt.timing_cache.combine` does, in a child process.
 
     Raises:
         EdgeError: as there. DeviceError: the child was killed, or crashed.
@@ -270,7 +270,7 @@ def main() -> None:
 def _merge(job: Job) -> _Message:
     folder = Path(job.folder)
     contents = [(folder / f"{_CACHE}.{number}").read_bytes() for number in range(job.merge)]
-    (folder / f"{_CACHE}.new").write_bytes(timing_cache_merge.combine(contents, caps.load(rtx=job.rtx)))
+    (folder / f"{_CACHE}.new").write_bytes(combine(contents, caps.load(rtx=job.rtx)))
     return _Message(merged=True)
 
 
@@ -303,7 +303,7 @@ def _work(job: Job, notify: Callable[[_Message], None]) -> _Summary:
     (folder / _PLAN).write_bytes(built.plan)
     if built.timing_cache is not None:
         (folder / f"{_CACHE}.new").write_bytes(built.timing_cache)
-    peak = memory.peak_rss_mib()
+    peak = environment.peak_rss_mib()
     info = built.info if peak is None else {**built.info, "peak_memory_mib": peak}
     return _Summary(
         built.inspection, built.described, built.decision, built.flags, built.layers, built.notes, info, built.timing,

@@ -12,17 +12,80 @@ from __future__ import annotations
 
 import contextlib
 import re
+import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from edge.artifacts import Key, store
-from edge.backends.tensorrt import timing_cache_format
-from edge.errors import ArtifactError, EdgeError, StoreError, os_error
+from edge.backends.tensorrt import build_monitor, builder_config, log_diagnosis
+from edge.backends.tensorrt.build_monitor import BuildWatch
+from edge.backends.tensorrt.caps import Caps, binding_module
+from edge.errors import ArtifactError, DeviceError, EdgeError, StoreError, os_error
 from edge.events import Listener, Note, ignore_events
+
+MAGIC = b"ptrt"
+_PROLOGUE = 24  # magic, padding, format, length of the rest
+# Mark of a sequence, its length, mark of its elements' type twice over, and the length again.
+_SEQUENCE = struct.Struct("<IQHIQ")
+_SEQUENCE_MARKS = (0x18018, 0x8001, 0x1800C)
+_COUNT = struct.Struct("<IQ")
+_COUNT_MARK = 0x18008
+_MOST_ENTRIES = 1 << 32
+
+
+class TimingCacheHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """The first bytes of a timing cache; None where they are not laid out as in TensorRT 8.6.1.
+
+    ``whole``: the length that is in the file is that of the file; None where no length was found.
+    """
+
+    format: int | None = None
+    whole: bool | None = None
+    gpu_uuid: str | None = None
+    commit: str | None = None
+    entries: int | None = None
+
+
+def header(content: bytes) -> TimingCacheHeader:
+    """Read the first bytes of a timing cache."""
+    if not content.startswith(MAGIC) or len(content) < _PROLOGUE:
+        return TimingCacheHeader()
+    version, length = struct.unpack_from("<QQ", content, 8)
+    first = _sequence(content, _PROLOGUE)
+    if first is None or not 0 < version < 1 << 16:
+        # TensorRT 8.0 put the number elsewhere, and so may versions to come.
+        return TimingCacheHeader()
+    whole = length == len(content) - _PROLOGUE
+    raw, at = first
+    gpu = f"GPU-{uuid.UUID(bytes=raw)}" if len(raw) == 16 else None
+    second = _sequence(content, at)
+    if second is None:
+        return TimingCacheHeader(format=version, whole=whole, gpu_uuid=gpu)
+    commit, at = second
+    entries = None
+    if len(content) >= at + _COUNT.size:
+        mark, count = _COUNT.unpack_from(content, at)
+        entries = count if mark == _COUNT_MARK and count < _MOST_ENTRIES else None
+    return TimingCacheHeader(
+        format=version, whole=whole, gpu_uuid=gpu, commit=commit.decode("ascii", "replace"), entries=entries
+    )
+
+
+def _sequence(content: bytes, at: int) -> tuple[bytes, int] | None:
+    """The bytes of the sequence at ``at``, and where it ends."""
+    if len(content) < at + _SEQUENCE.size:
+        return None
+    outer, count, element, inner, size = _SEQUENCE.unpack_from(content, at)
+    end = at + _SEQUENCE.size + count
+    if (outer, element, inner) != _SEQUENCE_MARKS or count != size or count > 64 or len(content) < end:
+        return None
+    return content[at + _SEQUENCE.size : end], end
+
 
 KIND = "timing cache"
 FOLDER = "timing"
@@ -213,7 +276,7 @@ def _entry(path: Path) -> TimingCacheEntry:
     except EdgeError as exc:
         return _damaged(path, "corrupt", exc.what)
     with path.open("rb") as file:
-        head = timing_cache_format.header(file.read(4096))
+        head = header(file.read(4096))
     info = manifest.info
     return TimingCacheEntry(
         path=path,
@@ -233,3 +296,120 @@ def _damaged(path: Path, state: Literal["corrupt", "set aside", "no manifest"], 
 
 def _aside(folder: Path, stem: str) -> list[Path]:
     return [path for path in folder.glob(f"{stem}.*.aside-*") if _ASIDE.search(path.name)]
+
+
+Use = Literal["used", "started", "refused", "off", "no effect"]
+
+
+class TimingReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The use of the timing cache by a build.
+
+    ``used``: it began with one. ``started``: it began with an empty one. ``refused``: TensorRT did not take the one
+    that was there. ``off``: the profile or the command line wanted none. ``no effect``: this product has none.
+
+    ``hits`` are lookups that the cache answered; a layer that occurs twice in one network is a hit as well.
+    """
+
+    use: Use
+    entries_before: int | None = None
+    entries_after: int | None = None
+    misses: int | None = None
+    hits: int | None = None
+    bytes_before: int | None = None
+    bytes_after: int | None = None
+    sha256_before: str | None = None
+    sha256_after: str | None = None
+    not_counted: str | None = None
+
+
+class CacheInUse:
+    """A timing cache that is attached to a builder's configuration."""
+
+    def __init__(self, config: Any, content: bytes | None, *, caps: Caps, watch: BuildWatch) -> None:  # noqa: ANN401
+        self._config = config
+        self._caps = caps
+        self._watch = watch
+        self._before = content
+        self._after: bytes | None = None
+        self._cache, accepted = builder_config.attach_timing_cache(config, content)
+        self.refused = content is not None and not accepted
+        self._entries_before = 0 if content is None or self.refused else self._entries(self._cache)
+        self._entries_after: int | None = None
+
+    def finish(self) -> bytes | None:
+        """The serialized cache after the build; the cache itself is let go, whereupon TensorRT says what it served."""
+        after = self._config.get_timing_cache()
+        if after is not None:
+            self._after = self._serialized(after)
+            self._entries_after = self._entries(after)
+        del after
+        self._cache = self._config = None
+        return self._after
+
+    def report(self) -> TimingReport:
+        """Report the use, once everything that belongs to the build is freed."""
+        before, after = self._entries_before, self._entries_after
+        use: Use = "refused" if self.refused else ("used" if self._before else "started")
+        kept = None if self.refused else self._before
+        unknown = [
+            word
+            for word, value in (("entries", after if before is not None else None), ("hits", self._watch.cache_hits))
+            if value is None
+        ]
+        return TimingReport(
+            use=use,
+            entries_before=before,
+            entries_after=after,
+            misses=None if before is None or after is None else max(after - before, 0),
+            hits=self._watch.cache_hits,
+            bytes_before=None if kept is None else len(kept),
+            bytes_after=None if self._after is None else len(self._after),
+            sha256_before=None if kept is None else store.sha256_bytes(kept),
+            sha256_after=None if self._after is None else store.sha256_bytes(self._after),
+            not_counted=f"{self._caps.title} does not say {' and '.join(unknown)}" if unknown else None,
+        )
+
+    def _entries(self, cache: Any) -> int | None:  # noqa: ANN401
+        if self._caps.timing_cache_keys:
+            keys = cache.queryKeys()
+            if keys:
+                return len(keys)
+        # Serializing makes TensorRT log the number; an empty list of keys may only mean that it keeps them to itself.
+        self._watch.cache_entries = None
+        self._serialized(cache)
+        return self._watch.cache_entries
+
+    def _serialized(self, cache: Any) -> bytes:  # noqa: ANN401
+        return bytes(cache.serialize())
+
+
+def combine(contents: Sequence[bytes], caps: Caps) -> bytes:
+    """All entries of ``contents`` in one serialized cache; where two disagree, the first one's is kept.
+
+    Raises:
+        ArtifactError: TensorRT refuses one of them (which one is said): another version, another device, or damaged.
+        DeviceError: this TensorRT keeps no timing caches, or no builder can be made here.
+    """
+    if not caps.timing_cache:
+        raise DeviceError(f"timing caches have no effect on {caps.title}, so there is nothing to merge")
+    binding = binding_module(caps)
+    watch = build_monitor.BuildWatch()
+    with build_monitor.watching(binding, watch) as logger:
+        try:
+            config = binding.Builder(logger).create_builder_config()
+        except (TypeError, RuntimeError) as exc:
+            watch.raise_kept()
+            raise log_diagnosis.as_error(watch.errors, watch.recent) from exc
+        whole = config.create_timing_cache(b"")
+        # An empty cache belongs to no device until it is attached, so the first content is merged like the others.
+        config.set_timing_cache(whole, ignore_mismatch=False)
+        for number, content in enumerate(contents, start=1):
+            part = config.create_timing_cache(content)
+            if part is None or not whole.combine(part, ignore_mismatch=False):
+                reported = f": {watch.errors[-1].text}" if watch.errors else ""
+                raise ArtifactError(
+                    f"{caps.title} refuses the timing cache number {number} of {len(contents)}{reported}",
+                    hint="it is of another TensorRT or another kind of GPU, or damaged",
+                )
+        watch.raise_kept()
+        return bytes(whole.serialize())

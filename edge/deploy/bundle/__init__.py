@@ -30,8 +30,8 @@ else:
             "manifest": [
                 "BundleManifest",
                 "MANIFEST",
-                "PROFILE",
                 "MAX_MANIFEST_BYTES",
+                "PROFILE",
                 "SIGNATURE",
                 "decode_manifest",
                 "name_problem",

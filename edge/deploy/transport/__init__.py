@@ -16,8 +16,8 @@ else:
     __getattr__ = lazy_exports(
         __name__,
         {
-            "frames": ["MessageFrame", "invalid", "printable_lines"],
             "address": ["DeviceAddress", "check_jump", "remote_address"],
+            "frames": ["MessageFrame", "invalid", "printable_lines"],
             "rsync": ["WORTH_BYTES", "rsync_files", "rsync_usable"],
             "session": ["DeviceSession", "without_cancel"],
             "ssh": ["connect", "root_of"],

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from edge.events import Event, Note, Progress
-from edge.ui.terminal.glyphs import Glyphs
-from edge.ui.terminal.terminal import Style, Terminal
+from edge.ui.terminal.terminal import Glyphs, Style, Terminal
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

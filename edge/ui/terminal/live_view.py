@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 from edge.artifacts import Gap, Guess, NotifyCounts, Skip
 from edge.runtime import CameraSnapshot, Event, RunSnapshot, RunStatistics, seen_label
 from edge.stats import percentile
-from edge.ui.terminal.glyphs import Glyphs
-from edge.ui.terminal.terminal import Terminal
+from edge.ui.terminal.terminal import Glyphs, Terminal
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

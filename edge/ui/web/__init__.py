@@ -7,21 +7,17 @@ from typing import TYPE_CHECKING
 from edge import lazy_exports
 
 if TYPE_CHECKING:
-    from edge.ui.web.access import Access, new_token, read_token
-    from edge.ui.web.address import Address, listen, parse_address
-    from edge.ui.web.app import application
+    from edge.ui.web.address import Access, Address, listen, new_token, parse_address, read_token
+    from edge.ui.web.app import Server, application
     from edge.ui.web.metrics import Metrics, check
-    from edge.ui.web.server import Server
     from edge.ui.web.view import RunView
 else:
     __getattr__ = lazy_exports(
         __name__,
         {
-            "access": ["Access", "new_token", "read_token"],
-            "address": ["Address", "listen", "parse_address"],
-            "app": ["application"],
+            "address": ["Access", "Address", "listen", "new_token", "parse_address", "read_token"],
+            "app": ["Server", "application"],
             "metrics": ["Metrics", "check"],
-            "server": ["Server"],
             "view": ["RunView"],
         },
     )
@@ -39,5 +35,4 @@ __all__ = [
     "new_token",
     "parse_address",
     "read_token",
-    "server",
 ]

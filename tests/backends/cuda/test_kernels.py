@@ -12,9 +12,9 @@ import pytest
 
 from edge.backends.cuda import kernels
 from edge.backends.cuda.kernels import FrameLayout
-from edge.config import InputConfig, PreprocessConfig
+from edge.config.profiles import InputConfig, PreprocessConfig
 from edge.errors import DataError
-from edge.model import Box, tables
+from edge.model.preprocessing import Box, tables
 
 FULL = {"address": 1 << 40, "row_stride": 3840, "frame_stride": 3840 * 720}
 

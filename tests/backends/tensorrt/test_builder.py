@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 from edge.backends.interface import BuildRequest, TimingUse
-from edge.backends.tensorrt import builder, timing_cache_merge
+from edge.backends.tensorrt import builder, timing_cache
 from edge.backends.tensorrt.builder_config import Options
 from edge.backends.tensorrt.calibrator import Feed
 from edge.backends.tensorrt.caps import Caps
@@ -384,19 +384,19 @@ def test_misses_that_are_errors(version: str, binding: Bind, asked: Ask) -> None
 @pytest.mark.parametrize("version", ["8.6.1", "10.16.1.11", "11.4.0.106"])
 def test_timing_caches_are_merged(version: str, binding: Bind) -> None:
     caps = binding(version)
-    merged = timing_cache_merge.combine([content(version, ["a", "b"]), content(version, ["b", "c"])], caps)
+    merged = timing_cache.combine([content(version, ["a", "b"]), content(version, ["b", "c"])], caps)
     assert merged == content(version, ["a", "b", "c"])
     for bad in (content("another device", ["z"]), b"corrupt"):
         with pytest.raises(ArtifactError, match="refuses the timing cache number 2 of 2") as caught:
-            timing_cache_merge.combine([content(version, ["a"]), bad], caps)
+            timing_cache.combine([content(version, ["a"]), bad], caps)
         assert caught.value.hint
 
 
 def test_nothing_is_merged_where_caches_have_no_effect_or_no_builder_can_be_made(binding: Bind) -> None:
     with pytest.raises(DeviceError, match="have no effect on TensorRT for RTX"):
-        timing_cache_merge.combine([b"ptrt"], binding("rtx"))
+        timing_cache.combine([b"ptrt"], binding("rtx"))
     with pytest.raises(DeviceError, match="the NVIDIA driver is missing"):
-        timing_cache_merge.combine([b"ptrt"], binding("10.3.0", no_cuda="CUDA initialization failure with error: 35"))
+        timing_cache.combine([b"ptrt"], binding("10.3.0", no_cuda="CUDA initialization failure with error: 35"))
 
 
 def test_compatibility(binding: Bind, asked: Ask) -> None:

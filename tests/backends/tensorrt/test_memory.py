@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.backends.tensorrt import memory
-from edge.backends.tensorrt.memory import Limits, Memory
+from edge.backends.tensorrt import environment
+from edge.backends.tensorrt.environment import Limits, Memory
 
 MEMINFO = "MemTotal:        {total} kB\nMemFree:          1000 kB\nMemAvailable:    {available} kB\n"
 SWAPS = "Filename\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
@@ -22,17 +22,17 @@ def tree(root: Path, *, total: int, available: int, swaps: str = "") -> Path:
 
 def test_proc_is_read(tmp_path: Path) -> None:
     swaps = "/dev/zram0 partition 2048000 1024000 5\n/swap file file 8388604 4194304 -2\n/swapfile file 4194304 0 -3\n"
-    found = memory.read(tree(tmp_path, total=7600, available=2500, swaps=swaps))
+    found = environment.read(tree(tmp_path, total=7600, available=2500, swaps=swaps))
     assert (found.total_mib, found.available_mib, found.zram_mib) == (7600, 2500, 1000)
     # A file with a blank in its name is written with \040 by the kernel; this line is not one of its kind.
     assert found.swap_mib == 4096
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
-    found = memory.read(tmp_path)
+    found = environment.read(tmp_path)
     assert found == Memory()
-    assert memory.limits(found, workspace_mib=512, shared=True) == Limits(workspace_mib=512, tactic_mib=None)
-    assert memory.warnings(found, Limits(workspace_mib=512, tactic_mib=None), model_bytes=0, shared=True) == []
+    assert environment.limits(found, workspace_mib=512, shared=True) == Limits(workspace_mib=512, tactic_mib=None)
+    assert environment.warnings(found, Limits(workspace_mib=512, tactic_mib=None), model_bytes=0, shared=True) == []
 
 
 @pytest.mark.parametrize(
@@ -45,14 +45,14 @@ def test_nothing_to_read(tmp_path: Path) -> None:
     ],
 )
 def test_limits_on_a_jetson(available: int, workspace: int | None, expected: tuple[int, int]) -> None:
-    found = memory.limits(Memory(available_mib=available), workspace_mib=workspace, shared=True)
+    found = environment.limits(Memory(available_mib=available), workspace_mib=workspace, shared=True)
     assert (found.workspace_mib, found.tactic_mib) == expected
 
 
 def test_a_discrete_gpu_keeps_tensorrts_defaults() -> None:
-    found = memory.limits(Memory(available_mib=1000), workspace_mib=None, shared=False)
+    found = environment.limits(Memory(available_mib=1000), workspace_mib=None, shared=False)
     assert found == Limits(workspace_mib=None, tactic_mib=None)
-    assert memory.warnings(Memory(available_mib=10), found, model_bytes=1 << 30, shared=False) == []
+    assert environment.warnings(Memory(available_mib=10), found, model_bytes=1 << 30, shared=False) == []
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_discrete_gpu_keeps_tensorrts_defaults() -> None:
 )
 def test_a_warning_before_the_killer(here: Memory, words: str | None) -> None:
     chosen = Limits(workspace_mib=512, tactic_mib=800)
-    found = memory.warnings(here, chosen, model_bytes=20 << 20, shared=True)
+    found = environment.warnings(here, chosen, model_bytes=20 << 20, shared=True)
     assert len(found) == (words is not None)
     if words is not None:
         assert words in found[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edge.backends.tensorrt import parse_errors
+from edge.backends.tensorrt import log_diagnosis
 from edge.errors import ModelError
 
 
@@ -73,20 +73,20 @@ OLD: Any = SimpleNamespace(parser_names=False)
     ],
 )  # fmt: skip
 def test_reasons(error: dict[str, Any], words: str, attempt: str) -> None:
-    (found,) = parse_errors.problems(parser(error), CAPS, list)
+    (found,) = log_diagnosis.problems(parser(error), CAPS, list)
     assert words in str(found)
     assert attempt in found.attempt
 
 
 def test_8_6_gives_numbers_and_the_model_the_names() -> None:
     errors = [{"desc": "false", "node": 1}, {"desc": "false", "node": 9}, {"desc": "broken", "node": -1}]
-    found = parse_errors.problems(parser(*errors), OLD, lambda: [("", "Relu"), ("odd", "Det")])
+    found = log_diagnosis.problems(parser(*errors), OLD, lambda: [("", "Relu"), ("odd", "Det")])
     assert [(item.node, item.operator) for item in found] == [("odd", "Det"), ("node 9", None), (None, None)]
 
 
 def test_all_of_them_are_listed_up_to_a_limit() -> None:
     errors = [{"desc": "false", "name": f"n{index}", "op": "Det"} for index in range(20)]
-    found = parse_errors.as_error(parse_errors.problems(parser(*errors), CAPS, list), where="m.onnx")
+    found = log_diagnosis.parser_error(log_diagnosis.problems(parser(*errors), CAPS, list), where="m.onnx")
     assert isinstance(found, ModelError)
     assert found.where == "m.onnx"
     assert found.what.count("\n") == 13
@@ -100,14 +100,14 @@ def test_what_helps_all_is_said_once_and_what_helps_one_beside_it() -> None:
         {"desc": "false", "name": "d", "op": "Det"},
         {"desc": "convertOnnxWeights(x)", "name": "c", "op": "Conv"},
     )
-    same = parse_errors.as_error(parse_errors.problems(parser(det, det), CAPS, list), where="m.onnx")
+    same = log_diagnosis.parser_error(log_diagnosis.problems(parser(det, det), CAPS, list), where="m.onnx")
     assert "try:" not in same.what
     assert "replace it in the exporter" in str(same.hint)
-    mixed = parse_errors.as_error(parse_errors.problems(parser(det, weights), CAPS, list), where="m.onnx")
+    mixed = log_diagnosis.parser_error(log_diagnosis.problems(parser(det, weights), CAPS, list), where="m.onnx")
     assert "Det (d): TensorRT has no such operator; try: replace it" in mixed.what
     assert "try: copy the model's weight files next to it" in mixed.what
     assert mixed.hint is None
 
 
 def test_no_reason() -> None:
-    assert "does not say why" in parse_errors.as_error([], where="m.onnx").what
+    assert "does not say why" in log_diagnosis.parser_error([], where="m.onnx").what

@@ -17,9 +17,8 @@ from edge.backends.tensorrt.caps import Caps, load
 from edge.backends.tensorrt.runner import TrtSession
 from edge.calibration import cache_keys
 from edge.config.profiles import Profile
-from edge.diagnostics import selftest_reference
-from edge.diagnostics.selftest_context import SelfTestContext
-from edge.diagnostics.selftest_record import SelfTestStep
+from edge.diagnostics import selftest_engines
+from edge.diagnostics.selftest_context import SelfTestContext, SelfTestStep
 from edge.diagnostics.selftest_run import SelfTestRun
 from edge.media.picture_sources import open_pictures
 from edge.model import onnx_model, preprocessing
@@ -203,7 +202,7 @@ def test_a_build_without_fp16_is_found(binding: Callable[..., Caps], bench: Self
 def test_wrong_answers_are_found(binding: Callable[..., Caps], bench: SelfTestContext) -> None:
     binding("10.3.0")
     assert bench.pictures is not None
-    right = selftest_reference.compute(bench.profile, bench.pictures)
+    right = selftest_engines.compute(bench.profile, bench.pictures)
 
     class Mirrored(OnHost):
         def open(self, engine: Path, **options: Any) -> Session:

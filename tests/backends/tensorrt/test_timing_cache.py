@@ -15,7 +15,7 @@ import pytest
 
 from edge.artifacts import store
 from edge.backends.interface import BuildRequest, TimingUse
-from edge.backends.tensorrt import timing_cache, timing_cache_format
+from edge.backends.tensorrt import timing_cache
 from edge.backends.tensorrt.backend import TensorRT
 from edge.backends.tensorrt.caps import Caps
 from edge.backends.tensorrt.timing_cache import TimingStore
@@ -50,8 +50,8 @@ def real_header(entries: int, *, format_: int = 236, payload: bytes = b"\0" * 40
 
 
 def test_a_header_is_read() -> None:
-    found = timing_cache_format.header(real_header(987))
-    assert found == timing_cache_format.TimingCacheHeader(
+    found = timing_cache.header(real_header(987))
+    assert found == timing_cache.TimingCacheHeader(
         format=236, whole=True, gpu_uuid="GPU-00000000-0000-0000-0000-000000000007", commit="0123456789abcdef",
         entries=987,
     )  # fmt: skip
@@ -59,24 +59,21 @@ def test_a_header_is_read() -> None:
 
 def test_a_header_that_is_cut_off_says_what_it_can() -> None:
     for length in (*range(100), 120):
-        found = timing_cache_format.header(real_header(987)[:length])
+        found = timing_cache.header(real_header(987)[:length])
         assert found.whole in {None, False}, length
         assert found.entries in {None, 987}, length
 
 
 def test_another_layout_says_nothing() -> None:
-    assert (
-        timing_cache_format.header(b"ptrt" + b"\x2b\0\0\0" + bytes(range(200)))
-        == timing_cache_format.TimingCacheHeader()
-    )
-    assert timing_cache_format.header(A) == timing_cache_format.TimingCacheHeader()
+    assert timing_cache.header(b"ptrt" + b"\x2b\0\0\0" + bytes(range(200))) == timing_cache.TimingCacheHeader()
+    assert timing_cache.header(A) == timing_cache.TimingCacheHeader()
 
 
 def test_the_header_of_a_real_timing_cache(repository: Path) -> None:
     real = repository.parent / "shared/reference/trt_artifacts/trt8.6.1-rtx3080.timing.cache"
     if not real.is_file():
         pytest.skip("the timing cache of TensorRT 8.6.1 is not on this machine (../shared/reference)")
-    found = timing_cache_format.header(real.read_bytes())
+    found = timing_cache.header(real.read_bytes())
     assert (found.format, found.whole, found.entries, found.commit) == (236, True, 987, "558ddbb60946c7d0")
     assert found.gpu_uuid == "GPU-40bbbf34-1187-4916-f5ef-df49ff518015"
 

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from edge.config import profiles
-from edge.deploy.bundle import check_models, creation, open_bundle, unpack_bundle
+from edge.deploy.bundle import creation
+from edge.deploy.bundle.closed import check_models
+from edge.deploy.bundle.reader import open_bundle
+from edge.deploy.bundle.unpacking import unpack_bundle
 from edge.errors import ArtifactError, EdgeError
 from tests.support.bundles import folder_of, tar_of
 

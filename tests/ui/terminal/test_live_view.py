@@ -12,7 +12,7 @@ from edge.artifacts.run_record import FrameResult, Gap, Guess, Skip, Stages, Tic
 from edge.runtime.statistics import RunSnapshot
 from edge.telemetry.source import Reading
 from edge.ui.terminal import live_view
-from edge.ui.terminal.glyphs import Glyphs
+from edge.ui.terminal.terminal import Glyphs
 
 OPEN = Gap(start_s=1.0, end_s=None, reason="no frame for 5 s", hint="sudo systemctl restart nvargus-daemon", attempts=2)
 

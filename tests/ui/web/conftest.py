@@ -12,11 +12,9 @@ import pytest
 from edge.artifacts.run_record import FrameResult
 from edge.runtime.statistics import RunStatistics
 from edge.telemetry.source import Reading
-from edge.ui.web.access import Access
-from edge.ui.web.address import Address, listen
-from edge.ui.web.app import application
+from edge.ui.web.address import Access, Address, listen
+from edge.ui.web.app import Server, application
 from edge.ui.web.metrics import Metrics
-from edge.ui.web.server import Server
 from edge.ui.web.view import RunView
 from tests.support.run_records import made
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from edge.errors import ArtifactError, DeviceError, UsageError
-from edge.ui.web.access import Access, new_token, read_token
-from edge.ui.web.address import Address, listen, parse_address
+from edge.ui.web.address import Access, Address, listen, new_token, parse_address, read_token
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 
 from edge.artifacts.run_record import Gap, Guess, Skip
 from edge.media import decoding
-from edge.ui.web.access import Access
+from edge.ui.web.address import Access
 from tests.support.run_records import made
 
 Make = Callable[..., Any]
@@ -290,8 +290,8 @@ def test_requests_that_are_never_finished_lock_nobody_out(running: Make) -> None
 
 
 def test_a_request_that_takes_too_long_is_cut_off(running: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge.ui.web.server._REQUEST_S", 0.5)
-    monkeypatch.setattr("edge.ui.web.server._LOOK_S", 0.05)
+    monkeypatch.setattr("edge.ui.web.app._REQUEST_S", 0.5)
+    monkeypatch.setattr("edge.ui.web.app._LOOK_S", 0.05)
     run = running()
     with socket.create_connection(("127.0.0.1", run.port)) as slow:
         slow.settimeout(20)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.backends.tensorrt.io_spec import check_gpu
+from edge.backends.tensorrt.runner import check_gpu
 from edge.config.profiles import InputConfig, PreprocessConfig
 from edge.errors import ArtifactError, DeviceError, StoreError
 from tests.support.cuda.host_device import DOWNLOAD_MS, RUN_MS, UPLOAD_MS, HostDevice
