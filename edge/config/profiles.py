@@ -500,6 +500,14 @@ def _pasted(values: Iterable[float]) -> str:
     return f"[{', '.join(f'{value:.6g}' for value in values)}]"
 
 
+def _convert_values(document: Document) -> None:
+    """Bring the values of one file to the form that profiles are checked in."""
+    _convert_units(document)
+    quantization = document.tree.get("quantization")
+    if isinstance(quantization, dict) and quantization.get("shift") is False:
+        quantization["shift"] = "off"  # YAML 1.1 reads an unquoted off as false
+
+
 def _convert_units(document: Document) -> None:
     """Bring ``preprocess.mean`` and ``std`` of one file to three values in units of 0 to 255."""
     section = document.tree.get("preprocess")
@@ -556,7 +564,7 @@ _KIND = Kind(
         }
     ),
     words=frozenset({"auto", "none"}),
-    convert=_convert_units,
+    convert=_convert_values,
 )
 
 

@@ -85,6 +85,13 @@ def test_forms_of_one_file(write: Write, text: str) -> None:
     assert profiles.read_profile(write("p", text)) == profiles.read_profile(write("p", BASE))
 
 
+@pytest.mark.parametrize("text", ["off", "'off'", "unpadded", "all"])
+def test_a_shift_is_a_word_with_quotes_or_without(write: Write, text: str) -> None:
+    """YAML reads an unquoted off as false."""
+    path = write("p", BASE + f"quantization: {{shift: {text}}}\n")
+    assert profiles.read_profile(path).shift == text.strip("'")
+
+
 def test_numbers_may_be_integers_where_floats_are_meant(write: Write) -> None:
     loaded = profiles.read_profile(write("p", BASE + "preprocess: {mean: [1, 2, 3.5], std: [1, 1, 1]}\n"))
     assert loaded.preprocess.mean == (1.0, 2.0, 3.5)
