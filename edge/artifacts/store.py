@@ -325,6 +325,12 @@ def save(
     return manifest
 
 
+def encode_without(manifest: Manifest, *names: str) -> bytes:
+    """Encode ``manifest`` without the entries ``names`` of its info, such as a folder of this machine, sealed again."""
+    kept = {name: value for name, value in manifest.info.items() if name not in names}
+    return _encode(msgspec.structs.replace(manifest, info=kept).sealed())
+
+
 def load(manifest_path: Path, *, kind: str, check_files: bool = True) -> Manifest:
     """Read a manifest and verify it, its kind and (unless told not to) every file that it names.
 

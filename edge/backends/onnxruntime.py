@@ -21,7 +21,7 @@ from edge.artifacts import Key, Scalar, temporary_folder
 from edge.backends import onnxruntime_graph
 from edge.backends.interface import BuildRequest, BuiltEngine, Inference, Int8Plan, Layers
 from edge.config import Profile
-from edge.errors import DEPENDENCIES, DeviceError, MissingDependencyError, ModelError, ProfileError, require
+from edge.errors import DEPENDENCIES, DeviceError, MissingDependencyError, ModelError, ProfileError, StoreError, require
 from edge.events import Listener, ignore_events
 from edge.model import Inspection
 
@@ -185,7 +185,13 @@ def _optimized(model: bytes) -> Any:  # noqa: ANN401
         path = Path(folder) / "optimized.onnx"
         options = _options(threads=1)
         options.optimized_model_filepath = str(path)
-        _open(model, options)
+        try:
+            _open(model, options)
+        except ModelError as exc:
+            if "serialization failed" not in exc.what:
+                raise
+            # Its words for a file that it cannot write; the model itself has been read.
+            raise StoreError("cannot write the optimized graph", where=path.parent, hint="is the disk full?") from exc
         return onnx.load(str(path))
 
 

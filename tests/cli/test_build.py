@@ -221,7 +221,7 @@ def test_a_full_disk_leaves_the_engine_that_was_there(
     edge(*COMMAND)
     before = files(folder / "engines")
     ended = edge_process(*COMMAND, "--force", limit=full_disk)
-    assert (ended.code, ended.out) == (9, "")
-    assert "cannot write: File too large" in ended.err
+    assert (ended.code, ended.out) == (9, ""), ended.err
+    assert "cannot write" in ended.err
     assert files(folder / "engines") == before
     assert [path for path in (folder / "engines" / "tiny").iterdir() if path.suffix == ".tmp"] == []

@@ -178,6 +178,9 @@ def _add_table(
         paths += [prepared, cache_keys.manifest_path(prepared)]
     for path in paths:
         contents[f"{TABLES}/{path.relative_to(cache).as_posix()}"] = path
+    # The folder of the calibration pictures is one of this machine.
+    own = cache_keys.manifest_path(table.path).relative_to(cache).as_posix()
+    contents[f"{TABLES}/{own}"] = store.encode_without(table.manifest, "source")
     info["table"] = table.sha256
 
 

@@ -75,7 +75,7 @@ def test_answers_of_another_machine_are_taken_over(made: Made, tmp_path: Path) -
     first = made("first.edge")
     assert made("second.edge", reference=first).path.read_bytes() == first.path.read_bytes()
     with pytest.raises(ArtifactError, match="made with another preprocess"):
-        made("third.edge", reference=first, overrides={"preprocess": {"resize": 40}})
+        made("third.edge", reference=first, overrides={"preprocess": {"resize": 44}})
     pictures = list(open_pictures(tmp_path / "pictures").take(3))
     with pytest.raises(ArtifactError, match="of other pictures"):
         made("third.edge", reference=first, golden=pictures)
