@@ -468,16 +468,10 @@ def _check_backend(profile: Profile, document: Document) -> None:
 
 def _check_rule(rule: NotifyRule, document: Document, key: tuple[str, ...]) -> None:
     for name, duration in (("for", rule.hold), ("every", rule.every)):
-        if not _is_duration(duration):
-            raise document.error((*key, name), f"invalid duration {duration!r} (examples: 0.5, 0.5s, 2m)")
-
-
-def _is_duration(value: float | str) -> bool:
-    try:
-        parse_duration(value)
-    except ValueError:
-        return False
-    return True
+        try:
+            parse_duration(duration)
+        except ValueError:
+            raise document.error((*key, name), f"invalid duration {duration!r} (examples: 0.5, 0.5s, 2m)") from None
 
 
 def _check_units(pre: PreprocessConfig, document: Document) -> None:
@@ -501,15 +495,10 @@ def _pasted(values: Iterable[float]) -> str:
 
 
 def _convert_values(document: Document) -> None:
-    """Bring the values of one file to the form that profiles are checked in."""
-    _convert_units(document)
+    """Bring ``preprocess.mean`` and ``std`` of one file to three values in units of 0 to 255, a bare off to text."""
     quantization = document.tree.get("quantization")
     if isinstance(quantization, dict) and quantization.get("shift") is False:
-        quantization["shift"] = "off"  # YAML 1.1 reads an unquoted off as false
-
-
-def _convert_units(document: Document) -> None:
-    """Bring ``preprocess.mean`` and ``std`` of one file to three values in units of 0 to 255."""
+        quantization["shift"] = "off"  # YAML 1.1 reads off as false
     section = document.tree.get("preprocess")
     if not isinstance(section, dict):
         return
