@@ -470,7 +470,7 @@ def _check_rule(rule: NotifyRule, document: Document, key: tuple[str, ...]) -> N
     for name, duration in (("for", rule.hold), ("every", rule.every)):
         try:
             parse_duration(duration)
-        except ValueError:
+        except ValueError:  # noqa: PERF203 - two values
             raise document.error((*key, name), f"invalid duration {duration!r} (examples: 0.5, 0.5s, 2m)") from None
 
 
