@@ -390,8 +390,9 @@ def test_test_mode_runs_everything_and_pytest_last(bench: Bench, failing: str, c
     assert result.returncode == code
     calls = [line for line in bench.calls() if line.startswith("-m") and " venv " not in line]
     assert calls[0].endswith("-e .[dev]")
-    assert calls[1:] == ["-m ruff check .", "-m ruff format --check .", "-m mypy", "-m pytest"]
-    assert result.stdout.splitlines()[-1] == "running -m pytest"
+    assert calls[1:] == ["-m ruff check .", "-m ruff format --check .", "-m mypy", calls[4]]
+    assert re.fullmatch(r"-m pytest -n \d+ --dist worksteal", calls[4])
+    assert result.stdout.splitlines()[-1] == f"running {calls[4]}"
     if "ruff" in failing:
         assert "failed: 'ruff check .' 'ruff format --check .'" in result.stderr
 

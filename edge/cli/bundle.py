@@ -115,7 +115,8 @@ def _golden(source: Path | None) -> list[Picture]:
     from edge.media import open_pictures
 
     if source is None:
-        source = paths.resources() / "samples"
+        own = paths.home() / "samples"
+        source = own if own.is_dir() else paths.resources() / "samples"
         if not source.is_dir():
             raise UsageError("there are no golden pictures", where=source, hint="--golden DIR, or --no-golden")
     return list(open_pictures(source))

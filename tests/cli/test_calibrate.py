@@ -72,12 +72,12 @@ def test_an_algorithm_comes_with_its_parameter_as_a_sweep_writes_it(edge: Edge, 
     assert (ended.code, table.is_file()) == (0, True)
     said = "calibration: {algorithm: percentile, parameters: {percentile: 99.9}}"
     assert (
-        f"edge build takes entropy2.table, as the profile tiny says; to take this one, let it say {said}" in ended.err
+        f"edge build uses entropy2.table, as the profile tiny asks; to use this one, write there: {said}" in ended.err
     )
     place(calibration={"algorithm": "percentile", "parameters": {"percentile": 99.9}})
     again = edge(*COMMAND)
     assert (again.code, again.out) == (0, f"{table}: unchanged, nothing to do (8 pictures)\n")
-    assert "edge build takes" not in again.err
+    assert "edge build uses" not in again.err
 
 
 @pytest.mark.parametrize(

@@ -71,12 +71,6 @@ def too_new(path: Path) -> None:
     onnx.save(model, path)
 
 
-def dynamic(path: Path) -> None:
-    model = onnx.load(path)
-    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "channels"
-    onnx.save(model, path)
-
-
 def lost_weights(path: Path) -> None:
     model = onnx.load(path)
     onnx.save(model, path, save_as_external_data=True, location="gone.weights", size_threshold=0)
@@ -87,7 +81,7 @@ def cut_off(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:700])
 
 
-@pytest.mark.parametrize("spoil", [unsupported, too_new, dynamic, lost_weights, cut_off])
+@pytest.mark.parametrize("spoil", [unsupported, too_new, lost_weights, cut_off])
 def test_a_model_that_cannot_be_built(spoil: Callable[[Path], None], edge: Edge, desktop: Place) -> None:
     folder = desktop()
     spoil(folder / "profiles/model.onnx")

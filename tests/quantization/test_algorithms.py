@@ -76,8 +76,8 @@ def test_the_defaults_are_filled_in() -> None:
     [
         ("entropie2", "calibration.algorithm: there is no 'entropie2' (did you mean 'entropy2'?)"),
         ("min-max", "calibration.algorithm: there is no 'min-max' (did you mean 'minmax'?)"),
-        ("ada", f"calibration.algorithm: there is no 'ada'; there are {', '.join(sorted(REGISTRY))}"),
-        ("", f"calibration.algorithm: there is no ''; there are {', '.join(sorted(REGISTRY))}"),
+        ("ada", f"calibration.algorithm: there is no 'ada'; there are {', '.join(sorted(('auto', *REGISTRY)))}"),
+        ("", f"calibration.algorithm: there is no ''; there are {', '.join(sorted(('auto', *REGISTRY)))}"),
     ],
 )
 def test_an_algorithm_that_is_not_there(name: str, said: str) -> None:
