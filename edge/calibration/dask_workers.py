@@ -43,7 +43,7 @@ _GOES_ON = "what was counted is kept: the same command goes on from there"
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """A machine that counted, with the versions that the statistics depend on."""
+    """A machine that collected statistics, with the package versions that they depend on."""
 
     host: str
     versions: dict[str, str | None]

@@ -314,7 +314,7 @@ class ListeningPorts:
 
     @property
     def has_page(self) -> bool:
-        """True if anybody can look at pictures."""
+        """True if any port serves the web page."""
         return any(port.has_page for port in self.each)
 
 

@@ -61,7 +61,7 @@ class SavedOutage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One line after the header; exactly one of these is there."""
+    """One line after the header; exactly one of the two fields is set."""
 
     frame: SavedFrame | None = None
     outage: SavedOutage | None = None

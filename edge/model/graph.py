@@ -61,7 +61,7 @@ class GraphIndex:
         return values
 
     def unique(self, wanted: str) -> str:
-        """``wanted``, or with a number behind it where a tensor or node has that name."""
+        """Return ``wanted``, with a numeric suffix if a tensor or node has that name already."""
         name, number = wanted, 1
         while name in self._names:
             number += 1

@@ -50,7 +50,7 @@ def shift_of(tensor: str, low: float, high: float, bound: float) -> Shift | None
 
 
 def shift_range(shift: Shift) -> float:
-    """Range of the shifted tensor: the larger of its two ends."""
+    """Symmetric range after the shift: half the distance from low to high."""
     return (shift.high - shift.low) / 2.0
 
 

@@ -247,7 +247,7 @@ def _throttles(record: RunRecord) -> dict[str, Any]:
 
 
 def ms(value: float | None) -> str:
-    """Milliseconds with three digits that count."""
+    """Format milliseconds with three significant digits."""
     if value is None:
         return "–"
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

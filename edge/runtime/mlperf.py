@@ -54,7 +54,7 @@ def fewest_queries(percentile: float) -> int:
 
 
 def most_over(queries: int, percentile: float) -> int:
-    """The largest number of queries over a latency with which the percentile is under it with 99 % confidence; or 0.
+    """Return how many queries may exceed a latency while the percentile still meets it with 99 % confidence; or 0.
 
     If the true share over it were ``1 - percentile``, seeing this few would have a chance of 1 % or less.
     """

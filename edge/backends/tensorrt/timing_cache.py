@@ -347,7 +347,7 @@ class CacheInUse:
         return self._after
 
     def report(self) -> TimingReport:
-        """Report the use, once everything that belongs to the build is freed."""
+        """Report how the cache was used; to be called when all objects of the build are freed."""
         before, after = self._entries_before, self._entries_after
         use: Use = "refused" if self.refused else ("used" if self._before else "started")
         kept = None if self.refused else self._before
