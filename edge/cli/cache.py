@@ -17,9 +17,8 @@ from edge.errors import ArtifactError, QualityError, UsageError
 from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
-    from edge.deploy import Collected
-if TYPE_CHECKING:
     from edge.backends.tensorrt import TimingCacheEntry
+    from edge.deploy import Collected
 
 
 def pull(

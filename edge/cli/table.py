@@ -15,8 +15,6 @@ from edge.errors import ArtifactError, EdgeError, QualityError, UsageError
 from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
-    from edge.quantization import AlgorithmName, Table, TrtVersion
-if TYPE_CHECKING:
     from edge.config import Profile
     from edge.quantization import AlgorithmName, Route, Table, TableComparison, TableFinding, TrtVersion
 

@@ -21,8 +21,6 @@ from edge.model import GraphIndex, WeightedLayer, attributes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from onnx import NodeProto
 
 

@@ -246,7 +246,7 @@ class TensorRT:
         return msgspec.structs.replace(built, info={**built.info, "build_times": times}, notes=notes)
 
     def _store(self, folder: Path, found: Caps, listen: Listener) -> TimingStore:
-        from edge.backends.tensorrt.timing_cache import TimingStore
+        from edge.backends.tensorrt.timing_cache import TimingStore, timing_key
 
         return TimingStore(folder, timing_key(found, self._environment()), listen=listen)
 
@@ -302,21 +302,6 @@ def as_engine(built: Built, found: Caps, here: Environment) -> BuiltEngine:
         inspection=built.described,
         raw_inspection=None if built.inspection is None else built.inspection.encode(),
     )
-
-
-def timing_key(found: Caps, here: Environment) -> dict[str, Scalar]:
-    """The key of a timing cache: everything that its times depend on."""
-    device = here.device
-    return {
-        "tensorrt": found.version,
-        "package": here.package,
-        "module": device.module,
-        "gpu": here.gpu,
-        "sm": here.sm,
-        "power_mode": device.power_mode,
-        "clocks_locked": device.clocks_locked,
-        "cuda": here.cuda,
-    }
 
 
 def _product(profile: Profile) -> bool | None:

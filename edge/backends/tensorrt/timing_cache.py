@@ -21,10 +21,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from edge.artifacts import Key, store
+from edge.artifacts import Key, Scalar, store
 from edge.backends.tensorrt import build_monitor, builder_config, log_diagnosis
 from edge.backends.tensorrt.build_monitor import BuildWatch
 from edge.backends.tensorrt.caps import Caps, binding_module
+from edge.backends.tensorrt.environment import Environment
 from edge.errors import ArtifactError, DeviceError, EdgeError, StoreError, os_error
 from edge.events import Listener, Note, ignore_events
 
@@ -49,6 +50,21 @@ class TimingCacheHeader(msgspec.Struct, frozen=True, kw_only=True):
     gpu_uuid: str | None = None
     commit: str | None = None
     entries: int | None = None
+
+
+def timing_key(found: Caps, here: Environment) -> dict[str, Scalar]:
+    """Return the key of a timing cache: everything that its times depend on."""
+    device = here.device
+    return {
+        "tensorrt": found.version,
+        "package": here.package,
+        "module": device.module,
+        "gpu": here.gpu,
+        "sm": here.sm,
+        "power_mode": device.power_mode,
+        "clocks_locked": device.clocks_locked,
+        "cuda": here.cuda,
+    }
 
 
 def header(content: bytes) -> TimingCacheHeader:

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
     from edge.ui.web.metrics import Metrics
     from edge.ui.web.view import RunView
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp
-
 
 _STATIC = Path(__file__).parent / "static"
 _MOST_BODY = 1024
