@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.config import did_you_mean
 from edge.errors import ProfileError, UsageError
 from edge.quantization.statistics import Histogram, Statistics, TensorStatistics
 
@@ -96,13 +97,10 @@ def find(name: str, parameters: Parameters) -> tuple[Algorithm, dict[str, float]
     Raises:
         ProfileError: no such algorithm, or no such parameter.
     """
-    import difflib
-
     found = REGISTRY.get(name)
     if found is None:
         known = sorted([*REGISTRY, AUTO])
-        near = difflib.get_close_matches(name, known, n=1)
-        suggestion = f" (did you mean {near[0]!r}?)" if near else f"; there are {', '.join(known)}"
+        suggestion = did_you_mean(name, known) or f"; there are {', '.join(known)}"
         raise ProfileError(f"calibration.algorithm: there is no {name!r}{suggestion}")
     for key in parameters:
         if key not in found.parameters:
