@@ -157,7 +157,7 @@ def profile_text(net: str, model: Path, shift: str, name: str) -> str:
 def inputs(net: str, folder: Path, count: int | None = None) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The pictures of a folder as the network takes them, N×3×H×W."""
     from edge.config.profiles import read_profile
-    from edge.media.decoding import decode
+    from edge.media.pictures import decode
     from edge.model.preprocessing import Preprocessor
 
     scratch = folder.parent / f"{net}-inputs.yaml"

@@ -258,7 +258,7 @@ def load(path: Path) -> np.ndarray:
 
 def _preprocess() -> Callable[[Path], np.ndarray]:
     from edge.config import profiles
-    from edge.media.decoding import decode
+    from edge.media.pictures import decode
     from edge.model.preprocessing import Preprocessor
 
     if not _KEPT:

@@ -27,7 +27,7 @@ from edge.backends.interface import BuildRequest
 from edge.backends.onnxruntime import OrtSession
 from edge.calibration import cache_keys
 from edge.config import profiles
-from edge.engines import building, engine_page, engine_report, inventory
+from edge.engines import building, engine_report, inventory
 from edge.model import inspection
 from edge.quantization import qdq
 
@@ -70,7 +70,7 @@ def main() -> None:
                 f"{median_ms(bare, request):>11.0f} ms"
                 f"{len(inspection.encode_inspection(looked)) / 1024:>10.0f} KiB"
                 f"{median_ms(engine_report.load, outcome.manifest):>7.0f} ms"
-                f"{median_ms(engine_page.render, shown):>9.0f} ms"
+                f"{median_ms(engine_report.render, shown):>9.0f} ms"
                 f"{found:>9} of {len(looked.nodes)}"
             )
         look = inventory.InventoryScan(resolve=lambda _name: chosen, backend=interface.get, cache=cache)

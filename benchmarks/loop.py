@@ -35,22 +35,21 @@ from numpy.typing import NDArray
 from edge.artifacts.run_record import RunRecord, Subject
 from edge.backends.fake import Fake, FakeSession
 from edge.backends.interface import Inference, get
-from edge.cli import concurrency
+from edge.cli.options import choose
 from edge.config import profiles
 from edge.engines import building
 from edge.media import labels
 from edge.media.camera_group import CameraGroup
-from edge.media.decoding import decode
 from edge.media.picture_sources import open_pictures
-from edge.media.pictures import Pictures
+from edge.media.pictures import Pictures, decode
 from edge.media.recorder import RecordingHeader, Saved, SavedFrame
 from edge.media.replay import ReplayStream
 from edge.media.streams import Frame, OpenedSource, PictureStream
 from edge.model.preprocessing import Preprocessor
 from edge.runtime import pipeline, run_loop
-from edge.runtime.statistics import RunStatistics
+from edge.runtime.run_statistics import RunStatistics
 from edge.telemetry.sampler import Telemetry
-from edge.telemetry.source import NoSource
+from edge.telemetry.sources import NoSource
 
 ROOT = Path(__file__).resolve().parents[1]
 UNMEASURED = Telemetry(sampler=None, no_power=NoSource(()))
@@ -210,7 +209,7 @@ class Host:
     def throughput(self, rounds: int) -> None:
         """The default of the loop against the sequential loop at its best, in turns."""
         cores = len(os.sched_getaffinity(0))
-        best = concurrency.choose(self.profile, live=False, workers=None, threads=None, batch=1)
+        best = choose(self.profile, live=False, workers=None, threads=None, batch=1)
         plain: dict[int, list[float]] = {threads: [] for threads in sorted({1, cores})}
         settings = {
             "the default": (best.workers, best.threads or 1, best.width.prepare),
@@ -258,7 +257,7 @@ def watchers(*, is_watched: bool, total: int) -> Iterator[dict[str, Any]]:
     from rich.console import Console
 
     from edge.telemetry.sampler import Sampler
-    from edge.telemetry.source import Reading
+    from edge.telemetry.sources import Reading
     from edge.ui.terminal.live_view import LiveView
     from edge.ui.terminal.terminal import Terminal
 

@@ -71,8 +71,8 @@ def parity(images: Path) -> None:
     from PIL import Image
 
     from edge.config import profiles
-    from edge.media.decoding import decode
     from edge.media.picture_sources import open_pictures
+    from edge.media.pictures import decode
     from edge.model.preprocessing import Preprocessor, region
 
     chosen = profiles.read_profile(ROOT / "profiles/host.yaml")

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from edge.backends.cuda.driver import open_device
 from edge.backends.cuda.protocols import GpuDevice
-from edge.backends.tensorrt import caps
+from edge.backends.tensorrt import environment
 from edge.backends.tensorrt.runner import TrtSession
 from edge.errors import EdgeError
 from tests.support.cuda.host_device import HostDevice
@@ -82,7 +82,7 @@ def opened(device: GpuDevice, *, graphs: bool) -> TrtSession:
             inputs={"images": ["FLOAT", [1, 3, SIDE, SIDE]]},
             outputs={"logits": ["FLOAT", [1, CLASSES]]},
         )
-        return TrtSession(path, caps.load(), precision="fp32", device=device, graphs=graphs)
+        return TrtSession(path, environment.load(), precision="fp32", device=device, graphs=graphs)
 
 
 def trivial(device: GpuDevice) -> Callable[..., None]:

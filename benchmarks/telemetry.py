@@ -26,7 +26,7 @@ from edge.stats import QuantileSketch, percentile
 from edge.telemetry.energy import Trace, Window
 from edge.telemetry.hwmon import Hwmon
 from edge.telemetry.sampler import Sampler
-from edge.telemetry.source import Unavailable
+from edge.telemetry.sources import Unavailable
 from edge.telemetry.tegrastats import Tegrastats
 
 SECONDS = 20.0

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from edge.telemetry.energy import Window
 from edge.telemetry.nvml import Nvml
 from edge.telemetry.sampler import Sampler
-from edge.telemetry.source import Unavailable
+from edge.telemetry.sources import Unavailable
 
 SECONDS = 20.0
 

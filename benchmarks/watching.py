@@ -33,7 +33,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from edge.runtime.statistics import RunStatistics  # noqa: E402
+from edge.runtime.run_statistics import RunStatistics  # noqa: E402
 from edge.ui.web.view import RunView  # noqa: E402
 from tests.support.run_records import made  # noqa: E402 - found by the line above
 

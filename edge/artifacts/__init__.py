@@ -38,10 +38,11 @@ if TYPE_CHECKING:
         Manifest,
         Scalar,
         canonical_digest,
+        remove_leftovers,
         sha256_bytes,
         sha256_file,
+        temporary_folder,
     )
-    from edge.artifacts.temporary import remove_leftovers, temporary_folder
 else:
     __getattr__ = lazy_exports(
         __name__,
@@ -77,10 +78,11 @@ else:
                 "Manifest",
                 "Scalar",
                 "canonical_digest",
+                "remove_leftovers",
                 "sha256_bytes",
                 "sha256_file",
+                "temporary_folder",
             ],
-            "temporary": ["remove_leftovers", "temporary_folder"],
         },
     )
 

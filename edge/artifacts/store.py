@@ -17,6 +17,7 @@ import hmac
 import json
 import os
 import re
+import shutil
 import socket
 import stat
 import sys
@@ -30,6 +31,51 @@ import msgspec
 
 from edge import __version__
 from edge.errors import ArtifactError, StoreError, os_error
+
+_NAME = re.compile(r"edge-[a-z]+-(\d+)-[^/]+")
+
+
+@contextlib.contextmanager
+def temporary_folder(what: str) -> Iterator[Path]:
+    """A folder that is removed when the block ends.
+
+    Args:
+        what: What it is for, in lower-case letters: part of its name.
+    """
+    with tempfile.TemporaryDirectory(prefix=f"edge-{what}-{os.getpid()}-") as name:
+        yield Path(name)
+
+
+def remove_leftovers(folder: Path | None = None) -> list[Path]:
+    """Remove temporary folders of this user whose process was killed; those that were removed.
+
+    A folder of another user, one whose process runs, and what is no folder of edge stay.
+    """
+    removed = []
+    base = Path(tempfile.gettempdir()) if folder is None else folder
+    with contextlib.suppress(OSError):
+        for path in sorted(base.glob("edge-*")):
+            if _is_leftover(path):
+                shutil.rmtree(path, ignore_errors=True)
+                removed.append(path)
+    return removed
+
+
+def _is_leftover(path: Path) -> bool:
+    found = _NAME.fullmatch(path.name)
+    if found is None:
+        return False
+    try:
+        state = path.lstat()
+        if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid():
+            return False
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
 
 FORMAT = 1
 _MOST_LINKS = 40

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edge.calibration.preparation import HEADER_VERSION, PreparationSettings, Prepared, finish, prepare
     from edge.calibration.quality import MeasuredAccuracy, QualityVerdict
     from edge.calibration.scoring import (
+        LayerNoise,
         PictureInputs,
         Score,
         Scorer,
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
         compare,
         inputs_of,
         measure_accuracy,
+        predicted_sqnr,
+        rank_layers,
         spread,
         tensorrt_form,
+        worst_layers,
     )
-    from edge.calibration.sensitivity import LayerNoise, predicted_sqnr, rank_layers, worst_layers
     from edge.calibration.worker_processes import Processes
     from edge.calibration.workflow import CalibrationOutcome, preparation_settings, save_quantization
 else:
@@ -34,6 +37,7 @@ else:
             "preparation": ["HEADER_VERSION", "PreparationSettings", "Prepared", "finish", "prepare"],
             "quality": ["MeasuredAccuracy", "QualityVerdict"],
             "scoring": [
+                "LayerNoise",
                 "PictureInputs",
                 "Score",
                 "Scorer",
@@ -41,10 +45,12 @@ else:
                 "compare",
                 "inputs_of",
                 "measure_accuracy",
+                "predicted_sqnr",
+                "rank_layers",
                 "spread",
                 "tensorrt_form",
+                "worst_layers",
             ],
-            "sensitivity": ["LayerNoise", "predicted_sqnr", "rank_layers", "worst_layers"],
             "worker_processes": ["Processes"],
             "workflow": ["CalibrationOutcome", "preparation_settings", "save_quantization"],
         },
@@ -82,7 +88,6 @@ __all__ = [
     "scoring",
     "spread",
     "tensorrt_form",
-    "watch_plan",
     "workflow",
     "worst_layers",
 ]

@@ -25,7 +25,7 @@ import msgspec
 
 from edge import __version__
 from edge.calibration.collection import Chunks, PartialStatistics, StatisticsJob, count
-from edge.calibration.work_queue import PackedStatistics, WorkItem, WorkQueue, pack, unpack
+from edge.calibration.worker_processes import PackedStatistics, WorkItem, WorkQueue, pack, unpack
 from edge.errors import DEPENDENCIES, DeviceError, EdgeError, MissingDependencyError, ModelError, UsageError, require
 from edge.events import Listener, Note, ignore_events
 from edge.media import Picture

@@ -14,13 +14,13 @@ import msgspec
 import numpy as np
 
 from edge.backends import OrtSession
-from edge.calibration import watch_plan
+from edge.calibration import collection
 from edge.calibration.counting import Counter
 from edge.calibration.scoring import Scorer
 from edge.errors import ModelError
 from edge.events import Listener, Progress, ignore_events
 from edge.model import GraphIndex, weighted_layers
-from edge.quantization import (  # fmt: skip
+from edge.quantization import (
     Attention,
     BiasCorrection,
     FloatLayer,
@@ -140,7 +140,7 @@ def finish(folded: OnnxModel, statistics: Statistics, recipe: Recipe) -> Prepare
 
 def _folded_ranges(folded: OnnxModel, statistics: Statistics, recipe: Recipe) -> dict[str, float]:
     chosen, parameters = algorithms.find(recipe.algorithm, recipe.parameters)
-    return watch_plan.shared_ranges(folded.graph, algorithms.ranges(statistics, chosen, parameters))
+    return collection.shared_ranges(folded.graph, algorithms.ranges(statistics, chosen, parameters))
 
 
 class _Channels(msgspec.Struct, frozen=True):
@@ -356,7 +356,7 @@ class _Stack:
     def _values(self, model: OnnxModel, names: Sequence[str]) -> Any:  # noqa: ANN401 - an iterator of mappings
         given = {value.name for value in model.graph.input}
         watched = [name for name in names if name not in given]
-        outputs = watch_plan.with_outputs(model, watched)
+        outputs = collection.with_outputs(model, watched)
         session = OrtSession(outputs, precision="fp32", lean=True) if watched else None
         for batch in self._scorer.batches:
             values = dict(zip(watched, session.outputs(batch), strict=True)) if session else {}

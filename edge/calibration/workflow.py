@@ -17,7 +17,7 @@ import msgspec
 
 from edge.artifacts import sha256_bytes, store
 from edge.backends import BuildRequest, TimingUse
-from edge.calibration import cache_keys, collection, watch_plan
+from edge.calibration import cache_keys, collection
 from edge.calibration.preparation import PreparationSettings, Prepared, finish, prepare
 from edge.calibration.quality import MeasuredAccuracy
 from edge.calibration.scoring import PictureInputs, Scorer, spread
@@ -101,7 +101,7 @@ def calibrate(
     for difference in changed:
         listen(Note(f"the table that is there differs in {difference}"))
 
-    plan = watch_plan.plan(onnx_model.folded(model.path, model.outputs).graph, model.activations)
+    plan = collection.plan(onnx_model.folded(model.path, model.outputs).graph, model.activations)
     is_auto = settings.algorithm == algorithms.AUTO
     needs = "histogram" if is_auto else algorithms.find(settings.algorithm, settings.parameters)[0].needs
     with _locked(path, listen):

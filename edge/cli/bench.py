@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edge.artifacts import RunRecord
     from edge.backends import Backend
     from edge.calibration import FoundArtifact
-    from edge.cli.power_options import PowerOptions
+    from edge.cli.options import PowerOptions
     from edge.config import Profile
 
 _SAMPLES = 64
@@ -73,18 +73,18 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     as_json: options.Json = False,
 ) -> None:
     """Run the operation."""
-    from edge.cli import paths, power_options, signals
-    from edge.runtime import benchmark, mlperf
+    from edge.cli import options, paths, signals
+    from edge.runtime import benchmark
 
     if camera and (images is not None or scenario != "single-stream" or min_samples is not None):
         raise UsageError("--camera measures the whole loop: it goes with no --images, --scenario or --min-samples")
-    if scenario not in mlperf.SCENARIOS:
-        raise UsageError(f"there is no scenario {scenario!r}", hint=f"one of {', '.join(mlperf.SCENARIOS)}")
-    rules = mlperf.SCENARIOS[scenario]
-    duration_s = None if min_duration is None else power_options.seconds(min_duration, option="--min-duration")
-    warmup_s = power_options.seconds(warm_up, option="--warm-up")
+    if scenario not in benchmark.SCENARIOS:
+        raise UsageError(f"there is no scenario {scenario!r}", hint=f"one of {', '.join(benchmark.SCENARIOS)}")
+    rules = benchmark.SCENARIOS[scenario]
+    duration_s = None if min_duration is None else options.seconds(min_duration, option="--min-duration")
+    warmup_s = options.seconds(warm_up, option="--warm-up")
     chosen, path = paths.load_profile(profile)
-    asked = power_options.PowerOptions(power=power, idle=idle, set_power_mode=set_power_mode, log=telemetry_log)
+    asked = options.PowerOptions(power=power, idle=idle, set_power_mode=set_power_mode, log=telemetry_log)
     asked.check(chosen)
     terminal = Terminal()
     if not as_json:
@@ -115,7 +115,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
         )
         stack.callback(session.close)
         stop = stack.enter_context(signals.graceful())
-        telemetry = stack.enter_context(power_options.measured(chosen, asked, terminal=terminal, should_stop=stop))
+        telemetry = stack.enter_context(options.measured(chosen, asked, terminal=terminal, should_stop=stop))
         with terminal.progress() as listen:
             finished = benchmark.bench(
                 benchmark.Samples(chosen, images, count=samples).batches,
@@ -150,14 +150,14 @@ def _bench_camera(
 ) -> RunRecord:  # fmt: skip
     """Measure the loop itself on cameras, from the capture of a frame to its label."""
     from edge.artifacts import FrameResult
-    from edge.cli import concurrency, paths, power_options, signals
+    from edge.cli import options, paths, signals
     from edge.media import labels
     from edge.runtime import Observers, RunSettings, benchmark, output_kind, run_loop
 
     backend, wanted, found = engine
     source = run_options.FrameSource(images=None, camera=given, video=None, replay=None, limit=None, save=None)
     cameras = source.cameras(chosen, terminal.warn)
-    width = concurrency.choose(chosen, live=True, cameras=len(cameras))
+    width = options.choose(chosen, live=True, cameras=len(cameras))
     open_stream = source.plan(chosen, cameras)
     ages = array("d")
 
@@ -166,11 +166,11 @@ def _bench_camera(
             ages.append(event.stages.age_ms)
 
     with contextlib.ExitStack() as stack:
-        sessions, preprocessor = concurrency.open_sessions(
+        sessions, preprocessor = options.open_sessions(
             backend, found, chosen, width, precision=wanted, stack=stack, warn=terminal.warn
         )
         stop = stack.enter_context(signals.graceful())
-        telemetry = stack.enter_context(power_options.measured(chosen, asked, terminal=terminal, should_stop=stop))
+        telemetry = stack.enter_context(options.measured(chosen, asked, terminal=terminal, should_stop=stop))
         stream = open_stream()
         stack.callback(stream.close)
         record = run_loop.run(

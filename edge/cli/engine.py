@@ -42,14 +42,14 @@ def show(
     as_json: options.Json = False,
 ) -> None:
     """Show what an engine is really made of: precisions, fusions, reformats, and what it was built from."""
-    from edge.engines import engine_page, engine_report, layer_times
+    from edge.engines import engine_report, layer_times
 
     terminal = Terminal()
     _check_page(html)
     path = engine if engine is not None else _of_profile(profile, precision, engine_dir)
     card = engine_report.load(path)
     timed = None if times is None else layer_times.read(times, card)
-    drawn = None if html is None else engine_page.render(card, timed)
+    drawn = None if html is None else engine_report.render(card, timed)
     if as_json:
         content = {**msgspec.to_builtins(card, enc_hook=str), "times": timed}
         terminal.data(msgspec.json.encode(content).decode())
@@ -71,7 +71,7 @@ def diff(
     as_json: options.Json = False,
 ) -> None:
     """Compare two engines: what they were built from, which ONNX nodes changed precision, what is fused in one only."""
-    from edge.engines import engine_comparison, engine_page, engine_report
+    from edge.engines import engine_comparison, engine_report
 
     terminal = Terminal()
     _check_page(html)
@@ -80,7 +80,7 @@ def diff(
         engine_report.load(_of_profile(profile, word, engine_dir) if word in known else Path(word)) for word in (a, b)
     )
     found = engine_comparison.compare(first, second)
-    drawn = None if html is None else engine_page.render_difference(first, second, found)
+    drawn = None if html is None else engine_report.render_difference(first, second, found)
     if as_json:
         terminal.data(msgspec.json.encode(found, enc_hook=str).decode())
     else:
@@ -98,7 +98,7 @@ def list_(
 ) -> None:
     """List all engines, and whether each is the one that its profile asks for on this machine."""
     from edge.cli import paths
-    from edge.engines import engine_page, inventory
+    from edge.engines import engine_report, inventory
 
     terminal = Terminal()
     folder = paths.engine_folder(engine_dir)
@@ -111,7 +111,7 @@ def list_(
         return
     rows = [
         (
-            entry.profile, entry.manifest.stem, entry.runtime or "?", engine_page.size(entry.size_bytes),
+            entry.profile, entry.manifest.stem, entry.runtime or "?", engine_report.size(entry.size_bytes),
             (entry.created_utc or "")[:10], _state(entry),
         )
         for entry in entries
@@ -132,7 +132,7 @@ def gc(
 ) -> None:
     """Remove engines that are stale or damaged; never one that is current, or that cannot be judged here."""
     from edge.cli import paths
-    from edge.engines import engine_page, inventory
+    from edge.engines import engine_report, inventory
 
     terminal = Terminal()
     look = _look(cache_dir, verify=True)
@@ -151,11 +151,11 @@ def gc(
     word = "would remove" if dry_run else "removed"
     for entry in gone:
         terminal.data(
-            f"{word} {entry.manifest.with_suffix('')} ({engine_page.size(entry.size_bytes)}): {_state(entry)}"
+            f"{word} {entry.manifest.with_suffix('')} ({engine_report.size(entry.size_bytes)}): {_state(entry)}"
         )
     kept = Counter(entry.state for entry in entries if entry not in gone)
     rest = ", ".join(f"{count} {state}" for state, count in sorted(kept.items())) or "none"
-    terminal.info(f"{len(gone)} engines, {engine_page.size(total)}; kept: {rest}")
+    terminal.info(f"{len(gone)} engines, {engine_report.size(total)}; kept: {rest}")
 
 
 def _check_page(html: Path | None) -> None:
@@ -245,7 +245,7 @@ def _first(count: int) -> str:
 
 def _facts(card: EngineReport) -> list[tuple[str, str]]:
     """The card's head, line by line."""
-    from edge.engines import engine_page, inventory
+    from edge.engines import engine_report, inventory
 
     facts = []
     info: dict[str, Any] = card.manifest.info if card.manifest else {}
@@ -254,9 +254,9 @@ def _facts(card: EngineReport) -> list[tuple[str, str]]:
         place = key.get("module") or key.get("machine") or "?"
         facts.append(("built with", f"{inventory.runtime(key)} on {place}, {card.manifest.created_utc}"))
         seconds = info.get("build_seconds")
-        cache = f", timing cache {engine_page.words(info['timing_cache'])}" if info.get("timing_cache") else ""
+        cache = f", timing cache {engine_report.words(info['timing_cache'])}" if info.get("timing_cache") else ""
         took = f", in {seconds:.1f} s{cache}" if isinstance(seconds, int | float) else ""
-        facts.append(("file", f"{next(iter(card.manifest.files))}, {engine_page.size(card.engine.size)}{took}"))
+        facts.append(("file", f"{next(iter(card.manifest.files))}, {engine_report.size(card.engine.size)}{took}"))
     if card.layers is not None:
         route = f" ({info['int8_route']} route)" if info.get("int8_route") else ""
         has = card.layers
@@ -274,7 +274,7 @@ def _facts(card: EngineReport) -> list[tuple[str, str]]:
         opaque = f", {counts.opaque} hide others" if counts.opaque else ""
         text = f"{counts.layers}{of_nodes}; {counts.fused} fused of several, {counts.reformats} reformats{opaque}"
         facts.append(("layers", text))
-        facts.append(("weights", engine_page.size(counts.weights_bytes)))
+        facts.append(("weights", engine_report.size(counts.weights_bytes)))
         for item in card.islands:
             around = f", with {item.reformats} reformats around them" if item.reformats else ""
             text = f"{item.layers} {item.kind} in {item.precision.upper()}{around}"
@@ -290,27 +290,27 @@ def _facts(card: EngineReport) -> list[tuple[str, str]]:
 
 
 def _row(number: int, layer: Layer) -> tuple[str, ...]:
-    from edge.engines import engine_page
+    from edge.engines import engine_report
 
     return (
         str(number), layer.name, layer.kind, layer.precision or layer.role,
-        "\n".join(engine_page.tensor(item) for item in layer.inputs),
-            "\n".join(engine_page.tensor(item) for item in layer.outputs),
-        "\n".join(layer.nodes), "" if layer.weights_bytes is None else engine_page.size(layer.weights_bytes),
+        "\n".join(engine_report.tensor(item) for item in layer.inputs),
+            "\n".join(engine_report.tensor(item) for item in layer.outputs),
+        "\n".join(layer.nodes), "" if layer.weights_bytes is None else engine_report.size(layer.weights_bytes),
     )  # fmt: skip
 
 
 def _show_difference(terminal: Terminal, found: EngineComparison) -> None:
-    from edge.engines import engine_page
+    from edge.engines import engine_report
 
     terminal.show(f"A  {found.a}")
     terminal.show(f"B  {found.b}")
     for note in found.notes:
         terminal.warn(note)
     if found.built_from:
-        rows = [(item.field, engine_page.short(item.old), engine_page.short(item.new)) for item in found.built_from]
+        rows = [(item.field, engine_report.short(item.old), engine_report.short(item.new)) for item in found.built_from]
         terminal.table(("built from", "A", "B"), rows)
-    figures = engine_page.figures(found)
+    figures = engine_report.figures(found)
     if figures:
         terminal.table(("", "A", "B", "B / A"), figures, right=(1, 2, 3))
     for title, counted in (("weighted nodes", found.weighted), ("other nodes", found.others)):

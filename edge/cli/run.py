@@ -15,7 +15,7 @@ import msgspec
 import typer
 
 from edge.artifacts import remove_leftovers
-from edge.cli import concurrency, options, run_options
+from edge.cli import options, run_options
 from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def command(  # noqa: PLR0913 - one argument per option
     as_json: options.Json = False,
 ) -> None:
     """Run an engine on frames."""
-    from edge.cli import observers, paths, power_options, signals
+    from edge.cli import observers, options, paths, signals
     from edge.media import labels
     from edge.runtime import run_loop
 
@@ -80,14 +80,14 @@ def command(  # noqa: PLR0913 - one argument per option
     )  # fmt: skip
     source.check()
     remove_leftovers()
-    duration_s = None if duration is None else power_options.seconds(duration, option="--duration")
+    duration_s = None if duration is None else options.seconds(duration, option="--duration")
     chosen, path = paths.load_profile(profile)
     run_options.check_record(record, chosen.record)
     terminal = Terminal()
     _print_profile(terminal, chosen, path, as_json=as_json)
     cameras = source.cameras(chosen, terminal.warn)
     is_live = bool(cameras) or (replay is not None and chosen.run.replay_speed == "real")
-    width = concurrency.choose(chosen, live=is_live, cameras=len(cameras))
+    width = options.choose(chosen, live=is_live, cameras=len(cameras))
     backend, wanted, found = paths.ready_engine(chosen, path, precision=options.precision(precision), terminal=terminal)
     open_stream = source.plan(chosen, cameras)
     names = labels.load_names(Path(chosen.labels))
@@ -97,12 +97,12 @@ def command(  # noqa: PLR0913 - one argument per option
         notifications = observers.open_notifications(notify or (), chosen, path, names=names, warn=terminal.warn)
         if notifications is not None:
             stack.callback(notifications.close)
-        sessions, preprocessor = concurrency.open_sessions(
+        sessions, preprocessor = options.open_sessions(
             backend, found, chosen, width, precision=wanted, stack=stack, warn=terminal.warn
         )
         stop = stack.enter_context(signals.graceful())
-        measured = power_options.PowerOptions.of(chosen, power=power)
-        telemetry = stack.enter_context(power_options.measured(chosen, measured, terminal=terminal, should_stop=stop))
+        measured = options.PowerOptions.of(chosen, power=power)
+        telemetry = stack.enter_context(options.measured(chosen, measured, terminal=terminal, should_stop=stop))
         stream = open_stream()
         stack.callback(stream.close)
         statistics = run_loop.statistics_of(
@@ -110,7 +110,7 @@ def command(  # noqa: PLR0913 - one argument per option
         )
         run = observers.ObservedRun(
             subject=paths.subject(chosen, backend, found, wanted, run_options.source_name(source, cameras)),
-            power=power_options.power_line(telemetry), notifications=notifications,
+            power=options.power_line(telemetry), notifications=notifications,
             headline=f"{chosen.name} · {Path(chosen.model).stem} · {wanted}", kept=kept,
         )  # fmt: skip
         with observers.gather(terminal, statistics, telemetry.sampler, run, seen=ports, as_json=as_json) as observed:

@@ -60,7 +60,7 @@ def command(
     """Run the command."""
     from edge import backends
     from edge.cli import paths
-    from edge.diagnostics import selftest_context, selftest_run
+    from edge.diagnostics import selftest_run
 
     chosen, path = paths.load_profile(profile)
     terminal = Terminal()
@@ -77,7 +77,7 @@ def command(
         return
     with ExitStack() as stack:
         work = _work_folder(keep, stack)
-        bench = selftest_context.SelfTestContext(
+        bench = selftest_run.SelfTestContext(
             profile=chosen,
             backend=backends.of,
             pictures=pictures,

@@ -10,9 +10,8 @@ if TYPE_CHECKING:
     from edge.deploy.canary import Measured, TrialReport
     from edge.deploy.collect import Collected
     from edge.deploy.fleet import Fleet, Host, load_fleet
-    from edge.deploy.manage import ManageStep, Status
     from edge.deploy.push import REFUSED, BundleTree, ShipOutcome, ShipSettings, ship
-    from edge.deploy.rollout import CancellableSession, DeviceOutcome, DeviceTask, RolloutPlan
+    from edge.deploy.rollout import CancellableSession, DeviceOutcome, DeviceTask, ManageStep, RolloutPlan, Status
     from edge.deploy.service import ServiceSettings, Systemctl
     from edge.deploy.trial import parse_gates
 else:
@@ -22,9 +21,8 @@ else:
             "canary": ["Measured", "TrialReport"],
             "collect": ["Collected"],
             "fleet": ["Fleet", "Host", "load_fleet"],
-            "manage": ["ManageStep", "Status"],
             "push": ["BundleTree", "REFUSED", "ShipOutcome", "ShipSettings", "ship"],
-            "rollout": ["CancellableSession", "DeviceOutcome", "DeviceTask", "RolloutPlan"],
+            "rollout": ["CancellableSession", "DeviceOutcome", "DeviceTask", "ManageStep", "RolloutPlan", "Status"],
             "service": ["ServiceSettings", "Systemctl"],
             "trial": ["parse_gates"],
         },
@@ -51,7 +49,6 @@ __all__ = [
     "canary",
     "collect",
     "load_fleet",
-    "manage",
     "parse_gates",
     "rollout",
     "service",

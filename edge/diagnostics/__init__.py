@@ -8,15 +8,13 @@ from edge import lazy_exports
 
 if TYPE_CHECKING:
     from edge.diagnostics.doctor import DoctorFinding, DoctorReport, Level, examine
-    from edge.diagnostics.selftest_context import SelfTestStep, encode
-    from edge.diagnostics.selftest_run import SelfTestRun
+    from edge.diagnostics.selftest_run import SelfTestRun, SelfTestStep, encode
 else:
     __getattr__ = lazy_exports(
         __name__,
         {
             "doctor": ["DoctorFinding", "DoctorReport", "Level", "examine"],
-            "selftest_context": ["SelfTestStep", "encode"],
-            "selftest_run": ["SelfTestRun"],
+            "selftest_run": ["SelfTestRun", "SelfTestStep", "encode"],
         },
     )
 
@@ -28,7 +26,6 @@ __all__ = [
     "SelfTestStep",
     "encode",
     "examine",
-    "selftest_context",
     "selftest_engines",
     "selftest_run",
 ]

@@ -9,9 +9,9 @@ from pathlib import Path
 from edge import telemetry
 from edge.artifacts import store
 from edge.calibration import cache_keys
-from edge.diagnostics.selftest_context import SelfTestContext, StepOutcome, Variant, failed, ok, skipped
+from edge.diagnostics.selftest_run import SelfTestContext, StepOutcome, Variant, failed, ok, skipped
 from edge.errors import EdgeError
-from edge.media import Frame, LiveStream, cameras, v4l2
+from edge.media import Frame, LiveStream, cameras
 
 _FRAMES = 10
 _READINGS = 5
@@ -70,7 +70,7 @@ def camera(bench: SelfTestContext) -> StepOutcome:
     """True if the camera gives frames: the one that was named, else the first that is there."""
     address = bench.camera
     if address is None:
-        there = v4l2.cameras(bench.root)
+        there = cameras.cameras(bench.root)
         if not there:
             return skipped("no /dev/video*", hint="--camera csi://0 or an address, as in edge run")
         address = there[0].path

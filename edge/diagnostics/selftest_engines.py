@@ -16,7 +16,7 @@ from edge.artifacts import store
 from edge.backends import Inference, OrtSession, Session
 from edge.calibration import cache_keys
 from edge.config import Profile
-from edge.diagnostics.selftest_context import SelfTestContext, StepOutcome, Variant, failed, ok, skipped
+from edge.diagnostics.selftest_run import SelfTestContext, StepOutcome, Variant, failed, ok, skipped
 from edge.engines import building
 from edge.errors import ArtifactError, EdgeError, MissingDependencyError, ProfileError
 from edge.media import Pictures, decode

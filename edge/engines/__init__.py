@@ -33,7 +33,6 @@ __all__ = [
     "LayerTimes",
     "building",
     "engine_comparison",
-    "engine_page",
     "engine_report",
     "inventory",
     "layer_times",

@@ -10,15 +10,13 @@ if TYPE_CHECKING:
     from edge.media.camera_group import CameraGroup
     from edge.media.camera_stream import LiveStream
     from edge.media.cameras import HasBackend, camera_source
-    from edge.media.decoding import decode
     from edge.media.labels import ClassNames, shown
-    from edge.media.opencv_capture import OpenCapture, has_backend, open_opencv_capture
+    from edge.media.opencv_capture import OpenCapture, VideoStream, has_backend, open_opencv_capture
     from edge.media.picture_sources import open_pictures
-    from edge.media.pictures import Picture, Pictures
+    from edge.media.pictures import Picture, Pictures, decode
     from edge.media.recorder import SavingStream
     from edge.media.replay import ReplayStream, recordings
     from edge.media.streams import Frame, GroupStream, LimitedGroup, LimitedStream, Outage, PictureStream, Stream
-    from edge.media.video import VideoStream
 else:
     __getattr__ = lazy_exports(
         __name__,
@@ -26,15 +24,13 @@ else:
             "camera_group": ["CameraGroup"],
             "camera_stream": ["LiveStream"],
             "cameras": ["HasBackend", "camera_source"],
-            "decoding": ["decode"],
             "labels": ["ClassNames", "shown"],
-            "opencv_capture": ["OpenCapture", "has_backend", "open_opencv_capture"],
+            "opencv_capture": ["OpenCapture", "VideoStream", "has_backend", "open_opencv_capture"],
             "picture_sources": ["open_pictures"],
-            "pictures": ["Picture", "Pictures"],
+            "pictures": ["Picture", "Pictures", "decode"],
             "recorder": ["SavingStream"],
             "replay": ["ReplayStream", "recordings"],
             "streams": ["Frame", "GroupStream", "LimitedGroup", "LimitedStream", "Outage", "PictureStream", "Stream"],
-            "video": ["VideoStream"],
         },
     )
 
@@ -59,7 +55,6 @@ __all__ = [
     "camera_source",
     "cameras",
     "decode",
-    "decoding",
     "has_backend",
     "image_lists",
     "labels",
@@ -67,7 +62,7 @@ __all__ = [
     "open_pictures",
     "picture_sets",
     "picture_sources",
+    "pictures",
     "recordings",
     "shown",
-    "v4l2",
 ]

@@ -10,10 +10,9 @@ import msgspec
 from edge.artifacts import store
 from edge.errors import DataError, StoreError, UsageError
 from edge.events import Listener, Note, Progress, ignore_events
-from edge.media.decoding import decode
 from edge.media.labels import ClassNames, TrueLabels, join, load_truth, render_truth, shown
 from edge.media.picture_sources import open_pictures, shards_of
-from edge.media.pictures import Picture
+from edge.media.pictures import Picture, decode
 
 
 class Bad(msgspec.Struct, frozen=True):

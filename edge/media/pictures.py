@@ -7,16 +7,184 @@ every later :meth:`Picture.read_checked` notices a file that changed while edge 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import os
+import re
+import struct
 import threading
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edge.artifacts import canonical_digest, sha256_bytes
-from edge.errors import DataError, UsageError
+from edge.errors import DataError, UsageError, require
 from edge.events import Listener, Progress, ignore_events
 from edge.media.labels import shown
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+def decode(data: bytes, *, name: str, exif: bool = True) -> npt.NDArray[np.uint8]:
+    """Pixels of an encoded picture: H × W × 3, uint8, BGR, contiguous.
+
+    Grey becomes three equal channels, transparency is dropped, 16 bits per channel become 8. ``name`` is for messages.
+    ``exif`` turns the picture upright as its EXIF orientation says, if it says anything.
+
+    Raises:
+        DataError: no bytes, not a picture, cut off, or damaged so that OpenCV refuses it.
+        MissingDependencyError: OpenCV is not installed.
+    """
+    wrong = problem(data)
+    if wrong is not None:
+        raise DataError(wrong, where=name)
+    cv2, numpy = opencv(), require("numpy")
+    flags = cv2.IMREAD_COLOR if exif else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        pixels = cv2.imdecode(numpy.frombuffer(data, numpy.uint8), flags)
+    except cv2.error as exc:
+        raise DataError(f"OpenCV refuses the picture: {getattr(exc, 'err', '') or exc}", where=name) from exc
+    if pixels is None:
+        raise DataError(
+            "the picture is damaged, or of a kind that this OpenCV was built without",
+            where=name,
+            hint="open it with another program; save it again as JPEG or PNG, or leave it out",
+        )
+    result: npt.NDArray[np.uint8] = numpy.ascontiguousarray(pixels)
+    return result
+
+
+@functools.cache
+def opencv() -> ModuleType:
+    """OpenCV with its own log lines switched off: each failure is an EdgeError already."""
+    cv2 = require("cv2")
+    if "OPENCV_LOG_LEVEL" not in os.environ:
+        logging = getattr(cv2.utils, "logging", None)
+        # OpenCV 4.9 has only the first of these, 5.0 only the second; 0 is "silent" in both.
+        setter = getattr(cv2, "setLogLevel", None) or getattr(logging, "setLogLevel", None)
+        if setter is not None:
+            setter(0)
+    return cv2
+
+
+def encode(pixels: npt.NDArray[np.uint8], *, longest_px: int = 640, quality: int = 75) -> bytes:
+    """``pixels`` (uint8 H×W×3 BGR) as a JPEG whose longer side has at most ``longest_px``; never enlarged.
+
+    Costs 1 to 3 ms whatever the size of the frame: a large one is thinned out before it is averaged.
+
+    Raises:
+        DataError: OpenCV cannot encode it.
+        MissingDependencyError: OpenCV is missing.
+    """
+    cv2 = require("cv2")
+    height, width = pixels.shape[:2]
+    longer = max(height, width)
+    if longer > longest_px:
+        step = longer // (2 * longest_px)
+        thin = pixels[::step, ::step] if step > 1 else pixels
+        scale = longest_px / longer
+        size = (max(round(width * scale), 1), max(round(height * scale), 1))
+        pixels = cv2.resize(thin, size, interpolation=cv2.INTER_AREA)
+    done, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise DataError(f"OpenCV cannot write a frame of {width}×{height} as JPEG")
+    return bytes(data)
+
+
+# A marker that is neither a stuffed zero, nor a fill byte, nor a restart inside entropy-coded data.
+_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_SOI, _EOI, _SOS, _TEM = 0xD8, 0xD9, 0xDA, 0x01
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PNM = re.compile(rb"P[1-6][\s#]")
+_CUT = "the picture is cut off: "
+
+# What is found under a picture's name when a download went wrong.
+_OTHERS = (
+    (re.compile(rb"\s*<(!doctype|html)", re.IGNORECASE), "this is an HTML page under a picture's name"),
+    (re.compile(rb"version https://git-lfs"), "this is a Git LFS pointer, not the picture (git lfs pull gets it)"),
+)
+
+
+def problem(data: bytes) -> str | None:
+    """Find what is wrong with the encoded picture ``data`` as a whole: a sentence, or None."""
+    if not data:
+        return "the picture is empty (0 bytes)"
+    if data.startswith(b"\xff\xd8\xff"):
+        return _jpeg(data)
+    if data.startswith(_PNG_SIGNATURE):
+        return _png(data)
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return _webp(data)
+    if data.startswith(b"BM"):
+        return _bmp(data)
+    if data.startswith(_TIFF) or _PNM.match(data):
+        return None
+    for pattern, words in _OTHERS:
+        if pattern.match(data):
+            return words
+    return f"not a JPEG, PNG, WebP, BMP, TIFF or PNM picture: it starts with {data[:8]!r}"
+
+
+def _jpeg(data: bytes) -> str | None:
+    at, scanned = 2, False
+    while marker := _JPEG_MARKER.search(data, at):
+        code, at = data[marker.end() - 1], marker.end()
+        if code == _EOI:
+            return None if scanned else "the JPEG ends before its first scan"
+        if code in {_SOI, _TEM}:
+            continue
+        if at + 2 > len(data):
+            break
+        # Inside a scan only DNL, DHT and the like can come here, and each has a length as well.
+        at += int.from_bytes(data[at : at + 2], "big")
+        scanned = scanned or code == _SOS
+    return f"{_CUT}a JPEG of {len(data)} bytes without its end (EOI marker)"
+
+
+def _png(data: bytes) -> str | None:
+    at = len(_PNG_SIGNATURE)
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if end > len(data):
+            break
+        # An upper-case first letter means critical; decoders only warn about the others.
+        is_critical = not kind[0] & 0x20
+        if is_critical and zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            return f"the PNG is damaged: the checksum of its {kind.decode('latin-1')!r} chunk at byte {at} is wrong"
+        if kind == b"IEND":
+            return None
+        at = end
+    return f"{_CUT}a PNG of {len(data)} bytes without its end (IEND chunk)"
+
+
+def _webp(data: bytes) -> str | None:
+    needed = 8 + int.from_bytes(data[4:8], "little")
+    return None if len(data) >= needed else f"{_CUT}{len(data)} bytes, its header says {needed}"
+
+
+def _bmp(data: bytes) -> str | None:
+    if len(data) < 26:
+        return f"{_CUT}a BMP of {len(data)} bytes has no room for its header"
+    size, pixels_at, header = struct.unpack_from("<I4xII", data, 2)
+    if header == 12:
+        width, height, _planes, bits = struct.unpack_from("<HHHH", data, 18)
+        compression = 0
+    elif len(data) >= 34:
+        width, height, _planes, bits, compression = struct.unpack_from("<iiHHI", data, 18)
+    else:
+        return f"{_CUT}a BMP of {len(data)} bytes has no room for its header"
+    needed = size
+    if compression in {0, 3, 6}:  # not compressed: rows of whole 4-byte words; the size field is often wrong
+        row = (abs(width) * bits + 31) // 32 * 4
+        unpadded = (abs(width) * bits + 7) // 8
+        needed = pixels_at + row * (abs(height) - 1) + unpadded if height else pixels_at
+    return None if len(data) >= needed else f"{_CUT}{len(data)} bytes, its header asks for {needed}"
 
 
 class PictureOrigin(Protocol):

@@ -18,7 +18,7 @@ import msgspec
 
 from edge.artifacts import store
 from edge.errors import StoreError, UsageError, require
-from edge.media.decoding import opencv
+from edge.media.pictures import opencv
 from edge.media.streams import Frame, OpenedSource, Outage, Stream
 
 if TYPE_CHECKING:

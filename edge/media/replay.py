@@ -16,13 +16,11 @@ from typing import Protocol
 import msgspec
 
 from edge.errors import DataError
-from edge.media.decoding import decode
 from edge.media.labels import shown
-from edge.media.opencv_capture import OpenCapture, open_opencv_capture
-from edge.media.pictures import FileOrigin
+from edge.media.opencv_capture import OpenCapture, VideoStream, open_opencv_capture
+from edge.media.pictures import FileOrigin, decode
 from edge.media.recorder import FORMAT, INDEX, RecordingHeader, Saved, SavedFrame, SavedOutage
 from edge.media.streams import Clock, Frame, OpenedSource, Outage
-from edge.media.video import VideoStream
 
 _LOOK_S = 0.1
 

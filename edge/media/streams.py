@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 
-from edge.media.decoding import decode
-from edge.media.pictures import Picture, Pictures
+from edge.media.pictures import Picture, Pictures, decode
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
         Inspection,
         Layer,
         LayerTensor,
+        ModelFacts,
         Node,
         Port,
         Role,
         decode_inspection,
     )
-    from edge.model.model_facts import ModelFacts
     from edge.model.onnx_model import Model, external_locations
     from edge.model.preprocessing import AxisTable, Box, Preprocessor, placed, tables, use_one_thread
     from edge.model.torch_export import ExportedModel
@@ -38,6 +38,7 @@ else:
                 "Inspection",
                 "Layer",
                 "LayerTensor",
+                "ModelFacts",
                 "Node",
                 "Port",
                 "RAW_SUFFIX",
@@ -45,7 +46,6 @@ else:
                 "SUFFIX",
                 "decode_inspection",
             ],
-            "model_facts": ["ModelFacts"],
             "onnx_model": ["Model", "external_locations"],
             "preprocessing": ["AxisTable", "Box", "Preprocessor", "placed", "tables", "use_one_thread"],
             "torch_export": ["ExportedModel"],
@@ -80,7 +80,6 @@ __all__ = [
     "fold",
     "has_qdq",
     "inspection",
-    "model_facts",
     "onnx_model",
     "opset_of",
     "placed",

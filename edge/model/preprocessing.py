@@ -18,7 +18,7 @@ Weights are whole numbers of 1/16384 (Pillow's are of 1/4194304) whose sum is on
 numbers below 2^24, exact in float32 in any order: every CPU and the GPU kernel give the same pixels, at most one step
 of 255 away from Pillow's.
 
-``exif: true`` turns pictures upright as their EXIF orientation says, before all this: see :mod:`edge.media.decoding`.
+``exif: true`` turns pictures upright as their EXIF orientation says, before all this: see :mod:`edge.media.pictures`.
 
 ``DEFINITION`` is part of the digest: whoever changes what the steps compute raises it, and tables made with an older
 definition are refused.

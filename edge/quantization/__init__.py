@@ -10,19 +10,21 @@ if TYPE_CHECKING:
     from edge.quantization.algorithms import Algorithm
     from edge.quantization.calibration_table import LEVELS, AlgorithmName, Table, TrtVersion
     from edge.quantization.migration import migrated_name, migration_candidates, migration_of
-    from edge.quantization.placement import Attention, Residual, match_layers
     from edge.quantization.prepare import apply, table_ranges
     from edge.quantization.qdq import DEFINITION, QdqResult, insert
     from edge.quantization.recipe import (
+        Attention,
         BiasCorrection,
         FloatLayer,
         Migration,
         Recipe,
+        Residual,
         Shift,
         Step,
         Vector,
         decode_recipe,
         encode_recipe,
+        match_layers,
     )
     from edge.quantization.rounding import bias_correction, on_levels
     from edge.quantization.shift import ShiftMode, shift_candidates, shift_of
@@ -35,19 +37,21 @@ else:
             "algorithms": ["Algorithm"],
             "calibration_table": ["AlgorithmName", "LEVELS", "Table", "TrtVersion"],
             "migration": ["migrated_name", "migration_candidates", "migration_of"],
-            "placement": ["Attention", "Residual", "match_layers"],
             "prepare": ["apply", "table_ranges"],
             "qdq": ["DEFINITION", "QdqResult", "insert"],
             "recipe": [
+                "Attention",
                 "BiasCorrection",
                 "FloatLayer",
                 "Migration",
                 "Recipe",
+                "Residual",
                 "Shift",
                 "Step",
                 "Vector",
                 "decode_recipe",
                 "encode_recipe",
+                "match_layers",
             ],
             "rounding": ["bias_correction", "on_levels"],
             "shift": ["ShiftMode", "shift_candidates", "shift_of"],

@@ -3,7 +3,7 @@
 Both targets: symmetric INT8, per-tensor activations with the table's scale to the bit, per-channel weights.
 
 ``tensorrt``: int8, zero point 0, float biases, no Q/DQ behind convolutions and matrix products, and only where
-:mod:`edge.quantization.placement` puts it; every other reader of a tensor gets it in float.
+:mod:`edge.quantization.recipe` puts it; every other reader of a tensor gets it in float.
 
 ``onnxruntime``: its integer kernels need a quantized output too, integer biases, and one activation type throughout. So
 outputs get Q/DQ (before a Relu or Clip with the scale behind it, which changes nothing: rounding and clipping commute),
@@ -20,10 +20,9 @@ import numpy as np
 
 from edge.errors import require
 from edge.model import GraphIndex, WeightedLayer, attributes, fold, has_qdq, remove_unused, weighted_layers
-from edge.quantization import placement, rounding
+from edge.quantization import recipe, rounding
 from edge.quantization.calibration_table import Table
-from edge.quantization.placement import Attention, Residual
-from edge.quantization.recipe import Placement, read_placement
+from edge.quantization.recipe import Attention, Placement, Residual, read_placement
 from edge.quantization.table_check import value_code
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def insert(
         float_layers: names of weighted layers that are not quantized.
         only: quantize no other layers than these, and no sums or pools.
         attention: ``int8`` quantizes products of two activations as well.
-        residual: which sums are quantized; see :mod:`edge.quantization.placement`.
+        residual: which sums are quantized; see :mod:`edge.quantization.recipe`.
 
     Raises:
         ModelError: an opset that onnx cannot convert.
@@ -252,9 +251,9 @@ class _Insertion:
         for node in self.model.graph.node:
             if node.op_type in _POOLS and node.input[0] in self.scales:
                 node.input[0] = self._pair(node.input[0])
-        places = placement.residual_inputs(self.model, rule=chosen.residual)
+        places = recipe.residual_inputs(self.model, rule=chosen.residual)
         if chosen.attention == "int8":
-            places += placement.attention_inputs(self.model)
+            places += recipe.attention_inputs(self.model)
         for node, index in places:
             if all(name in self.scales or name in self._pairs.values() for name in node.input):
                 node.input[index] = self._pair(node.input[index])

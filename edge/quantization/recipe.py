@@ -7,18 +7,119 @@ user's model and the recipe alone.
 from __future__ import annotations
 
 import base64
+import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
 
-from edge.errors import ArtifactError
-from edge.quantization.placement import Attention, Residual
+from edge.config import did_you_mean
+from edge.errors import ArtifactError, ProfileError
+from edge.model import WEIGHTED, GraphIndex, weighted_layers
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from onnx import ModelProto, NodeProto
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto
+
+
+Residual = Literal["conv", "all", "none"]
+Attention = Literal["float", "int8"]
+
+# What TensorRT folds into a convolution in front of an add.
+_IN_PATH = frozenset({"BatchNormalization", "Identity", "Cast"})
+_BIAS = frozenset({"Add", "Mul"})
+
+
+def residual_inputs(model: ModelProto, *, rule: Residual) -> list[tuple[NodeProto, int]]:
+    """Inputs of adds that are quantized, as node and input number.
+
+    ``rule`` conv: where a Conv or ConvTranspose path ends in the add. ``all``: in every add of two activations.
+    Where both branches are convolutions (a downsampling block), the one computed first is quantized; the other stays
+    float, so that TensorRT can fuse its convolution with the add.
+    """
+    if rule == "none":
+        return []
+    graph = GraphIndex(model)
+    order = {name: index for index, node in enumerate(model.graph.node) for name in node.output}
+    found = []
+    for node in model.graph.node:
+        if node.op_type != "Add" or any(name in graph.constants or name not in order for name in node.input):
+            continue
+        if rule == "conv":
+            ends = [_ends_in_convolution(graph, node, name) for name in node.input]
+        else:
+            ends = [graph.producer[name].op_type in WEIGHTED for name in node.input]
+        if rule == "conv" and not any(ends):
+            continue
+        if all(ends) or not any(ends):
+            skip = min((0, 1), key=lambda index: order[node.input[index]])
+        else:
+            skip = ends.index(False)
+        found.append((node, skip))
+    return found
+
+
+def _ends_in_convolution(graph: GraphIndex, reader: NodeProto, name: str) -> bool:
+    """True if ``name``, read by ``reader``, is a convolution's output, at most with a constant added or multiplied."""
+    while graph.is_sole_consumer(reader, name):
+        node = graph.producer.get(name)
+        if node is None:
+            return False
+        if node.op_type in {"Conv", "ConvTranspose"}:
+            return True
+        live = [item for item in node.input if item and item not in graph.constants]
+        if len(live) != 1 or not (node.op_type in _IN_PATH or node.op_type in _BIAS):
+            return False
+        reader, name = node, live[0]
+    return False
+
+
+def attention_inputs(model: ModelProto) -> Iterator[tuple[NodeProto, int]]:
+    """Both inputs of every MatMul of two activations."""
+    graph = GraphIndex(model)
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and all(_is_live(graph, name) for name in node.input):
+            yield node, 0
+            yield node, 1
+
+
+def _is_live(graph: GraphIndex, name: str) -> bool:
+    return name not in graph.constants
+
+
+def match_layers(model: ModelProto, patterns: Sequence[str], *, key: str) -> list[str]:
+    """Names of the weighted layers that ``patterns`` name, in graph order.
+
+    Args:
+        model: the network.
+        patterns: names of layers, patterns with ``*`` and ``?``, or operator types.
+        key: where the patterns stand: a key of ``quantization:`` in the profile.
+
+    Raises:
+        ProfileError: a pattern matches no layer with weights; the nearest name is suggested.
+    """
+    layers = weighted_layers(model)
+    found: set[str] = set()
+    for pattern in patterns:
+        matching = {
+            layer.name for layer in layers if pattern == layer.op_type or fnmatch.fnmatchcase(layer.name, pattern)
+        }
+        # Names of exporters are full of brackets, which are no sets of characters here.
+        matching |= {layer.name for layer in layers if layer.name == pattern}
+        if not matching:
+            known = [layer.name for layer in layers] + sorted({layer.op_type for layer in layers})
+            raise ProfileError(
+                f"quantization.{key}: {pattern!r} matches no layer with weights{did_you_mean(pattern, known)}",
+                hint="names of layers are those of the ONNX file; '/blocks.0/*' and types such as Gemm work",
+            )
+        found |= matching
+    return [layer.name for layer in layers if layer.name in found]
+
 
 FORMAT = 1
 # Key of the prepared model's metadata that says how it is to be quantized.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from edge.runtime.notify import Notifications, seen_label
     from edge.runtime.pipeline import Width
     from edge.runtime.run_loop import Observers, RunSettings
-    from edge.runtime.statistics import CameraSnapshot, Clock, Event, RunSnapshot, RunStatistics
+    from edge.runtime.run_statistics import CameraSnapshot, Clock, Event, RunSnapshot, RunStatistics
     from edge.runtime.watchdog import Heartbeat, Notifier, slow_start, watchdog_s
 else:
     __getattr__ = lazy_exports(
@@ -25,7 +25,7 @@ else:
             "notify": ["Notifications", "seen_label"],
             "pipeline": ["Width"],
             "run_loop": ["Observers", "RunSettings"],
-            "statistics": ["CameraSnapshot", "Clock", "Event", "RunSnapshot", "RunStatistics"],
+            "run_statistics": ["CameraSnapshot", "Clock", "Event", "RunSnapshot", "RunStatistics"],
             "watchdog": ["Heartbeat", "Notifier", "slow_start", "watchdog_s"],
         },
     )
@@ -47,7 +47,6 @@ __all__ = [
     "Width",
     "benchmark",
     "evaluation",
-    "mlperf",
     "output_kind",
     "probabilities",
     "run_loop",

@@ -6,11 +6,13 @@ wall time around the session: copies to and from the device and waiting for it a
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from array import array
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +20,12 @@ import msgspec
 import numpy as np
 
 from edge import __version__
-from edge.artifacts import FORMAT, RunRecord, Status, Subject, Warmup
+from edge.artifacts import FORMAT, RunRecord, Status, Subject, Tick, Warmup
 from edge.config import Profile
 from edge.errors import DataError, UsageError
 from edge.events import Listener, Progress, ignore_events
 from edge.media import decode, open_pictures
 from edge.model import Preprocessor
-from edge.runtime.measurement_warnings import condition_warnings
-from edge.runtime.mlperf import CONFIDENCE, Rules, bound
 from edge.runtime.timeline import Timeline
 from edge.stats import Bin, QuantileSketch, Summary, percentile, summarize
 from edge.telemetry import Telemetry, Window
@@ -37,6 +37,165 @@ if TYPE_CHECKING:
 
     Batch = NDArray[np.float32]
     from numpy.typing import NDArray
+
+
+CONFIDENCE = 0.99
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """One scenario. ``percentile`` is the share whose latency is the result; None where the rate is the result.
+
+    A query has ``samples_per_query`` pictures and is issued when the one before it is done; offline all are there from
+    the start.
+    """
+
+    name: str
+    percentile: float | None
+    samples_per_query: int | None
+    min_duration_s: float
+    min_samples: int
+    words: str
+
+
+class Bound(msgspec.Struct, frozen=True, kw_only=True):
+    """The claim that early stopping allows to claim: with 99 % confidence the percentile is at most ``estimate_ms``.
+
+    None when there are fewer than ``fewest`` queries. ``over`` of them, the slowest, may be at it or above.
+    """
+
+    percentile: float
+    queries: int
+    fewest: int
+    over: int
+    estimate_ms: float | None
+
+
+@cache
+def fewest_queries(percentile: float) -> int:
+    """The smallest number of queries about which early stopping says anything: one of them may be over."""
+    n = 2
+    while not _allows(1, n, percentile):
+        n += 1
+    return n
+
+
+def most_over(queries: int, percentile: float) -> int:
+    """Return how many queries may exceed a latency while the percentile still meets it with 99 % confidence; or 0.
+
+    If the true share over it were ``1 - percentile``, seeing this few would have a chance of 1 % or less.
+    """
+    low, high = 0, math.ceil(queries * (1.0 - percentile)) + 1
+    while low < high - 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _allows(middle, queries, percentile) else (low, middle)
+    return low
+
+
+def bound(ordered_ms: Sequence[float], percentile: float) -> Bound:
+    """The early-stopping estimate from all latencies in ascending order, as LoadGen reports it."""
+    n, fewest = len(ordered_ms), fewest_queries(percentile)
+    over = most_over(n, percentile) if n >= fewest else 0
+    return Bound(
+        percentile=percentile,
+        queries=n,
+        fewest=fewest,
+        over=over,
+        estimate_ms=ordered_ms[n - over] if over else None,
+    )
+
+
+def _allows(over: int, queries: int, percentile: float) -> bool:
+    return binomial_at_most(over, queries, 1.0 - percentile) <= 1.0 - CONFIDENCE
+
+
+def binomial_at_most(k: int, n: int, p: float) -> float:
+    """P(X <= k) for X ~ Binomial(n, p), 0 < p < 1, as the sum of its terms; ``k`` at or below the mean.
+
+    LoadGen writes the same as a regularized incomplete beta function, I_{1-p}(n - k, k + 1).
+    """
+    log_term = (
+        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(p) + (n - k) * math.log1p(-p)
+    )
+    # From the largest term down: below the mean each one is smaller than the one before.
+    term = total = math.exp(log_term)
+    odds = (1.0 - p) / p
+    for i in range(k, 0, -1):
+        term *= i / (n - i + 1) * odds
+        total += term
+        if term < total * 1e-17:
+            break
+    return total
+
+
+_P90, _P99 = 0.9, 0.99
+SCENARIOS: dict[str, Rules] = {
+    "single-stream": Rules(
+        name="single-stream", percentile=_P90, samples_per_query=1, min_duration_s=600.0,
+        min_samples=fewest_queries(_P90), words="one picture at a time; the result is the 90th percentile of latency",
+    ),
+    "multi-stream": Rules(
+        name="multi-stream", percentile=_P99, samples_per_query=8, min_duration_s=600.0,
+        min_samples=8 * fewest_queries(_P99), words="eight pictures at a time; the result is the 99th percentile",
+    ),
+    "offline": Rules(
+        name="offline", percentile=None, samples_per_query=None, min_duration_s=600.0, min_samples=24_576,
+        words="all pictures are there at once; the result is the rate",
+    ),
+}  # fmt: skip
+
+
+# Fewer pictures than this say little about a tail.
+_FEW = 100
+# A second half slower than the first by this factor is not one steady state.
+_DRIFT_TO_WARN = 1.15
+_HALF = _FEW // 4
+
+
+def measurement_warnings(
+    first_ms: Sequence[float], timeline: Sequence[Tick], conditions: dict[str, Any], *, pictures: int
+) -> list[str]:
+    """Warn of few pictures, of a run that was not steady, and of what its conditions speak against.
+
+    Args:
+        first_ms: Total times of the first pictures: of all of them where they are no fewer than ``pictures``. Else the
+            time line says whether the run was steady.
+        conditions: As :func:`condition_warnings` takes them.
+    """
+    found = []
+    if 0 < pictures < _FEW:
+        found.append(f"{pictures} pictures: too few for the tail percentiles; use {_FEW} or more")
+    values = first_ms if len(first_ms) >= pictures else [t.total_p50_ms for t in timeline if t.total_p50_ms is not None]
+    half = len(values) // 2
+    if half >= (_HALF if values is first_ms else 2):
+        first, second = (percentile(sorted(part), 0.5) for part in (values[:half], values[half:]))
+        if second > first * _DRIFT_TO_WARN:
+            found.append(
+                f"the second half was slower (median {second:.2f} ms against {first:.2f} ms): not one steady state"
+            )
+    return [*found, *condition_warnings(conditions)]
+
+
+def condition_warnings(conditions: dict[str, Any]) -> list[str]:
+    """Warn of throttling, and of a power mode or a clock that changed.
+
+    Args:
+        conditions: :class:`edge.telemetry.sampler.Conditions` as plain values.
+    """
+    found = []
+    causes = [*conditions.get("throttling", ()), *(f"{name}: {n} events" for name, n in _events(conditions).items())]
+    if causes:
+        found.append(f"the device was throttled during the run ({', '.join(causes)})")
+    modes = conditions.get("power_modes", ())
+    if len(modes) > 1:
+        found.append(f"the power mode changed during the run: {', '.join(modes)}")
+    if len(conditions.get("clocks_locked", ())) > 1:
+        found.append("the GPU's clock was locked or unlocked during the run")
+    return [*found, *(f"power: {warning}" for warning in conditions.get("warnings", ()))]
+
+
+def _events(conditions: dict[str, Any]) -> dict[str, int]:
+    words = {"oc1": "under-voltage", "oc2": "mean over-current", "oc3": "peak over-current", "package": "CPU package"}
+    return {words.get(name, name): n for name, n in conditions.get("throttles", {}).items() if n}
 
 
 # The second half slower or faster than the first by this factor is not one steady state.

@@ -17,7 +17,7 @@ import msgspec
 
 from edge.artifacts import Gap, RecordLine, RunRecord, Skip, Tick, run_record, store
 from edge.errors import StoreError
-from edge.runtime.statistics import Event
+from edge.runtime.run_statistics import Event
 
 # Lines are handed over early when there are so many bytes of them.
 _LARGE = 1 << 20

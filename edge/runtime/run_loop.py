@@ -22,7 +22,7 @@ from edge.model import Preprocessor
 from edge.runtime.classifier import Classifier, Decider
 from edge.runtime.journal import Journal
 from edge.runtime.pipeline import BatchItem, FrameBatch, Pipeline, Width
-from edge.runtime.statistics import Event, RunStatistics
+from edge.runtime.run_statistics import Event, RunStatistics
 from edge.telemetry import Telemetry
 
 if TYPE_CHECKING:

@@ -10,8 +10,17 @@ if TYPE_CHECKING:
     from edge.telemetry.board import Board
     from edge.telemetry.energy import MIN_IDLE_S, Energy, Window
     from edge.telemetry.sampler import Sampler, Telemetry, idle_baseline
-    from edge.telemetry.source import NoSource, Reading, TelemetrySource, Unavailable
-    from edge.telemetry.sources import SOURCES, check_name, open_source, probe, source_names
+    from edge.telemetry.sources import (
+        SOURCES,
+        NoSource,
+        Reading,
+        TelemetrySource,
+        Unavailable,
+        check_name,
+        open_source,
+        probe,
+        source_names,
+    )
     from edge.telemetry.telemetry_replay import Log
 else:
     __getattr__ = lazy_exports(
@@ -20,8 +29,17 @@ else:
             "board": ["Board"],
             "energy": ["Energy", "MIN_IDLE_S", "Window"],
             "sampler": ["Sampler", "Telemetry", "idle_baseline"],
-            "source": ["NoSource", "Reading", "TelemetrySource", "Unavailable"],
-            "sources": ["SOURCES", "check_name", "open_source", "probe", "source_names"],
+            "sources": [
+                "NoSource",
+                "Reading",
+                "SOURCES",
+                "TelemetrySource",
+                "Unavailable",
+                "check_name",
+                "open_source",
+                "probe",
+                "source_names",
+            ],
             "telemetry_replay": ["Log"],
         },
     )

@@ -7,14 +7,65 @@ made-up trees.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
 from edge.system import nvpmodel, sysfs
 from edge.telemetry import nvml
-from edge.telemetry.source import Clock
+from edge.telemetry.sources import Clock, Scope
+
+_NOT_CONNECTED = re.compile(r"NC(?:\d|[ _-].*)?")
+
+
+class Total(msgspec.Struct, frozen=True):
+    """The rails to add up, and the scope of their sum."""
+
+    scope: Scope
+    rails: tuple[str, ...]
+
+    def power_mw(self, rails_mw: Mapping[str, float]) -> float | None:
+        """Sum of the rails in milliwatts; None when one of them was not read, as a smaller sum would mislead."""
+        if not all(rail in rails_mw for rail in self.rails):
+            return None
+        return sum(rails_mw[rail] for rail in self.rails)
+
+    def caveats(self, rails_mw: Mapping[str, float]) -> tuple[str, ...]:
+        """Warnings where one rail takes more than the input that feeds it: labels or their order are then not sure.
+
+        Without the values, so that a rail has one warning and not another one at each reading.
+        """
+        if self.scope not in {"system_input", "module_input"} or self.rails[0] not in rails_mw:
+            return ()
+        name, total = self.rails[0], rails_mw[self.rails[0]]
+        return tuple(
+            f"rail {rail} is above {name}, which should contain it" for rail, mw in rails_mw.items() if mw > total
+        )
+
+
+# The first row whose rails are all there is taken, so wider scopes come first.
+TOTALS = (
+    Total("system_input", ("VIN",)),
+    Total("module_input", ("VDD_IN",)),
+    Total("module_input", ("POM_5V_IN",)),
+    Total("module_sum", ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")),
+    Total("module_sum", ("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V")),
+    Total("partial", ("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0")),
+)
+
+
+def total_of(names: Iterable[str]) -> Total | None:
+    """Find the sum that gives a board's power from its rails ``names``; None for an unknown board."""
+    there = set(names)
+    return next((total for total in TOTALS if there.issuperset(total.rails)), None)
+
+
+def is_connected(label: str) -> bool:
+    """True if a channel's label names a rail: ``NC`` marks a channel that is wired to nothing."""
+    return bool(label) and not _NOT_CONNECTED.fullmatch(label)
+
 
 # Clocks of the CPU are read per frequency domain; a server has one per core, and nobody reads two hundred of them.
 _MAX_DOMAINS = 16
@@ -25,7 +76,7 @@ _NO_EMC = "only tegrastats gives it, and only to root (--power tegrastats)"
 
 
 class BoardState(msgspec.Struct, frozen=True):
-    """See :class:`edge.telemetry.source.Reading`, whose fields these are."""
+    """See :class:`edge.telemetry.sources.Reading`, whose fields these are."""
 
     temps_c: dict[str, float] = {}
     loads_percent: dict[str, float] = {}

@@ -12,7 +12,7 @@ import math
 
 import msgspec
 
-from edge.telemetry.source import Scope
+from edge.telemetry.sources import Scope
 
 MIN_SAMPLES = 10
 MIN_IDLE_S = 10.0

@@ -15,9 +15,8 @@ from pathlib import Path
 import msgspec
 
 from edge.system import sysfs
-from edge.telemetry.board import Board
-from edge.telemetry.rails import Total, is_connected, total_of
-from edge.telemetry.source import Clock, Reading, Scope, Unavailable
+from edge.telemetry.board import Board, Total, is_connected, total_of
+from edge.telemetry.sources import Clock, Reading, Scope, Unavailable
 
 _CHANNELS = (1, 2, 3)
 # When the rails cannot be read, the folders are looked for again, but not at every sample.

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import MissingDependencyError, require
-from edge.telemetry.board import Board, is_temperature
-from edge.telemetry.rails import Total, is_connected, total_of
-from edge.telemetry.source import Clock, Reading, Scope, Unavailable
+from edge.telemetry.board import Board, Total, is_connected, is_temperature, total_of
+from edge.telemetry.sources import Clock, Reading, Scope, Unavailable
 
 # The first client's interval holds for all of them; shorter ones cost its service much CPU.
 _INTERVAL_S = 0.5

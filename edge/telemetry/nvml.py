@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edge.errors import MissingDependencyError, require
-from edge.telemetry.source import Clock, Reading, Scope, Unavailable
+from edge.telemetry.sources import Clock, Reading, Scope, Unavailable
 
 # Slowed down for one of these reasons: power cap, hardware slowdown, temperature (by software, by hardware), power
 # brake. The others (idle, application clocks, sync boost) are no throttling. [nvml.h, nvmlClocksEventReason*]

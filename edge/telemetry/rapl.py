@@ -14,7 +14,7 @@ import msgspec
 
 from edge.system import sysfs
 from edge.telemetry.board import Board
-from edge.telemetry.source import Clock, Reading, Scope, Unavailable
+from edge.telemetry.sources import Clock, Reading, Scope, Unavailable
 
 _CLASS = "sys/class/powercap"
 

@@ -11,7 +11,7 @@ from typing import Any, final
 import msgspec
 
 from edge.telemetry.energy import Energy, Trace, Window
-from edge.telemetry.source import Clock, NoSource, Reading, TelemetrySource
+from edge.telemetry.sources import Clock, NoSource, Reading, TelemetrySource
 
 # Kept in full for the record; beyond this, every other one is dropped. Power sums do not depend on them.
 _MAX_READINGS = 2048

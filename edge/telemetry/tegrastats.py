@@ -15,9 +15,8 @@ import time
 from pathlib import Path
 
 from edge.system import sysfs
-from edge.telemetry.board import Board, is_temperature
-from edge.telemetry.rails import Total, is_connected, total_of
-from edge.telemetry.source import Clock, Reading, Scope, Unavailable
+from edge.telemetry.board import Board, Total, is_connected, is_temperature, total_of
+from edge.telemetry.sources import Clock, Reading, Scope, Unavailable
 
 # Numbers are limited to nine digits: a torn line must not turn into a huge value.
 _RAM = re.compile(r"\bRAM \d{1,9}/\d{1,9}MB", re.ASCII)

@@ -20,8 +20,8 @@ import msgspec
 
 from edge.artifacts import run_record, store
 from edge.errors import ArtifactError, StoreError, UsageError
-from edge.telemetry.rails import total_of
-from edge.telemetry.source import Clock, Reading, Scope, TelemetrySource
+from edge.telemetry.board import total_of
+from edge.telemetry.sources import Clock, Reading, Scope, TelemetrySource
 from edge.telemetry.tegrastats import parse
 
 FORMAT = 1

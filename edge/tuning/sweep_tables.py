@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from edge.artifacts import store
-from edge.calibration import HEADER_VERSION, cache_keys, collection, watch_plan
+from edge.calibration import HEADER_VERSION, cache_keys, collection
 from edge.config import Profile
 from edge.errors import UsageError
 from edge.events import Listener, Progress, ignore_events
@@ -249,7 +249,7 @@ class SweepTables:
         self._profile, self._model, self._pictures, self._settings = profile, model, pictures, settings
         self._threads, self._listen, self._should_stop = threads, listen, should_stop
         self._graph = onnx_model.folded(model.path, model.outputs).graph
-        self._plan = watch_plan.plan(self._graph, model.activations)
+        self._plan = collection.plan(self._graph, model.activations)
         needs = {candidate.algorithm.needs for candidate in settings.candidates}
         self._task = collection.StatisticsJob(
             str(model.path.absolute()), model.sha256, profile.preprocess, profile.input, tuple(self._plan.watched),
@@ -305,7 +305,7 @@ class SweepTables:
         def make(candidate: Candidate) -> tuple[Configuration, Table]:
             ranges = algorithms.ranges(complete, candidate.algorithm, candidate.parameters)
             table = calibration_table.from_ranges(
-                watch_plan.shared_ranges(self._graph, ranges),
+                collection.shared_ranges(self._graph, ranges),
                 algorithm=candidate.algorithm.table_name, trt_version=HEADER_VERSION,
             )  # fmt: skip
             digest = store.canonical_digest(table.bits)

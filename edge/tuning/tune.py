@@ -1,7 +1,7 @@
 """Tuning: which weighted layers stay in float so that INT8 keeps its accuracy, by measure.
 
 The stack (:mod:`edge.calibration.preparation`) prepares the network; then each layer is quantized alone
-(:mod:`edge.calibration.sensitivity`), the noisiest layers go to float one after the other, and the curve of SQNR and
+(:mod:`edge.calibration.scoring`), the noisiest layers go to float one after the other, and the curve of SQNR and
 agreement against their number is predicted and measured. Everything that was measured is kept after each step, and the
 same command continues from there. A layer in float runs in FP16 on a device and is scored in FP32 here.
 """
@@ -36,7 +36,6 @@ from edge.calibration import (
     rank_layers,
     save_quantization,
     spread,
-    watch_plan,
 )
 from edge.config import Profile
 from edge.errors import ModelError, ProfileError
@@ -45,7 +44,7 @@ from edge.media import Picture, Pictures
 from edge.model import GraphIndex, Preprocessor, WeightedLayer, onnx_model, weighted_layers
 from edge.quantization import FloatLayer, Recipe, Statistics
 from edge.stats import Interval, wilson
-from edge.tuning.layer_reasons import layer_macs, reason_for
+from edge.tuning.tune_page import layer_macs, reason_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -283,7 +282,7 @@ class _Tuning:
             raise CancelledError
 
     def _statistics(self) -> Statistics:
-        plan = watch_plan.plan(self.folded.graph, self._model.activations)
+        plan = collection.plan(self.folded.graph, self._model.activations)
         path = cache_keys.table_path(self._profile, self._cache)
         with store.lock(path):
             observed = collection.collect_statistics(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.artifacts.temporary import remove_leftovers, temporary_folder
+from edge.artifacts.store import remove_leftovers, temporary_folder
 
 
 def test_a_folder_is_removed_at_the_end_of_its_block() -> None:
@@ -22,7 +22,7 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     code = (
-        "import os, signal; from edge.artifacts.temporary import temporary_folder\n"
+        "import os, signal; from edge.artifacts.store import temporary_folder\n"
         "with temporary_folder('test') as folder:\n"
         "    (folder / 'big').write_bytes(b'x'); print(folder, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
     )

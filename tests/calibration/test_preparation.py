@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from edge.backends.onnxruntime import OnnxRuntime
-from edge.calibration import cache_keys, preparation, watch_plan, workflow
+from edge.calibration import cache_keys, collection, preparation, workflow
 from edge.calibration.counting import collect
 from edge.calibration.preparation import PreparationSettings, prepare
 from edge.calibration.scoring import Scorer
@@ -215,8 +215,8 @@ def prepared(kind: str, **settings: Any) -> tuple[Scorer, preparation.Prepared, 
     arrays = [(rng.normal(size=(3, 16, 16)) * 1.5).astype(np.float32) for _ in range(24)]
     from edge.backends.onnxruntime import OrtSession
 
-    plan = watch_plan.plan(folded.graph, onnx_model.activations_of(folded, "input", Path("x")))
-    session = OrtSession(watch_plan.with_outputs(folded, plan.watched), precision="fp32", threads=1)
+    plan = collection.plan(folded.graph, onnx_model.activations_of(folded, "input", Path("x")))
+    session = OrtSession(collection.with_outputs(folded, plan.watched), precision="fp32", threads=1)
     statistics = collect(
         [str(i) for i in range(24)], lambda i: arrays[i], lambda b: [b, *session.outputs(b)], plan.watched,
         with_histogram=True,

@@ -8,9 +8,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edge.backends.onnxruntime import OrtSession
-from edge.calibration import watch_plan
-from edge.calibration.scoring import Scorer
-from edge.calibration.sensitivity import LayerNoise, predicted_sqnr, rank_layers
+from edge.calibration import collection
+from edge.calibration.scoring import LayerNoise, Scorer, predicted_sqnr, rank_layers
 from edge.model.graph import weighted_layers
 from edge.quantization import calibration_table, qdq
 from edge.quantization.calibration_table import TrtVersion
@@ -45,7 +44,7 @@ def subject() -> tuple[onnx.ModelProto, calibration_table.Table, Scorer]:
     model = network()
     pictures = [RNG.normal(0, 1, (3, 8, 8)).astype(np.float32) for _ in range(12)]
     scorer = Scorer(model, pictures, threads=1)
-    session = OrtSession(watch_plan.with_outputs(model, list("abcd")), precision="fp32", threads=1)
+    session = OrtSession(collection.with_outputs(model, list("abcd")), precision="fp32", threads=1)
     outputs = session.outputs(np.stack(pictures))
     ranges = {"input": 5.0} | {name: float(np.abs(values).max()) for name, values in zip("abcd", outputs, strict=True)}
     return model, calibration_table.from_ranges(ranges, algorithm="minmax", trt_version=TrtVersion(10, 3, 0)), scorer

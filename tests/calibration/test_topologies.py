@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 from edge.backends.onnxruntime import OrtSession
-from edge.calibration import collection, watch_plan
+from edge.calibration import collection
 from edge.config.profiles import InputConfig, PreprocessConfig
 from edge.media.picture_sources import open_pictures
 from edge.media.pictures import Pictures
@@ -41,7 +41,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
 
 def collected(path: Path, pictures: Pictures, *, threads: int) -> Statistics:
     model = onnx_model.load(path)
-    plan = watch_plan.plan(onnx_model.folded(path).graph, model.activations)
+    plan = collection.plan(onnx_model.folded(path).graph, model.activations)
     job = collection.StatisticsJob(
         str(path), model.sha256, PREPROCESS, INPUT, tuple(plan.watched), "histogram", threads, model.outputs
     )
@@ -54,7 +54,7 @@ def brute_force(model: Any, pictures: Pictures, batch: int | None) -> dict[str, 
     """All values of each activation, a picture at a time."""
     folded = fold(model)
     names = onnx_model.activations_of(folded, "input", Path("x"))
-    session = OrtSession(watch_plan.with_outputs(folded, names[1:]), precision="fp32", threads=1)
+    session = OrtSession(collection.with_outputs(folded, names[1:]), precision="fp32", threads=1)
     prepare = Preprocessor(PREPROCESS, INPUT)
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for picture in pictures:

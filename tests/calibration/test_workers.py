@@ -25,8 +25,7 @@ import pytest
 
 from edge import __file__, __version__
 from edge.calibration import collection, dask_workers, workflow
-from edge.calibration.work_queue import WorkQueue, pack, unpack
-from edge.calibration.worker_processes import Processes
+from edge.calibration.worker_processes import Processes, WorkQueue, pack, unpack
 from edge.config import profiles
 from edge.config.profiles import Profile
 from edge.errors import DEPENDENCIES, DataError, DeviceError, EdgeError, MissingDependencyError, ModelError, UsageError

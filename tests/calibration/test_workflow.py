@@ -110,12 +110,12 @@ def test_minmax_is_the_largest_value_of_each_tensor(run: Calibrate, tiny: Profil
     """Ranges from the network run outside of edge, through onnxruntime with all tensors as outputs."""
     import onnxruntime as ort
 
-    from edge.calibration import watch_plan
-    from edge.media.decoding import decode
+    from edge.calibration import collection
+    from edge.media.pictures import decode
     from edge.model import onnx_model, preprocessing
 
     outcome = run(with_calibration(tiny, algorithm="minmax"))
-    session = ort.InferenceSession(watch_plan.with_outputs(onnx_model.read(tmp_path / "model.onnx"), TENSORS))
+    session = ort.InferenceSession(collection.with_outputs(onnx_model.read(tmp_path / "model.onnx"), TENSORS))
     largest = dict.fromkeys(TENSORS, 0.0)
     for path in sorted((tmp_path / "p").glob("*.jpg")):
         one = preprocessing.Preprocessor(tiny.preprocess, tiny.input)(decode(path.read_bytes(), name=path.name))[None]

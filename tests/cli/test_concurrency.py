@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge.cli import concurrency
+from edge.cli import options
 from edge.config import profiles
 from edge.errors import DeviceError
 from edge.model.preprocessing import Preprocessor
@@ -66,9 +66,9 @@ def chosen(tiny_profile: Callable[..., Path]) -> Callable[..., profiles.Profile]
 
 def opened(backend: Backend, chosen: profiles.Profile) -> tuple[Any, Any, list[str]]:
     said: list[str] = []
-    width = concurrency.choose(chosen, live=False, cores=2)
+    width = options.choose(chosen, live=False, cores=2)
     with contextlib.ExitStack() as stack:
-        sessions, preprocessor = concurrency.open_sessions(
+        sessions, preprocessor = options.open_sessions(
             backend,
             Found(),
             chosen,

@@ -314,7 +314,7 @@ def read_all(terminal: int) -> bytes:
 def test_the_summary_of_an_interrupted_run_with_power_but_no_picture(
     edge: Edge, built: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from edge.ui.terminal import run_summary
+    from edge.ui.terminal import live_view
     from edge.ui.terminal.terminal import Terminal
 
     folder = built()
@@ -325,5 +325,5 @@ def test_the_summary_of_an_interrupted_run_with_power_but_no_picture(
         power={"source": "hwmon", "scope": "module_input", "samples": 20, "joules": 1.0, "mean_mw": 500.0,
                "error_joules": 0.1},
     )  # fmt: skip
-    run_summary.render_summary(Terminal(), none)
+    live_view.render_summary(Terminal(), none)
     assert "(interrupted)" in capsys.readouterr().out

@@ -14,7 +14,7 @@ import pytest
 
 from edge.backends import interface
 from edge.config import profiles
-from edge.deploy import canary, manage
+from edge.deploy import canary, rollout
 from edge.deploy.bundle import creation, golden
 from edge.deploy.bundle.reader import Bundle, open_bundle
 from edge.deploy.push import ShipSettings, ship
@@ -23,7 +23,7 @@ from edge.deploy.trial import parse_gates
 from edge.errors import UsageError
 from edge.media.picture_sources import open_pictures
 from edge.system import device
-from edge.telemetry.source import NoSource, Reading
+from edge.telemetry.sources import NoSource, Reading
 from tests.support import loopback
 from tests.support.devices import current, root_of, tar_of
 
@@ -165,7 +165,7 @@ def test_a_device_tries_and_keeps_a_good_bundle(
     assert outcome.canary.report is not None
     assert outcome.canary.report["own"]["pictures"] == 4
     assert current(place) == sent.digest
-    assert manage.status(place).bundles[0].trial == "passed"
+    assert rollout.status(place).bundles[0].trial == "passed"
     again = ship(sent, place)
     assert (again.work, again.canary) == ("unchanged", None)
 
@@ -183,7 +183,7 @@ def test_a_device_keeps_what_it_has_when_a_trial_fails(
     assert "golden pictures have another label" in str(outcome.reason)
     assert current(place) == good.digest
     assert not (root_of(place) / "previous").exists()
-    found = manage.status(place)
+    found = rollout.status(place)
     assert {kept.name: kept.trial for kept in found.bundles} == {"good": "passed", "bad": "failed"}
     assert [entry.action for entry in found.history] == ["ship", "trial failed"]
 
@@ -201,7 +201,7 @@ def test_a_trial_that_was_cut_off_is_made_up_for(
 ) -> None:
     place, sent = with_edge(folder), made()
     ship(sent, place, settings=ShipSettings(canary=False))
-    assert manage.status(place).bundles[0].trial == "not tried"
+    assert rollout.status(place).bundles[0].trial == "not tried"
     outcome = ship(sent, place)
     assert outcome.canary is not None
     assert outcome.canary.verdict == "passed"

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from edge.deploy import manage
+from edge.deploy import rollout
 from edge.deploy.bundle.reader import Bundle, open_bundle
 from edge.deploy.push import ShipSettings, ship
 from edge.deploy.transport.address import DeviceAddress
@@ -118,7 +118,7 @@ class DeviceModel(RuleBasedStateMachine):
         before, was = self.current, dict(self.verdicts)
         self.kills.after(killed)
         try:
-            step = manage.rollback(self.place)
+            step = rollout.rollback(self.place)
         except UsageError:
             self._read()
             assert self.current == before
@@ -139,7 +139,7 @@ class DeviceModel(RuleBasedStateMachine):
         before, passed = self.current, {d for d, verdict in self.verdicts.items() if verdict == "passed"}
         self.kills.after(killed)
         try:
-            manage.clear(self.place)
+            rollout.clear(self.place)
         except DeviceError:
             pass
         finally:
@@ -161,7 +161,7 @@ class DeviceModel(RuleBasedStateMachine):
             assert was.get(sent.digest) == "passed" or may_use
 
     def _read(self) -> None:
-        status = manage.status(self.place)
+        status = rollout.status(self.place)
         self.current = status.current
         self.verdicts = {info.digest: info.trial for info in status.bundles}
 

@@ -10,7 +10,7 @@ import pytest
 
 from edge.artifacts import store
 from edge.calibration import cache_keys
-from edge.engines import engine_page, engine_report
+from edge.engines import engine_report
 from edge.engines.engine_report import Island
 from edge.errors import ArtifactError
 from edge.model import inspection
@@ -143,7 +143,7 @@ def test_what_an_earlier_edge_built(make: Make, tmp_path: Path) -> None:
     old = engine_report.load(path)
     assert (old.inspection, old.counts) == (None, None)
     assert "an earlier edge built this engine" in old.notes[0]
-    assert "model-int8" in engine_page.render(old)
+    assert "model-int8" in engine_report.render(old)
 
 
 def test_layers_of_a_later_edge_are_left_out_and_said(make: Make, rewrite: Callable[..., None]) -> None:
@@ -160,7 +160,7 @@ def test_counts_that_nobody_knows(make: Make, rewrite: Callable[..., None]) -> N
     found = engine_report.load(path)
     assert found.layers is None
     assert "in a way that this edge does not know" in found.notes[0]
-    engine_page.render(found)
+    engine_report.render(found)
 
 
 def flipped(path: Path) -> None:

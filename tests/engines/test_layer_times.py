@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edge.engines import engine_page, engine_report, layer_times
+from edge.engines import engine_report, layer_times
 from edge.engines.engine_report import EngineReport
 from edge.errors import ArtifactError, StoreError
 
@@ -50,7 +50,7 @@ def test_where_the_time_goes(shown: EngineReport, profiled: Callable[..., Path])
         ("/b", 0.5), ("unlisted", 0.4), ("move", 0.1),
     ]  # fmt: skip
     assert found.by_role == {"weighted": 0.5, "not listed": 0.4, "reformat": 0.1}
-    drawn = " ".join(engine_page.render(shown, found).split())
+    drawn = " ".join(engine_report.render(shown, found).split())
     assert "Where the time goes" in drawn
     assert "median of 100 runs each, in a run of its own by trtexec (times.json)" in drawn
 
@@ -63,7 +63,7 @@ def test_means_where_there_are_no_medians(shown: EngineReport, profiled: Callabl
 def test_nothing_takes_time(shown: EngineReport, profiled: Callable[..., Path]) -> None:
     found = layer_times.read(profiled([{"name": "/a", "averageMs": 0.0}]), shown)
     assert found.layers[0].share == 0.0
-    engine_page.render(shown, found)
+    engine_report.render(shown, found)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edge.errors import DataError
-from edge.media.decoding import decode
+from edge.media.pictures import decode
 
 Encoder = Callable[..., bytes]
 

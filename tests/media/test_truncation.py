@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edge.media.truncation import problem
+from edge.media.pictures import problem
 
 
 def _save(kind: str, *, size: tuple[int, int] = (64, 48), mode: str = "RGB", **options: object) -> bytes:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from edge.errors import DataError, UsageError
+from edge.media.opencv_capture import VideoStream
 from edge.media.recorder import INDEX, SavingStream
 from edge.media.replay import ReplayStream
 from edge.media.streams import Frame, LimitedStream, OpenedSource, Outage
-from edge.media.video import VideoStream
 from tests.support.fake_cameras import picture
 
 

@@ -24,7 +24,7 @@ from edge.quantization import table_check
 from edge.runtime import run_loop
 from edge.runtime.evaluation import logits, score
 from edge.telemetry.sampler import Telemetry
-from edge.telemetry.source import NoSource
+from edge.telemetry.sources import NoSource
 
 # Who looks at these pictures says one of these; the network is as unsure of the cat as a person is.
 SAMPLES = {

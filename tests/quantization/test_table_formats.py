@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge.errors import ArtifactError
 from edge.events import Note
-from edge.quantization import flat_table, table_formats
+from edge.quantization import table_formats
 from edge.quantization.calibration_table import Table, TableHeader, TrtVersion, from_ranges, parse, to_bits, write
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "reference" / "calibration_tables"
@@ -173,7 +173,7 @@ BAD_PAIRS = {
 @pytest.mark.parametrize(("pairs", "words"), BAD_PAIRS.values(), ids=BAD_PAIRS.keys())
 def test_bad_flatbuffers_content(pairs: list[tuple[str, str]], words: str) -> None:
     with pytest.raises(ArtifactError, match=words):
-        table_formats.from_ort_flatbuffers(flat_table.build(pairs), version=V10, where="c.flatbuffers")
+        table_formats.from_ort_flatbuffers(table_formats.build(pairs), version=V10, where="c.flatbuffers")
 
 
 def test_every_truncation_of_flatbuffers_is_refused() -> None:
@@ -181,7 +181,7 @@ def test_every_truncation_of_flatbuffers_is_refused() -> None:
     # Up to three bytes of padding end the file; all others count.
     for size in range(len(data) - 3):
         with pytest.raises(ArtifactError, match="truncated"):
-            flat_table.entries(data[:size], where="t")
+            table_formats.entries(data[:size], where="t")
 
 
 @settings(deadline=None)

@@ -12,8 +12,7 @@ from edge.artifacts.run_record import Gap, Guess, LabelCount, RunRecord, Skip
 from edge.errors import DataError
 from edge.reports import run_comparison, run_page
 from edge.reports.loaded_runs import load_runs
-from edge.reports.run_charts import throttled
-from edge.reports.run_page import render
+from edge.reports.run_page import render, throttled
 from tests.support.html_reader import Reader
 from tests.support.run_records import ORIN, made
 

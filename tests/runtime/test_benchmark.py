@@ -14,10 +14,9 @@ from edge.artifacts.run_record import RunRecord
 from edge.backends.interface import Inference
 from edge.errors import DeviceError, UsageError
 from edge.events import Progress
-from edge.runtime.benchmark import BenchSettings, age_result, batch_sizes, bench
-from edge.runtime.mlperf import SCENARIOS
+from edge.runtime.benchmark import SCENARIOS, BenchSettings, age_result, batch_sizes, bench
 from edge.telemetry.sampler import Sampler, Telemetry
-from edge.telemetry.source import NoSource, Reading, Scope, Unavailable
+from edge.telemetry.sources import NoSource, Reading, Scope, Unavailable
 from tests.support.boards import ManualClock
 from tests.support.run_records import made
 

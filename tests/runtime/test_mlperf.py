@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.runtime.mlperf import SCENARIOS, binomial_at_most, bound, fewest_queries, most_over
+from edge.runtime.benchmark import SCENARIOS, binomial_at_most, bound, fewest_queries, most_over
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from edge.media.streams import Frame, OpenedSource, Outage
 from edge.model.preprocessing import Preprocessor
 from edge.runtime import pipeline, run_loop
 from edge.telemetry.sampler import Telemetry
-from edge.telemetry.source import NoSource
+from edge.telemetry.sources import NoSource
 
 SUBJECT = Subject(
     profile="t", profile_digest="", model="m.onnx", model_sha256="", engine_sha256="", table_sha256=None,

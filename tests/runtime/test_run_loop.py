@@ -24,7 +24,7 @@ from edge.media.streams import PictureStream
 from edge.model.preprocessing import Preprocessor
 from edge.runtime import pipeline, run_loop
 from edge.telemetry.sampler import Sampler, Telemetry
-from edge.telemetry.source import NoSource, Reading, Scope, Unavailable
+from edge.telemetry.sources import NoSource, Reading, Scope, Unavailable
 
 NO_POWER = NoSource((Unavailable("hwmon", "no sensor"),))
 NAMES = ["cat", "dog", "newt"]

@@ -6,9 +6,9 @@ import threading
 import pytest
 
 from edge.artifacts.run_record import MOST_TICKS, FrameResult, Gap, Guess, Skip, Stages
-from edge.runtime.statistics import RECENT, RunStatistics
+from edge.runtime.run_statistics import RECENT, RunStatistics
 from edge.runtime.timeline import HISTORY_S, Timeline, merged
-from edge.telemetry.source import Reading
+from edge.telemetry.sources import Reading
 
 
 class Clock:

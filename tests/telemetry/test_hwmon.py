@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge.telemetry.hwmon import Hwmon
-from edge.telemetry.source import NoSource, Unavailable
-from edge.telemetry.sources import probe
+from edge.telemetry.sources import NoSource, Unavailable, probe
 from tests.support.boards import (
     AGX_ORIN,
     AGX_XAVIER_JP4,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edge.telemetry.jtop import Jtop
-from edge.telemetry.source import Unavailable
+from edge.telemetry.sources import Unavailable
 from tests.support.boards import ManualClock
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from edge.runtime.measurement_warnings import condition_warnings
+from edge.runtime.benchmark import condition_warnings
 from edge.telemetry.energy import Energy, Window
 from edge.telemetry.sampler import Sampler, Telemetry, idle_baseline
-from edge.telemetry.source import NoSource, Reading, Scope, Unavailable
+from edge.telemetry.sources import NoSource, Reading, Scope, Unavailable
 from tests.support.boards import ManualClock
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from edge.telemetry.board import Board
 from edge.telemetry.nvml import Nvml, gpu_load
-from edge.telemetry.source import Unavailable
+from edge.telemetry.sources import Unavailable
 from tests.support.boards import Grow, ManualClock
 
 

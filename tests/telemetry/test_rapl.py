@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edge.telemetry.rapl import Rapl
-from edge.telemetry.source import Unavailable
+from edge.telemetry.sources import Unavailable
 from tests.support.boards import Grow, ManualClock
 
 _CLASS = "sys/class/powercap"

@@ -11,8 +11,7 @@ from edge.artifacts import run_record
 from edge.errors import ArtifactError, UsageError
 from edge.telemetry.energy import Window
 from edge.telemetry.sampler import Sampler
-from edge.telemetry.source import NoSource, Reading, Scope
-from edge.telemetry.sources import check_name, probe
+from edge.telemetry.sources import NoSource, Reading, Scope, check_name, probe
 from edge.telemetry.telemetry_replay import Log, Replay, load, parse_spec
 from tests.support.boards import ManualClock
 from tests.support.run_records import made

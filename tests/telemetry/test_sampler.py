@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edge.telemetry.energy import Energy, Trace, Window
 from edge.telemetry.sampler import Sampler
-from edge.telemetry.source import Reading, Scope
+from edge.telemetry.sources import Reading, Scope
 
 
 class Replay:

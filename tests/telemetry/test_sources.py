@@ -12,8 +12,17 @@ from edge.config import profiles
 from edge.diagnostics import doctor
 from edge.errors import ProfileError, UsageError
 from edge.telemetry import sources
-from edge.telemetry.source import Clock, NoSource, Reading, Unavailable
-from edge.telemetry.sources import SOURCES, check_name, probe, source_names, telemetry_source
+from edge.telemetry.sources import (
+    SOURCES,
+    Clock,
+    NoSource,
+    Reading,
+    Unavailable,
+    check_name,
+    probe,
+    source_names,
+    telemetry_source,
+)
 
 
 class Meter:

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.telemetry.source import Unavailable
-from edge.telemetry.sources import probe
+from edge.telemetry.sources import Unavailable, probe
 from edge.telemetry.tegrastats import Tegrastats, parse
 
 SAMPLES = Path(__file__).resolve().parents[3] / "shared/reference/tegrastats"

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from edge.backends.onnxruntime import OrtSession
-from edge.calibration import collection, watch_plan
+from edge.calibration import collection
 from edge.calibration.scoring import PictureInputs, Scorer, TableForms, compare, spread
 from edge.config.profiles import Profile
 from edge.errors import DataError, DeviceError
@@ -26,14 +26,14 @@ Bench = Callable[..., object]
 def table_of(chosen: Profile, pictures: object, name: str = "minmax", **parameters: float) -> Table:
     model = onnx_model.load(Path(chosen.model))
     graph = onnx_model.read(model.path).graph
-    plan = watch_plan.plan(graph, model.activations)
+    plan = collection.plan(graph, model.activations)
     task = collection.StatisticsJob(
         str(model.path), model.sha256, chosen.preprocess, chosen.input, tuple(plan.watched), "histogram", 1
     )  # fmt: skip
     counted = collection.count(task, list(pictures))
     assert counted is not None
     rule, complete = algorithms.find(name, parameters)
-    ranges = watch_plan.shared_ranges(graph, algorithms.ranges(plan.complete(counted), rule, complete))
+    ranges = collection.shared_ranges(graph, algorithms.ranges(plan.complete(counted), rule, complete))
     return calibration_table.from_ranges(ranges, algorithm=rule.table_name, trt_version=TrtVersion(10, 3, 0))
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.artifacts.store import sha256_bytes
-from edge.calibration import collection, watch_plan
+from edge.calibration import collection
 from edge.config.profiles import Profile
 from edge.errors import DataError, UsageError
 from edge.model import onnx_model
@@ -26,7 +26,7 @@ def members(drawn: sweep_tables.SubsetPlan, subset: Subset) -> list[int]:
 
 def task_of(chosen: Profile, needs: str) -> collection.StatisticsJob:
     model = onnx_model.load(Path(chosen.model))
-    plan = watch_plan.plan(onnx_model.read(model.path).graph, model.activations)
+    plan = collection.plan(onnx_model.read(model.path).graph, model.activations)
     return collection.StatisticsJob(
         str(model.path), model.sha256, chosen.preprocess, chosen.input, tuple(plan.watched), needs, 1
     )  # fmt: skip

@@ -10,6 +10,7 @@ toolkit and needs the host's g++; it is looked for on PATH and in ``/usr/local/c
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import re
 import shutil
@@ -26,6 +27,29 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edge.backends.cuda.protocols import DeviceMemory, Graph, HostMemory, Kernels
+
+
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+
+
+@functools.cache
+def compute_capability(library: str = "libcuda.so.1") -> str | None:
+    """Such as ``8.9``; None where there is no driver, no GPU, or a driver that does not start."""
+    try:
+        cuda = ctypes.CDLL(library)
+        names = (cuda.cuInit, cuda.cuDeviceGet, cuda.cuDeviceGetAttribute)
+    except (OSError, AttributeError):
+        return None
+    init, get, attribute = names
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    failed = (
+        init(0)
+        or get(ctypes.byref(device), 0)
+        or attribute(ctypes.byref(major), _MAJOR, device)
+        or attribute(ctypes.byref(minor), _MINOR, device)
+    )
+    return None if failed else f"{major.value}.{minor.value}"
+
 
 # Work of another library on the default stream neither waits for ours nor spoils a capture (CU_STREAM_NON_BLOCKING).
 _NON_BLOCKING = 1

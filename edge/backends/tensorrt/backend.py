@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edge.backends.tensorrt.builder import Built
     from edge.backends.tensorrt.builder_config import Options
     from edge.backends.tensorrt.calibrator import Feed
-    from edge.backends.tensorrt.caps import Caps
+    from edge.backends.tensorrt.environment import Caps
     from edge.backends.tensorrt.timing_cache import TimingStore
 
 # Distributions whose version is the binding's; NVIDIA's Debian packages bring "tensorrt".
@@ -90,10 +90,10 @@ class TensorRT:
 
     def int8_plan(self, profile: Profile) -> Int8Plan:
         """Route and reader for ``profile``, from what the installed TensorRT can do."""
-        from edge.backends.tensorrt import caps, route
+        from edge.backends.tensorrt import builder_config, environment
 
-        found = caps.load(rtx=self._rtx)
-        decision = route.decide(profile, "int8", found)
+        found = environment.load(rtx=self._rtx)
+        decision = builder_config.decide(profile, "int8", found)
         implicit = decision.route == "implicit"
         return Int8Plan(
             route="implicit" if implicit else "explicit",
@@ -103,9 +103,9 @@ class TensorRT:
 
     def build(self, request: BuildRequest, *, listen: Listener = ignore_events) -> BuiltEngine:
         """Build an engine; see :func:`edge.backends.tensorrt.builder.build`."""
-        from edge.backends.tensorrt import caps
+        from edge.backends.tensorrt import environment
 
-        found = caps.load(rtx=self._rtx)
+        found = environment.load(rtx=self._rtx)
         built = self._build(request, found, feed=None, listen=listen)
         return as_engine(built, found, self._environment())
 
@@ -119,16 +119,16 @@ class TensorRT:
             DeviceError: this TensorRT has no such calibrator, or there is no GPU.
             MissingDependencyError: TensorRT or PyCUDA is not installed.
         """
-        from edge.backends.tensorrt import caps
+        from edge.backends.tensorrt import environment
 
-        found = caps.load(rtx=self._rtx)
+        found = environment.load(rtx=self._rtx)
         return self._build(request, found, feed=feed, listen=listen)
 
     def calibrators(self) -> tuple[str, tuple[str, ...]]:
         """The installed TensorRT, and the algorithms of its own that it calibrates with; none on 11 and on RTX."""
-        from edge.backends.tensorrt import caps
+        from edge.backends.tensorrt import environment
 
-        found = caps.load(rtx=self._rtx)
+        found = environment.load(rtx=self._rtx)
         return found.title, tuple(found.calibrators) if found.implicit_int8 else ()
 
     def merge_timing_caches(self, contents: list[bytes]) -> bytes:
@@ -138,9 +138,9 @@ class TensorRT:
             ArtifactError: TensorRT refuses one of them.
             MissingDependencyError, DeviceError: no TensorRT or no GPU to ask.
         """
-        from edge.backends.tensorrt import caps, subprocess_build, timing_cache
+        from edge.backends.tensorrt import environment, subprocess_build, timing_cache
 
-        found = caps.load(rtx=self._rtx)
+        found = environment.load(rtx=self._rtx)
         return (
             subprocess_build.merge(contents, rtx=found.rtx) if self._isolate else timing_cache.combine(contents, found)
         )
@@ -151,9 +151,9 @@ class TensorRT:
         Raises:
             MissingDependencyError: TensorRT is not installed. DeviceError: timing caches have no effect on it.
         """
-        from edge.backends.tensorrt import caps
+        from edge.backends.tensorrt import environment
 
-        found = caps.load(rtx=self._rtx)
+        found = environment.load(rtx=self._rtx)
         if not found.timing_cache:
             raise DeviceError(f"timing caches have no effect on {found.title}")
         return self._store(folder, found, listen)
@@ -168,7 +168,7 @@ class TensorRT:
             DeviceError, MissingDependencyError: no GPU, no driver, no PyCUDA.
         """
         del threads
-        from edge.backends.tensorrt import caps
+        from edge.backends.tensorrt import environment
         from edge.backends.tensorrt.runner import TrtSession
 
         key = built_for or {}
@@ -180,7 +180,7 @@ class TensorRT:
             raise ArtifactError(what, where=engine, hint="edge build, on this machine")
         return TrtSession(
             engine,
-            caps.load(rtx=self._rtx),
+            environment.load(rtx=self._rtx),
             precision=precision,
             gpus=str(key["gpus"]) if key.get("gpus") else None,
             host_code="version compatible" in str(key.get("tensorrt", "")),
@@ -271,9 +271,9 @@ class TensorRT:
                         return metadata.version(name), rtx
                     except metadata.PackageNotFoundError:  # noqa: PERF203 - six at most
                         continue
-        from edge.backends.tensorrt import caps
+        from edge.backends.tensorrt import environment
 
-        found = caps.load(rtx=self._rtx)
+        found = environment.load(rtx=self._rtx)
         return found.version, found.rtx
 
 

@@ -17,21 +17,18 @@ import msgspec
 
 from edge.backends.interface import BuildRequest, Layers
 from edge.backends.tensorrt import (
-    build_monitor,
     builder_config,
     calibrator,
     environment,
     layer_report,
     log_diagnosis,
-    missing_scales,
     onnx_variants,
-    route,
+    subprocess_build,
 )
-from edge.backends.tensorrt.builder_config import Accelerator, Options
+from edge.backends.tensorrt.builder_config import Accelerator, Decision, Options
 from edge.backends.tensorrt.calibrator import Feed, Feeding, Serving
-from edge.backends.tensorrt.caps import Caps, binding_module
+from edge.backends.tensorrt.environment import Caps, binding_module
 from edge.backends.tensorrt.onnx_variants import Form
-from edge.backends.tensorrt.route import Decision
 from edge.backends.tensorrt.timing_cache import CacheInUse, TimingReport
 from edge.errors import DeviceError
 from edge.events import Listener, Note, ignore_events
@@ -89,11 +86,11 @@ def build(
         DeviceError: no GPU, no memory, no kernel, no such unit.
     """
     options = options or Options()
-    decision = route.decide(request.profile, request.precision, caps)
+    decision = builder_config.decide(request.profile, request.precision, caps)
     form = _form(request, caps, decision)
-    watch = build_monitor.BuildWatch(listen=listen, should_stop=should_stop)
+    watch = subprocess_build.BuildWatch(listen=listen, should_stop=should_stop)
     binding = binding_module(caps)
-    with build_monitor.watching(binding, watch) as logger, _quietly():
+    with subprocess_build.watching(binding, watch) as logger, _quietly():
         job = _Job(request, caps, decision=decision, form=form, watch=watch, options=options)
         job.prepare(logger, feed)
         job.configure(timing_cache, listen)
@@ -116,7 +113,7 @@ class _Job:
         *,
         decision: Decision,
         form: Form,
-        watch: build_monitor.BuildWatch,
+        watch: subprocess_build.BuildWatch,
         options: Options,
     ) -> None:
         self.request = request
@@ -178,7 +175,7 @@ class _Job:
         self.notes += self.accelerator.notes
         self.info |= {"workspace_mib": limits.workspace_mib, "tactic_dram_mib": limits.tactic_mib}
         if self.caps.progress_monitor:
-            self.monitor = build_monitor.progress_monitor(self.binding, self.watch)
+            self.monitor = subprocess_build.progress_monitor(self.binding, self.watch)
             self.config.progress_monitor = self.monitor
         if self.request.timing.only:
             builder_config.refuse_misses(setup)
@@ -252,7 +249,7 @@ class _Job:
             raise DeviceError("INT8 needs a calibration table", hint="edge calibrate")
         dla = self.request.profile.build.dla_core is not None
         table = calibrator.served(self.request.table, self.caps, dla=dla)
-        completed = missing_scales.complete(table, missing_scales.read(self.network, self.caps))
+        completed = calibrator.complete(table, calibrator.read(self.network, self.caps))
         self.info |= {
             "table_header": self.request.table.header.text,
             "served_header": table.header.text,
@@ -348,7 +345,7 @@ class _Job:
             weighted_int8=self.form.quantized,
             weighted_fp16=self.form.weighted - self.form.quantized if self.form.half else 0,
             weighted_unknown=0 if self._is_typed() else self.form.weighted,
-            by_type=missing_scales.read(self.network, self.caps).by_kind(),
+            by_type=calibrator.read(self.network, self.caps).by_kind(),
         )
 
     def _is_typed(self) -> bool:

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from edge.backends.tensorrt.build_monitor import LogLine
-from edge.backends.tensorrt.caps import Caps
+from edge.backends.tensorrt.environment import Caps
+from edge.backends.tensorrt.subprocess_build import LogLine
 from edge.errors import ArtifactError, DeviceError, EdgeError, ModelError
 
 _MEMORY = (

@@ -24,8 +24,8 @@ import msgspec
 
 from edge.backends.cuda import DeviceMemory, GpuDevice, Graph, HostMemory
 from edge.backends.interface import Inference
-from edge.backends.tensorrt import build_monitor, log_diagnosis
-from edge.backends.tensorrt.caps import Caps, binding_module
+from edge.backends.tensorrt import log_diagnosis, subprocess_build
+from edge.backends.tensorrt.environment import Caps, binding_module
 from edge.config import InputConfig, PreprocessConfig
 from edge.errors import ArtifactError, DeviceError, EdgeError, StoreError, require
 
@@ -158,7 +158,7 @@ class TrtSession:
         self._np = require("numpy")
         self._where = engine
         self._binding = binding_module(caps)
-        self._watch = build_monitor.BuildWatch()
+        self._watch = subprocess_build.BuildWatch()
         self._events: list[Any] = []
         self._staging: NDArray[Any] = self._np.empty(0)
         self._results: NDArray[Any] = self._np.empty(0)
@@ -419,8 +419,8 @@ class TrtSession:
     @contextlib.contextmanager
     def _received(self) -> Iterator[Any]:
         """Receive TensorRT's log inside the block; gives the logger. An exception of our callbacks is raised here."""
-        self._watch = build_monitor.BuildWatch()
-        with build_monitor.watching(self._binding, self._watch) as logger:
+        self._watch = subprocess_build.BuildWatch()
+        with subprocess_build.watching(self._binding, self._watch) as logger:
             try:
                 yield logger
             finally:

@@ -17,29 +17,207 @@ import contextlib
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import msgspec
 
 from edge import errors
 from edge.artifacts import temporary_folder
 from edge.backends.interface import BuildRequest, Layers, TimingUse
-from edge.backends.tensorrt import batch_pipe, builder, caps, environment
+from edge.backends.tensorrt import batch_pipe, builder, environment
 from edge.backends.tensorrt.builder import Built
-from edge.backends.tensorrt.builder_config import Options
+from edge.backends.tensorrt.builder_config import Decision, Options
 from edge.backends.tensorrt.calibrator import Feed
-from edge.backends.tensorrt.route import Decision
 from edge.backends.tensorrt.timing_cache import TimingReport, combine
 from edge.config import Precision, Profile
 from edge.errors import DeviceError, EdgeError
 from edge.events import Event, Listener, Note, Progress, ignore_events
 from edge.model import Inspection
 from edge.quantization import Table
+
+Severity = Literal["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"]
+STAGE = "build engine"
+# Lines of no consequence that are before an error often explain it; VERBOSE ones come by the hundred thousand.
+_RECENT = 50
+_KEPT_WARNINGS = 2000
+
+
+class LogLine(msgspec.Struct, frozen=True):
+    """One line of TensorRT's log."""
+
+    severity: Severity
+    text: str
+
+
+class BuildWatch:
+    """Receive one build: its log lines, its progress, and what went wrong inside of our own callbacks."""
+
+    def __init__(self, *, listen: Listener = ignore_events, should_stop: Callable[[], bool] = lambda: False) -> None:
+        self.errors: list[LogLine] = []
+        self.warnings: list[LogLine] = []
+        self.recent: deque[LogLine] = deque(maxlen=_RECENT)
+        self.kept: BaseException | None = None
+        self.stopped = False
+        self.cache_entries: int | None = None
+        self.cache_hits: int | None = None
+        self._listen = listen
+        self._should_stop = should_stop
+        self._phases: dict[str, _Phase] = {}
+        self._percent = -1
+
+    def keep(self, exc: BaseException) -> None:
+        """Remember the first exception of a callback; the build is cancelled at the next step."""
+        if self.kept is None:
+            self.kept = exc
+
+    def raise_kept(self) -> None:
+        """Raise what a callback raised, if one did."""
+        if self.kept is not None:
+            raise self.kept
+
+    def reported(self, severity: Severity, text: str) -> None:
+        """TensorRT logged a line."""
+        line = LogLine(severity, text.strip())
+        if severity in {"ERROR", "INTERNAL_ERROR"}:
+            self.errors.append(line)
+        elif severity == "WARNING" and len(self.warnings) < _KEPT_WARNINGS:
+            self.warnings.append(line)
+        if severity != "VERBOSE":
+            self.recent.append(line)
+        if "timing cache" in text:
+            self._count_cache(text)
+
+    def _count_cache(self, text: str) -> None:
+        """Lines of TensorRT 8.6.1 (a public build log): entries of a serialized cache, hits of one that is freed."""
+        if found := re.search(r"Serialized (\d+) timing cache entries", text):
+            self.cache_entries = int(found[1])
+        elif found := re.search(r"Deleting timing cache: \d+ entries, served (\d+) hits", text):
+            # Several may be freed at the end; those that only carried bytes have served none.
+            self.cache_hits = max(self.cache_hits or 0, int(found[1]))
+
+    def started(self, phase: str, parent: str | None, steps: int) -> None:
+        """A phase of ``steps`` steps began inside of ``parent``."""
+        self._phases[phase] = _Phase(parent, max(steps, 1))
+        self._notify()
+
+    def stepped(self, phase: str, step: int) -> bool:
+        """Step ``step`` (from 0) of a phase ended; whether the build may go on."""
+        if phase in self._phases:
+            self._phases[phase].done = min(step + 1, self._phases[phase].steps)
+            self._notify()
+        if not self.stopped and self._should_stop():
+            self.stopped = True
+        return not self.stopped
+
+    def finished(self, phase: str) -> None:
+        """A phase ended, whole or because the build was cancelled."""
+        if phase in self._phases and not self.stopped and self.kept is None:
+            # The last step of a phase may come without a word of its own.
+            self._phases[phase].done = self._phases[phase].steps
+            self._notify()
+        self._phases.pop(phase, None)
+
+    def _notify(self) -> None:
+        # Percent of the whole, never going back: a phase that ends hands its share to the parent's next step.
+        share = max((self._share(phase) for phase in self._phases), default=0.0)
+        percent = int(100 * share)
+        if percent > self._percent:
+            self._percent = percent
+            self._listen(Progress(STAGE, percent, 100, unit="%"))
+
+    def _share(self, name: str) -> float:
+        """The share of the outermost phase that is done, 0 to 1, as seen from phase ``name``."""
+        phase = self._phases[name]
+        share = phase.done / phase.steps
+        seen = {name}
+        while phase.parent in self._phases and phase.parent not in seen:
+            seen.add(phase.parent)
+            phase = self._phases[phase.parent]
+            share = min((phase.done + share) / phase.steps, 1.0)
+        return share
+
+
+class _Phase:
+    def __init__(self, parent: str | None, steps: int) -> None:
+        self.parent = parent
+        self.steps = steps
+        self.done = 0
+
+
+@contextlib.contextmanager
+def watching(binding: Any, watch: BuildWatch) -> Iterator[Any]:  # noqa: ANN401
+    """Inside the block, ``watch`` receives what TensorRT logs; gives the logger that its factories want."""
+    logger = _logger(binding)
+    before = logger.watch
+    logger.watch = watch
+    try:
+        yield logger
+    finally:
+        logger.watch = before
+
+
+def progress_monitor(binding: Any, watch: BuildWatch) -> Any:  # noqa: ANN401
+    """An IProgressMonitor that reports to ``watch``. Keep a reference to it until the build ends."""
+
+    class Monitor(binding.IProgressMonitor):  # type: ignore[misc]
+        """NVIDIA's interface; each method may be called from another thread."""
+
+        def __init__(self) -> None:
+            binding.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            """A phase begins."""
+            with _kept(watch):
+                watch.started(phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            """A step ended; False cancels the build."""
+            with _kept(watch):
+                watch.stopped |= not watch.stepped(phase_name, step)
+            return not watch.stopped and watch.kept is None
+
+        def phase_finish(self, phase_name: str) -> None:
+            """A phase ended."""
+            with _kept(watch):
+                watch.finished(phase_name)
+
+    return Monitor()
+
+
+@functools.cache
+def _logger(binding: Any) -> Any:  # noqa: ANN401
+    class Logger(binding.ILogger):  # type: ignore[misc]
+        """NVIDIA's interface; speaks to whoever watches."""
+
+        def __init__(self) -> None:
+            binding.ILogger.__init__(self)
+            self.watch: BuildWatch | None = None
+
+        def log(self, severity: Any, msg: str) -> None:  # noqa: ANN401
+            """TensorRT says something."""
+            watch = self.watch
+            if watch is not None:
+                with _kept(watch):
+                    watch.reported(severity.name, msg)
+
+    return Logger()
+
+
+@contextlib.contextmanager
+def _kept(watch: BuildWatch) -> Iterator[None]:
+    """Keep whatever the block raises, also a signal's exception: above us is C++."""
+    try:
+        yield
+    except BaseException as exc:  # noqa: BLE001 - raised again by raise_kept
+        watch.keep(exc)
+
 
 # The child looks for modules where we do, wherever edge was started from.
 _CHILD = (
@@ -270,7 +448,7 @@ def main() -> None:
 def _merge(job: Job) -> _Message:
     folder = Path(job.folder)
     contents = [(folder / f"{_CACHE}.{number}").read_bytes() for number in range(job.merge)]
-    (folder / f"{_CACHE}.new").write_bytes(combine(contents, caps.load(rtx=job.rtx)))
+    (folder / f"{_CACHE}.new").write_bytes(combine(contents, environment.load(rtx=job.rtx)))
     return _Message(merged=True)
 
 
@@ -292,7 +470,7 @@ def _work(job: Job, notify: Callable[[_Message], None]) -> _Summary:
             feed = stack.enter_context(batch_pipe.served(job.spec, sys.stdin.buffer, ask))
         built = builder.build(
             request,
-            caps.load(rtx=job.rtx),
+            environment.load(rtx=job.rtx),
             timing_cache=cache.read_bytes() if cache.is_file() else None,
             feed=feed,
             options=job.options,

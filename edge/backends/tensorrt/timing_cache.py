@@ -22,10 +22,9 @@ from typing import Any, Literal
 import msgspec
 
 from edge.artifacts import Key, Scalar, store
-from edge.backends.tensorrt import build_monitor, builder_config, log_diagnosis
-from edge.backends.tensorrt.build_monitor import BuildWatch
-from edge.backends.tensorrt.caps import Caps, binding_module
-from edge.backends.tensorrt.environment import Environment
+from edge.backends.tensorrt import builder_config, log_diagnosis, subprocess_build
+from edge.backends.tensorrt.environment import Caps, Environment, binding_module
+from edge.backends.tensorrt.subprocess_build import BuildWatch
 from edge.errors import ArtifactError, DeviceError, EdgeError, StoreError, os_error
 from edge.events import Listener, Note, ignore_events
 
@@ -409,8 +408,8 @@ def combine(contents: Sequence[bytes], caps: Caps) -> bytes:
     if not caps.timing_cache:
         raise DeviceError(f"timing caches have no effect on {caps.title}, so there is nothing to merge")
     binding = binding_module(caps)
-    watch = build_monitor.BuildWatch()
-    with build_monitor.watching(binding, watch) as logger:
+    watch = subprocess_build.BuildWatch()
+    with subprocess_build.watching(binding, watch) as logger:
         try:
             config = binding.Builder(logger).create_builder_config()
         except (TypeError, RuntimeError) as exc:

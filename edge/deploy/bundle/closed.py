@@ -26,7 +26,7 @@ MAX_PROFILE_BYTES = 1 << 20
 _FILE_KEYS = frozenset({"model", "labels", "images", "file", "path", "folder", "table"})
 # Elements and properties of a GStreamer pipeline that read or write files of the device.
 _PIPELINE_FILES = re.compile(r"\b\w*file(?:src|sink)\b|\blocation\s*=|file:|-(?:file|path)\s*=", re.IGNORECASE)
-_HINT = "make it again with edge bundle create, from a profile that names its own files"
+_CLOSED_HINT = "make it again with edge bundle create, from a profile that names its own files"
 _LOCATION = b"location"
 
 
@@ -58,11 +58,11 @@ def check_profile(bundle: ProfileSource) -> None:
         raise ArtifactError(f"a profile of more than {MAX_PROFILE_BYTES} bytes", where=where)
     tree = parse_plain_yaml(bundle.read(PROFILE), where=where)
     if "extends" in tree:
-        raise ArtifactError("extends: a bundle's profile extends nothing", where=where, hint=_HINT)
+        raise ArtifactError("extends: a bundle's profile extends nothing", where=where, hint=_CLOSED_HINT)
     for key, value in _texts(tree, ()):
         problem = _problem(key, value, bundle)
         if problem is not None:
-            raise ArtifactError(f"{'.'.join(key)}: {value[:100]!a} {problem}", where=where, hint=_HINT)
+            raise ArtifactError(f"{'.'.join(key)}: {value[:100]!a} {problem}", where=where, hint=_CLOSED_HINT)
 
 
 def check_models(bundle: Bundle) -> None:
@@ -80,7 +80,9 @@ def check_models(bundle: Bundle) -> None:
             target = (folder / location).as_posix()
             if name_problem(location) is not None or target not in bundle.files:
                 raise ArtifactError(
-                    f"{name}: its weight file {location[:100]!a} is not in the bundle", where=bundle.path, hint=_HINT
+                    f"{name}: its weight file {location[:100]!a} is not in the bundle",
+                    where=bundle.path,
+                    hint=_CLOSED_HINT,
                 )
 
 

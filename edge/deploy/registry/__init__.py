@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 from edge import lazy_exports
 
 if TYPE_CHECKING:
-    from edge.deploy.registry.artifact import pull, push
-    from edge.deploy.registry.reference import parse_reference
+    from edge.deploy.registry.artifact import parse_reference, pull, push
 else:
     __getattr__ = lazy_exports(
         __name__,
         {
-            "artifact": ["pull", "push"],
-            "reference": ["parse_reference"],
+            "artifact": ["parse_reference", "pull", "push"],
         },
     )
 

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from edge.deploy.registry import credentials
-from edge.deploy.registry.reference import Reference, is_loopback
+from edge.deploy.registry.artifact import Reference, is_loopback
 from edge.errors import ArtifactError, DeviceError, EdgeError, UsageError, require
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"

@@ -8,16 +8,14 @@ from edge import lazy_exports
 
 if TYPE_CHECKING:
     from edge.ui.terminal.fleet_view import FleetView
-    from edge.ui.terminal.live_view import LiveView
-    from edge.ui.terminal.run_summary import render_summary
+    from edge.ui.terminal.live_view import LiveView, render_summary
     from edge.ui.terminal.terminal import Style, Terminal
 else:
     __getattr__ = lazy_exports(
         __name__,
         {
             "fleet_view": ["FleetView"],
-            "live_view": ["LiveView"],
-            "run_summary": ["render_summary"],
+            "live_view": ["LiveView", "render_summary"],
             "terminal": ["Style", "Terminal"],
         },
     )

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from edge.artifacts import FrameResult, RunRecord, Subject
-from edge.media import decoding
+from edge.media import pictures
 from edge.runtime import CameraSnapshot, Clock, RunSnapshot, RunStatistics, seen_label
 
 # uint8 H×W×3 BGR; NumPy is not for this layer, which only passes it on.
@@ -44,7 +44,7 @@ class RunView:
         headline: str,
         power: str,
         clock: Clock = time.monotonic,
-        encode: Callable[[Any], bytes] = decoding.encode,
+        encode: Callable[[Any], bytes] = pictures.encode,
     ) -> None:
         self.statistics = statistics
         self.subject = subject

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from edge.backends.cuda import kernels
-from edge.backends.tensorrt import caps
+from edge.backends.tensorrt import environment
 from edge.backends.tensorrt.runner import TrtSession
 from edge.config.profiles import InputConfig, PreprocessConfig
 from edge.errors import DeviceError
@@ -79,7 +79,7 @@ def open_on_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: Any) -> It
             inputs={"images": ["FLOAT", [size, 3, SIDE, SIDE]]},
             outputs={"logits": ["FLOAT", [size, CLASSES]]},
         )
-        session = TrtSession(path, caps.load(), precision="int8", device=device)
+        session = TrtSession(path, environment.load(), precision="int8", device=device)
         session.engine = engine  # type: ignore[attr-defined]
         opened.add(session)
         return session
@@ -314,7 +314,7 @@ def test_the_loop_feeds_frames_to_a_session(open_on_gpu: Callable[..., TrtSessio
     from edge.model import preprocessing
     from edge.runtime import pipeline, run_loop
     from edge.telemetry.sampler import Telemetry
-    from edge.telemetry.source import NoSource
+    from edge.telemetry.sources import NoSource
 
     rng, spec, target = np.random.default_rng(8), PreprocessConfig(resize=72), InputConfig(height=SIDE, width=SIDE)
     preprocessor, wanted = Preprocessor(spec, target), []

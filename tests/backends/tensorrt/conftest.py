@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edge.backends.interface import BuildRequest
-from edge.backends.tensorrt.caps import Caps, load
+from edge.backends.tensorrt.environment import Caps, load
 from edge.config import profiles
 from edge.config.profiles import Profile
 from edge.quantization.calibration_table import Table

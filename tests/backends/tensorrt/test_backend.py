@@ -20,7 +20,7 @@ from edge.backends.interface import BuildRequest
 from edge.backends.tensorrt import subprocess_build
 from edge.backends.tensorrt.backend import TensorRT
 from edge.backends.tensorrt.builder_config import Options
-from edge.backends.tensorrt.caps import Caps
+from edge.backends.tensorrt.environment import Caps
 from edge.calibration import cache_keys
 from edge.config.profiles import Profile
 from edge.engines import building

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge.backends.tensorrt.caps import Caps
+from edge.backends.tensorrt.environment import Caps
 from edge.quantization import calibration_table
 from tests.support.tensorrt import real
 from tests.support.tensorrt.installed import table_for

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from edge.backends.tensorrt import build_monitor, caps
-from edge.backends.tensorrt.build_monitor import BuildWatch
-from edge.backends.tensorrt.caps import Caps
+from edge.backends.tensorrt import environment, subprocess_build
+from edge.backends.tensorrt.environment import Caps
+from edge.backends.tensorrt.subprocess_build import BuildWatch
 from edge.events import Event, Progress
 
 
@@ -78,11 +78,11 @@ def test_lines_are_kept_by_rank_and_chatter_is_not() -> None:
 
 @pytest.mark.parametrize("version", ["8.6.1", "10.3.0", "rtx"])
 def test_one_logger_per_binding_speaks_to_whoever_watches(version: str, binding: Callable[..., Caps]) -> None:
-    module = caps.binding_module(binding(version))
+    module = environment.binding_module(binding(version))
     first, second = BuildWatch(), BuildWatch()
-    with build_monitor.watching(module, first) as logger:
+    with subprocess_build.watching(module, first) as logger:
         logger.log(module.ILogger.ERROR, "one")
-        with build_monitor.watching(module, second) as same:
+        with subprocess_build.watching(module, second) as same:
             assert same is logger
             same.log(module.ILogger.WARNING, "two")
         logger.log(module.ILogger.INFO, "three")
@@ -98,23 +98,23 @@ class Stopped(BaseException):
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, Stopped])
 @pytest.mark.parametrize("place", ["phase_start", "step_complete", "phase_finish", "log"])
 def test_no_exception_leaves_a_callback(place: str, kind: type[BaseException], binding: Callable[..., Caps]) -> None:
-    module = caps.binding_module(binding("10.3.0"))
+    module = environment.binding_module(binding("10.3.0"))
 
     def broken(*_: Any) -> Any:
         raise kind("inside")
 
     watch = BuildWatch(listen=broken, should_stop=broken)
-    made = build_monitor.progress_monitor(module, watch)
+    made = subprocess_build.progress_monitor(module, watch)
     if place == "log":
         watch.reported = broken  # type: ignore[method-assign]
-        with build_monitor.watching(module, watch) as logger:
+        with subprocess_build.watching(module, watch) as logger:
             logger.log(module.ILogger.INFO, "x")
     elif place == "step_complete":
         assert made.step_complete("a", 0) is False
     elif place == "phase_start":
         made.phase_start("a", None, 1)
     else:
-        watch._phases["a"] = build_monitor._Phase(None, 1)
+        watch._phases["a"] = subprocess_build._Phase(None, 1)
         made.phase_finish("a")
     assert made.step_complete("a", 0) is False, "the build is cancelled at the next step"
     with pytest.raises(kind, match="inside"):
@@ -122,7 +122,7 @@ def test_no_exception_leaves_a_callback(place: str, kind: type[BaseException], b
 
 
 def test_a_signal_in_the_middle_of_a_callback(binding: Callable[..., Caps]) -> None:
-    module = caps.binding_module(binding("10.16.1.11"))
+    module = environment.binding_module(binding("10.16.1.11"))
 
     def on_signal(_number: int, _frame: object) -> None:
         raise Stopped
@@ -130,7 +130,7 @@ def test_a_signal_in_the_middle_of_a_callback(binding: Callable[..., Caps]) -> N
     before = signal.signal(signal.SIGUSR1, on_signal)
     try:
         watch = BuildWatch(listen=lambda _event: signal.raise_signal(signal.SIGUSR1))
-        made = build_monitor.progress_monitor(module, watch)
+        made = subprocess_build.progress_monitor(module, watch)
         made.phase_start("a", None, 2)
         assert made.step_complete("a", 0) is False
         with pytest.raises(Stopped):

@@ -18,7 +18,7 @@ from edge.backends.interface import BuildRequest, TimingUse
 from edge.backends.tensorrt import builder, timing_cache
 from edge.backends.tensorrt.builder_config import Options
 from edge.backends.tensorrt.calibrator import Feed
-from edge.backends.tensorrt.caps import Caps
+from edge.backends.tensorrt.environment import Caps
 from edge.errors import ArtifactError, DataError, DeviceError, EdgeError, ModelError, ProfileError
 from edge.events import Event, Note, Progress
 from edge.quantization.calibration_table import AlgorithmName

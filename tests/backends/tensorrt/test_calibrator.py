@@ -10,7 +10,7 @@ import pytest
 
 from edge.backends.tensorrt import calibrator
 from edge.backends.tensorrt.calibrator import Feed, Feeding, Serving
-from edge.backends.tensorrt.caps import Caps, binding_module
+from edge.backends.tensorrt.environment import Caps, binding_module
 from edge.errors import ArtifactError, DataError, DeviceError
 from edge.quantization import calibration_table
 from edge.quantization.calibration_table import AlgorithmName, Table, TableHeader, TrtVersion

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.backends.tensorrt.caps import Caps, binding_module, load
+from edge.backends.tensorrt.environment import Caps, binding_module, load
 from edge.errors import MissingDependencyError
 from tests.support.tensorrt.double import VERSIONS
 from tests.support.tensorrt.installed import NAMES

@@ -10,7 +10,7 @@ import pytest
 
 from edge.artifacts import store
 from edge.backends.tensorrt.backend import TensorRT
-from edge.backends.tensorrt.caps import Caps
+from edge.backends.tensorrt.environment import Caps
 from edge.calibration import cache_keys
 from edge.config.profiles import Profile
 from edge.engines import building

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.backends.cuda import capability
+from edge.backends.cuda import driver
 from edge.backends.tensorrt import environment
 from edge.system.device import Device
 
@@ -64,8 +64,8 @@ def test_the_driver_tells_the_compute_capability(init: int, get: int, expected: 
     source, library = tmp_path / "cuda.c", tmp_path / "libcuda.so"
     source.write_text(DRIVER % {"init": init, "get": get})
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
-    assert capability.compute_capability(str(library)) == expected
+    assert driver.compute_capability(str(library)) == expected
 
 
 def test_no_driver() -> None:
-    assert capability.compute_capability("libcuda-that-is-not-there.so") is None
+    assert driver.compute_capability("libcuda-that-is-not-there.so") is None

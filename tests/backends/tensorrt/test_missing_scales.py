@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import pytest
 
-from edge.backends.tensorrt import build_monitor, missing_scales
-from edge.backends.tensorrt.caps import binding_module, load
-from edge.backends.tensorrt.missing_scales import ParsedLayer, ParsedNetwork, ParsedTensor
+from edge.backends.tensorrt import calibrator, subprocess_build
+from edge.backends.tensorrt.calibrator import ParsedLayer, ParsedNetwork, ParsedTensor
+from edge.backends.tensorrt.environment import binding_module, load
 from edge.model import onnx_model
 from edge.quantization import calibration_table
 from edge.quantization.calibration_table import Table, TrtVersion
@@ -73,20 +73,20 @@ def table(**ranges: float) -> Table:
     ],
 )  # fmt: skip
 def test_what_follows(given: dict[str, float], layers: list[ParsedLayer], expected: dict[str, float]) -> None:
-    found = missing_scales.complete(table(**given), network(*layers))
+    found = calibrator.complete(table(**given), network(*layers))
     assert {name: found.table.range(name) for name in found.added} == pytest.approx(expected)
     assert list(found.table.bits)[: len(given)] == list(given)
 
 
 def test_integers_and_shapes_need_no_scale() -> None:
-    found = missing_scales.complete(table(x=1.0), network(layer("SHAPE", "x", "s"), shapes=("s",)))
+    found = calibrator.complete(table(x=1.0), network(layer("SHAPE", "x", "s"), shapes=("s",)))
     assert found.unresolved == []
     net = ParsedNetwork([], {"i": ParsedTensor("i", "INT64", False, constant=True)})
-    assert missing_scales.complete(table(), net).unresolved == []
+    assert calibrator.complete(table(), net).unresolved == []
 
 
 def test_an_unusable_scale_is_neither_used_nor_replaced() -> None:
-    found = missing_scales.complete(table(x=0.0), network(layer("SHUFFLE", "x", "y")))
+    found = calibrator.complete(table(x=0.0), network(layer("SHUFFLE", "x", "y")))
     assert (found.added, found.unresolved) == ({}, ["y"])
     assert found.table.scale("x") == 0.0
 
@@ -95,7 +95,7 @@ def test_an_unusable_scale_is_neither_used_nor_replaced() -> None:
     "weights", [np.array([], np.float32), np.array([3], np.int64), None], ids=["empty", "int", "none"]
 )
 def test_weights_without_a_magnitude(weights: Any) -> None:
-    assert missing_scales._largest(weights) is None
+    assert calibrator._largest(weights) is None
 
 
 # the real parser
@@ -105,12 +105,12 @@ def parsed(path: Path, run: Callable[[ParsedNetwork, Any], None]) -> None:
     """Parse with TensorRT for RTX and look at the network while it is there."""
     caps = load(rtx=True)
     binding = binding_module(caps)
-    with build_monitor.watching(binding, build_monitor.BuildWatch()) as logger:
+    with subprocess_build.watching(binding, subprocess_build.BuildWatch()) as logger:
         builder = binding.Builder(logger)
         made = builder.create_network(0)
         parser = binding.OnnxParser(made, logger)
         assert parser.parse_from_file(str(path))
-        run(missing_scales.read(made, caps), made)
+        run(calibrator.read(made, caps), made)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_every_activation_of_the_parsed_network_is_in_the_table(
         assert set(known) <= set(activations)
         own = [tensor for tensor in activations if tensor not in known]
         assert own == [f"{gemm_name(path)}_output"], "the matrix product before its bias is added"
-        found = missing_scales.complete(table_for(path), net)
+        found = calibrator.complete(table_for(path), net)
         assert found.unresolved == []
         assert set(activations) <= set(found.table.bits)
         floats = [tensor.name for tensor in net.tensors.values() if tensor.is_float]
@@ -169,7 +169,7 @@ def test_the_range_before_the_bias_holds(repository: Path, tmp_path: Path) -> No
 
     def look(net: ParsedNetwork, _: Any) -> None:
         content = table_for(path, logits=float(np.abs(logits).max()))
-        found = missing_scales.complete(content, net)
+        found = calibrator.complete(content, net)
         assert found.table.range(f"{gemm.name}_output") >= float(np.abs(product).max())
 
     parsed(path, look)
@@ -178,7 +178,7 @@ def test_the_range_before_the_bias_holds(repository: Path, tmp_path: Path) -> No
 @needs_rtx
 def test_layers_stay_readable_after_they_were_read(repository: Path) -> None:
     def look(first: ParsedNetwork, made: Any) -> None:
-        again = missing_scales.read(made, load(rtx=True))
+        again = calibrator.read(made, load(rtx=True))
         assert [item.kind for item in again.layers] == [item.kind for item in first.layers]
         assert first.by_kind()["CONVOLUTION"] == 49
 
@@ -205,7 +205,7 @@ def test_against_a_table_that_tensorrt_made_itself(repository: Path) -> None:
     )
     own = {weight, product, bias, moved}
     mine = Table(real.header, {name: bits for name, bits in real.bits.items() if name not in own})
-    found = missing_scales.complete(mine, net)
+    found = calibrator.complete(mine, net)
     assert set(found.added) == own
     assert found.table.bits[moved] == real.bits[moved]
     assert found.table.range(product) == pytest.approx(real.range(product), rel=0.02)

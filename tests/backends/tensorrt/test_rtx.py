@@ -17,8 +17,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edge.backends.interface import BuildRequest
-from edge.backends.tensorrt import builder, caps, onnx_variants
-from edge.backends.tensorrt.caps import Caps
+from edge.backends.tensorrt import builder, environment, onnx_variants
+from edge.backends.tensorrt.environment import Caps
 from edge.config import profiles
 from edge.config.profiles import Profile
 from edge.errors import ModelError
@@ -40,7 +40,7 @@ def for_sm86(profile: Profile) -> Profile:
 
 @pytest.fixture
 def rtx() -> Caps:
-    return caps.load(rtx=True)
+    return environment.load(rtx=True)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from edge.artifacts import store
 from edge.backends.interface import BuildRequest, TimingUse
 from edge.backends.tensorrt import timing_cache
 from edge.backends.tensorrt.backend import TensorRT
-from edge.backends.tensorrt.caps import Caps
+from edge.backends.tensorrt.environment import Caps
 from edge.backends.tensorrt.timing_cache import TimingStore
 from edge.errors import ArtifactError, DeviceError, StoreError
 from edge.events import Event, Note

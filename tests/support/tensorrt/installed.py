@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edge.backends.tensorrt.caps import Caps, binding_module
+from edge.backends.tensorrt.environment import Caps, binding_module
 from edge.model import onnx_model
 from edge.quantization import calibration_table
 from edge.quantization.calibration_table import Table, TrtVersion

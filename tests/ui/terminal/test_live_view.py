@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from edge.artifacts.run_record import FrameResult, Gap, Guess, Skip, Stages, Tick
-from edge.runtime.statistics import RunSnapshot
-from edge.telemetry.source import Reading
+from edge.runtime.run_statistics import RunSnapshot
+from edge.telemetry.sources import Reading
 from edge.ui.terminal import live_view
 from edge.ui.terminal.terminal import Glyphs
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from edge.artifacts.run_record import FrameResult
-from edge.runtime.statistics import RunStatistics
-from edge.telemetry.source import Reading
+from edge.runtime.run_statistics import RunStatistics
+from edge.telemetry.sources import Reading
 from edge.ui.web.address import Access, Address, listen
 from edge.ui.web.app import Server, application
 from edge.ui.web.metrics import Metrics

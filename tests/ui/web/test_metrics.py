@@ -9,8 +9,8 @@ from prometheus_client import openmetrics, parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from edge.artifacts.run_record import Gap, Skip
-from edge.runtime.statistics import RunStatistics
-from edge.telemetry.source import Reading
+from edge.runtime.run_statistics import RunStatistics
+from edge.telemetry.sources import Reading
 from edge.ui.web.metrics import Metrics
 from tests.support.run_records import made
 

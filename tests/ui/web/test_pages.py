@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from edge.artifacts.run_record import Gap, Guess, Skip
-from edge.media import decoding
+from edge.media import pictures
 from edge.ui.web.address import Access
 from tests.support.run_records import made
 
@@ -161,7 +161,7 @@ def test_nobody_looks_and_nothing_is_kept(running: Make) -> None:
 
 
 def test_many_lookers_cost_one_encoding(running: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edge.runtime.statistics import RunStatistics
+    from edge.runtime.run_statistics import RunStatistics
     from edge.ui.web.view import RunView
 
     encoded: list[int] = []
@@ -254,7 +254,7 @@ def test_what_is_no_request(data: bytes, running: Make, capfd: pytest.CaptureFix
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (480, 640), (3000, 4000), (641, 640)])
 def test_frames_of_every_shape_become_small_pictures(shape: tuple[int, int]) -> None:
-    data = decoding.encode(np.full((*shape, 3), 200, np.uint8))
+    data = pictures.encode(np.full((*shape, 3), 200, np.uint8))
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert max(pixels.shape) <= max(640, 3)
     assert max(pixels.shape[:2]) == min(max(shape), 640)

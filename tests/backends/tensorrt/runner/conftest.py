@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edge.backends.tensorrt import caps
+from edge.backends.tensorrt import environment
 from edge.backends.tensorrt.runner import TrtSession
 from tests.support.cuda.host_device import HostDevice
 from tests.support.cuda.plain_cpp import build
@@ -58,7 +58,7 @@ def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
         prepare(module.world)
         engine_path = path or write_engine(tmp_path / "an.engine", **engine)
         session = TrtSession(
-            engine_path, caps.load(), precision="int8", device=device, graphs=graphs, host_code=host_code
+            engine_path, environment.load(), precision="int8", device=device, graphs=graphs, host_code=host_code
         )
         session.world, session.on = module.world, device  # type: ignore[attr-defined]
         opened.append(session)

@@ -33,7 +33,7 @@ from edge.artifacts import (
     Tick,
     Warmup,
 )
-from edge.runtime.measurement_warnings import measurement_warnings
+from edge.runtime.benchmark import measurement_warnings
 from edge.runtime.timeline import Timeline
 from edge.stats import QuantileSketch, Summary, percentile, summarize
 from edge.telemetry import Reading, Telemetry, Window
