@@ -122,7 +122,7 @@ _REPORT = ("Jinja2>=3.1", "matplotlib>=3.9")
 _EXPORT = ("torch>=2.6", "torchvision", "timm", "onnxscript", "onnxslim")
 # How each optional dependency arrives; shown when it is missing, and by `edge doctor`.
 DEPENDENCIES: dict[str, str] = {
-    **dict.fromkeys(("numpy", "onnx", "onnxruntime", "flatbuffers"), install_command(*_HOST, extra="host")),
+    **dict.fromkeys(("numpy", "onnx", "onnxruntime"), install_command(*_HOST, extra="host")),
     "cv2": f"{install_command(*_HOST, extra='host')}  (on a Jetson: sudo apt install libopencv-python, for GStreamer)",
     "pycuda": f"PATH=/usr/local/cuda/bin:$PATH {install_command('pycuda', extra='jetson')}",
     "pynvml": install_command("nvidia-ml-py", extra="nvml"),

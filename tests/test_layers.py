@@ -39,7 +39,6 @@ ADAPTERS: dict[str, frozenset[str]] = {
     "cv2": frozenset({"media.pictures", "model.preprocessing"}),
     "distributed": frozenset({"calibration.dask_workers"}),
     "filelock": frozenset({"artifacts.store"}),
-    "flatbuffers": frozenset({"quantization.table_formats"}),
     "google": frozenset({"backends.tensorrt.onnx_variants", "media.tfrecord", "model.onnx_model"}),  # protobuf
     "google_crc32c": frozenset({"media.tfrecord"}),
     "jinja2": frozenset({"reports.html"}),

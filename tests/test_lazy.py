@@ -21,7 +21,7 @@ from edge.cli import COMMANDS
 
 OPTIONAL = (
     "numpy", "cv2", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda", "jtop", "pynvml",
-    "google_crc32c", "flatbuffers", "jinja2", "matplotlib", "distributed", "oras", "requests", "packaging", "starlette",
+    "google_crc32c", "jinja2", "matplotlib", "distributed", "oras", "requests", "packaging", "starlette",
     "uvicorn", "prometheus_client",
 )  # fmt: skip
 

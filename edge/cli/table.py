@@ -24,7 +24,6 @@ class Format(str, Enum):
 
     trt = "trt"
     ort_json = "ort-json"
-    ort_flatbuffers = "ort-flatbuffers"
     qdq = "qdq"
 
 
@@ -35,17 +34,25 @@ class ConversionTarget(str, Enum):
     onnxruntime = "onnxruntime"
 
 
-_SUFFIXES = {".json": Format.ort_json, ".flatbuffers": Format.ort_flatbuffers, ".onnx": Format.qdq}
+_SUFFIXES = {".json": Format.ort_json, ".onnx": Format.qdq}
 
 
 def format_of(path: Path) -> Format:
-    """The format that the file's suffix stands for; a table is called anything."""
+    """Infer the format from the file's suffix; any other suffix is TensorRT's text form.
+
+    Raises:
+        UsageError: a FlatBuffers file of onnxruntime, which carries nothing that its JSON does not.
+    """
+    if path.suffix.lower() == ".flatbuffers":
+        raise UsageError(
+            "FlatBuffers tables are neither read nor written", where=path,
+            hint="read calibration.json beside it; onnxruntime's TensorRT provider reads TensorRT's text form itself "
+            "(trt_int8_use_native_calibration_table=1)",
+        )  # fmt: skip
     return _SUFFIXES.get(path.suffix.lower(), Format.trt)
 
 
-def import_table(
-    source: Path, reads: Format, *, version: TrtVersion | None, algorithm: AlgorithmName | None, terminal: Terminal
-) -> Table:
+def import_table(source: Path, reads: Format, *, version: TrtVersion | None, algorithm: AlgorithmName | None) -> Table:
     """The table in a file of a foreign format; ``version`` and ``algorithm`` are for its header.
 
     Raises:
@@ -59,14 +66,7 @@ def import_table(
         return table_formats.from_qdq(
             onnx_model.read(_model(source)), version=version, algorithm=algorithm, where=source
         )
-    data = options.read(source)
-    if reads is Format.ort_json:
-        return table_formats.from_ort_json(data, version=version, algorithm=algorithm, where=source)
-    terminal.warn(
-        "onnxruntime leaves negative values out of this file unless it calibrated symmetrically: "
-        "prefer the calibration.json next to it"
-    )
-    return table_formats.from_ort_flatbuffers(data, version=version, algorithm=algorithm, where=source)
+    return table_formats.from_ort_json(options.read(source), version=version, algorithm=algorithm, where=source)
 
 
 def export_table(
@@ -84,9 +84,6 @@ def export_table(
     try:
         if writes is Format.ort_json:
             return table_formats.to_ort_json(table)
-        if writes is Format.ort_flatbuffers:
-            terminal.info("this format has no place for the header: --trt and --as give it back")
-            return table_formats.to_ort_flatbuffers(table)
         if model is None:
             raise UsageError("a Q/DQ model is made from a table and a model", hint="add --model model.onnx")
         from edge.model import onnx_model
@@ -261,7 +258,7 @@ def convert(
     force: Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Convert to and from onnxruntime's JSON and FlatBuffers tables and Q/DQ ONNX.
+    """Convert to and from onnxruntime's JSON tables and Q/DQ ONNX.
 
     With --lenient, a table that TensorRT would refuse is written in its proper form.
     """
@@ -275,9 +272,7 @@ def convert(
         if trt or algorithm:
             raise UsageError("a table has its own header", where=source, hint="edge table retarget changes it")
     else:
-        table = import_table(
-            source, reads, version=_version(trt), algorithm=algorithm.value if algorithm else None, terminal=terminal
-        )
+        table = import_table(source, reads, version=_version(trt), algorithm=algorithm.value if algorithm else None)
     data = export_table(table, writes, model=model, target=target, where=source, terminal=terminal)
     store.write_bytes(output, data)
     result = {"output": str(output), "format": writes.value, **_header(table), "entries": len(table.bits)}

@@ -1,22 +1,21 @@
-"""Calibration tables in other people's formats: onnxruntime's JSON and FlatBuffers, and Q/DQ ONNX.
+"""Convert calibration tables from and to onnxruntime's JSON and Q/DQ ONNX.
 
-onnxruntime keeps ranges, TensorRT scales: range = 127 · scale, exact in float64, so a table that goes to JSON or
-FlatBuffers and back has the same bits. Its third file, the text ``calibration.cache``, is refused by
-:func:`edge.quantization.calibration_table.parse` with the reason.
+onnxruntime stores ranges, TensorRT stores scales: range = 127 · scale, exact in float64, so a table that is converted
+to JSON and back has the same bits. :func:`edge.quantization.calibration_table.parse` refuses the text
+``calibration.cache`` of onnxruntime with the reason. Its FlatBuffers file is not needed: its TensorRT provider reads
+TensorRT's text form itself (``trt_int8_use_native_calibration_table``).
 
-Only JSON and our own Q/DQ files have a place for the table's header; for the rest the caller says the version.
+JSON and the Q/DQ files of this project carry the header of the table; for other files the caller passes the version.
 
-Sources: ``write_calibration_table``, ``save_tensors_data`` and ``CalTableFlatBuffers`` in onnxruntime 1.32
-(quantization/quant_utils.py, calibrate.py); ``ReadDynamicRange`` in its TensorRT provider (the FlatBuffers value is the
-range itself); TensorRT's IQuantizeLayer for what a Q/DQ network may hold.
+Sources: ``save_tensors_data`` in onnxruntime 1.32 (quantization/calibrate.py); IQuantizeLayer in TensorRT's API for the
+contents of a Q/DQ network.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from edge.artifacts import sha256_bytes
@@ -40,92 +39,6 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
     from edge.quantization.qdq import Target
-
-
-def build(pairs: Iterable[tuple[str, str]]) -> bytes:
-    """FlatBuffers content with ``pairs`` in their order.
-
-    Raises:
-        MissingDependencyError: the flatbuffers library is missing (it comes with onnxruntime).
-    """
-    builder = require("flatbuffers").Builder(1024)
-    made = []
-    for name, value in pairs:
-        key, text = builder.CreateString(name), builder.CreateString(value)
-        builder.StartObject(2)
-        builder.PrependUOffsetTRelativeSlot(0, key, 0)
-        builder.PrependUOffsetTRelativeSlot(1, text, 0)
-        made.append(builder.EndObject())
-    builder.StartVector(4, len(made), 4)
-    # A vector is built from its end.
-    for entry in reversed(made):
-        builder.PrependUOffsetTRelative(entry)
-    vector = builder.EndVector()
-    builder.StartObject(1)
-    builder.PrependUOffsetTRelativeSlot(0, vector, 0)
-    builder.Finish(builder.EndObject())
-    return bytes(builder.Output())
-
-
-def entries(data: bytes, *, where: Where) -> list[tuple[str, str]]:
-    """The pairs in file order.
-
-    Raises:
-        ArtifactError: not such a file, or truncated.
-    """
-    return _Buffer(data, where).entries()
-
-
-class _Buffer:
-    """Reads with every offset checked against the end of the data."""
-
-    def __init__(self, data: bytes, where: Where) -> None:
-        self.data = data
-        self.where = where
-
-    def entries(self) -> list[tuple[str, str]]:
-        """Keys and values in file order."""
-        vector = self._follow(self._field(self._follow(0), 0))
-        count = self._read("<I", vector)
-        if vector + 4 + 4 * count > len(self.data):
-            raise self._broken(f"a list of {count} entries")
-        tables = [self._follow(vector + 4 + 4 * index) for index in range(count)]
-        return [(self._string(self._field(at, 0)), self._string(self._field(at, 1))) for at in tables]
-
-    def _field(self, at: int, index: int) -> int:
-        """Position of a field's value in the table at ``at``."""
-        vtable = at - self._read("<i", at)
-        slot = 4 + 2 * index
-        offset = self._read("<H", vtable + slot) if slot < self._read("<H", vtable) else 0
-        if offset == 0:
-            raise self._broken(f"no field {index}")
-        return at + offset
-
-    def _follow(self, at: int) -> int:
-        return at + self._read("<I", at)
-
-    def _string(self, at: int) -> str:
-        start = self._follow(at) + 4
-        size = self._read("<I", start - 4)
-        # FlatBuffers ends strings with a zero byte that does not count.
-        if start + size >= len(self.data) or self.data[start + size] != 0:
-            raise self._broken(f"a string of {size} bytes")
-        try:
-            return self.data[start : start + size].decode()
-        except UnicodeDecodeError as exc:
-            raise self._broken("a string that is not UTF-8") from exc
-
-    def _read(self, form: str, at: int) -> int:
-        if at < 0 or at + struct.calcsize(form) > len(self.data):
-            raise self._broken("an offset")
-        value: int = struct.unpack_from(form, self.data, at)[0]
-        return value
-
-    def _broken(self, what: str) -> ArtifactError:
-        return ArtifactError(
-            f"not onnxruntime's calibration.flatbuffers, or truncated: {what} leads out of {len(self.data)} bytes",
-            where=self.where,
-        )
 
 
 _METHODS: dict[str, AlgorithmName] = {"MinMax": "minmax", "Entropy": "entropy2", "Percentile": "entropy2"}
@@ -193,47 +106,6 @@ def from_ort_json(
         default=_METHODS.get(word, "entropy2"),
         where=where,
     )
-    return _table(header, bits, where)
-
-
-def to_ort_flatbuffers(table: Table) -> bytes:
-    """The table as onnxruntime's ``calibration.flatbuffers``, for its TensorRT provider; the header is left behind.
-
-    Raises:
-        ArtifactError: a scale that is no range (NaN, infinite, negative).
-        MissingDependencyError: the flatbuffers library is missing (it comes with onnxruntime).
-    """
-    return build((name, repr(value)) for name, value in _ranges(table).items())
-
-
-def from_ort_flatbuffers(
-    data: bytes, *, version: TrtVersion | None, algorithm: AlgorithmName | None = None, where: Where = "table"
-) -> Table:
-    """Table from onnxruntime's ``calibration.flatbuffers``.
-
-    onnxruntime writes max(highest, lowest) there, without taking magnitudes: unless it calibrated with
-    ``symmetric=True``, a tensor that reaches further below zero than above has too small a range, which cannot be seen
-    in the file. Prefer the JSON file next to it.
-
-    Raises:
-        ArtifactError: not such a file, truncated, a tensor twice, a range that is negative or not finite, no version.
-    """
-    bits: dict[str, int] = {}
-    for name, text in entries(data, where=where):
-        if name in bits:
-            raise ArtifactError(f"{name}: is there twice", where=where)
-        try:
-            value = float(text)
-        except ValueError as exc:
-            raise ArtifactError(f"{name}: {text!r} is not a number", where=where) from exc
-        if value < 0:
-            raise ArtifactError(
-                f"{name}: the range {value} is negative: onnxruntime kept the maximum of a tensor below zero",
-                where=where,
-                hint="convert the calibration.json next to it, which holds minimum and maximum",
-            )
-        bits[name] = range_bits(value, name=name, where=where)
-    header = _header(None, version=version, algorithm=algorithm, default="entropy2", where=where)
     return _table(header, bits, where)
 
 

@@ -31,17 +31,11 @@ def test_json_and_back_is_the_same_table() -> None:
     assert table_formats.from_ort_json(table_formats.to_ort_json(TABLE)) == TABLE
 
 
-def test_flatbuffers_and_back_is_the_same_table_when_told_the_header() -> None:
-    data = table_formats.to_ort_flatbuffers(TABLE)
-    assert write(table_formats.from_ort_flatbuffers(data, version=V10, algorithm="minmax")) == write(TABLE)
-
-
 @pytest.mark.skipif(not REAL_TABLES, reason="the real tables are not next to this repository")
 @pytest.mark.parametrize("path", REAL_TABLES, ids=lambda path: path.stem)
-def test_real_tables_through_both_formats(path: Path) -> None:
+def test_real_tables_through_json(path: Path) -> None:
     table = parse(path.read_bytes())
     assert write(table_formats.from_ort_json(table_formats.to_ort_json(table))) == write(table)
-    assert table_formats.from_ort_flatbuffers(table_formats.to_ort_flatbuffers(table), version=V10).bits == table.bits
 
 
 def test_onnxruntime_loads_our_json(tmp_path: Path) -> None:
@@ -79,21 +73,9 @@ def test_onnxruntimes_own_json_gives_the_largest_magnitudes(ort_files: Path, nam
     assert table == from_ranges({"b/relu": 6.0, "a:0": 2.5, "c d": 0.5}, algorithm="entropy2", trt_version=V10)
 
 
-def test_onnxruntimes_own_flatbuffers_hold_its_maxima(ort_files: Path) -> None:
-    table = table_formats.from_ort_flatbuffers((ort_files / "calibration.flatbuffers").read_bytes(), version=V10)
-    assert {name: table.range(name) for name in table.names} == pytest.approx({"b/relu": 6.0, "a:0": 2.0, "c d": 0.25})
-
-
 def test_onnxruntimes_own_cache_is_refused_with_the_reason(ort_files: Path) -> None:
     with pytest.raises(ArtifactError, match=r"onnxruntime's calibration\.cache"):
         parse((ort_files / "calibration.cache").read_bytes())
-
-
-def test_onnxruntime_reads_our_flatbuffers() -> None:
-    module = pytest.importorskip("onnxruntime.quantization.CalTableFlatBuffers.TrtTable")
-    read = module.TrtTable.GetRootAs(table_formats.to_ort_flatbuffers(TABLE), 0)
-    pairs = [(read.Dict(index).Key().decode(), float(read.Dict(index).Value())) for index in range(read.DictLength())]
-    assert pairs == [(name, TABLE.range(name)) for name in TABLE.names]
 
 
 def test_the_older_json_of_pairs() -> None:
@@ -118,15 +100,14 @@ def test_the_header_in_our_json(version: str | None, algorithm: str | None, head
 
 def test_a_file_without_header_needs_a_version() -> None:
     with pytest.raises(ArtifactError, match="which TensorRT") as caught:
-        table_formats.from_ort_flatbuffers(table_formats.to_ort_flatbuffers(TABLE), version=None)
+        table_formats.from_ort_json(b'{"x": [-1.0, 0.5]}', version=None)
     assert "--trt" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("bits", [0x7F800000, 0x7FC00000, 0xBC010204, 0x80000000])
-@pytest.mark.parametrize("to", [table_formats.to_ort_json, table_formats.to_ort_flatbuffers])
-def test_a_scale_that_is_no_range_stays_where_it_is(bits: int, to: object) -> None:
+def test_a_scale_that_is_no_range_stays_where_it_is(bits: int) -> None:
     with pytest.raises(ArtifactError, match="mask"):
-        to(Table(TABLE.header, {"a": 0x3C010204, "mask": bits}))  # type: ignore[operator]
+        table_formats.to_ort_json(Table(TABLE.header, {"a": 0x3C010204, "mask": bits}))
 
 
 BAD_JSON = {
@@ -160,43 +141,6 @@ def test_bad_json(data: bytes, words: str) -> None:
     assert str(caught.value.where).startswith("c.json")
 
 
-BAD_PAIRS = {
-    "not-a-number": ([("x", "abc")], "not a number"),
-    "negative": ([("x", "-0.5")], "negative"),
-    "nan": ([("x", "nan")], "finite"),
-    "infinite": ([("x", "inf")], "finite"),
-    "twice": ([("x", "1"), ("x", "1")], "twice"),
-    "no-name": ([("", "1")], "without a name"),
-}
-
-
-@pytest.mark.parametrize(("pairs", "words"), BAD_PAIRS.values(), ids=BAD_PAIRS.keys())
-def test_bad_flatbuffers_content(pairs: list[tuple[str, str]], words: str) -> None:
-    with pytest.raises(ArtifactError, match=words):
-        table_formats.from_ort_flatbuffers(table_formats.build(pairs), version=V10, where="c.flatbuffers")
-
-
-def test_every_truncation_of_flatbuffers_is_refused() -> None:
-    data = table_formats.to_ort_flatbuffers(TABLE)
-    # Up to three bytes of padding end the file; all others count.
-    for size in range(len(data) - 3):
-        with pytest.raises(ArtifactError, match="truncated"):
-            table_formats.entries(data[:size], where="t")
-
-
-@settings(deadline=None)
-@given(st.binary(max_size=64), st.integers(0, 10_000))
-def test_damaged_flatbuffers_are_an_error_or_another_table(noise: bytes, place: int) -> None:
-    data = bytearray(table_formats.to_ort_flatbuffers(TABLE))
-    place %= len(data)
-    data[place : place + len(noise)] = noise
-    for damaged in (bytes(data), noise):
-        try:
-            table_formats.from_ort_flatbuffers(damaged, version=V10)
-        except ArtifactError:
-            continue
-
-
 @settings(deadline=None)
 @given(
     st.recursive(
@@ -219,12 +163,9 @@ names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1)
 
 @settings(deadline=None)
 @given(st.dictionaries(names, st.integers(0, 0x7F7FFFFF), min_size=1, max_size=10))
-def test_every_finite_scale_survives_both_formats(bits: dict[str, int]) -> None:
+def test_every_finite_scale_survives_json(bits: dict[str, int]) -> None:
     table = Table(TableHeader.make("entropy2", V10), bits)
     assert write(table_formats.from_ort_json(table_formats.to_ort_json(table))) == write(table)
-    assert write(table_formats.from_ort_flatbuffers(table_formats.to_ort_flatbuffers(table), version=V10)) == write(
-        table
-    )
 
 
 # Q/DQ ONNX
