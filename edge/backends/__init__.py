@@ -8,7 +8,9 @@ from edge import lazy_exports
 
 if TYPE_CHECKING:
     from edge.backends.interface import (
+        ENGINE_SETTINGS,
         Backend,
+        BackendMessage,
         BuildRequest,
         BuiltEngine,
         FrameSession,
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
         Session,
         TimingUse,
         of,
+        report_messages,
+        session_messages,
     )
     from edge.backends.onnxruntime import OnnxRuntime, OrtSession
 else:
@@ -26,8 +30,10 @@ else:
         {
             "interface": [
                 "Backend",
+                "BackendMessage",
                 "BuildRequest",
                 "BuiltEngine",
+                "ENGINE_SETTINGS",
                 "FrameSession",
                 "Inference",
                 "Int8Plan",
@@ -35,13 +41,17 @@ else:
                 "Session",
                 "TimingUse",
                 "of",
+                "report_messages",
+                "session_messages",
             ],
             "onnxruntime": ["OnnxRuntime", "OrtSession"],
         },
     )
 
 __all__ = [
+    "ENGINE_SETTINGS",
     "Backend",
+    "BackendMessage",
     "BuildRequest",
     "BuiltEngine",
     "FrameSession",
@@ -53,4 +63,6 @@ __all__ = [
     "Session",
     "TimingUse",
     "of",
+    "report_messages",
+    "session_messages",
 ]

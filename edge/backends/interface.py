@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -106,6 +106,27 @@ class Inference(msgspec.Struct, frozen=True, kw_only=True):
     preprocess_ms: float | None = None
 
 
+# Fields of an engine's key that say how the device was set when it was built: an engine of another setting runs, and is
+# not as fast as it could be.
+ENGINE_SETTINGS = frozenset({"power_mode", "clocks_locked"})
+
+
+class BackendMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A warning or error that a backend's library logged while an engine was opened or ran.
+
+    ``count`` is how often it came; ``hint`` is what to do about it, where that is known.
+    """
+
+    severity: Literal["warning", "error"]
+    text: str
+    count: int = 1
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        times = f" ({self.count} times)" if self.count > 1 else ""
+        return f"{self.text}{times}{f'; {self.hint}' if self.hint else ''}"
+
+
 class Session(Protocol):
     """An open engine, for one thread at a time."""
 
@@ -141,6 +162,33 @@ class FrameSession(Protocol):
 
     def close(self) -> None:
         """Give back what the session holds; a second call does nothing."""
+
+
+def session_messages(sessions: Iterable[object]) -> tuple[BackendMessage, ...]:
+    """Warnings and errors that the libraries behind ``sessions`` have logged, equal ones counted together."""
+    found: dict[tuple[str, str], BackendMessage] = {}
+    for session in sessions:
+        messages: Callable[[], Iterable[BackendMessage]] = getattr(session, "messages", tuple)
+        for message in messages():
+            key = (message.severity, message.text)
+            count = message.count + (found[key].count if key in found else 0)
+            found[key] = msgspec.structs.replace(message, count=count)
+    return tuple(found.values())
+
+
+def report_messages(sessions: Iterable[object], warn: Callable[[str], None]) -> None:
+    """Call ``warn`` with each message of :func:`session_messages`, now and while they run, each text once."""
+    reported: set[str] = set()
+
+    def report(message: BackendMessage) -> None:
+        if message.text not in reported:
+            reported.add(message.text)
+            warn(str(msgspec.structs.replace(message, count=1)))
+
+    for session in sessions:
+        listen: Callable[[Callable[[BackendMessage], None]], None] | None = getattr(session, "on_message", None)
+        if listen is not None:
+            listen(report)
 
 
 class Backend(Protocol):

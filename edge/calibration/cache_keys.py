@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from edge.artifacts import Key, KeyDifference, Manifest, sha256_bytes, sha256_file, store
-from edge.backends import Backend
+from edge.backends import ENGINE_SETTINGS, Backend
 from edge.config import Precision, Profile, did_you_mean
 from edge.errors import ArtifactError, ModelError, ProfileError, UsageError
 from edge.model import has_qdq, onnx_model, preprocessing
@@ -457,11 +457,13 @@ def engine_key(profile: Profile, backend: Backend, *, precision: Precision, tabl
 
 
 def find_engine(
-    profile: Profile, backend: Backend, *, precision: Precision, cache: Path, engines: Path, called: str | None = None
-) -> FoundArtifact:
+    profile: Profile, backend: Backend, *, precision: Precision, cache: Path, engines: Path, called: str | None = None,
+    exact: bool = False,
+) -> FoundArtifact:  # fmt: skip
     """The engine that belongs to ``profile`` on this machine, verified before anything reads it.
 
-    ``called``: what its user calls the profile, where that is not its own name.
+    ``called``: what its user calls the profile, where that is not its own name. ``exact``: an engine that was built in
+    another power mode, or with other clocks, is refused as well; else the session warns of it.
 
     Raises:
         ArtifactError: there is none, it is corrupt, or it was built from or for something else (which field is said).
@@ -475,9 +477,17 @@ def find_engine(
     manifest = _loaded(path, kind=ENGINE, again=again)
     table = find_table_if_needed(profile, cache) if precision == "int8" else None
     changed = store.differences(manifest.key, engine_key(profile, backend, precision=precision, table=table))
+    if not exact:
+        changed = [item for item in changed if not _is_tolerable(item)]
     if changed:
         raise ArtifactError(f"the engine was built for something else ({_reported(changed)})", where=path, hint=again)
     return FoundArtifact(path.parent / next(iter(manifest.files)), manifest)
+
+
+def _is_tolerable(difference: KeyDifference) -> bool:
+    """True for a setting of the device, and for what cannot be known of an engine that an earlier edge has built."""
+    is_unknown = difference.field == "multiprocessors" and None in (difference.old, difference.new)
+    return difference.field in ENGINE_SETTINGS or is_unknown
 
 
 def _loaded(path: Path, *, kind: str, again: str) -> Manifest:

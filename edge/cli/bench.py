@@ -73,6 +73,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     as_json: options.Json = False,
 ) -> None:
     """Run the operation."""
+    from edge.backends import report_messages
     from edge.cli import options, paths, signals
     from edge.runtime import benchmark
 
@@ -114,6 +115,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
             found.path, precision=wanted, threads=threads or chosen.run.threads, built_for=found.manifest.key
         )
         stack.callback(session.close)
+        report_messages([session], terminal.warn)
         stop = stack.enter_context(signals.graceful())
         telemetry = stack.enter_context(options.measured(chosen, asked, terminal=terminal, should_stop=stop))
         with terminal.progress() as listen:

@@ -112,7 +112,10 @@ def _timing(outcome: BuildOutcome) -> str:
         return ""
     if timing["use"] == "off":
         return "timing cache: off, every kernel was measured"
-    words = {"used": "used", "started": "started", "refused": "refused by TensorRT, started again"}[timing["use"]]
+    words = {
+        "used": "used", "attached": "attached (TensorRT does not say whether it was used)", "started": "started",
+        "refused": "refused by TensorRT, started again",
+    }[timing["use"]]  # fmt: skip
     parts = [f"timing cache: {words}"]
     if timing["entries_before"] is not None and timing["entries_after"] is not None:
         parts.append(f"{timing['entries_before']} entries before, {timing['misses']} added")

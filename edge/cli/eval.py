@@ -113,6 +113,7 @@ def _subject(
 
     With the table comes the profile with the model that it is for.
     """
+    from edge.backends import report_messages
     from edge.calibration import cache_keys
     from edge.cli import paths
 
@@ -125,6 +126,7 @@ def _subject(
             found.path, precision=precision, threads=threads or profile.run.threads, built_for=found.manifest.key
         )
         stack.callback(session.close)
+        report_messages([session], terminal.warn)
     except (MissingDependencyError, DeviceError) as exc:
         if profile.backend != "tensorrt" or precision != "int8":
             raise

@@ -100,6 +100,7 @@ def open_sessions(
     Raises:
         DeviceError: an engine cannot be opened, or the profile asks for the device and it cannot.
     """
+    from edge.backends import report_messages
     from edge.model import Preprocessor
 
     sessions: list[Any] = []
@@ -109,6 +110,7 @@ def open_sessions(
         )
         stack.callback(session.close)
         sessions.append(session)
+    report_messages(sessions, warn)
     on_cpu = Preprocessor(profile.preprocess, profile.input)
     wanted = profile.run.preprocess_on
     if wanted == "device" and not all(hasattr(session, "preprocess_on_gpu") for session in sessions):

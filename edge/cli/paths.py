@@ -238,9 +238,11 @@ def _shipped(of: Path | None) -> deployed.Deployed | None:
 
 def find_engine(
     chosen: Profile, path: Path, *, precision: Precision | None, cache_dir: Path | None = None,
-    engine_dir: Path | None = None,
+    engine_dir: Path | None = None, exact: bool = False,
 ) -> tuple[Backend, Precision, FoundArtifact]:  # fmt: skip
     """The backend, the precision and the verified engine on this machine of a profile, which was read from ``path``.
+
+    ``exact``: an engine of another power mode or other clocks is refused as well.
 
     Raises:
         ArtifactError: there is no such engine, or it was built for something else.
@@ -253,7 +255,7 @@ def find_engine(
     cache, engines = cache_folder(cache_dir, path), engine_folder(engine_dir, path)
     found = cache_keys.find_engine(
         chosen, backend, precision=wanted, cache=cache, engines=engines,
-        called=deployed.CURRENT if is_current(path) else None,
+        called=deployed.CURRENT if is_current(path) else None, exact=exact,
     )  # fmt: skip
     return backend, wanted, found
 
@@ -267,7 +269,7 @@ def ready_engine(
     over that. A supervisor is told that the start takes longer.
     """
     try:
-        return find_engine(chosen, path, precision=precision)
+        return find_engine(chosen, path, precision=precision, exact=is_current(path))
     except ArtifactError as exc:
         if not is_current(path):
             raise

@@ -106,7 +106,7 @@ def command(  # noqa: PLR0913 - one argument per option
         stream = open_stream()
         stack.callback(stream.close)
         statistics = run_loop.statistics_of(
-            stream, telemetry, notify=tuple if notifications is None else notifications.counts
+            stream, telemetry, sessions=sessions, notify=tuple if notifications is None else notifications.counts
         )
         run = observers.ObservedRun(
             subject=paths.subject(chosen, backend, found, wanted, run_options.source_name(source, cameras)),

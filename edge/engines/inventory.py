@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import msgspec
 
 from edge.artifacts import KeyDifference, store
-from edge.backends import Backend
+from edge.backends import ENGINE_SETTINGS, Backend
 from edge.calibration import cache_keys
 from edge.config import Precision, Profile
 from edge.errors import ArtifactError, EdgeError, StoreError, os_error
@@ -18,14 +18,14 @@ from edge.model import inspection
 
 # current    exactly what its profile asks for on this machine
 # stale      its profile, model, table or runtime has changed: it is refused, and a build replaces it
-# elsewhere  built for another device, or with a backend that is not installed here: right there perhaps
+# elsewhere  built for another device or power mode, or with a backend that is not installed here: right there perhaps
 # orphan     there is no such profile, or it no longer names this model
 # damaged    it does not fit its manifest, or has none that can be read
 # unknown    what it depends on cannot be found here
 State = Literal["current", "stale", "elsewhere", "orphan", "damaged", "unknown"]
 # Fields of an engine's key that say where it runs; the other fields say what it is.
 _ENGINES = frozenset({".plan", ".onnx", ".fake"})
-_PLACE = frozenset({"module", "sm", "machine", "gpu", "gpus", "rtx"})
+_PLACE = frozenset({"module", "sm", "machine", "gpu", "gpus", "rtx", "multiprocessors", *ENGINE_SETTINGS})
 
 
 class InventoryEntry(msgspec.Struct, frozen=True, kw_only=True):

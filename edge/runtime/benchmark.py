@@ -21,6 +21,7 @@ import numpy as np
 
 from edge import __version__
 from edge.artifacts import FORMAT, RunRecord, Status, Subject, Tick, Warmup
+from edge.backends import session_messages
 from edge.config import Profile
 from edge.errors import DataError, UsageError
 from edge.events import Listener, Progress, ignore_events
@@ -312,7 +313,7 @@ class _Course:
         self.stages = {name: array("d") for name in ("host_to_device", "infer", "device_to_host")}
         self.timeline = Timeline()
         self.telemetry = telemetry
-        self._session = session
+        self.session = session
         self._pools = pools
         self._chance = chance
         self._clock = clock
@@ -327,14 +328,14 @@ class _Course:
         times: list[float] = []
         until = self._clock() + settings.warmup_s
         while len(times) < settings.warmup or self._clock() < until:
-            times.append(self._session.infer(self._chance.choice(self._pools[0])).infer_ms)
+            times.append(self.session.infer(self._chance.choice(self._pools[0])).infer_ms)
         return Warmup(len(times), times[0] if times else None, times[-1] if times else None)
 
     def query(self) -> None:
         """Issue one query and wait for all of its answers."""
         batches = [self._chance.choice(pool) for pool in self._pools]
         start = self._clock()
-        answers = [self._session.infer(batch) for batch in batches]
+        answers = [self.session.infer(batch) for batch in batches]
         self.end_s = self._clock()
         latency_ms = (self.end_s - start) * 1e3
         sampler = self.telemetry.sampler
@@ -396,7 +397,10 @@ def _record(
         power_unavailable=unavailable,
         conditions=conditions,
         top_labels=[],
-        warnings=[*course.telemetry.notes, *_warnings(course.latencies_ms, ordered, conditions)],
+        warnings=[
+            *map(str, session_messages([course.session])), *course.telemetry.notes,
+            *_warnings(course.latencies_ms, ordered, conditions),
+        ],
         results=[],
         results_kept="newest",
         bench={**result, "batches": sizes, "seed": settings.seed},

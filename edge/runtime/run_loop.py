@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from edge.artifacts import FrameResult, Gap, NotifyCounts, RunRecord, Skip, Stages, Status, Subject, Warmup
-from edge.backends import FrameSession, Inference, Session
+from edge.backends import FrameSession, Inference, Session, session_messages
 from edge.config import DecisionSettings, OutputKind
 from edge.errors import DataError, DeviceError, EdgeError, StoreError
 from edge.media import GroupStream, Outage, Stream
@@ -99,7 +99,7 @@ def run(
     opened = stream.opened
     observers = observers or Observers()
     loop = _Loop(
-        stream, statistics or statistics_of(stream, telemetry),
+        stream, statistics or statistics_of(stream, telemetry, sessions=sessions),
         classifier=Classifier(names, topk=settings.topk, kind=settings.output), decision=settings.decision,
         subject=subject, telemetry=telemetry, observers=observers, journal=journal,
     )  # fmt: skip
@@ -125,9 +125,13 @@ def run(
 
 
 def statistics_of(
-    stream: Stream, telemetry: Telemetry, *, notify: Callable[[], tuple[NotifyCounts, ...]] = tuple
+    stream: Stream,
+    telemetry: Telemetry,
+    *,
+    sessions: Sequence[Session] | Sequence[FrameSession],
+    notify: Callable[[], tuple[NotifyCounts, ...]] = tuple,
 ) -> RunStatistics:
-    """Statistics for a run over ``stream``, with nothing counted."""
+    """Statistics for a run over ``stream`` with ``sessions``, empty."""
     sampler = telemetry.sampler
     return RunStatistics(
         total=stream.opened.total,
@@ -135,6 +139,7 @@ def statistics_of(
         cameras=stream.cameras if isinstance(stream, GroupStream) else None,
         reading=lambda: None if sampler is None else sampler.latest,
         notify=notify,
+        messages=partial(session_messages, sessions),
     )
 
 

@@ -33,6 +33,7 @@ from edge.artifacts import (
     Tick,
     Warmup,
 )
+from edge.backends import BackendMessage
 from edge.runtime.benchmark import measurement_warnings
 from edge.runtime.timeline import Timeline
 from edge.stats import QuantileSketch, Summary, percentile, summarize
@@ -114,6 +115,7 @@ class RunSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     reading: Reading | None
     cameras: tuple[CameraSnapshot, ...] = ()
     notify: tuple[NotifyCounts, ...] = ()
+    messages: tuple[BackendMessage, ...] = ()
 
     @property
     def status_line(self) -> str:
@@ -212,6 +214,7 @@ class RunStatistics:
         cameras: The same for each camera by its name, where there are several.
         reading: The newest reading of telemetry.
         notify: What was sent to the targets of notifications.
+        messages: Warnings and errors that the backend has logged so far.
     """
 
     def __init__(
@@ -222,6 +225,7 @@ class RunStatistics:
         cameras: Mapping[str, Callable[[], int | None]] | None = None,
         reading: Callable[[], Reading | None] = lambda: None,
         notify: Callable[[], tuple[NotifyCounts, ...]] = tuple,
+        messages: Callable[[], tuple[BackendMessage, ...]] = tuple,
         clock: Clock = time.monotonic,
     ) -> None:
         self._total = total
@@ -229,6 +233,7 @@ class RunStatistics:
         self._dropped_before = 0
         self._reading = reading
         self._notify = notify
+        self._messages = messages
         self._clock = clock
         self._lock = threading.Lock()
         self._start_s: float | None = None
@@ -306,6 +311,7 @@ class RunStatistics:
                 reading=self._reading(),
                 cameras=tuple(self._camera_snapshot(name) for name in self._cameras),
                 notify=self._notify(),
+                messages=self._messages(),
             )
 
     def summary(self, stage: str = "total") -> Summary | None:
@@ -459,7 +465,7 @@ class RunStatistics:
                 power_unavailable=unavailable,
                 conditions=conditions,
                 top_labels=_most_common(counts.labels),
-                warnings=[*notes, *telemetry.notes, *warnings],
+                warnings=[*notes, *map(str, self._messages()), *telemetry.notes, *warnings],
                 results=list(self._results),
                 results_kept="all" if counts.pictures <= MOST_RESULTS else "newest",
                 cameras=[self._camera_record(name) for name in self._cameras],

@@ -15,7 +15,7 @@ import pytest
 from edge.artifacts import run_record
 from edge.artifacts.run_record import FrameResult, RunRecord, Skip, Subject
 from edge.backends.fake import Fake, FakeSession
-from edge.backends.interface import Inference, Session
+from edge.backends.interface import BackendMessage, Inference, Session
 from edge.config.profiles import InputConfig, PreprocessConfig
 from edge.errors import DataError, DeviceError
 from edge.media.picture_sources import open_pictures
@@ -328,3 +328,25 @@ def test_a_run_that_gets_slower_is_a_doubt(
     pictures(tmp_path / "p", 56, (16, 16))
     finished = run(Slowing(), warmup=0)
     assert any("not one steady state" in doubt for doubt in finished.warnings)
+
+
+class LoggingSession(Told):
+    """A session whose library logs a warning at every inference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def infer(self, batch: Any) -> Inference:
+        self.count += 1
+        return super().infer(batch)
+
+    def messages(self) -> tuple[BackendMessage, ...]:
+        text = "TensorRT: fewer multiprocessors"
+        return (BackendMessage(severity="warning", text=text, count=self.count, hint="edge build"),)
+
+
+def test_what_the_backend_logged_is_in_the_record_once_and_counted(run: Callable[..., RunRecord]) -> None:
+    record = run(LoggingSession())
+    assert record.warnings[0] == "TensorRT: fewer multiprocessors (7 times); edge build"
+    assert sum("multiprocessors" in text for text in record.warnings) == 1

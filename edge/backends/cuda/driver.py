@@ -19,6 +19,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from edge.backends.cuda import cuda_graph
 from edge.errors import DeviceError, MissingDependencyError, require
 
@@ -29,26 +31,40 @@ if TYPE_CHECKING:
     from edge.backends.cuda.protocols import DeviceMemory, Graph, HostMemory, Kernels
 
 
-_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+# CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, _COMPUTE_CAPABILITY_MAJOR and _MINOR
+_MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76
+
+
+class GpuProperties(msgspec.Struct, frozen=True):
+    """The compute capability of a GPU, such as ``8.9``, and the number of its multiprocessors that are switched on."""
+
+    compute_capability: str
+    multiprocessors: int
 
 
 @functools.cache
-def compute_capability(library: str = "libcuda.so.1") -> str | None:
-    """Such as ``8.9``; None where there is no driver, no GPU, or a driver that does not start."""
+def gpu_properties(library: str = "libcuda.so.1") -> GpuProperties | None:
+    """Read the properties of the first GPU from the driver alone: no context, no PyCUDA, no memory on the device.
+
+    On a GPU that is divided (MIG) they are those of the part that this process sees. The functions and the numbers of
+    the attributes are those of ``cuda.h``. None where there is no driver, no GPU, or a driver that does not start.
+    """
     try:
         cuda = ctypes.CDLL(library)
-        names = (cuda.cuInit, cuda.cuDeviceGet, cuda.cuDeviceGetAttribute)
+        init, get, attribute = cuda.cuInit, cuda.cuDeviceGet, cuda.cuDeviceGetAttribute
     except (OSError, AttributeError):
         return None
-    init, get, attribute = names
-    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    failed = (
-        init(0)
-        or get(ctypes.byref(device), 0)
-        or attribute(ctypes.byref(major), _MAJOR, device)
-        or attribute(ctypes.byref(minor), _MINOR, device)
-    )
-    return None if failed else f"{major.value}.{minor.value}"
+    device = ctypes.c_int()
+    if init(0) or get(ctypes.byref(device), 0):
+        return None
+    values = []
+    for number in (_MAJOR, _MINOR, _MULTIPROCESSORS):
+        value = ctypes.c_int()
+        if attribute(ctypes.byref(value), number, device):
+            return None
+        values.append(value.value)
+    major, minor, multiprocessors = values
+    return GpuProperties(f"{major}.{minor}", multiprocessors)
 
 
 # Work of another library on the default stream neither waits for ours nor spoils a capture (CU_STREAM_NON_BLOCKING).

@@ -13,7 +13,7 @@ import msgspec
 
 from edge.artifacts import Key, Scalar
 from edge.backends.interface import BuildRequest, BuiltEngine, Int8Plan, Session
-from edge.backends.tensorrt.environment import Environment, gpu_name, look
+from edge.backends.tensorrt.environment import Environment, look
 from edge.config import Profile
 from edge.errors import ArtifactError, DeviceError, StoreError
 from edge.events import Listener, ignore_events
@@ -37,7 +37,8 @@ class TensorRT:
 
     ``profile`` says what engines are for: which product (family ``rtx`` is TensorRT for RTX, a Jetson is TensorRT,
     anything else is whichever is installed), and whether they are to run on more machines than this. ``rtx`` overrides
-    the product. ``machine`` is the device that engines are for; None looks. ``isolate``: builds run in a process of
+    the product. ``machine`` is the device that engines are for, and ``environment`` everything around it; None looks.
+    ``isolate``: builds run in a process of
     their own.
     """
 
@@ -49,6 +50,7 @@ class TensorRT:
         profile: Profile | None = None,
         rtx: bool | None = None,
         machine: Device | None = None,
+        environment: Environment | None = None,
         options: Options | None = None,
         isolate: bool = True,
     ) -> None:
@@ -57,10 +59,10 @@ class TensorRT:
         self._machine = machine
         self._options = options
         self._isolate = isolate
-        self._seen: Environment | None = None
+        self._seen = environment
 
     def identity(self) -> Mapping[str, Scalar]:
-        """Give what an engine depends on here: TensorRT's version, the module or GPU, or the GPUs that it is built for.
+        """Give what an engine depends on here: TensorRT's version, and the device with its power mode, or its GPUs.
 
         TensorRT is imported only where pip knows nothing. An engine for more machines than this one names them instead.
         """
@@ -82,10 +84,14 @@ class TensorRT:
             return found | {"gpus": "+".join(for_these) or "all that it knows"}
         if wide is not None:
             return found | {"gpus": wide}
+        here = self._environment()
         return found | {
             "module": device.module,
             "sm": device.sm,
-            "gpu": None if device.is_jetson else self._gpu_name(),
+            "gpu": here.gpu,
+            "multiprocessors": here.multiprocessors,
+            "power_mode": device.power_mode,
+            "clocks_locked": device.clocks_locked,
         }
 
     def int8_plan(self, profile: Profile) -> Int8Plan:
@@ -168,16 +174,11 @@ class TensorRT:
             DeviceError, MissingDependencyError: no GPU, no driver, no PyCUDA.
         """
         del threads
-        from edge.backends.tensorrt import environment
+        from edge.backends.tensorrt import engine_compatibility, environment
         from edge.backends.tensorrt.runner import TrtSession
 
         key = built_for or {}
-        differs = [
-            f"{name}: {key[name]} -> {here}" for name, here in self.identity().items() if key.get(name, here) != here
-        ]
-        if differs:
-            what = f"the engine was built for something else ({'; '.join(differs)})"
-            raise ArtifactError(what, where=engine, hint="edge build, on this machine")
+        notices = engine_compatibility.check_key(key, self.identity(), engine)
         return TrtSession(
             engine,
             environment.load(rtx=self._rtx),
@@ -185,6 +186,7 @@ class TensorRT:
             gpus=str(key["gpus"]) if key.get("gpus") else None,
             host_code="version compatible" in str(key.get("tensorrt", "")),
             dla_core=core if isinstance(core := key.get("dla_core"), int) else None,
+            notices=notices,
         )
 
     def _build(self, request: BuildRequest, found: Caps, *, feed: Feed | None, listen: Listener) -> Built:
@@ -232,7 +234,7 @@ class TensorRT:
             times = {**kept.builds().get(name, {}), **times}
             try:
                 if built.timing.use == "refused":
-                    kept.refused("TensorRT refuses it")
+                    kept.refused(f"TensorRT refuses it ({built.timing.reason or 'without a reason'})")
                     before = None
                 if built.timing_cache:
                     kept.write(
@@ -251,10 +253,7 @@ class TensorRT:
         return TimingStore(folder, timing_key(found, self._environment()), listen=listen)
 
     def _device(self) -> Device:
-        return self._environment().device if self._seen is not None or self._machine is None else self._machine
-
-    def _gpu_name(self) -> str | None:
-        return self._environment().gpu if self._seen is not None else gpu_name()
+        return self._environment().device
 
     def _environment(self) -> Environment:
         if self._seen is None:

@@ -19,6 +19,7 @@ from edge.backends.interface import BuildRequest, Layers
 from edge.backends.tensorrt import (
     builder_config,
     calibrator,
+    engine_compatibility,
     environment,
     layer_report,
     log_diagnosis,
@@ -274,17 +275,17 @@ class _Job:
     def _inspect(self, plan: bytes, logger: Any) -> str | None:  # noqa: ANN401
         """The inspector's JSON. It needs the engine loaded, so a GPU that can run it."""
         reported = len(self.watch.errors)
-        try:
-            runtime = self.binding.Runtime(logger)
+        engine = None
+        runtime = engine_compatibility.start_runtime(self.binding, logger, self.watch)
+        if runtime is not None:
             build = self.request.profile.build
             if build.dla_core is not None:
                 runtime.DLA_core = build.dla_core
             if build.version_compatible:
                 # Such an engine brings its own runtime, which is not run unasked.
                 runtime.engine_host_code_allowed = True
-            engine = runtime.deserialize_cuda_engine(plan)
-        except (TypeError, RuntimeError):
-            engine = None
+            with contextlib.suppress(TypeError, RuntimeError):
+                engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             why = log_diagnosis.as_error(self.watch.errors[reported:]).what
             self.notes.append(f"the engine was built and could not be loaded here to look into it: {why}")

@@ -168,21 +168,6 @@ def apply(setup: BuilderSetup, *, limits: Limits, calibrator: Any, before_fusion
     return accelerator
 
 
-def attach_timing_cache(config: Any, content: bytes | None) -> tuple[Any, bool]:  # noqa: ANN401
-    """Attach a timing cache to ``config``; the cache, and whether ``content`` was accepted.
-
-    A cache of another device or version is refused, never forced on it (``ignore_mismatch`` "may lead to functional
-    bugs"); an empty one takes its place.
-    """
-    cache = config.create_timing_cache(content or b"")
-    if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
-        return cache, True
-    empty = config.create_timing_cache(b"")
-    if empty is not None:
-        config.set_timing_cache(empty, ignore_mismatch=False)
-    return empty, content is None
-
-
 def refuse_misses(setup: BuilderSetup) -> None:
     """A kernel that the timing cache does not know ends the build.
 

@@ -180,12 +180,13 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     """The machine around TensorRT. ``package`` is the full version of JetPack's or Debian's libnvinfer.
 
     ``gpu`` is the name of the first discrete GPU, None on a Jetson, whose module names it; ``sm`` its compute
-    capability, such as ``8.7``.
+    capability, such as ``8.7``; ``multiprocessors`` those that are switched on.
     """
 
     device: Device
     gpu: str | None = None
     sm: str | None = None
+    multiprocessors: int | None = None
     cuda: str | None = None
     driver: str | None = None
     package: str | None = None
@@ -195,10 +196,17 @@ def look(root: Path = Path("/"), *, machine: Device | None = None) -> Environmen
     """The environment of the machine whose ``/proc``, ``/usr/local/cuda`` and package database are under ``root``."""
     found = identify(root) if machine is None else machine
     gpu = None if found.is_jetson else gpu_name(root)
+    has_gpu = (gpu is not None or found.is_jetson) and root == Path("/")
+    properties = None
+    if has_gpu:
+        from edge.backends.cuda import gpu_properties
+
+        properties = gpu_properties()
     return Environment(
         device=found,
         gpu=gpu,
-        sm=found.sm or (_compute_capability() if gpu is not None and root == Path("/") else None),
+        sm=found.sm or (None if properties is None else properties.compute_capability),
+        multiprocessors=None if properties is None else properties.multiprocessors,
         cuda=_cuda(root),
         driver=_driver(root),
         package=_package(root),
@@ -212,12 +220,6 @@ def gpu_name(root: Path = Path("/")) -> str | None:
         if found:
             return found[1]
     return None
-
-
-def _compute_capability() -> str | None:
-    from edge.backends.cuda import compute_capability
-
-    return compute_capability()
 
 
 def _cuda(root: Path) -> str | None:

@@ -8,11 +8,13 @@ knows is passed on as it is.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
+from edge.backends.interface import BackendMessage
 from edge.backends.tensorrt.environment import Caps
 from edge.backends.tensorrt.subprocess_build import LogLine
 from edge.errors import ArtifactError, DeviceError, EdgeError, ModelError
@@ -32,9 +34,13 @@ class Rule(msgspec.Struct, frozen=True):
     hint: str
     kind: type[EdgeError] = DeviceError
 
+    def fits(self, text: str) -> bool:
+        """True if a line of the log is one of this rule's."""
+        return re.search(self.pattern, text) is not None
 
-# The first rule that fits any line decides, so the cause is before its consequences.
-RULES: tuple[Rule, ...] = (
+
+# CUDA cannot start: nothing else that TensorRT logs then means anything.
+CUDA_RULES: tuple[Rule, ...] = (
     Rule(
         r"cudaError 35\b|initialization failure with error:? 35\b|driver version is insufficient",
         "the NVIDIA driver is missing, or older than this TensorRT needs",
@@ -46,10 +52,14 @@ RULES: tuple[Rule, ...] = (
         "edge doctor; in a container: --runtime nvidia",
     ),
     Rule(
-        r"initialization failure with error:? (\d+)|createInferBuilder: Error Code 6",
+        r"initialization failure with error:? (\d+)|createInfer(?:Builder|Runtime): Error Code 6",
         "CUDA cannot be started (error {0})",
         _CUDA,
     ),
+)
+# The first rule that fits any line decides, so the cause is before its consequences.
+RULES: tuple[Rule, ...] = (
+    *CUDA_RULES,
     Rule(
         r"(?:Target GPU SM|SM) ?(\d+) is not supported by this TensorRT|Unsupported SM",
         "this TensorRT has no kernels for this GPU (SM {0})",
@@ -107,10 +117,10 @@ def as_error(errors: Sequence[LogLine], recent: Sequence[LogLine] = (), *, where
         for line in (*errors, *recent):
             if found := re.search(rule.pattern, line.text):
                 groups = [group or "?" for group in found.groups()] or ["?"]
-                reported = "" if not errors else f" ({_tidy(errors[0].text)})"
+                reported = "" if not errors else f" ({one_line(errors[0].text)})"
                 return rule.kind(rule.what.format(*groups) + reported, where=where, hint=rule.hint)
     if errors:
-        return DeviceError(f"TensorRT: {_tidy(errors[0].text)}", where=where, hint="edge doctor")
+        return DeviceError(f"TensorRT: {one_line(errors[0].text)}", where=where, hint="edge doctor")
     return DeviceError("TensorRT gave no engine and no reason", where=where, hint="edge doctor")
 
 
@@ -137,7 +147,7 @@ def notes(warnings: Sequence[LogLine]) -> list[str]:
     rest: dict[str, int] = {}
     for line in warnings:
         if not any(known.search(line.text) for known in (_TACTIC, _SCALE, _INT64, _NOISE)):
-            text = _tidy(line.text)
+            text = one_line(line.text)
             rest[text] = rest.get(text, 0) + 1
     found += [f"TensorRT: {text}{f' ({count} times)' if count > 1 else ''}" for text, count in rest.items()]
     if len(found) > _MOST_NOTES:
@@ -145,15 +155,89 @@ def notes(warnings: Sequence[LogLine]) -> list[str]:
     return found
 
 
+# Warnings of a runtime that a user can do something about [public logs; strings of libnvinfer_lean 10.16.1 and 11.4.0].
+_RUNTIME_HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), hint)
+    for pattern, hint in (
+        (
+            r"only supports \d+ multiprocessors but the engine file requires \d+",
+            "it may deadlock: edge build, in this power mode, or switch back to the other one (sudo nvpmodel -q)",
+        ),
+        (
+            r"(?i)across different models of devices|device (?:model|type)? ?mismatch|different (?:GPU|device)",
+            "the engine was built on another device: edge build, on this one",
+        ),
+        (
+            r"(?i)out ?of ?memory|memory is insufficient|insufficient memory|failed to allocate|NvMapMem|cudaError 2\b",
+            "close other programs on this device, or set input.batch.max lower and build again",
+        ),
+        (r"(?i)lazy loading is not enabled", "export CUDA_MODULE_LOADING=LAZY saves memory"),
+    )
+)
+# Different texts that are kept; of a log that never repeats itself, the rest is counted together.
+_MOST_MESSAGES = 50
+_OTHER_MESSAGES = "further messages of TensorRT"
+
+
+class MessageLog:
+    """Warnings and errors that TensorRT logs while an engine is opened and runs: each text once, and how often it came.
+
+    Safe to use from several threads. ``listen`` receives each text when it comes for the first time.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[tuple[str, str], int] = {}
+        self._hints: dict[str, str | None] = {}
+        self._listen: Callable[[BackendMessage], None] = lambda _message: None
+
+    def add(self, line: LogLine) -> None:
+        """Record a line at WARNING or above."""
+        text = f"TensorRT: {one_line(line.text)}"
+        self.record(BackendMessage(severity="warning" if line.severity == "WARNING" else "error", text=text))
+
+    def record(self, message: BackendMessage) -> None:
+        """Record one message; its hint is looked up where it has none."""
+        key = (message.severity, message.text)
+        with self._lock:
+            if key not in self._counts and len(self._counts) >= _MOST_MESSAGES:
+                key = (message.severity, _OTHER_MESSAGES)
+            is_new = key not in self._counts
+            self._counts[key] = self._counts.get(key, 0) + message.count
+            if is_new:
+                hint = next((hint for pattern, hint in _RUNTIME_HINTS if pattern.search(message.text)), None)
+                self._hints[key[1]] = message.hint or hint
+                message = self._message(key, 1)
+            listen = self._listen
+        if is_new:
+            listen(message)
+
+    def listen(self, listen: Callable[[BackendMessage], None]) -> None:
+        """Call ``listen`` with everything so far, and with each new text from now on."""
+        with self._lock:
+            self._listen = listen
+        for message in self.messages():
+            listen(message)
+
+    def messages(self) -> tuple[BackendMessage, ...]:
+        """Everything so far, in the order in which it came first."""
+        with self._lock:
+            return tuple(self._message(key, count) for key, count in self._counts.items())
+
+    def _message(self, key: tuple[str, str], count: int) -> BackendMessage:
+        severity: Any = key[0]
+        return BackendMessage(severity=severity, text=key[1], count=count, hint=self._hints[key[1]])
+
+
 def cancelled(errors: Sequence[LogLine]) -> bool:
     """True if TensorRT says that the progress monitor ended the build."""
     return any("BuildCanceled" in line.text or "Build canceled by user" in line.text for line in errors)
 
 
-def _tidy(text: str) -> str:
-    """One line, without TensorRT's source positions."""
+def one_line(text: str) -> str:
+    """A line of TensorRT's log without its source positions, at most 300 characters."""
     text = re.sub(r"\s+", " ", text)
-    text = re.sub(r" ?(?:In \w+ )?at /_src/\S+", "", text)
+    text = re.sub(r" ?(?:In (?:operator\(\)|\w+) )?at /_src/[^\s)]+", "", text)
     text = re.sub(r"^(?:\d+: )?(?:\[[\w.:]+\] ?)?", "", text)
     text = re.sub(r"^(?:[\w./]+\.cpp:\d+: )", "", text)
     return text if len(text) <= 300 else f"{text[:299]}…"

@@ -13,21 +13,19 @@ GPU, with a kernel in TensorRT's place (``tests/backends/cuda``).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edge.backends.cuda import DeviceMemory, GpuDevice, Graph, HostMemory
-from edge.backends.interface import Inference
-from edge.backends.tensorrt import log_diagnosis, subprocess_build
+from edge.backends.interface import BackendMessage, Inference
+from edge.backends.tensorrt import engine_compatibility, log_diagnosis, subprocess_build
 from edge.backends.tensorrt.environment import Caps, binding_module
 from edge.config import InputConfig, PreprocessConfig
-from edge.errors import ArtifactError, DeviceError, EdgeError, StoreError, require
+from edge.errors import DeviceError, EdgeError, StoreError, require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,29 +94,6 @@ def contract(engine: Any) -> Contract:  # noqa: ANN401
     )
 
 
-def check_gpu(gpus: str | None, device: GpuDevice, engine: Path) -> None:
-    """True if ``device`` is one of those that an engine was built for: ``SM86+SM89``, AMPERE_PLUS, or whatever it is.
-
-    Raises:
-        ArtifactError: it is not.
-    """
-    named = re.findall(r"SM(\d+)", gpus or "")
-    here = device.sm.replace(".", "")
-    fits = here in named if named else gpus != "AMPERE_PLUS" or float(device.sm) >= 8.0
-    if not fits:
-        raise ArtifactError(
-            f"the engine was built for something else (gpus: {gpus} -> SM{here}, {device.name})",
-            where=engine,
-            hint="build it again: build.compute_capabilities names the GPUs, none means all",
-        )
-
-
-_FOREIGN = re.compile(r"(?i)version|not compatible|incompatible|platform|magicTag|serialization")
-# A plan whose size is not the one that its header says, or that is shorter than a header.
-_DAMAGED = re.compile(r"header\.size == blobSize|bufferSize >= minBufferSize|empty memory buffer")
-_MEMORY = re.compile(r"(?i)out ?of ?memory|cudaError 2\b|NvMapMemAlloc|failed to allocate|bad_alloc")
-
-
 class FrameInference(Inference, frozen=True, kw_only=True):
     """An inference that began with frames: ``preprocess_ms`` is the kernel's time on the device."""
 
@@ -134,7 +109,7 @@ class TrtSession:
         MissingDependencyError: PyCUDA is not installed.
 
     ``host_code`` lets an engine bring its own runtime, as a version-compatible one does. ``dla_core`` is the one that
-    the engine was built for, if any.
+    the engine was built for, if any. ``notices`` are warnings about the engine that :meth:`messages` begins with.
     """
 
     def __init__(
@@ -148,6 +123,7 @@ class TrtSession:
         gpus: str | None = None,
         host_code: bool = False,
         dla_core: int | None = None,
+        notices: Sequence[BackendMessage] = (),
     ) -> None:
         self.precision = precision
         self._caps = caps
@@ -158,6 +134,9 @@ class TrtSession:
         self._np = require("numpy")
         self._where = engine
         self._binding = binding_module(caps)
+        self._log = log_diagnosis.MessageLog()
+        for message in notices:
+            self._log.record(message)
         self._watch = subprocess_build.BuildWatch()
         self._events: list[Any] = []
         self._staging: NDArray[Any] = self._np.empty(0)
@@ -251,12 +230,20 @@ class TrtSession:
             device_to_host_ms=back,
         )
 
+    def messages(self) -> tuple[BackendMessage, ...]:
+        """Warnings and errors that TensorRT has logged since the session began to open, each text once."""
+        return self._log.messages()
+
+    def on_message(self, listen: Callable[[BackendMessage], None]) -> None:
+        """Call ``listen`` with each message so far, and with each new text from now on, in the thread it comes in."""
+        self._log.listen(listen)
+
     def close(self) -> None:
         """Give back everything, TensorRT's objects before the memory that they use; a second call does nothing."""
         if self._closed:
             return
         self._closed = True
-        with self._device.active():
+        with self._device.active(), self._received():
             self._drop_graph()
             self._context = None
             self._engine = None
@@ -273,18 +260,10 @@ class TrtSession:
     # opening
 
     def _open(self, plan: bytes) -> None:
-        check_gpu(self._gpus, self._device, self._where)
+        engine_compatibility.check_gpu(self._gpus, sm=self._device.sm, name=self._device.name, engine=self._where)
         with self._received() as logger:
-            try:
-                self._runtime = self._binding.Runtime(logger)
-            except (TypeError, RuntimeError) as exc:
-                # The binding's word for a null pointer: CUDA cannot start.
-                raise self._failure("TensorRT cannot start") from exc
-            if self._watch.errors:
-                # libnvinfer_lean 10.16.1 and 11.4.0 give an object around a null pointer then: any use of it, and its
-                # deletion, ends the process. So it is never deleted.
-                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._runtime))
-                self._runtime = None
+            self._runtime = engine_compatibility.start_runtime(self._binding, logger, self._watch)
+            if self._runtime is None:
                 raise self._failure("TensorRT cannot start")
             if self._dla_core is not None:
                 # The engine does not say it itself: it would run on core 0.
@@ -296,7 +275,7 @@ class TrtSession:
                 self._check_plan(plan)
             self._engine = self._runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
-                raise self._failure("TensorRT cannot load the engine")
+                raise self._failure("TensorRT cannot load the engine", plan)
             self.contract = contract(self._engine)
             self._context = self._engine.create_execution_context()
             if self._context is None:
@@ -306,10 +285,16 @@ class TrtSession:
             self._allocate()
 
     def _check_plan(self, plan: bytes) -> None:
-        """Ask whether the plan fits this GPU and version, by its first bytes, before it is loaded."""
+        """Ask whether the plan fits this GPU and version, by its first bytes, before it is loaded.
+
+        Without a reason, as where CUDA does not start, loading it says more.
+        """
         validity, reasons = self._runtime.get_engine_validity(plan[: max(int(self._runtime.engine_header_size), 64)])
-        if validity.name == "INVALID":
-            raise self._failure(f"{self._caps.title} says that the engine does not fit here (diagnostics {reasons})")
+        if validity.name == "INVALID" and reasons:
+            raise self._failure(f"{self._caps.title} cannot load the engine (diagnostics {reasons})", plan)
+        if validity.name == "SUBOPTIMAL":
+            text = f"{self._caps.title} says that the engine is not the best for this GPU (diagnostics {reasons})"
+            self._log.record(BackendMessage(severity="warning", text=text, hint="edge build, on this machine"))
 
     def _allocate(self) -> None:
         """Buffers for the largest batch, and their addresses, once and for all."""
@@ -419,7 +404,7 @@ class TrtSession:
     @contextlib.contextmanager
     def _received(self) -> Iterator[Any]:
         """Receive TensorRT's log inside the block; gives the logger. An exception of our callbacks is raised here."""
-        self._watch = subprocess_build.BuildWatch()
+        self._watch = subprocess_build.BuildWatch(on_warning=self._log.add)
         with subprocess_build.watching(self._binding, self._watch) as logger:
             try:
                 yield logger
@@ -431,22 +416,9 @@ class TrtSession:
         if graph is not None:
             graph.free()
 
-    def _failure(self, what: str) -> EdgeError:
-        """An error with what TensorRT logged about it."""
-        errors, recent = self._watch.errors, self._watch.recent
-        lines = [line.text for line in errors]
-        if any(_MEMORY.search(line) for line in lines):
-            hint = "close other programs on this device, or set input.batch.max lower and build again"
-            return DeviceError(f"{what}: out of GPU memory", where=self._where, hint=hint)
-        if self._engine is None and any(_DAMAGED.search(line) for line in lines):
-            hint = "edge build makes it again; edge engine list verifies what is there"
-            return DeviceError(f"{what}: the file is truncated or was changed", where=self._where, hint=hint)
-        if self._engine is None and any(_FOREIGN.search(line) for line in lines):
-            hint = "an engine runs only with the TensorRT and the kind of GPU that built it: edge build"
-            return DeviceError(f"{what}: {lines[0]}", where=self._where, hint=hint)
-        if not errors:
-            return DeviceError(what, where=self._where, hint="edge doctor")
-        return log_diagnosis.as_error(errors, list(recent), where=str(self._where))
+    def _failure(self, what: str, plan: bytes | None = None) -> EdgeError:
+        """An error with what TensorRT logged about it; ``plan`` where it is the plan that is refused."""
+        return engine_compatibility.refusal(what, self._watch.errors, self._watch.recent, where=self._where, plan=plan)
 
 
 def _read(engine: Path) -> bytes:

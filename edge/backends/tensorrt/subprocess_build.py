@@ -21,6 +21,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -44,6 +45,13 @@ from edge.quantization import Table
 
 Severity = Literal["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"]
 STAGE = "build engine"
+WARNINGS = frozenset({"WARNING", "ERROR", "INTERNAL_ERROR"})
+# Lines by which TensorRT says that it does not use the timing cache that it was given. Seen of TensorRT for RTX 1.7.1,
+# whose return values say the opposite; the header lines are from public logs of 8.6 and 10.
+_CACHE_REFUSED = re.compile(
+    r"(?i)timing cache will not be used|failed to deserialize (?:the )?timing cache|timing cache header mismatch"
+    r"|(?:magicTagRead|stdVersionRead) == \w+ failed"
+)
 # Lines of no consequence that are before an error often explain it; VERBOSE ones come by the hundred thousand.
 _RECENT = 50
 _KEPT_WARNINGS = 2000
@@ -57,9 +65,18 @@ class LogLine(msgspec.Struct, frozen=True):
 
 
 class BuildWatch:
-    """Receive one build: its log lines, its progress, and what went wrong inside of our own callbacks."""
+    """Receive one build: its log lines, its progress, and what went wrong inside of our own callbacks.
 
-    def __init__(self, *, listen: Listener = ignore_events, should_stop: Callable[[], bool] = lambda: False) -> None:
+    ``cache_refusals`` are lines by which TensorRT says that the timing cache is not used.
+    """
+
+    def __init__(
+        self,
+        *,
+        listen: Listener = ignore_events,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_warning: Callable[[LogLine], None] = lambda _line: None,
+    ) -> None:
         self.errors: list[LogLine] = []
         self.warnings: list[LogLine] = []
         self.recent: deque[LogLine] = deque(maxlen=_RECENT)
@@ -67,8 +84,10 @@ class BuildWatch:
         self.stopped = False
         self.cache_entries: int | None = None
         self.cache_hits: int | None = None
+        self.cache_refusals: list[str] = []
         self._listen = listen
         self._should_stop = should_stop
+        self._on_warning = on_warning
         self._phases: dict[str, _Phase] = {}
         self._percent = -1
 
@@ -89,14 +108,18 @@ class BuildWatch:
             self.errors.append(line)
         elif severity == "WARNING" and len(self.warnings) < _KEPT_WARNINGS:
             self.warnings.append(line)
+        if severity in WARNINGS:
+            self._on_warning(line)
         if severity != "VERBOSE":
             self.recent.append(line)
-        if "timing cache" in text:
+        if "timing cache" in text or _CACHE_REFUSED.search(text):
             self._count_cache(text)
 
     def _count_cache(self, text: str) -> None:
         """Lines of TensorRT 8.6.1 (a public build log): entries of a serialized cache, hits of one that is freed."""
-        if found := re.search(r"Serialized (\d+) timing cache entries", text):
+        if _CACHE_REFUSED.search(text):
+            self.cache_refusals.append(text.strip())
+        elif found := re.search(r"Serialized (\d+) timing cache entries", text):
             self.cache_entries = int(found[1])
         elif found := re.search(r"Deleting timing cache: \d+ entries, served (\d+) hits", text):
             # Several may be freed at the end; those that only carried bytes have served none.
@@ -155,12 +178,11 @@ class _Phase:
 def watching(binding: Any, watch: BuildWatch) -> Iterator[Any]:  # noqa: ANN401
     """Inside the block, ``watch`` receives what TensorRT logs; gives the logger that its factories want."""
     logger = _logger(binding)
-    before = logger.watch
-    logger.watch = watch
+    before = logger.enter(watch)
     try:
         yield logger
     finally:
-        logger.watch = before
+        logger.leave(watch, before)
 
 
 def progress_monitor(binding: Any, watch: BuildWatch) -> Any:  # noqa: ANN401
@@ -194,15 +216,32 @@ def progress_monitor(binding: Any, watch: BuildWatch) -> Any:  # noqa: ANN401
 @functools.cache
 def _logger(binding: Any) -> Any:  # noqa: ANN401
     class Logger(binding.ILogger):  # type: ignore[misc]
-        """NVIDIA's interface; speaks to whoever watches."""
+        """NVIDIA's interface. A line goes to the watch of the thread that logs it, else to the one that began last."""
 
         def __init__(self) -> None:
             binding.ILogger.__init__(self)
-            self.watch: BuildWatch | None = None
+            self.of_thread = threading.local()
+            self.watches: list[BuildWatch] = []
+
+        def enter(self, watch: BuildWatch) -> BuildWatch | None:
+            """Begin to watch in this thread; the watch that did so until now."""
+            before: BuildWatch | None = getattr(self.of_thread, "watch", None)
+            self.of_thread.watch = watch
+            self.watches.append(watch)
+            return before
+
+        def leave(self, watch: BuildWatch, before: BuildWatch | None) -> None:
+            """End what :meth:`enter` began."""
+            self.of_thread.watch = before
+            self.watches.remove(watch)
 
         def log(self, severity: Any, msg: str) -> None:  # noqa: ANN401
-            """TensorRT says something."""
-            watch = self.watch
+            """TensorRT logs a line."""
+            watch: BuildWatch | None = getattr(self.of_thread, "watch", None)
+            if watch is None:
+                # A thread of TensorRT's own. Another thread may end its watch at this moment.
+                with contextlib.suppress(IndexError):
+                    watch = self.watches[-1]
             if watch is not None:
                 with _kept(watch):
                     watch.reported(severity.name, msg)

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import msgspec
 
 from edge.artifacts import Key, Scalar, store
-from edge.backends.tensorrt import builder_config, log_diagnosis, subprocess_build
+from edge.backends.tensorrt import log_diagnosis, subprocess_build
 from edge.backends.tensorrt.environment import Caps, Environment, binding_module
 from edge.backends.tensorrt.subprocess_build import BuildWatch
 from edge.errors import ArtifactError, DeviceError, EdgeError, StoreError, os_error
@@ -60,6 +60,7 @@ def timing_key(found: Caps, here: Environment) -> dict[str, Scalar]:
         "module": device.module,
         "gpu": here.gpu,
         "sm": here.sm,
+        "multiprocessors": here.multiprocessors,
         "power_mode": device.power_mode,
         "clocks_locked": device.clocks_locked,
         "cuda": here.cuda,
@@ -313,14 +314,16 @@ def _aside(folder: Path, stem: str) -> list[Path]:
     return [path for path in folder.glob(f"{stem}.*.aside-*") if _ASIDE.search(path.name)]
 
 
-Use = Literal["used", "started", "refused", "off", "no effect"]
+Use = Literal["used", "attached", "started", "refused", "off", "no effect"]
 
 
 class TimingReport(msgspec.Struct, frozen=True, kw_only=True):
     """The use of the timing cache by a build.
 
-    ``used``: it began with one. ``started``: it began with an empty one. ``refused``: TensorRT did not take the one
-    that was there. ``off``: the profile or the command line wanted none. ``no effect``: this product has none.
+    ``used``: the log, or a build without a miss, proves that the cache that was there was used. ``attached``: TensorRT
+    took it, and nothing proves that it was used. ``started``: the build began with an empty one. ``refused``: TensorRT
+    did not take the one that was there, by what it returned or by what it logged (``reason``). ``off``: the profile or
+    the command line wanted none. ``no effect``: this product has none.
 
     ``hits`` are lookups that the cache answered; a layer that occurs twice in one network is a hit as well.
     """
@@ -335,6 +338,7 @@ class TimingReport(msgspec.Struct, frozen=True, kw_only=True):
     sha256_before: str | None = None
     sha256_after: str | None = None
     not_counted: str | None = None
+    reason: str | None = None
 
 
 class CacheInUse:
@@ -346,10 +350,31 @@ class CacheInUse:
         self._watch = watch
         self._before = content
         self._after: bytes | None = None
-        self._cache, accepted = builder_config.attach_timing_cache(config, content)
-        self.refused = content is not None and not accepted
-        self._entries_before = 0 if content is None or self.refused else self._entries(self._cache)
+        self._cache, accepted = self._attach(content)
+        self._was_refused = content is not None and not accepted
+        self._entries_before = 0 if content is None or self._was_refused else self._entries(self._cache)
         self._entries_after: int | None = None
+
+    @property
+    def refused(self) -> bool:
+        """True if TensorRT does not use the cache that it was given, as far as it has said until now."""
+        return self._before is not None and (self._was_refused or bool(self._watch.cache_refusals))
+
+    def _attach(self, content: bytes | None) -> tuple[Any, bool]:
+        """Attach the cache; the cache, and whether ``content`` was accepted.
+
+        A cache of another device or version is refused, never forced on it (``ignore_mismatch`` "may lead to functional
+        bugs"); an empty one takes its place.
+        """
+        config = self._config
+        cache = config.create_timing_cache(content or b"")
+        is_set = cache is not None and config.set_timing_cache(cache, ignore_mismatch=False)
+        if is_set and not self._watch.cache_refusals:
+            return cache, True
+        empty = config.create_timing_cache(b"")
+        if empty is not None:
+            config.set_timing_cache(empty, ignore_mismatch=False)
+        return empty, content is None
 
     def finish(self) -> bytes | None:
         """The serialized cache after the build; the cache itself is let go, whereupon TensorRT says what it served."""
@@ -364,7 +389,11 @@ class CacheInUse:
     def report(self) -> TimingReport:
         """Report how the cache was used; to be called when all objects of the build are freed."""
         before, after = self._entries_before, self._entries_after
-        use: Use = "refused" if self.refused else ("used" if self._before else "started")
+        misses = None if before is None or after is None else max(after - before, 0)
+        is_proven = bool(self._watch.cache_hits) or (misses == 0 and bool(before))
+        use: Use = "started" if not self._before else ("used" if is_proven else "attached")
+        if self.refused:
+            use = "refused"
         kept = None if self.refused else self._before
         unknown = [
             word
@@ -375,13 +404,14 @@ class CacheInUse:
             use=use,
             entries_before=before,
             entries_after=after,
-            misses=None if before is None or after is None else max(after - before, 0),
+            misses=misses,
             hits=self._watch.cache_hits,
             bytes_before=None if kept is None else len(kept),
             bytes_after=None if self._after is None else len(self._after),
             sha256_before=None if kept is None else store.sha256_bytes(kept),
             sha256_after=None if self._after is None else store.sha256_bytes(self._after),
             not_counted=f"{self._caps.title} does not say {' and '.join(unknown)}" if unknown else None,
+            reason=log_diagnosis.one_line(self._watch.cache_refusals[0]) if self._watch.cache_refusals else None,
         )
 
     def _entries(self, cache: Any) -> int | None:  # noqa: ANN401
@@ -420,8 +450,10 @@ def combine(contents: Sequence[bytes], caps: Caps) -> bytes:
         config.set_timing_cache(whole, ignore_mismatch=False)
         for number, content in enumerate(contents, start=1):
             part = config.create_timing_cache(content)
-            if part is None or not whole.combine(part, ignore_mismatch=False):
-                reported = f": {watch.errors[-1].text}" if watch.errors else ""
+            is_merged = part is not None and whole.combine(part, ignore_mismatch=False)
+            if not is_merged or watch.cache_refusals:
+                lines = [*watch.cache_refusals, *(line.text for line in watch.errors)]
+                reported = f": {log_diagnosis.one_line(lines[-1])}" if lines else ""
                 raise ArtifactError(
                     f"{caps.title} refuses the timing cache number {number} of {len(contents)}{reported}",
                     hint="it is of another TensorRT or another kind of GPU, or damaged",

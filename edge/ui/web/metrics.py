@@ -128,7 +128,12 @@ class Metrics:
             up.add_metric(labels, 0 if counts.gap is not None else 1)
             gaps.add_metric(labels, counts.gaps_count)
             seconds.add_metric(labels, counts.gap_s)
-        yield from (frames, up, gaps, seconds)
+        messages = self._core.CounterMetricFamily(
+            "edge_backend_messages", "Warnings and errors that the backend has logged.", labels=["severity"]
+        )
+        for severity in ("warning", "error"):
+            messages.add_metric([severity], sum(item.count for item in now.messages if item.severity == severity))
+        yield from (frames, up, gaps, seconds, messages)
 
     def _histograms(self) -> Iterator[Any]:
         family = self._core.HistogramMetricFamily(

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edge.artifacts import store
@@ -20,7 +21,7 @@ from edge.backends.interface import BuildRequest
 from edge.backends.tensorrt import subprocess_build
 from edge.backends.tensorrt.backend import TensorRT
 from edge.backends.tensorrt.builder_config import Options
-from edge.backends.tensorrt.environment import Caps
+from edge.backends.tensorrt.environment import Caps, Environment
 from edge.calibration import cache_keys
 from edge.config.profiles import Profile
 from edge.engines import building
@@ -47,7 +48,7 @@ def test_identity_names_version_module_and_compute_capability(binding: Callable[
     binding("10.3.0")
     assert TensorRT(machine=ORIN, rtx=False).identity() == {
         "backend": "tensorrt", "tensorrt": "10.3.0", "rtx": False, "module": "p3701-0005", "sm": "8.7", "gpu": None,
-        "machine": "aarch64",
+        "machine": "aarch64", "multiprocessors": None, "power_mode": None, "clocks_locked": None,
     }  # fmt: skip
 
 
@@ -124,6 +125,31 @@ def test_the_verb_builds_with_it_on_every_version(
     assert manifest.key["tensorrt"]
     again = building.build(profile, chosen, cache=tmp_path / "cache", engines=tmp_path / "engines")
     assert again.work == "unchanged"
+
+
+def test_another_power_mode_builds_anew_and_runs_with_a_warning_fewer_multiprocessors_are_refused(
+    binding: Callable[..., Caps], tiny: Callable[..., Profile], tmp_path: Path
+) -> None:
+    binding("10.3.0")
+    profile = tiny()
+    save_table(profile, tmp_path / "cache")
+    folders = {"cache": tmp_path / "cache", "engines": tmp_path / "engines"}
+
+    def here(mode: str, multiprocessors: int | None) -> TensorRT:
+        machine = msgspec.structs.replace(ORIN, power_mode=mode, clocks_locked=False)
+        found = Environment(device=machine, sm="8.7", multiprocessors=multiprocessors)
+        return TensorRT(environment=found, isolate=False, rtx=False)
+
+    built = building.build(profile, here("MAXN", 16), **folders)
+    assert cache_keys.find_engine(profile, here("30W", 16), precision="int8", **folders).path == built.engine
+    # A service builds it again: it asks for exactly this device.
+    with pytest.raises(ArtifactError, match="power_mode: MAXN -> 30W"):
+        cache_keys.find_engine(profile, here("30W", 16), precision="int8", exact=True, **folders)
+    with pytest.raises(ArtifactError, match="multiprocessors: 16 -> 14"):
+        cache_keys.find_engine(profile, here("30W", 14), precision="int8", **folders)
+    again = building.build(profile, here("30W", 14), dry_run=True, **folders)
+    assert again.work == "would build"
+    assert again.why == ["multiprocessors: 16 -> 14", "power_mode: MAXN -> 30W"]
 
 
 def test_a_failed_build_keeps_the_engine_that_is_there(

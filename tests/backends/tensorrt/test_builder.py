@@ -323,18 +323,20 @@ def test_a_timing_cache_is_started_and_used(version: str, binding: Bind, asked: 
     assert warm is not None
     assert (warm.timing.use, warm.timing.misses, warm.timing.hits) == ("used", 0, timing.misses)
     assert (warm.timing.entries_before, warm.timing.sha256_before) == (timing.misses, timing.sha256_after)
-    # Another batch to optimize for means other kernels.
+    # Another batch to optimize for means other kernels: the cache served nothing.
     other = builder.build(asked("fp16", input={"batch": {"opt": 4}}), caps, timing_cache=cold.timing_cache)
     assert other is not None
-    assert (other.timing.use, other.timing.hits, other.timing.misses) == ("used", 0, timing.misses)
+    assert (other.timing.use, other.timing.hits, other.timing.misses) == ("attached", 0, timing.misses)
 
 
 @pytest.mark.parametrize(
     ("settings", "before"),
     [
         pytest.param({"refuses_cache": True}, content("10.16.1.11", ["a"]), id="TensorRT says no"),
-        pytest.param({}, FOREIGN, id="of another device"),
-        pytest.param({}, b"corrupt", id="corrupt"),
+        pytest.param({"refuses_by_return": True}, FOREIGN, id="of another device"),
+        pytest.param({"refuses_by_return": True}, b"corrupt", id="corrupt"),
+        pytest.param({}, FOREIGN, id="of another device, which only the log says"),
+        pytest.param({}, b"corrupt", id="corrupt, which only the log says"),
         pytest.param({}, FOREIGN[:20], id="cut off"),
     ],
 )

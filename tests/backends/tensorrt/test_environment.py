@@ -53,19 +53,25 @@ def test_nothing_is_there(tmp_path: Path) -> None:
 DRIVER = """
 int cuInit(unsigned flags) { return %(init)s; }
 int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return %(get)s; }
-int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == 75 ? 8 : 9; return 0; }
+int cuDeviceGetAttribute(int *value, int attribute, int device) {
+  *value = attribute == 75 ? 8 : (attribute == 16 ? 14 : 9);
+  return 0;
+}
 """
 
 
-@pytest.mark.parametrize(("init", "get", "expected"), [(0, 0, "8.9"), (100, 0, None), (0, 101, None)])
-def test_the_driver_tells_the_compute_capability(init: int, get: int, expected: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("init", "get", "expected"), [(0, 0, ("8.9", 14)), (100, 0, None), (0, 101, None)])
+def test_the_driver_tells_the_compute_capability_and_the_multiprocessors(
+    init: int, get: int, expected: tuple[str, int] | None, tmp_path: Path
+) -> None:
     if shutil.which("cc") is None:
         pytest.skip("cc not found")
     source, library = tmp_path / "cuda.c", tmp_path / "libcuda.so"
     source.write_text(DRIVER % {"init": init, "get": get})
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
-    assert driver.compute_capability(str(library)) == expected
+    found = driver.gpu_properties(str(library))
+    assert (found and (found.compute_capability, found.multiprocessors)) == expected
 
 
 def test_no_driver() -> None:
-    assert driver.compute_capability("libcuda-that-is-not-there.so") is None
+    assert driver.gpu_properties("libcuda-that-is-not-there.so") is None

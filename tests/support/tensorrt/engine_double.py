@@ -20,6 +20,7 @@ from tests.support.tensorrt.double import call_override, create, make
 
 CLASSES = 5
 MATRIX = np.random.default_rng(7).normal(size=(3, CLASSES)).astype(np.float32)
+_MAGIC = b"double of an engine\n"
 _TYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32}
 
 
@@ -27,7 +28,8 @@ class World:
     """``device``: where memory lies and work is put, a HostDevice unless ``launch`` is replaced.
 
     ``fails``: the call that fails next (deserialize, context, shape, address, execute); ``says``: what is logged as an
-    error before that. ``alive``: TensorRT's objects. ``launch``: gets the context and the stream's handle.
+    error before that. ``warns``: a warning by the call that logs it. ``alive``: TensorRT's objects.
+    ``launch``: gets the context and the stream's handle.
     """
 
     def __init__(self, device: Any) -> None:
@@ -36,11 +38,14 @@ class World:
         self.leaks: list[str] = []
         self.fails: str | None = None
         self.says: list[str] = []
+        self.warns: dict[str, str] = {}
         self.alive: set[str] = set()
         self.executed: list[int] = []
         self.launch: Callable[[Any, int], None] = self.on_host
 
     def failing(self, what: str, logger: Any) -> bool:
+        if what in self.warns:
+            call_override(logger, "log", self.module.ILogger.WARNING, self.warns[what])
         if self.fails != what:
             return False
         for text in self.says:
@@ -129,7 +134,7 @@ def _runtime_init(self: Any, logger: Any) -> None:
 def _deserialize(self: Any, *arguments: Any) -> Any:
     content, world = bytes(arguments[0]), self._d.world
     assert not self._d.is_null, "the real one ends the process with SIGSEGV"
-    if world.failing("deserialize", self._d.logger) or not content.startswith(b"double of an engine\n"):
+    if world.failing("deserialize", self._d.logger) or _is_refused(self, content):
         return None
     content = json.loads(content.partition(b"\n")[2])
     engine = create(
@@ -139,11 +144,46 @@ def _deserialize(self: Any, *arguments: Any) -> Any:
     return engine
 
 
+def _is_refused(runtime: Any, content: bytes) -> bool:
+    """Refuse a plan that is not whole or not one, in the words of libnvinfer_lean 11.4.0 and RTX 1.7.1."""
+    if not content:
+        text = "API Usage Error (Cannot deserialize with an empty memory buffer. In deserializeCudaEngineEx)"
+        text = f"IRuntime::deserializeCudaEngine: Error Code 3: {text}"
+    elif len(content) < 16:
+        text = "[runtime.cpp::readHeader::765] Error Code 2: (Assertion bufferSize >= minBufferSize failed. )"
+    elif not content.startswith(_MAGIC):
+        found = int.from_bytes(content[:4], "little")
+        text = (
+            "IRuntime::deserializeCudaEngine: Error Code 1: Serialization (Serialization assertion header.magicTag == "
+            "kEXPECTED_MAGIC_TAG failed.Trying to load an engine created with incompatible serialization version "
+            f"({found} != {int.from_bytes(b'ftrt', 'little')}). Check that the engine was not created)"
+        )
+    elif not content.endswith(b"}"):
+        text = (
+            "IRuntime::deserializeCudaEngine: Error Code 1: Serialization (Serialization assertion plan.header.size == "
+            "blobSize failed. In parsePlan at /_src/runtime/dispatch/runtime.cpp:780)"
+        )
+    else:
+        return False
+    call_override(runtime._d.logger, "log", runtime._d.world.module.ILogger.ERROR, text)
+    return True
+
+
 def _validity(self: Any, content: bytes) -> tuple[Any, int]:
-    """RTX alone is asked; it wants the first bytes and nothing more."""
+    """RTX alone is asked; it wants the first bytes and nothing more. At INFO it says why."""
     assert len(content) <= 64
-    kinds = self._d.world.module.EngineValidity
-    return (kinds.INVALID, 1) if self._d.world.fails == "validity" else (kinds.VALID, 0)
+    world = self._d.world
+    kinds = world.module.EngineValidity
+    text = (
+        "The engine has been created with TensorRT-RTX version 1.6.0, but the current runtime is TensorRT-RTX version "
+        "1.7.1. Rebuild the engine with the same version of TensorRT-RTX as the current runtime."
+    )
+    if not content.startswith(_MAGIC):
+        text = "The engine header does not conform to the expected format for TensorRT-RTX."
+    elif world.fails != "validity":
+        return kinds.VALID, 0
+    call_override(self._d.logger, "log", world.module.ILogger.INFO, text)
+    return kinds.INVALID, 1 if content.startswith(_MAGIC) else 32
 
 
 def _tensors(engine: Any) -> dict[str, Any]:

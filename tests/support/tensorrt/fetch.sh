@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What the tests of the TensorRT room want besides the development tools. Usage: tests/support/tensorrt/fetch.sh PYTHON
+# Fetches what the tests of TensorRT need besides the development tools. Usage: tests/support/tensorrt/fetch.sh PYTHON
 # TensorRT for RTX goes into PYTHON's environment (about 95 MB to download): its parser and its builder run on a CPU.
-# NVIDIA's five bindings (7 MB) go to .cache/trt-wheels. What cannot be had is said; its tests are skipped with a reason.
+# NVIDIA's five bindings (7 MB), and the lean and dispatch runtimes of two versions (95 MB), go to .cache/trt-wheels. What cannot be had is said; its tests are skipped with a reason.
 set -uo pipefail
 
 here="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)"

@@ -44,6 +44,7 @@ class World:
     ``no_cuda``: a line; no builder can be made. ``takes``: batches that a calibrator is asked for, None for all.
     ``refuses_table``, ``refuses_cache``, ``prefers_fp32`` (where FP16 is a flag): as the words say. ``owner``: whose
     timing caches are its own. ``fuses``: kinds of layers that the engine hides in one.
+    ``refuses_by_return``: what it returns says that a timing cache is not used; else only the log does.
     ``hook``: called at every step of a build.
     """
 
@@ -61,6 +62,7 @@ class World:
         self.takes: int | None = None
         self.refuses_table = self.refuses_cache = self.prefers_fp32 = False
         self.owner = version
+        self.refuses_by_return = False
         self.steps = 4
         self.hook: Callable[[str], None] = lambda _phase: None
         self.leaks: list[str] = []

@@ -34,7 +34,28 @@ void *{name}(void *logger, int version) {{
 def wheel(version: str) -> Path | None:
     """The wheel of a version for this Python, if it is in the folder."""
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    return next(iter(sorted(WHEELS.glob(f"tensorrt*_bindings-{version}-{tag}-*x86_64.whl"))), None)
+    found = sorted(WHEELS.glob(f"tensorrt*_bindings-{version}-{tag}-*x86_64.whl"))
+    return next((path for path in found if not re.match(r"tensorrt_(lean|dispatch)_", path.name)), None)
+
+
+def runtime_wheels(kind: str, version: str) -> tuple[Path, Path] | None:
+    """The library and the binding of a real runtime, ``lean`` or ``dispatch``, if both are in the folder."""
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    libraries = sorted(WHEELS.glob(f"tensorrt_{kind}_*libs-{version}-py*x86_64.whl"))
+    bindings = sorted(WHEELS.glob(f"tensorrt_{kind}_*bindings-{version}-{tag}-*x86_64.whl"))
+    return (libraries[0], bindings[0]) if libraries and bindings else None
+
+
+def unpack_runtime(wheels: tuple[Path, Path], folder: Path) -> Path:
+    """Unpack a real runtime; the folder for ``sys.path``. What was unpacked before is taken as it is."""
+    done = folder / "unpacked"
+    if not done.is_file():
+        for path in wheels:
+            with zipfile.ZipFile(path) as archive:
+                names = [name for name in archive.namelist() if "vc_plugin" not in name]
+                archive.extractall(folder, names)
+        done.touch()
+    return folder
 
 
 def unpack(path: Path, folder: Path) -> tuple[Path, Path]:

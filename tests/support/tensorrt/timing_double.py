@@ -50,9 +50,13 @@ def create_cache(config: Any, given: Any) -> Any:
             said = json.loads(data.removeprefix(MAGIC))
             owner, known = said["owner"], said["known"]
         except ValueError:
-            text = "Error Code 1: Serialization (Serialization assertion magicTagRead == kMAGIC_TAG failed.)"
-            world.log(logger, "ERROR", text)
-            return None
+            if world.refuses_by_return:
+                text = "Error Code 1: Serialization (Serialization assertion magicTagRead == kMAGIC_TAG failed.)"
+                world.log(logger, "ERROR", text)
+                return None
+            # Seen of TensorRT for RTX 1.7.1: an empty cache, and only the log says so.
+            world.log(logger, "WARNING", "The timing cache will not be used!")
+            world.log(logger, "WARNING", "Failed to deserialize timing cache. Returning an empty timing cache.")
     return create(world.module, "ITimingCache", kernels=Kernels(world, logger, owner, known), world=world)
 
 
@@ -62,8 +66,13 @@ def set_cache(config: Any, cache: Any, ignore_mismatch: bool) -> bool:
     if world.refuses_cache and kernels.known:
         return False
     if kernels.owner not in {None, world.owner}:
-        world.log(config._d.logger, "WARNING", "The timing cache will not be used!")
-        return False
+        text = f"Timing cache header mismatch: Incoming ITimingCache: UUID = GPU-1, commit = {kernels.owner}"
+        world.log(
+            config._d.logger, "WARNING", text if not world.refuses_by_return else "The timing cache will not be used!"
+        )
+        if world.refuses_by_return:
+            return False
+        kernels.known.clear()
     kernels.owner = world.owner
     config._d.cache = cache
     return True

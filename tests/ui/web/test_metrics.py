@@ -17,7 +17,8 @@ from tests.support.run_records import made
 Make = Callable[..., Any]
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 DOCUMENTED = {
-    "edge_run", "edge_run_start_time_seconds", "edge_frames", "edge_source_up", "edge_source_gaps",
+    "edge_run", "edge_run_start_time_seconds", "edge_frames", "edge_backend_messages", "edge_source_up",
+    "edge_source_gaps",
     "edge_source_gap_seconds", "edge_stage_seconds", "edge_energy_joules", "edge_power_watts",
     "edge_temperature_celsius", "edge_load_ratio", "edge_clock_hertz", "edge_throttling", "edge_throttle_events",
 }  # fmt: skip

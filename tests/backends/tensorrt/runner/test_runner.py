@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.backends.tensorrt.runner import check_gpu
+from edge.backends.tensorrt.engine_compatibility import check_gpu
 from edge.config.profiles import InputConfig, PreprocessConfig
 from edge.errors import ArtifactError, DeviceError, StoreError
 from tests.support.cuda.host_device import DOWNLOAD_MS, RUN_MS, UPLOAD_MS, HostDevice
@@ -273,6 +273,13 @@ def test_a_closed_session_says_so(open_session: Open, use: Callable[[Any], Any])
             "edge build",
         ),
         ("runtime", ["CUDA initialization failure with error: 35"], "CUDA initialization failure with error: 35", ""),
+        (
+            # libnvinfer_lean 11.4.0: the word "version" says nothing of the engine's.
+            "runtime",
+            ["Cuda Runtime (In f at /_src/c.cpp:250 (cudaError 35: CUDA driver version is insufficient for CUDA))"],
+            "the NVIDIA driver is missing, or older than this TensorRT needs",
+            "edge doctor",
+        ),
         ("context", ["OutOfMemory (no further information)"], "no execution context: out of GPU memory", "batch.max"),
         ("context", [], "TensorRT gave no execution context", "edge doctor"),
         ("shape", [], "refuses a batch of 4", "edge doctor"),
@@ -285,6 +292,7 @@ def test_a_closed_session_says_so(open_session: Open, use: Callable[[Any], Any])
         "truncated",
         "empty",
         "null runtime",
+        "old driver",
         "context memory",
         "context",
         "shape",
@@ -366,12 +374,24 @@ def test_an_engine_that_is_no_classifier(open_session: Open, engine: dict[str, A
     assert device.live == []
 
 
-@pytest.mark.parametrize("content", [b"", b"not an engine", b"double of an engine"], ids=["empty", "other", "cut"])
-def test_a_file_that_is_no_engine(open_session: Open, tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("kind", ["10.3.0", "rtx"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "the file is truncated or was changed"),
+        (b"4byt", "the file is truncated or was changed"),
+        (b"not an engine, by far", "the file is not a TensorRT engine"),
+        (b"double of an engine\n{", "the file is truncated or was changed"),
+    ],
+    ids=["empty", "short", "other", "cut"],
+)
+def test_a_file_that_is_no_engine(open_session: Open, tmp_path: Path, content: bytes, words: str, kind: str) -> None:
     path = tmp_path / "broken.engine"
     path.write_bytes(content)
-    with pytest.raises(DeviceError, match="cannot load the engine"):
-        open_session(path=path)
+    with pytest.raises(DeviceError, match=f"cannot load the engine.*({words})") as caught:
+        open_session(path=path, version=kind)
+    assert "another" not in str(caught.value)
+    assert "edge build makes it again" in (caught.value.hint or "")
 
 
 def test_a_missing_file(open_session: Open, tmp_path: Path) -> None:
@@ -406,7 +426,7 @@ def test_rtx_is_asked_by_the_first_bytes(open_session: Open) -> None:
     def prepare(world: Any) -> None:
         world.fails = "validity"
 
-    with pytest.raises(DeviceError, match="the engine does not fit here"):
+    with pytest.raises(DeviceError, match=r"built with TensorRT-RTX 1\.6\.0, and 1\.7\.1 is installed"):
         open_session(version="rtx", prepare=prepare)
 
 
@@ -417,10 +437,10 @@ def test_rtx_is_asked_by_the_first_bytes(open_session: Open) -> None:
 def test_the_gpus_that_an_engine_is_for(gpus: str | None, fits: bool, tmp_path: Path) -> None:
     device = HostDevice()
     if fits:
-        check_gpu(gpus, device, tmp_path / "an.engine")
+        check_gpu(gpus, sm=device.sm, name=device.name, engine=tmp_path / "an.engine")
         return
     with pytest.raises(ArtifactError, match="built for something else") as caught:
-        check_gpu(gpus, device, tmp_path / "an.engine")
+        check_gpu(gpus, sm=device.sm, name=device.name, engine=tmp_path / "an.engine")
     assert (caught.value.exit_code, f"gpus: {gpus} -> SM00, host memory" in caught.value.what) == (7, True)
     assert caught.value.hint
 
@@ -429,3 +449,58 @@ def test_a_version_compatible_engine_may_bring_its_runtime(open_session: Open) -
     session = open_session(host_code=True)
     assert session._runtime.engine_host_code_allowed is True
     assert open_session()._runtime.engine_host_code_allowed is None
+
+
+# warnings
+
+
+def test_warnings_of_opening_and_running_are_kept_and_counted(open_session: Open) -> None:
+    def prepare(world: Any) -> None:
+        world.warns = {"deserialize": "Using an engine plan file across different models of devices is not recommended"}
+
+    session = open_session(prepare=prepare, graphs=False)
+    session.world.warns["execute"] = "The current device only supports 4 multiprocessors but the engine file requires 8"
+    received: list[Any] = []
+    session.on_message(received.append)
+    for _ in range(5):
+        session.infer(batch_of(1))
+    opened, ran = session.messages()
+    assert (opened.count, ran.count) == (1, 5)
+    assert opened.hint is not None
+    assert ran.hint is not None
+    assert received == [opened, session.messages()[1].__class__(severity="warning", text=ran.text, hint=ran.hint)]
+
+
+def test_a_log_that_throws_is_raised_and_not_lost(open_session: Open) -> None:
+    session = open_session(graphs=False)
+    session.world.warns = {"execute": "a warning"}
+
+    def broken(_message: Any) -> None:
+        raise OSError("the terminal is gone")
+
+    session.on_message(broken)
+    with pytest.raises(OSError, match="the terminal is gone"):
+        session.infer(batch_of(1))
+
+
+def test_two_sessions_in_two_threads_keep_their_own_warnings(open_session: Open) -> None:
+    """TensorRT has one logger per process: a line belongs to the session whose thread it comes in."""
+    import threading
+
+    device = HostDevice()
+    first = open_session(device, graphs=False)
+    inside, go = threading.Event(), threading.Event()
+    first.world.warns = {"execute": "from the first"}
+    first.on_message(lambda _message: (inside.set(), go.wait(5)))
+    thread = threading.Thread(target=first.infer, args=(batch_of(1),))
+    thread.start()
+    assert inside.wait(5)
+    from edge.backends.tensorrt import subprocess_build
+
+    watch = subprocess_build.BuildWatch()
+    with subprocess_build.watching(first.world.module, watch) as logger:
+        logger.log(first.world.module.ILogger.WARNING, "from the second")
+    go.set()
+    thread.join()
+    assert [line.text for line in watch.warnings] == ["from the second"]
+    assert [item.text for item in first.messages()] == ["TensorRT: from the first"]
