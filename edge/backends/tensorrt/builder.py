@@ -23,8 +23,8 @@ from edge.backends.tensorrt import (
     environment,
     layer_report,
     log_diagnosis,
+    log_watch,
     onnx_variants,
-    subprocess_build,
 )
 from edge.backends.tensorrt.builder_config import Accelerator, Decision, Options
 from edge.backends.tensorrt.calibrator import Feed, Feeding, Serving
@@ -89,9 +89,9 @@ def build(
     options = options or Options()
     decision = builder_config.decide(request.profile, request.precision, caps)
     form = _form(request, caps, decision)
-    watch = subprocess_build.BuildWatch(listen=listen, should_stop=should_stop)
+    watch = log_watch.BuildWatch(listen=listen, should_stop=should_stop)
     binding = binding_module(caps)
-    with subprocess_build.watching(binding, watch) as logger, _quietly():
+    with log_watch.watching(binding, watch) as logger, _quietly():
         job = _Job(request, caps, decision=decision, form=form, watch=watch, options=options)
         job.prepare(logger, feed)
         job.configure(timing_cache, listen)
@@ -114,7 +114,7 @@ class _Job:
         *,
         decision: Decision,
         form: Form,
-        watch: subprocess_build.BuildWatch,
+        watch: log_watch.BuildWatch,
         options: Options,
     ) -> None:
         self.request = request
@@ -176,7 +176,7 @@ class _Job:
         self.notes += self.accelerator.notes
         self.info |= {"workspace_mib": limits.workspace_mib, "tactic_dram_mib": limits.tactic_mib}
         if self.caps.progress_monitor:
-            self.monitor = subprocess_build.progress_monitor(self.binding, self.watch)
+            self.monitor = log_watch.progress_monitor(self.binding, self.watch)
             self.config.progress_monitor = self.monitor
         if self.request.timing.only:
             builder_config.refuse_misses(setup)

@@ -19,8 +19,8 @@ from typing import Any
 
 from edge.artifacts import Key, Scalar
 from edge.backends.interface import ENGINE_SETTINGS, BackendMessage
-from edge.backends.tensorrt import log_diagnosis
-from edge.backends.tensorrt.subprocess_build import BuildWatch, LogLine
+from edge.backends.tensorrt import log_diagnosis, log_watch
+from edge.backends.tensorrt.log_watch import BuildWatch, LogLine
 from edge.errors import ArtifactError, DeviceError, EdgeError
 
 _BUILD_HERE = "edge build, on this machine"
@@ -156,7 +156,7 @@ def refusal(
     if any(rule.fits(line) for rule in log_diagnosis.CUDA_RULES for line in lines):
         return log_diagnosis.as_error(errors, recent, where=str(where))
     if plan is not None and any(_FOREIGN.search(line) for line in lines):
-        return DeviceError(f"{what}: {log_diagnosis.one_line(lines[0])}", where=where, hint=_OTHER_TENSORRT)
+        return DeviceError(f"{what}: {log_watch.one_line(lines[0])}", where=where, hint=_OTHER_TENSORRT)
     if not errors:
         return DeviceError(what, where=where, hint="edge doctor")
     return log_diagnosis.as_error(errors, recent, where=str(where))

@@ -8,15 +8,13 @@ knows is passed on as it is.
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from edge.backends.interface import BackendMessage
 from edge.backends.tensorrt.environment import Caps
-from edge.backends.tensorrt.subprocess_build import LogLine
+from edge.backends.tensorrt.log_watch import LogLine, one_line
 from edge.errors import ArtifactError, DeviceError, EdgeError, ModelError
 
 _MEMORY = (
@@ -155,92 +153,9 @@ def notes(warnings: Sequence[LogLine]) -> list[str]:
     return found
 
 
-# Warnings of a runtime that a user can do something about [public logs; strings of libnvinfer_lean 10.16.1 and 11.4.0].
-_RUNTIME_HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), hint)
-    for pattern, hint in (
-        (
-            r"only supports \d+ multiprocessors but the engine file requires \d+",
-            "it may deadlock: edge build, in this power mode, or switch back to the other one (sudo nvpmodel -q)",
-        ),
-        (
-            r"(?i)across different models of devices|device (?:model|type)? ?mismatch|different (?:GPU|device)",
-            "the engine was built on another device: edge build, on this one",
-        ),
-        (
-            r"(?i)out ?of ?memory|memory is insufficient|insufficient memory|failed to allocate|NvMapMem|cudaError 2\b",
-            "close other programs on this device, or set input.batch.max lower and build again",
-        ),
-        (r"(?i)lazy loading is not enabled", "export CUDA_MODULE_LOADING=LAZY saves memory"),
-    )
-)
-# Different texts that are kept; of a log that never repeats itself, the rest is counted together.
-_MOST_MESSAGES = 50
-_OTHER_MESSAGES = "further messages of TensorRT"
-
-
-class MessageLog:
-    """Warnings and errors that TensorRT logs while an engine is opened and runs: each text once, and how often it came.
-
-    Safe to use from several threads. ``listen`` receives each text when it comes for the first time.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._counts: dict[tuple[str, str], int] = {}
-        self._hints: dict[str, str | None] = {}
-        self._listen: Callable[[BackendMessage], None] = lambda _message: None
-
-    def add(self, line: LogLine) -> None:
-        """Record a line at WARNING or above."""
-        text = f"TensorRT: {one_line(line.text)}"
-        self.record(BackendMessage(severity="warning" if line.severity == "WARNING" else "error", text=text))
-
-    def record(self, message: BackendMessage) -> None:
-        """Record one message; its hint is looked up where it has none."""
-        key = (message.severity, message.text)
-        with self._lock:
-            if key not in self._counts and len(self._counts) >= _MOST_MESSAGES:
-                key = (message.severity, _OTHER_MESSAGES)
-            is_new = key not in self._counts
-            self._counts[key] = self._counts.get(key, 0) + message.count
-            if is_new:
-                hint = next((hint for pattern, hint in _RUNTIME_HINTS if pattern.search(message.text)), None)
-                self._hints[key[1]] = message.hint or hint
-                message = self._message(key, 1)
-            listen = self._listen
-        if is_new:
-            listen(message)
-
-    def listen(self, listen: Callable[[BackendMessage], None]) -> None:
-        """Call ``listen`` with everything so far, and with each new text from now on."""
-        with self._lock:
-            self._listen = listen
-        for message in self.messages():
-            listen(message)
-
-    def messages(self) -> tuple[BackendMessage, ...]:
-        """Everything so far, in the order in which it came first."""
-        with self._lock:
-            return tuple(self._message(key, count) for key, count in self._counts.items())
-
-    def _message(self, key: tuple[str, str], count: int) -> BackendMessage:
-        severity: Any = key[0]
-        return BackendMessage(severity=severity, text=key[1], count=count, hint=self._hints[key[1]])
-
-
 def cancelled(errors: Sequence[LogLine]) -> bool:
     """True if TensorRT says that the progress monitor ended the build."""
     return any("BuildCanceled" in line.text or "Build canceled by user" in line.text for line in errors)
-
-
-def one_line(text: str) -> str:
-    """A line of TensorRT's log without its source positions, at most 300 characters."""
-    text = re.sub(r"\s+", " ", text)
-    text = re.sub(r" ?(?:In (?:operator\(\)|\w+) )?at /_src/[^\s)]+", "", text)
-    text = re.sub(r"^(?:\d+: )?(?:\[[\w.:]+\] ?)?", "", text)
-    text = re.sub(r"^(?:[\w./]+\.cpp:\d+: )", "", text)
-    return text if len(text) <= 300 else f"{text[:299]}…"
 
 
 _MOST = 12

@@ -22,7 +22,7 @@ import msgspec
 
 from edge.backends.cuda import DeviceMemory, GpuDevice, Graph, HostMemory
 from edge.backends.interface import BackendMessage, Inference
-from edge.backends.tensorrt import engine_compatibility, log_diagnosis, subprocess_build
+from edge.backends.tensorrt import engine_compatibility, log_watch
 from edge.backends.tensorrt.environment import Caps, binding_module
 from edge.config import InputConfig, PreprocessConfig
 from edge.errors import DeviceError, EdgeError, StoreError, require
@@ -134,10 +134,10 @@ class TrtSession:
         self._np = require("numpy")
         self._where = engine
         self._binding = binding_module(caps)
-        self._log = log_diagnosis.MessageLog()
+        self._log = log_watch.MessageLog()
         for message in notices:
             self._log.record(message)
-        self._watch = subprocess_build.BuildWatch()
+        self._watch = log_watch.BuildWatch()
         self._events: list[Any] = []
         self._staging: NDArray[Any] = self._np.empty(0)
         self._results: NDArray[Any] = self._np.empty(0)
@@ -404,8 +404,8 @@ class TrtSession:
     @contextlib.contextmanager
     def _received(self) -> Iterator[Any]:
         """Receive TensorRT's log inside the block; gives the logger. An exception of our callbacks is raised here."""
-        self._watch = subprocess_build.BuildWatch(on_warning=self._log.add)
-        with subprocess_build.watching(self._binding, self._watch) as logger:
+        self._watch = log_watch.BuildWatch(on_warning=self._log.add)
+        with log_watch.watching(self._binding, self._watch) as logger:
             try:
                 yield logger
             finally:

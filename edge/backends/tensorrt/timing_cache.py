@@ -22,9 +22,9 @@ from typing import Any, Literal
 import msgspec
 
 from edge.artifacts import Key, Scalar, store
-from edge.backends.tensorrt import log_diagnosis, subprocess_build
+from edge.backends.tensorrt import log_diagnosis, log_watch
 from edge.backends.tensorrt.environment import Caps, Environment, binding_module
-from edge.backends.tensorrt.subprocess_build import BuildWatch
+from edge.backends.tensorrt.log_watch import BuildWatch
 from edge.errors import ArtifactError, DeviceError, EdgeError, StoreError, os_error
 from edge.events import Listener, Note, ignore_events
 
@@ -411,7 +411,7 @@ class CacheInUse:
             sha256_before=None if kept is None else store.sha256_bytes(kept),
             sha256_after=None if self._after is None else store.sha256_bytes(self._after),
             not_counted=f"{self._caps.title} does not say {' and '.join(unknown)}" if unknown else None,
-            reason=log_diagnosis.one_line(self._watch.cache_refusals[0]) if self._watch.cache_refusals else None,
+            reason=log_watch.one_line(self._watch.cache_refusals[0]) if self._watch.cache_refusals else None,
         )
 
     def _entries(self, cache: Any) -> int | None:  # noqa: ANN401
@@ -438,8 +438,8 @@ def combine(contents: Sequence[bytes], caps: Caps) -> bytes:
     if not caps.timing_cache:
         raise DeviceError(f"timing caches have no effect on {caps.title}, so there is nothing to merge")
     binding = binding_module(caps)
-    watch = subprocess_build.BuildWatch()
-    with subprocess_build.watching(binding, watch) as logger:
+    watch = log_watch.BuildWatch()
+    with log_watch.watching(binding, watch) as logger:
         try:
             config = binding.Builder(logger).create_builder_config()
         except (TypeError, RuntimeError) as exc:
@@ -453,7 +453,7 @@ def combine(contents: Sequence[bytes], caps: Caps) -> bytes:
             is_merged = part is not None and whole.combine(part, ignore_mismatch=False)
             if not is_merged or watch.cache_refusals:
                 lines = [*watch.cache_refusals, *(line.text for line in watch.errors)]
-                reported = f": {log_diagnosis.one_line(lines[-1])}" if lines else ""
+                reported = f": {log_watch.one_line(lines[-1])}" if lines else ""
                 raise ArtifactError(
                     f"{caps.title} refuses the timing cache number {number} of {len(contents)}{reported}",
                     hint="it is of another TensorRT or another kind of GPU, or damaged",

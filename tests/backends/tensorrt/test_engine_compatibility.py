@@ -9,8 +9,7 @@ import pytest
 
 from edge.backends.interface import BackendMessage
 from edge.backends.tensorrt.engine_compatibility import check_key, refusal
-from edge.backends.tensorrt.log_diagnosis import MessageLog
-from edge.backends.tensorrt.subprocess_build import LogLine
+from edge.backends.tensorrt.log_watch import LogLine, MessageLog
 from edge.errors import ArtifactError
 
 ENGINE = Path("an.plan")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edge.backends.tensorrt import log_diagnosis
-from edge.backends.tensorrt.subprocess_build import LogLine
+from edge.backends.tensorrt.log_watch import LogLine
 from edge.errors import ArtifactError, DeviceError, EdgeError, ModelError
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from edge.backends.tensorrt import calibrator, subprocess_build
+from edge.backends.tensorrt import calibrator, log_watch
 from edge.backends.tensorrt.calibrator import ParsedLayer, ParsedNetwork, ParsedTensor
 from edge.backends.tensorrt.environment import binding_module, load
 from edge.model import onnx_model
@@ -105,7 +105,7 @@ def parsed(path: Path, run: Callable[[ParsedNetwork, Any], None]) -> None:
     """Parse with TensorRT for RTX and look at the network while it is there."""
     caps = load(rtx=True)
     binding = binding_module(caps)
-    with subprocess_build.watching(binding, subprocess_build.BuildWatch()) as logger:
+    with log_watch.watching(binding, log_watch.BuildWatch()) as logger:
         builder = binding.Builder(logger)
         made = builder.create_network(0)
         parser = binding.OnnxParser(made, logger)

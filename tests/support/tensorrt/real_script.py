@@ -59,11 +59,11 @@ class Virtual:
 
 
 def _logged(binding: Any, major: int) -> list[list[str]]:
-    from edge.backends.tensorrt import subprocess_build
+    from edge.backends.tensorrt import log_watch
     from tests.support.tensorrt.real import logger_slot
 
-    watch = subprocess_build.BuildWatch()
-    with subprocess_build.watching(binding, watch) as logger:
+    watch = log_watch.BuildWatch()
+    with log_watch.watching(binding, watch) as logger:
         for severity, text in ((1, b"an error"), (2, b"a warning"), (4, b"chatter")):
             Virtual(logger).call(logger_slot(major), None, (INT, severity), (ctypes.c_char_p, text))
         binding.ILogger.log(logger, binding.ILogger.INTERNAL_ERROR, "by the binding")
@@ -88,7 +88,7 @@ def _builder(caps: Any, model: Path, table_path: Path) -> dict[str, Any]:
 
 
 def _monitor(binding: Any, first: int) -> dict[str, Any]:
-    from edge.backends.tensorrt import subprocess_build
+    from edge.backends.tensorrt import log_watch
     from edge.events import Progress
 
     heard: list[Any] = []
@@ -101,15 +101,15 @@ def _monitor(binding: Any, first: int) -> dict[str, Any]:
     def listen(event: Any) -> None:
         heard.append(event)
 
-    watch = subprocess_build.BuildWatch(listen=listen, should_stop=should_stop)
-    made = subprocess_build.progress_monitor(binding, watch)
+    watch = log_watch.BuildWatch(listen=listen, should_stop=should_stop)
+    made = log_watch.progress_monitor(binding, watch)
     virtual = Virtual(made)
     word = ctypes.c_char_p
     virtual.call(first, None, (word, b"Building"), (word, None), (INT, 4))
     answers = [virtual.call(first + 1, ctypes.c_bool, (word, b"Building"), (INT, step)) for step in range(3)]
     virtual.call(first + 2, None, (word, b"Building"))
     # Through the binding's own functions as well.
-    fresh = subprocess_build.progress_monitor(binding, subprocess_build.BuildWatch(listen=_raising))
+    fresh = log_watch.progress_monitor(binding, log_watch.BuildWatch(listen=_raising))
     binding.IProgressMonitor.phase_start(fresh, "Building", None, 2)
     refused = binding.IProgressMonitor.step_complete(fresh, "Building", 0)
     percents = [event.done for event in heard if isinstance(event, Progress)]

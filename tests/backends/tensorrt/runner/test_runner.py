@@ -495,10 +495,10 @@ def test_two_sessions_in_two_threads_keep_their_own_warnings(open_session: Open)
     thread = threading.Thread(target=first.infer, args=(batch_of(1),))
     thread.start()
     assert inside.wait(5)
-    from edge.backends.tensorrt import subprocess_build
+    from edge.backends.tensorrt import log_watch
 
-    watch = subprocess_build.BuildWatch()
-    with subprocess_build.watching(first.world.module, watch) as logger:
+    watch = log_watch.BuildWatch()
+    with log_watch.watching(first.world.module, watch) as logger:
         logger.log(first.world.module.ILogger.WARNING, "from the second")
     go.set()
     thread.join()

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from edge.backends.tensorrt import environment, subprocess_build
+from edge.backends.tensorrt import environment, log_watch
 from edge.backends.tensorrt.environment import Caps
-from edge.backends.tensorrt.subprocess_build import BuildWatch
+from edge.backends.tensorrt.log_watch import BuildWatch
 from edge.events import Event, Progress
 
 
@@ -80,9 +80,9 @@ def test_lines_are_kept_by_rank_and_chatter_is_not() -> None:
 def test_one_logger_per_binding_speaks_to_whoever_watches(version: str, binding: Callable[..., Caps]) -> None:
     module = environment.binding_module(binding(version))
     first, second = BuildWatch(), BuildWatch()
-    with subprocess_build.watching(module, first) as logger:
+    with log_watch.watching(module, first) as logger:
         logger.log(module.ILogger.ERROR, "one")
-        with subprocess_build.watching(module, second) as same:
+        with log_watch.watching(module, second) as same:
             assert same is logger
             same.log(module.ILogger.WARNING, "two")
         logger.log(module.ILogger.INFO, "three")
@@ -104,17 +104,17 @@ def test_no_exception_leaves_a_callback(place: str, kind: type[BaseException], b
         raise kind("inside")
 
     watch = BuildWatch(listen=broken, should_stop=broken)
-    made = subprocess_build.progress_monitor(module, watch)
+    made = log_watch.progress_monitor(module, watch)
     if place == "log":
         watch.reported = broken  # type: ignore[method-assign]
-        with subprocess_build.watching(module, watch) as logger:
+        with log_watch.watching(module, watch) as logger:
             logger.log(module.ILogger.INFO, "x")
     elif place == "step_complete":
         assert made.step_complete("a", 0) is False
     elif place == "phase_start":
         made.phase_start("a", None, 1)
     else:
-        watch._phases["a"] = subprocess_build._Phase(None, 1)
+        watch._phases["a"] = log_watch._Phase(None, 1)
         made.phase_finish("a")
     assert made.step_complete("a", 0) is False, "the build is cancelled at the next step"
     with pytest.raises(kind, match="inside"):
@@ -130,7 +130,7 @@ def test_a_signal_in_the_middle_of_a_callback(binding: Callable[..., Caps]) -> N
     before = signal.signal(signal.SIGUSR1, on_signal)
     try:
         watch = BuildWatch(listen=lambda _event: signal.raise_signal(signal.SIGUSR1))
-        made = subprocess_build.progress_monitor(module, watch)
+        made = log_watch.progress_monitor(module, watch)
         made.phase_start("a", None, 2)
         assert made.step_complete("a", 0) is False
         with pytest.raises(Stopped):
