@@ -39,6 +39,10 @@ def command(
     retarget: Annotated[
         bool, typer.Option("--retarget", help="Take a table that another major version of TensorRT has made.")
     ] = False,
+    dla_report: Annotated[
+        bool,
+        typer.Option("--dla-report", help="List the unit (DLA or GPU) of every layer, with TensorRT's reason."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Build although nothing changed.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and why; write nothing.")] = False,
     as_json: options.Json = False,
@@ -54,6 +58,8 @@ def command(
     chosen, path = paths.load_profile(profile)
     if error_on_miss and chosen.backend != "tensorrt":
         raise UsageError(f"--error-on-miss: {chosen.backend} has no timing caches", hint="leave it out")
+    if dla_report and chosen.build.dla_core is None:
+        raise UsageError("--dla-report: the profile names no DLA", hint="build: {dla_core: 0} in the profile")
     terminal = Terminal()
     terminal.info(f"profile {chosen.name} ({path})", style="dim")
     with terminal.progress() as listen:
@@ -74,6 +80,20 @@ def command(
         terminal.data(msgspec.json.encode(outcome, enc_hook=str).decode())
         return
     _show(terminal, outcome)
+    if dla_report:
+        _show_dla(terminal, outcome)
+
+
+def _show_dla(terminal: Terminal, outcome: BuildOutcome) -> None:
+    """List the layers of an engine for a DLA by unit."""
+    if not outcome.dla_layers:
+        terminal.warn("the engine's manifest has no list of units: edge build --force --dla-report")
+        return
+    rows = [(item["name"], item["kind"], item["unit"], item["why"] or "") for item in outcome.dla_layers]
+    on_dla = sum(item["unit"] == "DLA" for item in outcome.dla_layers)
+    terminal.table(
+        ("layer", "type", "unit", "why not the DLA"), rows, title=f"{on_dla} of {len(rows)} layers on the DLA"
+    )
 
 
 def _show(terminal: Terminal, outcome: BuildOutcome) -> None:

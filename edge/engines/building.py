@@ -37,6 +37,7 @@ class BuildOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
     ``route`` is how INT8 reached the engine and ``route_why`` why that way. ``timing`` is how the build used its timing
     cache, where the backend has one. ``accuracy`` is that of INT8 on calibration pictures, where it was measured.
+    ``dla_layers`` are the layers of an engine for a DLA, each with the unit that runs it.
     """
 
     engine: Path | None
@@ -52,6 +53,7 @@ class BuildOutcome(msgspec.Struct, frozen=True, kw_only=True):
     route_why: str | None = None
     timing: dict[str, Any] | None = None
     accuracy: MeasuredAccuracy | None = None
+    dla_layers: list[dict[str, Any]] = []
 
 
 def build(
@@ -98,7 +100,7 @@ def build(
             engine=engine, manifest=path, precision=precision, work="unchanged", why=[], table=made_from,
             layers=layers, seconds=time.monotonic() - start, warnings=existing.info["warnings"],
             route=existing.info.get("int8_route"), route_why=existing.info.get("why"),
-            timing=existing.info.get("timing"), accuracy=accuracy,
+            timing=existing.info.get("timing"), accuracy=accuracy, dla_layers=existing.info.get("dla_layers", []),
         )  # fmt: skip
     why = why or ["--force"]
     if dry_run:
@@ -137,6 +139,7 @@ def build(
         engine=engine, manifest=path, precision=precision, work="built", why=why, table=made_from,
         layers=built.layers, seconds=time.monotonic() - start, warnings=warnings,
         route=built.route, route_why=built.info.get("why"), timing=built.info.get("timing"), accuracy=accuracy,
+        dla_layers=built.info.get("dla_layers", []),
     )  # fmt: skip
 
 

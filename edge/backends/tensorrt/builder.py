@@ -168,12 +168,14 @@ class _Job:
             binding=self.binding, caps=self.caps, request=self.request, decision=self.decision,
             builder=self.builder, network=self.network, config=self.config, options=self.options,
             scaled=self._scaled(),
-            calibration_batch=self.source.batch if isinstance(self.source, Feeding) else None,
+            calibration_batch=self.source.batch if isinstance(self.source, Feeding) else None, watch=self.watch,
         )  # fmt: skip
         self.accelerator = builder_config.apply(
             setup, limits=limits, calibrator=self.calibrator, before_fusion=self.before_fusion
         )
         self.notes += self.accelerator.notes
+        if self.accelerator.layers:
+            self.info["dla_layers"] = msgspec.to_builtins(self.accelerator.layers)
         self.info |= {"workspace_mib": limits.workspace_mib, "tactic_dram_mib": limits.tactic_mib}
         if self.caps.progress_monitor:
             self.monitor = log_watch.progress_monitor(self.binding, self.watch)
@@ -233,6 +235,8 @@ class _Job:
 
     def _parse(self, logger: Any) -> None:  # noqa: ANN401
         self.parser = self._made(self.binding.OnnxParser, self.network, logger)
+        if self.request.profile.build.dla_core is not None and self.caps.dla_parsing:
+            self.parser.set_flag(self.binding.OnnxParserFlag.ADJUST_FOR_DLA)
         if self.form.data is None:
             parsed = self.parser.parse_from_file(self.where)
         else:

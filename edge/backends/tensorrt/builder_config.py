@@ -8,7 +8,9 @@ from typing import Any, Literal
 import msgspec
 
 from edge.backends.interface import BuildRequest
+from edge.backends.tensorrt import log_watch
 from edge.backends.tensorrt.environment import MIB, Caps, Limits
+from edge.backends.tensorrt.log_watch import BuildWatch
 from edge.config import Precision, Profile
 from edge.errors import DeviceError, ModelError, ProfileError
 
@@ -83,6 +85,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 class BuilderSetup(msgspec.Struct, frozen=True, kw_only=True):
     """The objects of one build that its configuration needs; ``scaled`` names the tensors with a usable scale.
+    ``watch`` receives TensorRT's log.
 
     ``calibration_batch`` is the size of the batches that a calibrator brings, None where it brings none.
     """
@@ -97,6 +100,7 @@ class BuilderSetup(msgspec.Struct, frozen=True, kw_only=True):
     options: Options
     scaled: frozenset[str] = frozenset()
     calibration_batch: int | None = None
+    watch: BuildWatch | None = None
 
 
 def creation_flags(binding: Any, caps: Caps) -> int:  # noqa: ANN401
@@ -121,7 +125,7 @@ def check_units(builder: Any, request: BuildRequest, caps: Caps) -> None:  # noq
         has = f"{builder.num_DLA_cores} DLA cores" if builder.num_DLA_cores else "no DLA that TensorRT can use"
         raise DeviceError(
             f"build.dla_core: {core}, and this machine has {has}",
-            hint="leave dla_core out; TensorRT 10.8 to 11.3 use no DLA at all",
+            hint="leave dla_core out; TensorRT 10.8 to 11.3 use no DLA at all, 11.4.1 that of AGX Orin only",
         )
     if caps.precision_flags and request.precision != "fp32":
         # 10.x still answers; 11 no longer asks.
@@ -130,11 +134,21 @@ def check_units(builder: Any, request: BuildRequest, caps: Caps) -> None:  # noq
             raise DeviceError(f"this GPU has no fast {request.precision}", hint="--precision fp32")
 
 
+class DlaLayer(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer of the network, the unit that runs it, and TensorRT's reason where it is not the DLA."""
+
+    name: str
+    kind: str
+    unit: Literal["DLA", "GPU"]
+    why: str | None = None
+
+
 class Accelerator(msgspec.Struct, frozen=True, kw_only=True):
     """The part of the network that the DLA takes: weighted layers in the precision asked for; notes for the user."""
 
     weighted: int = 0
     notes: list[str] = []
+    layers: list[DlaLayer] = []
 
 
 def apply(setup: BuilderSetup, *, limits: Limits, calibrator: Any, before_fusion: bool) -> Accelerator:  # noqa: ANN401
@@ -153,10 +167,11 @@ def apply(setup: BuilderSetup, *, limits: Limits, calibrator: Any, before_fusion
         config.builder_optimization_level = build.optimization_level
     _limit_memory(setup, limits)
     _choose_precision(setup)
-    accelerator = _use_dla(setup)
     profile = _batch_range(setup)
     if profile is not None:
         config.add_optimization_profile(profile)
+    # It is asked by the sizes of the optimization profile, so that comes first.
+    accelerator = _use_dla(setup)
     if calibrator is not None:
         config.int8_calibrator = calibrator
         if profile is not None:
@@ -236,18 +251,41 @@ def _use_dla(setup: BuilderSetup) -> Accelerator:
     config.DLA_core = build.dla_core
     if build.gpu_fallback:
         config.set_flag(binding.BuilderFlag.GPU_FALLBACK)
-    layers = [setup.network.get_layer(index) for index in range(setup.network.num_layers)]
-    taken = [layer for layer in layers if config.can_run_on_DLA(layer)]
+    layers, taken = _asked_of_dla(setup)
     # It has no FP32: what it takes of a network of FP16 runs in FP16, and of INT8 what has its scales.
     is_fp16 = setup.request.precision == "fp16"
     weighted = sum(layer.type.name in _WEIGHTED and (is_fp16 or _is_scaled(layer, setup.scaled)) for layer in taken)
-    refused = [layer.name for layer in layers if layer not in taken]
+    notes = []
+    if not setup.caps.implicit_int8 and not is_fp16:
+        notes.append(f"NVIDIA documents FP16 for the DLA of {setup.caps.title}; INT8 there is unproven")
+    refused = [layer for layer in layers if layer.unit == "GPU"]
     if not refused:
-        return Accelerator(weighted=weighted)
-    text = f"{len(refused)} of {len(layers)} layers of the network cannot run on the DLA: {', '.join(refused[:3])}"
+        return Accelerator(weighted=weighted, notes=notes, layers=layers)
+    text = f"{len(refused)} of {len(layers)} layers of the network cannot run on the DLA: "
     if build.gpu_fallback:
-        return Accelerator(weighted=weighted, notes=[f"{text}; they go to the GPU"])
+        text += f"{', '.join(layer.name for layer in refused[:3])}; they go to the GPU (edge build --dla-report)"
+        return Accelerator(weighted=weighted, notes=[*notes, text], layers=layers)
+    text += ", ".join(f"{layer.name} ({layer.kind}{f': {layer.why}' if layer.why else ''})" for layer in refused[:12])
     raise DeviceError(text, where=setup.request.model, hint="build.gpu_fallback: true")
+
+
+def _asked_of_dla(setup: BuilderSetup) -> tuple[list[DlaLayer], list[Any]]:
+    """Ask of every layer but constants whether the DLA can run it; all of them, and TensorRT's own that it can."""
+    found, taken = [], []
+    for index in range(setup.network.num_layers):
+        layer = setup.network.get_layer(index)
+        if layer.type.name == "CONSTANT":
+            # Part of the layer that reads it: no unit runs it.
+            continue
+        if setup.watch is not None:
+            setup.watch.recent.clear()
+        can = bool(setup.config.can_run_on_DLA(layer))
+        lines = [] if setup.watch is None or can else [line.text for line in setup.watch.recent]
+        why = log_watch.one_line(lines[-1]) if lines else None
+        found.append(DlaLayer(name=layer.name, kind=layer.type.name, unit="DLA" if can else "GPU", why=why))
+        if can:
+            taken.append(layer)
+    return found, taken
 
 
 def _is_scaled(layer: Any, scaled: frozenset[str]) -> bool:  # noqa: ANN401

@@ -58,6 +58,7 @@ class Caps(msgspec.Struct, frozen=True, kw_only=True):
     error_on_timing_cache_miss: bool
     progress_monitor: bool
     dla: bool
+    dla_parsing: bool
     weight_streaming: bool
     version_compatible: bool
     hardware_compatibility: tuple[str, ...]
@@ -145,6 +146,8 @@ def of(binding: Any, name: str) -> Caps:  # noqa: ANN401
         progress_monitor=hasattr(binding.IBuilderConfig, "progress_monitor"),
         # Only the builder knows how many cores there are: num_DLA_cores is 0 on most machines.
         dla=hasattr(binding.Builder, "num_DLA_cores") and not is_rtx,
+        # The parser makes of an ONNX node what a DLA takes: 10.16 and later.
+        dla_parsing="ADJUST_FOR_DLA" in _members(binding, "OnnxParserFlag") and not is_rtx,
         weight_streaming="WEIGHT_STREAMING" in flags,
         version_compatible="VERSION_COMPATIBLE" in flags,
         hardware_compatibility=tuple(n for n in _members(binding, "HardwareCompatibilityLevel") if n != "NONE"),

@@ -2,8 +2,8 @@
 
 TensorRT calls our logger and progress monitor from C++, where an exception of ours is printed and lost. So every
 callback keeps what it raised, asks for the build to be cancelled, and :meth:`BuildWatch.raise_kept` raises it again
-afterwards. A signal's exception (Ctrl-C) arrives the same way: Python runs signal handlers between two instructions of a
-callback.
+afterwards. A signal's exception (Ctrl-C) arrives the same way: Python runs signal handlers between two
+instructions of a callback.
 
 TensorRT takes the first logger of a process for all that follow ("the current new logger is ignored"), and keeps a bare
 pointer to it. So there is one logger object per binding, never freed, and it passes a line to the watch of its thread.

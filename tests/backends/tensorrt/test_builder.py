@@ -451,6 +451,11 @@ def test_dla(version: str, binding: Bind, asked: Ask) -> None:
     assert "GPU_FALLBACK" in built.flags
     assert built.decision.route == "implicit"
     assert "layers of the network cannot run on the DLA: maxpool_6; they go to the GPU" in built.notes[0]
+    layers = {item["name"]: item for item in built.info["dla_layers"]}
+    assert layers["maxpool_6"]["unit"] == "GPU"
+    assert "not supported on DLA" in layers["maxpool_6"]["why"]
+    assert {item["unit"] for name, item in layers.items() if name != "maxpool_6"} == {"DLA"}
+    assert "CONSTANT" not in {item["kind"] for item in layers.values()}
     # All four weighted layers are inside of what the engine shows as one.
     assert (built.layers.weighted, built.layers.weighted_int8) == (4, 4)
     assert built.info["opaque_layers"] == 1
@@ -464,6 +469,25 @@ def test_what_a_dla_takes_of_fp16_runs_in_fp16(version: str, binding: Bind, aske
     # The double has no FP32 kernel that is faster, so the Gemm on the GPU is FP16, too.
     assert (built.layers.weighted, built.layers.weighted_fp16, built.layers.weighted_unknown) == (4, 4, 0)
     assert built.info["opaque_layers"] == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "flags"), [("10.3.0", []), ("10.16.1.11", ["ADJUST_FOR_DLA"]), ("11.4.0.106", ["ADJUST_FOR_DLA"])]
+)
+def test_the_parser_is_asked_for_what_a_dla_takes_where_it_can(
+    version: str, flags: list[str], binding: Bind, asked: Ask
+) -> None:
+    caps = binding(version, dla_cores=1)
+    builder.build(asked("fp16", build={"dla_core": 0}, input=FIXED), caps)
+    assert world(caps).parser_flags == flags
+    builder.build(asked("fp16", input=FIXED), caps)
+    assert world(caps).parser_flags == flags
+
+
+def test_int8_on_the_dla_of_11_is_called_unproven(binding: Bind, asked: Ask) -> None:
+    built = builder.build(asked("int8", build={"dla_core": 0}, input=FIXED), binding("11.4.0.106", dla_cores=1))
+    assert built is not None
+    assert any("INT8 there is unproven" in note for note in built.notes)
 
 
 def test_a_weighted_layer_that_a_dla_refuses_is_counted_on_the_gpu(binding: Bind, asked: Ask) -> None:
@@ -505,7 +529,7 @@ def test_layers_that_the_engine_hides(
         pytest.param({"dla_cores": 1}, {"dla_core": 1}, DeviceError, "this machine has 1 DLA cores", id="only one"),
         pytest.param(
             {"dla_cores": 2, "dla_refuses": ("maxpool_6",)}, {"gpu_fallback": False}, DeviceError,
-            "cannot run on the DLA: maxpool_6", id="a layer that it refuses, and no fallback",
+            r"cannot run on the DLA: maxpool_6 \(POOLING: .*not supported", id="no fallback",
         ),
     ],
 )  # fmt: skip

@@ -63,6 +63,7 @@ class World:
         self.refuses_table = self.refuses_cache = self.prefers_fp32 = False
         self.owner = version
         self.refuses_by_return = False
+        self.parser_flags: list[str] = []
         self.steps = 4
         self.hook: Callable[[str], None] = lambda _phase: None
         self.leaks: list[str] = []
@@ -309,7 +310,7 @@ class _Build:
             kind = layer._d.kind
             if kind == "CONSTANT":
                 continue
-            if kind in self.world.fuses or (self._on_dla() and _can_run_on_dla(self.config, layer)):
+            if kind in self.world.fuses or (self._on_dla() and _runs_on_dla(self.config, layer)):
                 hidden = True
                 continue
             tensors = [t.name for t in (*layer._d.inputs, *layer._d.outputs) if t._d.dtype == "FLOAT"]
@@ -452,6 +453,18 @@ def _layer_type(self: Any) -> Any:
 
 
 def _can_run_on_dla(self: Any, layer: Any) -> bool:
+    """Ask only with the optimization profile on the config: without it the sizes are wildcards, which no DLA takes."""
+    given = layer._d.inputs[0]._d.shape if layer._d.inputs else ()
+    assert self._d.profiles or -1 not in given, "no optimization profile yet"
+    assert layer._d.kind != "CONSTANT", "a constant is no layer of its own"
+    can = _runs_on_dla(self, layer)
+    if not can and getattr(self._d, "logger", None) is not None:
+        text = f"{layer._d.name}: {layer._d.kind} is not supported on DLA."
+        self._d.world.log(self._d.logger, "WARNING", text)
+    return can
+
+
+def _runs_on_dla(self: Any, layer: Any) -> bool:
     return layer._d.name not in self._d.world.dla_refuses and layer._d.kind != "SOFTMAX"
 
 
@@ -606,6 +619,7 @@ BEHAVIOUR: dict[str, Callable[..., Any]] = {
     "OnnxParser.__init__": _parser_init,
     "OnnxParser.parse": _parse,
     "OnnxParser.parse_from_file": _parse_file,
+    "OnnxParser.set_flag": lambda self, flag: self._d.world.parser_flags.append(flag.name),
     "OnnxParser.num_errors": lambda self: len(self._d.errors),
     "OnnxParser.get_error": _error,
     "ParserError.code": lambda self: self._d.world.module.ErrorCode.UNSUPPORTED_NODE,
