@@ -59,6 +59,7 @@ class Layers(msgspec.Struct, frozen=True, kw_only=True):
     """The layers that the engine really runs: weighted layers (convolutions, matrix products) by precision.
 
     ``weighted_unknown`` are those that the engine hides inside of something larger: their precision is not known.
+    ``weighted_float`` is how many of all the recipe keeps in float: INT8 is not wanted for them.
     ``by_type`` counts all operators of the optimized graph.
     """
 
@@ -67,11 +68,13 @@ class Layers(msgspec.Struct, frozen=True, kw_only=True):
     by_type: dict[str, int]
     weighted_fp16: int = 0
     weighted_unknown: int = 0
+    weighted_float: int = 0
 
     @property
     def int8_share(self) -> float:
-        """Share of weighted layers that run in INT8, 0 to 1; 1 when there are none."""
-        return self.weighted_int8 / self.weighted if self.weighted else 1.0
+        """Share of the weighted layers that INT8 is wanted for and that run in it, 0 to 1; 1 when there are none."""
+        wanted = self.weighted - self.weighted_float
+        return min(self.weighted_int8 / wanted, 1.0) if wanted > 0 else 1.0
 
     @property
     def reduced_share(self) -> float | None:

@@ -138,6 +138,7 @@ class _Optimized:
     def __init__(self, proto: Any, source: _Source) -> None:  # noqa: ANN401
         self._source = source
         self._constants = {item.name: item for item in proto.graph.initializer}
+        self._weights = _possible_weights(proto.graph)
         self._precision = {value.name: _precision_of(value) for value in (*proto.graph.input, *proto.graph.output)}
         self._precision |= {name: _words(item.data_type) for name, item in self._constants.items()}
         self._layout: dict[str, str] = {}
@@ -211,7 +212,8 @@ class _Optimized:
 
     def _role(self, node: Any) -> Role:  # noqa: ANN401
         if node.op_type in FLOAT_WEIGHTED | INT8_WEIGHTED:
-            return "weighted"
+            # The product of two activations, as in attention, has no weights.
+            return "weighted" if self._weights.intersection(node.input) else "other"
         if node.op_type in _REFORMATS or self._source.is_inserted(node):
             return "reformat"
         return "free" if node.op_type in _VIEWS else "other"
@@ -222,6 +224,18 @@ class _Optimized:
         flat = shape is not None and len(shape) != 4
         layout = None if flat else self._layout.get(name, "NCHW" if name in self._source.given else None)
         return LayerTensor(name=name, precision=self._precision.get(name), layout=layout, shape=shape)
+
+
+def _possible_weights(graph: Any) -> set[str]:  # noqa: ANN401
+    """Constant tensors of rank 2 and more: initializers, and what follows from constants alone."""
+    fixed = {item.name for item in graph.initializer}
+    found = {item.name for item in graph.initializer if len(item.dims) > 1}
+    for node in graph.node:
+        if node.input and all(name in fixed for name in node.input if name):
+            fixed.update(node.output)
+            if found.intersection(node.input):
+                found.update(node.output)
+    return found
 
 
 def _bytes(item: Any) -> int:  # noqa: ANN401

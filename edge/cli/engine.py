@@ -209,6 +209,13 @@ def _show(terminal: Terminal, card: EngineReport, *, layers: bool) -> None:
         rows = [(item.name, item.kind, item.precision or "not said", item.why or "") for item in card.short[:_SHOWN]]
         title = f"not in {(card.asked or '').upper()}{_first(len(card.short))}"
         terminal.table(("layer", "type", "runs in", "why"), rows, title=title)
+    if card.in_float:
+        rows = [
+            (item.node, item.kind, item.asked.upper(), (item.runs_in or "not said").upper())
+            for item in card.in_float[:_SHOWN]
+        ]
+        title = f"kept in float by the recipe{_first(len(card.in_float))}"
+        terminal.table(("layer", "type", "asked", "runs in"), rows, title=title)
     if card.changes:
         counted = Counter((item.before, item.after, item.kind) for item in card.changes).most_common(_SHOWN)
         rows = [(before, after, kind, str(count)) for (before, after, kind), count in counted]

@@ -19,8 +19,8 @@ from edge.config import Precision, Profile
 from edge.errors import ArtifactError, MissingDependencyError, ProfileError, QualityError, os_error
 from edge.events import Event, Listener, Note, ignore_events
 from edge.media import Picture, open_pictures
-from edge.model import inspection, onnx_model
-from edge.quantization import Table, TableFinding, calibration_table, table_check
+from edge.model import inspection, onnx_model, weighted_layers
+from edge.quantization import Table, TableFinding, calibration_table, float_layers_of, table_check
 from edge.system import device
 
 # Of the weighted layers of an FP16 engine whose precision is known, at least so many run in FP16 or INT8.
@@ -236,11 +236,30 @@ def _built(
     except OSError as exc:
         # Backends and their optional dependencies keep scratch files in the temporary folder.
         raise os_error(exc, exc.filename or tempfile.tempdir or path) from exc
+    built = _with_asked_precisions(built, request)
     warnings += built.notes + _delivered(built, request.profile, request.precision)
     for warning in warnings:
         if warning not in received:
             listen(Note(warning, "warning"))
     return built
+
+
+def _with_asked_precisions(built: BuiltEngine, request: BuildRequest) -> BuiltEngine:
+    """Note in the description of an INT8 engine which precision the recipe asks for, layer by layer."""
+    if request.precision != "int8" or request.table is None:
+        return built
+    proto = onnx_model.read(request.model, request.profile.outputs)
+    floats = float_layers_of(proto).intersection(layer.name for layer in weighted_layers(proto))
+    layers = msgspec.structs.replace(built.layers, weighted_float=len(floats))
+    looked = built.inspection
+    if looked is not None and request.table.bits:
+        in_float = "fp32" if request.profile.backend == "onnxruntime" else "fp16"
+        nodes = [
+            msgspec.structs.replace(node, asked=in_float if node.name in floats else "int8") if node.weighted else node
+            for node in looked.nodes
+        ]
+        looked = msgspec.structs.replace(looked, nodes=nodes)
+    return msgspec.structs.replace(built, layers=layers, inspection=looked)
 
 
 def _existing(path: Path, key: store.Key) -> tuple[store.Manifest | None, list[str]]:
@@ -298,6 +317,12 @@ def _delivered(built: BuiltEngine, profile: Profile, precision: Precision) -> li
         return []
     if precision == "int8":
         delivered, share, wanted = layers.weighted_int8, layers.int8_share, profile.build.min_int8_share
+        if layers.weighted_float >= layers.weighted:
+            raise ProfileError(
+                f"the recipe keeps all {layers.weighted} weighted layers in float: INT8 changes nothing",
+                where=profile.name,
+                hint="fewer patterns in quantization.exclude, or --precision fp32",
+            )
         limit, hint = f" (build.min_int8_share: {wanted:g})", "edge table check"
     else:
         known = layers.reduced_share
@@ -306,17 +331,31 @@ def _delivered(built: BuiltEngine, profile: Profile, precision: Precision) -> li
         # Where FP32 is the faster kernel TensorRT may take it; most layers in FP32 is another engine than was wanted.
         delivered, share, wanted = layers.weighted_fp16 + layers.weighted_int8, known, _MIN_FP16_SHARE
         limit, hint = "", "build again: TensorRT chooses by measuring, and another program on the GPU disturbs that"
-    what = f"{precision.upper()} was asked for, and {delivered} of {layers.weighted} weighted layers run in it"
+    total = layers.weighted - (layers.weighted_float if precision == "int8" else 0)
+    what = f"{precision.upper()} was asked for, and {delivered} of {total} weighted layers run in it"
     if layers.weighted_unknown:
         what += f" (of {layers.weighted_unknown} the engine does not tell)"
     if delivered == 0:
         raise QualityError(what, hint=f"{hint}; edge doctor")
+    quantized = _quantized_against_the_recipe(built)
+    if quantized and profile.build.strict:
+        raise QualityError(quantized, hint="build again; or build.strict: false to accept it")
     if share >= wanted:
-        return []
+        return [quantized] if quantized else []
     what += limit
     if profile.build.strict:
         raise QualityError(what, hint=f"{hint}; or build.strict: false to accept it")
-    return [what]
+    return [what, *([quantized] if quantized else [])]
+
+
+def _quantized_against_the_recipe(built: BuiltEngine) -> str | None:
+    """Name the layers that the recipe keeps in float and that the engine runs in INT8; None where there are none."""
+    if built.inspection is None:
+        return None
+    found = [item.node for item in built.inspection.results() if item.asked != "int8" and item.is_met is False]
+    if not found:
+        return None
+    return f"the recipe keeps {len(found)} layers in float that the engine runs in INT8: {', '.join(found[:3])}"
 
 
 def _save(

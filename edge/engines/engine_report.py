@@ -7,6 +7,7 @@ An engine is named by its own file, by its manifest, or by the layers next to it
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from edge.engines import inventory
 from edge.engines.engine_comparison import EngineComparison
 from edge.engines.layer_times import LayerTimes
 from edge.errors import ArtifactError, StoreError
-from edge.model import RAW_SUFFIX, SUFFIX, Counts, Inspection, Layer, LayerTensor, decode_inspection
+from edge.model import RAW_SUFFIX, SUFFIX, Counts, Inspection, Layer, LayerTensor, PrecisionResult, decode_inspection
 from edge.reports import html
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -228,7 +229,8 @@ class Island(msgspec.Struct, frozen=True, kw_only=True):
 class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that is known of one engine.
 
-    ``short`` are weighted layers that are not in the precision asked for. ``chains`` are runs of two and more reformats
+    ``short`` are weighted layers that are not in the precision asked for; ``in_float`` those that the recipe keeps in
+    float, with the precision that they run in. ``chains`` are runs of two and more reformats
     with nothing between them. ``operators`` counts the ONNX nodes before optimization by operator, ``kinds`` the layers
     after it. ``unseen`` are nodes that no layer names: folded away, or hidden.
     """
@@ -241,6 +243,7 @@ class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
     inspection: Inspection | None
     counts: Counts | None
     short: list[Layer]
+    in_float: list[PrecisionResult]
     changes: list[PrecisionChange]
     islands: list[Island]
     chains: list[list[str]]
@@ -354,6 +357,8 @@ def _card(
     listed = looked.layers if looked is not None else []
     nodes = looked.nodes if looked is not None else []
     seen = {name for layer in listed for name in layer.nodes}
+    results = looked.results() if looked is not None else []
+    in_float = [item for item in results if item.asked != "int8"]
     if looked is not None:
         # The build's own warning says more about why nobody could look into it.
         is_reported = any("look into it" in note for note in notes)
@@ -366,7 +371,8 @@ def _card(
         layers=layers,
         inspection=looked,
         counts=looked.counts() if looked is not None and not looked.absent else None,
-        short=_short(listed, asked),
+        short=_short(listed, asked, {item.node for item in in_float}),
+        in_float=in_float,
         changes=_changes(listed),
         islands=_islands(listed, asked),
         chains=_chains(listed),
@@ -377,11 +383,17 @@ def _card(
     )
 
 
-def _short(listed: list[Layer], asked: str | None) -> list[Layer]:
+def _short(listed: list[Layer], asked: str | None, in_float: Collection[str]) -> list[Layer]:
     enough = {"int8": {"int8"}, "fp16": {"fp16", "int8", "bf16"}}.get(asked or "")
     if enough is None:
         return []
-    return [layer for layer in listed if layer.role == "weighted" and layer.precision not in enough]
+    return [
+        layer
+        for layer in listed
+        if layer.role == "weighted"
+        and layer.precision not in enough
+        and not {layer.name, *layer.nodes}.intersection(in_float)
+    ]
 
 
 def _changes(listed: list[Layer]) -> list[PrecisionChange]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ModelFacts,
         Node,
         Port,
+        PrecisionResult,
         Role,
         decode_inspection,
     )
@@ -41,6 +42,7 @@ else:
                 "ModelFacts",
                 "Node",
                 "Port",
+                "PrecisionResult",
                 "RAW_SUFFIX",
                 "Role",
                 "SUFFIX",
@@ -70,6 +72,7 @@ __all__ = [
     "ModelFacts",
     "Node",
     "Port",
+    "PrecisionResult",
     "Preprocessor",
     "Role",
     "WeightedLayer",

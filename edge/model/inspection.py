@@ -248,11 +248,31 @@ class Port(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Node(msgspec.Struct, frozen=True):
-    """A node of the ONNX graph, before anything was optimized."""
+    """A node of the ONNX graph, before anything was optimized.
+
+    ``asked`` is the precision that the recipe asks for, where it does: int8, or fp16 or fp32 for a layer kept in float.
+    """
 
     name: str
     kind: str
     weighted: bool
+    asked: str | None = None
+
+
+class PrecisionResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A weighted node: the precision that was asked for, and the one that its layer runs in (None where unknown)."""
+
+    node: str
+    kind: str
+    asked: str
+    runs_in: str | None
+
+    @property
+    def is_met(self) -> bool | None:
+        """True where it runs as asked; another float precision does for a layer kept in float. None where unknown."""
+        if self.runs_in is None:
+            return None
+        return (self.runs_in in {"int8", "uint8"}) == (self.asked == "int8")
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -302,6 +322,19 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     ports: list[Port]
     notes: list[str] = []
     absent: str | None = None
+
+    def results(self) -> list[PrecisionResult]:
+        """Asked and actual precision of each weighted node for which one was asked."""
+        made: dict[str, str | None] = {}
+        for layer in self.layers:
+            if layer.role == "weighted":
+                made.update(dict.fromkeys(layer.nodes, layer.precision))
+                made.setdefault(layer.name, layer.precision)
+        return [
+            PrecisionResult(node=node.name, kind=node.kind, asked=node.asked, runs_in=made.get(node.name))
+            for node in self.nodes
+            if node.weighted and node.asked is not None
+        ]
 
     def counts(self) -> Counts:
         """The layers, counted."""

@@ -254,6 +254,11 @@ def write_placement(model: ModelProto, recipe: Recipe) -> None:
     model.metadata_props.add(key=METADATA_KEY, value=msgspec.json.encode(placement).decode())
 
 
+def float_layers_of(model: ModelProto) -> frozenset[str]:
+    """Names of the weighted layers that a prepared model's recipe keeps in float; none for any other model."""
+    return frozenset(read_placement(model).float_layers)
+
+
 def read_placement(model: ModelProto) -> Placement:
     """Read the placement from the model's metadata; the defaults where it has none."""
     for item in model.metadata_props:

@@ -33,8 +33,8 @@ from edge.backends.tensorrt.onnx_variants import Form
 from edge.backends.tensorrt.timing_cache import CacheInUse, TimingReport
 from edge.errors import DeviceError
 from edge.events import Listener, Note, ignore_events
-from edge.model import Inspection
-from edge.quantization import Table, table_check
+from edge.model import Inspection, onnx_model, weighted_layers
+from edge.quantization import Table, float_layers_of, float_only_tensors, table_check
 
 
 class Built(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,6 +136,8 @@ class _Job:
         self.monitor: Any = None
         self.cache: CacheInUse | None = None
         self.unscaled: list[str] = []
+        self.float_layers: dict[str, str] = {}
+        self.unscaled_by_recipe: set[str] = set()
         self.before_fusion = False
         self.accelerator = Accelerator()
 
@@ -167,7 +169,7 @@ class _Job:
         setup = builder_config.BuilderSetup(
             binding=self.binding, caps=self.caps, request=self.request, decision=self.decision,
             builder=self.builder, network=self.network, config=self.config, options=self.options,
-            scaled=self._scaled(),
+            scaled=self._scaled(), float_layers=self.float_layers,
             calibration_batch=self.source.batch if isinstance(self.source, Feeding) else None, watch=self.watch,
         )  # fmt: skip
         self.accelerator = builder_config.apply(
@@ -225,7 +227,7 @@ class _Job:
             decision=self.decision,
             flags=flags,
             layers=counted,
-            notes=self.notes + log_diagnosis.notes(self.watch.warnings),
+            notes=self.notes + log_diagnosis.notes(self.watch.warnings, expected=self.unscaled_by_recipe),
             info=self.info,
             table=table,
         )
@@ -254,6 +256,11 @@ class _Job:
             raise DeviceError("INT8 needs a calibration table", hint="edge calibrate")
         dla = self.request.profile.build.dla_core is not None
         table = calibrator.served(self.request.table, self.caps, dla=dla)
+        proto = onnx_model.read(self.request.model, self.request.profile.outputs)
+        floats = float_layers_of(proto)
+        if floats:
+            self.float_layers = {layer.name: layer.output for layer in weighted_layers(proto) if layer.name in floats}
+            self.unscaled_by_recipe = float_only_tensors(proto, floats)
         completed = calibrator.complete(table, calibrator.read(self.network, self.caps))
         self.info |= {
             "table_header": self.request.table.header.text,
@@ -265,7 +272,8 @@ class _Job:
             self.unscaled = completed.unresolved
             text = f"{len(completed.unresolved)} tensors of the parsed network have no scale: {some}"
             self.notes.append(f"{text}; layers at them stay in float")
-        return Serving(completed.table, self.caps, batch=self.request.profile.input.batch.opt)
+        bits = {name: bits for name, bits in completed.table.bits.items() if name not in self.unscaled_by_recipe}
+        return Serving(Table(table.header, bits), self.caps, batch=self.request.profile.input.batch.opt)
 
     def _made(self, factory: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401
         """Call a factory of the binding; it raises TypeError over a null pointer when CUDA cannot start."""

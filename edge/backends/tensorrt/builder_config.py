@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,6 +89,7 @@ class BuilderSetup(msgspec.Struct, frozen=True, kw_only=True):
     ``watch`` receives TensorRT's log.
 
     ``calibration_batch`` is the size of the batches that a calibrator brings, None where it brings none.
+    ``float_layers`` names the ONNX nodes that the recipe keeps in float, with the tensor that each computes.
     """
 
     binding: Any
@@ -99,6 +101,7 @@ class BuilderSetup(msgspec.Struct, frozen=True, kw_only=True):
     config: Any
     options: Options
     scaled: frozenset[str] = frozenset()
+    float_layers: Mapping[str, str] = {}
     calibration_batch: int | None = None
     watch: BuildWatch | None = None
 
@@ -217,7 +220,7 @@ def _choose_precision(setup: BuilderSetup) -> None:
 
     TF32 is cleared for FP32 only, where 10 bits of mantissa are not what was asked for. A strict profile asks for INT8
     in every weighted layer (PREFER: TensorRT may still refuse, and the manifest counts); otherwise TensorRT takes
-    whatever is fastest, as it likes.
+    whatever is fastest, as it likes. Layers that the recipe keeps in float are asked for in FP16 in any case.
     """
     config, flags = setup.config, setup.binding.BuilderFlag
     if setup.request.precision == "fp32":
@@ -228,12 +231,40 @@ def _choose_precision(setup: BuilderSetup) -> None:
     if setup.request.precision != "int8":
         return
     config.set_flag(flags.INT8)
-    if setup.decision.route == "implicit" and setup.request.profile.build.strict:
-        config.set_flag(flags.PREFER_PRECISION_CONSTRAINTS)
-        for index in range(setup.network.num_layers):
-            layer = setup.network.get_layer(index)
-            if layer.type.name in _WEIGHTED:
-                layer.precision = setup.binding.DataType.INT8
+    strict = setup.request.profile.build.strict
+    if setup.decision.route != "implicit" or not (strict or setup.float_layers):
+        return
+    config.set_flag(flags.PREFER_PRECISION_CONSTRAINTS)
+    layers = [setup.network.get_layer(index) for index in range(setup.network.num_layers)]
+    floats = _layers_of(layers, setup.float_layers)
+    for index, layer in enumerate(layers):
+        if index in floats:
+            layer.precision = setup.binding.DataType.HALF
+        elif strict and layer.type.name in _WEIGHTED:
+            layer.precision = setup.binding.DataType.INT8
+
+
+def _layers_of(layers: Sequence[Any], nodes: Mapping[str, str]) -> set[int]:
+    """Positions of the weighted layers that the parser made of ONNX ``nodes`` (names, with the tensor of each).
+
+    It names a layer after its node; but the matrix product of a Gemm has no name in TensorRT 8.6, and only the sum
+    behind it makes the tensor that the ONNX file knows.
+    """
+    makers = {layer.get_output(number).name: index
+              for index, layer in enumerate(layers) for number in range(layer.num_outputs)}  # fmt: skip
+    found = {index for index, layer in enumerate(layers) if layer.type.name in _WEIGHTED and layer.name in nodes}
+    named = {layers[index].name for index in found}
+    for node, tensor in nodes.items():
+        index = None if node in named else makers.get(tensor)
+        while index is not None and layers[index].type.name not in _WEIGHTED:
+            layer = layers[index]
+            given = (layer.get_input(number) for number in range(layer.num_inputs))
+            behind = (makers.get(item.name) for item in given if item is not None)
+            # Past sums and reshapes of the same node; constants have no inputs.
+            index = next((other for other in behind if other is not None and layers[other].num_inputs), None)
+        if index is not None:
+            found.add(index)
+    return found
 
 
 def _use_dla(setup: BuilderSetup) -> Accelerator:

@@ -8,7 +8,7 @@ knows is passed on as it is.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -127,8 +127,11 @@ def unscaled(warnings: Sequence[LogLine]) -> list[str]:
     return list(dict.fromkeys(match[1] for line in warnings if (match := _SCALE.search(line.text))))
 
 
-def notes(warnings: Sequence[LogLine]) -> list[str]:
-    """TensorRT's warnings that matter to a user, one sentence each, with equal ones counted."""
+def notes(warnings: Sequence[LogLine], *, expected: Collection[str] = ()) -> list[str]:
+    """TensorRT's warnings that matter to a user, one sentence each, with equal ones counted.
+
+    ``expected`` names tensors that have no scale on purpose.
+    """
     found = []
     tactics = [match for line in warnings if (match := _TACTIC.search(line.text))]
     if tactics:
@@ -136,7 +139,7 @@ def notes(warnings: Sequence[LogLine]) -> list[str]:
         least = min(int(match[2]) for match in tactics)
         text = f"TensorRT left out {len(tactics)} kernels for lack of memory (largest {most} MB, {least} MB free)"
         found.append(f"{text}: the engine may be slower than it could be")
-    lost = unscaled(warnings)
+    lost = [name for name in unscaled(warnings) if name not in expected]
     if lost:
         some = ", ".join(lost[:3])
         found.append(f"{len(lost)} tensors have no scale, so the layers at them stay in float: {some}")

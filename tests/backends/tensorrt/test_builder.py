@@ -21,6 +21,8 @@ from edge.backends.tensorrt.calibrator import Feed
 from edge.backends.tensorrt.environment import Caps
 from edge.errors import ArtifactError, DataError, DeviceError, EdgeError, ModelError, ProfileError
 from edge.events import Event, Note, Progress
+from edge.model import onnx_model, weighted_layers
+from edge.quantization import FloatLayer, Recipe, apply
 from edge.quantization.calibration_table import AlgorithmName
 from tests.support.tensorrt.installed import table_for, world
 from tests.support.tensorrt.timing_double import content
@@ -194,6 +196,76 @@ def test_a_strict_profile_asks_for_int8_in_every_weighted_layer(
     kinds = {layer._d.kind: layer._d.properties.get("precision") for layer in network._d.layers}
     assert getattr(kinds["CONVOLUTION"], "name", None) == getattr(kinds["MATRIX_MULTIPLY"], "name", None) == expected
     assert kinds["POOLING"] is None
+
+
+# a recipe that keeps layers in float
+
+
+def with_recipe(request: BuildRequest, *floats: str) -> BuildRequest:
+    """The request for a prepared model whose recipe keeps the layers ``floats`` in float."""
+    recipe = Recipe(float_layers=tuple(FloatLayer(name, "noisy") for name in floats))
+    path = request.model.with_name("prepared.onnx")
+    onnx.save(apply(onnx_model.folded(request.model), recipe), path)
+    return msgspec.structs.replace(request, model=path)
+
+
+def weighted_names(request: BuildRequest) -> list[str]:
+    return [layer.name for layer in weighted_layers(onnx_model.folded(request.model))]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("version", IMPLICIT)
+def test_implicit_asks_for_fp16_in_the_layers_of_the_recipe(
+    version: str, strict: bool, binding: Bind, asked: Ask
+) -> None:
+    caps = binding(version)
+    request = asked("int8", int8_route="implicit", build={"strict": strict})
+    names = weighted_names(request)
+    built = builder.build(with_recipe(request, names[1], names[-1]), caps)
+    assert built is not None
+    assert "PREFER_PRECISION_CONSTRAINTS" in built.flags
+    wanted = {
+        layer._d.name: getattr(layer._d.properties.get("precision"), "name", None)
+        for layer in last_build(caps).network._d.layers
+        if layer._d.kind in {"CONVOLUTION", "MATRIX_MULTIPLY"}
+    }
+    others = "INT8" if strict else None
+    assert list(wanted.values()) == [others, "HALF", others, "HALF"]
+    assert (built.layers.weighted_int8, built.layers.weighted_fp16) == (2, 2)
+    assert built.notes == []
+
+
+def test_tensors_between_float_layers_have_no_scale(binding: Bind, asked: Ask) -> None:
+    caps = binding("10.3.0")
+    request = asked("int8", int8_route="implicit")
+    layers = weighted_layers(onnx_model.folded(request.model))
+    built = builder.build(with_recipe(request, layers[1].name, layers[2].name), caps)
+    assert built is not None
+    scales = last_build(caps).scales
+    assert not {layers[1].output, layers[2].activation} & scales.keys(), "between two float layers"
+    assert layers[1].activation in scales, "a quantized layer computes it"
+    assert layers[2].output in scales, "a quantized layer reads it behind the sum"
+    assert built.layers.weighted_int8 == 2
+    assert built.notes == []
+
+
+@pytest.mark.parametrize("version", ["10.3.0", "11.4.0.106", "rtx"])
+def test_explicit_leaves_the_layers_of_the_recipe_without_qdq(version: str, binding: Bind, asked: Ask) -> None:
+    caps = binding(version)
+    request = asked("int8", int8_route="explicit")
+    names = weighted_names(request)
+    built = builder.build(with_recipe(request, names[1]), caps)
+    assert built is not None
+    graph = onnx.load_model_from_string(last_build(caps).network._d.proto).graph
+    made = {name: node.op_type for node in graph.node for name in node.output}
+    kinds = {node.name: [made.get(name) for name in node.input[:2]] for node in graph.node if node.name in names}
+    assert all((kinds[name] == ["DequantizeLinear"] * 2) == (name != names[1]) for name in names)
+    assert built.layers.weighted_int8 == 3
+    if caps.strongly_typed_only:
+        assert built.layers.weighted_fp16 == 1
+        weights = {item.name: item.data_type for item in graph.initializer}
+        (layer,) = [node for node in graph.node if node.name == names[1]]
+        assert weights[layer.input[1]] == onnx.TensorProto.FLOAT16
 
 
 # INT8, explicit

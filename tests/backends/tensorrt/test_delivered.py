@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from edge.artifacts import store
@@ -13,11 +14,11 @@ from edge.backends.tensorrt.backend import TensorRT
 from edge.backends.tensorrt.environment import Caps
 from edge.calibration import cache_keys
 from edge.config.profiles import Profile
-from edge.engines import building
+from edge.engines import building, engine_report
 from edge.errors import ArtifactError, QualityError
 from edge.events import Event, Note
 from edge.model import inspection, onnx_model
-from edge.quantization import calibration_table
+from edge.quantization import FloatLayer, Recipe, apply, calibration_table
 from edge.system.device import Device
 from tests.support.tensorrt.installed import table_for
 
@@ -50,6 +51,36 @@ def run(tmp_path: Path) -> Callable[..., building.BuildOutcome]:
 
 def routes(caps: Caps) -> list[str]:
     return ["implicit", "explicit"] if caps.implicit_int8 else ["explicit"]
+
+
+def keep_in_float(profile: Profile, layer: str) -> None:
+    """Make the profile's model a prepared one whose recipe keeps ``layer`` in float."""
+    recipe = Recipe(float_layers=(FloatLayer(layer, "noisy"),))
+    onnx.save(apply(onnx_model.folded(Path(profile.model)), recipe), profile.model)
+
+
+def test_a_layer_that_the_recipe_keeps_in_float_runs_in_fp16(version: str, binding: Bind, tiny: Tiny, run: Any) -> None:
+    for route in routes(binding(version)):
+        profile = tiny(int8_route=route)
+        keep_in_float(profile, "conv_2")
+        outcome = run(profile, force=True)
+        assert outcome.warnings == []
+        assert (outcome.layers.weighted_int8, outcome.layers.weighted_float, outcome.layers.int8_share) == (3, 1, 1.0)
+        card = engine_report.load(outcome.manifest)
+        assert [(item.node, item.asked, item.runs_in) for item in card.in_float] == [("conv_2", "fp16", "fp16")]
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "not strict"])
+def test_int8_in_a_layer_that_the_recipe_keeps_in_float(strict: bool, binding: Bind, tiny: Tiny, run: Any) -> None:
+    binding("10.3.0", ignores_wishes=True)
+    profile = tiny(int8_route="implicit", build={"strict": strict})
+    keep_in_float(profile, "conv_2")
+    words = "the recipe keeps 1 layers in float that the engine runs in INT8: conv_2"
+    if strict:
+        with pytest.raises(QualityError, match=words):
+            run(profile)
+    else:
+        assert run(profile).warnings == [words]
 
 
 def test_int8_that_fell_out_is_an_error_when_strict(version: str, binding: Bind, tiny: Tiny, run: Any) -> None:

@@ -42,9 +42,9 @@ class World:
 
     ``says``: log lines (severity, text) of the next build. ``fails``: lines of an error; there is no engine then.
     ``no_cuda``: a line; no builder can be made. ``takes``: batches that a calibrator is asked for, None for all.
-    ``refuses_table``, ``refuses_cache``, ``prefers_fp32`` (where FP16 is a flag): as the words say. ``owner``: whose
-    timing caches are its own. ``fuses``: kinds of layers that the engine hides in one.
-    ``refuses_by_return``: what it returns says that a timing cache is not used; else only the log does.
+    ``refuses_table``, ``refuses_cache``, ``prefers_fp32`` (where FP16 is a flag), ``ignores_wishes`` (a layer's own
+    precision): as the words say. ``owner``: whose timing caches are its own. ``fuses``: kinds of layers that the engine
+    hides in one. ``refuses_by_return``: what it returns says that a timing cache is not used; else only the log does.
     ``hook``: called at every step of a build.
     """
 
@@ -60,7 +60,7 @@ class World:
         self.says: list[tuple[str, str]] = []
         self.fails: list[str] = []
         self.takes: int | None = None
-        self.refuses_table = self.refuses_cache = self.prefers_fp32 = False
+        self.refuses_table = self.refuses_cache = self.prefers_fp32 = self.ignores_wishes = False
         self.owner = version
         self.refuses_by_return = False
         self.parser_flags: list[str] = []
@@ -316,8 +316,10 @@ class _Build:
             tensors = [t.name for t in (*layer._d.inputs, *layer._d.outputs) if t._d.dtype == "FLOAT"]
             implicit = "INT8" in self.flags and bool(self.scales) and all(self.scales.get(n, 0) > 0 for n in tensors)
             explicit = all(t.name in dequantized for t in layer._d.inputs[:1])
-            runs_int8 = kind in _WEIGHTED and (implicit or explicit)
-            if "INT8" in self.flags and kind in _WEIGHTED and not runs_int8:
+            wish = getattr(layer._d.properties.get("precision"), "name", None)
+            obeys = wish == "HALF" and "PREFER_PRECISION_CONSTRAINTS" in self.flags and not self.world.ignores_wishes
+            runs_int8 = kind in _WEIGHTED and (implicit or explicit) and not obeys
+            if "INT8" in self.flags and kind in _WEIGHTED and self.scales and not (implicit or explicit):
                 lost = next((n for n in tensors if self.scales.get(n, 0) <= 0), tensors[0])
                 text = f"Missing scale and zero-point for tensor {lost}, expect fall back to non-int8 implementation"
                 self.world.log(self.logger, "WARNING", text)
