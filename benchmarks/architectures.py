@@ -1,7 +1,7 @@
 """INT8 on 40 architectures with random weights: every one calibrates, builds with all layers accounted for, evaluates.
 
-    python benchmarks/architectures.py export --nets DIR                 # needs torch, torchvision, timm, onnxscript
-    python benchmarks/architectures.py check --nets DIR --pictures DIR -o architectures.json     # needs edge and the peers
+    python benchmarks/architectures.py export --nets DIR                     (needs torch, torchvision, timm, onnxscript)
+    python benchmarks/architectures.py check --nets DIR --pictures DIR -o architectures.json  (needs edge and the peers)
 
 ``export`` makes the networks of ``NETWORKS`` with both exporters of PyTorch, opsets 11 to 20, a fixed or a free batch.
 Their weights are random; the statistics of BatchNormalization have settled on noise. ``check`` runs ``edge calibrate``,
@@ -56,7 +56,8 @@ _NAMES = (
     ("timm:mobileone_s0", 96), ("timm:repvgg_a0", 96), ("timm:ghostnet_100", 96), ("timm:deit_tiny_patch16_224", 224),
     ("timm:efficientformer_l1", 224), ("timm:poolformer_s12", 96), ("timm:pvt_v2_b0", 128), ("timm:gmlp_ti16_224", 224),
     ("timm:hrnet_w18_small", 96), ("timm:ese_vovnet19b_dw", 96), ("timm:mobilenetv4_conv_small", 96),
-    ("timm:efficientvit_b0", 128), ("timm:repvit_m0_9", 96), ("timm:res2net50_26w_4s", 64), ("timm:coat_lite_tiny", 224),
+    ("timm:efficientvit_b0", 128), ("timm:repvit_m0_9", 96), ("timm:res2net50_26w_4s", 64),
+    ("timm:coat_lite_tiny", 224),
 )  # fmt: skip
 NETWORKS = [
     Network(name, side, ("dynamo", "script")[index % 2], (18, 19, 20)[index // 2 % 3] if index % 2 == 0
@@ -110,7 +111,7 @@ def export(network: Network, folder: Path) -> None:
     model.train()
     # Settled: a moving average over noise in the input's own size.
     for module in model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+        if "BatchNorm" in type(module).__name__:
             module.momentum = 0.5
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -174,7 +175,7 @@ def check(chosen: list[Network], nets: Path, pictures: Path, work: Path, output:
         folder.mkdir()
         try:
             row |= by_edge(network, model, folder, calib, judge)
-            row |= by_peers(network, model, folder, calib, judge)
+            row |= by_peers(model, folder, calib, judge)
         except subprocess.CalledProcessError as exc:
             row |= {"ok": False, "error": (exc.stderr or exc.stdout or str(exc))[-600:]}
         row["seconds"] = round(time.monotonic() - start, 1)
@@ -221,14 +222,14 @@ def _edge(*arguments: str, cwd: Path) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=cwd, env=environment).stdout
 
 
-def by_peers(network: Network, model: Path, folder: Path, calib: Path, judge: Path) -> dict[str, Any]:
+def by_peers(model: Path, folder: Path, calib: Path, judge: Path) -> dict[str, Any]:
     """Logit SQNR in dB of edge's TensorRT form, onnxruntime's and Model Optimizer's, on the judging pictures."""
     import onnxruntime as ort
+    from edge.media.decoding import decode
 
     from edge.calibration import cache_keys
     from edge.calibration.scoring import tensorrt_form
     from edge.config.profiles import read_profile
-    from edge.media.decoding import decode
     from edge.model.preprocessing import Preprocessor
     from edge.stats import sqnr_db
 
@@ -250,7 +251,9 @@ def by_peers(network: Network, model: Path, folder: Path, calib: Path, judge: Pa
     table = cache_keys.find_table(profile, folder / "cache")
     form = folder / "edge.onnx"
     form.write_bytes(
-        tensorrt_form(cache_keys.quantized_profile(profile, table), cache_keys.read_table(table)).model.SerializeToString()
+        tensorrt_form(
+            cache_keys.quantized_profile(profile, table), cache_keys.read_table(table)
+        ).model.SerializeToString()
     )
     np.savez(folder / "calib.npz", inputs(calib))
     judging = inputs(judge)
@@ -261,7 +264,11 @@ def by_peers(network: Network, model: Path, folder: Path, calib: Path, judge: Pa
         command = [sys.executable, __file__, "peer", "--nets", ".", "--peer", method, str(model)]
         try:
             subprocess.run(
-                [*command, str(folder / "calib.npz"), str(target)], check=True, capture_output=True, text=True, cwd=folder
+                [*command, str(folder / "calib.npz"), str(target)],
+                check=True,
+                capture_output=True,
+                text=True,
+                cwd=folder,
             )
             found[method] = round(float(sqnr_db(logits(target, judging), reference) or 200.0), 2)
         except Exception as exc:  # noqa: BLE001 - a peer that fails is no failure of ours
@@ -275,7 +282,7 @@ def by_peers(network: Network, model: Path, folder: Path, calib: Path, judge: Pa
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """The results as a Markdown table."""
-    lines = ["| network | exporter, opset, batch | INT8 layers | edge | ORT MinMax | Model Optimizer max | edge - best |",
+    lines = ["| network | exporter, opset, batch | INT8 | edge | ORT MinMax | Model Optimizer max | edge - best |",
              "|---|---|---|---|---|---|---|"]  # fmt: skip
     for name, row in rows.items():
         made = f"{row['exporter']}, {row['opset']}, {'free' if row['is_dynamic'] else 'fixed'}"

@@ -10,10 +10,6 @@ if TYPE_CHECKING:
     from edge.quantization.algorithms import Algorithm
     from edge.quantization.calibration_table import LEVELS, AlgorithmName, Table, TrtVersion
     from edge.quantization.migration import migrated_name, migration_candidates, migration_of
-<<<<<<< HEAD
-=======
-    from edge.quantization.placement import Attention, Residual, float_only_tensors, match_layers
->>>>>>> Obey the recipe on both INT8 routes: FP16 and no scale for the layers that it keeps in float
     from edge.quantization.prepare import apply, table_ranges
     from edge.quantization.qdq import DEFINITION, QdqResult, insert
     from edge.quantization.recipe import (
@@ -28,11 +24,9 @@ if TYPE_CHECKING:
         Vector,
         decode_recipe,
         encode_recipe,
-<<<<<<< HEAD
-        match_layers,
-=======
         float_layers_of,
->>>>>>> Obey the recipe on both INT8 routes: FP16 and no scale for the layers that it keeps in float
+        float_only_tensors,
+        match_layers,
     )
     from edge.quantization.rounding import bias_correction, on_levels
     from edge.quantization.shift import ShiftMode, shift_candidates, shift_of
@@ -45,10 +39,6 @@ else:
             "algorithms": ["Algorithm"],
             "calibration_table": ["AlgorithmName", "LEVELS", "Table", "TrtVersion"],
             "migration": ["migrated_name", "migration_candidates", "migration_of"],
-<<<<<<< HEAD
-=======
-            "placement": ["Attention", "Residual", "float_only_tensors", "match_layers"],
->>>>>>> Obey the recipe on both INT8 routes: FP16 and no scale for the layers that it keeps in float
             "prepare": ["apply", "table_ranges"],
             "qdq": ["DEFINITION", "QdqResult", "insert"],
             "recipe": [
@@ -63,11 +53,9 @@ else:
                 "Vector",
                 "decode_recipe",
                 "encode_recipe",
-<<<<<<< HEAD
-                "match_layers",
-=======
                 "float_layers_of",
->>>>>>> Obey the recipe on both INT8 routes: FP16 and no scale for the layers that it keeps in float
+                "float_only_tensors",
+                "match_layers",
             ],
             "rounding": ["bias_correction", "on_levels"],
             "shift": ["ShiftMode", "shift_candidates", "shift_of"],

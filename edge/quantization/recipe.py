@@ -92,6 +92,36 @@ def _is_live(graph: GraphIndex, name: str) -> bool:
     return name not in graph.constants
 
 
+def float_only_tensors(model: ModelProto, float_layers: Collection[str]) -> set[str]:
+    """Tensors that no quantized layer computes or reads, around the weighted layers that stay in float.
+
+    TensorRT takes INT8 away from the producer and from the readers of a tensor without a scale. So only tensors between
+    float layers may lose theirs: what a quantized layer computes or reads keeps it, also past Relu, Add and pools.
+
+    Args:
+        model: a folded or prepared network.
+        float_layers: names of the weighted layers that are not quantized.
+    """
+    graph = GraphIndex(model)
+    layers = {layer.output: layer for layer in weighted_layers(model)}
+    if not any(layer.name in float_layers for layer in layers.values()):
+        return set()
+    quantized = {layer.output for layer in layers.values() if layer.name not in float_layers}
+    # Forward: tensors that a quantized layer computes, up to the next layer with weights.
+    kept = {value.name for value in model.graph.input}
+    for node in model.graph.node:
+        output = node.output[0]
+        is_quantized = output in quantized
+        if is_quantized or (output not in layers and kept.intersection(node.input) - set(graph.constants)):
+            kept.update(node.output)
+    # Backward: tensors that a quantized layer reads, down to the layer with weights in front.
+    needed = {layers[output].activation for output in quantized}
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output) and node.output[0] not in layers:
+            needed.update(name for name in node.input if name and name not in graph.constants)
+    return set(graph.producer) - kept - needed
+
+
 def match_layers(model: ModelProto, patterns: Sequence[str], *, key: str) -> list[str]:
     """Names of the weighted layers that ``patterns`` name, in graph order.
 
