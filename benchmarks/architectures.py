@@ -1,6 +1,6 @@
 """INT8 on 40 architectures with random weights: every one calibrates, builds with all layers accounted for, evaluates.
 
-    python benchmarks/architectures.py export --nets DIR                     (needs torch, torchvision, timm, onnxscript)
+    python benchmarks/architectures.py export --nets DIR                    (needs torch, torchvision, timm, onnxscript)
     python benchmarks/architectures.py check --nets DIR --pictures DIR -o architectures.json  (needs edge and the peers)
 
 ``export`` makes the networks of ``NETWORKS`` with both exporters of PyTorch, opsets 11 to 20, a fixed or a free batch.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -18,11 +18,13 @@ from edge.backends import Layers
 from edge.backends.tensorrt import layer_report
 from edge.calibration import cache_keys
 from edge.engines import inventory
-from edge.engines.engine_comparison import EngineComparison
-from edge.engines.layer_times import LayerTimes
 from edge.errors import ArtifactError, StoreError
 from edge.model import RAW_SUFFIX, SUFFIX, Counts, Inspection, Layer, LayerTensor, PrecisionResult, decode_inspection
 from edge.reports import html
+
+if TYPE_CHECKING:
+    from edge.engines.engine_comparison import EngineComparison
+    from edge.engines.layer_times import LayerTimes
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _PRECISIONS = ("int8", "fp16", "bf16", "fp32")

@@ -19,7 +19,7 @@ from edge.errors import ArtifactError, ProfileError
 from edge.model import WEIGHTED, GraphIndex, weighted_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from onnx import ModelProto, NodeProto
 if TYPE_CHECKING:
