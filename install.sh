@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Sets up edge in .venv next to this file. Needs no root and may be run again at any time; see ./install.sh --help.
+# With --into it copies edge into a virtual environment elsewhere, which does not need this folder afterwards.
 # In the folder wheels/ of a bundle it installs edge from what is next to it, for this user and without a network.
 #
 # Tried on x86-64 Linux with Python 3.10 to 3.13. Never run on a Jetson: there, the detection and the choice of packages
@@ -22,10 +23,11 @@ shown=.venv
 home=""
 edge_wheel=""
 more=""
+editable=(-e)
 
 usage() {
   cat <<'TEXT'
-Usage: ./install.sh [MODE] [--offline DIR]
+Usage: ./install.sh [MODE] [--offline DIR] [--into DIR]
 
   (no mode)   set up .venv in this folder, and print the next command
   demo        set up, then build the sample model's INT8 engine for this host and classify the pictures in samples/
@@ -34,11 +36,13 @@ Usage: ./install.sh [MODE] [--offline DIR]
   uninstall   remove .venv
 
   --offline DIR   take wheels from DIR, and nothing from the network
+  --into DIR      make the virtual environment DIR instead of .venv, with a copy of edge that does not need this folder
   --home DIR      with the wheels of a bundle: install below DIR instead of ~/.local/share/edge
   --root DIR      look for the files of a Jetson under DIR instead of / (for tests)
   -h, --help      show this
 
-Environment: EDGE_PYTHON=/path/to/python chooses the Python (3.10 to 3.13); the settings of pip hold.
+Environment: EDGE_PYTHON=/path/to/python chooses the Python (3.10 to 3.13); the settings of pip hold. EDGE_MACHINE=jetson
+or host says what this machine is, where a build of a container image cannot see it.
 Beside the wheels of a bundle (edge bundle create --with-wheels) this script needs no network and no copy of the
 repository: it sets up DIR/venvs/<digest>, points DIR/venv to it when it works, and links ~/.local/bin/edge. The one
 before stays until the next time. Modes: check, uninstall, and none.
@@ -73,6 +77,12 @@ parse_arguments() {
         case "$2" in /*) home="$2" ;; *) home="$PWD/$2" ;; esac
         shift
         ;;
+      --into)
+        [ $# -ge 2 ] && [ -n "$2" ] || fail "--into needs a folder" 2
+        case "$2" in /*) venv="$2" ;; *) venv="$PWD/$2" ;; esac
+        shown="$2" editable=()
+        shift
+        ;;
       --offline | --root)
         [ $# -ge 2 ] && [ -n "$2" ] || fail "$1 needs a folder" 2
         [ -d "$2" ] || fail "$1 $2: there is no such folder" 2
@@ -86,6 +96,11 @@ parse_arguments() {
     shift
   done
   [ "$mode" != test ] || extras=dev
+  case "$mode${editable[*]-}" in demo | test) fail "'$mode' works in .venv, without --into" 2 ;; esac
+  case "${EDGE_MACHINE:-}" in
+    "" | jetson | host) ;;
+    *) fail "EDGE_MACHINE is jetson or host, not '$EDGE_MACHINE'" 2 ;;
+  esac
 }
 
 # Beside the wheels of a bundle there is no checkout: set edge_wheel, and what follows from it.
@@ -99,6 +114,7 @@ find_source() {
     [ ! -f "$found" ] || edge_wheel="$found"
   done
   [ -n "$edge_wheel" ] || return 0
+  [ ${#editable[@]} -gt 0 ] || fail "--into needs a copy of the repository; with the wheels of a bundle it is --home DIR" 2
   case "$mode" in demo | test) fail "'$mode' needs a copy of the repository, and here are only wheels" 2 ;; esac
   [ -n "$offline" ] || offline="$here"
   # A device of a fleet may get its bundles from a registry.
@@ -210,9 +226,17 @@ base_python() {
 
 # ---- which machine ---------------------------------------------------------------------------------------------------
 
+# The rule of edge.system.device.identify: the device tree, else the release file. A container sees the device tree only
+# where the host's is mounted (docs/containers.md).
 is_jetson() {
-  local compatible="$root/proc/device-tree/compatible"
-  [ "$(uname -m)" = aarch64 ] && grep -qz '^nvidia,tegra' "$compatible" 2>/dev/null
+  local tree
+  case "${EDGE_MACHINE:-}" in jetson) return 0 ;; host) return 1 ;; esac
+  [ "$(uname -m)" = aarch64 ] || return 1
+  for tree in "$root/proc/device-tree" "$root/run/host/device-tree"; do
+    ! grep -qazE 'tegra[0-9]{3}' "$tree/compatible" 2>/dev/null || return 0
+    ! grep -qaiE 'jetson|\borin\b' "$tree/model" 2>/dev/null || return 0
+  done
+  [ -n "$(l4t_release)" ]
 }
 
 # Release of Jetson Linux, like 36.4.7; nothing when unknown.
@@ -253,9 +277,9 @@ PY
 show_jetson() {  # python
   local nvcc module model seen
   nvcc="$(nvcc_path)"
-  model="$({ tr -d '\0' <"$root/proc/device-tree/model"; } 2>/dev/null || true)"
+  model="$({ cat "$root/proc/device-tree/model" || cat "$root/run/host/device-tree/model"; } 2>/dev/null | tr -d '\0' || true)"
   say "Jetson: ${model:-unknown module}"
-  say "  L4T       $(l4t_release)"
+  say "  L4T       $(l4t_release | grep . || echo unknown)"
   if [ -n "$nvcc" ]; then
     say "  CUDA      $("$nvcc" --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p') ($nvcc)"
   else
@@ -406,7 +430,11 @@ install_host() {
   else
     say "installing edge[$extras] (about 200 MB to download, one to three minutes)"
   fi
-  if [ -n "$edge_wheel" ]; then pip_install "$edge_wheel[$extras$more]"; else pip_install -e ".[$extras]"; fi
+  if [ -n "$edge_wheel" ]; then
+    pip_install "$edge_wheel[$extras$more]"
+  else
+    pip_install ${editable[@]+"${editable[@]}"} ".[$extras]"
+  fi
 }
 
 # On a Jetson, NumPy, OpenCV and TensorRT stay those of JetPack: others break or hide them.
@@ -414,17 +442,31 @@ install_jetson() {
   local numpy_pin="$venv/edge-numpy.txt" requirements="$venv/edge-requirements.txt"
   choose_numpy >"$numpy_pin"
   say "installing edge beside JetPack's packages, with $(cat "$numpy_pin")"
-  if [ -n "$edge_wheel" ]; then pip_install --no-deps "$edge_wheel"; else pip_install --no-deps -e .; fi
+  if [ -n "$edge_wheel" ]; then
+    pip_install --no-deps "$edge_wheel"
+  else
+    pip_install --no-deps ${editable[@]+"${editable[@]}"} .
+  fi
+  # Before anybody asks whether OpenCV imports: JetPack's does not beside a NumPy that it was not built for.
+  grep -q == "$numpy_pin" || pip_install -c constraints/jetson.txt -c "$numpy_pin" numpy
   list_requirements >"$requirements" || fail "cannot read what edge needs (details: $log)"
   pip_install -c constraints/jetson.txt -c "$numpy_pin" -r "$requirements"
   install_pycuda "$numpy_pin"
   show_jetson "$venv/bin/python"
 }
 
-# A line for pip that keeps the NumPy that is there.
+# A line for pip that keeps the NumPy that is there, unless JetPack's packages do not import beside it.
 choose_numpy() {
-  local seen
+  local seen cv2
   seen="$(module_version "$venv/bin/python" numpy)"
+  cv2="$(module_version "$venv/bin/python" cv2)"
+  # A NumPy 2 that came by pip, for all users or for this one. JetPack 6 is the JetPack of Python 3.10.
+  case "$seen $python_version $cv2" in
+    [2-9].*" 3.10."* | [2-9].*" broken:"*)
+      echo "numpy>=1.26,<2"
+      return
+      ;;
+  esac
   case "$seen" in
     1.26.* | [2-9].*) echo "numpy==$seen" ;;
     # Missing, or Ubuntu 22.04's 1.21, which ONNX Runtime does not take. JetPack's binaries are built for NumPy 1, and
@@ -463,8 +505,24 @@ install_pycuda() {  # file with the pin of NumPy
   fi
   say "building PyCUDA with $nvcc (some minutes)"
   PATH="$(dirname -- "$nvcc"):$PATH" run_pip -c constraints/jetson.txt -c "$1" pycuda ||
-    say "PyCUDA did not build, so the backend tensorrt will not run (details: $log)." \
-      "Often g++ or Python.h is missing: sudo apt install build-essential python3-dev, then $again"
+    say "PyCUDA did not build, so the backend tensorrt will not run (details: $log). $(pycuda_cure), then $again"
+}
+
+# What the compiler missed, from its words, and the package that has it.
+pycuda_cure() {
+  local missing cuda
+  missing="$(sed -nE 's/.*fatal error: ([A-Za-z0-9_./-]+): No such file.*/\1/p; s/.*(command|program) .?(g\+\+|[a-z0-9_-]+g\+\+).? (failed|not found).*/g++/p
+    s/.*cannot find -l([A-Za-z0-9_]+).*/lib\1.so/p' "$log" | head -n 1)"
+  cuda="$(sed -nE 's/.*release ([0-9]+)\.([0-9]+).*/-\1-\2/p' <<<"$("$(nvcc_path)" --version 2>/dev/null || true)" | head -n 1)"
+  case "$missing" in
+    Python.h) echo "Python.h is missing: sudo apt install python3-dev" ;;
+    curand*.h | libcurand.so) echo "$missing is missing: sudo apt install libcurand-dev$cuda" ;;
+    cuda*.h | *cudart*) echo "$missing is missing: sudo apt install cuda-cudart-dev$cuda" ;;
+    libcuda.so) echo "libcuda.so is missing: sudo apt install nvidia-l4t-cuda" ;;
+    g++) echo "g++ is missing: sudo apt install g++" ;;
+    "") echo "The last line of the log: $(tail -n 1 "$log" | cut -c 1-160). Read it" ;;
+    *) echo "$missing is missing: sudo apt install nvidia-jetpack brings CUDA's headers" ;;
+  esac
 }
 
 # Of a bundle's wheels, which anybody with the right to log in may install: one at a time.
@@ -612,7 +670,13 @@ main() {
   case "$mode" in
     demo) run_demo ;;
     test) run_tests ;;
-    *) say "next: ./install.sh demo    (or: source .venv/bin/activate && edge --help)" ;;
+    *)
+      if [ ${#editable[@]} = 0 ]; then
+        say "next: $shown/bin/edge --help"
+      else
+        say "next: ./install.sh demo    (or: source .venv/bin/activate && edge --help)"
+      fi
+      ;;
   esac
 }
 

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from edge.system import identify
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -40,7 +42,7 @@ if args[:2] == ["-m", "venv"]:
     (folder / "pyvenv.cfg").touch()
     shutil.copy(me, folder / "bin" / "python")
 elif args[:2] == ["-m", "pip"]:
-    words = bench / "pip-says"
+    words = bench / ("pip-says-of-pycuda" if args[-1] == "pycuda" else "pip-says")
     if words.exists():
         sys.exit(print(words.read_text()) or 1)
     edge = me.with_name("edge")
@@ -459,6 +461,14 @@ class Jetson:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
 
+    def become(self, machine: str, files: dict[str, str]) -> None:
+        """Another machine: with these files instead of a Jetson's."""
+        self.bench.program("uname", f"echo {machine}")
+        for name in ("proc", "etc", "run"):
+            shutil.rmtree(self.root / name, ignore_errors=True)
+        for name, text in files.items():
+            self.put(name, text)
+
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return self.bench.run(*arguments, "--root", str(self.root), **environment)
 
@@ -543,21 +553,39 @@ def test_check_says_what_is_wrong_with_a_module(jetson: Jetson, module: str, tex
 
 
 @pytest.mark.parametrize(
-    ("machine", "compatible"),
+    ("machine", "files"),
     [
-        ("x86_64", "nvidia,p3701-0005\0nvidia,tegra234\0"),
-        ("aarch64", "raspberrypi,5-model-b\0brcm,bcm2712\0"),
-        ("aarch64", None),
+        ("x86_64", {"proc/device-tree/compatible": "nvidia,p3701-0005\0nvidia,tegra234\0"}),
+        ("aarch64", {"proc/device-tree/compatible": "raspberrypi,5-model-b\0brcm,bcm2712\0"}),
+        ("aarch64", {}),
     ],
     ids=["x86", "Raspberry Pi", "server"],
 )
-def test_other_machines_are_no_jetsons(jetson: Jetson, machine: str, compatible: str | None) -> None:
-    jetson.bench.program("uname", f"echo {machine}")
-    if compatible is None:
-        (jetson.root / "proc/device-tree/compatible").unlink()
-    else:
-        jetson.put("proc/device-tree/compatible", compatible)
+def test_other_machines_are_no_jetsons(jetson: Jetson, machine: str, files: dict[str, str]) -> None:
+    jetson.become(machine, files)
     assert "not a Jetson" in jetson.run("check", EDGE_PYTHON=str(jetson.bench.python)).stdout
+    assert machine == "x86_64" or not identify(jetson.root).is_jetson
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"run/host/device-tree/compatible": "nvidia,p3767-0005-super\0nvidia,tegra234\0"},
+        {"proc/device-tree/model": "NVIDIA Jetson AGX Orin Developer Kit\0"},
+        {"etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 1, BOARD: generic, EABI: aarch64\n"},
+    ],
+    ids=["container with the host's tree", "model alone", "release alone"],
+)
+def test_the_rule_for_a_jetson_is_that_of_edge(jetson: Jetson, files: dict[str, str]) -> None:
+    jetson.become("aarch64", files)
+    assert "install.sh: Jetson:" in jetson.run("check").stdout
+    assert identify(jetson.root).is_jetson
+
+
+def test_a_build_of_an_image_says_what_the_machine_is(jetson: Jetson) -> None:
+    jetson.become("aarch64", {})
+    assert "install.sh: Jetson: unknown module" in jetson.run("check", EDGE_MACHINE="jetson").stdout
+    assert_refused(jetson.run("check", EDGE_MACHINE="orin"), "EDGE_MACHINE is jetson or host, not 'orin'", code=2)
 
 
 def test_jetpack_5_is_too_old(jetson: Jetson) -> None:
@@ -569,11 +597,10 @@ def test_jetpack_5_is_too_old(jetson: Jetson) -> None:
     ("numpy", "pin"),
     [
         ("1.26.4", "numpy==1.26.4"),
-        ("2.1.0", "numpy==2.1.0"),
         ("1.21.5", "numpy>=1.26,<2"),
         (None, "numpy>=1.26,<2"),
     ],
-    ids=["JetPack 7", "the user's own", "Ubuntu 22.04", "none"],
+    ids=["JetPack 7", "Ubuntu 22.04", "none"],
 )
 def test_numpy_of_the_jetson_is_kept(jetson: Jetson, numpy: str | None, pin: str) -> None:
     text = "raise ImportError('none')" if numpy is None else f"__version__ = {numpy!r}"
@@ -601,6 +628,65 @@ def test_packages_on_a_jetson(jetson: Jetson, mode: str, has_cv2: bool, expected
     assert venv == "-m venv --system-site-packages REPO/.venv"
     assert edge.endswith("--no-deps -e .")
     assert "-c constraints/jetson.txt" in rest
+
+
+@pytest.mark.parametrize(
+    ("version", "cv2", "pin"),
+    [
+        ("3.10.12", CV2.format(answer="True"), "numpy>=1.26,<2"),
+        ("3.12.3", CV2.format(answer="True"), "numpy==2.1.0"),
+        ("3.12.3", "raise ImportError('numpy.core.multiarray failed to import')", "numpy>=1.26,<2"),
+    ],
+    ids=["JetPack 6", "JetPack 7", "JetPack 7, and OpenCV does not import"],
+)
+def test_numpy_2_gives_way_where_jetpack_needs_numpy_1(jetson: Jetson, version: str, cv2: str, pin: str) -> None:
+    jetson.module("numpy", "__version__ = '2.1.0'")
+    jetson.module("cv2", cv2)
+    python = jetson.root / "usr/bin/python3"
+    python.write_text(f'#!/bin/sh\ncase "$*" in *version_info*) echo {version};; *) "{jetson.bench.python}" "$@";; esac\n')
+    assert jetson.run().returncode == 0
+    assert (jetson.bench.venv / "edge-numpy.txt").read_text() == f"{pin}\n"
+    own = [line for line in jetson.bench.calls() if line.endswith("edge-numpy.txt numpy")]
+    assert bool(own) == ("<2" in pin)  # before the packages are chosen, so that JetPack's OpenCV imports again
+
+
+@pytest.mark.parametrize(
+    ("log", "cure"),
+    [
+        (
+            "src/cpp/curand.hpp:5:10: fatal error: curand.h: No such file or directory",
+            "curand.h is missing: sudo apt install libcurand-dev-12-6",
+        ),
+        (
+            "cuda.hpp:14:10: fatal error: cuda.h: No such file or directory",
+            "cuda.h is missing: sudo apt install cuda-cudart-dev-12-6",
+        ),
+        ("x.c:1: fatal error: Python.h: No such file or directory", "sudo apt install python3-dev"),
+        ("error: command 'aarch64-linux-gnu-g++' failed: No such file or directory", "sudo apt install g++"),
+        ("/usr/bin/ld: cannot find -lcurand: No such file", "libcurand.so is missing: sudo apt install libcurand-dev"),
+        ("x.c:1: fatal error: zlib.h: No such file or directory", "zlib.h is missing"),
+        ("nobody knows", "The last line of the log: nobody knows"),
+    ],
+)
+def test_what_the_build_of_pycuda_misses_is_named(jetson: Jetson, log: str, cure: str) -> None:
+    (jetson.bench.folder / "modules" / "pycuda.py").unlink()
+    jetson.put("usr/local/cuda/bin/nvcc", "#!/bin/sh\necho 'Cuda compilation tools, release 12.6, V12.6.68'\n")
+    (jetson.root / "usr/local/cuda/bin/nvcc").chmod(0o755)
+    (jetson.bench.folder / "pip-says-of-pycuda").write_text(log)
+    result = jetson.run()
+    assert result.returncode == 0, result.stderr
+    assert cure in result.stdout
+
+
+def test_a_copy_elsewhere_does_not_need_the_checkout(bench: Bench) -> None:
+    result = bench.run_fake("--into", "copy")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "next: copy/bin/edge --help" in result.stdout
+    _venv, pip, *_ = bench.calls()
+    assert pip.endswith(" .[host]")
+    assert " -e" not in pip
+    assert not bench.venv.exists()
+    assert_refused(bench.run_fake("demo", "--into", "copy"), "'demo' works in .venv, without --into", code=2)
 
 
 def test_jetson_without_nvcc_goes_on_without_pycuda(jetson: Jetson) -> None:

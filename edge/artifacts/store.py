@@ -41,8 +41,19 @@ def temporary_folder(what: str) -> Iterator[Path]:
 
     Args:
         what: What it is for, in lower-case letters: part of its name.
+
+    Raises:
+        StoreError: there is no temporary folder that can be written.
     """
-    with tempfile.TemporaryDirectory(prefix=f"edge-{what}-{os.getpid()}-") as name:
+    try:
+        made = tempfile.TemporaryDirectory(prefix=f"edge-{what}-{os.getpid()}-")
+    except OSError as exc:
+        # Python names the folders that it tried only where none of them can be written.
+        where = tempfile.tempdir or exc.filename or "the temporary folder"
+        raise StoreError(
+            f"cannot be written: {exc.strerror or exc}", where=where, hint="TMPDIR=DIR with a folder that you can write"
+        ) from exc
+    with made as name:
         yield Path(name)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         report_messages,
         session_messages,
     )
-    from edge.backends.onnxruntime import OnnxRuntime, OrtSession
+    from edge.backends.onnxruntime import OnnxRuntime, OrtSession, check_readable
 else:
     __getattr__ = lazy_exports(
         __name__,
@@ -44,7 +44,7 @@ else:
                 "report_messages",
                 "session_messages",
             ],
-            "onnxruntime": ["OnnxRuntime", "OrtSession"],
+            "onnxruntime": ["OnnxRuntime", "OrtSession", "check_readable"],
         },
     )
 
@@ -62,6 +62,7 @@ __all__ = [
     "OrtSession",
     "Session",
     "TimingUse",
+    "check_readable",
     "of",
     "report_messages",
     "session_messages",

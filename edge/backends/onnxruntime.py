@@ -21,7 +21,16 @@ import msgspec
 from edge.artifacts import Key, Scalar, temporary_folder
 from edge.backends.interface import BuildRequest, BuiltEngine, Inference, Int8Plan, Layers
 from edge.config import Profile
-from edge.errors import DEPENDENCIES, DeviceError, MissingDependencyError, ModelError, ProfileError, StoreError, require
+from edge.errors import (
+    DEPENDENCIES,
+    DeviceError,
+    MissingDependencyError,
+    ModelError,
+    ProfileError,
+    StoreError,
+    install_command,
+    require,
+)
 from edge.events import Listener, ignore_events
 from edge.model import Inspection, Layer, LayerTensor, Port, Role, inspection
 
@@ -270,6 +279,10 @@ def _sizes(dims: Any) -> Iterator[int | str]:  # noqa: ANN401
 
 
 _PROVIDERS = ["CPUExecutionProvider"]
+# Its words for a model that is newer than it is [onnxruntime/core/graph/model.cc, model_load_utils.h].
+_IR_LIMIT = re.compile(r"max supported IR version: (\d+)")
+_OPSET_LIMIT = re.compile(r"Opset (\d+) is under development.*is till opset (\d+)", re.DOTALL)
+_OLDEST_IR = 8
 
 
 class OnnxRuntime:
@@ -478,7 +491,52 @@ def _open(model: bytes, options: Any) -> Any:  # noqa: ANN401
     try:
         return ort.InferenceSession(model, options, providers=_PROVIDERS)
     except Exception as exc:  # onnxruntime's exceptions share no base but Exception
-        raise ModelError(f"onnxruntime cannot load the model: {_first_line(exc)}", hint="edge doctor") from exc
+        lowered = _with_older_ir(model, str(exc))
+        if lowered is not None:
+            return _open(lowered, options)
+        raise _load_error(exc) from exc
+
+
+def check_readable(opset: int) -> None:
+    """Check that the installed onnxruntime reads models of that opset; a model of one node shows it.
+
+    Raises:
+        ModelError: it is too old for them.
+    """
+    helper = require("onnx").helper
+    given, result = (helper.make_tensor_value_info(name, 1, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "opset", [given], [result])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=_OLDEST_IR)
+    _open(model.SerializeToString(), _options(threads=1))
+
+
+def _with_older_ir(model: bytes, words: str) -> bytes | None:
+    """The model stamped with the newest IR version that this onnxruntime reads; None where that is not what is wrong.
+
+    Exporters stamp the newest IR version that they know. What a model needs follows from its opsets.
+    """
+    found = _IR_LIMIT.search(words)
+    if found is None:
+        return None
+    onnx = require("onnx")
+    proto = onnx.load_from_string(model)
+    newest = int(found[1])
+    if not newest < proto.ir_version or onnx.helper.find_min_ir_version_for(proto.opset_import, True) > newest:
+        return None
+    proto.ir_version = newest
+    lowered: bytes = proto.SerializeToString()
+    return lowered
+
+
+def _load_error(exc: Exception) -> ModelError:
+    version = require("onnxruntime").__version__
+    hint = f"edge export --opset 18, or {install_command('onnxruntime')} --upgrade"
+    opset, ir = _OPSET_LIMIT.search(str(exc)), _IR_LIMIT.search(str(exc))
+    if opset is not None:
+        return ModelError(f"opset {opset[1]}, and the installed onnxruntime {version} reads up to {opset[2]}", hint=hint)
+    if ir is not None:
+        return ModelError(f"its IR version is too new: the installed onnxruntime {version} reads up to {ir[1]}", hint=hint)
+    return ModelError(f"onnxruntime cannot load the model: {_first_line(exc)}", hint="edge profile check; edge doctor")
 
 
 def _first_line(exc: Exception) -> str:

@@ -9,7 +9,7 @@ import msgspec
 import typer
 
 from edge.cli import options
-from edge.errors import ProfileError
+from edge.errors import ModelError, ProfileError
 from edge.ui.terminal import Terminal
 
 app = typer.Typer(no_args_is_help=True)
@@ -77,6 +77,7 @@ def show(name: Name = None, *, as_json: options.Json = False) -> None:
 @app.command()
 def check(name: Name = None, *, as_json: options.Json = False) -> None:
     """Check a profile, and that its model and labels are there and fit it."""
+    from edge import backends
     from edge.cli import paths
     from edge.media import labels
     from edge.model import onnx_model
@@ -88,6 +89,11 @@ def check(name: Name = None, *, as_json: options.Json = False) -> None:
     check_name(chosen.telemetry.source, key="telemetry.source")
     found = onnx_model.load(Path(chosen.model), chosen.outputs)
     onnx_model.check_fits(found, chosen)
+    try:
+        # Calibration runs on it, whatever the device has.
+        backends.check_readable(found.opset)
+    except ModelError as exc:
+        raise ModelError(exc.what, where=found.path, hint=exc.hint) from exc
     classes = len(labels.load_names(Path(chosen.labels)))
     if classes != found.classes:
         raise ProfileError(

@@ -7,7 +7,9 @@ picture comes through for the watchdog's time; a camera that is not there, or no
 from __future__ import annotations
 
 import getpass
+import grp
 import os
+import pwd
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -182,13 +184,34 @@ def _settings(
         command=command,
         folder=folder,
         scope="user" if user else "system",
-        user=owner,
+        user=owner or (None if user else _own_name()),
+        groups=("video", *(name for name in ("render",) if _has_group(name))),
         state_folder=state_folder,
         writable=tuple(writable),
         environment=_environment(),
         watchdog_s=watchdog,
         restarts=restarts,
     )
+
+
+def _own_name() -> str | None:
+    """The user who runs this, for a unit that somebody else installs; None for root, who asks for no other user."""
+    number = os.geteuid()
+    if number == 0:
+        return None
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
+def _has_group(name: str) -> bool:
+    """True if the group is there: systemd does not start a service with a group that is not."""
+    try:
+        grp.getgrnam(name)
+    except KeyError:
+        return False
+    return True
 
 
 def _environment() -> dict[str, str]:

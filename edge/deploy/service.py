@@ -46,7 +46,7 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     ``state_folder`` is made by systemd for its user, in /var/lib (scope system), as ``edge/NAME``.
     ``watchdog_s`` is the longest silence of the pipeline; ``restarts`` in ``restart_window_s`` are too many. ``user``
-    None means the one who installs it (scope user) or root (scope system).
+    None means the one who installs it (scope user) or root (scope system). ``groups`` own cameras and GPU device files.
     """
 
     name: str
@@ -55,6 +55,7 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
     folder: Path
     scope: Scope = "system"
     user: str | None = None
+    groups: tuple[str, ...] = ("video",)
     state_folder: str | None = None
     writable: tuple[Path, ...] = ()
     environment: dict[str, str] = {}
@@ -153,7 +154,7 @@ def _who(settings: ServiceSettings) -> list[str]:
         # A user's own manager can give no groups: `usermod -aG video` does that.
         return []
     user = [f"User={_plain(settings.user)}"] if settings.user else []
-    return [*user, "# Cameras and the GPU's device files.", "SupplementaryGroups=video"]
+    return [*user, "# Cameras and the GPU's device files.", f"SupplementaryGroups={' '.join(settings.groups)}"]
 
 
 def _hardening(settings: ServiceSettings) -> list[str]:

@@ -1,13 +1,16 @@
 """The facts behind ``edge doctor``: this machine, missing parts, and the next steps.
 
-Nothing is changed and nothing is sent. The traps that are looked for are those that Jetson users report most: NumPy 2
-under JetPack 6, an OpenCV without GStreamer, a Python that cannot see TensorRT, missing groups, no swap.
+Nothing is changed and nothing is sent. It looks for the traps that Jetson users report most: NumPy 2 under JetPack 6, an
+OpenCV without GStreamer, a TensorRT that this Python cannot see or that does not import, a container without the device
+tree, missing groups, no swap, a clock that was never set, a GPU clock below that of the power mode.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +21,17 @@ import msgspec
 from edge.config import Profile, available_profiles, read_profile
 from edge.deploy.bundle import Deployed, deployed
 from edge.errors import DEPENDENCIES, ProfileError, install_command
-from edge.system import DISTRIBUTIONS, Device, OptionalDependency, Process, identify, this_process
+from edge.system import (
+    DISTRIBUTIONS,
+    Device,
+    OptionalDependency,
+    Process,
+    device_tree,
+    identify,
+    in_container,
+    nvpmodel,
+    this_process,
+)
 from edge.telemetry import SOURCES, Board, Unavailable, open_source
 
 Level = Literal["ok", "warning", "problem"]
@@ -30,12 +43,18 @@ _INSTALL: dict[str, str] = {
 }
 _FOR_HOST = {"numpy", "cv2", "onnx", "onnxruntime"}
 _FOR_JETSON = {"numpy", "cv2", "tensorrt", "pycuda"}
-_BACKEND_DEPENDENCY = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt"}
+_BACKEND_DEPENDENCIES = {"onnxruntime": ("onnxruntime",), "tensorrt": ("tensorrt", "pycuda")}
+# NVIDIA's Python package on PyPI has no build for Tegra: on a Jetson it comes by apt only.
+_TENSORRT_AGAIN = "sudo apt install --reinstall python3-libnvinfer"
+_GROUPS = {"video": "cameras and GPU nodes", "render": "render nodes of the GPU"}
+_PIP_UNINSTALL = f"{shlex.quote(sys.executable or 'python3')} -m pip uninstall"
 _VENV = "/usr/bin/python3 -m venv --system-site-packages .venv  (and install edge there)"
 
 _LOW_DISK_MIB = 2048
 _VERY_LOW_DISK_MIB = 512
 _SMALL_MEMORY_MIB = 10 * 1024
+# A clock before this was never set: no file of this version of edge can be older.
+_EARLIEST_S = 1_700_000_000  # 2023-11-14
 
 
 class DoctorFinding(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,17 +76,20 @@ class DoctorReport(msgspec.Struct, frozen=True):
 
 
 def examine(
-    root: Path, profiles: list[Path], *, shipped: Deployed | None = None, process: Process | None = None
-) -> DoctorReport:
+    root: Path, profiles: list[Path], *, shipped: Deployed | None = None, process: Process | None = None,
+    now_s: float | None = None,
+) -> DoctorReport:  # fmt: skip
     """Look at the machine under ``root`` and at the profiles in the folders ``profiles``.
 
-    ``shipped`` is the bundle in use on this device. ``process`` is the Python that runs unless another one is given.
-    Problems are findings: this does not raise.
+    ``shipped`` is the bundle in use on this device. ``process`` is the Python that runs, and ``now_s`` this machine's clock
+    in seconds since 1970, unless others are given. Problems are findings: this does not raise.
     """
     process = process or this_process()
     device = identify(root)
     findings = [
         *_machine(root, device, process),
+        *_container(root, device),
+        *_clock(time.time() if now_s is None else now_s),
         *_python(root, device, process),
         *_dependencies(device, process),
         *_cameras(root, device, process),
@@ -95,6 +117,7 @@ def _machine(root: Path, device: Device, process: Process) -> Iterator[DoctorFin
         text = f"{device.power_mode or 'unknown'}, clocks {locked[device.clocks_locked]}"
         step = "sudo jetson_clocks  (for measurements)" if device.clocks_locked is False else None
         yield _finding("machine", "power mode", text, value=device.power_mode, step=step)
+        yield from _gpu_clock(root, device)
         yield from _throttling(root)
         yield from _swap(root, device)
     yield _disk(process)
@@ -105,6 +128,46 @@ def _way_out(device: Device) -> str:
         return "flash JetPack 6 or newer"
     known = device.soc in {None, "tegra234", "tegra264"}
     return "name a profile with --profile; edge profile list" if known else "a Jetson Orin or Thor is needed"
+
+
+def _gpu_clock(root: Path, device: Device) -> Iterator[DoctorFinding]:
+    capped = nvpmodel.gpu_clock_cap(root, device.module)
+    if capped is not None:
+        text = f"at most {capped[0]} MHz, where the mode {device.power_mode} allows {capped[1]} MHz"
+        step = (
+            "sudo nvpmodel -m N for this mode again, then reboot; if it stays, the boot firmware is of another "
+            "configuration: flash JetPack for this module again (a Super module: its -super configuration)"
+        )
+        yield _finding("machine", "gpu clock", text, level="warning", value=f"{capped[0]} MHz", step=step)
+
+
+def _container(root: Path, device: Device) -> Iterator[DoctorFinding]:
+    if not in_container(root):
+        return
+    if not device.is_jetson:
+        text = "this is a container; on a Jetson it needs the runtime nvidia and a view of the device tree"
+        yield _finding("machine", "container", text, step="docs/containers.md has the command")
+        return
+    mounts = {
+        "the device tree": (device_tree(root) / "compatible", "/sys/firmware/devicetree/base:/run/host/device-tree:ro"),
+        "the release of Jetson Linux": (root / "etc/nv_tegra_release", "/etc/nv_tegra_release:/etc/nv_tegra_release:ro"),
+        "the power modes": (root / "etc/nvpmodel.conf", "/etc/nvpmodel.conf:/etc/nvpmodel.conf:ro"),
+        "the power mode that is set": (nvpmodel.status_file(root), "/var/lib/nvpmodel:/var/lib/nvpmodel:ro"),
+    }
+    hidden = {what: mount for what, (file, mount) in mounts.items() if not file.exists()}
+    text = "this is a container: nvpmodel, jetson_clocks and tegrastats run on the host"
+    if hidden:
+        step = "docker run " + " ".join(f"-v {mount}" for mount in hidden.values())
+        yield _finding("machine", "container", f"{text}; not seen: {', '.join(hidden)}", level="warning", step=step)
+    else:
+        yield _finding("machine", "container", text)
+
+
+def _clock(now_s: float) -> Iterator[DoctorFinding]:
+    if now_s < _EARLIEST_S:
+        text = f"the clock says {time.strftime('%Y-%m-%d', time.gmtime(max(now_s, 0)))}: signatures, certificates and records"
+        step = "sudo timedatectl set-ntp true, or sudo date -s 'YYYY-MM-DD HH:MM'"
+        yield _finding("machine", "clock", f"{text} have wrong times or are refused", level="problem", step=step)
 
 
 def _throttling(root: Path) -> Iterator[DoctorFinding]:
@@ -188,18 +251,23 @@ def _present(name: str, dependency: OptionalDependency, device: Device) -> Docto
     version = dependency.version or "unknown version"
     level: Level = "warning"
     on_jetpack6 = (device.l4t or "").startswith("36.")
-    if dependency.problem is not None:
-        level, text, step = "problem", dependency.problem, f"install it again: {_INSTALL[name]}"
+    if name == "tensorrt" and device.is_jetson and dependency.distributions and dependency.problem is not None:
+        level, text = "problem", f"{dependency.problem}; it is from PyPI, which has none for a Jetson"
+        step = f"{_PIP_UNINSTALL} {' '.join(dependency.distributions)}; {_TENSORRT_AGAIN}"
+    elif dependency.problem is not None:
+        again = _TENSORRT_AGAIN if name == "tensorrt" and device.is_jetson else _INSTALL[name]
+        level, text, step = "problem", dependency.problem, f"install it again: {again}"
     elif name == "numpy" and on_jetpack6 and _major(version) >= 2:
         level, text = "problem", f"{version}: the packages of JetPack 6 are built for NumPy 1"
         step = install_command("numpy>=1.26,<2")
     elif name == "cv2" and len(dependency.distributions) > 1:
         text = f"{version}, from several packages that overwrite each other: {', '.join(dependency.distributions)}"
-        step = f"pip uninstall {' '.join(dependency.distributions)}; then install one of them"
+        step = f"{_PIP_UNINSTALL} {' '.join(dependency.distributions)}; then install one of them"
     elif name == "cv2" and device.is_jetson and dependency.gstreamer is False:
         text = f"{version} without GStreamer: no CSI camera, no hardware decoder"
         step = (
-            f"pip uninstall {' '.join(dependency.distributions) or 'opencv-python'}; sudo apt install libopencv-python"
+            f"{_PIP_UNINSTALL} {' '.join(dependency.distributions) or 'opencv-python'}; "
+            "sudo apt install libopencv-python"
         )
     else:
         has = {True: ", with GStreamer", False: ", without GStreamer", None: ""}[dependency.gstreamer]
@@ -226,10 +294,13 @@ def _cameras(root: Path, device: Device, process: Process) -> Iterator[DoctorFin
             yield _finding("cameras", node.name, text, level="warning", value=f"/dev/{node.name}", step=step)
     if not nodes:
         yield _finding("cameras", "none", "no /dev/video*; videos and folders of pictures need none")
-    video = re.search(r"(?m)^video:[^:]*:(\d{1,9}):", _text(root / "etc/group"))
-    if device.is_jetson and video and process.user_id != 0 and int(video[1]) not in process.groups:
-        step = "sudo usermod -aG video $USER  (then log in again)"
-        text = "this user is not in the group video, which owns cameras and GPU nodes"
+    owners = re.findall(r"(?m)^(video|render):[^:]*:(\d{1,9}):", _text(root / "etc/group"))
+    missing = [name for name, number in owners if int(number) not in process.groups]
+    if device.is_jetson and missing and process.user_id != 0:
+        step = f"sudo usermod -aG {','.join(missing)} $USER  (then log in again)"
+        if in_container(root):
+            step = "docker run " + " ".join(f"--group-add {number}" for name, number in owners if name in missing)
+        text = "this user is not in " + " and ".join(f"the group {name}, which owns {_GROUPS[name]}" for name in missing)
         yield _finding("cameras", "group", text, level="warning", step=step)
 
 
@@ -302,14 +373,11 @@ def _profile(name: str, path: Path, profile: Profile, device: Device, process: P
         if not Path(file).is_file():
             missing.append(f"{what} {file}")
             steps.append(f"put the {what} there, or change {path}")
-    dependency = _BACKEND_DEPENDENCY.get(profile.backend)
-    if (
-        fits
-        and dependency is not None
-        and (dependency not in process.dependencies or process.dependencies[dependency].problem)
-    ):
-        missing.append(f"optional dependency {dependency}")
-        steps.append(_INSTALL[dependency])
+    for dependency in _BACKEND_DEPENDENCIES.get(profile.backend, ()) if fits else ():
+        found = process.dependencies.get(dependency)
+        if found is None or found.problem:
+            missing.append(f"optional dependency {dependency}{'' if found is None else ', which does not import'}")
+            steps.append(_INSTALL[dependency] if found is None else "see dependencies above")
     where = "" if fits else f"for {profile.family}, this is {device.family or 'another device'}"
     if not missing:
         text = where or f"ready: {profile.backend}, {profile.precision}"

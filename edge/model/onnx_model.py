@@ -103,7 +103,8 @@ def _read(path: Path, _stamp: tuple[int, int]) -> ModelProto:
         onnx.checker.check_model(str(path))
         proto: ModelProto = onnx.load(str(path))
     except (DecodeError, onnx.checker.ValidationError, ValueError) as exc:
-        raise ModelError(f"not a valid ONNX model: {_first_line(exc)}", where=path, hint="export it again") from exc
+        hint = "edge export --opset 18, or a newer onnx" if "ir_version" in str(exc) else "export it again"
+        raise ModelError(f"not a valid ONNX model: {_first_line(exc)}", where=path, hint=hint) from exc
     except OSError as exc:
         raise ModelError(f"cannot read the model: {exc}", where=path) from exc
     return proto

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from edge import lazy_exports
 
 if TYPE_CHECKING:
-    from edge.system.device import Device, identify
+    from edge.system.device import Device, device_tree, identify, in_container
     from edge.system.power_modes import PowerModeState
     from edge.system.python_env import DISTRIBUTIONS, OptionalDependency, Process, this_process
 else:
     __getattr__ = lazy_exports(
         __name__,
         {
-            "device": ["Device", "identify"],
+            "device": ["Device", "device_tree", "identify", "in_container"],
             "power_modes": ["PowerModeState"],
             "python_env": ["DISTRIBUTIONS", "OptionalDependency", "Process", "this_process"],
         },
@@ -27,7 +27,9 @@ __all__ = [
     "PowerModeState",
     "Process",
     "device",
+    "device_tree",
     "identify",
+    "in_container",
     "nvpmodel",
     "power_modes",
     "python_env",

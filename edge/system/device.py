@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from edge.config import Family
-from edge.system import nvpmodel
+from edge.system import nvpmodel, sysfs
 
 # Tegra chip -> compute capability of its GPU. Only the last two run JetPack 6 and 7.
 _SM = {"tegra210": "5.3", "tegra186": "6.2", "tegra194": "7.2", "tegra234": "8.7", "tegra264": "11.0"}
@@ -112,8 +112,9 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
 def identify(root: Path = Path("/")) -> Device:
     """The machine whose ``/proc``, ``/sys`` and ``/etc`` are under ``root``."""
-    compatible = _text(root / "proc/device-tree/compatible") or ""
-    model = _text(root / "proc/device-tree/model")
+    tree = device_tree(root)
+    compatible = _text(tree / "compatible") or ""
+    model = _text(tree / "model")
     soc = next(iter(re.findall(r"tegra\d{3}\b", compatible)), None)
     l4t = _l4t(root, is_tegra=soc is not None)
     is_jetson = soc is not None or l4t is not None or bool(re.search(r"jetson|\borin\b", model or "", re.IGNORECASE))
@@ -148,6 +149,24 @@ def identify(root: Path = Path("/")) -> Device:
         power_mode=None if mode is None else mode.name,
         clocks_locked=nvpmodel.clocks_locked(root),
     )
+
+
+def device_tree(root: Path) -> Path:
+    """The folder with the device tree: ``/proc/device-tree``, or in a container ``/run/host/device-tree``.
+
+    Container runtimes mask the former and allow no mount there, so the host's is mounted at the latter
+    (docs/containers.md; ``/run/host`` is where systemd's container interface puts files of the host).
+    """
+    own = root / "proc/device-tree"
+    mounted = root / "run/host/device-tree"
+    return mounted if not (own / "compatible").exists() and (mounted / "compatible").exists() else own
+
+
+def in_container(root: Path = Path("/")) -> bool:
+    """True inside a container of Docker, Podman, systemd or LXC, by the files and variables that they leave."""
+    if any((root / name).exists() for name in (".dockerenv", "run/.containerenv", "run/systemd/container")):
+        return True
+    return b"\0container=" in b"\0" + (sysfs.read_bytes(str(root / "proc/1/environ")) or b"")
 
 
 def default_profile(device: Device) -> str | None:
@@ -191,7 +210,10 @@ def _unsupported(family: Family | None, soc: str | None, l4t: str | None, *, has
     if family is not None:
         return None
     if not has_tree:
-        return "the device tree cannot be read (in a container: mount /proc/device-tree), so the module is not known"
+        return (
+            "the device tree cannot be read, so the module is not known; for a container, docker run "
+            "-v /sys/firmware/devicetree/base:/run/host/device-tree:ro"
+        )
     return "neither the module number nor the model in the device tree is known"
 
 

@@ -19,6 +19,11 @@ _STATUS = re.compile(r"\bpmode:(\d{1,6})")
 _QUERY = re.compile(r"NV Power Mode:\s*(\S+)")
 _NUMBER_LINE = re.compile(r"(?m)^\s*(\d{1,6})\s*$")
 _REBOOT = re.compile(r"reboot required|do you want to reboot", re.IGNORECASE)
+_BLOCK = re.compile(r"(?m)^\s*<\s*POWER_MODEL\s+ID=(\d{1,6})[^>]*>([^<]*)")
+_GPU_MAX = re.compile(r"(?m)^\s*GPU\s+MAX_FREQ\s+(\d{1,12})\s*$")
+# GPU clock of the Super modes, in MHz: their configuration says only "no limit". NVIDIA, Jetson Orin Nano and NX Super.
+_SUPER_MHZ = {"p3767-0003": 1020, "p3767-0004": 1020, "p3767-0005": 1020, "p3767-0000": 1173, "p3767-0001": 1173}
+_HZ_PER_MHZ = 1_000_000
 _GPU_NAMES = ("gpu", "ga10b", "gv11b", "gp10b", "gm20b")
 
 
@@ -105,6 +110,27 @@ def clocks_locked(root: Path = Path("/")) -> bool | None:
     gpu = gpu_devfreq(root)
     low, high = (_text(gpu / name) for name in ("min_freq", "max_freq")) if gpu is not None else (None, None)
     return None if not low or not high else low == high
+
+
+def gpu_clock_cap(root: Path, module: str | None) -> tuple[int, int] | None:
+    """The highest GPU clock now and the one that the power mode allows, in MHz, where the former is clearly lower.
+
+    A board whose boot firmware is not that of a Super module keeps 624 MHz in the mode MAXN_SUPER. None where the clock
+    is as the mode says, or either of the two is not known.
+
+    Args:
+        root: the root of the file system.
+        module: the module's number, such as ``p3767-0005``.
+    """
+    mode, gpu = current(root), gpu_devfreq(root)
+    top = _text(gpu / "max_freq") if gpu is not None else None
+    if mode is None or top is None or not top.isdecimal():
+        return None
+    blocks = dict(_BLOCK.findall(_text(root / "etc/nvpmodel.conf") or ""))
+    limit = _GPU_MAX.search(blocks.get(str(mode.number), ""))
+    allowed = int(limit[1]) // _HZ_PER_MHZ if limit else _SUPER_MHZ.get(module or "") if "SUPER" in mode.name else None
+    now = int(top) // _HZ_PER_MHZ
+    return (now, allowed) if allowed is not None and now < allowed * 0.9 else None
 
 
 def _text(path: Path) -> str | None:

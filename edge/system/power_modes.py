@@ -21,12 +21,17 @@ import msgspec
 from edge.artifacts import store
 from edge.errors import ArtifactError, DeviceError, UsageError
 from edge.system import nvpmodel
+from edge.system.device import in_container
 from edge.system.nvpmodel import Listing, Mode
 
 FORMAT = 1
 _FOLDERS = ("usr/sbin", "usr/bin", "sbin", "bin")
 _TIMEOUT_S = 60.0
-_NO_NVPMODEL = "there is no nvpmodel on this machine: power modes are a matter of Jetsons"
+_NO_NVPMODEL = "there is no nvpmodel on this machine: only a Jetson has power modes"
+_SEE_MODE = (
+    "set the mode on the host (sudo nvpmodel -m N); to see it here, docker run -v /etc/nvpmodel.conf:/etc/nvpmodel.conf:ro "
+    "-v /var/lib/nvpmodel:/var/lib/nvpmodel:ro"
+)
 
 
 class PowerModeState(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +72,7 @@ def show(root: Path = Path("/")) -> PowerModeState:
     mode = nvpmodel.parse_query(text) or nvpmodel.current(root)
     if mode is None:
         if program is None and not listed.modes:
-            raise DeviceError(_NO_NVPMODEL)
+            raise DeviceError(_NO_NVPMODEL) if not in_container(root) else _outside("nvpmodel")
         reported = "; ".join(nvpmodel.errors(text)) or text.strip() or "nothing"
         raise DeviceError("the power mode cannot be read", where=program, hint=f"nvpmodel said: {reported}")
     return PowerModeState(
@@ -264,8 +269,14 @@ def _need_root(again: str | None) -> None:
         raise DeviceError("changing the power mode needs root", hint=f"sudo {again}" if again else "run it with sudo")
 
 
+def _outside(name: str) -> DeviceError:
+    return DeviceError(f"{name} is outside of this container: power modes and clocks are set on the host", hint=_SEE_MODE)
+
+
 def _need(root: Path, name: str) -> Path:
     found = _find(root, name)
+    if found is None and in_container(root):
+        raise _outside(name)
     if found is None:
         raise DeviceError(f"there is no {name} on this machine", hint="it comes with Jetson Linux (nvidia-l4t-tools)")
     return found

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -29,6 +30,14 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "pycuda": ("pycuda",),
     "jtop": ("jetson-stats",),
 }
+
+
+# Code that fails where the module is not whole: of a folder that an uninstall left, Python makes an empty module.
+_IMPORTED_APART = {
+    "tensorrt": "tensorrt.Logger; print(tensorrt.__version__)",
+    "pycuda": "import pycuda.driver; print(pycuda.VERSION_TEXT)",
+}
+_IMPORT_S = 60.0
 
 
 class OptionalDependency(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,14 +92,17 @@ def this_process() -> Process:
 def find_dependency(name: str) -> OptionalDependency | None:
     """Look up the optional dependency ``name``; None when it is not installed.
 
-    Versions come from package metadata. Imported are only OpenCV, whose build information says whether it has
-    GStreamer, and optional dependencies without metadata, which NVIDIA's Debian packages may lack.
+    Versions come from package metadata. OpenCV is imported, whose build information says whether it has GStreamer, and
+    so are optional dependencies without metadata. TensorRT and PyCUDA are imported in a process of their own: after an
+    update of JetPack, or in a foreign container, they may fail to load or end the interpreter.
     """
     try:
         if importlib.util.find_spec(name) is None:
             return None
     except (ImportError, ValueError):
         return None
+    if name in _IMPORTED_APART:
+        return _import_apart(name)
     versions = {name: v for name in DISTRIBUTIONS[name] if (v := distribution_version(name)) is not None}
     version = next(iter(versions.values()), None)
     if version is not None and name != "cv2":
@@ -105,6 +117,26 @@ def find_dependency(name: str) -> OptionalDependency | None:
         version=version or getattr(module, "__version__", None),
         distributions=tuple(versions),
         gstreamer=gstreamer[1] == "YES" if gstreamer else None,
+    )
+
+
+def _import_apart(name: str) -> OptionalDependency:
+    """Import ``name`` in another process, as this Python would."""
+    code = f"import importlib, sys; sys.path[:] = {sys.path!r}\nimport {name}\n{_IMPORTED_APART[name]}"
+    distributions = tuple(known for known in DISTRIBUTIONS[name] if distribution_version(known) is not None)
+    problem = None
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, errors="replace", timeout=_IMPORT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return OptionalDependency(problem=f"its import takes more than {_IMPORT_S:.0f} s", distributions=distributions)
+    if done.returncode != 0:
+        last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "")
+        problem = f"does not import: {last or f'the interpreter ended with {done.returncode}'}"
+    version = next((distribution_version(known) for known in distributions), None)
+    return OptionalDependency(
+        version=version or done.stdout.strip() or None, problem=problem, distributions=distributions
     )
 
 

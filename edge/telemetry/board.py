@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge.system import nvpmodel, sysfs
+from edge.system import device_tree, nvpmodel, sysfs
 from edge.telemetry import nvml
 from edge.telemetry.sources import Clock, Scope
 
@@ -125,7 +125,7 @@ class Board:
 
     def _explain(self, root: Path) -> None:
         """Note once what will be missing, and why; and where else the load of the GPU may come from."""
-        soc = sysfs.read_text(root / "proc/device-tree/compatible") or ""
+        soc = sysfs.read_text(device_tree(root) / "compatible") or ""
         if "tegra" not in soc:
             return
         self._absent["emc load"] = _NO_EMC

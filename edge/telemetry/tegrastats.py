@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from edge.system import sysfs
+from edge.system import device_tree, sysfs
 from edge.telemetry.board import Board, Total, is_connected, is_temperature, total_of
 from edge.telemetry.sources import Clock, Reading, Scope, Unavailable
 
@@ -137,7 +137,7 @@ class Tegrastats:
         """Start tegrastats and wait for its first line, or say why its readings cannot be used."""
         binary = root / "usr/bin/tegrastats"
         if not binary.exists():
-            is_tegra = "tegra" in (sysfs.read_text(root / "proc/device-tree/compatible") or "")
+            is_tegra = "tegra" in (sysfs.read_text(device_tree(root) / "compatible") or "")
             hint = "in a container: mount /usr/bin/tegrastats of the Jetson" if is_tegra else None
             return Unavailable(cls.name, "/usr/bin/tegrastats is not there", hint)
         source = cls(root, clock=clock, interval_ms=interval_ms)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge.artifacts.store import remove_leftovers, temporary_folder
+from edge.errors import StoreError
 
 
 def test_a_folder_is_removed_at_the_end_of_its_block() -> None:
@@ -39,3 +40,10 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(
     assert remove_leftovers(tmp_path) == [left]
     assert all(path.is_dir() for path in [*stays, elsewhere])
     assert remove_leftovers(tmp_path / "absent") == []
+
+
+def test_no_folder_that_can_be_written_is_an_error_of_the_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(StoreError, match="nowhere: cannot be written: No such file or directory") as caught:
+        temporary_folder("selftest").__enter__()
+    assert "TMPDIR=DIR" in str(caught.value.hint)

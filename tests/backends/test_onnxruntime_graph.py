@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 
-from edge.backends import interface
+from edge.backends import OrtSession, interface
 from edge.backends.interface import BuildRequest, BuiltEngine
 from edge.config import profiles
+from edge.errors import ModelError
 from edge.model import onnx_model
 from edge.model.inspection import Inspection
 from edge.quantization import calibration_table
@@ -33,6 +36,18 @@ def inspected(tiny_profile: Callable[..., Path], tiny_model: Callable[..., Path]
         return interface.get("onnxruntime").build(request)
 
     return call
+
+
+def test_a_model_of_a_newer_ir_version_than_onnxruntime_s_is_taken(tiny_model: Callable[..., Path]) -> None:
+    """Exporters stamp the newest IR version that they know; what the model needs follows from its opset."""
+    model = onnx.load(tiny_model("model.onnx"))
+    model.ir_version = 99
+    session = OrtSession(model.SerializeToString(), precision="fp32", threads=1)
+    assert session.infer(np.zeros((1, 3, 32, 32), np.float32)).logits.shape == (1, 10)
+    session.close()
+    model.opset_import[0].version = 90
+    with pytest.raises(ModelError, match=r"the installed onnxruntime \S+ reads up to \d+"):
+        OrtSession(model.SerializeToString(), precision="fp32", threads=1)
 
 
 def of(built: BuiltEngine) -> Inspection:

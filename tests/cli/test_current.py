@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import grp
 import hashlib
 import json
+import os
 import pwd
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -203,3 +206,15 @@ def test_a_service_for_somebody_looks_into_that_home(
     assert printed.code == 0, printed.err
     assert "--profile current --camera 0" in printed.out
     assert "User=ada" in printed.out.splitlines()
+
+
+def test_a_unit_printed_by_a_user_is_for_that_user_and_the_groups_that_are_here(
+    edge: Edge, shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(pwd, "getpwuid", lambda _number: SimpleNamespace(pw_name="ada"))
+    monkeypatch.setattr(grp, "getgrnam", lambda _name: None)
+    printed = edge("service", "print", "--profile", "current", "--", "--camera", "0").out.splitlines()
+    assert "User=ada" in printed
+    assert "SupplementaryGroups=video render" in printed

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import yaml
 
@@ -77,6 +78,18 @@ def test_check_says_that_a_profile_is_good(edge: Edge, place: Place) -> None:
 def test_the_profiles_of_the_repository_are_good(name: str, edge: Edge) -> None:
     ended = edge("profile", "check", name)
     assert ended.code == 0, ended.err
+
+
+def test_an_opset_that_onnxruntime_does_not_read_is_named(edge: Edge, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = place()
+    model = onnx.load(folder / "profiles/model.onnx")
+    model.opset_import[0].version = 99
+    (folder / "profiles/model.onnx").write_bytes(model.SerializeToString())
+    # A newer onnx than the onnxruntime beside it, as with the versions that a Jetson gets.
+    monkeypatch.setattr(onnx.defs, "onnx_opset_version", lambda: 99)
+    ended = edge("profile", "check", "tiny")
+    assert ended.code == 5
+    assert re.search(r"opset 99, and the installed onnxruntime \S+ reads up to \d+\n  try: edge export --opset 18", ended.err)
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,79 @@ def test_an_old_jetson_is_out_of_scope(grow: Grow) -> None:
             "power supply",
             id="under-voltage",
         ),
+        pytest.param(
+            {},
+            with_dependency("tensorrt", OptionalDependency(problem="does not import: undefined symbol: _ZN5nvinfer")),
+            ("dependencies", "tensorrt"),
+            "problem",
+            "undefined symbol",
+            "sudo apt install --reinstall python3-libnvinfer",
+            id="tensorrt-does-not-import",
+        ),
+        pytest.param(
+            {},
+            with_dependency(
+                "tensorrt", OptionalDependency(problem="does not import: no libnvinfer", distributions=("tensorrt",))
+            ),
+            ("dependencies", "tensorrt"),
+            "problem",
+            "it is from PyPI, which has none for a Jetson",
+            "pip uninstall tensorrt; sudo apt install",
+            id="tensorrt-from-pypi",
+        ),
+        pytest.param(
+            {"etc/group": "video:x:44:user\nrender:x:104:\n"},
+            PROCESS,
+            ("cameras", "group"),
+            "warning",
+            "the group render, which owns render nodes",
+            "sudo usermod -aG render $USER",
+            id="not-in-render",
+        ),
+        pytest.param(
+            {"etc/group": "video:x:44:\nrender:x:104:\n", ".dockerenv": ""},
+            changed(groups=frozenset({1000})),
+            ("cameras", "group"),
+            "warning",
+            "the group video, which owns cameras and GPU nodes and the group render",
+            "docker run --group-add 44 --group-add 104",
+            id="groups-in-a-container",
+        ),
+        pytest.param(
+            {".dockerenv": "", "etc/nvpmodel.conf": "< POWER_MODEL ID=1 NAME=25W >"},
+            PROCESS,
+            ("machine", "container"),
+            "ok",
+            "nvpmodel, jetson_clocks and tegrastats run on the host",
+            "",
+            id="container",
+        ),
+        pytest.param(
+            {
+                "etc/nvpmodel.conf": "< POWER_MODEL ID=2 NAME=MAXN_SUPER >\nCPU_ONLINE CORE_0 1\n",
+                "var/lib/nvpmodel/status": "pmode:0002",
+                "sys/class/devfreq/17000000.gpu/max_freq": 624750000,
+            },
+            PROCESS,
+            ("machine", "gpu clock"),
+            "warning",
+            "at most 624 MHz, where the mode MAXN_SUPER allows 1020 MHz",
+            "-super configuration",
+            id="gpu-held-at-624-mhz",
+        ),
+        pytest.param(
+            {
+                "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=15W >\nGPU MAX_FREQ 612000000\n"
+                "< POWER_MODEL ID=1 NAME=25W >\nGPU MIN_FREQ 0\nGPU MAX_FREQ 918000000\n",
+                "sys/class/devfreq/17000000.gpu/max_freq": 306000000,
+            },
+            PROCESS,
+            ("machine", "gpu clock"),
+            "warning",
+            "at most 306 MHz, where the mode 25W allows 918 MHz",
+            "sudo nvpmodel -m N",
+            id="gpu-below-its-mode",
+        ),
     ],
 )
 def test_traps(
@@ -275,6 +348,39 @@ def test_traps(
     assert finding.level == level
     assert text in finding.text
     assert step in (finding.next_step or "")
+
+
+def test_a_container_that_sees_too_little_of_a_jetson(grow: Grow) -> None:
+    root = grow({".dockerenv": "", "etc/nv_tegra_release": "# R36 (release), REVISION: 4.4, GCID: 1"})
+    finding = look(examine(root, [], process=PROCESS), "machine", "container")
+    assert finding.level == "warning"
+    assert "not seen: the device tree, the power modes, the power mode that is set" in finding.text
+    assert (finding.next_step or "").split(" -v ")[1:] == [
+        "/sys/firmware/devicetree/base:/run/host/device-tree:ro",
+        "/etc/nvpmodel.conf:/etc/nvpmodel.conf:ro",
+        "/var/lib/nvpmodel:/var/lib/nvpmodel:ro",
+    ]
+    for name, text in JETSON.items():
+        if name.startswith("proc/device-tree"):
+            grow({name.replace("proc/", "run/host/"): text})
+    assert examine(root, [], process=PROCESS).device.module == "p3767-0005"
+
+
+def test_a_clock_that_was_never_set_is_named(grow: Grow) -> None:
+    finding = look(examine(grow(HOST), [], process=PROCESS, now_s=86_400.0), "machine", "clock")
+    assert finding.level == "problem"
+    assert "the clock says 1970-01-02: signatures" in finding.text
+    assert "timedatectl" in (finding.next_step or "")
+
+
+@pytest.mark.parametrize("broken", ["tensorrt", "pycuda"])
+def test_a_profile_is_not_ready_with_a_dependency_that_does_not_import(
+    grow: Grow, profiles: Path, broken: str
+) -> None:
+    process = with_dependency(broken, OptionalDependency(version="1.0", problem="does not import: undefined symbol"))
+    finding = look(examine(grow(JETSON), [profiles], process=process), "profiles", "orin-nano")
+    assert finding.level == "problem"
+    assert f"missing: optional dependency {broken}, which does not import" in finding.text
 
 
 @pytest.mark.parametrize(
@@ -359,6 +465,27 @@ def test_this_process_is_described() -> None:
     assert process.in_venv == (sys.prefix != sys.base_prefix)
     assert process.user_id == os.geteuid()
     assert all(dependency.version or dependency.problem for dependency in process.dependencies.values())
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("raise ImportError('undefined symbol: _ZN8nvinfer1')", "undefined symbol: _ZN8nvinfer1"),
+        ("import os; os.abort()", "the interpreter ended with -6"),
+        ("", "has no attribute 'Logger'"),
+    ],
+    ids=["raises", "crashes", "left-over folder"],
+)
+def test_a_tensorrt_that_does_not_import_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, problem: str
+) -> None:
+    (tmp_path / "tensorrt").mkdir()
+    if content:
+        (tmp_path / "tensorrt/__init__.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = find_dependency("tensorrt")
+    assert found is not None
+    assert problem in (found.problem or "")
 
 
 def test_a_dependency_that_does_not_import_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

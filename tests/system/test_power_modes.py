@@ -177,6 +177,19 @@ def test_a_machine_without_power_modes_says_so(tmp_path: Path) -> None:
         power_modes.show(tmp_path)
 
 
+@pytest.mark.parametrize("has_modes", [False, True], ids=["no configuration", "mounted configuration"])
+def test_in_a_container_nvpmodel_is_said_to_be_outside(root: Path, monkeypatch: pytest.MonkeyPatch, has_modes: bool) -> None:
+    (root / ".dockerenv").touch()
+    (root / "usr/sbin/nvpmodel").unlink()
+    if not has_modes:
+        (root / "etc/nvpmodel.conf").unlink()
+        (root / "var/lib/nvpmodel/status").unlink()
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    with pytest.raises(DeviceError, match="nvpmodel is outside of this container") as caught:
+        power_modes.set_mode("15W", root)
+    assert "-v /var/lib/nvpmodel:/var/lib/nvpmodel:ro" in str(caught.value.hint)
+
+
 def test_an_nvpmodel_that_says_nothing_useful_is_quoted(root: Path) -> None:
     (root / "var/lib/nvpmodel/status").unlink()
     install(root, "usr/sbin/nvpmodel", "#!/bin/sh\necho 'NVPM ERROR: No such file: /etc/nvpmodel.conf'; exit 1\n")

@@ -15,6 +15,7 @@ import os
 import re
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,6 +59,7 @@ $names
 EOF
   if [ -z "$signer" ]; then
     echo "the signature is not good for this bundle, or not by anybody in $list" >&2
+    ! grep -q 'valid-[ab]' "$list" || echo "its keys are valid for a time, and the clock here says $(date -u +%F)" >&2
     exit 65
   fi
   echo "signed by $signer"
@@ -125,11 +127,18 @@ def check(bundle: BundleSource, allowed_signers: Path) -> Signer:
         raise os_error(exc, exc.filename or tempfile.gettempdir()) from exc
     if signer is None:
         raise ArtifactError(
-            f"the signature is not good for this bundle, or not by anybody in {allowed_signers}",
+            f"the signature is not good for this bundle, or not by anybody in {allowed_signers}{_dates(allowed_signers)}",
             where=bundle.where,
             hint=_HINT,
         )
     return signer
+
+
+def _dates(allowed: Path) -> str:
+    """Name the clock where a list limits its keys in time: a board without a battery starts in 1970."""
+    if not re.search(rb"valid-(after|before)", allowed.read_bytes()):
+        return ""
+    return f"; its keys are valid for a time, and the clock of this machine says {time.strftime('%F', time.gmtime())}"
 
 
 def lists(home: Path, *, system: Path = SYSTEM_LIST) -> list[Path]:

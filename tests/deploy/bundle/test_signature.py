@@ -97,6 +97,16 @@ def test_the_list_has_the_last_word(small: Path, key: Key, tmp_path: Path, optio
         signature.check(_signed(small, alice), allow(tmp_path / "signers", ("alice", alice), options=options))
 
 
+def test_the_clock_is_named_where_keys_are_limited_in_time(small: Path, key: Key, tmp_path: Path) -> None:
+    alice, home = key(), tmp_path / "home"
+    bundle = _signed(small, alice)
+    listed = allow(home / "allowed_signers", ("alice", alice), options='valid-after="20990101"')
+    with pytest.raises(ArtifactError, match=r"valid for a time, and the clock of this machine says \d{4}-\d\d-\d\d"):
+        signature.check(bundle, listed)
+    unpack_bundle(bundle, tmp_path / "out")
+    assert "and the clock here says 20" in in_sh(tmp_path / "out", home)[1]
+
+
 def test_a_signature_for_another_purpose_does_not_count(small: Path, key: Key, tmp_path: Path) -> None:
     alice = key()
     bundle = open_bundle(small)
