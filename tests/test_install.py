@@ -643,7 +643,9 @@ def test_numpy_2_gives_way_where_jetpack_needs_numpy_1(jetson: Jetson, version: 
     jetson.module("numpy", "__version__ = '2.1.0'")
     jetson.module("cv2", cv2)
     python = jetson.root / "usr/bin/python3"
-    python.write_text(f'#!/bin/sh\ncase "$*" in *version_info*) echo {version};; *) "{jetson.bench.python}" "$@";; esac\n')
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *version_info*) echo {version};; *) "{jetson.bench.python}" "$@";; esac\n'
+    )
     assert jetson.run().returncode == 0
     assert (jetson.bench.venv / "edge-numpy.txt").read_text() == f"{pin}\n"
     own = [line for line in jetson.bench.calls() if line.endswith("edge-numpy.txt numpy")]

@@ -521,7 +521,10 @@ def _with_older_ir(model: bytes, words: str) -> bytes | None:
     onnx = require("onnx")
     proto = onnx.load_from_string(model)
     newest = int(found[1])
-    if not newest < proto.ir_version or onnx.helper.find_min_ir_version_for(proto.opset_import, True) > newest:
+    if (
+        not newest < proto.ir_version
+        or onnx.helper.find_min_ir_version_for(proto.opset_import, ignore_unknown=True) > newest
+    ):
         return None
     proto.ir_version = newest
     lowered: bytes = proto.SerializeToString()
@@ -533,9 +536,13 @@ def _load_error(exc: Exception) -> ModelError:
     hint = f"edge export --opset 18, or {install_command('onnxruntime')} --upgrade"
     opset, ir = _OPSET_LIMIT.search(str(exc)), _IR_LIMIT.search(str(exc))
     if opset is not None:
-        return ModelError(f"opset {opset[1]}, and the installed onnxruntime {version} reads up to {opset[2]}", hint=hint)
+        return ModelError(
+            f"opset {opset[1]}, and the installed onnxruntime {version} reads up to {opset[2]}", hint=hint
+        )
     if ir is not None:
-        return ModelError(f"its IR version is too new: the installed onnxruntime {version} reads up to {ir[1]}", hint=hint)
+        return ModelError(
+            f"its IR version is too new: the installed onnxruntime {version} reads up to {ir[1]}", hint=hint
+        )
     return ModelError(f"onnxruntime cannot load the model: {_first_line(exc)}", hint="edge profile check; edge doctor")
 
 

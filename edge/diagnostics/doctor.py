@@ -1,8 +1,8 @@
 """The facts behind ``edge doctor``: this machine, missing parts, and the next steps.
 
-Nothing is changed and nothing is sent. It looks for the traps that Jetson users report most: NumPy 2 under JetPack 6, an
-OpenCV without GStreamer, a TensorRT that this Python cannot see or that does not import, a container without the device
-tree, missing groups, no swap, a clock that was never set, a GPU clock below that of the power mode.
+Nothing is changed and nothing is sent. It looks for the traps that Jetson users report most: NumPy 2 under JetPack 6,
+an OpenCV without GStreamer, a TensorRT that this Python cannot see or that does not import, a container without the
+device tree, missing groups, no swap, a clock that was never set, a GPU clock below that of the power mode.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def examine(
 ) -> DoctorReport:  # fmt: skip
     """Look at the machine under ``root`` and at the profiles in the folders ``profiles``.
 
-    ``shipped`` is the bundle in use on this device. ``process`` is the Python that runs, and ``now_s`` this machine's clock
-    in seconds since 1970, unless others are given. Problems are findings: this does not raise.
+    ``shipped`` is the bundle in use on this device. ``process`` is the Python that runs, and ``now_s`` this machine's
+    clock in seconds since 1970, unless others are given. Problems are findings: this does not raise.
     """
     process = process or this_process()
     device = identify(root)
@@ -150,7 +150,10 @@ def _container(root: Path, device: Device) -> Iterator[DoctorFinding]:
         return
     mounts = {
         "the device tree": (device_tree(root) / "compatible", "/sys/firmware/devicetree/base:/run/host/device-tree:ro"),
-        "the release of Jetson Linux": (root / "etc/nv_tegra_release", "/etc/nv_tegra_release:/etc/nv_tegra_release:ro"),
+        "the release of Jetson Linux": (
+            root / "etc/nv_tegra_release",
+            "/etc/nv_tegra_release:/etc/nv_tegra_release:ro",
+        ),
         "the power modes": (root / "etc/nvpmodel.conf", "/etc/nvpmodel.conf:/etc/nvpmodel.conf:ro"),
         "the power mode that is set": (nvpmodel.status_file(root), "/var/lib/nvpmodel:/var/lib/nvpmodel:ro"),
     }
@@ -165,7 +168,8 @@ def _container(root: Path, device: Device) -> Iterator[DoctorFinding]:
 
 def _clock(now_s: float) -> Iterator[DoctorFinding]:
     if now_s < _EARLIEST_S:
-        text = f"the clock says {time.strftime('%Y-%m-%d', time.gmtime(max(now_s, 0)))}: signatures, certificates and records"
+        day = time.strftime("%Y-%m-%d", time.gmtime(max(now_s, 0)))
+        text = f"the clock says {day}: signatures, certificates and records"
         step = "sudo timedatectl set-ntp true, or sudo date -s 'YYYY-MM-DD HH:MM'"
         yield _finding("machine", "clock", f"{text} have wrong times or are refused", level="problem", step=step)
 
@@ -300,7 +304,9 @@ def _cameras(root: Path, device: Device, process: Process) -> Iterator[DoctorFin
         step = f"sudo usermod -aG {','.join(missing)} $USER  (then log in again)"
         if in_container(root):
             step = "docker run " + " ".join(f"--group-add {number}" for name, number in owners if name in missing)
-        text = "this user is not in " + " and ".join(f"the group {name}, which owns {_GROUPS[name]}" for name in missing)
+        text = "this user is not in " + " and ".join(
+            f"the group {name}, which owns {_GROUPS[name]}" for name in missing
+        )
         yield _finding("cameras", "group", text, level="warning", step=step)
 
 

@@ -29,8 +29,8 @@ _FOLDERS = ("usr/sbin", "usr/bin", "sbin", "bin")
 _TIMEOUT_S = 60.0
 _NO_NVPMODEL = "there is no nvpmodel on this machine: only a Jetson has power modes"
 _SEE_MODE = (
-    "set the mode on the host (sudo nvpmodel -m N); to see it here, docker run -v /etc/nvpmodel.conf:/etc/nvpmodel.conf:ro "
-    "-v /var/lib/nvpmodel:/var/lib/nvpmodel:ro"
+    "set the mode on the host (sudo nvpmodel -m N); to see it here, docker run "
+    "-v /etc/nvpmodel.conf:/etc/nvpmodel.conf:ro -v /var/lib/nvpmodel:/var/lib/nvpmodel:ro"
 )
 
 
@@ -270,7 +270,9 @@ def _need_root(again: str | None) -> None:
 
 
 def _outside(name: str) -> DeviceError:
-    return DeviceError(f"{name} is outside of this container: power modes and clocks are set on the host", hint=_SEE_MODE)
+    return DeviceError(
+        f"{name} is outside of this container: power modes and clocks are set on the host", hint=_SEE_MODE
+    )
 
 
 def _need(root: Path, name: str) -> Path:

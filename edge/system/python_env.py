@@ -127,7 +127,12 @@ def _import_apart(name: str) -> OptionalDependency:
     problem = None
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, errors="replace", timeout=_IMPORT_S, check=False
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_IMPORT_S,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return OptionalDependency(problem=f"its import takes more than {_IMPORT_S:.0f} s", distributions=distributions)

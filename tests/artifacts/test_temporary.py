@@ -42,7 +42,9 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(
     assert remove_leftovers(tmp_path / "absent") == []
 
 
-def test_no_folder_that_can_be_written_is_an_error_of_the_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_folder_that_can_be_written_is_an_error_of_the_store(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(StoreError, match="nowhere: cannot be written: No such file or directory") as caught:
         temporary_folder("selftest").__enter__()

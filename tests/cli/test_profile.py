@@ -80,7 +80,9 @@ def test_the_profiles_of_the_repository_are_good(name: str, edge: Edge) -> None:
     assert ended.code == 0, ended.err
 
 
-def test_an_opset_that_onnxruntime_does_not_read_is_named(edge: Edge, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_opset_that_onnxruntime_does_not_read_is_named(
+    edge: Edge, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = place()
     model = onnx.load(folder / "profiles/model.onnx")
     model.opset_import[0].version = 99
@@ -89,7 +91,9 @@ def test_an_opset_that_onnxruntime_does_not_read_is_named(edge: Edge, place: Pla
     monkeypatch.setattr(onnx.defs, "onnx_opset_version", lambda: 99)
     ended = edge("profile", "check", "tiny")
     assert ended.code == 5
-    assert re.search(r"opset 99, and the installed onnxruntime \S+ reads up to \d+\n  try: edge export --opset 18", ended.err)
+    assert re.search(
+        r"opset 99, and the installed onnxruntime \S+ reads up to \d+\n  try: edge export --opset 18", ended.err
+    )
 
 
 @pytest.mark.parametrize(

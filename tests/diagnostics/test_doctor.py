@@ -374,9 +374,7 @@ def test_a_clock_that_was_never_set_is_named(grow: Grow) -> None:
 
 
 @pytest.mark.parametrize("broken", ["tensorrt", "pycuda"])
-def test_a_profile_is_not_ready_with_a_dependency_that_does_not_import(
-    grow: Grow, profiles: Path, broken: str
-) -> None:
+def test_a_profile_is_not_ready_with_a_dependency_that_does_not_import(grow: Grow, profiles: Path, broken: str) -> None:
     process = with_dependency(broken, OptionalDependency(version="1.0", problem="does not import: undefined symbol"))
     finding = look(examine(grow(JETSON), [profiles], process=process), "profiles", "orin-nano")
     assert finding.level == "problem"

@@ -178,7 +178,9 @@ def test_a_machine_without_power_modes_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("has_modes", [False, True], ids=["no configuration", "mounted configuration"])
-def test_in_a_container_nvpmodel_is_said_to_be_outside(root: Path, monkeypatch: pytest.MonkeyPatch, has_modes: bool) -> None:
+def test_in_a_container_nvpmodel_is_said_to_be_outside(
+    root: Path, monkeypatch: pytest.MonkeyPatch, has_modes: bool
+) -> None:
     (root / ".dockerenv").touch()
     (root / "usr/sbin/nvpmodel").unlink()
     if not has_modes:

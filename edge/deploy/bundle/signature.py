@@ -127,7 +127,8 @@ def check(bundle: BundleSource, allowed_signers: Path) -> Signer:
         raise os_error(exc, exc.filename or tempfile.gettempdir()) from exc
     if signer is None:
         raise ArtifactError(
-            f"the signature is not good for this bundle, or not by anybody in {allowed_signers}{_dates(allowed_signers)}",
+            f"the signature is not good for this bundle, or not by anybody in {allowed_signers}"
+            f"{_dates(allowed_signers)}",
             where=bundle.where,
             hint=_HINT,
         )
