@@ -142,14 +142,14 @@ def assert_refused(result: subprocess.CompletedProcess[str], *words: str, code: 
 # ---- the script as text ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["install.sh", ".ci/run"])
+@pytest.mark.parametrize("name", ["install.sh", ".ci/run", "tests/aarch64/run.sh", "tests/containers/run.sh"])
 def test_is_executable_and_parses(name: str) -> None:
     assert os.access(REPOSITORY / name, os.X_OK)
     subprocess.run(["bash", "-n", str(REPOSITORY / name)], check=True)
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
-@pytest.mark.parametrize("name", ["install.sh", ".ci/run"])
+@pytest.mark.parametrize("name", ["install.sh", ".ci/run", "tests/aarch64/run.sh", "tests/containers/run.sh"])
 def test_passes_shellcheck(name: str) -> None:
     subprocess.run(["shellcheck", str(REPOSITORY / name)], check=True)
 
