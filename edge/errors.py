@@ -148,6 +148,10 @@ def require(name: str) -> ModuleType:
     Raises:
         MissingDependencyError: it is missing, or it is there and fails to import (the cause is kept).
     """
+    if name == "onnxruntime":
+        # Official builds report their use to Microsoft, on Linux since 1.3x, and keep an identifier in ~/.cache. The
+        # setting is read when the module is imported; a user's own value holds [onnxruntime, Privacy.md].
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         with contextlib.nullcontext() if name in sys.modules else _signals_wait():
             return importlib.import_module(name)

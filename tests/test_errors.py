@@ -243,3 +243,16 @@ def test_a_signal_waits_until_the_dependency_is_there(module: Callable[[str, str
         assert signal.getsignal(signal.SIGTERM) is stop
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_onnxruntime_reports_nothing_to_its_maker(tmp_path: Path) -> None:
+    """Its official builds send events and keep an identifier in the home folder, unless they are told not to."""
+    code = (
+        "import os; from edge.errors import require; ort = require('onnxruntime'); ort.SessionOptions();"
+        "print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in {"ORT_DISABLE_TELEMETRY"}}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+    assert list(tmp_path.rglob("*")) == []
