@@ -251,7 +251,7 @@ def test_onnxruntime_reports_nothing_to_its_maker(tmp_path: Path) -> None:
         "import os; from edge.errors import require; ort = require('onnxruntime'); ort.SessionOptions();"
         "print(os.environ['ORT_DISABLE_TELEMETRY'])"
     )
-    environment = {name: value for name, value in os.environ.items() if name not in {"ORT_DISABLE_TELEMETRY"}}
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": "", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
