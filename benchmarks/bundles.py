@@ -30,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from edge.deploy.bundle import wheels
 from edge.deploy.bundle.reader import Bundle, open_bundle, verify_bundle
 from edge.deploy.bundle.unpacking import unpack_bundle
-from edge.deploy.registry.artifact import parse_reference, pull, push
+from edge.deploy.registry.artifact import pull, push
+from edge.deploy.registry.client import parse_reference
 from edge.errors import EdgeError
 from tests.support.bundles import FILES, tar_of
 from tests.support.registries import Counting, reserved, wait_for

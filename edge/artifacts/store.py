@@ -188,7 +188,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
         temporary = None
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as exc:
         raise os_error(exc, path) from exc
     finally:
@@ -322,6 +322,9 @@ class Lines:
                 file.close()
 
     def _open(self) -> IO[bytes]:
+        if self._path.is_symlink():
+            # The link stays where it is: what it leads to grows, and is moved on.
+            self._path = _end_of_links(self._path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
             self._numbered(self._files - 1).unlink(missing_ok=True)
@@ -338,7 +341,7 @@ class Lines:
             self._path.unlink()
             raise
         self._file, self._size = file, len(head)
-        _sync_folder(self._path.parent)
+        sync_folder(self._path.parent)
         return file
 
     def _numbered(self, number: int) -> Path:
@@ -505,7 +508,8 @@ def _umask() -> int:
     return int(found.split()[1], 8)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Sync the entries of a folder to the disk."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)

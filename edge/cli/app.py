@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from typer.models import ArgumentInfo, OptionInfo
 
 from edge import __version__
+from edge.artifacts import masked_text
 from edge.cli import COMMAND_GROUPS, COMMANDS
 from edge.errors import UsageError
 
@@ -23,6 +24,15 @@ _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu
 
 class _GroupedCommands(TyperGroup):
     """``edge --help``: commands by task, also where rich does not draw the help."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - click's, which typer brings along
+        """Run the command; a URL in a word that Click refuses, and quotes, is masked."""
+        try:
+            return super().invoke(ctx)
+        except Exception as exc:
+            if isinstance(message := getattr(exc, "message", None), str):
+                exc.message = masked_text(message)  # type: ignore[attr-defined]
+            raise
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - click's, which typer brings along
         """Write one list of commands per task."""

@@ -14,6 +14,7 @@ import msgspec
 import typer
 from typer.core import TyperGroup
 
+from edge.artifacts import is_stream
 from edge.cli import options
 from edge.errors import UsageError
 from edge.ui.terminal import Terminal
@@ -93,6 +94,8 @@ def create(
 
     chosen, path = paths.load_profile(profile)
     terminal = Terminal()
+    if key is not None and is_stream(output):
+        raise UsageError("a signature is a file next to the bundle", where=output, hint="-o FILE.edge --key KEY")
     terminal.info(f"profile {chosen.name} ({path})", style="dim")
     with terminal.progress() as listen:
         made = creation.create(
@@ -103,11 +106,16 @@ def create(
         )  # fmt: skip
     if key is not None:
         signature.sign(made, key)
-    if as_json:
+    if as_json and not is_stream(output):
         terminal.data(_json(made))
         return
     signed = ", signed" if key is not None else ""
-    terminal.data(f"{output}: {len(made.files)} files, {_size(made.about.total_bytes)}{signed}, sha256:{made.digest}")
+    _report(terminal, output, f"{len(made.files)} files, {_size(made.about.total_bytes)}{signed}, sha256:{made.digest}")
+
+
+def _report(terminal: Terminal, output: Path, text: str) -> None:
+    """Print a result; on stderr where the bundle itself went to stdout."""
+    (terminal.info if is_stream(output) else terminal.data)(f"{output}: {text}")
 
 
 def _golden(source: Path | None) -> list[Picture]:
@@ -287,7 +295,7 @@ def pull(
         else:
             signers = signature.check_policy(remote, signature.lists(paths.device_home()))
         (pack_bundle if creation.is_tar(output) else unpack_bundle)(remote, output, listen=listen)
-    if as_json:
+    if as_json and not is_stream(output):
         result = {
             "reference": str(remote.reference), "bundle": remote.digest, "output": str(output),
             "fetched_bytes": remote.fetched_bytes, "reused_bytes": remote.reused_bytes,
@@ -298,7 +306,7 @@ def pull(
     terminal.info(f"{remote.reference}: fetched {_size(remote.fetched_bytes)}", style="dim")
     for signer in signers:
         terminal.info(f"signed by {signer}, in {signer.list}")
-    terminal.data(f"{output}: {len(remote.files)} files, {_size(remote.about.total_bytes)}, sha256:{remote.digest}")
+    _report(terminal, output, f"{len(remote.files)} files, {_size(remote.about.total_bytes)}, sha256:{remote.digest}")
 
 
 def _summary(bundle: Bundle) -> list[tuple[str, str]]:

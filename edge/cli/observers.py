@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge.artifacts import Gap, RunRecord, Secret, Skip, Subject, hides, masked_url, read_secret
+from edge.artifacts import Gap, RunRecord, Secret, Skip, Subject, hides, masked_url, read_address
 from edge.cli import run_options
 from edge.errors import UsageError
 from edge.runtime import Event, Heartbeat, Notifications, Notifier, Observers, watchdog_s
@@ -90,7 +90,7 @@ def open_notifications(
     from edge.config import NotifyRule
     from edge.runtime import Notifications
 
-    typed = [_target(text) for text in targets]
+    typed = [read_address(Secret.url(text), what="target", warn=warn) for text in targets]
     for text in targets:
         if hides(text):
             warn(
@@ -98,21 +98,17 @@ def open_notifications(
             )
     rules: list[tuple[NotifyRule, list[Secret]]] = []
     for rule in profile.notify:
-        own = [_target(text) for text in rule.addresses]
+        own = [read_address(address, what="target", warn=warn) for address in rule.to]
         for address in own:
             _check_allowed(address, path)
         rules.append((rule, own or typed))
-    if typed and all(rule.addresses for rule in profile.notify):
+    if typed and all(rule.to for rule in profile.notify):
         rules.append((NotifyRule(), typed))
     rules = [(rule, addresses) for rule, addresses in rules if addresses]
     if not rules:
         return None
     about = {"profile": profile.name, "model": Path(profile.model).name}
     return Notifications(rules, names=names, about=about)
-
-
-def _target(text: str) -> Secret:
-    return Secret.url(read_secret(Path(text[1:]).expanduser(), what="target") if text.startswith("@") else text)
 
 
 def _check_allowed(address: Secret, profile: Path) -> None:

@@ -117,29 +117,30 @@ def load_profile(name: str | None, *, user: str | None = None) -> tuple[Profile,
             raise ProfileError(f"no profile fits this machine{why}", hint="name one with --profile; edge profile list")
     shipped = deployed.current(device_home(user)) if name == deployed.CURRENT else None
     path = shipped.profile if shipped is not None else find_profile(name, profile_folders())
-    _check_bundle(path, user=user)
+    _check_bundle(path, shipped=shipped or deployed.holding(path, device_home(user)), user=user)
     return read_profile(path), path
 
 
-def _check_bundle(path: Path, *, user: str | None) -> None:
+def _check_bundle(path: Path, *, shipped: deployed.Deployed | None, user: str | None) -> None:
     """Verify the bundle that a profile is in, if it is in one: what runs is what was verified and signed.
 
     Raises:
         ArtifactError: a file of it was changed, it names a file outside it, or its signature is not accepted here.
     """
-    folder = path.resolve().parent
-    if path.name != PROFILE or not (folder / MANIFEST).is_file():
+    folder = path.parent if shipped is not None else path.resolve().parent
+    if shipped is None and (path.name != PROFILE or not (folder / MANIFEST).is_file()):
         return
     from edge.deploy.bundle import check_models, open_bundle, signature, verify_bundle
 
+    if shipped is not None:
+        folder = shipped.folder
+        if path.resolve() != (folder / PROFILE).resolve():
+            raise ArtifactError(f"the profile of a shipped bundle is its {PROFILE}", where=path)
     found = open_bundle(folder)
     verify_bundle(found)
     check_models(found)
     state = device_home(user)
-    shipped = deployed.holding(path, state)
-    if shipped is None:
-        return
-    if shipped.digest != found.digest:
+    if shipped is not None and shipped.digest != found.digest:
         raise ArtifactError(
             "the bundle is not the one that its folder is named for", where=folder, hint="ship it again"
         )

@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from edge.artifacts import encode_masked
 from edge.cli import options
 from edge.errors import ModelError, ProfileError
 from edge.ui.terminal import Terminal
@@ -58,14 +59,14 @@ def list_(*, as_json: options.Json = False) -> None:
 
 @app.command()
 def show(name: Name = None, *, as_json: options.Json = False) -> None:
-    """Show a profile with everything that it extends merged in, and its defaults filled in."""
+    """Show a profile with everything that it extends merged in, and its defaults filled in; passwords are masked."""
     import yaml
 
     from edge.cli import paths
 
     chosen, path = paths.load_profile(name)
     terminal = Terminal()
-    content = msgspec.to_builtins(chosen)
+    content = msgspec.to_builtins(chosen, enc_hook=encode_masked)
     if as_json:
         terminal.data(msgspec.json.encode(content).decode())
         return

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from edge.artifacts import Secret, hides, masked_url, read_secret
+from edge.artifacts import Secret, hides, masked_url, read_address, temporary_folder
 from edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ SaveFrames = Annotated[
     typer.Option("--save-frames", metavar="DIR", help="Save the frames with their times (JPEG), for --replay."),
 ]
 Open = Callable[[], "Stream"]
-_VARIABLE = "EDGE_CAMERA_URL"
+CAMERA_VARIABLE = "EDGE_CAMERA_URL"
+TOKEN_VARIABLE = "EDGE_WEB_TOKEN_FILE"  # noqa: S105 - the name of a variable
 
 
 class NamedAddress(msgspec.Struct, frozen=True):
@@ -96,11 +97,11 @@ class FrameSource(msgspec.Struct, frozen=True, kw_only=True):
         found = [_parse(text, number, profile, warn) for number, text in enumerate(self.camera, start=1)]
         if not found:
             found = [
-                NamedAddress(name, _address(camera.source, f"cameras.{name}"), camera)
+                NamedAddress(name, _address(camera.source, f"cameras.{name}", warn), camera)
                 for name, camera in profile.cameras.items()
             ]
-        if not found and os.environ.get(_VARIABLE):
-            found = [NamedAddress("camera1", Secret.url(os.environ[_VARIABLE]), profile.camera)]
+        if not found and os.environ.get(CAMERA_VARIABLE):
+            found = [NamedAddress("camera1", Secret.url(os.environ[CAMERA_VARIABLE]), profile.camera)]
         if not found:
             raise UsageError("no source", hint="use --images DIR, --camera 0, --video FILE or --replay DIR")
         _check_unique(found)
@@ -207,23 +208,22 @@ def _parse(text: str, number: int, profile: Profile, warn: Callable[[str], None]
         name, address = f"camera{number}", text
     if text in profile.cameras:
         camera = profile.cameras[text]
-        return NamedAddress(text, _address(camera.source, f"cameras.{text}"), camera)
+        return NamedAddress(text, _address(camera.source, f"cameras.{text}", warn), camera)
     if not address:
         raise UsageError(f"--camera {text}: no address after the =", hint="--camera front=0")
     if not address.startswith("@") and hides(address):
         warn(
             f"--camera {masked_url(text)}: other users of this machine see a password on a command line; write the URL "
-            f"into a file for --camera @FILE, or into {_VARIABLE}"
+            f"into a file for --camera @FILE, or into {CAMERA_VARIABLE}"
         )
-    return NamedAddress(name, _address(address, "--camera"), profile.camera)
+    config = profile.cameras.get(name, profile.camera)
+    return NamedAddress(name, _address(Secret.url(address), "--camera", warn), config)
 
 
-def _address(text: str, where: str) -> Secret:
-    if not text.startswith("@"):
-        return Secret.url(text)
-    path = Path(text[1:]).expanduser()
+def _address(given: Secret, where: str, warn: Callable[[str], None]) -> Secret:
+    """Read the address from its file where it is given as ``@FILE``."""
     try:
-        return Secret.url(read_secret(path, what="camera URL"))
+        return read_address(given, what="camera URL", warn=warn)
     except UsageError as exc:
         raise UsageError(exc.what, where=f"{where}: {exc.where}", hint=exc.hint) from exc
 
@@ -319,7 +319,9 @@ class ListeningPorts:
 
 
 def open_ports(asked: HttpOptions, stack: contextlib.ExitStack, terminal: Terminal) -> ListeningPorts:
-    """Listen on what was asked for until ``stack`` unwinds, and say where; a generated token is shown here, once.
+    """Listen on what was asked for until ``stack`` unwinds, and print the addresses.
+
+    A generated token is printed here, once, on a terminal; elsewhere it is in a file, so that no log has it.
 
     Raises:
         UsageError: an address is none.
@@ -339,7 +341,8 @@ def open_ports(asked: HttpOptions, stack: contextlib.ExitStack, terminal: Termin
     for option, text in addresses:
         if text is not None:
             places.setdefault(parse_address(text, option=option), []).append(option)
-    token = read_token(Path(asked.token_file)) if asked.token_file is not None else None
+    token_file = asked.token_file or os.environ.get(TOKEN_VARIABLE)
+    token = read_token(Path(token_file)) if token_file else None
     is_new = token is None and not all(place.is_loopback for place in places)
     if is_new:
         token = new_token()
@@ -350,16 +353,24 @@ def open_ports(asked: HttpOptions, stack: contextlib.ExitStack, terminal: Termin
         # Port 0 is any that is free: say which one it became.
         opened = Address(place.host, listening.getsockname()[1])
         each.append(ListeningPort(opened, listening, has_page="--web" in options, has_metrics="--metrics" in options))
+    shown = token.reveal() if is_new and token is not None else None
+    if shown is not None and not terminal.err.is_terminal:
+        terminal.info(f"token: in {_token_file(shown, stack)}")
+        shown = None
     for port in each:
-        _print_address(terminal, port, token if is_new else None)
+        if port.has_page:
+            terminal.info(f"web: {port.address.url}" + (f"#token={shown}" if shown else ""))
+        if port.has_metrics:
+            terminal.info(f"metrics: {port.address.url}metrics" + (f" (bearer token {shown})" if shown else ""))
     return ListeningPorts(each, Access(token))
 
 
-def _print_address(terminal: Terminal, port: ListeningPort, token: str | None) -> None:
-    if port.has_page:
-        terminal.info(f"web: {port.address.url}" + (f"#token={token}" if token else ""))
-    if port.has_metrics:
-        terminal.info(f"metrics: {port.address.url}metrics" + (f" (bearer token {token})" if token else ""))
+def _token_file(token: str, stack: contextlib.ExitStack) -> Path:
+    """A file of mode 0600 with the token, until ``stack`` unwinds."""
+    path = stack.enter_context(temporary_folder("web")) / "token"
+    path.touch(mode=0o600)
+    path.write_text(f"{token}\n")
+    return path
 
 
 def serve_run(

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import typer
 
+from edge.artifacts import Secret
 from edge.ui.terminal import Terminal
 
 Kind = Literal["profile", "record", "manifest", "bundle"]
@@ -31,10 +32,19 @@ def schema(kind: Kind) -> dict[str, Any]:
     from edge.deploy.bundle import BundleManifest
 
     types = {"profile": Profile, "record": RunRecord, "manifest": Manifest, "bundle": BundleManifest}
-    found = {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(types[kind])}
+    found = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **msgspec.json.schema(types[kind], schema_hook=_schema_of),
+    }
     if kind == "profile":
         _as_written(found["$defs"])
     return found
+
+
+def _schema_of(kind: type) -> dict[str, Any]:
+    if kind is not Secret:
+        raise NotImplementedError(kind)
+    return {"type": "string"}
 
 
 def _as_written(sections: dict[str, Any]) -> None:
@@ -42,6 +52,8 @@ def _as_written(sections: dict[str, Any]) -> None:
     profile = sections["Profile"]
     profile["properties"] |= {"extends": {"type": "string", "description": "Name or file of another profile."}}
     profile["required"] = []
+    notify = sections["NotifyRule"]["properties"]
+    notify["to"] = {"anyOf": [{"type": "string"}, notify["to"]]}
     preprocess = sections["PreprocessConfig"]["properties"]
     preprocess["scale"] = {"type": ["number", "string"], "description": "Unit of mean and std, such as 1/255."}
     for name in ("mean", "std"):

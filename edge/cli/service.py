@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from edge.artifacts import hides, masked_url
+from edge.artifacts import hides, is_readable_by_others, masked_url, read_secret
+from edge.cli import run_options
 from edge.cli.options import Json, ProfileName
 from edge.errors import QualityError, UsageError
 from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
+    from edge.config import Profile
     from edge.deploy import ServiceSettings, Systemctl
 
 app = typer.Typer(no_args_is_help=True)
@@ -81,8 +83,12 @@ def install(
 
     terminal = Terminal()
     settings = _settings(
-        words, profile=profile, name=name, user=user, run_as=run_as, watchdog=watchdog, restarts=restarts
-    )
+        words, profile=profile, name=name, user=user, run_as=run_as, watchdog=watchdog, restarts=restarts,
+        unit_dir=unit_dir,
+    )  # fmt: skip
+    token = settings.environment.get(run_options.TOKEN_VARIABLE)
+    if token is not None and service.make_token(Path(token), user=settings.user):
+        terminal.info(f"token of the web page: in {token}")
     path = service.install(
         settings, folder=_folder(unit_dir, user=user), systemctl=_systemctl(unit_dir, user=user), start=start
     )
@@ -145,6 +151,7 @@ def _settings(
     run_as: str | None,
     watchdog: int,
     restarts: int,
+    unit_dir: Path | None = None,
 ) -> ServiceSettings:
     from edge.cli import paths
     from edge.deploy import service
@@ -152,6 +159,7 @@ def _settings(
 
     given = list(words or [])
     options = _check(given)
+    credentials = _credentials(given, options, scope="user" if user else "system")
     if options["camera"] and not options["wait_for_camera"]:
         # After a boot without one, restarts would be used up before somebody plugs it in.
         given += ["--wait-for-camera"]
@@ -188,7 +196,8 @@ def _settings(
         groups=("video", *(name for name in ("render",) if _has_group(name))),
         state_folder=state_folder,
         writable=tuple(writable),
-        environment=_environment(),
+        environment=_environment() | _token(chosen, options, named=named, user=user, unit_dir=unit_dir),
+        credentials=credentials,
         watchdog_s=watchdog,
         restarts=restarts,
     )
@@ -214,12 +223,66 @@ def _has_group(name: str) -> bool:
     return True
 
 
+# Variables by which this edge found its package and caches; a service starts without any. All others may hold secrets.
+_VARIABLES = ("EDGE_CACHE_DIR", "EDGE_ENGINE_DIR", "PYTHONPATH")
+
+
 def _environment() -> dict[str, str]:
-    """Environment variables by which this edge found its package and caches; a service starts without any."""
-    names = [name for name in os.environ if name.startswith("EDGE_") and "TOKEN" not in name]
-    return {
-        name: os.environ[name] for name in sorted([*names, *(["PYTHONPATH"] if "PYTHONPATH" in os.environ else [])])
-    }
+    return {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+
+
+def _credentials(given: list[str], options: dict[str, Any], *, scope: str) -> dict[str, Path]:
+    """Check the files of ``@FILE`` in the words of edge run, and have systemd read those of a system service.
+
+    Args:
+        given: the words, in which such a file is replaced.
+        options: the same, parsed.
+        scope: a user's own manager reads the file itself, as the service would.
+
+    Returns:
+        The files by the name of their credential.
+
+    Raises:
+        UsageError: other users may read the file.
+        ArtifactError: it cannot be read.
+    """
+    from edge.deploy import service
+
+    found: dict[str, Path] = {}
+    for option, letter in (("camera", "-c"), ("notify", "")):
+        for text in options[option] or ():
+            name, at, file = text.partition("@")
+            if not at or (name and not name.endswith("=")) or "://" in name:
+                continue
+            path = Path(file).expanduser().absolute()
+            read_secret(path, what=f"URL for --{option}")
+            if is_readable_by_others(path):
+                raise UsageError("other users of this machine may read this file", where=path, hint=f"chmod 600 {path}")
+            called = f"{option}-{len(found) + 1}"
+            found[called] = path
+            goal = str(path) if scope == "user" else service.credential_path(called)
+            for prefix in ("", f"--{option}=", *([letter] if letter else [])):
+                if f"{prefix}{text}" in given:
+                    given[given.index(f"{prefix}{text}")] = f"{prefix}{name}@{goal}"
+                    break
+    return found if scope == "system" else {}
+
+
+def _token(
+    profile: Profile, options: dict[str, Any], *, named: str, user: bool, unit_dir: Path | None
+) -> dict[str, str]:
+    """The variable that names the token of ``--web`` and ``--metrics``, where they need one and the profile has none.
+
+    A token that a run makes for itself would be in the journal.
+    """
+    from edge.ui.web import parse_address
+
+    asked = [(f"--{option}", options[option]) for option in ("web", "metrics") if options[option] is not None]
+    if profile.web.token_file is not None or all(parse_address(text, option=name).is_loopback for name, text in asked):
+        return {}
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") if user else Path("/etc")
+    folder = unit_dir.absolute() if unit_dir is not None else config / "edge"
+    return {run_options.TOKEN_VARIABLE: str(folder / f"{named}.token")}
 
 
 def _check(given: list[str]) -> dict[str, Any]:
@@ -239,6 +302,13 @@ def _check(given: list[str]) -> dict[str, Any]:
                     f"{masked_url(text)}: a password in a unit file is read by every user of this machine",
                     hint=f"write the URL into a file of mode 0600, and use --{option} @FILE",
                 )
+    if os.environ.get(run_options.CAMERA_VARIABLE) and not any(
+        options[name] for name in ("camera", "images", "video", "replay")
+    ):
+        raise UsageError(
+            f"a service gets no {run_options.CAMERA_VARIABLE}: every user of this machine reads a unit file",
+            hint="write the URL into a file of mode 0600, and use --camera @FILE",
+        )
     if options["save_frames"] is not None:
         hint = "edge run --save-frames DIR, for as long as you need"
         raise UsageError("frames of weeks fill any disk, and a second start needs a new folder", hint=hint)

@@ -8,6 +8,8 @@ from edge import lazy_exports
 
 if TYPE_CHECKING:
     from edge.config.profiles import (
+        PROFILE_PATH_WORDS,
+        PROFILE_PATHS,
         BatchRange,
         CameraConfig,
         DecisionSettings,
@@ -35,6 +37,8 @@ else:
         __name__,
         {
             "profiles": [
+                "PROFILE_PATHS",
+                "PROFILE_PATH_WORDS",
                 "BatchRange",
                 "CameraConfig",
                 "DecisionSettings",
@@ -61,6 +65,8 @@ else:
     )
 
 __all__ = [
+    "PROFILE_PATHS",
+    "PROFILE_PATH_WORDS",
     "BatchRange",
     "CameraConfig",
     "DecisionSettings",

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from edge.artifacts import canonical_digest
+from edge.artifacts import Secret, canonical_digest, decode_secret, encode_masked
 from edge.config.yaml_source import Document, Kind, did_you_mean
 from edge.errors import ProfileError
 
@@ -151,13 +151,13 @@ class DecisionSettings(_ConfigSection, frozen=True):
 class NotifyRule(_ConfigSection, frozen=True):
     """A label to report, and where to.
 
-    ``to`` is one address or several (``http://…``, ``mqtt://…``, ``exec:COMMAND``, or ``@FILE`` that holds one);
-    without it the rule is for ``--notify``. ``labels`` are names or class numbers, all where there are none. A label
+    ``to`` has the addresses (``http://…``, ``mqtt://…``, ``exec:COMMAND``, or ``@FILE`` with one in it); without any,
+    the rule is for ``--notify``. ``labels`` are names or class numbers, all where there are none. A label
     must be seen ``for`` that long with ``min_confidence``, is reported once until it changes (``on_change``), and no
     more often than ``every``. Times are seconds, or texts such as 0.5s and 2m.
     """
 
-    to: str | tuple[str, ...] = ()
+    to: tuple[Secret, ...] = ()
     labels: tuple[int | str, ...] = ()
     min_confidence: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     hold: float | str = msgspec.field(default=0.0, name="for")
@@ -173,11 +173,6 @@ class NotifyRule(_ConfigSection, frozen=True):
     def every_s(self) -> float:
         """Seconds between two reports of one camera at least."""
         return parse_duration(self.every)
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        """Addresses that it reports to."""
-        return (self.to,) if isinstance(self.to, str) else self.to
 
 
 _UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -230,7 +225,7 @@ class CameraConfig(_ConfigSection, frozen=True):
     decoder: Literal["software", "hardware"] = "software"
     flip: Annotated[int, msgspec.Meta(ge=0, le=7)] = 0
     transport: Literal["tcp", "udp"] = "tcp"
-    pipeline: str | None = None
+    pipeline: Secret | None = None
     timeout_s: PositiveFloat = 5.0
     freeze_s: PositiveFloat | None = 10.0
     reconnect: ReconnectConfig = ReconnectConfig()
@@ -239,7 +234,7 @@ class CameraConfig(_ConfigSection, frozen=True):
 class NamedCameraConfig(CameraConfig, frozen=True, kw_only=True):
     """One camera of several: where it is, and what is different from the section ``camera``."""
 
-    source: str
+    source: Secret
 
 
 class RecordConfig(_ConfigSection, frozen=True):
@@ -351,7 +346,7 @@ class Profile(_ConfigSection, frozen=True):
     @property
     def digest(self) -> str:
         """Sha256 of the settings that an engine depends on; paths and run settings are not among them."""
-        content = msgspec.to_builtins(self)
+        content = msgspec.to_builtins(self, enc_hook=encode_masked)
         for name in (
             "name",
             "model",
@@ -387,7 +382,7 @@ def read_profile(path: Path) -> Profile:
     document.reject_unknown(Profile, document.tree)
     _merge_cameras(document)
     try:
-        profile = msgspec.convert(document.tree, Profile)
+        profile = msgspec.convert(document.tree, Profile, dec_hook=decode_secret)
     except msgspec.ValidationError as exc:
         raise document.error_from(exc, Profile) from exc
     _check_together(profile, document)
@@ -495,7 +490,13 @@ def _pasted(values: Iterable[float]) -> str:
 
 
 def _convert_values(document: Document) -> None:
-    """Bring ``preprocess.mean`` and ``std`` of one file to three values in units of 0 to 255, a bare off to text."""
+    """Bring ``preprocess.mean`` and ``std`` of one file to three values in units of 0 to 255, a bare off to text.
+
+    One address of a notification becomes a list of one.
+    """
+    for rule in rules if isinstance(rules := document.tree.get("notify"), list) else []:
+        if isinstance(rule, dict) and isinstance(rule.get("to"), str):
+            rule["to"] = [rule["to"]]
     quantization = document.tree.get("quantization")
     if isinstance(quantization, dict) and quantization.get("shift") is False:
         quantization["shift"] = "off"  # YAML 1.1 reads off as false
@@ -539,21 +540,20 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+# Keys of a profile that name files, and words that are allowed instead of a file.
+PROFILE_PATHS: frozenset[tuple[str, ...]] = frozenset(
+    {
+        ("model",),
+        ("labels",),
+        ("calibration", "images"),
+        ("web", "token_file"),
+        ("telemetry", "log"),
+        ("quantization", "recipe"),
+    }
+)
+PROFILE_PATH_WORDS = frozenset({"auto", "none"})
 _KIND = Kind(
-    name="profile",
-    hint="edge profile list",
-    paths=frozenset(
-        {
-            ("model",),
-            ("labels",),
-            ("calibration", "images"),
-            ("web", "token_file"),
-            ("telemetry", "log"),
-            ("quantization", "recipe"),
-        }
-    ),
-    words=frozenset({"auto", "none"}),
-    convert=_convert_values,
+    name="profile", hint="edge profile list", paths=PROFILE_PATHS, words=PROFILE_PATH_WORDS, convert=_convert_values
 )
 
 
@@ -593,5 +593,5 @@ def _check_camera(camera: CameraConfig, document: Document, at: tuple[str, ...])
             raise document.error((*at, *key), f"must be finite, got {value}")
     if again.first_s > again.max_s:
         raise document.error((*at, "reconnect"), f"needs first_s <= max_s, got {again.first_s}, {again.max_s}")
-    if camera.pipeline is not None and "appsink" not in camera.pipeline:
+    if camera.pipeline is not None and "appsink" not in camera.pipeline.reveal():
         raise document.error((*at, "pipeline"), "must end in appsink, as in edge's own (docs/running.md)")

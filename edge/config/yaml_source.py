@@ -17,11 +17,13 @@ from typing import Any, Literal
 
 import msgspec
 
+from edge.artifacts import masked_text
 from edge.errors import ArtifactError, ProfileError
 
 Key = tuple[str, ...]
 
 _MAX_EXTENDS = 8
+_MAX_NESTING = 100
 
 
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,7 +93,7 @@ class Document:
         except yaml.YAMLError as exc:
             mark = getattr(exc, "problem_mark", None)
             line = f":{mark.line + 1}" if mark else ""
-            problem = str(getattr(exc, "problem", exc))
+            problem = masked_text(str(getattr(exc, "problem", exc)))
             # The most common mistake, and PyYAML's words for it name no tab.
             hint = "indent with spaces: YAML takes no tabs" if "'\\t'" in problem else None
             raise ProfileError(f"not YAML: {problem}", where=f"{path}{line}", hint=hint) from exc
@@ -118,7 +120,9 @@ class Document:
         while at and at not in self.places:
             at = at[:-1]
         path, line = self.places.get(at, (self.path, 1))
-        return ProfileError(f"{'.'.join(key)}: {what}" if key else what, where=f"{path}:{line}", hint=hint)
+        # A value in the wrong place is quoted, and may be a URL with a password.
+        text = masked_text(f"{'.'.join(key)}: {what}" if key else what)
+        return ProfileError(text, where=f"{path}:{line}", hint=hint)
 
     def error_from(self, exc: msgspec.ValidationError, struct: type[msgspec.Struct], *, at: Key = ()) -> ProfileError:
         """Translate msgspec's `` - at `$.a.b[0]` `` into file, line and key; ``struct`` is at ``at``."""
@@ -178,7 +182,7 @@ class _Values:
             name = str(key_node.value)
             key = (*at, name)
             if name in result:
-                raise ProfileError(f"{'.'.join(key)}: given twice", where=f"{self._path}:{line}")
+                raise ProfileError(f"{masked_text('.'.join(key))}: given twice", where=f"{self._path}:{line}")
             self._places[key] = (self._path, line)
             result[name] = self.of(value_node, key)
         return {**merged, **result}
@@ -192,7 +196,7 @@ class _Values:
                 return str((self._path.parent / Path(value).expanduser()).resolve())
         except (yaml.YAMLError, ValueError, OverflowError, RuntimeError) as exc:
             # An unknown tag, a date or number that is none, ~somebody who is not there, a path with NUL.
-            what = f"{'.'.join(at)}: {getattr(exc, 'problem', exc)}"
+            what = masked_text(f"{'.'.join(at)}: {getattr(exc, 'problem', exc)}")
             raise ProfileError(what, where=f"{self._path}:{node.start_mark.line + 1}") from exc
         return value
 
@@ -209,7 +213,13 @@ def _choices(struct: type[msgspec.Struct], key: Key) -> list[str]:
     """Allowed words at ``key``: the Literal in the field's type."""
     kind: Any = struct
     for name in key:
-        kind = next((field.type for field in msgspec.structs.fields(kind) if field.name == name), None)
+        while not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+            # One of several: the last type of dict[str, X] and the first of tuple[X, ...].
+            arguments = typing.get_args(kind)
+            if not arguments:
+                return []
+            kind = arguments[-1] if typing.get_origin(kind) is dict else arguments[0]
+        kind = next((field.type for field in msgspec.structs.fields(kind) if field.encode_name == name), None)
     return [str(word) for word in _literals(kind)]
 
 
@@ -231,6 +241,9 @@ def parse_plain_yaml(data: bytes, *, where: str) -> dict[str, Any]:
 
     try:
         text = data.decode()
+        if _nesting(text) > _MAX_NESTING:
+            # PyYAML takes time with the square of it.
+            raise ArtifactError("not YAML that edge can read: nested too deeply", where=where)
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
                 line = event.start_mark.line + 1 if event.start_mark is not None else 1
@@ -241,6 +254,15 @@ def parse_plain_yaml(data: bytes, *, where: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ArtifactError("not a mapping of keys to values", where=where)
     return content
+
+
+def _nesting(text: str) -> int:
+    """Return the deepest nesting of brackets and of ``- `` in one line, at least; brackets in texts count as well."""
+    deepest = depth = 0
+    for sign in text:
+        depth += (sign in "[{") - (sign in "]}")
+        deepest = max(deepest, depth)
+    return max(deepest, *(line.count("- ") for line in text.splitlines()), 0)
 
 
 def did_you_mean(word: str, known: typing.Iterable[str]) -> str:

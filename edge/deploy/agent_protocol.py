@@ -120,8 +120,8 @@ def hello(session: DeviceSession, place: DeviceAddress) -> DeviceState:
         DeviceError: a tool is missing there; the answer is invalid.
     """
     before = time.time()
-    own = "" if place.is_folder else "yes"
-    frames = session.ask("hello", root_of(place), place.edge or "", place.system_root, own)
+    system = "" if place.is_own else place.system_root
+    frames = session.ask("hello", root_of(place), place.edge or "", system, "yes" if place.is_own else "")
     return read_hello(frames, now_s=(before + time.time()) / 2, where=place.name)
 
 

@@ -106,7 +106,7 @@ def ship(
         UsageError: edge is to be installed where that cannot be done.
         ArtifactError: the bundle is damaged, or the device does not accept its signature.
     """
-    if settings.bootstrap and place.system_root:
+    if settings.bootstrap and place.system_root and not place.is_own:
         raise UsageError(
             "edge cannot be installed for another machine whose disk this is", where=place.name,
             hint="ship over ssh with --bootstrap, when it runs",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,8 @@ _SHOWN = (
 class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
     """One service: ``command`` is run in ``folder``, which it may write below ``writable`` only.
 
+    ``credentials`` are files with a secret by name, which systemd reads as root and gives to this service alone; a word
+    of the command names one by :func:`credential_path`.
     ``state_folder`` is made by systemd for its user, in /var/lib (scope system), as ``edge/NAME``.
     ``watchdog_s`` is the longest silence of the pipeline; ``restarts`` in ``restart_window_s`` are too many. ``user``
     None means the one who installs it (scope user) or root (scope system). ``groups`` own cameras and GPU device files.
@@ -59,6 +62,7 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
     state_folder: str | None = None
     writable: tuple[Path, ...] = ()
     environment: dict[str, str] = {}
+    credentials: dict[str, Path] = {}
     watchdog_s: int = 30
     start_s: int = _START_S
     restarts: int = 10
@@ -82,6 +86,14 @@ class ServiceState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Systemctl = Callable[[Sequence[str]], str]
+
+# systemd replaces this variable in the command of a unit [systemd.exec(5), LoadCredential=].
+_CREDENTIALS = "${CREDENTIALS_DIRECTORY}/"
+
+
+def credential_path(name: str) -> str:
+    """Return the path of a credential as the service's own command line names it."""
+    return _CREDENTIALS + name
 
 
 def unit_name(name: str) -> str:
@@ -122,7 +134,8 @@ def unit(settings: ServiceSettings) -> str:
         "[Service]",
         "Type=notify",
         "NotifyAccess=main",
-        f"ExecStart={' '.join([_quoted(program), *(_quoted(word, variables=True) for word in arguments)])}",
+        f"ExecStart={' '.join([_quoted(program), *map(_argument, arguments)])}",
+        *(f"LoadCredential={name}:{_path(path)}" for name, path in settings.credentials.items()),
         f"WorkingDirectory={_path(settings.folder)}",
         *(f"Environment={_quoted(f'{key}={value}')}" for key, value in environment.items()),
         *_who(settings),
@@ -229,6 +242,28 @@ def uninstall(name: str, *, folder: Path, systemctl: Systemctl | None) -> Path:
     return path
 
 
+def make_token(path: Path, *, user: str | None) -> bool:
+    """Make a file of mode 0600 with a new token, for the service's user; one that is there stays.
+
+    Returns:
+        True if it was made.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123 - a mode
+            file.write(f"{secrets.token_urlsafe(24)}\n")
+        if user is not None and os.geteuid() == 0:
+            shutil.chown(path, user)
+    except FileExistsError:
+        return False
+    except OSError as exc:
+        raise os_error(exc, path) from exc
+    return True
+
+
 def state(name: str, *, folder: Path, systemctl: Systemctl) -> ServiceState:
     """Query systemd for the state of the service.
 
@@ -322,6 +357,11 @@ def _make(folder: Path, *, user: str | None) -> None:
 def _number(values: Mapping[str, str], name: str) -> int | None:
     text = values.get(name, "")
     return int(text) if text.isdecimal() else None
+
+
+def _argument(word: str) -> str:
+    escaped = _CREDENTIALS.replace("$", "$$")
+    return _quoted(word, variables=True).replace(escaped, _CREDENTIALS)
 
 
 def _quoted(word: str, *, variables: bool = False) -> str:

@@ -226,10 +226,10 @@ class UsbCamera:
             )
         return DeviceError(what, where=self.name, hint=f"sudo fuser -v {node}; v4l2-ctl -d {node} --list-formats-ext")
 
-    def _pipeline(self, node: str) -> str:
+    def _pipeline(self, node: str) -> str | Secret:
         camera = self._camera
         if camera.pipeline is not None:
-            return camera.pipeline.replace("{device}", node)
+            return _for_device(camera.pipeline, Secret(node, shown=node))
         size = f"width={camera.width},height={camera.height},framerate={_fraction(camera.fps)}"
         if camera.format == "mjpg":
             return f"v4l2src device={node} io-mode=2 ! image/jpeg,{size} ! nvv4l2decoder mjpeg=1 ! {_FROM_NVMM}"
@@ -251,13 +251,13 @@ class CsiCamera:
         """The request that opens it; whether the sensor is there only argus knows."""
         camera = self._camera
         size = f"width={camera.width},height={camera.height}"
-        pipeline = (
+        pipeline: str | Secret = (
             f"nvarguscamerasrc sensor-id={self._sensor} ! video/x-raw(memory:NVMM),{size},"
             f"framerate={_fraction(camera.fps)} ! nvvidconv flip-method={camera.flip} ! "
             f"video/x-raw,{size},format=BGRx ! {_BGR}"
         )
         if camera.pipeline is not None:
-            pipeline = camera.pipeline.replace("{device}", str(self._sensor))
+            pipeline = _for_device(camera.pipeline, Secret(str(self._sensor), shown=str(self._sensor)))
         return Request(
             api=self.api, target=pipeline, opened_as=self.name, width=camera.width, height=camera.height,
             fps=camera.fps, timeout_s=camera.timeout_s,
@@ -289,10 +289,7 @@ class NetworkCamera:
         camera = self._camera
         target = self._url
         if self.api == "gstreamer":
-            pipeline = camera.pipeline or f"uridecodebin uri={{device}} ! {_BGR}"
-            target = Secret(
-                pipeline.replace("{device}", self._url.reveal()), shown=pipeline.replace("{device}", self.name)
-            )
+            target = _for_device(camera.pipeline or Secret.url(f"uridecodebin uri={{device}} ! {_BGR}"), self._url)
         return Request(
             api=self.api,
             target=target,
@@ -308,6 +305,13 @@ class NetworkCamera:
         transport = "-rtsp_transport tcp " if self.name.startswith("rtsp") else ""
         what = self._url.scrub(what)
         return DeviceError(what, where=self.name, hint=f"ping {host}; ffprobe {transport}'{self.name}'")
+
+
+def _for_device(pipeline: Secret, device: Secret) -> Secret:
+    """The pipeline with node, sensor or URL in the place of ``{device}``."""
+    return Secret(
+        pipeline.reveal().replace("{device}", device.reveal()), shown=str(pipeline).replace("{device}", str(device))
+    )
 
 
 def _fraction(fps: float) -> str:

@@ -114,6 +114,21 @@ def test_a_socket_is_written_through(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert stat.S_ISSOCK(Path("s").stat().st_mode)
 
 
+def test_lines_behind_a_link(tmp_path: Path) -> None:
+    """A record is a link's target: it grows there, is moved on there, and the link stays."""
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "run.jsonl"
+    link.symlink_to("there/real.jsonl")
+    for number in range(2):
+        lines = store.Lines(link, head=lambda: b"head\n", files=3)
+        lines.append(b"line %d\n" % number)
+        lines.close()
+    assert [path.name for path in tmp_path.iterdir() if path.name != "there"] == ["run.jsonl"]
+    assert link.is_symlink()
+    assert link.read_bytes() == b"head\nline 1\n"
+    assert (tmp_path / "there" / "real.1.jsonl").read_bytes() == b"head\nline 0\n"
+
+
 def test_lines_go_through_a_fifo_without_rotation(tmp_path: Path) -> None:
     fifo = tmp_path / "run.jsonl"
     os.mkfifo(fifo)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,16 @@ def test_made_shown_verified_unpacked(place: Path, edge: Edge) -> None:
     # What a device does with it.
     ran = edge("build", "-p", "device/profile.yaml", "--cache-dir", "device/tables", "--engine-dir", "new")
     assert (ran.code, "int8 built" in ran.out) == (0, True)
+
+
+def test_to_standard_output(place: Path, edge_process: Edge) -> None:
+    """The bundle is the only thing there; the result is on stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", "edge", "bundle", "create", "-p", "tiny", "-o", "-"], capture_output=True, check=True
+    )
+    (place / "piped.edge").write_bytes(done.stdout)
+    assert b"10 files" in done.stderr
+    assert edge_process("bundle", "verify", "piped.edge").code == 0
 
 
 def test_the_short_form(place: Path, edge: Edge) -> None:

@@ -46,6 +46,73 @@ def test_the_service_may_write_what_its_options_write(edge: Edge, place: Place) 
     assert (folder / "runs").is_dir()
 
 
+@pytest.fixture
+def url_file(tmp_path: Path) -> Path:
+    """A file of mode 0600 with the URL of a camera."""
+    path = tmp_path / "gate url"
+    path.touch(mode=0o600)
+    path.write_text("rtsp://ada:c4nary@cam/s\n")
+    return path
+
+
+def test_systemd_reads_the_files_with_secrets(edge: Edge, place: Place, url_file: Path) -> None:
+    """As root, whoever the service runs as; and gives them to this service alone."""
+    place()
+    options = ("--camera", f"gate=@{url_file}", "-c1", f"--notify=@{url_file.name}")
+    shown = edge("service", "print", "--profile", "tiny", "--", *options)
+    assert shown.code == 0, shown.err
+    assert lines(shown.out, "LoadCredential") == [f"camera-1:{url_file}", f"notify-2:{url_file}"]
+    [command] = lines(shown.out, "ExecStart")
+    assert (
+        '--camera "gate=@${CREDENTIALS_DIRECTORY}/camera-1" -c1 "--notify=@${CREDENTIALS_DIRECTORY}/notify-2"'
+        in command
+    )
+    assert "c4nary" not in shown.out
+    own = edge("service", "print", "--user", "--profile", "tiny", "--", *options)
+    assert lines(own.out, "LoadCredential") == []
+    assert f'"gate=@{url_file}"' in own.out
+
+
+def test_a_file_with_a_secret_is_for_its_owner_alone(edge: Edge, place: Place, url_file: Path) -> None:
+    place()
+    url_file.chmod(0o644)
+    ended = edge("service", "install", "-p", "tiny", "--unit-dir", "units", "--", "--camera", f"@{url_file}")
+    assert (ended.code, f"chmod 600 {url_file}" in ended.err) == (2, True)
+    ended = edge("service", "install", "-p", "tiny", "--unit-dir", "units", "--", "--camera", "@absent")
+    assert (ended.code, "cannot read" in ended.err) == (7, True)
+    assert not Path("units").exists()
+
+
+def test_a_page_for_the_network_gets_a_token_file(edge: Edge, place: Place) -> None:
+    """A token that each run makes for itself would be in the journal."""
+    place()
+    options = ("--images", "pictures", "--web", "0.0.0.0:8080", "--metrics", "9090")
+    done = edge("service", "install", "-p", "tiny", "--unit-dir", "units", "--", *options)
+    assert done.code == 0, done.err
+    token = Path("units/tiny.token")
+    assert (token.stat().st_mode & 0o777, len(token.read_text().strip())) == (0o600, 32)
+    assert f"EDGE_WEB_TOKEN_FILE={token.absolute()}" in Path("units/edge-tiny.service").read_text()
+    before = token.read_text()
+    assert before.strip() not in done.out + done.err
+    # It stays when the unit is written again.
+    edge("service", "install", "-p", "tiny", "--unit-dir", "units", "--", *options)
+    assert token.read_text() == before
+    local = edge("service", "print", "-p", "tiny", "--", "--images", "pictures", "--web", "8080")
+    assert "TOKEN" not in local.out
+
+
+def test_no_variable_of_the_caller_gets_into_a_unit(edge: Edge, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place()
+    for name in ("EDGE_CAMERA_URL", "EDGE_REGISTRY_USER", "EDGE_REGISTRY_PASSWORD", "EDGE_OTHER"):
+        monkeypatch.setenv(name, "c4nary")
+    monkeypatch.setenv("EDGE_CACHE_DIR", "/var/cache/edge")
+    shown = edge("service", "print", "--profile", "tiny", "--", "--camera", "0")
+    assert "c4nary" not in shown.out + shown.err
+    assert "EDGE_CACHE_DIR=/var/cache/edge" in shown.out
+    refused = edge("service", "install", "--profile", "tiny", "--unit-dir", "units")
+    assert (refused.code, "--camera @FILE" in refused.err) == (2, True)
+
+
 def test_only_a_camera_is_waited_for(edge: Edge, place: Place) -> None:
     place()
     for options, times in ((("-c0",), 1), (("-c0", "--wait-for-camera"), 1), (("--images", "pictures"), 0)):

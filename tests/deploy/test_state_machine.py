@@ -1,6 +1,7 @@
 """The states of docs/shipping.md as a model: ships, rollbacks and clearing up in any order, each killed after any step.
 
 The device's script is ended with SIGKILL after the n-th command that changes something, as a power cut would end it.
+The device is a folder, and an account behind sshd.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -19,6 +22,7 @@ from edge.deploy.bundle.reader import Bundle, open_bundle
 from edge.deploy.push import ShipSettings, ship
 from edge.deploy.transport.address import DeviceAddress
 from edge.errors import DeviceError, EdgeError, UsageError
+from tests.support import loopback
 from tests.support.devices import Program, current, root_of, tar_of
 
 KILLED = st.none() | st.integers(1, 30)
@@ -62,8 +66,8 @@ class DeviceModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self._folder = Path(tempfile.mkdtemp(prefix="edge-test-"))
-        self.place = DeviceAddress(name="device", folder=self._folder / "device")
         (self._folder / "device").mkdir()
+        self.place = self.address(self._folder / "device")
         self.program = Program(self._folder / "edge")
         self.kills = Kills(self._folder / "bin", root_of(self.place))
         self._path = os.environ["PATH"]
@@ -72,6 +76,10 @@ class DeviceModel(RuleBasedStateMachine):
         self.current: str | None = None
         self.verdicts: dict[str, str] = {}
         self.cut_off: dict[str, int] = {}
+
+    def address(self, root: Path) -> DeviceAddress:
+        """Where the device is."""
+        return DeviceAddress(name="device", folder=root)
 
     def _bundle(self, index: int) -> Bundle:
         path = self._folder / f"{index}.edge"
@@ -173,8 +181,39 @@ class DeviceModel(RuleBasedStateMachine):
             raise AssertionError(f"current is not a whole bundle: {exc}") from exc
 
 
-DeviceModel.TestCase.settings = settings(
-    max_examples=int(os.environ.get("EDGE_MODEL_EXAMPLES", "8")), stateful_step_count=8, deadline=None,
-    suppress_health_check=list(HealthCheck),
-)  # fmt: skip
+class SshdModel(DeviceModel):
+    """The same device behind an OpenSSH server."""
+
+    server: loopback.Server
+    tools: Path
+
+    def address(self, root: Path) -> DeviceAddress:
+        # The PATH of the server's sessions is fixed when it starts.
+        self.tools.unlink(missing_ok=True)
+        self.tools.symlink_to(root.with_name("bin"))
+        return DeviceAddress(name="dev", host="dev", path=str(root), ssh_config=self.server.config)
+
+
+def _settings(examples: int, steps: int) -> settings:
+    return settings(
+        max_examples=int(os.environ.get("EDGE_MODEL_EXAMPLES", examples)), stateful_step_count=steps, deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+
+
+DeviceModel.TestCase.settings = _settings(3, 8)
+SshdModel.TestCase.settings = _settings(1, 6)
 TestDeviceModel = DeviceModel.TestCase
+
+
+@pytest.mark.skipif(loopback.why_not() is not None, reason=str(loopback.why_not()))
+class TestSshdModel(SshdModel.TestCase):  # type: ignore[misc]
+    """One server for all runs of the model."""
+
+    @pytest.fixture(autouse=True, scope="class")
+    @staticmethod
+    def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+        folder = tmp_path_factory.mktemp("sshd")
+        SshdModel.tools = folder / "tools"
+        with loopback.Server(folder, SetEnv=f'"PATH={folder}/tools:/usr/bin:/bin"') as SshdModel.server:
+            yield

@@ -400,8 +400,8 @@ def test_pipelines_are_those_of_the_examples(root: Path) -> None:
         "v4l2src device=/dev/video0 io-mode=2 ! image/jpeg,width=1280,height=720,framerate=30/1 ! "
         "nvv4l2decoder mjpeg=1 ! nvvidconv ! video/x-raw,format=BGRx ! videoconvert ! "
     )
-    own = request_of("0", root, pipeline="v4l2src device={device} ! videoconvert ! appsink")
-    assert own.target == "v4l2src device=/dev/video0 ! videoconvert ! appsink"
+    own = request_of("0", root, pipeline=Secret("v4l2src device={device} ! videoconvert ! appsink"))
+    assert own.target.reveal() == "v4l2src device=/dev/video0 ! videoconvert ! appsink"
 
 
 def test_passwords_are_in_no_message(tmp_path: Path) -> None:

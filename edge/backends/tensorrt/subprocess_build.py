@@ -176,7 +176,7 @@ def _run(process: subprocess.Popen[bytes], job: Job, *, feed: Feed | None, liste
     last: _Message | None = None
     # A child that dies before it has read everything says why by its exit code.
     with contextlib.suppress(BrokenPipeError):
-        process.stdin.write(msgspec.json.encode(job, enc_hook=os.fspath) + b"\n")
+        process.stdin.write(msgspec.json.encode(job, enc_hook=str) + b"\n")
         process.stdin.flush()
         if feed is None:
             process.stdin.close()

@@ -11,13 +11,17 @@ Headers are POSIX ustar [POSIX.1-2017, pax, "ustar Interchange Format"]: mode 06
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
-from edge.artifacts import FileEntry
+from edge.artifacts import FileEntry, atomic_write, is_stream, sync_folder
 from edge.deploy.bundle.manifest import (
     MANIFEST,
     MAX_FILE_BYTES,
@@ -26,12 +30,41 @@ from edge.deploy.bundle.manifest import (
     decode_manifest,
     split_for_header,
 )
-from edge.errors import ArtifactError
+from edge.errors import ArtifactError, os_error
 
+SUFFIX = ".edge"
 BLOCK = 512
 # tar pads to twenty blocks.
 _RECORD = 20 * BLOCK
 _HINT = "get the bundle again, or make it again with edge bundle create"
+
+
+@contextlib.contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """Give the path to write a tar to; it takes the place of ``out`` when the block ends well.
+
+    So ``out`` is untouched until the tar has been read back. The target of a symbolic link is replaced, and what is no
+    regular file is written through.
+    """
+    is_through = is_stream(out)
+    target = Path(os.path.realpath(out))
+    try:
+        if not is_through:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f"edge-bundle-{os.getpid()}-" if is_through else f".{target.name}.",
+            dir=None if is_through else target.parent,
+        ) as folder:
+            path = Path(folder) / f"bundle{SUFFIX}"
+            yield path
+            if is_through:
+                with atomic_write(out) as through, path.open("rb") as file:
+                    shutil.copyfileobj(file, through)
+            else:
+                path.replace(target)
+                sync_folder(target.parent)
+    except OSError as exc:
+        raise os_error(exc, out) from exc
 
 
 class Layout(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edge.artifacts import FileEntry
-from edge.config import parse_plain_yaml
+from edge.config import PROFILE_PATH_WORDS, PROFILE_PATHS, parse_plain_yaml
 from edge.deploy.bundle.manifest import PROFILE, name_problem
 from edge.errors import ArtifactError
 from edge.model import external_locations
@@ -22,10 +22,21 @@ if TYPE_CHECKING:
     from edge.deploy.bundle.reader import Bundle
 
 MAX_PROFILE_BYTES = 1 << 20
-# Keys of a profile whose value is a file, wherever they are in it.
+# Keys whose value is a file, wherever they are in the profile, beside those that edge.config knows.
 _FILE_KEYS = frozenset({"model", "labels", "images", "file", "path", "folder", "table"})
-# Elements and properties of a GStreamer pipeline that read or write files of the device.
-_PIPELINE_FILES = re.compile(r"\b\w*file(?:src|sink)\b|\blocation\s*=|file:|-(?:file|path)\s*=", re.IGNORECASE)
+# Files that the device reads for itself, or writes: none of a bundle's.
+_DEVICE_KEYS = frozenset({("web", "token_file"), ("telemetry", "log")})
+# Elements of a GStreamer pipeline that read no files and write none. A list of those that do would never be complete.
+_ELEMENTS = re.compile(
+    "v4l2src|nvarguscamerasrc|nvv4l2camerasrc|videotestsrc|rtspsrc|souphttpsrc|udpsrc|tcpclientsrc|uridecodebin|"
+    "decodebin|queue|tee|capsfilter|identity|videoconvert|videoscale|videorate|videocrop|videoflip|videobalance|"
+    "deinterlace|bayer2rgb|nvvidconv|nvvideoconvert|nvjpegdec|jpegdec|jpegparse|nvv4l2decoder|avdec_h264|avdec_h265|"
+    "avdec_mjpeg|h264parse|h265parse|rtph264depay|rtph265depay|rtpjpegdepay|rtpjitterbuffer|multipartdemux|appsink"
+)
+_CAPS = re.compile(r"(?:video|image|application)/[\w.+-]+(?:\([\w:]+\))?,?(?:[\w-]+=[\w.,:/()=-]*)?")
+_PROPERTY = re.compile(r"(?P<name>[\w-]+)=(?P<value>(?:[\w.,:;/@%?&=+()~-]|\{device\})*)")
+_PAD = re.compile(r"\w+\.\w*")
+_NETWORK_ADDRESS = re.compile(r"\{device\}|(?:rtspu?|rtspt|rtsps|https?|udp|tcp)://", re.IGNORECASE)
 _CLOSED_HINT = "make it again with edge bundle create, from a profile that names its own files"
 _LOCATION = b"location"
 
@@ -88,12 +99,30 @@ def check_models(bundle: Bundle) -> None:
 
 def _problem(key: tuple[str, ...], value: str, bundle: ProfileSource) -> str | None:
     """The reason why a value of the profile is not allowed in a bundle; None when it is."""
-    if key[-1] in _FILE_KEYS and (name_problem(value) is not None or value not in bundle.files):
+    if key in _DEVICE_KEYS or (key == ("telemetry", "source") and value.startswith("replay")):
+        return "is a file of the device: a bundle names none"
+    is_path = key[-1] in _FILE_KEYS or (key in PROFILE_PATHS and value not in PROFILE_PATH_WORDS)
+    if is_path and (name_problem(value) is not None or value not in bundle.files):
         return "is not a file of the bundle"
-    if key[-1] == "pipeline" and _PIPELINE_FILES.search(value):
-        return "reads or writes files of the device"
+    if key[-1] == "pipeline" and (part := _foreign_part(value)) is not None:
+        return f"may read or write files of the device: {part[:60]!a} (docs/bundles.md lists what a pipeline may have)"
     if key[0] == "notify" and value.startswith(("exec:", "@")):
         return "is a command or a file of the device: give it there, with --notify"
+    if key[0] == "cameras" and value.startswith("@"):
+        return "is a file of the device: give it there, with --camera NAME=@FILE"
+    return None
+
+
+def _foreign_part(pipeline: str) -> str | None:
+    """Return the first part of a GStreamer pipeline that is not known to leave files alone; None without one."""
+    for part in re.split(r"[\s!]+", pipeline.strip()):
+        if _ELEMENTS.fullmatch(part) or _CAPS.fullmatch(part) or _PAD.fullmatch(part):
+            continue
+        found = _PROPERTY.fullmatch(part)
+        if found is None or re.search(r"(?:file(?:name)?|path|dir(?:ectory)?)$", found["name"], re.IGNORECASE):
+            return part
+        if found["name"] in {"location", "uri"} and not _NETWORK_ADDRESS.match(found["value"]):
+            return part
     return None
 
 

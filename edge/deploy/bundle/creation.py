@@ -15,7 +15,7 @@ from typing import IO, Any
 import msgspec
 
 from edge import __version__
-from edge.artifacts import FileEntry, store, temporary_folder
+from edge.artifacts import FileEntry, Secret, is_stream, store, temporary_folder
 from edge.backends.tensorrt import timing_cache
 from edge.calibration import FoundArtifact, cache_keys
 from edge.config import Family, Profile
@@ -34,12 +34,11 @@ from edge.deploy.bundle.manifest import (
 )
 from edge.deploy.bundle.reader import Bundle, Meter, open_bundle
 from edge.errors import ArtifactError, DataError, ProfileError, UsageError
-from edge.events import Listener, Progress, ignore_events
+from edge.events import Listener, Note, Progress, ignore_events
 from edge.media import Picture, labels
 from edge.model import onnx_model, preprocessing
 from edge.system import device
 
-SUFFIX = ".edge"
 MAX_GOLDEN = 256
 Content = Path | bytes
 
@@ -68,6 +67,7 @@ def create(
     """
     check_out(out, force=force)
     check_words(profile, name, jetpack)
+    check_secrets(profile)
     contents: dict[str, Content] = {}
     info: dict[str, Any] = {"precision": profile.precision, "profile_digest": profile.digest}
     _add_model(profile, contents, info)
@@ -78,7 +78,11 @@ def create(
     contents.update(timing_caches(profile.family, cache))
     if golden:
         _add_golden(profile, golden, contents, info, table=table, reference=reference, listen=listen)
-    contents[PROFILE] = resolved(profile)
+    recipe = _add_recipe(profile, contents)
+    contents[PROFILE] = resolved(profile, recipe=recipe)
+    for key in _LEFT_OUT:
+        if _value_at(profile, key) is not None:
+            listen(Note(f"{'.'.join(key)} is a file of this machine and not part of the bundle", "warning"))
     with contextlib.ExitStack() as stack:
         if with_wheels:
             folder = Path(stack.enter_context(temporary_folder("wheels")))
@@ -99,7 +103,9 @@ def _finish(
     listen: Listener,
 ) -> Bundle:
     files = _entries(contents, where=out, listen=listen)
-    check_profile(_Draft(where=str(out), files=files, profile=resolved(profile)))
+    profile_yaml = contents[PROFILE]
+    assert isinstance(profile_yaml, bytes)  # noqa: S101 - for mypy
+    check_profile(_Draft(where=str(out), files=files, profile=profile_yaml))
     about = BundleManifest(
         format=FORMAT,
         name=name or profile.name,
@@ -110,7 +116,15 @@ def _finish(
         files=files,
         info=info,
     )
-    _write(out, encode_manifest(about), files, contents, listen=listen)
+    manifest = encode_manifest(about)
+    if is_tar(out):
+        with archive.staged(out) as path:
+            _write(path, manifest, files, contents, listen=listen)
+            made = open_bundle(path)
+        if is_stream(out):
+            return made
+    else:
+        _write(out, manifest, files, contents, listen=listen)
     made = open_bundle(out)
     # The signature that is there belongs to the bundle that was there before.
     made.signature_path.unlink(missing_ok=True)
@@ -129,18 +143,70 @@ class _Draft(msgspec.Struct, frozen=True, kw_only=True):
         return self.profile
 
 
-def resolved(profile: Profile) -> bytes:
-    """The profile as one YAML file that extends nothing; its paths are those of the bundle."""
+# Keys of a profile that name files of this machine.
+_LEFT_OUT = (("web", "token_file"), ("telemetry", "log"))
+
+
+def resolved(profile: Profile, *, recipe: str | None = None) -> bytes:
+    """The profile as one YAML file that extends nothing; its paths are those of the bundle.
+
+    Args:
+        profile: the profile.
+        recipe: the file of the bundle with the profile's quantization recipe, if it names one.
+    """
     import yaml
 
-    content = msgspec.to_builtins(profile)
+    content = msgspec.to_builtins(profile, enc_hook=Secret.reveal)
     content["model"] = f"model/{Path(profile.model).name}"
     content["labels"] = f"labels/{Path(profile.labels).name}"
     content["calibration"]["images"] = None
+    for section, name in _LEFT_OUT:
+        content[section][name] = None
+    if recipe is not None:
+        content["quantization"]["recipe"] = recipe
     text = yaml.safe_dump(
         _without_none(content), sort_keys=False, default_flow_style=None, allow_unicode=True, width=120
     )
     return f"# {profile.name}, resolved: everything that it extended is in here.\n{text}".encode()
+
+
+def _value_at(profile: Profile, key: tuple[str, str]) -> object:
+    return getattr(getattr(profile, key[0]), key[1])
+
+
+def check_secrets(profile: Profile) -> None:
+    """Refuse a profile with a password or a token in a URL: everybody who gets the bundle could read it.
+
+    Raises:
+        ProfileError: naming the key.
+    """
+    cameras = {f"cameras.{name}": camera for name, camera in profile.cameras.items()}
+    found = [(f"{name}.source", camera.source, f"--camera {name[8:]}=@FILE") for name, camera in cameras.items()]
+    found += [
+        (f"{name}.pipeline", camera.pipeline, "--camera NAME=@FILE, and {device} in the pipeline")
+        for name, camera in {"camera": profile.camera, **cameras}.items() if camera.pipeline is not None
+    ]  # fmt: skip
+    found += [("notify.to", address, "--notify @FILE") for rule in profile.notify for address in rule.to]
+    for key, secret, hint in found:
+        if secret.is_masked:
+            raise ProfileError(
+                f"{key}: {secret} holds a password or a token, and everybody who gets the bundle could read it",
+                hint=f"give it on the device: edge run {hint}",
+            )  # fmt: skip
+
+
+def _add_recipe(profile: Profile, contents: dict[str, Content]) -> str | None:
+    """Add the quantization recipe that the profile names as a file; its path in the bundle."""
+    path = Path(profile.quantization.recipe)
+    if profile.quantization.recipe in {cache_keys.AUTO_RECIPE, cache_keys.NO_RECIPE}:
+        return None
+    if not path.is_file():
+        raise ArtifactError(
+            "the profile's quantization recipe is not there", where=path, hint="edge tune, or recipe: auto"
+        )
+    name = f"recipe/{path.name}"
+    contents[name] = path
+    return name
 
 
 def _without_none(value: Any) -> Any:  # noqa: ANN401
@@ -261,7 +327,7 @@ def check_out(out: Path, *, force: bool) -> None:
         raise UsageError("the folder is not empty", where=out, hint="give a new folder, or a file that ends in .edge")
     if out.is_dir() and is_tar(out):
         raise UsageError("a folder stands where the file should be written", where=out)
-    if out.exists() and not out.is_dir() and not force:
+    if out.exists() and not out.is_dir() and not force and not is_stream(out):
         raise UsageError("it is there already", where=out, hint="--force overwrites it")
 
 
@@ -278,8 +344,8 @@ def check_words(profile: Profile, name: str | None, jetpack: Sequence[str]) -> N
 
 
 def is_tar(out: Path) -> bool:
-    """True if a bundle of this name is written as one file."""
-    return out.suffix in {SUFFIX, ".tar"}
+    """Return True if a bundle of this name is written as one file."""
+    return out.suffix in {archive.SUFFIX, ".tar"} or is_stream(out)
 
 
 def _write(

@@ -102,7 +102,7 @@ class Bundle:
             raise ArtifactError(f"there is no {name} in the bundle", where=self.path)
         if self._layout is None:
             return _open_regular(self.path / name)
-        section = _FileSection(_open_regular(self.path), self._layout.offsets[name], self.files[name].size)
+        section = _FileSection(_open_regular(_tar(self.path)), self._layout.offsets[name], self.files[name].size)
         return io.BufferedReader(section)
 
     def pieces(self, name: str) -> Iterator[bytes]:
@@ -169,7 +169,7 @@ def open_bundle(path: Path) -> Bundle:
     if not os.path.lexists(path):
         raise ArtifactError("there is no such bundle", where=path, hint="edge bundle create --profile NAME -o FILE")
     try:
-        with _open_regular(path) as file:
+        with _open_regular(_tar(path)) as file:
             data, about, layout = archive.read(file, where=path)
     except OSError as exc:
         raise StoreError(f"cannot read: {exc.strerror or exc}", where=path) from exc
@@ -241,6 +241,11 @@ def _walk(top: Path) -> Iterator[tuple[str, int]]:
                 yield name, status.st_size
             else:
                 raise ArtifactError(f"{name!a} is {_kind(status.st_mode)}, not a file", where=top)
+
+
+def _tar(path: Path) -> Path:
+    """The tar that a path of the user's leads to; links inside of a bundle are another matter."""
+    return Path(os.path.realpath(path))
 
 
 def _open_regular(path: Path) -> IO[bytes]:

@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 from typing import IO
 
-from edge.artifacts import store
+from edge.artifacts import is_stream, store
 from edge.deploy.bundle import archive
 from edge.deploy.bundle.closed import check_models, check_profile
 from edge.deploy.bundle.manifest import MANIFEST, SIGNATURE
@@ -62,14 +62,16 @@ def pack_bundle(bundle: BundleSource, path: Path, *, listen: Listener = ignore_e
             target.write(piece)
             meter.add(len(piece))
 
-    with store.atomic_write(path) as file:
-        archive.write(file, bundle.manifest, bundle.files, copy)
-    try:
-        made = open_bundle(path)
+    with archive.staged(path) as part:
+        with part.open("wb") as file:
+            archive.write(file, bundle.manifest, bundle.files, copy)
+            file.flush()
+            os.fsync(file.fileno())
+        made = open_bundle(part)
         check_models(made)
-    except ArtifactError:
-        path.unlink(missing_ok=True)
-        raise
+    if is_stream(path):
+        return made
+    made = open_bundle(path)
     # A signature that is there belongs to what was there before.
     made.signature_path.unlink(missing_ok=True)
     if signature is not None:

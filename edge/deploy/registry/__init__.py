@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 from edge import lazy_exports
 
 if TYPE_CHECKING:
-    from edge.deploy.registry.artifact import parse_reference, pull, push
+    from edge.deploy.registry.artifact import pull, push
+    from edge.deploy.registry.client import parse_reference
 else:
     __getattr__ = lazy_exports(
         __name__,
         {
-            "artifact": ["parse_reference", "pull", "push"],
+            "artifact": ["pull", "push"],
+            "client": ["parse_reference"],
         },
     )
 

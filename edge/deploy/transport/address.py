@@ -42,6 +42,11 @@ class DeviceAddress(msgspec.Struct, frozen=True, kw_only=True):
         """True if it is a folder of this machine."""
         return self.folder is not None
 
+    @property
+    def is_own(self) -> bool:
+        """True if it is a device that runs: behind ssh, or this machine itself (``system_root: /``)."""
+        return not self.is_folder or self.system_root == "/"
+
 
 def parse(text: str) -> DeviceAddress | None:
     """The place that ``text`` describes; None when it is a bare word, so a name from a fleet or of an ssh host.
@@ -53,6 +58,11 @@ def parse(text: str) -> DeviceAddress | None:
         raise UsageError(f"{text!r} cannot be a target: it holds control characters, or nothing", hint=_FORMS)
     if text.startswith("ssh://"):
         return _address(text)
+    if re.fullmatch(r"[^/@:\[]+:[^/@]+@[^/]+", text):
+        raise UsageError(
+            f"{text.partition(':')[0]}:***@{text.rpartition('@')[2]}: a password does not belong into a target",
+            hint="ssh-copy-id, and a key of your own; a path with an @ begins with ./ or ~/",
+        )
     head, colon, path = _split(text)
     if colon and "/" not in head:
         return remote_address(head, name=text, path=path)
@@ -68,6 +78,11 @@ def remote_address(address: str, *, name: str, path: str = "") -> DeviceAddress:
         UsageError: host or user cannot be one; the path is that of another user's home.
     """
     user, _, host = address.rpartition("@")
+    if ":" in user:
+        raise UsageError(
+            "a password does not belong into a target: others can read a command line, and ssh would not use it",
+            hint="ssh-copy-id, and a key of your own",
+        )
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     if not _HOST.fullmatch(host):

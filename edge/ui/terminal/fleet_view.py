@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from edge.events import Event, Note, Progress
@@ -39,19 +39,9 @@ class FleetView:
         self._counts: dict[str, int] = {}
         self._reported: dict[str, float] = {}
 
-    @contextmanager
-    def showing(self) -> Iterator[FleetView]:
-        """Draw until the block ends; the table of results then takes the view's place."""
-        if not self._terminal.is_live:
-            yield self
-            return
-        from rich.live import Live
-
-        with Live(
-            console=self._terminal.err, refresh_per_second=_REFRESH_HZ, transient=True, get_renderable=self.drawn,
-            redirect_stdout=False, vertical_overflow="crop",
-        ):  # fmt: skip
-            yield self
+    def showing(self) -> AbstractContextManager[None]:
+        """Draw until the block ends; the view disappears then."""
+        return self._terminal.drawing(self.drawn, refresh_hz=_REFRESH_HZ)
 
     def begun(self, name: str) -> None:
         """Work on a device has begun."""

@@ -7,8 +7,8 @@ give way in the order of their priority, and below the size of a panel one line 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,20 +138,9 @@ class LiveView:
         self._last_line_s = time.monotonic()
         self._throttling: tuple[str, ...] = ()
 
-    @contextmanager
-    def showing(self) -> Iterator[LiveView]:
-        """Draw until the block ends. The view disappears then: the summary takes its place."""
-        if not self._terminal.is_live:
-            yield self
-            return
-        from rich.live import Live
-
-        # Stdout is data, and may be a file: rich would print it on this console instead.
-        with Live(
-            console=self._terminal.err, refresh_per_second=_REFRESH_HZ, transient=True, get_renderable=self.drawn,
-            redirect_stdout=False, vertical_overflow="crop",
-        ):  # fmt: skip
-            yield self
+    def showing(self) -> AbstractContextManager[None]:
+        """Draw until the block ends; the view disappears then."""
+        return self._terminal.drawing(self.drawn, refresh_hz=_REFRESH_HZ)
 
     def on_event(self, event: Event) -> None:
         """Say in plain lines what the panel would show; on a terminal, the panel does."""

@@ -11,10 +11,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
+from edge.artifacts import masked_text
 from edge.errors import EdgeError
 from edge.events import Event, Listener, Note, Progress
 
@@ -72,12 +73,12 @@ class Terminal:
             self.err.print(text, style=style or None)
 
     def warn(self, text: str) -> None:
-        """A warning, on stderr; also when quiet."""
-        self.err.print(f"warning: {text}", style="yellow")
+        """A warning, on stderr; also when quiet. URLs in it are masked."""
+        self.err.print(f"warning: {masked_text(text)}", style="yellow")
 
     def error(self, exc: EdgeError) -> None:
-        """An expected failure: what, where, and what to do next."""
-        self.err.print(f"error: {exc}", style="red")
+        """An expected failure: what, where, and what to do next; URLs in it are masked."""
+        self.err.print(f"error: {masked_text(str(exc))}", style="red")
 
     def table(
         self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), title: str = ""
@@ -92,6 +93,21 @@ class Terminal:
         for row in rows:
             table.add_row(*row)
         self.out.print(table, soft_wrap=False)
+
+    @contextmanager
+    def drawing(self, drawn: Callable[[], RenderableType], *, refresh_hz: int) -> Iterator[None]:
+        """Draw what ``drawn`` returns on stderr, again and again until the block ends; nothing without a terminal."""
+        if not self.is_live:
+            yield
+            return
+        from rich.live import Live
+
+        # Stdout is data, and may be a file: rich would print it on this console instead.
+        with Live(
+            console=self.err, refresh_per_second=refresh_hz, transient=True, get_renderable=drawn,
+            redirect_stdout=False, vertical_overflow="crop",
+        ):  # fmt: skip
+            yield
 
     @contextmanager
     def progress(self) -> Iterator[Listener]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hmac
 import ipaddress
 import re
 import secrets
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from edge.artifacts import Secret
 from edge.errors import ArtifactError, DeviceError, UsageError
 
 # A client that takes nothing for so long is cut off by the kernel.
@@ -119,9 +119,10 @@ _HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]{2,45})\]|(?P<name>[a-z0-9._-]{1
 class Access:
     """``token`` None lets everybody in who asks by a right name; for loopback only."""
 
-    def __init__(self, token: str | None) -> None:
+    def __init__(self, token: Secret | None) -> None:
         self.token = token
-        self._session = secrets.token_urlsafe(24)
+        # The value of the cookie of somebody who gave the token.
+        self.session = Secret(secrets.token_urlsafe(24))
         own = socket.gethostname().lower()
         self._names = {"localhost", own, f"{own}.local", own.partition(".")[0]}
 
@@ -139,26 +140,21 @@ class Access:
         return (":" in name) == (found["address"] is not None)
 
     def is_token(self, given: str) -> bool:
-        """True if ``given`` is the token; takes the same time for every wrong one."""
-        return self.token is None or hmac.compare_digest(given.encode(errors="replace"), self.token.encode())
+        """Return True if ``given`` is the token, after the same time for every wrong one."""
+        return self.token is None or self.token == Secret(given)
 
     def may_look(self, *, cookie: str | None, authorization: str | None) -> bool:
         """True if a request with this cookie or ``Authorization`` header is let in."""
         if self.token is None:
             return True
-        if cookie is not None and hmac.compare_digest(cookie.encode(errors="replace"), self._session.encode()):
+        if cookie is not None and self.session == Secret(cookie):
             return True
         scheme, _, given = (authorization or "").partition(" ")
         return scheme.lower() == "bearer" and self.is_token(given.strip())
 
-    @property
-    def session(self) -> str:
-        """The value of the cookie of somebody who gave the token holds."""
-        return self._session
 
-
-def read_token(path: Path) -> str:
-    """The token in the first line of a file.
+def read_token(path: Path) -> Secret:
+    """Read the token from the first line of a file.
 
     Raises:
         ArtifactError: the file cannot be read.
@@ -174,9 +170,9 @@ def read_token(path: Path) -> str:
             f"a token has at least {_FEWEST_LETTERS} ASCII letters and no spaces", where=path,
             hint=f"openssl rand -hex 24 > {path}",
         )  # fmt: skip
-    return token
+    return Secret(token)
 
 
-def new_token() -> str:
-    """A token that nobody can guess."""
-    return secrets.token_urlsafe(24)
+def new_token() -> Secret:
+    """Make a token that nobody can guess."""
+    return Secret(secrets.token_urlsafe(24))

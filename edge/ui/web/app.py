@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import math
 import socket
@@ -141,7 +142,7 @@ def _enter(access: Access, cookie: str) -> Any:  # noqa: ANN401 - an endpoint
         if not access.is_token(given):
             return RedirectResponse("/#wrong", 303)
         answer = RedirectResponse("/", 303)
-        answer.set_cookie(cookie, access.session, httponly=True, samesite="strict")
+        answer.set_cookie(cookie, access.session.reveal(), httponly=True, samesite="strict")
         return answer
 
     return enter
@@ -179,7 +180,7 @@ def _number(text: str) -> float:
 
 # More are answered with 503: what one of them may hold in memory (128 KiB to send, 64 KiB of headers) is bounded too.
 _MOST_CONNECTIONS = 32
-_MOST_OF_ONE_ADDRESS = 12
+_MOST_OF_ONE_NETWORK = 12
 # From a connection, or the end of the last answer, to the end of the next one.
 _REQUEST_S = 15.0
 _LOOK_S = 1.0
@@ -188,35 +189,34 @@ _STOP_S = 3.0
 
 
 class _Protocol(H11Protocol):
-    """HTTP/1.1 with an end for requests that are not finished, and a bound for the connections of one address.
+    """HTTP/1.1 with a time-out for requests that are not finished, and limits for open connections.
 
-    A browser opens six. The one above the bound takes the place of the oldest that has no request, so clients that only
-    connect lock out nobody but each other.
+    A browser opens six. A connection above the limit, that of its address or of all together, takes the place of the
+    oldest one without a request: clients that only connect lock out nobody but each other.
     """
 
-    _by_address: ClassVar[dict[str, list[_Protocol]]] = {}
+    # Oldest first.
+    _open: ClassVar[list[_Protocol]] = []
 
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401 - asyncio's transport
         super().connection_made(transport)
-        peer = transport.get_extra_info("peername")
-        self._address = str(peer[0]) if peer else ""
-        same = self._by_address.setdefault(self._address, [])
-        same.append(self)
-        if len(same) > _MOST_OF_ONE_ADDRESS:
-            idle = next((other for other in same if not other.is_busy), self)
-            same.remove(idle)
-            idle.transport.abort()
+        self.network = network_of(transport.get_extra_info("peername"))
+        self._open.append(self)
+        same = [other for other in self._open if other.network == self.network]
+        for others, most in ((same, _MOST_OF_ONE_NETWORK), (list(self._open), _MOST_CONNECTIONS - 1)):
+            if len(others) > most:
+                idle = next((other for other in others if not other.is_busy), self)
+                if idle in self._open:
+                    self._open.remove(idle)
+                idle.transport.abort()
         self._since_s = self.loop.time()
         self._timer = self.loop.call_later(_LOOK_S, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._timer.cancel()
-        same = self._by_address.get(self._address, [])
-        if self in same:
-            same.remove(self)
-        if not same:
-            self._by_address.pop(self._address, None)
+        if self in self._open:
+            self._open.remove(self)
 
     def on_response_complete(self) -> None:
         self._since_s = self.loop.time()
@@ -234,6 +234,17 @@ class _Protocol(H11Protocol):
             self.transport.abort()
             return
         self._timer = self.loop.call_later(_LOOK_S, self._look)
+
+
+def network_of(peer: tuple[Any, ...] | None) -> str:
+    """Return the address of a client; of IPv6 the network, in which one client may have every address."""
+    try:
+        address = ipaddress.ip_address(str(peer[0]).partition("%")[0] if peer else "")
+    except ValueError:
+        return ""
+    if address.version == 6 and address.ipv4_mapped is None:
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
 
 
 @final

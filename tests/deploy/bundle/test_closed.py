@@ -12,7 +12,8 @@ from edge.deploy.bundle import creation
 from edge.deploy.bundle.closed import check_models
 from edge.deploy.bundle.reader import open_bundle
 from edge.deploy.bundle.unpacking import unpack_bundle
-from edge.errors import ArtifactError, EdgeError
+from edge.errors import ArtifactError, EdgeError, ProfileError
+from edge.events import Event, Note
 from tests.support.bundles import folder_of, tar_of
 
 PROFILE = "name: x\nmodel: model/m.onnx\nlabels: labels/l.txt\n"
@@ -36,16 +37,32 @@ def bomb() -> str:
         (PROFILE.replace("labels/l.txt", "~/secret.txt"), "labels: '~/secret.txt' is not a file of the bundle"),
         (PROFILE + "calibration: {images: /home/ada/pictures}\n", "calibration.images"),
         (PROFILE + "pipelines: [{name: a, model: ../other.onnx}]\n", "pipelines.model"),
-        (PROFILE + "camera: {pipeline: filesrc location=/etc/passwd ! fakesink}\n", "reads or writes files"),
-        (PROFILE + "camera: {pipeline: 'playbin uri=file:///etc/passwd'}\n", "reads or writes files"),
-        (PROFILE + "camera: {pipeline: 'v4l2src ! nvinfer config-file-path=/x ! a'}\n", "reads or writes files"),
+        (PROFILE + "camera: {pipeline: filesrc location=/etc/passwd ! fakesink}\n", "may read or write files"),
+        (PROFILE + "camera: {pipeline: 'playbin uri=file:///etc/passwd'}\n", "may read or write files"),
+        (PROFILE + "camera: {pipeline: 'v4l2src ! nvinfer config-file-path=/x ! a'}\n", "may read or write files"),
         (PROFILE + "notify: [{to: 'exec:rm -rf /'}]\n", "is a command or a file of the device"),
         (PROFILE + "notify: [{to: ['@/etc/shadow']}]\n", "is a command or a file of the device"),
+        (PROFILE + "cameras: {front: '@/etc/shadow'}\n", "cameras.front: '@/etc/shadow' is a file of the device"),
+        (PROFILE + "cameras: {front: {source: '@x'}}\n", "cameras.front.source: '@x' is a file of the device"),
+        (PROFILE + "web: {token_file: /etc/shadow}\n", "web.token_file: '/etc/shadow' is a file of the device"),
+        (PROFILE + "web: {token_file: model/m.onnx}\n", "web.token_file"),
+        (PROFILE + "telemetry: {log: /etc/cron.d/x}\n", "telemetry.log: '/etc/cron.d/x' is a file of the device"),
+        (PROFILE + "telemetry: {log: model/m.onnx}\n", "telemetry.log"),
+        (PROFILE + "telemetry: {source: 'replay:/etc/shadow'}\n", "telemetry.source"),
+        (PROFILE + "quantization: {recipe: ../x.json}\n", "quantization.recipe: '../x.json' is not a file of the"),
+        (PROFILE + "camera: {pipeline: 'uridecodebin uri=f\\ile:///etc/passwd ! appsink'}\n", "may read or write"),
+        (PROFILE + "camera: {pipeline: 'v4l2src ! tee name=t t. ! multifilesink ! appsink'}\n", "may read or write"),
+        (PROFILE + "camera: {pipeline: 'giosrc location = /etc/passwd ! appsink'}\n", "may read or write"),
+        (PROFILE + "camera: {pipeline: 'souphttpsrc ssl-ca-file=/etc/shadow ! appsink'}\n", "may read or write"),
+        (PROFILE + "camera: {pipeline: 'rtspsrc location=/etc/passwd ! appsink'}\n", "may read or write"),
+        (PROFILE + "cameras: {a: {source: 0, pipeline: 'bin.( filesrc ) ! appsink'}}\n", "may read or write"),
         (PROFILE + "x: !!python/object/apply:os.system ['touch pwned']\n", "aliases and tags"),
         (bomb(), "aliases and tags"),
         ("[1, 2]", "not a mapping"),
         (PROFILE + "\tx: 1", "not YAML"),
-        ("x: " + "[" * 5000, "not YAML"),
+        ("x: " + "[" * 500_000, "nested too deeply"),
+        ("x: " + "{a: " * 200_000, "nested too deeply"),
+        ("x:\n  " + "- " * 200_000, "nested too deeply"),
         ("x: " + "a" * 2_000_000, "a profile of more than"),
     ],
 )  # fmt: skip
@@ -59,8 +76,18 @@ def test_a_profile_that_names_something_outside_is_refused(tmp_path: Path, profi
     assert not list(tmp_path.rglob("pwned"))
 
 
-def test_a_closed_one_is_opened(tmp_path: Path) -> None:
-    camera = "camera: {pipeline: 'v4l2src device={device} ! videoconvert ! appsink'}\n"
+@pytest.mark.parametrize(
+    "pipeline",
+    [
+        "v4l2src device={device} ! videoconvert ! appsink",
+        "nvarguscamerasrc sensor-id={device} ! video/x-raw(memory:NVMM), width=1280,height=720 ! appsink",
+        "nvv4l2camerasrc ! nvvidconv flip-method=2 ! video/x-raw,format=(string)BGRx ! videoconvert ! appsink",
+        "rtspsrc location={device} latency=0 ! rtph264depay ! h264parse ! nvv4l2decoder ! tee name=t t. ! appsink",
+        "uridecodebin uri=rtsp://cam.local:554/a/b?c=1 ! videoconvert ! appsink drop=true max-buffers=1 sync=false",
+    ],
+)
+def test_a_closed_one_is_opened(tmp_path: Path, pipeline: str) -> None:
+    camera = f"camera: {{pipeline: '{pipeline}'}}\nquantization: {{recipe: auto}}\n"
     (tmp_path / "a.edge").write_bytes(tar_of({**FILES, "profile.yaml": (PROFILE + camera).encode()}))
     check_models(open_bundle(tmp_path / "a.edge"))
 
@@ -99,6 +126,34 @@ def test_weights_inside_are_taken(with_weights: Callable[[str], Path], tmp_path:
     found = open_bundle(with_weights("w.bin"))
     check_models(found)
     unpack_bundle(found, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"cameras": {"front": "rtsp://ada:c4nary@cam/s"}},
+        {"cameras": {"front": {"source": "rtsp://cam/s?token=c4nary"}}},
+        {"camera": {"pipeline": "rtspsrc location=rtsp://ada:c4nary@cam/s ! appsink"}},
+        {"notify": [{"to": "https://ada:c4nary@hook/s"}]},
+    ],
+)
+def test_a_password_does_not_get_into_a_bundle(
+    tmp_path: Path, tiny_profile: Callable[..., Path], section: dict[str, object]
+) -> None:
+    path = tiny_profile(tmp_path / "profiles", precision="fp32", **section)
+    with pytest.raises(ProfileError, match="holds a password or a token") as refused:
+        creation.create(profiles.read_profile(path), cache=tmp_path, out=tmp_path / "a.edge")
+    assert "c4nary" not in str(refused.value)
+    assert not (tmp_path / "a.edge").exists()
+
+
+def test_files_of_this_machine_stay_behind(tmp_path: Path, tiny_profile: Callable[..., Path]) -> None:
+    own = {"web": {"token_file": "../token"}, "telemetry": {"log": "../power.jsonl"}}
+    path = tiny_profile(tmp_path / "profiles", precision="fp32", **own)
+    notes: list[Event] = []
+    made = creation.create(profiles.read_profile(path), cache=tmp_path, out=tmp_path / "a.edge", listen=notes.append)
+    assert str(tmp_path).encode() not in made.read("profile.yaml")
+    assert [note.text.split()[0] for note in notes if isinstance(note, Note)] == ["web.token_file", "telemetry.log"]
 
 
 def test_a_bundle_is_made_closed_or_not_at_all(tmp_path: Path, tiny_profile: Callable[..., Path]) -> None:

@@ -6,6 +6,7 @@ import io
 import os
 import tarfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from edge.calibration import cache_keys
 from edge.config import profiles
 from edge.deploy.bundle.manifest import MANIFEST
 from edge.deploy.bundle.reader import Bundle, open_bundle, verify_bundle
-from edge.deploy.bundle.unpacking import unpack_bundle
+from edge.deploy.bundle.unpacking import pack_bundle, unpack_bundle
 from edge.errors import ArtifactError
 from tests.support.bundles import FILES, folder_of, tar_of, tree
 
@@ -30,6 +31,43 @@ def test_a_tar_holds_what_went_in(small: Path) -> None:
     with bundle.open("model/tiny.onnx") as file:
         assert file.read(7) == b"weights"
         assert file.read() == FILES["model/tiny.onnx"][7:]
+
+
+@pytest.mark.parametrize("name", ["fifo.edge", "fifo"])
+def test_a_bundle_is_written_through_a_fifo(small: Path, tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit((tmp_path / name).read_bytes)
+        assert pack_bundle(open_bundle(small), tmp_path / name).files.keys() == FILES.keys()
+    assert read.result() == small.read_bytes()
+    assert (tmp_path / name).is_fifo()
+
+
+def test_the_target_of_a_link_becomes_the_bundle(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.edge").symlink_to("there/real.edge")
+    packed = pack_bundle(open_bundle(small), tmp_path / "link.edge")
+    verify_bundle(packed)
+    assert (tmp_path / "link.edge").is_symlink()
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["real.edge"]
+
+
+def test_what_was_there_stays_when_the_new_one_is_bad(tmp_path: Path) -> None:
+    """A bundle whose model has its weights outside: found out when it has been written, before it has the name."""
+    onnx = pytest.importorskip("onnx")
+    weights = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [1], [1.0])
+    weights.ClearField("float_data")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value="absent.bin")
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], [weights])).SerializeToString()
+    (tmp_path / "bad.edge").write_bytes(tar_of({**FILES, "model/tiny.onnx": model}))
+    (tmp_path / "out.edge").write_bytes(b"old")
+    (tmp_path / "out.edge.sig").write_bytes(b"old signature")
+    with pytest.raises(ArtifactError, match="not in the bundle"):
+        pack_bundle(open_bundle(tmp_path / "bad.edge"), tmp_path / "out.edge")
+    assert (tmp_path / "out.edge").read_bytes() == b"old"
+    assert (tmp_path / "out.edge.sig").read_bytes() == b"old signature"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.edge", "out.edge", "out.edge.sig"]
 
 
 def test_other_tools_read_the_tar(small: Path) -> None:

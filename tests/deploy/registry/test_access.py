@@ -20,7 +20,8 @@ import pytest
 from edge.deploy.bundle.reader import open_bundle
 from edge.deploy.bundle.unpacking import unpack_bundle
 from edge.deploy.registry import credentials
-from edge.deploy.registry.artifact import parse_reference, pull, push
+from edge.deploy.registry.artifact import pull, push
+from edge.deploy.registry.client import parse_reference
 from edge.errors import DeviceError, StoreError, UsageError
 from tests.support.bundles import FILES, tar_of
 from tests.support.registries import Answer, Lying, Running, Start

@@ -10,7 +10,8 @@ import pytest
 
 from edge.deploy.bundle.reader import open_bundle
 from edge.deploy.bundle.unpacking import pack_bundle, unpack_bundle
-from edge.deploy.registry.artifact import Pushed, parse_reference, pull, push
+from edge.deploy.registry.artifact import Pushed, pull, push
+from edge.deploy.registry.client import parse_reference
 from edge.errors import ArtifactError, DeviceError, EdgeError
 from tests.support.bundles import FILES, tar_of, tree
 from tests.support.registries import Answer, Lying, Running, with_manifest

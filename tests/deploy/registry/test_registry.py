@@ -11,7 +11,8 @@ import pytest
 from edge.deploy.bundle import signature
 from edge.deploy.bundle.reader import Bundle, open_bundle, verify_bundle
 from edge.deploy.bundle.unpacking import pack_bundle, unpack_bundle
-from edge.deploy.registry.artifact import parse_reference, pull, push
+from edge.deploy.registry.artifact import pull, push
+from edge.deploy.registry.client import parse_reference
 from edge.errors import ArtifactError, DeviceError, UsageError
 from tests.support.bundles import FILES, tar_of, tree
 from tests.support.registries import Counting, Running, Start, reserved

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from edge.artifacts import Secret
 from edge.artifacts.run_record import FrameResult
 from edge.runtime.run_statistics import RunStatistics
 from edge.telemetry.sources import Reading
@@ -95,7 +96,12 @@ def running() -> Iterator[Callable[..., Running]]:
         it = Running(view, metrics, statistics, clock)
         listening = listen(Address("127.0.0.1", 0), option="--web")
         it.port = listening.getsockname()[1]
-        app = application(Access(token), view=view if has_page else None, metrics=metrics, cookie=f"edge_{it.port}")
+        app = application(
+            Access(None if token is None else Secret(token)),
+            view=view if has_page else None,
+            metrics=metrics,
+            cookie=f"edge_{it.port}",
+        )
         servers.append(Server(app, listening).__enter__())
         return it
 

@@ -17,6 +17,7 @@ import pytest
 from edge.artifacts.run_record import Gap, Guess, Skip
 from edge.media import pictures
 from edge.ui.web.address import Access
+from edge.ui.web.app import network_of
 from tests.support.run_records import made
 
 Make = Callable[..., Any]
@@ -287,6 +288,33 @@ def test_requests_that_are_never_finished_lock_nobody_out(running: Make) -> None
     finally:
         for each in held:
             each.close()
+
+
+def test_neither_do_those_of_many_addresses(running: Make) -> None:
+    run = running()
+    hosts = [f"127.0.1.{number}" for number in range(1, 9) for _ in range(10)]
+    held = [socket.create_connection(("127.0.0.1", run.port), source_address=(host, 0)) for host in hosts]
+    try:
+        for each in held:
+            each.sendall(b"GET / HTTP/1.1\r\nHost: localh")
+        assert run.ask("/state").status == 200
+    finally:
+        for each in held:
+            each.close()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("10.0.0.1", "10.0.0.2", False),
+        ("2001:db8::1", "2001:db8::ffff:1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("::ffff:10.0.0.1", "::ffff:10.0.0.2", False),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+    ],
+)
+def test_one_client_may_have_many_addresses_of_ipv6(one: str, other: str, *, same: bool) -> None:
+    assert (network_of((one, 1)) == network_of((other, 1))) is same
 
 
 def test_a_request_that_takes_too_long_is_cut_off(running: Make, monkeypatch: pytest.MonkeyPatch) -> None:
