@@ -181,9 +181,12 @@ def _difference_in_words(manifest: Manifest, profile: Profile) -> str:
         older = preprocessing.older_definition(str(manifest.key.get("preprocess")), profile.preprocess, profile.input)
         before, now = manifest.info.get("preprocess"), preprocess_info(profile)
         changed = [
-            f"{name} {_value(before[name])} -> {_value(now[name])}"
+            f"{name} {_value(before.get(name))} -> {_value(now[name])}"
             for name in now
-            if isinstance(before, dict) and name in before and _value(before[name]) != _value(now[name])
+            # A table without a roi may be older than the key.
+            if isinstance(before, dict)
+            and (name in before or name == "roi")
+            and _value(before.get(name)) != _value(now[name])
         ]
         older = preprocessing.older_definition(str(manifest.key.get("preprocess")), profile.preprocess, profile.input)
         words.append(older or f"other preprocessing{': ' if changed else ''}{', '.join(changed)}")

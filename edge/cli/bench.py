@@ -180,7 +180,7 @@ def _bench_camera(
             subject=paths.subject(chosen, backend, found, wanted, run_options.source_name(source, cameras)),
             settings=RunSettings(
                 topk=chosen.run.topk, warmup=chosen.run.warmup, width=width.width, duration_s=duration_s,
-                output=output_kind(chosen.output, found.manifest.info),
+                output=output_kind(chosen.output, found.manifest.info), roi=chosen.preprocess.roi,
             ),
             telemetry=telemetry, observers=Observers(on_event=keep_age), should_stop=stop,
         )  # fmt: skip

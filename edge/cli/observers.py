@@ -7,14 +7,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge.artifacts import Gap, RunRecord, Secret, Skip, Subject, hides, masked_url, read_address
+from edge.artifacts import FrameResult, Gap, RunRecord, Secret, Skip, Subject, hides, masked_url, read_address
 from edge.cli import run_options
 from edge.errors import UsageError
-from edge.runtime import Event, Heartbeat, Notifications, Notifier, Observers, watchdog_s
+from edge.runtime import Event, Heartbeat, Notifications, Notifier, Observers, ResultFiles, watchdog_s
 from edge.ui.terminal import LiveView
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class ObservedRun(msgspec.Struct, frozen=True, kw_only=True):
     power: str
     kept: list[RunRecord]
     notifications: Notifications | None = None
+    files: ResultFiles | None = None
 
 
 @contextmanager
@@ -44,6 +45,7 @@ def gather(
 ) -> Iterator[Observers]:  # fmt: skip
     """Observers of this run, until the block ends."""
     with contextlib.ExitStack() as stack:
+        files = None if run.files is None else stack.enter_context(run.files)
         panel = LiveView(terminal, statistics, headline=run.headline, power=run.power)
         listeners: list[Callable[[Event], None]] = [_printer(terminal) if as_json else panel.on_event]
         if os.environ.get("NOTIFY_SOCKET"):
@@ -52,6 +54,8 @@ def gather(
             listeners.append(stack.enter_context(heartbeat).on_event)
         if run.notifications is not None:
             listeners.append(run.notifications.on_event)
+        if files is not None and files.csv is not None:
+            listeners.append(files.csv.on_event)
         view = run_options.serve_run(
             seen, stack, statistics, run.subject, sampler=sampler, headline=run.headline, power=run.power
         )
@@ -61,7 +65,9 @@ def gather(
         try:
             yield Observers(
                 on_event=lambda event: _to_all(listeners, event),
-                on_frame=None if view is None else view.show,
+                on_frame=_shown(
+                    [*([view.show] if view else []), *([files.video.show] if files and files.video else [])]
+                ),
                 # What is still being sent belongs into the record.
                 on_end=(lambda: None) if run.notifications is None else run.notifications.close,
                 on_record=run.kept.append,
@@ -75,6 +81,16 @@ def gather(
 def _to_all(listeners: Sequence[Callable[[Event], None]], event: Event) -> None:
     for listen in listeners:
         listen(event)
+
+
+def _shown(viewers: Sequence[Callable[[Any, FrameResult], None]]) -> Callable[[Any, FrameResult], None] | None:
+    """One callback for the labelled frames; None where nobody looks, so that no frame is kept."""
+
+    def show(pixels: Any, result: FrameResult) -> None:  # noqa: ANN401 - NumPy is not for this layer
+        for look in viewers:
+            look(pixels, result)
+
+    return show if viewers else None
 
 
 def open_notifications(

@@ -58,6 +58,8 @@ def command(  # noqa: PLR0913 - one argument per option
     video: run_options.Video = None,
     replay: run_options.Replay = None,
     save_frames: run_options.SaveFrames = None,
+    save_video: run_options.SaveVideo = None,
+    csv: run_options.Csv = None,
     profile: options.ProfileName = None,
     precision: options.PrecisionName = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N pictures.")] = None,
@@ -72,13 +74,14 @@ def command(  # noqa: PLR0913 - one argument per option
     """Run an engine on frames."""
     from edge.cli import observers, options, paths, signals
     from edge.media import labels
-    from edge.runtime import run_loop
+    from edge.runtime import ResultFiles, run_loop
 
     source = run_options.FrameSource(
         images=images, camera=list(camera or ()), video=video, replay=replay, limit=limit, save=save_frames,
         wait=wait_for_camera,
     )  # fmt: skip
     source.check()
+    ResultFiles.check(csv=csv, video=save_video, has_json=as_json)
     remove_leftovers()
     duration_s = None if duration is None else options.seconds(duration, option="--duration")
     chosen, path = paths.load_profile(profile)
@@ -111,22 +114,16 @@ def command(  # noqa: PLR0913 - one argument per option
         run = observers.ObservedRun(
             subject=paths.subject(chosen, backend, found, wanted, run_options.source_name(source, cameras)),
             power=options.power_line(telemetry), notifications=notifications,
+            files=ResultFiles(csv=csv, video=save_video, opened=stream.opened, warn=terminal.warn),
             headline=f"{chosen.name} · {Path(chosen.model).stem} · {wanted}", kept=kept,
         )  # fmt: skip
         with observers.gather(terminal, statistics, telemetry.sampler, run, seen=ports, as_json=as_json) as observed:
             run_loop.run(
-                stream,
-                sessions=sessions,
-                preprocessor=preprocessor,
-                names=names,
-                subject=run.subject,
-                settings=_settings(chosen, found, width.width, duration_s=duration_s),
-                telemetry=telemetry,
-                statistics=statistics,
-                observers=observed,
-                journal=run_options.open_journal(record, chosen.record, terminal),
-                should_stop=stop,
-            )
+                stream, sessions=sessions, preprocessor=preprocessor, names=names, subject=run.subject,
+                settings=_settings(chosen, found, width.width, duration_s=duration_s), telemetry=telemetry,
+                statistics=statistics, observers=observed,
+                journal=run_options.open_journal(record, chosen.record, terminal), should_stop=stop,
+            )  # fmt: skip
     if record is not None and not as_json:
         terminal.info(f"record: {record}")
     stop.grant()
@@ -142,7 +139,7 @@ def _settings(chosen: Profile, found: FoundArtifact, width: Width, *, duration_s
 
     return RunSettings(
         topk=chosen.run.topk, warmup=chosen.run.warmup, width=width, duration_s=duration_s,
-        decision=chosen.decision, output=output_kind(chosen.output, found.manifest.info),
+        decision=chosen.decision, output=output_kind(chosen.output, found.manifest.info), roi=chosen.preprocess.roi,
     )  # fmt: skip
 
 

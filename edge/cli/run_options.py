@@ -47,6 +47,11 @@ SaveFrames = Annotated[
     Path | None,
     typer.Option("--save-frames", metavar="DIR", help="Save the frames with their times (JPEG), for --replay."),
 ]
+SaveVideo = Annotated[
+    Path | None,
+    typer.Option("--save-video", metavar="FILE", help="Save the frames with their labels on them: .mp4, .mkv, .avi."),
+]
+Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write one row per frame.")]
 Open = Callable[[], "Stream"]
 CAMERA_VARIABLE = "EDGE_CAMERA_URL"
 TOKEN_VARIABLE = "EDGE_WEB_TOKEN_FILE"  # noqa: S105 - the name of a variable

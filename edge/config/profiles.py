@@ -8,13 +8,30 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
-from edge.artifacts import Secret, canonical_digest, decode_secret, encode_masked
+from edge.artifacts import canonical_digest, decode_secret, encode_masked
+from edge.config.run_sections import (
+    CameraConfig,
+    ConfigSection,
+    DecisionSettings,
+    NamedCameraConfig,
+    NotifyRule,
+    Positive,
+    RecordConfig,
+    Roi,
+    RunConfig,
+    WebConfig,
+    check_camera,
+    check_roi,
+    check_rule,
+    is_camera_name,
+    merge_cameras,
+    pasted,
+)
 from edge.config.yaml_source import Document, Kind, did_you_mean
 from edge.errors import ProfileError
 
@@ -22,17 +39,11 @@ Family = Literal["host", "agx-orin", "orin-nx", "orin-nano", "thor", "rtx"]
 BackendName = Literal["onnxruntime", "tensorrt", "fake"]
 Precision = Literal["fp32", "fp16", "int8"]
 Int8Route = Literal["auto", "implicit", "explicit"]
-Positive = Annotated[int, msgspec.Meta(ge=1)]
 Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
-PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
 Triple = tuple[float, float, float]
 
 
-class _ConfigSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of every section: frozen, keyword-only, unknown keys are errors."""
-
-
-class BatchRange(_ConfigSection, frozen=True):
+class BatchRange(ConfigSection, frozen=True):
     """Batch sizes that the engine must take, and the one that it is optimized for."""
 
     min: Positive = 1
@@ -40,7 +51,7 @@ class BatchRange(_ConfigSection, frozen=True):
     max: Positive = 1
 
 
-class InputConfig(_ConfigSection, frozen=True):
+class InputConfig(ConfigSection, frozen=True):
     """Input of the network: height and width in pixels, and batch sizes."""
 
     height: Positive = 224
@@ -48,10 +59,12 @@ class InputConfig(_ConfigSection, frozen=True):
     batch: BatchRange = BatchRange()
 
 
-class PreprocessConfig(_ConfigSection, frozen=True):
+class PreprocessConfig(ConfigSection, frozen=True):
     """From a picture to the network's float input (:mod:`edge.model.preprocessing`); ``exif`` turns pictures upright.
 
-    ``mean`` and ``std`` are per channel in the order of ``color``, in units of 8-bit pixel values (0 to 255).
+    ``roi``: the region of every picture that the network sees, ``[x, y, width, height]`` in pixels or as fractions of
+    the picture (0 to 1). ``mean`` and ``std`` are per channel in the order of ``color``, in units of 8-bit pixel values
+    (0 to 255).
     """
 
     fit: Literal["crop", "letterbox", "squash"] = "crop"
@@ -62,19 +75,20 @@ class PreprocessConfig(_ConfigSection, frozen=True):
     std: Triple = (58.395, 57.12, 57.375)
     pad: Annotated[int, msgspec.Meta(ge=0, le=255)] = 114
     exif: bool = True
+    roi: Roi | None = None
 
 
-class CalibrationConfig(_ConfigSection, frozen=True):
+class CalibrationConfig(ConfigSection, frozen=True):
     """Calibration: algorithm, pictures, and whether edge or the device's own TensorRT makes the table (``engine``)."""
 
     algorithm: str = "auto"
-    parameters: dict[str, float] = {}
+    parameters: dict[str, float] = msgspec.field(default_factory=dict)
     images: str | None = None
     batch: Positive = 8
     engine: Literal["edge", "tensorrt"] = "edge"
 
 
-class QuantizationConfig(_ConfigSection, frozen=True):
+class QuantizationConfig(ConfigSection, frozen=True):
     """Preparation of the network for INT8, and the layers that stay in float.
 
     ``recipe``: auto lets `edge calibrate` measure which steps help and `edge tune` add to it; none leaves the network
@@ -93,7 +107,7 @@ class QuantizationConfig(_ConfigSection, frozen=True):
     shift: Literal["off", "unpadded", "all"] | None = None
 
 
-class BuildConfig(_ConfigSection, frozen=True):
+class BuildConfig(ConfigSection, frozen=True):
     """Build settings; a backend ignores those that it has no use for, and its manifest lists them.
 
     ``min_int8_share`` is the share of convolution and matrix-product layers that must really run in INT8.
@@ -114,149 +128,7 @@ class BuildConfig(_ConfigSection, frozen=True):
     compute_capabilities: tuple[Annotated[str, msgspec.Meta(pattern=r"^SM\d{2,3}$")], ...] = ()
 
 
-class RunConfig(_ConfigSection, frozen=True):
-    """Settings of the run loop. ``threads`` is for the CPU backend; None means all cores.
-
-    ``workers`` is how many sessions infer at the same time, and ``prepare`` how many threads read, decode and
-    preprocess; None leaves the choice to the run. ``preprocess_on``: the GPU where the backend can and its kernel
-    compiles (auto), the GPU or an error (device), or OpenCV (cpu).
-
-    ``batch`` is the number of pictures from files per inference. Frames of several cameras share an inference when they
-    are there at the same time: one waits until it is ``batch_wait_ms`` old for those of the others. ``replay_speed``:
-    recorded frames at their own times, the newest one only (real), or every frame as soon as possible (fast).
-    """
-
-    warmup: Annotated[int, msgspec.Meta(ge=0)] = 10
-    topk: Positive = 5
-    threads: Positive | None = None
-    workers: Positive | None = None
-    prepare: Positive | None = None
-    preprocess_on: Literal["auto", "cpu", "device"] = "auto"
-    batch: Positive = 1
-    batch_wait_ms: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 5.0
-    replay_speed: Literal["real", "fast"] = "real"
-
-
-class DecisionSettings(_ConfigSection, frozen=True):
-    """Settings that turn guesses into a decision: smoothed over the last ``window_s`` seconds of a camera, or not.
-
-    Below ``min_confidence`` (0 to 1) the decision is ``unknown``.
-    """
-
-    smoothing: Literal["none", "exponential", "majority"] = "none"
-    window_s: PositiveFloat = 0.5
-    min_confidence: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
-
-
-class NotifyRule(_ConfigSection, frozen=True):
-    """A label to report, and where to.
-
-    ``to`` has the addresses (``http://…``, ``mqtt://…``, ``exec:COMMAND``, or ``@FILE`` with one in it); without any,
-    the rule is for ``--notify``. ``labels`` are names or class numbers, all where there are none. A label
-    must be seen ``for`` that long with ``min_confidence``, is reported once until it changes (``on_change``), and no
-    more often than ``every``. Times are seconds, or texts such as 0.5s and 2m.
-    """
-
-    to: tuple[Secret, ...] = ()
-    labels: tuple[int | str, ...] = ()
-    min_confidence: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
-    hold: float | str = msgspec.field(default=0.0, name="for")
-    every: float | str = 0.0
-    on_change: bool = True
-
-    @property
-    def for_s(self) -> float:
-        """Seconds that a label must be seen."""
-        return parse_duration(self.hold)
-
-    @property
-    def every_s(self) -> float:
-        """Seconds between two reports of one camera at least."""
-        return parse_duration(self.every)
-
-
-_UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def parse_duration(text: float | str) -> float:
-    """Seconds of a duration: a number, or a text such as 10s, 1.5m, 2h, 7d.
-
-    Raises:
-        ValueError: It is none.
-    """
-    if isinstance(text, str):
-        number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
-        unit = text[len(number) :]
-        if unit not in _UNITS:
-            raise ValueError(f"invalid duration {text!r}")
-        seconds = float(number) * _UNITS[unit]
-    else:
-        seconds = float(text)
-    if not 0.0 <= seconds < 1e9:
-        raise ValueError(f"invalid duration {text!r}")
-    return seconds
-
-
-class ReconnectConfig(_ConfigSection, frozen=True):
-    """Times after which a lost camera is tried again: after ``first_s``, then after twice as long, up to ``max_s``.
-
-    ``give_up_s`` ends the run after that time without a frame; None tries for ever.
-    """
-
-    first_s: PositiveFloat = 0.5
-    max_s: PositiveFloat = 30.0
-    give_up_s: PositiveFloat | None = None
-
-
-class CameraConfig(_ConfigSection, frozen=True):
-    """Settings that a camera is opened with, and the time after which it counts as lost.
-
-    Width, height in pixels and fps are asked for; what the camera gives is in the record. ``format`` and ``decoder``
-    are for USB cameras, ``flip`` (0 to 7, nvvidconv's flip-method) for CSI, ``transport`` for RTSP. ``pipeline`` is a
-    GStreamer pipeline for any of them; ``{device}`` in it stands for node, sensor number or URL. ``timeout_s`` is the
-    longest time without a frame, and ``freeze_s`` the longest with the same frame over and over; null where a picture
-    may stand still.
-    """
-
-    width: Positive = 1280
-    height: Positive = 720
-    fps: PositiveFloat = 30.0
-    format: Literal["mjpg", "yuyv", "any"] = "mjpg"
-    decoder: Literal["software", "hardware"] = "software"
-    flip: Annotated[int, msgspec.Meta(ge=0, le=7)] = 0
-    transport: Literal["tcp", "udp"] = "tcp"
-    pipeline: Secret | None = None
-    timeout_s: PositiveFloat = 5.0
-    freeze_s: PositiveFloat | None = 10.0
-    reconnect: ReconnectConfig = ReconnectConfig()
-
-
-class NamedCameraConfig(CameraConfig, frozen=True, kw_only=True):
-    """One camera of several: where it is, and what is different from the section ``camera``."""
-
-    source: Secret
-
-
-class RecordConfig(_ConfigSection, frozen=True):
-    """Settings of the record while the run goes.
-
-    It is written every ``flush_s`` seconds, by default 10 for ``.jsonl`` and 60 for ``.json``. A ``.jsonl`` record has
-    a line per frame with ``every_frame``, begins a new file at ``size_mib``, and keeps ``files`` of them.
-    """
-
-    every_frame: bool = False
-    flush_s: Annotated[float, msgspec.Meta(ge=0.1, le=1e6)] | None = None
-    size_mib: Positive = 64
-    files: Positive = 5
-
-
-class WebConfig(_ConfigSection, frozen=True):
-    """Access to a run: ``token_file`` holds the token for ``--web`` and ``--metrics``."""
-
-    token_file: str | None = None
-
-
-class TelemetryConfig(_ConfigSection, frozen=True):
+class TelemetryConfig(ConfigSection, frozen=True):
     """Power measurement: source (``auto`` tries what there is), rate, and idle time before a run.
 
     ``idle_s`` is the baseline for net energy; 0 means none. ``log`` is a file that keeps every reading.
@@ -285,7 +157,7 @@ class OutputOptions(msgspec.Struct, frozen=True):
     kind: OutputKind | None = None
 
 
-class QualityConfig(_ConfigSection, frozen=True):
+class QualityConfig(ConfigSection, frozen=True):
     """Limits that INT8 must keep; each that is missed is exit code 1.
 
     ``min_top1`` and ``min_agreement`` in percent, ``max_drop`` of top-1 against FP32 in points, ``min_sqnr`` of the
@@ -299,7 +171,7 @@ class QualityConfig(_ConfigSection, frozen=True):
     min_sqnr: float | None = None
 
 
-class Profile(_ConfigSection, frozen=True):
+class Profile(ConfigSection, frozen=True):
     """Everything about one device, resolved: ``extends`` merged, paths absolute.
 
     ``output`` says what the network's numbers are where edge cannot see it (null: it looks), and ``output_name`` which
@@ -323,7 +195,7 @@ class Profile(_ConfigSection, frozen=True):
     power_mode: str | None = None
     run: RunConfig = RunConfig()
     camera: CameraConfig = CameraConfig()
-    cameras: dict[str, NamedCameraConfig] = {}
+    cameras: dict[str, NamedCameraConfig] = msgspec.field(default_factory=dict)
     record: RecordConfig = RecordConfig()
     web: WebConfig = WebConfig()
     decision: DecisionSettings = DecisionSettings()
@@ -369,6 +241,8 @@ class Profile(_ConfigSection, frozen=True):
             # Newer than the first engines: only what is set counts, so that those stay valid.
             if content[name] is None:
                 del content[name]
+        if content["preprocess"]["roi"] is None:
+            del content["preprocess"]["roi"]
         return canonical_digest(content)
 
 
@@ -380,7 +254,7 @@ def read_profile(path: Path) -> Profile:
     """
     document = Document.read(path, _KIND)
     document.reject_unknown(Profile, document.tree)
-    _merge_cameras(document)
+    merge_cameras(document)
     try:
         profile = msgspec.convert(document.tree, Profile, dec_hook=decode_secret)
     except msgspec.ValidationError as exc:
@@ -428,13 +302,18 @@ def _check_together(profile: Profile, document: Document) -> None:
     # The name becomes a folder of engines.
     if profile.name in {"", ".", ".."} or any(sign in profile.name for sign in "/\\\0"):
         raise document.error(("name",), f"{profile.name!r} cannot be the name of a folder")
-    _check_camera(profile.camera, document, ("camera",))
+    if profile.preprocess.roi is not None and any(c.roi for c in (profile.camera, *profile.cameras.values())):
+        raise document.error(
+            ("preprocess", "roi"), "a camera has a roi as well, and they exclude each other",
+            hint="camera.roi for cameras alone; preprocess.roi for every picture, in calibration and evaluation, too",
+        )  # fmt: skip
+    check_camera(profile.camera, document, ("camera",))
     for name, camera in profile.cameras.items():
         if not is_camera_name(name):
             raise document.error(("cameras", name), "a name has letters, digits, - and _ only, 32 at most")
-        _check_camera(camera, document, ("cameras", name))
+        check_camera(camera, document, ("cameras", name))
     for index, rule in enumerate(profile.notify):
-        _check_rule(rule, document, ("notify", str(index)))
+        check_rule(rule, document, ("notify", str(index)))
 
 
 def _check_preprocess(profile: Profile, document: Document) -> None:
@@ -450,6 +329,7 @@ def _check_preprocess(profile: Profile, document: Document) -> None:
     if min(pre.std) <= 0:
         raise document.error(("preprocess", "std"), f"must be above 0 for every channel, got {list(pre.std)}")
     _check_units(pre, document)
+    check_roi(pre.roi, document, ("preprocess", "roi"))
 
 
 def _check_backend(profile: Profile, document: Document) -> None:
@@ -461,14 +341,6 @@ def _check_backend(profile: Profile, document: Document) -> None:
         raise document.error(("precision",), "ONNX Runtime on a CPU runs fp32 or int8, not fp16")
 
 
-def _check_rule(rule: NotifyRule, document: Document, key: tuple[str, ...]) -> None:
-    for name, duration in (("for", rule.hold), ("every", rule.every)):
-        try:
-            parse_duration(duration)
-        except ValueError:  # noqa: PERF203 - two values
-            raise document.error((*key, name), f"invalid duration {duration!r} (examples: 0.5, 0.5s, 2m)") from None
-
-
 def _check_units(pre: PreprocessConfig, document: Document) -> None:
     """Refuse mean and std in units of 0 to 1, which torchvision and timm use.
 
@@ -476,17 +348,13 @@ def _check_units(pre: PreprocessConfig, document: Document) -> None:
     """
     is_small = max(map(abs, pre.mean)) <= 1 and max(pre.std) <= 1
     if is_small and (pre.mean, pre.std) != ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)):
-        mean, std = (_pasted(value * 255 for value in values) for values in (pre.mean, pre.std))
+        mean, std = (pasted(value * 255 for value in values) for values in (pre.mean, pre.std))
         raise document.error(
             ("preprocess", "mean"),
-            f"mean {_pasted(pre.mean)} and std {_pasted(pre.std)} are in units of 0 to 1 (torchvision), and pixel "
+            f"mean {pasted(pre.mean)} and std {pasted(pre.std)} are in units of 0 to 1 (torchvision), and pixel "
             "values here are 0 to 255",
             hint=f"mean: {mean}, std: {std}; or add scale: 1/255 next to them",
         )
-
-
-def _pasted(values: Iterable[float]) -> str:
-    return f"[{', '.join(f'{value:.6g}' for value in values)}]"
 
 
 def _convert_values(document: Document) -> None:
@@ -555,43 +423,3 @@ PROFILE_PATH_WORDS = frozenset({"auto", "none"})
 _KIND = Kind(
     name="profile", hint="edge profile list", paths=PROFILE_PATHS, words=PROFILE_PATH_WORDS, convert=_convert_values
 )
-
-
-def is_camera_name(name: str) -> bool:
-    """True when ``name`` can name a camera: it becomes part of messages, file names and metrics."""
-    return re.fullmatch(r"[A-Za-z0-9_-]{1,32}", name) is not None
-
-
-def _merge_cameras(document: Document) -> None:
-    """Give each of ``cameras`` what the section ``camera`` says; a plain value is its source."""
-    tree = document.tree
-    named, base = tree.get("cameras"), tree.get("camera")
-    if not isinstance(named, dict):
-        return
-    fields = {field.encode_name for field in msgspec.structs.fields(NamedCameraConfig)}
-    for name, value in named.items():
-        own = value if isinstance(value, dict) else {"source": value}
-        for key in own:
-            if key not in fields:
-                raise document.error(("cameras", name, key), f"unknown key{did_you_mean(key, fields)}")
-        if isinstance(own.get("source"), int):
-            own = {**own, "source": str(own["source"])}
-        named[name] = {**(base if isinstance(base, dict) else {}), **own}
-
-
-def _check_camera(camera: CameraConfig, document: Document, at: tuple[str, ...]) -> None:
-    again = camera.reconnect
-    for key, value in (
-        (("fps",), camera.fps),
-        (("timeout_s",), camera.timeout_s),
-        (("freeze_s",), camera.freeze_s),
-        (("reconnect", "first_s"), again.first_s),
-        (("reconnect", "max_s"), again.max_s),
-        (("reconnect", "give_up_s"), again.give_up_s),
-    ):
-        if value is not None and not math.isfinite(value):
-            raise document.error((*at, *key), f"must be finite, got {value}")
-    if again.first_s > again.max_s:
-        raise document.error((*at, "reconnect"), f"needs first_s <= max_s, got {again.first_s}, {again.max_s}")
-    if camera.pipeline is not None and "appsink" not in camera.pipeline.reveal():
-        raise document.error((*at, "pipeline"), "must end in appsink, as in edge's own (docs/running.md)")

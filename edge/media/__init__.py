@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from edge.media.pictures import Picture, Pictures, decode
     from edge.media.recorder import SavingStream
     from edge.media.replay import ReplayStream, recordings
-    from edge.media.streams import Frame, GroupStream, LimitedGroup, LimitedStream, Outage, PictureStream, Stream
+    from edge.media.streams import (
+        Frame,
+        GroupStream,
+        LimitedGroup,
+        LimitedStream,
+        OpenedSource,
+        Outage,
+        PictureStream,
+        Stream,
+    )
+    from edge.media.video_writer import OpenWriter, VideoWriter, check_video_path, open_opencv_writer
 else:
     __getattr__ = lazy_exports(
         __name__,
@@ -30,7 +40,17 @@ else:
             "pictures": ["Picture", "Pictures", "decode"],
             "recorder": ["SavingStream"],
             "replay": ["ReplayStream", "recordings"],
-            "streams": ["Frame", "GroupStream", "LimitedGroup", "LimitedStream", "Outage", "PictureStream", "Stream"],
+            "streams": [
+                "Frame",
+                "GroupStream",
+                "LimitedGroup",
+                "LimitedStream",
+                "OpenedSource",
+                "Outage",
+                "PictureStream",
+                "Stream",
+            ],
+            "video_writer": ["OpenWriter", "VideoWriter", "check_video_path", "open_opencv_writer"],
         },
     )
 
@@ -44,6 +64,8 @@ __all__ = [
     "LimitedStream",
     "LiveStream",
     "OpenCapture",
+    "OpenWriter",
+    "OpenedSource",
     "Outage",
     "Picture",
     "PictureStream",
@@ -52,13 +74,16 @@ __all__ = [
     "SavingStream",
     "Stream",
     "VideoStream",
+    "VideoWriter",
     "camera_source",
     "cameras",
+    "check_video_path",
     "decode",
     "has_backend",
     "image_lists",
     "labels",
     "open_opencv_capture",
+    "open_opencv_writer",
     "open_pictures",
     "picture_sets",
     "picture_sources",

@@ -20,10 +20,12 @@ import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from edge.config import CameraConfig
-from edge.errors import DeviceError, EdgeError
+import msgspec
+
+from edge.config import CameraConfig, roi_box
+from edge.errors import DataError, DeviceError, EdgeError
 from edge.media.cameras import CameraAddress
-from edge.media.opencv_capture import Capture, OpenCapture, open_opencv_capture
+from edge.media.opencv_capture import Capture, OpenCapture, Request, open_opencv_capture
 from edge.media.streams import Clock, Frame, OpenedSource, Outage
 
 if TYPE_CHECKING:
@@ -31,33 +33,46 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Pixels = npt.NDArray[np.uint8]
-    import numpy as np
-    import numpy.typing as npt
-
-    Offer = Callable[["Reader", npt.NDArray[np.uint8], float, float], None]
+    Offer = Callable[["Reader", Pixels | DataError, float, float], None]
 
 # So many failures in a row are the end of it: some drivers fail now and then, all fail fast.
 _FAILURES = 5
 _PAUSE_S = 0.02
 
 
+class ReaderSettings(NamedTuple):
+    """Settings of one opening: seconds for the first frame, whether to find out why it fails, and the size's period.
+
+    ``check_size_s`` is the time between two looks at the size that a network stream announces.
+    """
+
+    timeout_s: float
+    is_first: bool
+    check_size_s: float
+
+
 class Reader:
     """Calls ``offer(reader, pixels, captured_s, decode_ms)`` for each frame, and ``ended(reader)`` at its end.
 
-    ``error`` says why it ended; ``opened_as`` and ``fps`` are known when the first frame is offered.
+    The error of a damaged frame stands in the place of its pixels. ``error`` says why the reader ended; ``opened_as``
+    and ``fps`` are known when the first frame is offered.
     """
 
     def __init__(
-        self, place: CameraAddress, open_capture: OpenCapture, *, offer: Offer, ended: Callable[[Reader], None]
-    ) -> None:
+        self, place: CameraAddress, open_capture: OpenCapture, settings: ReaderSettings, *, offer: Offer,
+        ended: Callable[[Reader], None],
+    ) -> None:  # fmt: skip
         self.opened_as: str | None = None
         self.fps: float | None = None
         self.error: BaseException | None = None
         self._place = place
         self._open_capture = open_capture
+        self.settings = settings
         self._offer = offer
         self._ended = ended
         self._let_go = False
+        self._has_ended = threading.Event()
+        self._new_size: str | None = None
         self._thread = threading.Thread(target=self._run, name=f"grab {place.name}", daemon=True)
 
     def start(self) -> None:
@@ -72,6 +87,7 @@ class Reader:
     def let_go(self) -> None:
         """Grab no more, and give the capture back as soon as the call in hand returns."""
         self._let_go = True
+        self._has_ended.set()
 
     def join(self, timeout_s: float) -> None:
         """Wait for its end, but not for longer."""
@@ -81,8 +97,12 @@ class Reader:
         capture: Capture | None = None
         try:
             request = self._place.request()
+            if request.timeout_s is not None:
+                request = msgspec.structs.replace(request, timeout_s=self.settings.timeout_s)
             capture = self._open(request)
             self.opened_as, self.fps = request.opened_as, capture.fps
+            if self._place.announces_size:
+                threading.Thread(target=self._watch_size, name=f"size {self._place.name}", daemon=True).start()
             self._grab(capture)
         except BaseException as exc:  # noqa: BLE001 - the thread that waits for frames raises or reports it
             self.error = exc
@@ -90,24 +110,38 @@ class Reader:
             if capture is not None:
                 with contextlib.suppress(Exception):
                     capture.release()
+            self._has_ended.set()
             self._ended(self)
 
-    def _open(self, request: object) -> Capture:
+    def _open(self, request: Request) -> Capture:
         try:
-            return self._open_capture(request)  # type: ignore[arg-type]
+            return self._open_capture(request)
         except DeviceError as exc:
             # OpenCV says only that it does not open; the place knows where to look.
-            raise self._place.diagnose(exc.what) from exc
+            raise self._place.diagnose(exc.what, ask=self.settings.is_first) from exc
+
+    def _watch_size(self) -> None:
+        """End the reader when the server announces another size: OpenCV would scale every frame to the first one."""
+        first = size = self._place.announced_size()
+        while first is not None and not self._has_ended.wait(self.settings.check_size_s):
+            size = self._place.announced_size()
+            if size is not None and size != first:
+                self._new_size = f"the stream changed from {_by(first)} to {_by(size)}"
+                return
 
     def _grab(self, capture: Capture) -> None:
         failures = 0
         while not self._let_go:
-            if not capture.grab():
-                pixels = None
-            else:
+            if self._new_size is not None:
+                raise DeviceError(self._new_size)
+            pixels: Pixels | DataError | None = None
+            if capture.grab():
                 captured_s = capture.captured_s()
                 start = time.monotonic()
-                pixels = capture.retrieve()
+                try:
+                    pixels = capture.retrieve()
+                except DataError as exc:
+                    pixels = exc
             if pixels is not None:
                 failures = 0
                 self._offer(self, pixels, captured_s, (time.monotonic() - start) * 1e3)
@@ -132,13 +166,15 @@ _STUCK_TIMES = 10
 # A wait is never longer than this, so that timeouts are noticed in time.
 _LOOK_S = 0.1
 _RELEASE_S = 2.0
+# Seconds between two looks at the size that a server announces.
+_CHECK_SIZE_S = 10.0
 # Every so many pixels in each direction are compared to see whether a picture stands still.
 _STRIDE = 8
 
 
 class _Grabbed(NamedTuple):
     seq: int
-    pixels: Pixels
+    pixels: Pixels | DataError
     captured_s: float
     decode_ms: float
 
@@ -160,6 +196,7 @@ class LiveStream:
         *,
         wait: bool = False,
         open_capture: OpenCapture = open_opencv_capture,
+        check_size_s: float = _CHECK_SIZE_S,
         clock: Clock = time.monotonic,
     ) -> None:
         self.notes: list[str] = []
@@ -167,6 +204,7 @@ class LiveStream:
         self._place = place
         self._camera = camera
         self._open_capture = open_capture
+        self._check_size_s = check_size_s
         self._clock = clock
         self._changed = threading.Condition()
         self._slot: _Grabbed | None = None
@@ -177,6 +215,10 @@ class LiveStream:
         self._size: tuple[int, int] | None = None
         self._outage: Outage | None = None
         self._untold: Outage | None = None
+        # The first frame of the reader at work.
+        self._first_s: float | None = None
+        # The newest reason why it cannot be opened again.
+        self._reason: str | None = None
         self._frozen = False
         self._retry_s = self._pause_s = self._began_s = 0.0
         self._stuck: list[Reader] = []
@@ -242,10 +284,17 @@ class LiveStream:
         seq, pixels, captured_s, decode_ms = self._slot
         self._slot = None
         name = f"frame {seq}"
-        return Frame(seq, name, f"{self._place.name}: {name}", captured_s, lambda: pixels, decode_ms)
+
+        def load() -> Pixels:
+            if isinstance(pixels, DataError):
+                raise pixels
+            return pixels
+
+        return Frame(seq, name, f"{self._place.name}: {name}", captured_s, load, decode_ms)
 
     def _lost(self, since_s: float, reason: str, hint: str | None) -> Outage:
         self._outage = Outage(since_s, None, reason, hint)
+        self._reason = None
         self._pause_s = self._camera.reconnect.first_s
         self._part()
         if not self._frozen:
@@ -262,18 +311,19 @@ class LiveStream:
             return dataclasses.replace(outage, end_s=self._slot.captured_s, reopened_as=self._reader.opened_as)
         give_up_s = self._camera.reconnect.give_up_s
         if give_up_s is not None and now - outage.start_s > give_up_s:
+            found = self._place.diagnose(self._reason or outage.reason, ask=True)
             raise DeviceError(
-                f"no frames for {give_up_s:g} s, {outage.attempts} attempts: {outage.reason}",
+                f"no frames for {give_up_s:g} s, {outage.attempts} attempts: {found.what}",
                 where=self._place.name,
-                hint=outage.hint,
+                hint=found.hint,
             )
         if self._reader is None:
             if now >= self._retry_s:
                 self._try_again(outage, now)
         elif self._reader.error is not None:
-            words(self._reader.error)
+            self._reason, _hint = words(self._reader.error)
             self._part()
-        elif now - max(self._newest_s, self._began_s) > self._camera.timeout_s or self._still_frozen(now):
+        elif self._is_silent(self._reader, now) or self._still_frozen(now):
             self._part()
         return None
 
@@ -301,58 +351,94 @@ class LiveStream:
         self._stuck = [reader for reader in self._stuck if reader.is_alive]
         return len(self._stuck) < _MOST_STUCK
 
+    def _is_silent(self, reader: Reader, now: float) -> bool:
+        is_opening = now - self._began_s <= reader.settings.timeout_s
+        return not is_opening and now - self._newest_s > self._camera.timeout_s
+
     def _still_frozen(self, now: float) -> bool:
         freeze_s = self._camera.freeze_s
-        return self._frozen and freeze_s is not None and now - self._began_s > freeze_s
+        if freeze_s is None or self._first_s is None:
+            return False
+        return self._frozen and now - self._first_s > freeze_s
 
     def _new_reader(self) -> Reader:
-        self._began_s = self._clock()
-        reader = Reader(self._place, self._open_capture, offer=self._offer, ended=self._on_end)
+        self._began_s, self._first_s = self._clock(), None
+        attempts = 0 if self._outage is None else self._outage.attempts
+        settings = ReaderSettings(self._patience_s(attempts), is_first=attempts == 0, check_size_s=self._check_size_s)
+        reader = Reader(self._place, self._open_capture, settings, offer=self._offer, ended=self._on_end)
         self._reader = reader
         reader.start()
         return reader
 
+    def _patience_s(self, attempts: int) -> float:
+        """Seconds that an opening may take until its first frame: more with each attempt, for sources that are slow."""
+        least_s = self._camera.timeout_s
+        return max(least_s, min(least_s * 2.0 ** min(attempts, 20), self._camera.reconnect.max_s))
+
     def _wait_for_first(self, *, or_begin_without: bool) -> OpenedSource:
         deadline = self._clock() + self._camera.timeout_s
+        reader = self._reader
+        assert reader is not None  # noqa: S101 - for mypy
         with self._changed:
-            reader = self._reader
-            assert reader is not None  # noqa: S101 - for mypy
             while self._slot is None and reader.error is None and self._clock() < deadline:
                 self._changed.wait(_LOOK_S)
-            if self._slot is not None:
-                height, width = self._slot.pixels.shape[:2]
-                return OpenedSource(
-                    kind=self._place.kind, opened_as=reader.opened_as or self._place.name, live=True, width=width,
-                    height=height, fps=reader.fps,
-                )  # fmt: skip
+        error: BaseException | None = None
+        if self._slot is None:
             opening = "it did not open" if reader.opened_as is None else "no frame came"
-            error = reader.error or self._place.diagnose(f"{opening} within {self._camera.timeout_s:g} s")
+            error = reader.error or self._too_slow(f"{opening} within {self._camera.timeout_s:g} s")
+        with self._changed:
+            first = None if self._slot is None else self._slot.pixels
+            if isinstance(first, DataError) and self._camera.roi is not None and self._size is not None:
+                # The first frame is too small for the region: so will be the others.
+                error = first
+            elif first is not None:
+                # Also one that came while the reason was looked for.
+                return self._describe(reader, first)
             if or_begin_without and isinstance(error, DeviceError):
                 self.first_error = error
                 self._untold = self._lost(self._began_s, error.what, error.hint)
                 return OpenedSource(kind=self._place.kind, opened_as=self._place.name, live=True)
         self.close()
+        assert error is not None  # noqa: S101 - for mypy: there was no frame
         raise error
+
+    def _too_slow(self, what: str) -> DeviceError:
+        error = self._place.diagnose(what, ask=True)
+        key = f"camera.timeout_s (now {self._camera.timeout_s:g}) in the profile"
+        hint = f"if it only needs longer: --wait-for-camera, or a larger {key}"
+        return DeviceError(error.what, where=error.where, hint=f"{error.hint}; {hint}" if error.hint else hint)
+
+    def _describe(self, reader: Reader, pixels: Pixels | DataError) -> OpenedSource:
+        height, width = (None, None) if isinstance(pixels, DataError) else pixels.shape[:2]
+        return OpenedSource(
+            kind=self._place.kind, opened_as=reader.opened_as or self._place.name, live=True, width=width,
+            height=height, fps=reader.fps,
+        )  # fmt: skip
 
     # in the reader's thread
 
-    def _offer(self, reader: Reader, pixels: Pixels, captured_s: float, decode_ms: float) -> None:
-        found = zlib.crc32(pixels[::_STRIDE, ::_STRIDE].tobytes())
+    def _offer(self, reader: Reader, pixels: Pixels | DataError, captured_s: float, decode_ms: float) -> None:
+        # A damaged frame is no sign of standing still.
+        is_damaged = isinstance(pixels, DataError)
+        found = None if isinstance(pixels, DataError) else zlib.crc32(pixels[::_STRIDE, ::_STRIDE].tobytes())
         with self._changed:
             if reader is not self._reader:
                 return
             now = self._clock()
             self._newest_s = now
-            if found != self._print:
+            self._first_s = now if self._first_s is None else self._first_s
+            if is_damaged or found != self._print:
                 self._print, self._moved_s = found, now
             elif self._frozen:
                 # Opened again, and still the picture that stood still.
                 return
             if self._slot is not None:
                 self._dropped += 1
+            if not isinstance(pixels, DataError):
+                self._look_at_size(pixels)
+                pixels = self._cropped(pixels)
             self._slot = _Grabbed(self._seq, pixels, captured_s, decode_ms)
             self._seq += 1
-            self._look_at_size(pixels)
             self._changed.notify_all()
 
     def _look_at_size(self, pixels: Pixels) -> None:
@@ -365,6 +451,17 @@ class LiveStream:
         elif size != asked and self._place.kind != "network":
             self._note(f"asked for {_by(asked)}, the camera gives {_by(size)}: v4l2-ctl --list-formats-ext")
         self._size = size
+
+    def _cropped(self, pixels: Pixels) -> Pixels | DataError:
+        """The region of interest as an array of its own, or why there is none."""
+        if self._camera.roi is None:
+            return pixels
+        try:
+            top, left, height, width = roi_box(self._camera.roi, *pixels.shape[:2])
+        except DataError as exc:
+            return DataError(exc.what, where=self._place.name, hint=exc.hint)
+        found: Pixels = pixels[top : top + height, left : left + width].copy()
+        return found
 
     def _note(self, text: str) -> None:
         if text not in self.notes and len(self.notes) < 20:

@@ -17,6 +17,7 @@ import msgspec
 from edge.artifacts import Secret
 from edge.config import CameraConfig
 from edge.errors import DeviceError, UsageError
+from edge.media.network_probe import describe_stream, undecodable
 from edge.media.opencv_capture import Api, Request, has_backend, missing_backend
 
 _NODE = re.compile(r"video(\d+)$")
@@ -128,6 +129,7 @@ class CameraAddress(Protocol):
 
     kind: str
     name: str
+    announces_size: bool
 
     def request(self) -> Request:
         """The request that opens it now; where it is may have changed.
@@ -136,8 +138,14 @@ class CameraAddress(Protocol):
             DeviceError: it is not there.
         """
 
-    def diagnose(self, what: str) -> DeviceError:
-        """The error for ``what`` went wrong, with what was found out about it and the command that helps."""
+    def diagnose(self, what: str, *, ask: bool = False) -> DeviceError:
+        """The error for ``what`` went wrong, with what was found out about it and the command that helps.
+
+        ``ask`` also asks a server, which takes a few seconds where it does not answer.
+        """
+
+    def announced_size(self) -> tuple[int, int] | None:
+        """Width and height that a server announces for its stream now; None where that is not known."""
 
 
 def camera_source(
@@ -171,6 +179,7 @@ class UsbCamera:
     """A V4L2 camera, by node or by one of udev's links."""
 
     kind = "v4l2"
+    announces_size = False
 
     def __init__(self, path: str, camera: CameraConfig, *, root: Path = Path("/")) -> None:
         self.name = path
@@ -202,7 +211,11 @@ class UsbCamera:
             timeout_s=camera.timeout_s,
         )
 
-    def diagnose(self, what: str) -> DeviceError:
+    def announced_size(self) -> tuple[int, int] | None:
+        """None: the frames of a driver have their own size."""
+        return None
+
+    def diagnose(self, what: str, *, ask: bool = False) -> DeviceError:  # noqa: ARG002
         """Find out what is wrong with the node: gone, not permitted, held by another process."""
         node = resolve(self.name, self._root)
         if node is None and self._known is not None:
@@ -240,6 +253,7 @@ class CsiCamera:
     """A camera on the module's CSI connector, through the argus daemon."""
 
     kind = "csi"
+    announces_size = False
     api: Api = "gstreamer"
 
     def __init__(self, sensor: int, camera: CameraConfig) -> None:
@@ -263,7 +277,11 @@ class CsiCamera:
             fps=camera.fps, timeout_s=camera.timeout_s,
         )  # fmt: skip
 
-    def diagnose(self, what: str) -> DeviceError:
+    def announced_size(self) -> tuple[int, int] | None:
+        """None: the frames of a driver have their own size."""
+        return None
+
+    def diagnose(self, what: str, *, ask: bool = False) -> DeviceError:  # noqa: ARG002
         """Argus keeps the session of a client that was killed, until it is started again."""
         return DeviceError(
             what,
@@ -280,6 +298,7 @@ class NetworkCamera:
 
     def __init__(self, url: Secret, camera: CameraConfig, *, api: Api = "ffmpeg") -> None:
         self.name = str(url)
+        self.announces_size = url.reveal().partition("://")[0].lower() in {"rtsp", "rtsps"}
         self._url = url
         self._camera = camera
         self.api: Api = "gstreamer" if camera.pipeline is not None else api
@@ -296,15 +315,36 @@ class NetworkCamera:
             opened_as=self.name,
             timeout_s=camera.timeout_s,
             options={"rtsp_transport": "udp"} if camera.transport == "udp" else {},
+            checks_jpegs=True,
         )
 
-    def diagnose(self, what: str) -> DeviceError:
-        """Name the commands that show whether the server is there and what it sends."""
+    def announced_size(self) -> tuple[int, int] | None:
+        """Width and height in the server's answer to RTSP's DESCRIBE."""
+        try:
+            description = describe_stream(self._url)
+        except DeviceError:
+            return None
+        return None if description is None else description.size
+
+    def diagnose(self, what: str, *, ask: bool = False) -> DeviceError:
+        """Ask the server what is wrong, or name the commands that show whether it is there and what it sends."""
         host = self.name.partition("://")[2].rpartition("@")[2].partition("/")[0] or "?"
         host = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
         transport = "-rtsp_transport tcp " if self.name.startswith("rtsp") else ""
-        what = self._url.scrub(what)
-        return DeviceError(what, where=self.name, hint=f"ping {host}; ffprobe {transport}'{self.name}'")
+        what, hint = self._url.scrub(what), f"ping {host}; ffprobe {transport}'{self.name}'"
+        if not ask:
+            return DeviceError(what, where=self.name, hint=hint)
+        try:
+            description = describe_stream(self._url)
+        except DeviceError as exc:
+            return DeviceError(f"{what}: {exc.what}", where=self.name, hint=exc.hint or hint)
+        found = None if description is None else undecodable(description)
+        if found is not None:
+            return DeviceError(f"{what}: {found}", where=self.name, hint="choose H.264 or H.265 in the camera")
+        if description is not None:
+            size = f", {description.size[0]}×{description.size[1]}" if description.size is not None else ""
+            what += f"; the server announces {' and '.join(description.codecs)}{size}"
+        return DeviceError(what, where=self.name, hint=hint)
 
 
 def _for_device(pipeline: Secret, device: Secret) -> Secret:

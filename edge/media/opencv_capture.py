@@ -5,10 +5,13 @@ Behind :class:`Capture`, so that everything else can be tried with captures that
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -17,7 +20,7 @@ import msgspec
 from edge.artifacts import Secret
 from edge.errors import DEPENDENCIES, DataError, DeviceError, MissingDependencyError
 from edge.media.labels import shown
-from edge.media.pictures import opencv
+from edge.media.pictures import decode, opencv
 from edge.media.streams import Clock, Frame, OpenedSource
 
 if TYPE_CHECKING:
@@ -58,7 +61,8 @@ _OLDEST_S = 60.0
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A capture to open: a node, URL, file or GStreamer pipeline, with the size, rate and FOURCC that are asked for.
 
-    ``opened_as`` is how it is called in records.
+    ``opened_as`` is how it is called in records. With ``checks_jpegs``, the JPEGs of an MJPEG stream are decoded one by
+    one: a damaged one is an error of its frame, and each has its own size.
     """
 
     api: Api
@@ -70,6 +74,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     fourcc: str | None = None
     timeout_s: float | None = None
     options: dict[str, str] = {}
+    checks_jpegs: bool = False
 
 
 class Capture(Protocol):
@@ -90,7 +95,11 @@ class Capture(Protocol):
         """Time of capture of the grabbed frame, on the monotonic clock."""
 
     def retrieve(self) -> npt.NDArray[np.uint8] | None:
-        """Decode the grabbed frame: uint8 H×W×3 BGR; None when it cannot be."""
+        """Decode the grabbed frame: uint8 H×W×3 BGR; None when it cannot be.
+
+        Raises:
+            DataError: This frame is damaged; the next ones may not be.
+        """
 
     def release(self) -> None:
         """Give it back."""
@@ -112,7 +121,8 @@ def open_opencv_capture(request: Request) -> Capture:
     _set_environment(request)
     target = request.target.reveal() if isinstance(request.target, Secret) else request.target
     try:
-        capture = cv2.VideoCapture(target, getattr(cv2, _CONSTANTS[request.api]), _parameters(cv2, request))
+        with _FFMPEG_OPTIONS.set_to(request.options if request.api == "ffmpeg" else None):
+            capture = cv2.VideoCapture(target, getattr(cv2, _CONSTANTS[request.api]), _parameters(cv2, request))
     except cv2.error as exc:
         text = str(getattr(exc, "err", "") or exc)
         text = request.target.scrub(text) if isinstance(request.target, Secret) else text
@@ -152,6 +162,26 @@ def missing_backend(api: Api) -> MissingDependencyError:
     )
 
 
+def codec_of(path: Path) -> str | None:
+    """The FOURCC of a video's codec, such as ``av01``, also where this OpenCV cannot decode it; None if it has none.
+
+    Raises:
+        MissingDependencyError: OpenCV is not installed.
+    """
+    cv2 = opencv()
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
+    try:
+        return _fourcc(cv2, capture) if capture.isOpened() else None
+    finally:
+        capture.release()
+
+
+def _fourcc(cv2: Any, capture: Any) -> str | None:  # noqa: ANN401
+    code = int(capture.get(cv2.CAP_PROP_FOURCC))
+    text = code.to_bytes(4, "little", signed=code < 0).decode("latin-1").strip("\0 ")
+    return text if text and text.isascii() and text.isprintable() else None
+
+
 class _OpenCv:
     """A capture of OpenCV's."""
 
@@ -159,6 +189,15 @@ class _OpenCv:
         self._cv2 = cv2
         self._capture = capture
         self._api = request.api
+        self._name = request.opened_as
+        # MJPEG comes as it is: FFmpeg would make a picture of half a JPEG, and scale every size to the first one.
+        self._is_encoded = (
+            request.checks_jpegs
+            and request.api == "ffmpeg"
+            and _fourcc(cv2, capture) == "MJPG"
+            and bool(capture.set(cv2.CAP_PROP_FORMAT, -1))
+        )
+        self._stretch = 1.0 if self._is_encoded or request.api != "ffmpeg" else _pixel_aspect(cv2, capture)
         self.fps = self._positive(cv2.CAP_PROP_FPS)
         count = self._positive(cv2.CAP_PROP_FRAME_COUNT) if request.api == "ffmpeg" else None
         self.frames = None if count is None else int(count)
@@ -180,6 +219,10 @@ class _OpenCv:
         is_there, pixels = self._capture.retrieve()
         if not is_there or pixels is None:
             return None
+        if self._is_encoded:
+            return decode(pixels.tobytes(), name=self._name, exif=False)
+        if self._stretch != 1.0:
+            return self._unsqueezed(pixels)
         channels = pixels.shape[2] if pixels.ndim == 3 else 1
         if channels == 3:
             return pixels
@@ -188,6 +231,15 @@ class _OpenCv:
 
     def release(self) -> None:
         self._capture.release()
+
+    def _unsqueezed(self, pixels: Any) -> Any:  # noqa: ANN401
+        """``pixels`` with square pixels: the shorter side of a pixel is made as long as the other."""
+        height, width = pixels.shape[:2]
+        if self._stretch > 1:
+            width = round(width * self._stretch)
+        else:
+            height = round(height / self._stretch)
+        return self._cv2.resize(pixels, (width, height), interpolation=self._cv2.INTER_LINEAR)
 
     def _positive(self, name: int) -> float | None:
         value = float(self._capture.get(name))
@@ -211,6 +263,64 @@ def _parameters(cv2: Any, request: Request) -> list[int]:  # noqa: ANN401
         return []
     milliseconds = max(int(request.timeout_s * 1e3), 1)
     return [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, milliseconds, cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds]
+
+
+# Aspects of a pixel beyond these are a damaged header.
+_WIDEST, _NARROWEST = 4.0, 0.25
+
+
+def _pixel_aspect(cv2: Any, capture: Any) -> float:  # noqa: ANN401
+    """Width of a pixel over its height, in the picture as it is given (which OpenCV may have turned); 1 if unknown."""
+    across, down = float(capture.get(cv2.CAP_PROP_SAR_NUM)), float(capture.get(cv2.CAP_PROP_SAR_DEN))
+    if not (across > 0 and down > 0):
+        return 1.0
+    aspect = across / down
+    if round(float(capture.get(cv2.CAP_PROP_ORIENTATION_META))) % 180 == 90:
+        aspect = 1 / aspect
+    return aspect if _NARROWEST <= aspect <= _WIDEST else 1.0
+
+
+class _FfmpegOptions:
+    """``OPENCV_FFMPEG_CAPTURE_OPTIONS``, which OpenCV reads when it opens a capture: one value at a time.
+
+    A capture that needs another value than those that are being opened waits for its turn. A value from outside stays.
+    """
+
+    _NAME = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._queue: deque[object] = deque()
+        self._value = ""
+        self._users = 0
+
+    @contextlib.contextmanager
+    def set_to(self, options: Mapping[str, str] | None) -> Iterator[None]:
+        """Hold the variable at ``options`` while the block runs; None where it does not matter."""
+        if options is None or (self._NAME in os.environ and not self._users):
+            yield
+            return
+        value = "|".join(f"{name};{option}" for name, option in options.items())
+        ticket = object()
+        with self._changed:
+            self._queue.append(ticket)
+            self._changed.wait_for(lambda: self._queue[0] is ticket and (not self._users or self._value == value))
+            self._queue.popleft()
+            self._value, self._users = value, self._users + 1
+            if value:
+                os.environ[self._NAME] = value
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._users -= 1
+                if not self._users and self._value:
+                    os.environ.pop(self._NAME, None)
+                self._changed.notify_all()
+
+
+_FFMPEG_OPTIONS = _FfmpegOptions()
 
 
 def _set_environment(request: Request) -> None:
@@ -289,8 +399,12 @@ class VideoStream:
             self.notes.append(f"{self._where} says that it has {total} frames, and ends after {self._seq}: cut off?")
 
     def _no_video(self) -> DataError:
-        return DataError(
-            "not one frame can be read: not a video, cut off at its head, or of a codec that this OpenCV lacks",
-            where=self._where,
-            hint=f"ffprobe '{self._where}'",
-        )
+        codec = codec_of(self._path)
+        if codec is None:
+            what, hint = "not one frame can be read: not a video, or cut off at its head", f"ffprobe '{self._where}'"
+        else:
+            what = (
+                f"not one frame can be read: its codec is {codec}, which this OpenCV may lack, or the file is damaged"
+            )
+            hint = f"ffmpeg -i '{self._where}' -c:v libx264 converted.mp4"
+        return DataError(what, where=self._where, hint=hint)

@@ -2,6 +2,7 @@
 
 From a decoded picture, uint8 H×W×3 BGR as OpenCV gives it, to float32 3×h×w:
 
+0. *roi*, where the spec has one: the picture is that region of it, in whole pixels, and nothing beyond it counts.
 1. *region*: ``crop`` is torchvision's ``Resize(resize)`` and ``CenterCrop``: the shorter side becomes ``resize``, the
    longer one keeps the proportion, rounded down, and the centred h×w part of that is kept. Only this part is computed;
    in source pixels it is a box with fractional edges. ``squash`` and ``letterbox`` take the whole picture.
@@ -32,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge.artifacts import canonical_digest
-from edge.config import InputConfig, PreprocessConfig
+from edge.config import InputConfig, PreprocessConfig, roi_box
 from edge.errors import require
 
 if TYPE_CHECKING:
@@ -71,34 +72,43 @@ class Box(msgspec.Struct, frozen=True):
 def digest(spec: PreprocessConfig, target: InputConfig) -> str:
     """Sha256 of everything that the result depends on: definition, spec, height and width."""
     content = msgspec.to_builtins(spec)
+    if spec.roi is None:
+        # Tables that were made before there was one stay valid.
+        del content["roi"]
     return canonical_digest({"definition": DEFINITION, "height": target.height, "width": target.width, **content})
 
 
 def older_definition(found: str, spec: PreprocessConfig, target: InputConfig) -> str | None:
     """The name of the older definition that gives the digest ``found`` for the same settings; None for no such one."""
     content = msgspec.to_builtins(spec)
-    del content["exif"]
+    del content["exif"], content["roi"]
     first = canonical_digest({"definition": 1, "height": target.height, "width": target.width, **content})
     return "preprocessing definition 1 (whole-pixel crop, OpenCV's filters)" if found == first else None
 
 
 def region(height: int, width: int, spec: PreprocessConfig, target: InputConfig) -> Region:
-    """The part of an H×W picture that becomes the network input, in source pixels."""
+    """The part of an H×W picture that becomes the network input, in source pixels.
+
+    Raises:
+        DataError: The roi reaches beyond the picture.
+    """
+    y, x, height, width = roi_box(spec.roi, height, width)
     if spec.fit != "crop":
-        return Region(0.0, 0.0, float(height), float(width))
+        return Region(float(y), float(x), float(height), float(width))
     # torchvision's Resize, then its CenterCrop, which rounds halves to even.
     resized_height = spec.resize if height <= width else int(spec.resize * height / width)
     resized_width = spec.resize if width <= height else int(spec.resize * width / height)
     down, across = height / resized_height, width / resized_width
     top = round((resized_height - target.height) / 2)
     left = round((resized_width - target.width) / 2)
-    return Region(top * down, left * across, target.height * down, target.width * across)
+    return Region(y + top * down, x + left * across, target.height * down, target.width * across)
 
 
 def placed(height: int, width: int, spec: PreprocessConfig, target: InputConfig) -> Box:
     """The place of the resized region of an H×W picture in the network input, in target pixels."""
     if spec.fit != "letterbox":
         return Box(0, 0, target.height, target.width)
+    _y, _x, height, width = roi_box(spec.roi, height, width)
     scale = min(target.height / height, target.width / width)
     inner_height = min(max(round(height * scale), 1), target.height)
     inner_width = min(max(round(width * scale), 1), target.width)
@@ -170,11 +180,11 @@ def _cubic(distances: NDArray[np.float64], a: float = -0.5) -> NDArray[np.float6
 def tables(height: int, width: int, spec: PreprocessConfig, target: InputConfig) -> tuple[AxisTable, AxisTable]:
     """The tables along y and x that take an H×W picture to its place in the network input."""
     part, place = region(height, width, spec, target), placed(height, width, spec, target)
+    y, x, height, width = roi_box(spec.roi, height, width)
     kind = spec.interpolation
-    return (
-        axis_table(part.top, part.height, count=place.height, size=height, interpolation=kind),
-        axis_table(part.left, part.width, count=place.width, size=width, interpolation=kind),
-    )
+    down = axis_table(part.top - y, part.height, count=place.height, size=height, interpolation=kind)
+    across = axis_table(part.left - x, part.width, count=place.width, size=width, interpolation=kind)
+    return AxisTable(down.first + y, down.weights), AxisTable(across.first + x, across.weights)
 
 
 def use_one_thread() -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edge.runtime.journal import Journal, Rotation
     from edge.runtime.notify import Notifications, seen_label
     from edge.runtime.pipeline import Width
+    from edge.runtime.result_files import ResultFiles
     from edge.runtime.run_loop import Observers, RunSettings
     from edge.runtime.run_statistics import CameraSnapshot, Clock, Event, RunSnapshot, RunStatistics
     from edge.runtime.watchdog import Heartbeat, Notifier, slow_start, watchdog_s
@@ -24,6 +25,7 @@ else:
             "journal": ["Journal", "Rotation"],
             "notify": ["Notifications", "seen_label"],
             "pipeline": ["Width"],
+            "result_files": ["ResultFiles"],
             "run_loop": ["Observers", "RunSettings"],
             "run_statistics": ["CameraSnapshot", "Clock", "Event", "RunSnapshot", "RunStatistics"],
             "watchdog": ["Heartbeat", "Notifier", "slow_start", "watchdog_s"],
@@ -39,6 +41,7 @@ __all__ = [
     "Notifications",
     "Notifier",
     "Observers",
+    "ResultFiles",
     "Rotation",
     "RunSettings",
     "RunSnapshot",

@@ -515,7 +515,9 @@ class Samples:
     def _prepare(self) -> list[Batch]:
         preprocess = Preprocessor(self._profile.preprocess, self._profile.input)
         if self._images is None:
-            shape = (self._profile.input.height, self._profile.input.width, 3)
+            x, y, across, down = self._profile.preprocess.roi or (0.0, 0.0, 0.0, 0.0)
+            height, width = self._profile.input.height, self._profile.input.width
+            shape = (max(height, math.ceil(y + down)), max(width, math.ceil(x + across)), 3)
             chance = np.random.default_rng(0)
             return [preprocess(chance.integers(0, 256, shape, np.uint8)) for _ in range(self._count)]
         found = []

@@ -25,6 +25,7 @@ import msgspec
 import numpy as np
 
 from edge.backends import FrameSession, Inference, Session
+from edge.config import Roi, roi_box
 from edge.errors import DataError
 from edge.media import Frame, GroupStream, Outage, Stream
 
@@ -93,7 +94,8 @@ class FrameBatch:
 class Pipeline:
     """Runs while its block does; iterate over it for finished batches in order, and give each back.
 
-    ``preprocessor`` None means that the sessions preprocess themselves. ``keep_pixels`` keeps each frame's pixels until
+    ``preprocessor`` None means that the sessions preprocess themselves; pictures that are too small for ``roi`` do not
+    reach them. ``keep_pixels`` keeps each frame's pixels until
     its batch is given back.
     """
 
@@ -105,6 +107,7 @@ class Pipeline:
         *,
         width: Width,
         keep_pixels: bool = False,
+        roi: Roi | None = None,
     ) -> None:
         self._stream = stream
         self._is_group = isinstance(stream, GroupStream)
@@ -112,6 +115,7 @@ class Pipeline:
         self._preprocessor = preprocessor
         self._width = width
         self._keep_pixels = keep_pixels
+        self._roi = roi
         self._free: SimpleQueue[FrameBatch | None] = SimpleQueue()
         self._ready: SimpleQueue[FrameBatch | None] = SimpleQueue()
         self._done: SimpleQueue[FrameBatch | None] = SimpleQueue()
@@ -237,10 +241,16 @@ class Pipeline:
             return
         decoded = time.monotonic()
         taken.decode_ms += (decoded - start) * 1e3
-        if self._preprocessor is not None:
-            # Rows of pictures that cannot be decoded are closed up before the inference.
-            self._preprocessor(pixels, out=None if batch.inputs is None else batch.inputs[row])
-            taken.preprocess_ms = (time.monotonic() - decoded) * 1e3
+        try:
+            if self._preprocessor is not None:
+                # Rows of pictures that cannot be used are closed up before the inference.
+                self._preprocessor(pixels, out=None if batch.inputs is None else batch.inputs[row])
+                taken.preprocess_ms = (time.monotonic() - decoded) * 1e3
+            else:
+                roi_box(self._roi, *pixels.shape[:2])
+        except DataError as exc:
+            taken.skipped = exc.what
+            return
         if self._keep_pixels or self._preprocessor is None:
             taken.pixels = pixels
 

@@ -319,12 +319,20 @@ class RunStatistics:
         with self._lock:
             return self._stages[stage].sketch.summary()
 
-    def cumulative(self, bounds_ms: Sequence[float]) -> dict[str, tuple[list[int], float]]:
-        """Per stage that has values: how many are at most each of ``bounds_ms`` and in all, and their sum in ms."""
+    def cumulative(
+        self, bounds_ms: Sequence[float], *, camera: str | None = None
+    ) -> dict[str, tuple[list[int], float]]:
+        """Per stage that has values: how many are at most each of ``bounds_ms`` and in all, and their sum in ms.
+
+        Of one ``camera``, the stages ``total`` and ``age``.
+        """
         with self._lock:
+            stages = self._stages
+            if camera is not None:
+                stages = {"total": self._cameras[camera].total, "age": self._cameras[camera].age}
             return {
                 stage: ([*found.sketch.cumulative(bounds_ms), found.sketch.n], found.sketch.sum_ms)
-                for stage, found in self._stages.items()
+                for stage, found in stages.items()
                 if found.sketch.n
             }
 

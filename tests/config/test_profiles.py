@@ -103,6 +103,27 @@ def test_numbers_may_be_integers_where_floats_are_meant(write: Write) -> None:
 @pytest.mark.parametrize(
     ("more", "text"),
     [
+        # roi
+        ("preprocess: {roi: [0, 0, 0, 1]}\n",
+         ("p.yaml:5: preprocess.roi: "
+         "needs x and y from 0 and a width and height above 0, got [0, 0, 0, 1]")),
+        ("preprocess: {roi: [0.5, 0, 0.6, 1]}\n",
+         ("p.yaml:5: preprocess.roi: "
+         "[0.5, 0, 0.6, 1] reaches beyond the picture: fractions end at 1")),
+        ("camera: {roi: [0.5, 0, 300, 200]}\n",
+         ("p.yaml:5: camera.roi: "
+         "[0.5, 0, 300, 200] is neither in pixels (whole numbers) nor in fractions (all from 0 to 1)\n"
+         "  try: [0.25, 0, 0.5, 1] is the middle half")),
+        ("camera: {roi: [.nan, 0, 1, 1]}\n",
+         ("p.yaml:5: camera.roi: "
+         "needs x and y from 0 and a width and height above 0, got [nan, 0, 1, 1]")),
+        ("cameras: {a: {source: 0, roi: [-1, 0, 9, 9]}}\n",
+         ("p.yaml:5: cameras.a.roi: "
+         "needs x and y from 0 and a width and height above 0, got [-1, 0, 9, 9]")),
+        ("preprocess: {roi: [0, 0, 1, 1]}\ncamera: {roi: [0, 0, 9, 9]}\n",
+         ("p.yaml:5: preprocess.roi: "
+         "a camera has a roi as well, and they exclude each other\n"
+         "  try: camera.roi for cameras alone; preprocess.roi for every picture, in calibration and evaluation, too")),
         # keys
         ("modle: x\n", "p.yaml:5: modle: unknown key (did you mean 'model'?)"),
         ("zzzz: 1\n", "p.yaml:5: zzzz: unknown key"),

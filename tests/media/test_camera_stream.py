@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from edge.artifacts.secret import Secret
-from edge.config.profiles import CameraConfig, ReconnectConfig
-from edge.errors import DeviceError, MissingDependencyError, UsageError
+from edge.config.run_sections import CameraConfig, ReconnectConfig
+from edge.errors import DataError, DeviceError, MissingDependencyError, UsageError
 from edge.media import cameras
 from edge.media.camera_stream import LiveStream
 from edge.media.streams import Frame, Outage
@@ -29,6 +29,7 @@ from tests.support.fake_cameras import (
     then,
     unplug,
 )
+from tests.support.network_camera import Server
 
 RECONNECT = ReconnectConfig(first_s=0.02, max_s=0.1)
 # For what is to be noticed: short enough for a test, long enough for a busy machine.
@@ -414,3 +415,63 @@ def test_passwords_are_in_no_message(tmp_path: Path) -> None:
     assert place.request().target == Secret("rtsp://me:secret@host:554/a")
     assert "secret" not in repr(place.request())
     assert "ffprobe -rtsp_transport tcp" in str(error.hint)
+
+
+def test_damaged_jpegs_of_a_stream_are_skips_and_each_frame_has_its_own_size() -> None:
+    """FFmpeg would give half a picture, and scale what follows to the first size."""
+    server = Server()
+    server.is_damaged = lambda number: number % 3 == 1
+    server.size_of = lambda number: (48, 64) if number < 30 else (60, 160)
+    try:
+        camera = CameraConfig(timeout_s=10.0)
+        stream = LiveStream(cameras.camera_source(server.url, camera), camera)
+        shapes, reasons = set(), set()
+        while len(shapes) < 2 or not reasons:
+            frame = stream.next()
+            assert isinstance(frame, Frame)
+            try:
+                shapes.add(frame.load().shape[:2])
+            except DataError as exc:
+                reasons.add(exc.what)
+        stream.close()
+    finally:
+        server.close()
+    assert shapes == {(48, 64), (60, 160)}
+    assert all("without its end" in reason for reason in reasons)
+    assert stream.notes == ["the frames changed from 64×48 to 160×60"]
+
+
+def test_an_opening_gets_more_time_with_each_attempt(root: Path, opened: Any) -> None:
+    bench = Bench(then(frames(2), hang), hang, hang, frames(first=60))
+    camera = CameraConfig(timeout_s=0.2, freeze_s=None, reconnect=ReconnectConfig(first_s=0.01, max_s=0.5))
+    stream = opened(root, bench, camera=camera)
+    until(stream, began)
+    waiting = threading.Thread(target=stream.next, daemon=True)
+    waiting.start()
+    deadline = time.monotonic() + 30
+    while len(bench.requests) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for capture in bench.captures:
+        capture.never.set()
+    waiting.join(30)
+    assert [request.timeout_s for request in bench.requests][:3] == [0.2, 0.4, 0.5]
+
+
+def test_a_region_of_interest_is_the_frame(root: Path, opened: Any) -> None:
+    def marked(_capture: FakeCapture) -> Iterator[Any]:
+        pixels = picture(1)
+        pixels[6:18, 8:24] = 200
+        while True:
+            yield pixels
+
+    camera = CameraConfig(width=32, height=24, freeze_s=None, roi=(0.25, 0.25, 0.5, 0.5))
+    stream = opened(root, Bench(marked), camera=camera)
+    frame = stream.next().load()
+    assert (frame.shape, frame.min(), frame.flags.c_contiguous) == ((12, 16, 3), 200, True)
+    assert (stream.opened.width, stream.opened.height) == (16, 12)
+
+
+def test_a_region_beyond_the_frames_is_said_at_once(root: Path, opened: Any) -> None:
+    camera = CameraConfig(width=32, height=24, freeze_s=None, roi=(0, 0, 640, 480))
+    with pytest.raises(DataError, match=r"the roi \[0, 0, 640, 480\] reaches beyond the picture of 32×24"):
+        opened(root, Bench(frames()), camera=camera)

@@ -245,3 +245,11 @@ def test_no_more_frames_than_wanted(video: Callable[..., Path]) -> None:
     stream = LimitedStream(VideoStream(video(10)), 3)
     assert (stream.opened.total, len(everything(stream))) == (3, 3)
     assert LimitedStream(Told(), 7).opened.total == 7
+
+
+def test_a_codec_that_this_opencv_lacks_is_named(video: Callable[..., Path]) -> None:
+    path = video(3)
+    path.write_bytes(path.read_bytes().replace(b"MJPG", b"XYZ1"))
+    with pytest.raises(DataError, match="its codec is XYZ1") as caught:
+        VideoStream(path)
+    assert "ffmpeg -i" in str(caught.value.hint)

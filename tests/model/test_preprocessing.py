@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from edge.config import profiles
+from edge.config import profiles, roi_box
 from edge.config.profiles import InputConfig, PreprocessConfig
+from edge.errors import DataError
 from edge.model import preprocessing
-from edge.model.preprocessing import Box, Preprocessor, Region, placed, region
+from edge.model.preprocessing import Box, Preprocessor, Region, digest, placed, region
 
 Picture = np.ndarray
 SIZES = [
@@ -398,7 +399,7 @@ def test_very_long_pictures(picture: Callable[..., Picture], size: tuple[int, in
 
 CHANGES: dict[str, Any] = {
     "fit": "squash", "resize": 257, "interpolation": "bicubic", "color": "bgr", "mean": (123.675, 116.28, 103.54),
-    "std": (58.395, 57.12, 57.376), "pad": 115, "exif": False,
+    "std": (58.395, 57.12, 57.376), "pad": 115, "exif": False, "roi": (0, 0, 0.5, 0.5),
 }  # fmt: skip
 
 
@@ -441,3 +442,34 @@ def test_the_digest_is_the_one_in_the_tables_that_come_with_edge(repository: Pat
     tables = [content["key"]["preprocess"] for content in keys if content["kind"] == "calibration table"]
     assert tables
     assert set(tables) == {preprocessing.digest(settings_.preprocess, settings_.input)}
+
+
+@pytest.mark.parametrize("fit", ["crop", "letterbox", "squash"])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("roi", [(10, 20, 90, 64), (0.1, 0.25, 0.9, 0.5)])
+def test_a_roi_is_the_picture_and_nothing_beyond_it_counts(fit: Any, interpolation: Any, roi: Any) -> None:
+    target = InputConfig(height=32, width=32)
+    picture = np.random.default_rng(0).integers(0, 256, (128, 200, 3), np.uint8)
+    top, left, height, width = roi_box(roi, 128, 200)
+    region = picture[top : top + height, left : left + width]
+    spec = PreprocessConfig(fit=fit, interpolation=interpolation, resize=36, roi=roi)
+    plain = PreprocessConfig(fit=fit, interpolation=interpolation, resize=36)
+    found = Preprocessor(spec, target).pixels(picture)
+    assert (found == Preprocessor(plain, target).pixels(region)).all()
+    beyond = picture.copy()
+    beyond[:top], beyond[:, :left] = 0, 0
+    beyond[top + height :], beyond[:, left + width :] = 0, 0
+    assert (Preprocessor(spec, target).pixels(beyond) == found).all()
+
+
+def test_a_roi_is_part_of_the_digest_and_none_changes_nothing() -> None:
+    target, plain = InputConfig(), PreprocessConfig()
+    assert digest(PreprocessConfig(roi=(0, 0, 0.5, 0.5)), target) != digest(plain, target)
+    # Of a table that was made before there was a roi.
+    assert digest(plain, target) == "3f0ac7a8f304fca6d8f2724c7089201554215ead140fd0c309375a81c1834ef8"
+
+
+def test_a_roi_beyond_the_picture_is_said() -> None:
+    spec = PreprocessConfig(roi=(100, 0, 200, 100))
+    with pytest.raises(DataError, match=r"the roi \[100, 0, 200, 100\] reaches beyond the picture of 200×128"):
+        Preprocessor(spec, InputConfig())(np.zeros((128, 200, 3), np.uint8))

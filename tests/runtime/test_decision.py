@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge.artifacts.run_record import LabelDecision
-from edge.config.profiles import DecisionSettings
+from edge.config.run_sections import DecisionSettings
 from edge.runtime.classifier import UNKNOWN, Classifier, Decider
 
 CLASSIFIER = Classifier(["cat", "dog", "newt"], topk=3)

@@ -18,7 +18,7 @@ import pytest
 
 from edge.artifacts.run_record import FrameResult, Guess, LabelDecision, Stages
 from edge.artifacts.secret import Secret
-from edge.config.profiles import NotifyRule
+from edge.config.run_sections import NotifyRule
 from edge.errors import DeviceError, UsageError
 from edge.runtime.notify import Notifications, open_target
 

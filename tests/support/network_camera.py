@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import threading
 import time
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -18,6 +19,8 @@ class Server:
         self.is_sending.set()
         self.hang_up = threading.Event()
         self.refuse = False
+        self.is_damaged: Callable[[int], bool] = lambda _number: False
+        self.size_of: Callable[[int], tuple[int, int]] = lambda _number: (48, 64)
         self.served = 0
         owner = self
 
@@ -43,9 +46,12 @@ class Server:
         try:
             while not self.hang_up.is_set():
                 self.is_sending.wait(30)
-                _, data = cv2.imencode(".jpg", np.full((48, 64, 3), self.served % 250, np.uint8))
+                pixels = np.full((*self.size_of(self.served), 3), self.served % 250, np.uint8)
+                data = cv2.imencode(".jpg", pixels)[1].tobytes()
+                if self.is_damaged(self.served):
+                    data = data[: len(data) // 2]
                 head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
-                handler.wfile.write(head.encode() + data.tobytes() + b"\r\n")
+                handler.wfile.write(head.encode() + data + b"\r\n")
                 self.served += 1
                 time.sleep(0.01)
         except OSError:

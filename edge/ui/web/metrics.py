@@ -87,7 +87,8 @@ class Metrics:
         now = self._statistics.snapshot()
         yield from self._about()
         yield from self._counts(now)
-        yield from self._histograms()
+        yield from self._histograms(now)
+        yield from self._notifications(now)
         yield from self._telemetry(now)
 
     def _about(self) -> Iterator[Any]:
@@ -133,17 +134,46 @@ class Metrics:
         )
         for severity in ("warning", "error"):
             messages.add_metric([severity], sum(item.count for item in now.messages if item.severity == severity))
-        yield from (frames, up, gaps, seconds, messages)
+        reconnects = self._core.CounterMetricFamily(
+            "edge_source_reconnects", "Times that a camera gave frames again after a gap.", labels=names
+        )
+        for camera in now.cameras:
+            reconnects.add_metric([camera.name], camera.reconnects)
+        yield from (frames, up, gaps, seconds, messages, *([reconnects] if now.cameras else []))
 
-    def _histograms(self) -> Iterator[Any]:
+    def _notifications(self, now: RunSnapshot) -> Iterator[Any]:
+        if not now.notify:
+            return
+        counts = self._core.CounterMetricFamily(
+            "edge_notifications", "Notifications by target and by what became of them.", labels=["target", "outcome"]
+        )
+        waiting = self._core.GaugeMetricFamily(
+            "edge_notifications_waiting", "Notifications that are not sent yet.", labels=["target"]
+        )
+        for target in now.notify:
+            for outcome in ("sent", "failed", "retried", "dropped"):
+                counts.add_metric([target.target, outcome], getattr(target, outcome))
+            waiting.add_metric([target.target], target.waiting)
+        yield from (counts, waiting)
+
+    def _histograms(self, now: RunSnapshot) -> Iterator[Any]:
         family = self._core.HistogramMetricFamily(
             "edge_stage_seconds", "Time of each stage for one picture; total is all of them, age is since capture.",
             labels=["stage"],
         )  # fmt: skip
-        bounds = [*map(str, _BOUNDS_S), "+Inf"]
-        for stage, (counts, sum_ms) in self._statistics.cumulative([bound * 1e3 for bound in _BOUNDS_S]).items():
+        bounds, bounds_ms = [*map(str, _BOUNDS_S), "+Inf"], [bound * 1e3 for bound in _BOUNDS_S]
+        for stage, (counts, sum_ms) in self._statistics.cumulative(bounds_ms).items():
             family.add_metric([stage], list(zip(bounds, counts, strict=True)), sum_ms / 1e3)
         yield family
+        if not now.cameras:
+            return
+        each = self._core.HistogramMetricFamily(
+            "edge_camera_seconds", "The stages total and age of each camera.", labels=["camera", "stage"]
+        )
+        for camera in now.cameras:
+            for stage, (counts, sum_ms) in self._statistics.cumulative(bounds_ms, camera=camera.name).items():
+                each.add_metric([camera.name, stage], list(zip(bounds, counts, strict=True)), sum_ms / 1e3)
+        yield each
 
     def _telemetry(self, now: RunSnapshot) -> Iterator[Any]:
         gauge, counter = self._core.GaugeMetricFamily, self._core.CounterMetricFamily

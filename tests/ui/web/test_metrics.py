@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 from prometheus_client import openmetrics, parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
-from edge.artifacts.run_record import Gap, Skip
+from edge.artifacts.run_record import Gap, NotifyCounts, Skip
 from edge.runtime.run_statistics import RunStatistics
 from edge.telemetry.sources import Reading
 from edge.ui.web.metrics import Metrics
@@ -22,6 +24,8 @@ DOCUMENTED = {
     "edge_source_gap_seconds", "edge_stage_seconds", "edge_energy_joules", "edge_power_watts",
     "edge_temperature_celsius", "edge_load_ratio", "edge_clock_hertz", "edge_throttling", "edge_throttle_events",
 }  # fmt: skip
+# Of several cameras, and of notifications.
+MORE = {"edge_source_reconnects", "edge_camera_seconds", "edge_notifications", "edge_notifications_waiting"}
 
 
 def samples(text: str) -> dict[str, list[tuple[dict[str, str], float]]]:
@@ -97,7 +101,7 @@ def test_both_formats_are_read_by_prometheus_own_parsers(running: Make) -> None:
 
 def test_the_list_in_the_documentation_is_whole(repository: Any) -> None:
     text = (repository / "docs" / "web.md").read_text()
-    for name in DOCUMENTED:
+    for name in DOCUMENTED | MORE:
         assert f"`{name}" in text, name
 
 
@@ -133,3 +137,68 @@ def test_metrics_without_a_page(running: Make) -> None:
     assert run.ask("/").status == 401
     assert run.ask("/", authorization="Bearer a-token-of-this-test").status == 404
     assert run.ask("/metrics", authorization="Bearer a-token-of-this-test").status == 200
+
+
+def everything() -> dict[str, list[tuple[dict[str, str], float]]]:
+    """What a run with two cameras, a target and a Jetson's telemetry exposes."""
+    reading = Reading(
+        t_s=0.0, power_mw=7000.0, temps_c={"tj": 51.5}, loads_percent={"gpu": 80.0}, clocks_mhz={"gpu": 625.0},
+        throttles={"oc3_event_cnt": 4}, throttling=("cpu-throttle-alert",),
+    )  # fmt: skip
+    target = NotifyCounts(
+        target="https://***@host/hook", sent=3, failed=1, retried=2, dropped=0, waiting=1, last_error=None
+    )
+    statistics = RunStatistics(
+        dropped=lambda: 3, cameras={"front": lambda: 2, "gate": lambda: 1}, reading=lambda: reading,
+        notify=lambda: (target,),
+    )  # fmt: skip
+    for camera in ("front", "gate"):
+        for result in made(3).results:
+            stages = msgspec.structs.replace(result.stages, age_ms=20.0)
+            statistics.record(msgspec.structs.replace(result, camera=camera, stages=stages))
+        statistics.record(Gap(start_s=1.0, end_s=2.0, reason="gone", camera=camera))
+    metrics = Metrics(statistics, made(1).subject, power=("module_input", "hwmon"), joules=lambda: 12.5)
+    return samples(metrics.text()[0].decode())
+
+
+def test_each_camera_and_each_target_has_its_own() -> None:
+    found = everything()
+    assert found["edge_notifications_total"][0] == ({"target": "https://***@host/hook", "outcome": "sent"}, 3.0)
+    assert found["edge_notifications_waiting"] == [({"target": "https://***@host/hook"}, 1.0)]
+    assert [labels["camera"] for labels, _ in found["edge_source_reconnects_total"]] == ["front", "gate"]
+    counts = [
+        (labels["camera"], value) for labels, value in found["edge_camera_seconds_count"] if labels["stage"] == "age"
+    ]
+    assert counts == [("front", 3.0), ("gate", 3.0)]
+
+
+def test_the_dashboard_asks_for_what_a_run_exposes(repository: Any) -> None:
+    board = json.loads((repository / "docs/grafana/edge.json").read_text())
+    found = everything()
+    asked = set()
+    for panel in board["panels"]:
+        for target in panel["targets"]:
+            assert target["expr"].count("(") == target["expr"].count(")")
+            for name, matchers in re.findall(r"\b(edge_\w+)\{([^}]*)\}", target["expr"]):
+                asked.add(name)
+                labels = set().union(*(set(labels) for labels, _value in found[name]))
+                used = set(re.findall(r"(\w+)(?:=~|!~|=|!=)\"", matchers)) - {"job", "instance"}
+                assert used <= labels, (panel["title"], name)
+                for label, value in re.findall(r'(\w+)="([^"$]+)"', matchers):
+                    assert value in {labels[label] for labels, _value in found[name]}, (panel["title"], value)
+            names = {
+                label
+                for name in re.findall(r"\b(edge_\w+)\{", target["expr"])
+                for labels, _ in found[name]
+                for label in labels
+            }
+            assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= names | {"instance"}, panel["title"]
+    # Histograms and counters under the names of their samples.
+    exposed = {re.sub(r"_(bucket|sum|count|total|created)$", "", name) for name in found}
+    shown = {re.sub(r"_(bucket|sum|count|total)$", "", name) for name in asked}
+    assert exposed - shown == set()
+    ids = [panel["id"] for panel in board["panels"]]
+    places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in board["panels"]]
+    assert len(set(ids)) == len(ids)
+    assert len(set(places)) == len(places)
+    assert {variable["name"] for variable in board["templating"]["list"]} == {"datasource", "job", "instance"}
