@@ -248,7 +248,8 @@ def _check_http(url: Secret, parts: SplitResult, port: int, timeout_s: float) ->
             404: "the camera has no stream of this path (404)",
         }  # fmt: skip
         what = words.get(status, f"the server answers {status} {_printable(url.scrub(answer.reason))}")
-        raise DeviceError(what, where=str(url), hint="the address of the stream is in the camera's manual")
+        hint = "the address of the stream is in the camera's manual" if status == 404 else None
+        raise DeviceError(what, where=str(url), hint=hint)
     if kind in {"text/html", "text/plain", "application/json"}:
         raise DeviceError(
             f"the answer is {_printable(kind)}, not a video", where=str(url),
