@@ -54,7 +54,7 @@ class ReaderSettings(NamedTuple):
 class Reader:
     """Calls ``offer(reader, pixels, captured_s, decode_ms)`` for each frame, and ``ended(reader)`` at its end.
 
-    The error of a damaged frame stands in the place of its pixels. ``error`` says why the reader ended; ``opened_as``
+    A damaged frame has an error in place of pixels. ``error`` says why the reader ended; ``opened_as``
     and ``fps`` are known when the first frame is offered.
     """
 
@@ -364,13 +364,15 @@ class LiveStream:
     def _new_reader(self) -> Reader:
         self._began_s, self._first_s = self._clock(), None
         attempts = 0 if self._outage is None else self._outage.attempts
-        settings = ReaderSettings(self._patience_s(attempts), is_first=attempts == 0, check_size_s=self._check_size_s)
+        settings = ReaderSettings(
+            self._first_frame_timeout_s(attempts), is_first=attempts == 0, check_size_s=self._check_size_s
+        )
         reader = Reader(self._place, self._open_capture, settings, offer=self._offer, ended=self._on_end)
         self._reader = reader
         reader.start()
         return reader
 
-    def _patience_s(self, attempts: int) -> float:
+    def _first_frame_timeout_s(self, attempts: int) -> float:
         """Seconds that an opening may take until its first frame: more with each attempt, for sources that are slow."""
         least_s = self._camera.timeout_s
         return max(least_s, min(least_s * 2.0 ** min(attempts, 20), self._camera.reconnect.max_s))

@@ -411,5 +411,5 @@ def h265_size(nal: bytes) -> tuple[int, int]:
 
 
 def _printable(text: str) -> str:
-    """What a server sent, without what moves the cursor of a terminal."""
+    """Replace what moves the cursor of a terminal in a text that a server sent."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)[:80]

@@ -227,7 +227,7 @@ class VideoWriter:
             self.written += count
 
     def _count(self, t_s: float) -> int:
-        """How often a frame is written so that the video keeps the pace of its source."""
+        """Number of times that a frame is written, so that the video keeps the pace of its source."""
         if not self._live:
             return 1
         step_s = 0.0 if self._last_s is None else min(max(t_s - self._last_s, 0.0), _LONGEST_STILL_S)
