@@ -41,6 +41,7 @@ from edge.deploy.push import ship  # noqa: E402
 from edge.deploy.transport.address import DeviceAddress  # noqa: E402
 from tests.support import fuzzing, interrupts, loopback, lying_ssh  # noqa: E402
 from tests.support.devices import QUICK, current, tar_of  # noqa: E402
+from tests.support.service_loop import KilledShips  # noqa: E402
 
 EDGE = [sys.executable, "-m", "edge"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
@@ -186,12 +187,10 @@ def simulated(folder: Path, count: int) -> None:
 
 
 def service(folder: Path, count: int, seed: int) -> None:
-    from tests.support.service_loop import KilledShips
-
     with KilledShips(folder, seed=seed) as ships:
         say("an uninterrupted ship with its trial", f"{ships.length_s:.2f} s (moments are drawn from it, seed {seed})")
         start = time.monotonic()
-        ships.run(count)
+        ships.run(count, progress=tell)
         say(f"{ships.kills} kills", f"{dict(ships.kinds)} in {time.monotonic() - start:.0f} s")
         say("starts of edge run --profile current meanwhile", f"{ships.starts}, failed {len(ships.failed_starts)}")
         say("in use after a kill", f"{dict(ships.found)}")
@@ -199,6 +198,13 @@ def service(folder: Path, count: int, seed: int) -> None:
         say("in use at the end", ships.verdict_at_the_end())
         for problem in [*ships.failed_starts, *ships.untrue][:10]:
             say("", problem[-300:])
+
+
+def tell(ships: KilledShips) -> None:
+    """Print a line now and then: a run that is cut off has figures, too."""
+    if ships.kills % 10 == 0:
+        counts = f"{ships.starts} starts, {len(ships.failed_starts)} failed; untrue {len(ships.untrue)}"
+        say(f"after {ships.kills} kills", f"{counts}; in use {dict(ships.found)}")
 
 
 def lies(folder: Path, count: int, hosts: int) -> None:

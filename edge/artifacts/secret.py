@@ -102,6 +102,9 @@ def masked_url(url: str) -> str:
         return _IN_WORDS.sub(rf"\g<name>{MASK}", url) if " " in url else url
     rest = found["rest"]
     credentials, at, place = rest.rpartition("@")
+    if found["scheme"].lower().endswith("ssh") and ":" not in credentials:
+        # A user by itself is part of a target.
+        return url
     place, hash_, _fragment = place.partition("#")
     path, question, query = place.partition("?")
     if question:

@@ -32,6 +32,8 @@ CANARY = "c4nary-s3cret"
         ("https://bot.example/bot12345:c4nary-S3cretOfAHookXYZ1/send", "https://bot.example/***/send"),
         (f"v4l2src ! x user-pw={CANARY} ! appsink", "v4l2src ! x user-pw=*** ! appsink"),
         ("user=0", "user=0"),
+        ("ssh://user@host:22/path", "ssh://user@host:22/path"),
+        (f"ssh://user:{CANARY}@host/path", "ssh://***@host/path"),
         ("rtsp://cam/h264Preview_01_main", "rtsp://cam/h264Preview_01_main"),
         ("rtsp://cam/Streaming/Channels/101", "rtsp://cam/Streaming/Channels/101"),
         (f"http://cam/token={CANARY}/mjpeg", "http://cam/token=***/mjpeg"),

@@ -41,6 +41,19 @@ def test_it_is_tried_while_the_old_bundle_is_in_use(bundle: Make, folder: Device
     assert current(place) == second.digest
 
 
+def test_a_device_that_ships_to_itself_tries_as_well(
+    bundle: Make, folder: DeviceAddress, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``system_root: /`` the folder is that of this machine, and its edge is where a shell finds it."""
+    monkeypatch.setenv("PATH", f"{program.path.parent / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(program.path.parent))
+    program.path.parent.joinpath("bin").mkdir()
+    program.path.parent.joinpath("bin", "edge").symlink_to(program.path)
+    place = msgspec.structs.replace(folder, system_root="/")
+    outcome = ship(bundle(), place)
+    assert (outcome.work, outcome.verdict, len(program.trials())) == ("ok", "passed", 1)
+
+
 def test_a_failed_trial_changes_nothing(bundle: Make, folder: DeviceAddress, program: Program) -> None:
     place, first, second = program.on(folder), bundle("a"), bundle("b", {"x": b"1"})
     ship(first, place)

@@ -9,9 +9,9 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,17 @@ KINDS = ("client killed", "device killed", "both killed")
 SETTINGS = ShipSettings(rsync=False, gates={"latency": 1000.0, "energy": 1000.0})
 
 
+# One line for every start: its exit code, and the end of its messages where it failed.
+_SERVICE = r"""
+while [ ! -e "$1" ]; do
+  "$2" run --profile current --images "$3" --limit 1 --json >"$4/service.out" 2>"$4/service.err"
+  code=$?
+  [ $code -eq 0 ] || code="$code $(tail -c 300 "$4/service.err" | tr '\n' ' ')"
+  echo "$code" >>"$5"
+done
+"""
+
+
 class KilledShips:
     """Three bundles, of which the third fails its trial, and a device that is a home folder with this edge."""
 
@@ -52,8 +63,8 @@ class KilledShips:
         self._place = DeviceAddress(name="device", folder=self._root, edge=str(program))
         self._random = random.Random(seed)
         self._bundles = self._made()
-        self._ended = threading.Event()
-        self._loop = threading.Thread(target=self._start_again_and_again)
+        self._log, self._stop = folder / "starts", folder / "stop"
+        self._service: subprocess.Popen[bytes] | None = None
         self.kills = self.starts = self.statements = 0
         self.kinds: Counter[str] = Counter()
         self.found: Counter[str] = Counter()
@@ -65,15 +76,19 @@ class KilledShips:
         self.length_s = time.monotonic() - start
 
     def __enter__(self) -> KilledShips:  # noqa: PYI034 - Self is Python 3.11
-        self._loop.start()
+        # A process of its own: `_kill` forks, which a process with threads must not.
+        words = [self._stop, self._place.edge, self._folder / "pictures", self._folder, self._log]
+        self._service = subprocess.Popen(["sh", "-c", _SERVICE, "service", *map(str, words)], cwd=self._home)
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self._ended.set()
-        self._loop.join()
+        self._stop.touch()
+        assert self._service is not None
+        self._service.wait(timeout=300)
+        self._read_starts()
 
-    def run(self, count: int) -> None:
-        """Kill so many ships, and have each made up for."""
+    def run(self, count: int, *, progress: Callable[[KilledShips], None] | None = None) -> None:
+        """Kill so many ships, and ship again after each; ``progress`` is called after each."""
         for index in range(count):
             kind, sent = KINDS[index % len(KINDS)], self._random.choice(self._bundles)
             before = current(self._place)
@@ -88,6 +103,9 @@ class KilledShips:
             if verdict != "passed":
                 self.untrue.append(f"after {kind}: {now} is in use and its verdict is {verdict}")
             self._state(sent)
+            if progress is not None:
+                self._read_starts()
+                progress(self)
 
     def verdict_at_the_end(self) -> str:
         status = rollout.status(self._place)
@@ -140,16 +158,11 @@ class KilledShips:
         """Wait for a script that goes on without its client."""
         subprocess.run(["flock", str(self._root / "lock"), "true"], check=True, timeout=300)
 
-    def _start_again_and_again(self) -> None:
-        run = ["run", "--profile", "current", "--images", str(self._folder / "pictures"), "--limit", "1", "--json"]
-        command = [sys.executable, "-m", "edge", *run]
-        while not self._ended.is_set():
-            done = subprocess.run(
-                command, check=False, capture_output=True, text=True, env=self._environment, cwd=self._home, timeout=300
-            )
-            self.starts += 1
-            if done.returncode != 0:
-                self.failed_starts.append(f"edge run ended with {done.returncode}: {done.stderr[-300:]}")
+    def _read_starts(self) -> None:
+        """Read what the service wrote so far."""
+        codes = self._log.read_text().splitlines() if self._log.exists() else []
+        self.starts = len(codes)
+        self.failed_starts = [f"edge run ended with {line}" for line in codes if line != "0"]
 
     def _made(self) -> list[Bundle]:
         import cv2

@@ -11,6 +11,7 @@ machine are reached without a proxy.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import inspect
@@ -24,7 +25,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from edge.artifacts import masked_url
+from edge.artifacts import Secret, masked_url
 from edge.deploy.registry import credentials
 from edge.errors import ArtifactError, DeviceError, EdgeError, UsageError, require
 
@@ -148,6 +149,7 @@ class Connection:
         self._errors: Any = require("requests").exceptions
         if ca_file is not None and not os.path.isfile(ca_file):  # noqa: PTH113 - a string for requests
             raise UsageError("there is no such file of certificates", where=ca_file)
+        self._secrets: list[Secret] = []
         self._prefix, self._client = self._connected(plain_http, ca_file)
         self._base = f"{self._prefix}://{reference.host}/v2/{reference.name}"
 
@@ -273,6 +275,8 @@ class Connection:
             if greeting.status_code == 401 and asks.startswith("basic"):
                 raise DeviceError("the registry asks for a user and a password", where=self._where, hint=_LOGIN)
             return
+        pair = base64.b64encode(f"{found.user}:{found.password.reveal()}".encode()).decode()
+        self._secrets = [found.password, Secret(pair)]
         if asks.startswith("basic"):
             # With every request, so that no body is sent in vain; and nobody takes the realm for a token server.
             client.session.auth = (found.user, found.password.reveal())
@@ -333,7 +337,11 @@ class Connection:
             return DeviceError(
                 f"the registry refuses access ({code}), {doing}", where=self._where, hint=self._login_hint()
             )
-        return DeviceError(f"the registry answered {code}, {doing}{_reported(response)}", where=self._where)
+        # A registry may repeat what it was sent.
+        text = _reported(response)
+        for secret in self._secrets:
+            text = secret.scrub(text)
+        return DeviceError(f"the registry answered {code}, {doing}{text}", where=self._where)
 
 
 class _Access:

@@ -122,6 +122,15 @@ def test_a_wrong_password_is_tried_once_and_shown_nowhere(
     assert basic(password="swordfish") not in said
 
 
+def test_a_registry_that_repeats_the_password(guarded: Running, tmp_path: Path, log_in: Callable[..., Path]) -> None:
+    with contextlib.closing(Lying(guarded.host)) as proxy:
+        log_in({"auths": {proxy.host: {"auth": basic()}}})
+        said = json.dumps({"errors": [{"message": f"no room for {PASSWORD} ({basic()})"}]}).encode()
+        proxy.lie = lambda method, _path, _answer: Answer(507, {}, said) if method == "POST" else None
+        with pytest.raises(DeviceError, match=r"answered 507, .*no room for \*\*\* \(\*\*\*\)"):
+            round_trip(proxy.host, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("content", "match"),
     [
