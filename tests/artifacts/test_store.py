@@ -288,7 +288,7 @@ def test_something_taken_away_is_noticed(artifact: Path, field: str) -> None:
 
 def test_a_manifest_cut_off_anywhere_is_refused(artifact: Path) -> None:
     data = artifact.read_bytes().rstrip()
-    for size in range(len(data)):
+    for size in {*range(0, len(data), 5), len(data) - 1}:
         artifact.write_bytes(data[:size])
         refused(artifact, "not a manifest")
 
@@ -585,11 +585,11 @@ def test_two_processes_never_hold_the_lock_together(tmp_path: Path) -> None:
     """Each reads a number and writes the next one: without the lock, some additions would be lost."""
     path = tmp_path / "number"
     path.write_bytes(b"0")
-    writers = [python(COUNTING, path, 60) for _ in range(2)]
+    writers = [python(COUNTING, path, 40) for _ in range(2)]
     for writer in writers:
         _, err = writer.communicate(timeout=120)
         assert writer.returncode == 0, err
-    assert path.read_bytes() == b"120"
+    assert path.read_bytes() == b"80"
 
 
 def test_two_threads_never_hold_the_lock_together(tmp_path: Path) -> None:
@@ -695,7 +695,7 @@ for i in itertools.count():
 
 @pytest.mark.slow
 def test_a_killed_writer_leaves_whole_versions_only(tmp_path: Path) -> None:
-    """Twenty times SIGKILL at a random moment, with a reader all the while.
+    """Eight times SIGKILL at a random moment, with a reader all the while.
 
     Every file that is seen is one version from its first to its last byte. Together, file and manifest are either one
     version, or refused: the moment between the two renames.
@@ -703,7 +703,7 @@ def test_a_killed_writer_leaves_whole_versions_only(tmp_path: Path) -> None:
     path = tmp_path / "m.json"
     moments = random.Random(4)
     seen = refusals = 0
-    for _ in range(20):
+    for _ in range(8):
         writer = python(WRITING, path)
         assert writer.stdout is not None
         writer.stdout.readline()
@@ -725,7 +725,7 @@ def test_a_killed_writer_leaves_whole_versions_only(tmp_path: Path) -> None:
         _check_whole(data)
         assert manifest.key == {"byte": data[0], "size": len(data)}
     assert seen > 20
-    assert refusals < 20
+    assert refusals < 8
     # What a killed writer leaves behind is hidden, and never taken for an artifact.
     assert {item.name for item in tmp_path.iterdir() if not item.name.startswith(".")} <= {"x", "m.json"}
 

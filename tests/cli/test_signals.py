@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from edge.artifacts import run_record, store
+from tests.support.processes import wait_until_idle
 
 Edge = Callable[..., Any]
 Place = Callable[..., Path]
@@ -27,8 +28,6 @@ RUN = ("run", "--profile", "tiny", "--images", "pictures", "--record", "r.json")
 CALIBRATE = ("calibrate", "--profile", "tiny", "--images", "pictures", "--threads", "1")
 # One thread reads, so the picture that stands still is the last one in hand.
 ONE = {"run": {"prepare": 1}}
-# Much more than a command takes to notice a signal that has been sent, on a busy machine and a slow disk too.
-MOMENT_S = 3.0
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -38,8 +37,9 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def interrupt(process: subprocess.Popen[str], number: int = signal.SIGINT) -> None:
+    """Send a signal, and wait until the process has handled it and waits for the gate again."""
     process.send_signal(number)
-    time.sleep(MOMENT_S)
+    wait_until_idle(process)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -225,7 +225,7 @@ def test_a_killed_calibration_leaves_no_table_and_can_be_done_again(
 
 @pytest.mark.slow
 def test_a_killed_calibration_goes_on_from_its_checkpoint(start: Start, edge: Edge, place: Place, gate: Any) -> None:
-    """A checkpoint is written every few seconds: the first gate holds for longer, and the second is behind it."""
+    """A checkpoint is written every second: the first gate holds for longer, and the second is behind it."""
     folder = place(160)
     order = in_counting_order(folder / "pictures")
     early, late = gate(order[10]), gate(order[150])
@@ -234,7 +234,7 @@ def test_a_killed_calibration_goes_on_from_its_checkpoint(start: Start, edge: Ed
     for one in sorted((early, late), key=lambda one: one.name):
         one.let_through(one.wait(process))
     writer = early.wait(process)
-    time.sleep(5.5)
+    time.sleep(1.5)
     early.let_through(writer)
     late.wait(process)
     process.kill()
@@ -262,7 +262,7 @@ def test_an_interrupted_build_leaves_no_engine(number: signal.Signals, start: St
         process = start("build", "--profile", "tiny")
         assert process.stderr is not None
         assert process.stderr.readline().startswith("profile tiny")
-        time.sleep(MOMENT_S)
+        wait_until_idle(process)
         process.send_signal(number)
         code, out, err = finish(process)
     assert (code, out) == (128 + number, "")
@@ -279,7 +279,7 @@ def test_a_signal_before_the_work_stops_at_once(start: Start, place: Place) -> N
         assert process.stderr is not None
         assert process.stderr.readline().startswith("profile tiny")
         process.send_signal(signal.SIGTERM)
-        time.sleep(MOMENT_S)
+        wait_until_idle(process)
         if process.poll() is None:
             # It waits for the lock, and has noted the first one.
             process.send_signal(signal.SIGTERM)

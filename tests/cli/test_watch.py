@@ -19,6 +19,7 @@ import pytest
 
 from edge.artifacts import run_record
 from tests.support.network_camera import Server
+from tests.support.processes import wait_until_idle
 
 Edge = Callable[..., Any]
 Place = Callable[..., Path]
@@ -268,7 +269,7 @@ def test_a_stop_is_said_and_the_record_is_written(
     writer = held.wait(process)
     process.send_signal(signal.SIGTERM)
     # The picture in hand is finished, so the stop must come before it does.
-    time.sleep(1.5)
+    wait_until_idle(process)
     held.let_through(writer)
     assert supervisor.until("STOPPING")
     assert process.wait(30) == 128 + signal.SIGTERM

@@ -13,7 +13,7 @@ import cv2
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -98,7 +98,6 @@ def test_parity_with_torchvision_on_photographs(shared_data: Path, kind: Any) ->
     st.integers(1, 80), st.integers(1, 80), st.integers(1, 40), st.integers(1, 40), st.sampled_from(KINDS[1:]),
     st.integers(0, 1000),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
 def test_any_size_is_that_of_pillow(rows: int, columns: int, height: int, width: int, kind: Any, seed: int) -> None:
     """Noise of full contrast, where a weight that is off by a little shows."""
     source = (np.random.default_rng(seed).integers(0, 2, (rows, columns, 3)) * 255).astype(np.uint8)
@@ -115,7 +114,6 @@ def test_weights_are_whole_and_sum_to_one() -> None:
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 30), st.integers(1, 30))
-@settings(max_examples=60)
 def test_nearest_takes_the_pixel_under_the_centre(rows: int, columns: int, height: int, width: int) -> None:
     source = np.arange(rows * columns * 3, dtype=np.uint32).astype(np.uint8).reshape(rows, columns, 3)
     spec, target = PreprocessConfig(fit="squash", interpolation="nearest"), InputConfig(height=height, width=width)
@@ -275,7 +273,6 @@ def test_normalization_is_float32_arithmetic_to_the_bit(mean: Any, std: Any) -> 
     st.tuples(*[st.integers(0, 255)] * 3), st.sampled_from(FITS), st.sampled_from(KINDS), st.integers(1, 50),
     st.integers(1, 50), st.integers(1, 20), st.integers(1, 20),
 )  # fmt: skip
-@settings(max_examples=80)
 def test_one_colour_stays_that_colour(
     colour: Any, fit: Any, kind: Any, h: int, w: int, height: int, width: int
 ) -> None:

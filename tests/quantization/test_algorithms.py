@@ -297,7 +297,6 @@ def test_the_search_agrees_with_the_slow_one_on_any_histogram(seed: int, bins: i
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(LEVELS + 1, 600), st.floats(0.01, 5.0))
-@settings(max_examples=50)
 def test_a_divergence_is_never_negative(seed: int, bins: int, rate: float) -> None:
     counts = spiky(seed, bins, rate)
     counts[-1] += 1

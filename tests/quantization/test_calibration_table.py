@@ -326,7 +326,6 @@ names = st.one_of(
 tables = st.builds(Table, headers, st.dictionaries(names, st.integers(0, 2**32 - 1), max_size=20))
 
 
-@settings(deadline=None)
 @given(tables)
 def test_parse_gives_back_what_write_wrote(table: Table) -> None:
     data = write(table)
@@ -345,7 +344,7 @@ lines = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(lines, max_size=8).map(b"".join))
 def test_any_bytes_give_a_table_that_writes_them_back_or_an_error(data: bytes) -> None:
     try:
@@ -361,7 +360,7 @@ def test_any_bytes_give_a_table_that_writes_them_back_or_an_error(data: bytes) -
     assert (write(mended) == data) == (not notes)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(list(FORMS.values())), st.data())
 def test_a_damaged_table_is_an_error_or_another_table(text: str, draw: st.DataObject) -> None:
     data = bytearray(text.encode())
@@ -374,7 +373,6 @@ def test_a_damaged_table_is_an_error_or_another_table(text: str, draw: st.DataOb
     assert write(table) == bytes(data)
 
 
-@settings(deadline=None)
 @given(st.floats(min_value=0, max_value=3e38, allow_nan=False))
 def test_ranges_survive_within_float32(value: float) -> None:
     scale = to_float(range_bits(value, name="a"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpies
 
@@ -21,7 +21,6 @@ def steps_of(filters: np.ndarray) -> np.ndarray:
 
 
 @given(FILTERS)
-@settings(max_examples=200)
 def test_sums_are_kept_and_no_weight_moves_a_whole_level(filters: np.ndarray) -> None:
     steps = steps_of(filters)
     errors = (rounding.balanced(filters).astype(np.float64) - filters) / steps
@@ -30,7 +29,6 @@ def test_sums_are_kept_and_no_weight_moves_a_whole_level(filters: np.ndarray) ->
 
 
 @given(FILTERS)
-@settings(max_examples=200)
 def test_who_quantizes_them_finds_the_same_levels(filters: np.ndarray) -> None:
     better = rounding.balanced(filters)
     steps = steps_of(better)

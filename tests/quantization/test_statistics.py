@@ -77,7 +77,6 @@ def bits(tensor: TensorStatistics) -> tuple[bytes, int, int, bytes | None]:
 
 
 @given(arrays)
-@settings(max_examples=150)
 def test_the_histogram_is_the_one_counted_by_hand(batches: list[Values]) -> None:
     everything = np.concatenate(batches)
     found = counted(*batches)
@@ -92,7 +91,6 @@ def test_the_histogram_is_the_one_counted_by_hand(batches: list[Values]) -> None
 
 
 @given(arrays, st.randoms(use_true_random=False))
-@settings(max_examples=100)
 def test_any_split_in_any_order_gives_the_same_bits(batches: list[Values], chooser: random.Random) -> None:
     """Single values, shuffled, over several counters that are merged in another order."""
     expected = counted(*batches)
@@ -282,7 +280,6 @@ bounds = st.sampled_from([0.0, 6.0, -1.0, 1.0, -3.5, 0.1, 20.0, -20.0, 1e-30, 1e
 
 
 @given(st.lists(moderate | anything, min_size=1, max_size=40), bounds, bounds)
-@settings(max_examples=200)
 def test_clipping_statistics_is_counting_the_clipped_tensor(values: list[float], low: float, high: float) -> None:
     """This is what makes the output of a Relu or Clip free of charge."""
     # Which zero comes out of max(-0.0, 0.0) is nobody's business.

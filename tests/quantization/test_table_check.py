@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.errors import ArtifactError
@@ -228,7 +228,6 @@ def test_a_header_alone_makes_a_difference() -> None:
 patterns = st.dictionaries(st.sampled_from([*NETWORK, "more", "names"]), st.integers(0, 2**32 - 1))
 
 
-@settings(deadline=None)
 @given(patterns, patterns, st.booleans())
 def test_any_bits_can_be_checked_and_compared(a: dict[str, int], b: dict[str, int], dla: bool) -> None:
     first, second = (Table(TableHeader.parse("TRT-8602-MinMaxCalibration"), bits) for bits in (a, b))

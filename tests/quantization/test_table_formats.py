@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -141,7 +141,6 @@ def test_bad_json(data: bytes, words: str) -> None:
     assert str(caught.value.where).startswith("c.json")
 
 
-@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.text(max_size=3),
@@ -161,7 +160,6 @@ def test_any_json_is_a_table_or_an_error(content: object) -> None:
 names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1)
 
 
-@settings(deadline=None)
 @given(st.dictionaries(names, st.integers(0, 0x7F7FFFFF), min_size=1, max_size=10))
 def test_every_finite_scale_survives_json(bits: dict[str, int]) -> None:
     table = Table(TableHeader.make("entropy2", V10), bits)

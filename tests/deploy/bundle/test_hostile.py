@@ -257,7 +257,7 @@ def test_a_claim_of_gigabytes_costs_nothing(tmp_path: Path) -> None:
         open_bundle(path)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 @given(
     at=st.integers(0, len(tar_of(FILES))), length=st.integers(0, 1500), to=st.integers(0, len(tar_of(FILES))),
     how=st.sampled_from(["delete", "insert", "overwrite", "repeat", "flip", "zero"]), noise=st.binary(max_size=700),
