@@ -21,6 +21,7 @@ from edge.config.profiles import Profile
 from edge.engines import building
 from edge.errors import ArtifactError, MissingDependencyError, ModelError
 from edge.media.picture_sources import open_pictures
+from tests.support.calibrated import calibrated as table_of
 
 BACKEND = interface.get("onnxruntime")
 
@@ -34,9 +35,7 @@ def tiny(tiny_profile: Callable[..., Path], tmp_path: Path) -> Profile:
 def calibrated(tiny: Profile, tmp_path: Path, pictures: Callable[..., list[Path]]) -> Path:
     """The table of the tiny profile, in ``tmp_path / "cache"``."""
     pictures(tmp_path / "p", 4)
-    outcome = workflow.calibrate(tiny, open_pictures(tmp_path / "p"), cache=tmp_path / "cache", threads=1)
-    assert outcome is not None
-    return outcome.table
+    return table_of(tiny, tmp_path / "p", cache=tmp_path / "cache")
 
 
 @pytest.fixture

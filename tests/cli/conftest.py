@@ -13,12 +13,9 @@ from typing import NamedTuple
 
 import pytest
 
-from edge.backends import interface
-from edge.calibration import workflow
 from edge.cli import main
 from edge.config import profiles
-from edge.engines import building
-from edge.media.picture_sources import open_pictures
+from tests.support import calibrated
 from tests.support.network_camera import Server
 
 # Python code that runs before a command, in the process that becomes it: what it sets stays after exec.
@@ -129,12 +126,7 @@ def built(place: Callable[..., Path]) -> Callable[..., Path]:
     def make(n: int = 8, **overrides: object) -> Path:
         folder = place(n, **overrides)
         chosen = profiles.read_profile(folder / "profiles" / "tiny.yaml")
-        cache = folder / "calib_cache"
-        assert workflow.calibrate(chosen, open_pictures(folder / "pictures"), cache=cache, threads=1)
-        for precision in ("fp32", "int8"):
-            building.build(
-                chosen, interface.get(chosen.backend), cache=cache, engines=folder / "engines", precision=precision
-            )
+        calibrated.built(chosen, folder / "pictures", cache=folder / "calib_cache", engines=folder / "engines")
         return folder
 
     return make

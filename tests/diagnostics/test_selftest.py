@@ -17,7 +17,6 @@ from edge.artifacts import store
 from edge.backends import interface
 from edge.backends.interface import Backend, BuildRequest, BuiltEngine, Session
 from edge.backends.onnxruntime import OnnxRuntime
-from edge.calibration import workflow
 from edge.config import profiles
 from edge.config.profiles import Profile
 from edge.diagnostics import selftest_engines
@@ -25,6 +24,7 @@ from edge.diagnostics.selftest_run import SelfTest, SelfTestContext, SelfTestRun
 from edge.errors import ArtifactError, DeviceError
 from edge.media.picture_sources import open_pictures
 from tests.support.boards import ORIN_NANO
+from tests.support.calibrated import calibrated
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def tiny(tiny_profile: Callable[..., Path], pictures: Callable[..., Any], tmp_pa
     chosen = profiles.read_profile(tiny_profile(tmp_path / "profiles"))
     pictures(tmp_path / "calibration", 4)
     pictures(tmp_path / "pictures", 5, seed=3)
-    assert workflow.calibrate(chosen, open_pictures(tmp_path / "calibration"), cache=tmp_path / "cache", threads=1)
+    calibrated(chosen, tmp_path / "calibration", cache=tmp_path / "cache")
     return chosen
 
 

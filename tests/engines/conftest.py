@@ -10,13 +10,13 @@ import pytest
 
 from edge.artifacts import store
 from edge.backends import interface
-from edge.calibration import cache_keys, workflow
+from edge.calibration import cache_keys
 from edge.config import profiles
 from edge.config.profiles import Profile
 from edge.engines import building
 from edge.engines.inventory import InventoryScan
 from edge.errors import ProfileError
-from edge.media.picture_sources import open_pictures
+from tests.support.calibrated import calibrated
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def tiny(tiny_profile: Callable[..., Path], pictures: Callable[..., Any], tmp_pa
     """The tiny profile, calibrated."""
     chosen = profiles.read_profile(tiny_profile(tmp_path / "profiles"))
     pictures(tmp_path / "p", 4)
-    assert workflow.calibrate(chosen, open_pictures(tmp_path / "p"), cache=tmp_path / "cache", threads=1)
+    calibrated(chosen, tmp_path / "p", cache=tmp_path / "cache")
     return chosen
 
 

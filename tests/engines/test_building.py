@@ -34,6 +34,7 @@ from edge.errors import (
 from edge.events import Event, Listener, Note, ignore_events
 from edge.media.picture_sources import open_pictures
 from edge.quantization import calibration_table
+from tests.support.calibrated import calibrated as table_of
 
 ORT = interface.get("onnxruntime")
 
@@ -68,9 +69,14 @@ def tiny(tiny_profile: Callable[..., Path], tmp_path: Path) -> Profile:
 @pytest.fixture
 def calibrated(tiny: Profile, tmp_path: Path, pictures: Callable[..., list[Path]]) -> Path:
     pictures(tmp_path / "p", 4)
-    outcome = workflow.calibrate(tiny, open_pictures(tmp_path / "p"), cache=tmp_path / "cache", threads=1)
-    assert outcome is not None
-    return outcome.table
+    return table_of(tiny, tmp_path / "p", cache=tmp_path / "cache")
+
+
+@pytest.fixture
+def with_pictures(tiny: Profile, tmp_path: Path, pictures: Callable[..., list[Path]]) -> None:
+    """Calibrate here, so that the table's own pictures are still where they were."""
+    pictures(tmp_path / "p", 4)
+    assert workflow.calibrate(tiny, open_pictures(tmp_path / "p"), cache=tmp_path / "cache", threads=1)
 
 
 @pytest.fixture
@@ -435,6 +441,7 @@ def scaled(table: Path, factor: float) -> None:
     )
 
 
+@pytest.mark.usefixtures("with_pictures")
 def test_the_manifest_holds_the_accuracy_on_the_calibration_pictures(run: Callable[..., building.BuildOutcome]) -> None:
     outcome = run()
     assert outcome.accuracy is not None
@@ -446,6 +453,7 @@ def test_the_manifest_holds_the_accuracy_on_the_calibration_pictures(run: Callab
     assert run().accuracy == outcome.accuracy
 
 
+@pytest.mark.usefixtures("with_pictures")
 def test_accuracy_that_was_not_measured_is_absent_with_its_reason(
     run: Callable[..., building.BuildOutcome], tmp_path: Path
 ) -> None:
@@ -457,6 +465,7 @@ def test_accuracy_that_was_not_measured_is_absent_with_its_reason(
         assert info["accuracy_unmeasured"] == "the calibration pictures are not on this machine"
 
 
+@pytest.mark.usefixtures("with_pictures")
 def test_collapsed_accuracy_is_an_error_before_the_build_unless_it_is_allowed(
     run: Callable[..., building.BuildOutcome], tiny: Profile, calibrated: Path
 ) -> None:
@@ -474,6 +483,7 @@ def test_collapsed_accuracy_is_an_error_before_the_build_unless_it_is_allowed(
         run(backend=backend)
 
 
+@pytest.mark.usefixtures("with_pictures")
 def test_a_limit_of_the_profile_is_kept_by_build(run: Callable[..., building.BuildOutcome], tiny: Profile) -> None:
     strict = msgspec.structs.replace(tiny, quality=profiles.QualityConfig(min_sqnr=90.0))
     with pytest.raises(QualityError, match="below the limit of 90 dB"):

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from edge.calibration import workflow
 from edge.config import profiles
 from edge.deploy.bundle import creation
 from edge.deploy.bundle.reader import Bundle
 from edge.media.picture_sources import open_pictures
 from tests.support.bundles import FILES, tar_of
+from tests.support.calibrated import calibrated
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def made(
         cache = tmp_path / "calib_cache"
         source = open_pictures(tmp_path / "pictures")
         if chosen.precision == "int8":
-            workflow.calibrate(chosen, source, cache=cache, threads=1)
+            calibrated(chosen, tmp_path / "pictures", cache=cache)
         options = {"golden": list(source.take(2)), **options}
         return creation.create(chosen, cache=cache, out=tmp_path / out, **options)
 
