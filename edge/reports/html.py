@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,17 +37,25 @@ def render(template: Path, *, filters: Mapping[str, Callable[..., str]], **conte
     Raises:
         MissingDependencyError: jinja2 is missing.
     """
+    environment = _environment(template.parent)
+    environment.filters |= filters
+    page: str = environment.get_template(template.name).render(**content)
+    return page
+
+
+@cache
+def _environment(folder: Path) -> Any:  # noqa: ANN401
+    """The jinja2 environment of the templates in a folder; it keeps those that it has compiled."""
     jinja2 = require("jinja2")
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([template.parent, _SHARED]),
+        loader=jinja2.FileSystemLoader([folder, _SHARED]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"short": lambda text: text[:_SHOWN_DIGITS], **filters}
-    page: str = environment.get_template(template.name).render(**content)
-    return page
+    environment.filters["short"] = lambda text: text[:_SHOWN_DIGITS]
+    return environment
 
 
 # How many colours the style sheet has for series (--s0 …).

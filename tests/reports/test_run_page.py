@@ -17,6 +17,8 @@ from tests.support.html_reader import Reader
 from tests.support.run_records import ORIN, made
 
 Keep = Callable[..., Path]
+# Without the plots over time, a page takes half of the time.
+SHORT: dict[str, Any] = {"timeline": []}
 NASTY = "</style></script><script>alert('x')</script><img src=x onerror=alert(1)> $\\frac{1}{$ & \"more\" {{ 7*7 }}"
 
 
@@ -46,7 +48,7 @@ def test_one_run_has_everything(shown: Callable[..., str]) -> None:
 
 
 def test_the_page_needs_nothing_from_elsewhere(shown: Callable[..., str]) -> None:
-    text = shown(made(), made(seed=1))
+    text = shown(made(), made(seed=1, **SHORT))
     read = Reader(text)
     assert not {"script", "link", "img", "iframe", "object", "base", "form"} & set(read.tags)
     assert [value for name, value in read.attributes if name in {"src", "href"}] == []
@@ -81,8 +83,8 @@ def test_nothing_out_of_a_record_becomes_markup(shown: Callable[..., str]) -> No
         ],
         latency={**record.latency, NASTY: record.latency["total"]},
     )  # fmt: skip
-    for across in (False, True):
-        text = shown(record, made(20), across=across)
+    for one, across in ((record, False), (msgspec.structs.replace(record, timeline=[]), True)):
+        text = shown(one, made(20, **SHORT), across=across)
         read = Reader(text)
         assert not {"script", "img"} & set(read.tags)
         assert not [name for name, _value in read.attributes if name.startswith("on")]
@@ -92,47 +94,49 @@ def test_nothing_out_of_a_record_becomes_markup(shown: Callable[..., str]) -> No
 
 
 def test_differences_and_why_there_are_none(shown: Callable[..., str]) -> None:
-    other = made(seed=2)
+    other = made(seed=2, **SHORT)
     other = msgspec.structs.replace(
         other, subject=msgspec.structs.replace(other.subject, device={**ORIN, "power_mode": "15W"})
     )
-    text = re.sub(r"\s+", " ", Reader(shown(made(), made(slower=1.4, seed=1), other)).text)
+    text = re.sub(r"\s+", " ", Reader(shown(made(**SHORT), made(slower=1.4, seed=1, **SHORT), other)).text)
     assert "B against A" in text
     assert "C against" not in text
     assert "Not on one axis. C is not on the axis of A: power mode 15W against 25W" in text
     assert "moving block bootstrap" in text
-    together = re.sub(r"\s+", " ", Reader(shown(made(), other, across=True)).text)
+    together = re.sub(r"\s+", " ", Reader(shown(made(**SHORT), other, across=True)).text)
     assert "Put on one axis although they are not alike" in together
     assert "differ in power mode" in together
 
 
 def test_plots_of_unlike_runs_are_apart(shown: Callable[..., str]) -> None:
-    other = made(seed=2)
+    other = made(seed=2, **SHORT)
     other = msgspec.structs.replace(
         other, subject=msgspec.structs.replace(other.subject, device={**ORIN, "power_mode": "15W"})
     )
-    titles = [value for name, value in Reader(shown(made(), other)).attributes if name == "aria-label"]
+    titles = [value for name, value in Reader(shown(made(**SHORT), other)).attributes if name == "aria-label"]
     assert not [title for title in titles if "A, B" in title]
-    titles = [value for name, value in Reader(shown(made(), made(seed=2))).attributes if name == "aria-label"]
+    titles = [
+        value for name, value in Reader(shown(made(**SHORT), made(seed=2, **SHORT))).attributes if name == "aria-label"
+    ]
     assert len([title for title in titles if "A, B" in title]) == 2
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"timeline": []},
-        {"results": [], "results_kept": "newest"},
-        {"histogram": {}},
-        {"latency": {}, "histogram": {}},
+        {"results": [], "results_kept": "newest", **SHORT},
+        {"histogram": {}, **SHORT},
+        {"latency": {}, "histogram": {}, **SHORT},
         {"power": None, "power_unavailable": None, "conditions": {}},
-        {"conditions": {"temps_c": 7, "throttles": "x"}},
-        {"conditions": {"temps_c": {"tj": 5, "cpu": {"high": "hot"}}}},
-        {"source": {}},
+        {"conditions": {"temps_c": 7, "throttles": "x"}, "source": {}, "skipped_count": 5000, **SHORT},
+        {
+            "conditions": {"temps_c": {"tj": 5, "cpu": {"high": "hot"}}},
+            "top_labels": [LabelCount(0, "x", 10**9)],
+            **SHORT,
+        },
         {"gaps": [Gap(start_s=50.0, end_s=None, reason="gone")]},
         {"gaps": [Gap(start_s=float(i), end_s=i + 0.5, reason="gone") for i in range(50)]},
-        {"top_labels": [], "skipped": [], "skipped_count": 0},
-        {"skipped_count": 5000},
-        {"top_labels": [LabelCount(0, "x", 10**9)]},
+        {"top_labels": [], "skipped": [], "skipped_count": 0, **SHORT},
         {"measured_s": 0.0},
     ],
 )
@@ -148,12 +152,12 @@ def test_one_picture_and_none(shown: Callable[..., str]) -> None:
 
 
 def test_eight_runs(shown: Callable[..., str]) -> None:
-    read = Reader(shown(*(made(40, seed=i) for i in range(8))))
+    read = Reader(shown(*(made(40, seed=i, **SHORT) for i in range(8))))
     assert "H against A" in read.text
 
 
 def test_the_same_records_give_the_same_page(shown: Callable[..., str]) -> None:
-    assert shown(made(), made(seed=1)) == shown(made(), made(seed=1))
+    assert shown(made(), made(20, **SHORT)) == shown(made(), made(20, **SHORT))
 
 
 def test_throttled_stretches_are_joined() -> None:
@@ -177,17 +181,17 @@ BENCH = {
 
 
 def test_a_scenario_has_its_result_and_whether_it_was_by_the_rules(shown: Callable[..., str]) -> None:
-    text = Reader(shown(made(bench=BENCH))).text
+    text = Reader(shown(made(**SHORT, bench=BENCH))).text
     for words in ("7.31", "90th percentile", "at most 7.52 ms with 99 % confidence", "NOT followed: it ran for 60.0 s"):
         assert words in text
     assert "Not by the rules of MLPerf: it ran for 60.0 s" in " ".join(text.split())
-    text = Reader(shown(made(bench={**BENCH, "by_the_rules": True, "why_not": []}))).text
+    text = Reader(shown(made(**SHORT, bench={**BENCH, "by_the_rules": True, "why_not": []}))).text
     assert "followed" in text
     assert "Not by the rules" not in text
 
 
 def test_a_scenario_times_queries_and_a_run_pictures(shown: Callable[..., str]) -> None:
-    run, bench = made(), made(bench=BENCH)
+    run, bench = made(**SHORT), made(**SHORT, bench=BENCH)
     alone, other = Reader(shown(run)).text, Reader(shown(bench)).text
     assert "From the start of decoding a picture" in alone
     assert "query" not in alone
@@ -200,7 +204,9 @@ def test_a_scenario_times_queries_and_a_run_pictures(shown: Callable[..., str]) 
 
 
 def test_scenarios_and_runs_are_not_on_one_axis(shown: Callable[..., str]) -> None:
-    text = Reader(shown(made(), made(bench=BENCH), made(bench={**BENCH, "scenario": "multi-stream"}))).text
+    text = Reader(
+        shown(made(**SHORT), made(**SHORT, bench=BENCH), made(**SHORT, bench={**BENCH, "scenario": "multi-stream"}))
+    ).text
     assert "measurement bench, single-stream against run" in text
     assert "measurement bench, multi-stream against bench, single-stream" in text
 
@@ -215,7 +221,7 @@ def test_scenarios_and_runs_are_not_on_one_axis(shown: Callable[..., str]) -> No
     ],
 )
 def test_a_scenario_out_of_a_strange_record(bench: dict[str, Any], shown: Callable[..., str]) -> None:
-    page_text = shown(made(bench=bench))
+    page_text = shown(made(**SHORT, bench=bench))
     assert "<script>alert" not in page_text
     Reader(page_text)
 
@@ -239,7 +245,12 @@ def test_an_energy_has_the_unit_that_reads_best(value_mj: float, error_mj: float
 
 def test_that_runs_are_replays_is_said_once(shown: Callable[..., str]) -> None:
     records = [
-        made(20, replayed="rec", warnings=["power and temperatures are replayed from rec: they were not measured"])
+        made(
+            20,
+            **SHORT,
+            replayed="rec",
+            warnings=["power and temperatures are replayed from rec: they were not measured"],
+        )
         for _ in range(2)
     ]
     text = re.sub(r"\s+", " ", Reader(shown(*records)).text)
