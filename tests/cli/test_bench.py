@@ -95,7 +95,7 @@ def test_pictures_that_are_none_say_so(edge: Edge, built: Place) -> None:
 def test_replayed_power_is_marked_wherever_it_goes(edge: Edge, built: Place) -> None:
     built()
     log = tegrastats_log(Path("tegrastats.log"))
-    options = ("--power", f"replay@20:{log}", "--min-duration", "5s", "--telemetry-log", "kept.jsonl")
+    options = ("--power", f"replay@20:{log}", "--min-duration", "2s", "--telemetry-log", "kept.jsonl")
     ended = edge(*BENCH, *options, "--record", "b.json")
     assert ended.code == 0, ended.err
     assert "power and temperatures are replayed from tegrastats.log" in ended.err
@@ -116,7 +116,7 @@ def test_replayed_power_is_marked_wherever_it_goes(edge: Edge, built: Place) -> 
 def test_net_energy_needs_ten_seconds_of_idling(edge: Edge, built: Place) -> None:
     built()
     log = tegrastats_log(Path("tegrastats.log"))
-    ended = edge(*BENCH, "--power", f"replay@20:{log}", "--idle", "10s", "--min-duration", "5s", "--record", "b.json")
+    ended = edge(*BENCH, "--power", f"replay@20:{log}", "--idle", "10s", "--min-duration", "2s", "--record", "b.json")
     assert ended.code == 0, ended.err
     power = run_record.load(Path("b.json")).power
     assert power is not None
@@ -215,7 +215,7 @@ def test_nothing_to_restore(edge: Edge) -> None:
 def test_the_loop_on_a_camera(edge: Edge, built: Place, server: Server) -> None:
     built()
     ended = edge(
-        "bench", "--profile", "tiny", "--camera", server.url, "--min-duration", "2s", "--json", "--record", "b.json"
+        "bench", "--profile", "tiny", "--camera", server.url, "--min-duration", "1s", "--json", "--record", "b.json"
     )
     assert ended.code == 0, ended.err
     result = json.loads(ended.out)["bench"]
@@ -224,7 +224,7 @@ def test_the_loop_on_a_camera(edge: Edge, built: Place, server: Server) -> None:
     assert result["queries"] == kept.pictures > 3
     assert 0 < result["percentile_ms"] <= kept.latency["age"].max_ms
     assert "secret" not in ended.out + ended.err + Path("b.json").read_text()
-    plain = edge("bench", "--profile", "tiny", "--camera", server.url, "--min-duration", "1s")
+    plain = edge("bench", "--profile", "tiny", "--camera", server.url, "--min-duration", "0.5s")
     assert "camera: 99th percentile of" in plain.out
     refused = edge("bench", "--profile", "tiny", "--camera", "0", "--images", "pictures")
     assert (refused.code, "goes with no --images" in refused.err) == (2, True)
