@@ -138,6 +138,7 @@ DEPENDENCIES: dict[str, str] = {
         ("torch", "torchvision", "timm", "onnxscript", "onnxslim"), install_command(*_EXPORT, extra="export")
     ),
     "tensorrt_rtx": install_command("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings", extra="rtx"),
+    **dict.fromkeys(("PIL", "pillow_heif"), install_command("pillow>=11.3", "pillow-heif>=1.0", extra="heif")),
     **dict.fromkeys(("paho", "paho.mqtt.client"), install_command("paho-mqtt>=2.0", extra="mqtt")),
 }
 

@@ -59,6 +59,8 @@ ADAPTERS: dict[str, frozenset[str]] = {
     "oras": frozenset({"deploy.registry.client"}),
     "packaging": frozenset({"deploy.bundle.wheels"}),
     "paho": frozenset({"runtime.notify"}),
+    "PIL": frozenset({"media.pictures"}),
+    "pillow_heif": frozenset({"media.pictures"}),
     "pycuda": frozenset({"backends.cuda.driver"}),
     "pynvml": frozenset({"telemetry.nvml"}),
     "requests": frozenset({"deploy.registry.client"}),  # comes with oras

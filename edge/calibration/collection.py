@@ -317,7 +317,9 @@ def count(
 
     def load(index: int) -> NDArray[np.float32]:
         picture = pictures[index]
-        return preprocessor(decode(picture.read_checked(), name=picture.where, exif=preprocessor.spec.exif))
+        spec = preprocessor.spec
+        data = picture.read_checked()
+        return preprocessor(decode(data, name=picture.where, exif=spec.exif, max_megapixels=spec.max_megapixels))
 
     return counting.collect(
         [picture.where for picture in pictures],

@@ -350,7 +350,8 @@ class PictureInputs(Sequence["NDArray[np.float32]"]):
     def _load(self, index: int) -> NDArray[np.float32]:
         picture = self._pictures[index]
         exif = self._preprocessor.spec.exif
-        loaded = self._preprocessor(decode(picture.read_checked(), name=picture.where, exif=exif))
+        most = self._preprocessor.spec.max_megapixels
+        loaded = self._preprocessor(decode(picture.read_checked(), name=picture.where, exif=exif, max_megapixels=most))
         if self._keeps:
             self._kept[index] = loaded
         return loaded

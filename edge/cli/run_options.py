@@ -147,7 +147,8 @@ class FrameSource(msgspec.Struct, frozen=True, kw_only=True):
 
             pictures = open_pictures(self.images)
             pictures = pictures.take(self.limit) if self.limit else pictures
-            return lambda: PictureStream(pictures, exif=profile.preprocess.exif)
+            spec = profile.preprocess
+            return lambda: PictureStream(pictures, exif=spec.exif, max_megapixels=spec.max_megapixels)
         if self.video is not None:
             from edge.media import VideoStream
 

@@ -21,6 +21,7 @@ from edge.config.run_sections import (
     NamedCameraConfig,
     NotifyRule,
     Positive,
+    PositiveFloat,
     RecordConfig,
     Roi,
     RunConfig,
@@ -63,8 +64,8 @@ class PreprocessConfig(ConfigSection, frozen=True):
     """From a picture to the network's float input (:mod:`edge.model.preprocessing`); ``exif`` turns pictures upright.
 
     ``roi``: the region of every picture that the network sees, ``[x, y, width, height]`` in pixels or as fractions of
-    the picture (0 to 1). ``mean`` and ``std`` are per channel in the order of ``color``, in units of 8-bit pixel values
-    (0 to 255).
+    the picture (0 to 1). Pictures of more than ``max_megapixels`` are not decoded. ``mean`` and ``std`` are per channel
+    in the order of ``color``, in units of 8-bit pixel values (0 to 255).
     """
 
     fit: Literal["crop", "letterbox", "squash"] = "crop"
@@ -76,6 +77,7 @@ class PreprocessConfig(ConfigSection, frozen=True):
     pad: Annotated[int, msgspec.Meta(ge=0, le=255)] = 114
     exif: bool = True
     roi: Roi | None = None
+    max_megapixels: PositiveFloat = 100.0
 
 
 class CalibrationConfig(ConfigSection, frozen=True):
@@ -241,6 +243,7 @@ class Profile(ConfigSection, frozen=True):
             # Newer than the first engines: only what is set counts, so that those stay valid.
             if content[name] is None:
                 del content[name]
+        del content["preprocess"]["max_megapixels"]
         if content["preprocess"]["roi"] is None:
             del content["preprocess"]["roi"]
         return canonical_digest(content)

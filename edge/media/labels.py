@@ -22,7 +22,10 @@ from edge.config import did_you_mean
 from edge.errors import DataError
 
 # Endings of the files that count as pictures, in lower case.
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
+SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif", ".jp2", ".j2k", ".avif",
+    ".heic", ".heif", ".jxl",
+})  # fmt: skip
 # Column names in lower case with "_" for blanks and hyphens; the first that a header has wins.
 FILE_COLUMNS = (
     "file", "path", "filename", "file_name", "filepath", "file_path", "image", "image_path", "image_file", "image_name",

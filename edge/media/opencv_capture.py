@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from edge.artifacts import Secret
+from edge.artifacts import Secret, masked_url
 from edge.errors import DEPENDENCIES, DataError, DeviceError, MissingDependencyError
 from edge.media.labels import shown
 from edge.media.pictures import decode, opencv
@@ -351,6 +351,9 @@ class VideoStream:
         self._where = shown(str(path))
         self._clock = clock
         if not path.is_file():
+            if ":/" in str(path):
+                url = masked_url(str(path).replace(":/", "://", 1))
+                raise DataError("there is no such video", where=url, hint="a stream by its URL: --camera")
             raise DataError("there is no such video", where=self._where)
         try:
             self._capture = open_capture(Request(api="ffmpeg", target=str(path), opened_as=self._where))

@@ -6,7 +6,7 @@ import contextlib
 import glob
 import os
 import re
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +18,6 @@ from edge.media.labels import SUFFIXES, ClassNames, folder_labels, join, load_tr
 from edge.media.pictures import Picture, Pictures
 
 _VIDEOS = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mjpg", ".mpg", ".ts"})
-# Pictures that this edge does not read.
-_UNREAD = frozenset({".heic", ".heif", ".avif", ".gif", ".jp2", ".j2k", ".jxl"})
 _LISTS = frozenset({".txt", ".list"})
 _TABLES = frozenset({".csv", ".tsv"})
 _LOOKED_FOR = f"pictures ({', '.join(sorted(s[1:] for s in SUFFIXES))}) or TFRecord shards"
@@ -142,13 +140,28 @@ def _open(source: Path, names: ClassNames | None) -> Pictures:
         raise DataError(what, where=source, hint=hint)
     # A URL as a path has one slash.
     if re.match(r"(rtsp|rtsps|https?|rtmp|tcp|udp):/", str(source)):
-        url = masked_url(str(source).replace(":/", "://", 1))
-        raise DataError("this is a URL, not a set of pictures", where=url, hint=f"--camera {url}")
+        raise _no_url(str(source).replace(":/", "://", 1), path=source)
+    if source.name.isdecimal() or str(source).startswith("/dev/video"):
+        raise DataError("this is a camera, not a set of pictures", where=source, hint=f"--camera {source}")
     pictures = [path for path in _matches(source) if path.suffix.lower() in SUFFIXES]
     if not pictures:
         raise DataError("there is nothing here", where=source, hint=f"name a folder, list or pattern of {_LOOKED_FOR}")
     base = Path(os.path.commonpath([path.parent for path in pictures]))
     return Pictures(source, [picture_at(base, path.relative_to(base).as_posix(), None) for path in pictures])
+
+
+def _no_url(url: str, *, path: Path) -> DataError:
+    """The error for a URL, with the option that takes it."""
+    url = masked_url(url)
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return DataError("a picture is not read from a URL", where=url, hint=f"curl -LO '{url}'; --images {path.name}")
+    if suffix in _VIDEOS and not url.startswith(("rtsp", "rtmp")):
+        return DataError(
+            "this is the URL of a video, not a set of pictures", where=url,
+            hint=f"curl -LO '{url}'; --video {path.name}; a live stream: --camera {url}",
+        )  # fmt: skip
+    return DataError("this is a URL, not a set of pictures", where=url, hint=f"--camera {url}")
 
 
 def _matches(pattern: Path) -> list[Path]:
@@ -161,12 +174,7 @@ def _open_folder(folder: Path) -> Pictures:
         return tfrecord.open_shards(folder, shards)
     names = sorted(_walk(folder))
     if not names:
-        others = Counter(path.suffix.lower() for path in folder.rglob("*") if path.suffix.lower() in _UNREAD)
-        found = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
-        raise DataError(
-            f"no pictures: looked for {_LOOKED_FOR} in it and below it" + (f"; it holds {found}" if found else ""),
-            where=folder, hint="save them again as JPEG or PNG" if found else None,
-        )  # fmt: skip
+        raise DataError(f"no pictures: looked for {_LOOKED_FOR} in it and below it", where=folder)
     return Pictures(folder, [picture_at(folder, name, None) for name in names])
 
 

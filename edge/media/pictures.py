@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import itertools
 import os
 import re
@@ -17,10 +18,10 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from edge.artifacts import canonical_digest, sha256_bytes
-from edge.errors import DataError, UsageError, require
+from edge.errors import DEPENDENCIES, DataError, MissingDependencyError, UsageError, require
 from edge.events import Listener, Progress, ignore_events
 from edge.media.labels import shown
 
@@ -29,25 +30,43 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-def decode(data: bytes, *, name: str, exif: bool = True) -> npt.NDArray[np.uint8]:
+# A larger picture than this is not decoded unless the profile says so: 100 million pixels are 300 MB.
+MOST_MEGAPIXELS = 100.0
+
+
+def decode(
+    data: bytes, *, name: str, exif: bool = True, max_megapixels: float = MOST_MEGAPIXELS
+) -> npt.NDArray[np.uint8]:
     """Pixels of an encoded picture: H × W × 3, uint8, BGR, contiguous.
 
-    Grey becomes three equal channels, transparency is dropped, 16 bits per channel become 8. ``name`` is for messages.
-    ``exif`` turns the picture upright as its EXIF orientation says, if it says anything.
+    Grey becomes three equal channels, transparency is dropped, 16 bits per channel become 8; of an animation, the first
+    picture counts. ``name`` is for messages. ``exif`` turns the picture upright as its EXIF orientation says, if it
+    says anything. Pillow with pillow-heif, where these are there, reads what the installed OpenCV does not, such as
+    HEIC.
 
     Raises:
-        DataError: no bytes, not a picture, cut off, or damaged so that OpenCV refuses it.
+        DataError: no bytes, not a picture, cut off, damaged, of a format that is not read here, or larger than
+            ``max_megapixels``.
         MissingDependencyError: OpenCV is not installed.
     """
     wrong = problem(data)
     if wrong is not None:
         raise DataError(wrong, where=name)
+    size = encoded_size(data)
+    if size is not None and size[0] * size[1] > max_megapixels * 1e6:
+        raise DataError(
+            f"the picture has {size[0]}×{size[1]} pixels, more than the limit of {max_megapixels:g} megapixels",
+            where=name, hint="make it smaller, or raise preprocess.max_megapixels in the profile",
+        )  # fmt: skip
     cv2, numpy = opencv(), require("numpy")
     flags = cv2.IMREAD_COLOR if exif else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         pixels = cv2.imdecode(numpy.frombuffer(data, numpy.uint8), flags)
     except cv2.error as exc:
         raise DataError(f"OpenCV refuses the picture: {getattr(exc, 'err', '') or exc}", where=name) from exc
+    kind = _other_format(data)
+    if pixels is None and kind is not None:
+        pixels = _by_pillow(data, kind, name=name, exif=exif)
     if pixels is None:
         raise DataError(
             "the picture is damaged, or of a kind that this OpenCV was built without",
@@ -56,6 +75,33 @@ def decode(data: bytes, *, name: str, exif: bool = True) -> npt.NDArray[np.uint8
         )
     result: npt.NDArray[np.uint8] = numpy.ascontiguousarray(pixels)
     return result
+
+
+def _by_pillow(data: bytes, kind: str, *, name: str, exif: bool) -> npt.NDArray[np.uint8]:
+    """Decode a format that OpenCV did not.
+
+    Raises:
+        DataError: Pillow is not there, or does not read it either.
+    """
+    try:
+        image_module, ops = require("PIL.Image"), require("PIL.ImageOps")
+        require("pillow_heif").register_heif_opener()
+    except MissingDependencyError as exc:
+        raise DataError(
+            f"the picture is {kind}, which this OpenCV does not read", where=name,
+            hint=f"{DEPENDENCIES['pillow_heif']}; or save it again as JPEG or PNG",
+        ) from exc  # fmt: skip
+    try:
+        with image_module.open(io.BytesIO(data)) as image:
+            turned = ops.exif_transpose(image) if exif else image
+            rgb = require("numpy").asarray(turned.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, RuntimeError, image_module.DecompressionBombError) as exc:
+        raise DataError(
+            f"the picture is {kind}, and damaged or not read by Pillow: {exc}", where=name,
+            hint="save it again as JPEG or PNG, or leave it out",
+        ) from exc  # fmt: skip
+    bgr: npt.NDArray[np.uint8] = rgb[:, :, ::-1]
+    return bgr
 
 
 @functools.cache
@@ -122,12 +168,92 @@ def problem(data: bytes) -> str | None:
         return _webp(data)
     if data.startswith(b"BM"):
         return _bmp(data)
-    if data.startswith(_TIFF) or _PNM.match(data):
+    if data.startswith(_TIFF) or _PNM.match(data) or _other_format(data) is not None:
         return None
     for pattern, words in _OTHERS:
         if pattern.match(data):
             return words
     return f"not a JPEG, PNG, WebP, BMP, TIFF or PNM picture: it starts with {data[:8]!r}"
+
+
+def _other_format(data: bytes) -> str | None:
+    """The name of a format that not every OpenCV reads; None for the usual ones."""
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if data.startswith((b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")):
+        return "JPEG 2000"
+    if data.startswith((b"\0\0\0\x0cJXL ", b"\xff\x0a")):
+        return "JPEG XL"
+    if data[4:8] == b"ftyp":
+        return "AVIF" if data[8:12] in {b"avif", b"avis"} else "HEIC"
+    return None
+
+
+def encoded_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height in the header of an encoded picture; None where they are not found there."""
+    try:
+        if data.startswith(b"\xff\xd8"):
+            return _jpeg_size(data)
+        if data.startswith(_PNG_SIGNATURE):
+            return struct.unpack_from(">II", data, 16)
+        if data.startswith(b"GIF8"):
+            return struct.unpack_from("<HH", data, 6)
+        if data.startswith(b"BM"):
+            width, height = struct.unpack_from("<ii" if data[14] > 12 else "<HH", data, 18)
+            return abs(width), abs(height)
+        if data[8:12] == b"WEBP":
+            return _webp_size(data)
+        if data.startswith(_TIFF[:2]):
+            return _tiff_size(data)
+        return _boxed_size(data)
+    except (struct.error, IndexError):
+        return None
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    at = 2
+    while marker := _JPEG_MARKER.search(data, at):
+        code, at = data[marker.end() - 1], marker.end()
+        # Start of frame, all kinds (ITU-T T.81, table B.1); the others in this range are tables.
+        if 0xC0 <= code <= 0xCF and code not in {0xC4, 0xC8, 0xCC}:
+            height, width = struct.unpack_from(">HH", data, at + 3)
+            return width, height
+        if code not in {_SOI, _TEM}:
+            at += int.from_bytes(data[at : at + 2], "big")
+    return None
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """By the kind of the first chunk (RFC 9649, sections 2.5 to 2.7)."""
+    if data[12:16] == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    width, height = struct.unpack_from("<HH", data, 26)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _tiff_size(data: bytes) -> tuple[int, int] | None:
+    """Tags 256 and 257 of the first directory (TIFF 6.0, section 2)."""
+    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
+    at = int.from_bytes(data[4:8], order)
+    found: dict[int, int] = {}
+    for entry in range(int.from_bytes(data[at : at + 2], order)):
+        start = at + 2 + 12 * entry
+        tag, kind = (int.from_bytes(data[start + o : start + o + 2], order) for o in (0, 2))
+        if tag in {256, 257}:
+            found[tag] = int.from_bytes(data[start + 8 : start + (10 if kind == 3 else 12)], order)
+    return (found[256], found[257]) if len(found) == 2 else None
+
+
+def _boxed_size(data: bytes) -> tuple[int, int] | None:
+    """Of JPEG 2000 (box ``ihdr``), AVIF and HEIC (the largest ``ispe``: tiles and thumbnails have one of their own)."""
+    if (at := data.find(b"ihdr", 0, 4096)) >= 0:
+        height, width = struct.unpack_from(">II", data, at + 4)
+        return width, height
+    sizes = [struct.unpack_from(">II", data, match.start() + 8) for match in re.finditer(b"ispe", data[: 1 << 16])]
+    return max(sizes, key=lambda size: size[0] * size[1], default=None)
 
 
 def _jpeg(data: bytes) -> str | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 
-from edge.media.pictures import Picture, Pictures, decode
+from edge.media.pictures import MOST_MEGAPIXELS, Picture, Pictures, decode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,12 +115,15 @@ class GroupStream(Stream, Protocol):
 class PictureStream:
     """Every picture of a set, in its order; ``exif`` turns them as their EXIF orientation says."""
 
-    def __init__(self, pictures: Pictures, *, exif: bool = True, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, pictures: Pictures, *, exif: bool = True, max_megapixels: float = MOST_MEGAPIXELS,
+        clock: Clock = time.monotonic,
+    ) -> None:  # fmt: skip
         self.opened = OpenedSource(kind="pictures", opened_as=str(pictures.source), live=False, total=len(pictures))
         self.dropped = None
         self.notes: list[str] = []
         self._pictures = enumerate(pictures)
-        self._exif = exif
+        self._options = {"exif": exif, "max_megapixels": max_megapixels}
         self._clock = clock
         self._closed = False
 
@@ -132,7 +135,7 @@ class PictureStream:
         seq, picture = next(self._pictures, (0, None))
         if picture is None:
             return None
-        return Frame(seq, picture.name, picture.where, since_s, _Load(picture, exif=self._exif))
+        return Frame(seq, picture.name, picture.where, since_s, _Load(picture, self._options))
 
     def close(self) -> None:
         """No more pictures."""
@@ -142,14 +145,14 @@ class PictureStream:
 class _Load:
     """Reads and decodes a picture when called."""
 
-    __slots__ = ("_exif", "_picture")
+    __slots__ = ("_options", "_picture")
 
-    def __init__(self, picture: Picture, *, exif: bool) -> None:
+    def __init__(self, picture: Picture, options: dict[str, Any]) -> None:
         self._picture = picture
-        self._exif = exif
+        self._options = options
 
     def __call__(self) -> Any:  # noqa: ANN401
-        return decode(self._picture.read(), name=self._picture.where, exif=self._exif)
+        return decode(self._picture.read(), name=self._picture.where, **self._options)
 
 
 class LimitedStream:

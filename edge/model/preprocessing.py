@@ -72,6 +72,7 @@ class Box(msgspec.Struct, frozen=True):
 def digest(spec: PreprocessConfig, target: InputConfig) -> str:
     """Sha256 of everything that the result depends on: definition, spec, height and width."""
     content = msgspec.to_builtins(spec)
+    del content["max_megapixels"]
     if spec.roi is None:
         # Tables that were made before there was one stay valid.
         del content["roi"]
@@ -81,7 +82,7 @@ def digest(spec: PreprocessConfig, target: InputConfig) -> str:
 def older_definition(found: str, spec: PreprocessConfig, target: InputConfig) -> str | None:
     """The name of the older definition that gives the digest ``found`` for the same settings; None for no such one."""
     content = msgspec.to_builtins(spec)
-    del content["exif"], content["roi"]
+    del content["exif"], content["roi"], content["max_megapixels"]
     first = canonical_digest({"definition": 1, "height": target.height, "width": target.width, **content})
     return "preprocessing definition 1 (whole-pixel crop, OpenCV's filters)" if found == first else None
 

@@ -522,9 +522,10 @@ class Samples:
             return [preprocess(chance.integers(0, 256, shape, np.uint8)) for _ in range(self._count)]
         found = []
         broken: DataError | None = None
+        spec = self._profile.preprocess
         for picture in open_pictures(self._images).take(self._count):
             try:
-                pixels = decode(picture.read(), name=picture.where, exif=self._profile.preprocess.exif)
+                pixels = decode(picture.read(), name=picture.where, exif=spec.exif, max_megapixels=spec.max_megapixels)
                 found.append(preprocess(pixels))
             except DataError as exc:  # noqa: PERF203 - `edge data check` names them; here they are in the way
                 broken = exc

@@ -198,7 +198,10 @@ def logits(
             return None
         group = [pictures[i] for i in range(start, min(start + batch, len(pictures)))]
         exif = preprocessor.spec.exif
-        inputs = np.stack([preprocessor(decode(p.read_checked(), name=p.where, exif=exif)) for p in group])
+        most = preprocessor.spec.max_megapixels
+        inputs = np.stack(
+            [preprocessor(decode(p.read_checked(), name=p.where, exif=exif, max_megapixels=most)) for p in group]
+        )
         if len(group) < batch:
             inputs = np.concatenate([inputs, np.repeat(inputs[-1:], batch - len(group), axis=0)])
         answer = session.infer(inputs).logits[: len(group)]

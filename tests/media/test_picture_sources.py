@@ -143,9 +143,7 @@ def test_a_picture_that_vanishes(tmp_path: Path) -> None:
 
 def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
     _fill(tmp_path, "notes.txt")
-    with pytest.raises(
-        DataError, match=r"no pictures: looked for pictures \(bmp, jfif, jpe, jpeg, jpg.*TFRecord shards"
-    ):
+    with pytest.raises(DataError, match=r"no pictures: looked for pictures \(avif, bmp, gif, heic.*TFRecord shards"):
         open_pictures(tmp_path)
 
 
@@ -198,13 +196,6 @@ def test_what_is_no_set_of_pictures_names_the_right_option(tmp_path: Path) -> No
     with pytest.raises(DataError, match="this is a URL") as url:
         open_pictures(Path("rtsp://me:c4nary@host/s"))
     assert url.value.hint == "--camera rtsp://***@host/s"
-
-
-def test_pictures_that_cannot_be_read_are_counted_and_named(tmp_path: Path) -> None:
-    for name in ("a.heic", "b.HEIC", "c.avif", "d.gif"):
-        (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(DataError, match=r"it holds 1 \.avif, 1 \.gif, 2 \.heic"):
-        open_pictures(tmp_path)
 
 
 def test_other_endings_of_jpeg(tmp_path: Path) -> None:

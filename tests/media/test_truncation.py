@@ -134,7 +134,6 @@ OTHERS = {
     "zeros": (bytes(500), "not a JPEG"),
     "html": (b"\n<!DOCTYPE html><html>404</html>", "HTML page"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\n", "Git LFS pointer"),
-    "gif": (b"GIF89a\x01\0\x01\0", "not a JPEG"),
     "pdf": (b"%PDF-1.7", "not a JPEG"),
     "riff-not-webp": (b"RIFF\x10\0\0\0WAVEfmt ", "not a JPEG"),
     "bmp-header-only": (b"BM\0\0\0\0", "cut off"),

@@ -407,7 +407,10 @@ def test_the_digest_covers_every_setting(field: str) -> None:
 
 
 def test_there_is_no_setting_that_the_digest_test_forgets() -> None:
-    assert set(CHANGES) == set(PreprocessConfig.__struct_fields__)
+    assert {*CHANGES, "max_megapixels"} == set(PreprocessConfig.__struct_fields__)
+    assert preprocessing.digest(PreprocessConfig(max_megapixels=1), InputConfig()) == preprocessing.digest(
+        PreprocessConfig(), InputConfig()
+    )
 
 
 @pytest.mark.parametrize(
