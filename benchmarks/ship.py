@@ -8,7 +8,7 @@ interrupt   200 ships are interrupted at random moments: client killed, the serv
 service     ships with trials, by a real edge on the device, are killed at random moments (client, device's script, or
             both), while a loop starts `edge run --profile current` all the time: no start may fail, `current` must
             be a bundle that passed, and what the next ship says must be what the device shows.
-unchanged   a second ship of the same bundle (100 MB): time, and bytes on the line.
+unchanged   a second ship of the same bundle (100 MB): time, in turns with ssh and sha256sum alone; bytes on the line.
 changed     a table of 10 kB changed next to a model of 100 MB: bytes on the line.
 hosts       50 devices, 50 servers, 8 at a time.
 simulated   500 devices that are folders, in one run.
@@ -100,8 +100,12 @@ def unchanged(folder: Path) -> None:
     bundle = make(folder / "a.edge", {"model/large.onnx": os.urandom(100_000_000), "tables/t.table": b"t" * 10_000})
     with device(folder) as (place, line, config):
         ship(bundle, place, settings=QUICK)
-        times, bytes_sent, contents = [], [], set()
+        times, bytes_sent, contents, compared = [], [], set(), []
+        reads = f"cat '{place.path}/bundles/{bundle.digest}/model/large.onnx' | sha256sum"
         for _ in range(7):
+            start = time.monotonic()
+            subprocess.run(["ssh", "-F", str(config), "dev", reads], check=True, capture_output=True)
+            compared.append(time.monotonic() - start)
             before, start = line.to_device, time.monotonic()
             outcome = ship(bundle, place, settings=QUICK)
             times.append(time.monotonic() - start)
@@ -124,6 +128,9 @@ def unchanged(folder: Path) -> None:
             whole.append(time.monotonic() - start)
     spread = f"n {len(times)}, {min(times):.2f} to {max(times):.2f}"
     say("second ship of 100 MB, unchanged", f"{statistics.median(times):.2f} s (median; {spread})")
+    spread = f"n {len(compared)}, {min(compared):.2f} to {max(compared):.2f}"
+    say("in turns: ssh and sha256sum of the same 100 MB", f"{statistics.median(compared):.2f} s (median; {spread})")
+    say("ship / ssh and sha256sum, of the medians", f"{statistics.median(times) / statistics.median(compared):.2f}")
     spread = f"n {len(whole)}, {min(whole):.2f} to {max(whole):.2f}"
     say("as the command `edge ship`, with its start", f"{statistics.median(whole):.2f} s (median; {spread})")
     say("file content sent", f"{max(contents)} bytes")

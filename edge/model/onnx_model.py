@@ -380,7 +380,8 @@ def external_locations(data: bytes, *, where: Path | str) -> set[str]:
         proto = onnx.load_model_from_string(data)
     except Exception as exc:  # onnx raises many kinds for one cause: not ONNX
         raise ModelError(f"not a valid ONNX model: {exc}", where=where, hint="export it again") from exc
-    graphs = [proto.graph, *(function for function in proto.functions)]
+    trained = [graph for info in proto.training_info for graph in (info.initialization, info.algorithm)]
+    graphs = [proto.graph, *proto.functions, *trained]
     return {
         entry.value for graph in graphs for item in _tensors(graph) for entry in item.external_data
         if entry.key == "location"
@@ -395,6 +396,8 @@ def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
     for node in graph.node:
         for attribute in node.attribute:
             yield from (attribute.t, *attribute.tensors)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
             for inner in (attribute.g, *attribute.graphs):
                 yield from _tensors(inner)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edge.artifacts import FileEntry
 from edge.config import PROFILE_PATH_WORDS, PROFILE_PATHS, parse_plain_yaml
 from edge.deploy.bundle.manifest import PROFILE, name_problem
-from edge.errors import ArtifactError
+from edge.errors import ArtifactError, ModelError
 from edge.model import external_locations
 
 if TYPE_CHECKING:
@@ -84,10 +84,17 @@ def check_models(bundle: Bundle) -> None:
         MissingDependencyError: a model has weight files, and onnx is not installed.
     """
     for name in sorted(bundle.files):
-        if not name.endswith(".onnx") or not _mentions_files(bundle, name):
+        if not _mentions_files(bundle, name):
             continue
         folder = PurePosixPath(name).parent
-        for location in sorted(external_locations(bundle.read(name), where=f"{bundle.path}: {name}")):
+        try:
+            locations = external_locations(bundle.read(name), where=f"{bundle.path}: {name}")
+        except ModelError:
+            # A profile may name any file as its model, so every file is looked at, and most are none.
+            if name.endswith(".onnx"):
+                raise
+            continue
+        for location in sorted(locations):
             target = (folder / location).as_posix()
             if name_problem(location) is not None or target not in bundle.files:
                 raise ArtifactError(
@@ -142,8 +149,8 @@ def _mentions_files(bundle: Bundle, name: str) -> bool:
     # The field's name is in the protobuf as plain text, so most models need no parsing.
     tail = b""
     with bundle.open(name) as file:
-        while piece := file.read(1 << 22):
-            if _LOCATION in tail + piece:
+        while piece := file.read(1 << 20):
+            if _LOCATION in piece or _LOCATION in tail + piece[: len(_LOCATION)]:
                 return True
             tail = piece[-len(_LOCATION) :]
     return False

@@ -56,9 +56,9 @@ class Deployed(msgspec.Struct, frozen=True, kw_only=True):
             folder.mkdir(parents=True, exist_ok=True)
             timing.mkdir(exist_ok=True)
             _seed(self.folder / "timing", timing)
-            links = {"timing": timing}
-            if self.tables.is_dir():
-                links |= {path.name: path for path in self.tables.iterdir()}
+            links = {path.name: path for path in self.tables.iterdir()} if self.tables.is_dir() else {}
+            # Timing caches are written, and a bundle never is, whatever it calls its folders.
+            links["timing"] = timing
             for name, goal in links.items():
                 link = folder / name
                 if not link.is_symlink() or link.readlink() != goal.absolute():

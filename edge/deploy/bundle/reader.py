@@ -292,9 +292,7 @@ class _FileSection(io.RawIOBase):
 
     def readinto(self, buffer: object) -> int:
         view = memoryview(buffer)  # type: ignore[arg-type]
-        data = self._file.read(min(len(view), self._end - self._file.tell()))
-        view[: len(data)] = data
-        return len(data)
+        return self._file.readinto(view[: max(self._end - self._file.tell(), 0)])  # type: ignore[attr-defined, no-any-return]
 
     def close(self) -> None:
         self._file.close()

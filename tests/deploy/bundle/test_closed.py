@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge.config import profiles
-from edge.deploy.bundle import creation
+from edge.deploy.bundle import creation, deployed
 from edge.deploy.bundle.closed import check_models
 from edge.deploy.bundle.reader import open_bundle
 from edge.deploy.bundle.unpacking import unpack_bundle
@@ -93,27 +93,30 @@ def test_a_closed_one_is_opened(tmp_path: Path, pipeline: str) -> None:
 
 
 @pytest.fixture
-def with_weights(tmp_path: Path) -> Callable[[str], Path]:
-    """``with_weights(location)``: a bundle whose model has its weights in that file."""
+def with_weights(tmp_path: Path) -> Callable[..., Path]:
+    """``with_weights(location)``: a bundle whose model, the file ``name``, has its weights in that file."""
     onnx = pytest.importorskip("onnx")
 
-    def make(location: str) -> Path:
+    def make(location: str, *, name: str = "model/m.onnx", sparse: bool = False) -> Path:
         weights = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [1], [1.0])
         weights.ClearField("float_data")
         weights.data_location = onnx.TensorProto.EXTERNAL
         weights.external_data.add(key="location", value=location)
         value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
-        graph = onnx.helper.make_graph([], "g", [value], [value], [weights])
-        files = {**FILES, "model/m.onnx": onnx.helper.make_model(graph).SerializeToString(), "model/w.bin": b"0000"}
+        graph = onnx.helper.make_graph([], "g", [value], [value], [] if sparse else [weights])
+        if sparse:
+            node = graph.node.add(op_type="Constant", output=["c"])
+            node.attribute.add(name="sparse_value").sparse_tensor.values.CopyFrom(weights)
+        files = {**FILES, name: onnx.helper.make_model(graph).SerializeToString(), "model/w.bin": b"0000"}
         path = tmp_path / "w.edge"
-        path.write_bytes(tar_of({**files, "profile.yaml": PROFILE.encode()}))
+        path.write_bytes(tar_of({**files, "profile.yaml": PROFILE.replace("model/m.onnx", name).encode()}))
         return path
 
     return make
 
 
 @pytest.mark.parametrize("location", ["../labels/l.txt", "/etc/passwd", "other.bin", "./w.bin", ""])
-def test_weights_outside_are_refused(with_weights: Callable[[str], Path], tmp_path: Path, location: str) -> None:
+def test_weights_outside_are_refused(with_weights: Callable[..., Path], tmp_path: Path, location: str) -> None:
     found = open_bundle(with_weights(location))
     with pytest.raises(ArtifactError, match="is not in the bundle"):
         check_models(found)
@@ -122,7 +125,13 @@ def test_weights_outside_are_refused(with_weights: Callable[[str], Path], tmp_pa
     assert not (tmp_path / "out" / "bundle.json").exists()
 
 
-def test_weights_inside_are_taken(with_weights: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_model_by_another_name_is_looked_at_as_well(with_weights: Callable[..., Path]) -> None:
+    for found in (with_weights("/etc/passwd", name="model/m.bin"), with_weights("/etc/passwd", sparse=True)):
+        with pytest.raises(ArtifactError, match="is not in the bundle"):
+            check_models(open_bundle(found))
+
+
+def test_weights_inside_are_taken(with_weights: Callable[..., Path], tmp_path: Path) -> None:
     found = open_bundle(with_weights("w.bin"))
     check_models(found)
     unpack_bundle(found, tmp_path / "out")
@@ -161,3 +170,12 @@ def test_a_bundle_is_made_closed_or_not_at_all(tmp_path: Path, tiny_profile: Cal
     with pytest.raises(EdgeError, match="is a command or a file of the device"):
         creation.create(profiles.read_profile(path), cache=tmp_path, out=tmp_path / "a.edge")
     assert not (tmp_path / "a.edge").exists()
+
+
+def test_a_build_writes_into_no_folder_of_a_bundle(tmp_path: Path) -> None:
+    """Timing caches are this device's own, also where a bundle has tables in a folder of that name."""
+    folder_of(tmp_path / "bundles" / ("0" * 64), {**FILES, "tables/timing/x.json": b"{}", "tables/m/t.table": b"t"})
+    shipped = deployed.Deployed(folder=tmp_path / "bundles" / ("0" * 64), digest="0" * 64, state=tmp_path)
+    cache = shipped.build_cache()
+    assert (cache / "timing").resolve() == tmp_path / "timing"
+    assert (cache / "m").resolve() == shipped.folder / "tables" / "m"
