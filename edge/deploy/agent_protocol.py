@@ -301,7 +301,9 @@ def _machine(files: Mapping[str, str], *, where: str) -> Device:
                 raise invalid(f"file {path}", request="hello", where=where)
             copy = Path(name, path)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(content)
+            # Its texts are shown; the files of the device tree separate theirs by NUL.
+            texts = printable_lines(content.replace(b"\0", b"\n")).replace("\n", "\0")
+            copy.write_text(texts if path.startswith("proc/device-tree") else texts.replace("\0", "\n"))
         try:
             return device.identify(Path(name))
         except ValueError as exc:
@@ -326,7 +328,19 @@ def _situation(found: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _json_object(text: str) -> dict[str, Any] | None:
-    return _parsed(_bytes(text) or b"")
+    found = _parsed(_bytes(text) or b"")
+    return None if found is None else _printable(found)
+
+
+def _printable(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """Replace what a terminal obeys in all texts of a JSON value."""
+    if isinstance(value, str):
+        return printable_lines(value.encode(errors="replace"))
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    if isinstance(value, dict):
+        return {_printable(name): _printable(item) for name, item in value.items()}
+    return value
 
 
 def _parsed(data: bytes) -> dict[str, Any] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import os
 import resource
 import threading
@@ -10,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,6 +43,36 @@ def test_a_lie_is_one_sentence(bundle: Make, tmp_path: Path, monkeypatch: pytest
     # What has no end is given up by its size, not by the clock.
     assert time.monotonic() - start < 30
     assert not list(tmp_path.rglob("pwned"))
+
+
+EVIL = "\u009b31m\u202e\u001b]0;x"
+
+
+def test_no_text_of_a_device_is_obeyed_by_a_terminal() -> None:
+    """Neither those of its report, which JSON does not escape, nor those of its description of itself."""
+    digest = "d" * 64
+    report = {
+        "program": "edge canary",
+        "bundle": digest,
+        "nonce": "0",
+        "passed": False,
+        "failed": [EVIL],
+        EVIL: {"a": EVIL},
+    }
+    frames = [
+        MessageFrame("result", "failed"), MessageFrame("report", base64.b64encode(json.dumps(report).encode()).decode())
+    ]  # fmt: skip
+    found = agent_protocol.read_trial(frames, digest=digest, nonce="0", where="dev")
+    model = base64.b64encode(f"NVIDIA {EVIL} Orin".encode()).decode()
+    hello = [
+        MessageFrame("root", "/x"),
+        MessageFrame("clock", "1"),
+        MessageFrame("file", f"proc/device-tree/model {model}"),
+    ]
+    state = agent_protocol.read_hello(hello, now_s=0.0, where="dev")
+    shown = msgspec.json.encode([found, state]).decode()
+    assert shown.isprintable()
+    assert "NVIDIA" in shown
 
 
 NONCE = b"0123"
