@@ -7,6 +7,7 @@ timing caches and golden pictures, and a manifest with the sha256 of every file.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -340,7 +341,9 @@ def _summary(bundle: Bundle) -> list[tuple[str, str]]:
 
 def _json(bundle: Bundle) -> str:
     content = {"digest": bundle.digest, "signed": bundle.signature() is not None, **msgspec.to_builtins(bundle.about)}
-    return msgspec.json.encode(content).decode()
+    text = msgspec.json.encode(content).decode()
+    # Its author may have written what a terminal obeys.
+    return "".join(sign if sign.isprintable() else json.dumps(sign)[1:-1] for sign in text)
 
 
 def _size(count: int) -> str:

@@ -45,6 +45,16 @@ def test_made_shown_verified_unpacked(place: Path, edge: Edge) -> None:
     assert (ran.code, "int8 built" in ran.out) == (0, True)
 
 
+def test_what_a_stranger_wrote_is_escaped(tmp_path: Path, edge: Edge) -> None:
+    path = tmp_path / "a.edge"
+    path.write_bytes(tar_of({"a": b"1"}, info={"precision": "\u009b31m\u202e\U000e0001"}))
+    for options in ((), ("--json",)):
+        shown = edge("bundle", "show", path, *options)
+        assert shown.code == 0, shown.err
+        assert all(sign.isprintable() or sign == "\n" for sign in shown.out)
+    assert json.loads(shown.out)["info"] == {"precision": "\u009b31m\u202e\U000e0001"}
+
+
 def test_to_standard_output(place: Path, edge_process: Edge) -> None:
     """The bundle is the only thing there; the result is on stderr."""
     done = subprocess.run(
