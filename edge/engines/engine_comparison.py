@@ -7,12 +7,15 @@ differently. The ONNX nodes are the same, so each node is looked up in both.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edge.artifacts import KeyDifference, store
-from edge.engines.engine_report import EngineReport
+from edge.backends.tensorrt import rtx_plan
+
+if TYPE_CHECKING:
+    from edge.engines.engine_report import EngineReport
 
 # Nodes that a quantizer put in: they are in one of the two by design.
 _MARKERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
@@ -136,11 +139,18 @@ def _figures(a: EngineReport, b: EngineReport) -> list[EnginePair]:
         ("weights", "bytes", lambda card: card.counts.weights_bytes if card.counts else None),
         ("layers", "", lambda card: card.counts.layers if card.counts else None),
         ("fused layers", "", lambda card: card.counts.fused if card.counts else None),
+        ("generated kernels", "", _generated),
+        ("between layers", "bytes", lambda card: card.inspection.activation_bytes() if card.inspection else None),
         ("reformat layers", "", lambda card: card.counts.reformats if card.counts else None),
         ("weighted layers in INT8", "", lambda card: card.layers.weighted_int8 if card.layers else None),
         ("weighted layers in FP16", "", lambda card: card.layers.weighted_fp16 if card.layers else None),
     ]
     return [EnginePair(name=name, unit=unit, a=get(a), b=get(b)) for name, unit, get in rows]
+
+
+def _generated(card: EngineReport) -> int | None:
+    """Kernels that the compiler has generated: only plans of TensorRT for RTX name them."""
+    return (rtx_plan.generated_kernels(card.inspection) or None) if card.inspection else None
 
 
 def _number(card: EngineReport, name: str) -> float | None:

@@ -15,7 +15,7 @@ import msgspec
 
 from edge.artifacts import Manifest, store
 from edge.backends import Layers
-from edge.backends.tensorrt import layer_report
+from edge.backends.tensorrt import layer_report, rtx_plan
 from edge.calibration import cache_keys
 from edge.engines import inventory
 from edge.errors import ArtifactError, StoreError
@@ -272,6 +272,12 @@ def load(path: Path) -> EngineReport:
         raise ArtifactError("there is no such engine", where=path, hint="edge engine list")
     if whole.suffix == ".json" and not _is_manifest(whole):
         return _foreign(whole)
+    if not manifest_path.is_file() and rtx_plan.is_plan(_head(whole)):
+        return _card(
+            title=whole.stem, path=whole, asked=None, manifest=None, layers=None,
+            looked=rtx_plan.read(_read_plan(whole)),
+            notes=["an engine without a manifest: edge did not build it; what is shown is the listing in the plan"],
+        )  # fmt: skip
     if not manifest_path.is_file():
         raise ArtifactError(
             "an engine without a manifest: edge did not build it, and knows nothing of it",
@@ -298,6 +304,7 @@ def of(manifest: Manifest, manifest_path: Path) -> EngineReport:
             looked = decode_inspection(_read(where), where=where)
         except ArtifactError as exc:
             notes.append(exc.what)
+    looked = _plan_instead(manifest, manifest_path, looked)
     try:
         counted = msgspec.convert(manifest.info.get("layers"), Layers | None)
     except msgspec.ValidationError:
@@ -308,6 +315,30 @@ def of(manifest: Manifest, manifest_path: Path) -> EngineReport:
         title=manifest_path.stem, path=manifest_path, asked=None if asked is None else str(asked),
         manifest=manifest, layers=counted, looked=looked, notes=notes,
     )  # fmt: skip
+
+
+def _plan_instead(manifest: Manifest, manifest_path: Path, looked: Inspection | None) -> Inspection | None:
+    """The listing in a plan of TensorRT for RTX, where the engine was built without one to look into."""
+    plan = manifest_path.parent / next(iter(manifest.files))
+    if (looked is not None and looked.absent is None) or not rtx_plan.is_plan(_head(plan)):
+        return looked
+    found = rtx_plan.read(_read_plan(plan), nodes=looked.nodes if looked is not None else ())
+    return looked if found.absent and looked is not None else found
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(16)
+    except OSError:
+        return b""
+
+
+def _read_plan(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise StoreError(f"cannot read: {exc.strerror or exc}", where=path) from exc
 
 
 def _whole_name(path: Path) -> Path:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge.engines.engine_report import EngineReport
 from edge.errors import ArtifactError, StoreError
 from edge.model import Layer
+
+if TYPE_CHECKING:
+    from edge.engines.engine_report import EngineReport
 
 _HINT = "trtexec --loadEngine=ENGINE --exportProfile=times.json --separateProfileRun"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -229,6 +230,13 @@ RAW_SUFFIX = ".inspector.json"
 Role = Literal["weighted", "reformat", "opaque", "free", "other"]
 
 
+# Bits of an element by precision.
+BITS = {
+    "fp32": 32, "int32": 32, "fp16": 16, "bf16": 16, "int8": 8, "uint8": 8, "fp8": 8, "int64": 64, "int4": 4, "fp4": 4,
+    "bool": 8,
+}  # fmt: skip
+
+
 class LayerTensor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A tensor at a layer. ``precision`` is int8, fp16, fp32, … ; ``layout`` is in the backend's own words."""
 
@@ -335,6 +343,17 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
             for node in self.nodes
             if node.weighted and node.asked is not None
         ]
+
+    def activation_bytes(self) -> int | None:
+        """Bytes of all tensors between layers, for a batch of one; None where shapes or types are not known."""
+        found = {tensor.name: tensor for layer in self.layers for tensor in layer.outputs if tensor.shape}
+        sizes = [
+            math.prod(size for size in tensor.shape or () if isinstance(size, int) and size > 0)
+            * BITS.get(tensor.precision or "", 0)
+            // 8
+            for tensor in found.values()
+        ]
+        return sum(sizes) or None
 
     def counts(self) -> Counts:
         """The layers, counted."""

@@ -22,4 +22,4 @@ else:
         },
     )
 
-__all__ = ["Built", "Feed", "TensorRT", "TimingCacheEntry", "layer_report", "timing_cache"]
+__all__ = ["Built", "Feed", "TensorRT", "TimingCacheEntry", "layer_report", "rtx_plan", "timing_cache"]

@@ -25,6 +25,7 @@ from edge.backends.tensorrt import (
     log_diagnosis,
     log_watch,
     onnx_variants,
+    rtx_plan,
 )
 from edge.backends.tensorrt.builder_config import Accelerator, Decision, Options
 from edge.backends.tensorrt.calibrator import Feed, Feeding, Serving
@@ -140,6 +141,7 @@ class _Job:
         self.unscaled_by_recipe: set[str] = set()
         self.before_fusion = False
         self.accelerator = Accelerator()
+        self.inspected = False
 
     def prepare(self, logger: Any, feed: Feed | None) -> None:  # noqa: ANN401
         """Builder, parsed network, and the calibrator for it."""
@@ -214,7 +216,7 @@ class _Job:
         """The result of the build, with its layers counted."""
         content = bytes(plan)
         inspection = self._inspect(content, logger)
-        described = self._describe(inspection)
+        described = self._describe(inspection, content)
         counted = self._count(described)
         table = self.source.table() if isinstance(self.source, Feeding) else None
         flags = builder_config.set_flags(self.config, self.binding)
@@ -305,16 +307,35 @@ class _Job:
         kind = self.binding.LayerInformationFormat.JSON
         return str(engine.create_engine_inspector().get_engine_information(kind))
 
-    def _describe(self, inspection: str | None) -> Inspection:
+    def _describe(self, inspection: str | None, plan: bytes) -> Inspection:
         """The graph that went in and, as far as the engine shows them, the layers that came out."""
         nodes = self.form.nodes()
         source = self.caps.title
         lost = {*self.unscaled, *log_diagnosis.unscaled(self.watch.warnings)}
+        self.inspected = inspection is not None
+        if inspection is None and self.caps.rtx:
+            found = rtx_plan.read(plan, source=f"plan of {source}", nodes=nodes)
+            self._note_rtx_int8(found)
+            return found
         if inspection is None:
             why = "the engine could not be loaded on this machine, so nobody could look into it"
             return layer_report.absent(why, source=source, nodes=nodes)
-        found = layer_report.read(inspection, source=f"engine inspector of {source}", nodes=nodes, unscaled=lost)
-        return found or layer_report.absent("the inspector lists no layers", source=source, nodes=nodes)
+        listed = layer_report.read(inspection, source=f"engine inspector of {source}", nodes=nodes, unscaled=lost)
+        return listed or layer_report.absent("the inspector lists no layers", source=source, nodes=nodes)
+
+    def _note_rtx_int8(self, found: Inspection) -> None:
+        """Note that INT8 costs kernels on TensorRT for RTX, with the figures of this plan."""
+        generated = rtx_plan.generated_kernels(found)
+        products = sum(layer.role == "weighted" for layer in found.layers)
+        if self.request.precision != "int8" or 2 * generated < products:
+            return
+        between = found.activation_bytes()
+        moved = f", and {between / 1e6:.1f} MB lie between layers" if between else ""
+        self.notes.append(
+            f"INT8 on {self.caps.title}: {generated} generated kernels quantize around {products} convolutions and "
+            f"matrix products{moved}. FP16 has bias and activation inside them and is likely faster: edge build "
+            "--precision fp16, edge engine diff int8 fp16, edge bench --precision fp16"
+        )
 
     def _count(self, described: Inspection) -> Layers:
         """Layers by precision: from the engine where it says so, else from the graph where that decides it.
@@ -331,9 +352,9 @@ class _Job:
                 where=self.where,
                 hint="build on the device that the engine is for",
             )
-        if not described.absent:
+        if not described.absent and self.inspected:
             self.info |= {"opaque_layers": counts.opaque, "reformat_layers": counts.reformats}
-        if described.absent or ((counts.opaque or unknown) and self._is_typed()):
+        if described.absent or not self.inspected or ((counts.opaque or unknown) and self._is_typed()):
             return self._count_graph()
         weighted = sum(counts.weighted.values())
         hidden = max(self.form.weighted - weighted, 0) if counts.opaque else 0

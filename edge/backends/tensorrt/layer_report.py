@@ -42,10 +42,6 @@ _PRECISIONS = tuple(
         (r"fp32|float", "fp32"),
     )
 )
-_BITS = {
-    "fp32": 32, "int32": 32, "fp16": 16, "bf16": 16, "int8": 8, "uint8": 8, "fp8": 8, "int64": 64, "int4": 4, "fp4": 4,
-    "bool": 8,
-}  # fmt: skip
 
 
 def read(
@@ -168,7 +164,7 @@ def _weights_bytes(item: dict[str, Any]) -> int | None:
     sizes = []
     for key, value in item.items():
         if key.endswith(("Weights", "Bias")) and isinstance(value, dict):
-            bits, count = _BITS.get(_word(value.get("Type")) or ""), value.get("Count")
+            bits, count = inspection.BITS.get(_word(value.get("Type")) or ""), value.get("Count")
             if bits is not None and isinstance(count, int) and count > 0:
                 sizes.append(count * bits // 8)
     return sum(sizes) if sizes else None

@@ -32,12 +32,16 @@ def run_script(kind: str, site: Path, plans: list[Path], **environment: str) -> 
     """The outcome of each plan by its name."""
     done = subprocess.run(
         [sys.executable, SCRIPT, site, kind, *plans],
-        env={**os.environ, "PYTHONPATH": str(real.REPOSITORY), **environment},
+        env={**os.environ, "PYTHONPATH": _python_path(), **environment},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr}"
     found = [json.loads(line) for line in done.stdout.splitlines()]
     return {item["plan"]: item for item in found}
+
+
+def _python_path() -> str:
+    return os.pathsep.join(filter(None, (str(real.REPOSITORY), os.environ.get("PYTHONPATH"))))
 
 
 def unpacked(kind: str, version: str, folder: Path) -> Path:
