@@ -167,6 +167,39 @@ class FrameSession(Protocol):
         """Give back what the session holds; a second call does nothing."""
 
 
+class LayerSamples(msgspec.Struct, frozen=True, kw_only=True):
+    """Times of the layers of an engine, in milliseconds.
+
+    ``layers`` has one value per run for each layer, in the order of the engine. ``whole_ms`` are inferences without the
+    profiler, which itself takes time.
+    """
+
+    profiler: str
+    layers: dict[str, list[float]]
+    whole_ms: list[float]
+
+
+class LayerTimer(Protocol):
+    """A backend that times the layers of its engines."""
+
+    def time_layers(
+        self,
+        engine: Path,
+        batch: NDArray[np.float32],
+        *,
+        precision: str,
+        runs: int,
+        warmup: int,
+        threads: int | None = None,
+        built_for: Key | None = None,
+    ) -> LayerSamples:
+        """Run a verified engine file on ``batch``, float32 N×3×H×W, with its profiler on.
+
+        Raises:
+            DeviceError: the backend failed, or its profiler reports nothing.
+        """
+
+
 def session_messages(sessions: Iterable[object]) -> tuple[BackendMessage, ...]:
     """Warnings and errors that the libraries behind ``sessions`` have logged, equal ones counted together."""
     found: dict[tuple[str, str], BackendMessage] = {}

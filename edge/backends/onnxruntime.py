@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge.artifacts import Key, Scalar, temporary_folder
-from edge.backends.interface import BuildRequest, BuiltEngine, Inference, Int8Plan, Layers
+from edge.backends.interface import BuildRequest, BuiltEngine, Inference, Int8Plan, Layers, LayerSamples
 from edge.config import Profile
 from edge.errors import (
     DEPENDENCIES,
@@ -344,6 +344,59 @@ class OnnxRuntime:
         """Open an engine file; what it was built for has been compared already."""
         del built_for
         return OrtSession(engine.read_bytes(), precision=precision, threads=threads)
+
+    def time_layers(
+        self,
+        engine: Path,
+        batch: NDArray[np.float32],
+        *,
+        precision: str,
+        runs: int,
+        warmup: int,
+        threads: int | None = None,
+        built_for: Key | None = None,
+    ) -> LayerSamples:
+        """Run an engine file with onnxruntime's own profiler, which writes whole microseconds per node."""
+        del precision, built_for
+        model = engine.read_bytes()
+        plain = OrtSession(model, precision="", threads=threads)
+        whole_ms = [plain.infer(batch).infer_ms for _ in range(warmup + runs)][warmup:]
+        with temporary_folder("profile") as folder:
+            options = _options(threads)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(folder / "profile")
+            session = _open(model, options)
+            name = session.get_inputs()[0].name
+            for _ in range(warmup + runs):
+                session.run(None, {name: batch})
+            layers = _profiled(Path(session.end_profiling()), runs)
+        if not layers:
+            raise DeviceError("onnxruntime's profiler reported no node", where=engine)
+        return LayerSamples(
+            profiler=f"onnxruntime {require('onnxruntime').__version__}", layers=layers, whole_ms=whole_ms
+        )
+
+
+def _profiled(path: Path, runs: int) -> dict[str, list[float]]:
+    """Milliseconds of each node in the last ``runs`` runs of a profile that onnxruntime wrote."""
+    try:
+        events = msgspec.json.decode(path.read_bytes(), type=list[_ProfileEvent])
+    except (OSError, msgspec.DecodeError) as exc:
+        raise DeviceError(f"onnxruntime's profile cannot be read: {exc}", where=path) from exc
+    found: dict[str, list[float]] = {}
+    for event in events:
+        name = event.name.removesuffix("_kernel_time")
+        if event.cat == "Node" and name != event.name:
+            found.setdefault(name, []).append(event.dur / 1e3)
+    return {name: times[-runs:] for name, times in found.items() if len(times) >= runs}
+
+
+class _ProfileEvent(msgspec.Struct, frozen=True):
+    """One event of onnxruntime's profile; ``dur`` is in microseconds."""
+
+    cat: str = ""
+    name: str = ""
+    dur: float = 0.0
 
 
 class OrtSession:

@@ -3,7 +3,7 @@
 They are single-stream, multi-stream and offline. Pictures are in memory, decoded and preprocessed; what is timed is the
 engine, copies included. The rules ask for 600 seconds. A shorter run is allowed, and says that it is not by the rules.
 Nothing made here is an MLPerf submission. With --camera the whole loop is measured instead, from the capture of a
-frame to its label, for 60 seconds or --min-duration.
+frame to its label, for 60 seconds or --min-duration. With --layers each layer is timed instead.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from edge.errors import UsageError
 from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edge.artifacts import RunRecord
     from edge.backends import Backend
     from edge.calibration import FoundArtifact
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 _SAMPLES = 64
 _CAMERA_S = 60.0
+_LAYER_RUNS = 100
 
 Scenario = Annotated[
     str, typer.Option("--scenario", "-s", help="single-stream, multi-stream or offline.", metavar="NAME")
@@ -48,6 +52,10 @@ MinSamples = Annotated[
 ]
 WarmUp = Annotated[str, typer.Option("--warm-up", metavar="TIME", help="Run this long before the measurement.")]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Pictures held in memory, used again and again.")]
+Layers = Annotated[
+    bool,
+    typer.Option("--layers", help="Time each layer, by the backend's profiler; kept next to the engine."),
+]
 Record = Annotated[Path | None, typer.Option("--record", help="Write the record to this file, for edge report.")]
 
 
@@ -63,6 +71,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     warm_up: WarmUp = "1s",
     samples: Samples = _SAMPLES,
     record: Record = None,
+    layers: Layers = False,
     power: options.Power = None,
     idle: options.Idle = None,
     set_power_mode: options.SetPowerMode = False,
@@ -79,6 +88,11 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
 
     if camera and (images is not None or scenario != "single-stream" or min_samples is not None):
         raise UsageError("--camera measures the whole loop: it goes with no --images, --scenario or --min-samples")
+    if layers and (camera or scenario != "single-stream" or min_duration is not None or record is not None):
+        raise UsageError(
+            "--layers times layers: it goes with no --camera, --scenario, --min-duration or --record",
+            hint="--min-samples N sets the number of runs",
+        )
     if scenario not in benchmark.SCENARIOS:
         raise UsageError(f"there is no scenario {scenario!r}", hint=f"one of {', '.join(benchmark.SCENARIOS)}")
     rules = benchmark.SCENARIOS[scenario]
@@ -104,6 +118,16 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     backend, wanted, found = paths.find_engine(
         chosen, path, precision=options.precision(precision), cache_dir=cache_dir, engine_dir=engine_dir
     )
+    if layers:
+        with contextlib.ExitStack() as stack:
+            stop = stack.enter_context(signals.graceful())
+            stack.enter_context(options.measured(chosen, asked, terminal=terminal, should_stop=stop))
+            batch = benchmark.Samples(chosen, images, count=1).batches(chosen.input.batch.min)[0]
+            _time_layers(
+                backend, found, batch, terminal, precision=wanted, runs=min_samples or _LAYER_RUNS,
+                threads=threads or chosen.run.threads, warmup=chosen.run.warmup, as_json=as_json,
+            )  # fmt: skip
+        return
     settings = benchmark.BenchSettings(
         min_duration_s=duration_s, min_samples=min_samples, min_batch=chosen.input.batch.min,
         max_batch=chosen.input.batch.max, warmup=chosen.run.warmup, warmup_s=warmup_s,
@@ -131,6 +155,28 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
             )
     _finish(terminal, finished, record, as_json=as_json)
     stop.grant()
+
+
+def _time_layers(
+    backend: Backend, found: FoundArtifact, batch: NDArray[np.float32], terminal: Terminal, *, precision: str,
+    runs: int, threads: int | None, warmup: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Time the layers of an engine, print them, and keep them next to it."""
+    from edge.cli.engine import show_times
+    from edge.engines import engine_report, layer_times
+    from edge.errors import StoreError
+
+    times = layer_times.measure(backend, found, batch, precision=precision, runs=runs, warmup=warmup, threads=threads)
+    path = layer_times.beside(found.path.with_suffix(".json"))
+    try:
+        layer_times.save(path, times)
+    except StoreError as exc:
+        terminal.warn(f"the layer times are not kept: {exc}")
+    if as_json:
+        terminal.data(msgspec.json.encode(times).decode())
+        return
+    show_times(terminal, layer_times.of(times, engine_report.load(found.path), source=path.name), limit=None)
+    terminal.info(f"layer times: {path}; edge engine show reads them")
 
 
 def _finish(terminal: Terminal, finished: RunRecord, record: Path | None, *, as_json: bool) -> None:

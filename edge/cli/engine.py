@@ -36,7 +36,11 @@ def show(
     engine_dir: options.EngineDir = None,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
     times: Annotated[
-        Path | None, typer.Option(help="Time per layer: a file of trtexec --exportProfile for this engine.")
+        Path | None,
+        typer.Option(
+            help="Time per layer: a file of edge bench --layers, or of trtexec --exportProfile.",
+            show_default="those next to the engine",
+        ),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report card as one HTML file.")] = None,
     as_json: options.Json = False,
@@ -48,7 +52,7 @@ def show(
     _check_page(html)
     path = engine if engine is not None else _of_profile(profile, precision, engine_dir)
     card = engine_report.load(path)
-    timed = None if times is None else layer_times.read(times, card)
+    timed = layer_times.find(card) if times is None else layer_times.read(times, card)
     drawn = None if html is None else engine_report.render(card, timed)
     if as_json:
         content = {**msgspec.to_builtins(card, enc_hook=str), "times": timed}
@@ -56,7 +60,7 @@ def show(
     else:
         _show(terminal, card, layers=layers)
         if timed is not None:
-            _show_times(terminal, timed)
+            show_times(terminal, timed)
     _write(terminal, html, drawn)
 
 
@@ -230,20 +234,23 @@ def _show(terminal: Terminal, card: EngineReport, *, layers: bool) -> None:
         terminal.info("--layers lists every layer, --html FILE draws the card", style="dim")
 
 
-def _show_times(terminal: Terminal, times: LayerTimes) -> None:
+def show_times(terminal: Terminal, times: LayerTimes, *, limit: int | None = _SHOWN) -> None:
+    """Print the slowest layers, ``limit`` of them or all, and where the time goes by role."""
     runs = f" of {times.runs} runs" if times.runs else ""
     shares = ", ".join(f"{role} {ms / (times.total_ms or 1):.0%}" for role, ms in times.by_role.items())
     rows = [
         (
             f"{item.ms:.4f}",
+            "" if item.p10_ms is None or item.p90_ms is None else f"{item.p10_ms:.4f} to {item.p90_ms:.4f}",
             f"{item.share:.1%}",
             item.name,
             (item.layer.precision or item.layer.role) if item.layer else "",
         )
-        for item in times.layers[:_SHOWN]
+        for item in times.layers[:limit]
     ]
-    title = f"{times.total_ms:.3f} ms, {times.statistic}{runs} per layer: {shares}"
-    terminal.table(("ms", "", "layer", "precision"), rows, right=(0, 1), title=title)
+    whole = "" if times.whole_ms is None else f"; a whole inference without the profiler {times.whole_ms:.3f} ms"
+    title = f"sum of layers {times.total_ms:.3f} ms, {times.statistic}{runs} per layer: {shares}{whole}"
+    terminal.table(("ms", "p10 to p90", "", "layer", "precision"), rows, right=(0, 1, 2), title=title)
 
 
 def _first(count: int) -> str:

@@ -13,6 +13,7 @@ import msgspec
 
 from edge.artifacts import KeyDifference, store
 from edge.backends.tensorrt import rtx_plan
+from edge.engines import layer_times
 
 if TYPE_CHECKING:
     from edge.engines.engine_report import EngineReport
@@ -139,6 +140,9 @@ def _figures(a: EngineReport, b: EngineReport) -> list[EnginePair]:
         ("weights", "bytes", lambda card: card.counts.weights_bytes if card.counts else None),
         ("layers", "", lambda card: card.counts.layers if card.counts else None),
         ("fused layers", "", lambda card: card.counts.fused if card.counts else None),
+        ("sum of layer times", "ms", _layer_ms),
+        ("time in weighted layers", "ms", lambda card: _layer_ms(card, "weighted")),
+        ("time in reformats", "ms", lambda card: _layer_ms(card, "reformat")),
         ("generated kernels", "", _generated),
         ("between layers", "bytes", lambda card: card.inspection.activation_bytes() if card.inspection else None),
         ("reformat layers", "", lambda card: card.counts.reformats if card.counts else None),
@@ -146,6 +150,14 @@ def _figures(a: EngineReport, b: EngineReport) -> list[EnginePair]:
         ("weighted layers in FP16", "", lambda card: card.layers.weighted_fp16 if card.layers else None),
     ]
     return [EnginePair(name=name, unit=unit, a=get(a), b=get(b)) for name, unit, get in rows]
+
+
+def _layer_ms(card: EngineReport, role: str | None = None) -> float | None:
+    """Milliseconds in layers of a role, or in all: from the layer times next to the engine, where there are some."""
+    times = layer_times.find(card)
+    if times is None:
+        return None
+    return times.total_ms if role is None else times.by_role.get(role)
 
 
 def _generated(card: EngineReport) -> int | None:

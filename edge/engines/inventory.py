@@ -13,6 +13,7 @@ from edge.artifacts import KeyDifference, store
 from edge.backends import ENGINE_SETTINGS, Backend
 from edge.calibration import cache_keys
 from edge.config import Precision, Profile
+from edge.engines import layer_times
 from edge.errors import ArtifactError, EdgeError, StoreError, os_error
 from edge.model import inspection
 
@@ -138,7 +139,7 @@ def _manifests(folder: Path) -> Iterator[Path]:
         paths = sorted(folder.glob("*/*.json"))
     except OSError as exc:
         raise StoreError(f"cannot read: {exc.strerror}", where=folder) from exc
-    endings = (inspection.SUFFIX, inspection.RAW_SUFFIX)
+    endings = (inspection.SUFFIX, inspection.RAW_SUFFIX, layer_times.SUFFIX)
     yield from (path for path in paths if not path.name.endswith(endings) and path.is_file())
 
 

@@ -1,39 +1,56 @@
-"""Time per layer, from a file that ``trtexec --exportProfile`` wrote: where an engine's time goes.
+"""Time per layer: measured by :func:`measure`, kept as JSON, read by the engine report, the comparison, ``edge tune``.
 
-edge measures a whole inference and no layer: a profiler inside of the engine changes what it measures. trtexec does it
-in a run of its own (``--separateProfileRun``), and the sum of its layers is not the time of an inference.
+The profiler of the backend times the layers, in runs of its own: a profiler inside of the engine takes time itself, so
+the sum over the layers is not the time of an inference, which is measured beside it. Files that ``trtexec
+--exportProfile`` wrote are read as well.
 """
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from edge.errors import ArtifactError, StoreError
+from edge.artifacts import store
+from edge.backends import Backend, LayerSamples, LayerTimer
+from edge.calibration import FoundArtifact
+from edge.errors import ArtifactError, DeviceError, StoreError
 from edge.model import Layer
+from edge.stats import percentile
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edge.engines.engine_report import EngineReport
 
-_HINT = "trtexec --loadEngine=ENGINE --exportProfile=times.json --separateProfileRun"
+FORMAT = 1
+KIND = "layer times"
+SUFFIX = ".times.json"
+_HINT = "edge bench --layers; or trtexec --loadEngine=ENGINE --exportProfile=times.json --separateProfileRun"
 
 
 class TimedLayer(msgspec.Struct, frozen=True, kw_only=True):
-    """One layer's time; ``layer`` is None for one that the engine does not list."""
+    """One layer's time in milliseconds; ``layer`` is None for one that the engine does not list.
+
+    ``p10_ms`` and ``p90_ms`` are its spread over the runs, where it is known.
+    """
 
     name: str
     ms: float
     share: float
     layer: Layer | None
+    p10_ms: float | None = None
+    p90_ms: float | None = None
 
 
 class LayerTimes(msgspec.Struct, frozen=True, kw_only=True):
     """``total_ms`` is the sum over ``layers``, slowest first. ``by_role`` adds up milliseconds per role of a layer.
 
-    ``statistic`` is what a layer's time is over the ``runs`` of the profiler: median or mean.
+    ``statistic`` is what a layer's time is over the ``runs`` of the profiler: median or mean. ``whole_ms`` is the
+    median of an inference without the profiler, where it was measured.
     """
 
     source: str
@@ -42,6 +59,30 @@ class LayerTimes(msgspec.Struct, frozen=True, kw_only=True):
     total_ms: float
     layers: list[TimedLayer]
     by_role: dict[str, float]
+    whole_ms: float | None = None
+    profiler: str = "trtexec"
+
+
+class LayerTimeEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One layer in a file of layer times, in milliseconds over all runs."""
+
+    name: str
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+
+
+class LayerTimesFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of layer times (``.times.json``). ``engine_sha256`` is the digest of the engine that was measured."""
+
+    format: int
+    kind: str
+    engine_sha256: str
+    profiler: str
+    batch: int
+    runs: int
+    whole_ms: float
+    layers: list[LayerTimeEntry]
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -51,43 +92,167 @@ class _Entry(msgspec.Struct, frozen=True):
     averageMs: float | None = None  # noqa: N815
 
 
+def measure(
+    backend: Backend,
+    found: FoundArtifact,
+    batch: NDArray[np.float32],
+    *,
+    precision: str,
+    runs: int,
+    warmup: int,
+    threads: int | None = None,
+) -> LayerTimesFile:
+    """Time the layers of an engine on ``batch``, float32 N×3×H×W: the median and the spread of each over ``runs``.
+
+    Raises:
+        DeviceError: the backend has no profiler, or fails.
+    """
+    if not hasattr(backend, "time_layers"):
+        what = f"the backend {backend.name} has no profiler for layers"
+        raise DeviceError(what, hint="backend: tensorrt or onnxruntime in the profile")
+    timer = cast("LayerTimer", backend)
+    samples = timer.time_layers(
+        found.path, batch, precision=precision, runs=runs, warmup=warmup, threads=threads, built_for=found.manifest.key
+    )
+    return _summarized(samples, sha256=found.sha256, batch=len(batch), runs=runs)
+
+
+def save(path: Path, content: LayerTimesFile) -> None:
+    """Write a file of layer times.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    store.write_bytes(path, msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
+
+
+def beside(manifest: Path) -> Path:
+    """Path of the layer times of the engine with that manifest."""
+    return manifest.with_name(manifest.stem + SUFFIX)
+
+
 def read(path: Path, card: EngineReport) -> LayerTimes:
-    """Times of the layers of ``card``.
+    """Times of the layers of ``card``, from a file of edge's or of trtexec's.
 
     Raises:
         ArtifactError: not such a file, or of another engine.
         StoreError: it cannot be read.
     """
     try:
-        entries = msgspec.json.decode(path.read_bytes(), type=list[_Entry])
+        content = path.read_bytes()
     except OSError as exc:
         raise StoreError(f"cannot read: {exc.strerror or exc}", where=path) from exc
+    if content.lstrip()[:1] == b"{":
+        return _of_edge(content, path, card)
+    return _of_trtexec(content, path, card)
+
+
+def of(found: LayerTimesFile, card: EngineReport, *, source: str) -> LayerTimes:
+    """The layer times of a file, each with the layer of ``card`` that it belongs to.
+
+    Raises:
+        ArtifactError: no name is one of the engine's layers.
+    """
+    medians = {entry.name: entry.median_ms for entry in found.layers}
+    spread = {entry.name: (entry.p10_ms, entry.p90_ms) for entry in found.layers}
+    times = _collected(medians, Path(source), card, statistic="median", runs=found.runs)
+    layers = [
+        msgspec.structs.replace(item, p10_ms=spread[item.name][0], p90_ms=spread[item.name][1]) for item in times.layers
+    ]
+    return msgspec.structs.replace(times, layers=layers, whole_ms=found.whole_ms, profiler=found.profiler)
+
+
+def find(card: EngineReport) -> LayerTimes | None:
+    """The layer times next to an engine; None where there are none, or they are those of an earlier build."""
+    path = beside(card.path)
+    if card.manifest is None or not path.is_file():
+        return None
+    try:
+        return read(path, card)
+    except (ArtifactError, StoreError):
+        return None
+
+
+def _summarized(samples: LayerSamples, *, sha256: str, batch: int, runs: int) -> LayerTimesFile:
+    entries = []
+    for name, values in samples.layers.items():
+        ordered = sorted(values)
+        p10, median, p90 = (percentile(ordered, share) for share in (0.1, 0.5, 0.9))
+        entries.append(LayerTimeEntry(name=name, median_ms=median, p10_ms=p10, p90_ms=p90))
+    return LayerTimesFile(
+        format=FORMAT, kind=KIND, engine_sha256=sha256, profiler=samples.profiler, batch=batch, runs=runs,
+        whole_ms=percentile(sorted(samples.whole_ms), 0.5), layers=entries,
+    )  # fmt: skip
+
+
+def _of_edge(content: bytes, path: Path, card: EngineReport) -> LayerTimes:
+    try:
+        head: dict[str, Any] = msgspec.json.decode(content)
+        if head.get("kind") != KIND:
+            raise ArtifactError(f"not a file of layer times: its kind is {head.get('kind')!r}", where=path, hint=_HINT)
+        if head.get("format") != FORMAT:
+            what = f"layer times of format {head.get('format')!r}; this edge reads {FORMAT}"
+            raise ArtifactError(what, where=path, hint="edge bench --layers, with this edge")
+        found = msgspec.convert(head, LayerTimesFile)
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as exc:
+        raise ArtifactError(f"not a file of layer times: {exc}", where=path, hint=_HINT) from exc
+    for entry in found.layers:
+        _check(entry.name, entry.median_ms, path)
+    if card.engine is not None and card.engine.sha256 != found.engine_sha256:
+        raise ArtifactError("the layer times are those of another build of this engine", where=path, hint=_HINT)
+    return of(found, card, source=path.name)
+
+
+def _of_trtexec(content: bytes, path: Path, card: EngineReport) -> LayerTimes:
+    try:
+        entries = msgspec.json.decode(content, type=list[_Entry])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise ArtifactError(f"not a profile that trtexec exported: {exc}", where=path, hint=_HINT) from exc
     named = [entry for entry in entries if entry.name is not None]
     has_median = bool(named) and all(entry.medianMs is not None for entry in named)
     spent: dict[str, float] = {}
     for entry in named:
-        ms = entry.medianMs if has_median else entry.averageMs
-        if entry.name is None or ms is None or not math.isfinite(ms) or ms < 0:
-            raise ArtifactError(f"no time of {entry.name!r}", where=path, hint=_HINT)
-        spent[entry.name] = spent.get(entry.name, 0.0) + ms
+        name, ms = entry.name or "", entry.medianMs if has_median else entry.averageMs
+        spent[name] = spent.get(name, 0.0) + _check(name, ms, path)
+    runs = next((entry.count for entry in entries if entry.count is not None), None)
+    return _collected(spent, path, card, statistic="median" if has_median else "mean", runs=runs)
+
+
+def _check(name: str, ms: float | None, path: Path) -> float:
+    if ms is None or not math.isfinite(ms) or ms < 0:
+        raise ArtifactError(f"no time of {name!r}", where=path, hint=_HINT)
+    return ms
+
+
+def _collected(
+    spent: dict[str, float], path: Path, card: EngineReport, *, statistic: str, runs: int | None
+) -> LayerTimes:
+    """Match names and layers, and add up.
+
+    Raises:
+        ArtifactError: no name is one of the engine's layers.
+    """
     listed = {layer.name: layer for layer in card.inspection.layers} if card.inspection else {}
     if not listed.keys() & spent.keys():
-        raise ArtifactError("these are not times of this engine: no layer has the same name", where=path, hint=_HINT)
+        what = "layer timings do not match this engine: no common layer name"
+        raise ArtifactError(what, where=path, hint=_HINT)
     total = math.fsum(spent.values())
-    roles: dict[str, float] = {}
-    for name, ms in spent.items():
-        role = listed[name].role if name in listed else "not listed"
-        roles[role] = roles.get(role, 0.0) + ms
     return LayerTimes(
         source=path.name,
-        statistic="median" if has_median else "mean",
-        runs=next((entry.count for entry in entries if entry.count is not None), None),
+        statistic=statistic,
+        runs=runs,
         total_ms=total,
         layers=[
             TimedLayer(name=name, ms=ms, share=ms / total if total else 0.0, layer=listed.get(name))
             for name, ms in sorted(spent.items(), key=lambda item: -item[1])
         ],
-        by_role=dict(sorted(roles.items(), key=lambda item: -item[1])),
+        by_role=_by_role(spent, listed),
     )
+
+
+def _by_role(spent: dict[str, float], listed: dict[str, Layer]) -> dict[str, float]:
+    roles: dict[str, float] = {}
+    for name, ms in spent.items():
+        role = listed[name].role if name in listed else "not listed"
+        roles[role] = roles.get(role, 0.0) + ms
+    return dict(sorted(roles.items(), key=lambda item: -item[1]))

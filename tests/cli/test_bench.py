@@ -64,9 +64,24 @@ def test_the_plain_output_has_the_result_in_words(edge: Edge, built: Place) -> N
     )
 
 
+def test_layers_are_timed_and_kept_next_to_the_engine(edge: Edge, built: Place) -> None:
+    built()
+    bench = ("bench", "--profile", "tiny", "--layers", "--min-samples", "5")
+    ended = edge(*bench)
+    assert ended.code == 0, ended.err
+    assert "median of 5 runs per layer" in ended.out
+    assert "a whole inference without the profiler" in ended.out
+    found = json.loads(edge(*bench, "--json").out)
+    assert (found["kind"], found["runs"]) == ("layer times", 5)
+    shown = edge("engine", "show", "--profile", "tiny")
+    assert "median of 5 runs per layer" in shown.out
+    assert edge("engine", "list", "--json").out.count('"manifest"') == 1
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (("--layers",), "--layers times layers: it goes with no"),
         (("-s", "server"), "no scenario 'server'"),
         (("--min-duration", "soon"), "--min-duration 'soon' is no length of time"),
         (("--min-duration", "-1s"), "is no length of time"),

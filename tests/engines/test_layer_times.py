@@ -5,11 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
-from edge.engines import engine_report, layer_times
+from edge.backends.fake import Fake
+from edge.backends.onnxruntime import OnnxRuntime
+from edge.calibration import cache_keys
+from edge.config import profiles
+from edge.engines import building, engine_report, layer_times
+from edge.engines.engine_comparison import compare
 from edge.engines.engine_report import EngineReport
-from edge.errors import ArtifactError, StoreError
+from edge.errors import ArtifactError, DeviceError, StoreError
 
 LAYERS = [
     {"Name": "move", "LayerType": "Reformat"},
@@ -52,7 +59,7 @@ def test_where_the_time_goes(shown: EngineReport, profiled: Callable[..., Path])
     assert found.by_role == {"weighted": 0.5, "not listed": 0.4, "reformat": 0.1}
     drawn = " ".join(engine_report.render(shown, found).split())
     assert "Where the time goes" in drawn
-    assert "median of 100 runs each, in a run of its own by trtexec (times.json)" in drawn
+    assert "median of 100 runs each, in runs of their own by trtexec (times.json)" in drawn
 
 
 def test_means_where_there_are_no_medians(shown: EngineReport, profiled: Callable[..., Path]) -> None:
@@ -70,11 +77,14 @@ def test_nothing_takes_time(shown: EngineReport, profiled: Callable[..., Path]) 
     ("content", "words"),
     [
         ("", "not a profile that trtexec exported"),
-        ('{"Layers": []}', "not a profile that trtexec exported"),
+        ('{"Layers": []}', "not a file of layer times"),
+        ("{", "not a file of layer times"),
+        ('{"format": 2, "kind": "layer times"}', "layer times of format 2; this edge reads 1"),
+        ('{"format": 1, "kind": "layer times", "layers": 3}', "not a file of layer times"),
         ('[{"name": 3}]', "not a profile that trtexec exported"),
         ("[" * 100_000, "not a profile that trtexec exported"),
-        ([{"name": "/z", "averageMs": 1.0}], "not times of this engine"),
-        ([{"count": 3}], "not times of this engine"),
+        ([{"name": "/z", "averageMs": 1.0}], "layer timings do not match this engine"),
+        ([{"count": 3}], "layer timings do not match this engine"),
         ([{"name": "/a"}], "no time of '/a'"),
         ([{"name": "/a", "averageMs": -1.0}], "no time of '/a'"),
         ('[{"name": "/a", "averageMs": 1e999}]', "not a profile|no time of '/a'"),
@@ -99,3 +109,46 @@ def test_real_ones(repository: Path) -> None:
     assert (found.runs, len(found.layers)) == (6402, 59)
     assert all(item.layer is not None for item in found.layers)
     assert found.by_role["weighted"] / found.total_ms > 0.9
+
+
+# measured by edge itself
+
+
+@pytest.fixture
+def built(tmp_path: Path, tiny_profile: Callable[..., Path]) -> cache_keys.FoundArtifact:
+    """An FP32 engine of ONNX Runtime."""
+    profile = profiles.read_profile(tiny_profile(tmp_path))
+    folders = {"cache": tmp_path / "cache", "engines": tmp_path / "engines"}
+    building.build(profile, OnnxRuntime(), precision="fp32", **folders)
+    return cache_keys.find_engine(profile, OnnxRuntime(), precision="fp32", **folders)
+
+
+def test_onnxruntime_times_every_layer(built: cache_keys.FoundArtifact) -> None:
+    card = engine_report.load(built.path)
+    assert layer_times.find(card) is None
+    shape = (1, 3, 32, 32)
+    found = layer_times.measure(OnnxRuntime(), built, np.zeros(shape, np.float32), precision="fp32", runs=7, warmup=2)
+    assert (found.runs, found.batch) == (7, 1)
+    assert found.whole_ms > 0
+    assert all(0 <= item.p10_ms <= item.median_ms <= item.p90_ms for item in found.layers)
+    path = layer_times.beside(card.path)
+    layer_times.save(path, found)
+    times = layer_times.find(card)
+    assert times is not None
+    assert times.profiler.startswith("onnxruntime")
+    # Every layer of the report has its time, under its own name.
+    assert card.inspection is not None
+    assert {layer.name for layer in card.inspection.layers} == {item.name for item in times.layers}
+    assert times.by_role["weighted"] >= 0
+    figures = {row.name: row for row in compare(card, card).figures}
+    assert figures["sum of layer times"].a == pytest.approx(times.total_ms)
+    # Those of another build are not shown as those of this one.
+    layer_times.save(path, msgspec.structs.replace(found, engine_sha256="0" * 64))
+    assert layer_times.find(card) is None
+    with pytest.raises(ArtifactError, match="another build of this engine"):
+        layer_times.read(path, card)
+
+
+def test_a_backend_without_a_profiler(built: cache_keys.FoundArtifact) -> None:
+    with pytest.raises(DeviceError, match="fake has no profiler"):
+        layer_times.measure(Fake(), built, np.zeros((1, 3, 32, 32), np.float32), precision="fp32", runs=1, warmup=0)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge.artifacts import Key, Scalar
-from edge.backends.interface import BuildRequest, BuiltEngine, Int8Plan, Session
+from edge.backends.interface import BuildRequest, BuiltEngine, Int8Plan, LayerSamples
 from edge.backends.tensorrt.environment import Environment, look
 from edge.config import Profile
 from edge.errors import ArtifactError, DeviceError, StoreError
@@ -20,10 +20,14 @@ from edge.events import Listener, ignore_events
 from edge.system import Device
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edge.backends.tensorrt.builder import Built
     from edge.backends.tensorrt.builder_config import Options
     from edge.backends.tensorrt.calibrator import Feed
     from edge.backends.tensorrt.environment import Caps
+    from edge.backends.tensorrt.runner import TrtSession
     from edge.backends.tensorrt.timing_cache import TimingStore
 
 # Distributions whose version is the binding's; NVIDIA's Debian packages bring "tensorrt".
@@ -166,7 +170,7 @@ class TensorRT:
 
     def open(
         self, engine: Path, *, precision: str, threads: int | None = None, built_for: Key | None = None
-    ) -> Session:
+    ) -> TrtSession:
         """Open an engine file; ``threads`` means nothing here.
 
         Raises:
@@ -188,6 +192,24 @@ class TensorRT:
             dla_core=core if isinstance(core := key.get("dla_core"), int) else None,
             notices=notices,
         )
+
+    def time_layers(
+        self,
+        engine: Path,
+        batch: NDArray[np.float32],
+        *,
+        precision: str,
+        runs: int,
+        warmup: int,
+        threads: int | None = None,
+        built_for: Key | None = None,
+    ) -> LayerSamples:
+        """Time the layers of an engine by TensorRT's IProfiler."""
+        session = self.open(engine, precision=precision, threads=threads, built_for=built_for)
+        try:
+            return session.time_layers(batch, runs=runs, warmup=warmup)
+        finally:
+            session.close()
 
     def _build(self, request: BuildRequest, found: Caps, *, feed: Feed | None, listen: Listener) -> Built:
         from edge.backends.tensorrt import builder, subprocess_build, timing_cache

@@ -195,6 +195,23 @@ def progress_monitor(binding: Any, watch: BuildWatch) -> Any:  # noqa: ANN401
     return Monitor()
 
 
+def layer_profiler(binding: Any, record: Callable[[str, float], None], watch: BuildWatch) -> Any:  # noqa: ANN401
+    """An IProfiler that calls ``record`` with each layer's name and milliseconds, in the engine's order."""
+
+    class Profiler(binding.IProfiler):  # type: ignore[misc]
+        """NVIDIA's interface."""
+
+        def __init__(self) -> None:
+            binding.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            """A layer took ``ms`` milliseconds."""
+            with _kept(watch):
+                record(layer_name, ms)
+
+    return Profiler()
+
+
 @functools.cache
 def _logger(binding: Any) -> Any:  # noqa: ANN401
     class Logger(binding.ILogger):  # type: ignore[misc]

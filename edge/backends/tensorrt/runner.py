@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge.backends.cuda import DeviceMemory, GpuDevice, Graph, HostMemory
-from edge.backends.interface import BackendMessage, Inference
+from edge.backends.interface import BackendMessage, Inference, LayerSamples
 from edge.backends.tensorrt import engine_compatibility, log_watch
 from edge.backends.tensorrt.environment import Caps, binding_module
 from edge.config import InputConfig, PreprocessConfig
@@ -229,6 +229,33 @@ class TrtSession:
             infer_ms=infer,
             device_to_host_ms=back,
         )
+
+    def time_layers(self, batch: NDArray[np.float32], *, runs: int, warmup: int) -> LayerSamples:
+        """Time each layer on a float32 N×3×H×W batch by TensorRT's own profiler, and whole inferences without it.
+
+        The profiler stays attached: close the session afterwards.
+        """
+        whole_ms = [self.infer(batch).infer_ms for _ in range(warmup + runs)][warmup:]
+        layers: dict[str, list[float]] = {}
+        current: dict[str, float] = {}
+
+        def record(name: str, ms: float) -> None:
+            current[name] = current.get(name, 0.0) + ms
+
+        profiler = log_watch.layer_profiler(self._binding, record, self._watch)
+        with self._device.active():
+            self._context.profiler = profiler
+            for run in range(warmup + runs):
+                current.clear()
+                # Not by the graph: the profiler is called where TensorRT itself enqueues.
+                self._enqueue()
+                self._device.synchronize()
+                if run >= warmup:
+                    for name, ms in current.items():
+                        layers.setdefault(name, []).append(ms)
+        if not layers:
+            raise DeviceError("TensorRT's profiler reported no layer", where=self._where)
+        return LayerSamples(profiler=f"IProfiler of {self._caps.title}", layers=layers, whole_ms=whole_ms)
 
     def messages(self) -> tuple[BackendMessage, ...]:
         """Warnings and errors that TensorRT has logged since the session began to open, each text once."""

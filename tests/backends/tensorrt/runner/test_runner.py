@@ -504,3 +504,21 @@ def test_two_sessions_in_two_threads_keep_their_own_warnings(open_session: Open)
     thread.join()
     assert [line.text for line in watch.warnings] == ["from the second"]
     assert [item.text for item in first.messages()] == ["TensorRT: from the first"]
+
+
+# layer times
+
+
+def test_the_profiler_times_each_layer_of_each_run(open_session: Open, version: str) -> None:
+    session = open_session(version=version)
+    found = session.time_layers(batch_of(2), runs=3, warmup=1)
+    assert found.layers == {"/conv": [0.75] * 3, "reformat": [0.125] * 3}
+    assert len(found.whole_ms) == 3
+    assert found.profiler.startswith("IProfiler of TensorRT")
+
+
+def test_a_profiler_that_reports_nothing(open_session: Open) -> None:
+    session = open_session()
+    session.world.layers = []
+    with pytest.raises(DeviceError, match="reported no layer"):
+        session.time_layers(batch_of(1), runs=2, warmup=0)
