@@ -31,6 +31,8 @@ _MARKS: dict[str, tuple[str, Style]] = {
     "skipped": ("skipped", "dim"),
 }
 _NAME_WIDTH = 21
+# Time for each row of the published table.
+_PUBLISH_S = 5.0
 # Mark, name and seconds are before the text.
 _INDENT = _NAME_WIDTH + 20
 
@@ -53,6 +55,13 @@ def command(
     camera: Annotated[
         str | None, typer.Option(help="Camera to try, as in edge run.", show_default="the first /dev/video*")
     ] = None,
+    publish: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also measure each engine, and write the results as FILE.md and FILE.json.",
+        ),
+    ] = None,
     cache_dir: options.CacheDir = None,
     threads: options.Threads = None,
     as_json: options.Json = False,
@@ -60,7 +69,7 @@ def command(
     """Run the command."""
     from edge import backends
     from edge.cli import paths
-    from edge.diagnostics import selftest_run
+    from edge.diagnostics import SelfTestContext, selftest_run
 
     chosen, path = paths.load_profile(profile)
     terminal = Terminal()
@@ -77,7 +86,7 @@ def command(
         return
     with ExitStack() as stack:
         work = _work_folder(keep, stack)
-        bench = selftest_run.SelfTestContext(
+        bench = SelfTestContext(
             profile=chosen,
             backend=backends.of,
             pictures=pictures,
@@ -86,6 +95,7 @@ def command(
             kept_reference=folder if folder.is_dir() else None,
             camera=camera,
             threads=threads or chosen.run.threads,
+            publish_s=None if publish is None else _PUBLISH_S,
         )
         run = selftest_run.SelfTestRun(bench, progress=terminal.progress)
         try:
@@ -93,9 +103,22 @@ def command(
         finally:
             # Also when a signal ends it: what was found until then is what a report needs.
             failures = _finish(terminal, run, output, as_json=as_json)
+            if publish is not None:
+                _publish(terminal, run, publish)
     if failures:
         what = f"{failures} step{'s' if failures > 1 else ''} failed"
         raise QualityError(what, where=output, hint="attach this file to a bug report")
+
+
+def _publish(terminal: Terminal, run: SelfTestRun, path: Path) -> None:
+    from edge.diagnostics import published_results
+
+    found = published_results.collect(run.record())
+    if not found.rows:
+        terminal.warn("nothing to publish: no engine could be run here")
+        return
+    text, data = published_results.save(path, found)
+    terminal.info(f"published results: {text} and {data}; docs/devices.md says where to send them")
 
 
 def _pictures(folder: Path) -> Pictures:

@@ -8,13 +8,15 @@ from edge import lazy_exports
 
 if TYPE_CHECKING:
     from edge.diagnostics.doctor import DoctorFinding, DoctorReport, Level, examine
-    from edge.diagnostics.selftest_run import SelfTestRun, SelfTestStep, encode
+    from edge.diagnostics.selftest_context import SelfTestContext, SelfTestStep, encode
+    from edge.diagnostics.selftest_run import SelfTestRun
 else:
     __getattr__ = lazy_exports(
         __name__,
         {
             "doctor": ["DoctorFinding", "DoctorReport", "Level", "examine"],
-            "selftest_run": ["SelfTestRun", "SelfTestStep", "encode"],
+            "selftest_context": ["SelfTestContext", "SelfTestStep", "encode"],
+            "selftest_run": ["SelfTestRun"],
         },
     )
 
@@ -22,10 +24,12 @@ __all__ = [
     "DoctorFinding",
     "DoctorReport",
     "Level",
+    "SelfTestContext",
     "SelfTestRun",
     "SelfTestStep",
     "encode",
     "examine",
+    "published_results",
     "selftest_engines",
     "selftest_run",
 ]

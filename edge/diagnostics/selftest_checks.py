@@ -9,7 +9,7 @@ from pathlib import Path
 from edge import telemetry
 from edge.artifacts import store
 from edge.calibration import cache_keys
-from edge.diagnostics.selftest_run import SelfTestContext, StepOutcome, Variant, failed, ok, skipped
+from edge.diagnostics.selftest_context import SelfTestContext, StepOutcome, Variant, failed, ok, skipped
 from edge.errors import EdgeError
 from edge.media import Frame, LiveStream, cameras
 

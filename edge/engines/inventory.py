@@ -83,7 +83,8 @@ def judge(path: Path, look: InventoryScan) -> InventoryEntry | None:
     except ArtifactError as exc:
         state = _what_it_was(path)
         return None if state is None else _unreadable(path, state, exc.what)
-    files = [path, *(path.parent / name for name in manifest.files)]
+    times = layer_times.beside(path)
+    files = [path, *(path.parent / name for name in manifest.files), *([times] if times.is_file() else [])]
     state, why = _state(path, manifest, look)
     return InventoryEntry(
         manifest=path,

@@ -113,3 +113,34 @@ def test_a_signal_leaves_the_file_and_no_folder(
     assert found["status"] == "interrupted"
     assert [step["name"] for step in found["steps"]] == ["machine"]
     assert list((folder / "tmp").glob("edge-selftest-*")) == []
+
+
+def test_a_table_to_publish(edge: Run, ready: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ready()
+    monkeypatch.setattr("edge.cli.selftest._PUBLISH_S", 0.05)
+    done = edge("selftest", "-p", "tiny", "-i", "pictures", "--publish", "out/results")
+    assert done.code == 0, done.out + done.err
+    found = json.loads((folder / "out/results.json").read_text())
+    assert (found["format"], found["kind"], found["model"]) == (1, "published results", "model.onnx")
+    assert {(row["engine"], row["batch"]) for row in found["rows"]} >= {("fp32", 1), ("int8 explicit", 1)}
+    for row in found["rows"]:
+        assert row["p50_ms"] > 0
+        assert row["images_per_s"] > 0
+        assert (row["same_top1"] or 0) <= row["pictures"] == 4
+        assert (row["joules_per_inference"] is None) == (row["power_unavailable"] is not None)
+    lines = (folder / "out/results.md").read_text().splitlines()
+    assert lines[0].startswith("| model | precision | batch | p50 ms |")
+    assert sum(line.startswith("| model.onnx | ") for line in lines) == len(found["rows"])
+    # Every row has as many cells as the head.
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+
+
+def test_nothing_to_publish(edge: Run, ready: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ready()
+    monkeypatch.setattr("edge.cli.selftest._PUBLISH_S", 0.05)
+    for picture in (folder / "pictures").iterdir():
+        picture.write_bytes(b"broken")
+    done = edge("selftest", "-p", "tiny", "-i", "pictures", "--publish", "results")
+    assert done.code == 1
+    assert "nothing to publish" in done.err
+    assert not (folder / "results.md").exists()

@@ -20,7 +20,8 @@ from edge.backends.onnxruntime import OnnxRuntime
 from edge.config import profiles
 from edge.config.profiles import Profile
 from edge.diagnostics import selftest_engines
-from edge.diagnostics.selftest_run import SelfTest, SelfTestContext, SelfTestRun, SelfTestStep, encode
+from edge.diagnostics.selftest_context import SelfTest, SelfTestContext, SelfTestStep, encode
+from edge.diagnostics.selftest_run import SelfTestRun
 from edge.errors import ArtifactError, DeviceError
 from edge.media.picture_sources import open_pictures
 from tests.support.boards import ORIN_NANO

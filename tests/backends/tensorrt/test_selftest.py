@@ -18,7 +18,8 @@ from edge.backends.tensorrt.runner import TrtSession
 from edge.calibration import cache_keys
 from edge.config.profiles import Profile
 from edge.diagnostics import selftest_engines
-from edge.diagnostics.selftest_run import SelfTestContext, SelfTestRun, SelfTestStep
+from edge.diagnostics.selftest_context import SelfTestContext, SelfTestStep
+from edge.diagnostics.selftest_run import SelfTestRun
 from edge.media.picture_sources import open_pictures
 from edge.model import onnx_model, preprocessing
 from edge.quantization import calibration_table
