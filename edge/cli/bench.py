@@ -21,9 +21,6 @@ from edge.errors import UsageError
 from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from edge.artifacts import RunRecord
     from edge.backends import Backend
     from edge.calibration import FoundArtifact
@@ -158,7 +155,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
 
 
 def _time_layers(
-    backend: Backend, found: FoundArtifact, batch: NDArray[np.float32], terminal: Terminal, *, precision: str,
+    backend: Backend, found: FoundArtifact, batch: Any, terminal: Terminal, *, precision: str,  # noqa: ANN401
     runs: int, threads: int | None, warmup: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Time the layers of an engine, print them, and keep them next to it."""
