@@ -83,15 +83,10 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     from edge.cli import options, paths, signals
     from edge.runtime import benchmark
 
-    if camera and (images is not None or scenario != "single-stream" or min_samples is not None):
-        raise UsageError("--camera measures the whole loop: it goes with no --images, --scenario or --min-samples")
-    if layers and (camera or scenario != "single-stream" or min_duration is not None or record is not None):
-        raise UsageError(
-            "--layers times layers: it goes with no --camera, --scenario, --min-duration or --record",
-            hint="--min-samples N sets the number of runs",
-        )
-    if scenario not in benchmark.SCENARIOS:
-        raise UsageError(f"there is no scenario {scenario!r}", hint=f"one of {', '.join(benchmark.SCENARIOS)}")
+    _check_kind(
+        scenario, camera=bool(camera), layers=layers, images=images is not None, samples=min_samples is not None,
+        timed=min_duration is not None or record is not None,
+    )  # fmt: skip
     rules = benchmark.SCENARIOS[scenario]
     duration_s = None if min_duration is None else options.seconds(min_duration, option="--min-duration")
     warmup_s = options.seconds(warm_up, option="--warm-up")
@@ -101,30 +96,21 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     terminal = Terminal()
     if not as_json:
         terminal.info(f"profile {chosen.name} ({path}); {rules.words}", style="dim")
-    if duration_s is not None and duration_s < rules.min_duration_s:
-        terminal.warn(f"{duration_s:g} s: shorter than MLPerf's rules require ({rules.min_duration_s:g} s)")
-    if camera:
-        finished = _bench_camera(
-            camera, chosen, asked, terminal, duration_s=duration_s or _CAMERA_S,
-            engine=paths.find_engine(
-                chosen, path, precision=options.precision(precision), cache_dir=cache_dir, engine_dir=engine_dir
-            ),
-        )  # fmt: skip
-        _finish(terminal, finished, record, as_json=as_json)
-        return
-    backend, wanted, found = paths.find_engine(
+    _warn_if_short(terminal, duration_s, rules.min_duration_s)
+    engine = paths.find_engine(
         chosen, path, precision=options.precision(precision), cache_dir=cache_dir, engine_dir=engine_dir
     )
-    if layers:
-        with contextlib.ExitStack() as stack:
-            stop = stack.enter_context(signals.graceful())
-            stack.enter_context(options.measured(chosen, asked, terminal=terminal, should_stop=stop))
-            batch = benchmark.Samples(chosen, images, count=1).batches(chosen.input.batch.min)[0]
-            _time_layers(
-                backend, found, batch, terminal, precision=wanted, runs=min_samples or _LAYER_RUNS,
-                threads=threads or chosen.run.threads, warmup=chosen.run.warmup, as_json=as_json,
-            )  # fmt: skip
+    if camera:
+        ended = _bench_camera(camera, chosen, asked, terminal, duration_s=duration_s or _CAMERA_S, engine=engine)
+        _finish(terminal, ended, record, as_json=as_json)
         return
+    if layers:
+        _time_layers(
+            engine, chosen, asked, terminal, images=images, runs=min_samples or _LAYER_RUNS, threads=threads,
+            as_json=as_json,
+        )  # fmt: skip
+        return
+    backend, wanted, found = engine
     settings = benchmark.BenchSettings(
         min_duration_s=duration_s, min_samples=min_samples, min_batch=chosen.input.batch.min,
         max_batch=chosen.input.batch.max, warmup=chosen.run.warmup, warmup_s=warmup_s,
@@ -154,16 +140,52 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     stop.grant()
 
 
+def _warn_if_short(terminal: Terminal, duration_s: float | None, wanted_s: float) -> None:
+    if duration_s is not None and duration_s < wanted_s:
+        terminal.warn(f"{duration_s:g} s: shorter than MLPerf's rules require ({wanted_s:g} s)")
+
+
+def _check_kind(
+    scenario: str, *, camera: bool, layers: bool, images: bool, samples: bool, timed: bool
+) -> None:  # fmt: skip
+    """Refuse options that do not go together.
+
+    Raises:
+        UsageError: they do not.
+    """
+    from edge.runtime import benchmark
+
+    if camera and (images or scenario != "single-stream" or samples):
+        raise UsageError("--camera measures the whole loop: it goes with no --images, --scenario or --min-samples")
+    if layers and (camera or scenario != "single-stream" or timed):
+        raise UsageError(
+            "--layers times layers: it goes with no --camera, --scenario, --min-duration or --record",
+            hint="--min-samples N sets the number of runs",
+        )
+    if scenario not in benchmark.SCENARIOS:
+        raise UsageError(f"there is no scenario {scenario!r}", hint=f"one of {', '.join(benchmark.SCENARIOS)}")
+
+
 def _time_layers(
-    backend: Backend, found: FoundArtifact, batch: Any, terminal: Terminal, *, precision: str,  # noqa: ANN401
-    runs: int, threads: int | None, warmup: int, as_json: bool,
+    engine: tuple[Backend, str, FoundArtifact], chosen: Profile, asked: PowerOptions, terminal: Terminal, *,
+    images: Path | None, runs: int, threads: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Time the layers of an engine, print them, and keep them next to it."""
+    from edge.cli import signals
     from edge.cli.engine import show_times
     from edge.engines import engine_report, layer_times
     from edge.errors import StoreError
+    from edge.runtime import benchmark
 
-    times = layer_times.measure(backend, found, batch, precision=precision, runs=runs, warmup=warmup, threads=threads)
+    backend, precision, found = engine
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(signals.graceful())
+        stack.enter_context(options.measured(chosen, asked, terminal=terminal, should_stop=stop))
+        batch = benchmark.Samples(chosen, images, count=1).batches(chosen.input.batch.min)[0]
+        times = layer_times.measure(
+            backend, found, batch, precision=precision, runs=runs, warmup=chosen.run.warmup,
+            threads=threads or chosen.run.threads,
+        )  # fmt: skip
     path = layer_times.beside(found.path.with_suffix(".json"))
     try:
         layer_times.save(path, times)
