@@ -330,7 +330,7 @@ class _Job:
         if self.request.precision != "int8" or 2 * generated < products:
             return
         between = found.activation_bytes()
-        moved = f", and {between / 1e6:.1f} MB lie between layers" if between else ""
+        moved = f", and {between / 1e6:.1f} MB of tensors between layers" if between else ""
         self.notes.append(
             f"INT8 on {self.caps.title}: {generated} generated kernels quantize around {products} convolutions and "
             f"matrix products{moved}. FP16 has bias and activation inside them and is likely faster: edge build "
