@@ -1,14 +1,17 @@
 """What the loop costs: ratios, each next to its baseline from the same process, in turns.
 
-    python benchmarks/loop.py [engine] [host] [cameras] [memory] [watching]     all of them without a name
+    python benchmarks/loop.py [engine] [outputs] [hanging] [host] [cameras] [memory] [watching]     all without a name
 
 * ``engine``: an engine that takes exactly 1 ms (a double that sleeps and yields) and frames in memory: how near to
   1,000 per second the loop comes, and how much it adds to a frame.
+* ``outputs``: the same engine with smoothing, notifications to a server and a CSV on, in turns with none of them.
+* ``hanging``: the same engine with ten notifications per second and a server that never answers, in turns with one
+  that does, and with none.
 * ``host``: the pictures of ImageNet with the INT8 engine of the profile ``host``, against the plain sequential loop of
   OpenCV decode, preprocess and ``session.run``, and against what the stages' CPU time allows on these cores.
 * ``cameras``: four recordings of 30 frames per second each through one engine that takes 4 ms for one picture and 6 ms
   for four, in one run; and one of them alone.
-* ``memory``: growth of resident memory over 200,000 frames.
+* ``memory``: growth of resident memory over 200,000 frames with smoothing, notifications and a CSV on.
 * ``watching``: what the live view and the power sampler together take from the throughput of ``host``.
 """
 
@@ -19,6 +22,8 @@ import contextlib
 import ctypes
 import gc
 import os
+import signal
+import socket
 import statistics
 import sys
 import tempfile
@@ -32,11 +37,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.artifacts import Secret
 from edge.artifacts.run_record import RunRecord, Subject
 from edge.backends.fake import Fake, FakeSession
 from edge.backends.interface import Inference, get
 from edge.cli.options import choose
-from edge.config import profiles
+from edge.config import DecisionSettings, NotifyRule, profiles
 from edge.engines import building
 from edge.media import labels
 from edge.media.camera_group import CameraGroup
@@ -47,6 +53,8 @@ from edge.media.replay import ReplayStream
 from edge.media.streams import Frame, OpenedSource, PictureStream
 from edge.model.preprocessing import Preprocessor
 from edge.runtime import pipeline, run_loop
+from edge.runtime.notify import Notifications
+from edge.runtime.result_files import CsvFile
 from edge.runtime.run_statistics import RunStatistics
 from edge.telemetry.sampler import Telemetry
 from edge.telemetry.sources import NoSource
@@ -59,14 +67,20 @@ PR_SET_TIMERSLACK = 29
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="engine, host, cameras, memory, watching")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help="engine, outputs, hanging, host, cameras, memory, watching"
+    )
     parser.add_argument("--eval", type=Path, default=ROOT.parent / "shared/data/eval")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    wanted = options.parts or ["engine", "host", "cameras", "memory", "watching"]
+    wanted = options.parts or ["engine", "outputs", "hanging", "host", "cameras", "memory", "watching"]
     say("cores", str(len(os.sched_getaffinity(0))))
     if "engine" in wanted:
         engine(options.rounds)
+    if "outputs" in wanted:
+        outputs(options.rounds)
+    if "hanging" in wanted:
+        hanging(options.rounds)
     if {"host", "watching"} & set(wanted):
         with tempfile.TemporaryDirectory(prefix="edge-benchmark-") as folder:
             bench = Host(options.eval, Path(folder))
@@ -149,6 +163,90 @@ def engine(rounds: int, *, count: int = 3000) -> None:
     say("share of 1,000 per second", f"{statistics.median(rates) / 10:.1f} %")
     say("added per frame, own work, p50", f"{added:.0f} µs (target: under 100)")
     say("added per frame, between inferences", f"{statistics.median(works):.0f} µs")
+
+
+# the same with everything that a run can put out
+
+
+@contextlib.contextmanager
+def http_server(*, answers: bool) -> Iterator[str]:
+    """The address of a server that takes notifications, in a process of its own; or one that never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/hook"
+        if not answers:
+            yield address
+            return
+        child = os.fork()
+        if not child:
+            while True:
+                connection, _ = server.accept()
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                connection.close()
+        try:
+            yield address
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def one_run(count: int, *, notify: str | None, csv: Path | None, smoothing: bool) -> RunRecord:
+    """The engine of 1 ms over ``count`` frames, with what is asked for."""
+    spec = profiles.read_profile(ROOT / "profiles/host.yaml")
+    with contextlib.ExitStack() as stack:
+        listeners: list[Any] = []
+        if notify is not None:
+            rule = NotifyRule(on_change=False, every=0.1)
+            found = Notifications([(rule, [Secret.url(notify)])], names=NAMES, about={})
+            stack.callback(found.close)
+            listeners.append(found.on_event)
+        if csv is not None:
+            file = CsvFile(csv, warn=print)
+            stack.callback(file.close)
+            listeners.append(file.on_event)
+
+        def on_event(event: Any) -> None:  # noqa: ANN401
+            for listen in listeners:
+                listen(event)
+
+        decision = DecisionSettings(smoothing="exponential", min_confidence=0.1) if smoothing else DecisionSettings()
+        return run_loop.run(
+            Memory(count), sessions=[FakeSession(Fake(infer_ms=1.0, classes=1000), wait=exactly)],
+            preprocessor=Preprocessor(spec.preprocess, spec.input), names=NAMES, subject=SUBJECT, telemetry=UNMEASURED,
+            settings=run_loop.RunSettings(width=pipeline.Width(prepare=1), decision=decision),
+            observers=run_loop.Observers(on_event=on_event),
+        )  # fmt: skip
+
+
+def outputs(rounds: int, *, count: int = 3000) -> None:
+    """Smoothing, notifications and CSV together, in turns with the bare loop."""
+    rates: dict[bool, list[float]] = {False: [], True: []}
+    with tempfile.TemporaryDirectory() as folder, http_server(answers=True) as address:
+        for index in range(rounds):
+            for everything in (True, False) if index % 2 else (False, True):
+                record = one_run(
+                    count, notify=address if everything else None, csv=Path(folder) / "r.csv" if everything else None,
+                    smoothing=everything,
+                )  # fmt: skip
+                rates[everything].append(record.rate_per_s or 0.0)
+    added = [1e6 / full - 1e6 / bare for bare, full in zip(rates[False], rates[True], strict=True)]
+    say("engine of 1 ms, bare loop", f"{spread(rates[False])} per second")
+    say("… with smoothing, notify and CSV", f"{spread(rates[True])} per second (target: at least 970)")
+    say("… added to a frame", f"{spread(added)} µs (target: at most 60)")
+
+
+def hanging(rounds: int, *, count: int = 3000) -> None:
+    """A target that never answers, in turns with one that does and with none."""
+    rates: dict[str, list[float]] = {"none": [], "answers": [], "hangs": []}
+    with http_server(answers=True) as good, http_server(answers=False) as bad:
+        for index in range(rounds):
+            order = [("none", None), ("answers", good), ("hangs", bad)]
+            for name, address in order[index % 3 :] + order[: index % 3]:
+                record = one_run(count, notify=address, csv=None, smoothing=False)
+                rates[name].append(record.rate_per_s or 0.0)
+    for name, found in rates.items():
+        ratios = [rate / none for rate, none in zip(found, rates["none"], strict=True)]
+        say(f"engine of 1 ms, target: {name}", f"{spread(found)} per second, {spread(ratios)} of none")
 
 
 # the sample model on this host
@@ -360,11 +458,22 @@ def memory(*, first: int = 20_000, count: int = 200_000) -> None:
                 marks.append(resident_mib())
             return frame
 
-    record = run_loop.run(
-        Marked(first + count, (48, 48)), sessions=[FakeSession(Fake(classes=1000))],
-        preprocessor=Preprocessor(profiles.PreprocessConfig(resize=36), small), names=NAMES, subject=SUBJECT,
-        settings=run_loop.RunSettings(warmup=1), telemetry=UNMEASURED,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder, http_server(answers=True) as address:
+        notify = Notifications([(NotifyRule(on_change=False, every=0.1), [Secret.url(address)])], names=NAMES, about={})
+        file = CsvFile(Path(folder) / "r.csv", warn=print)
+
+        def on_event(event: Any) -> None:  # noqa: ANN401
+            notify.on_event(event)
+            file.on_event(event)
+
+        record = run_loop.run(
+            Marked(first + count, (48, 48)), sessions=[FakeSession(Fake(classes=1000))],
+            preprocessor=Preprocessor(profiles.PreprocessConfig(resize=36), small), names=NAMES, subject=SUBJECT,
+            settings=run_loop.RunSettings(warmup=1, decision=DecisionSettings(smoothing="majority")),
+            observers=run_loop.Observers(on_event=on_event), telemetry=UNMEASURED,
+        )  # fmt: skip
+        notify.close()
+        file.close()
     say("frames", f"{record.pictures}, {record.rate_per_s:.0f} per second")
     say(f"memory growth over {count} frames", f"{marks[1] - marks[0]:+.2f} MiB (target: under 2)")
 

@@ -35,6 +35,7 @@ from edge.artifacts import (
 )
 from edge.backends import BackendMessage
 from edge.runtime.benchmark import measurement_warnings
+from edge.runtime.notify import seen_label
 from edge.runtime.timeline import Timeline
 from edge.stats import QuantileSketch, Summary, percentile, summarize
 from edge.telemetry import Reading, Telemetry, Window
@@ -48,6 +49,7 @@ _EXACT = 4096
 # The newest latencies and gaps in a snapshot.
 RECENT = 240
 _RECENT_GAPS = 20
+_RECENT_CHANGES = 8
 # The rate is that of so many full seconds.
 _RATE_S = 10
 
@@ -88,13 +90,22 @@ class CameraSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     recent_age_ms: tuple[float, ...]
 
 
+class LabelChange(msgspec.Struct, frozen=True):
+    """A label that was decided on, or guessed best, after another one; of one camera of several."""
+
+    t_s: float
+    camera: str | None
+    label: str
+    confidence: float
+
+
 class RunSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """A run at one moment.
 
     ``history`` has one bin per second, oldest first; ``recent_ms`` and ``recent_age_ms`` are the newest total times and
     ages, oldest first. ``rate_per_s`` is that of the last ten full seconds, or of everything where there are fewer.
     ``gap`` is a gap that is open, ``gap_s`` the length of those that ended. ``t_s`` counts from the begin of the
-    measured window. ``cameras`` is empty unless there are several.
+    measured window. ``cameras`` is empty unless there are several, ``changes`` are the newest changes of the label.
     """
 
     t_s: float
@@ -115,6 +126,7 @@ class RunSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     reading: Reading | None
     cameras: tuple[CameraSnapshot, ...] = ()
     notify: tuple[NotifyCounts, ...] = ()
+    changes: tuple[LabelChange, ...] = ()
     messages: tuple[BackendMessage, ...] = ()
 
     @property
@@ -244,6 +256,8 @@ class RunStatistics:
         self._recent_gaps: deque[Gap] = deque(maxlen=_RECENT_GAPS)
         self._results: deque[FrameResult] = deque(maxlen=MOST_RESULTS)
         self._recent: deque[float] = deque(maxlen=RECENT)
+        self._changes: deque[LabelChange] = deque(maxlen=_RECENT_CHANGES)
+        self._labels: dict[str | None, str] = {}
         self._stages = {stage: Distribution() for stage in STAGES}
         self._timeline = Timeline()
         self._closed: list[Tick] = []
@@ -311,6 +325,7 @@ class RunStatistics:
                 reading=self._reading(),
                 cameras=tuple(self._camera_snapshot(name) for name in self._cameras),
                 notify=self._notify(),
+                changes=tuple(self._changes),
                 messages=self._messages(),
             )
 
@@ -361,6 +376,10 @@ class RunStatistics:
 
     def _record_result(self, result: FrameResult, camera: _Camera | None) -> None:
         self._results.append(result)
+        _index, label, confidence = seen_label(result)
+        if self._labels.get(result.camera) != label:
+            self._labels[result.camera] = label
+            self._changes.append(LabelChange(result.t_s, result.camera, label, confidence))
         stages = result.stages
         total_ms, age_ms = stages.total_ms, stages.age_ms
         self._recent.append(total_ms)

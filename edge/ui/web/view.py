@@ -102,6 +102,7 @@ class RunView:
             "decision": _decision(now.result),
             "cameras": [_camera(camera) for camera in now.cameras],
             "notify": msgspec.to_builtins(now.notify),
+            "changes": msgspec.to_builtins(now.changes),
             "age_ms": None if now.result is None else now.result.stages.age_ms,
             "latency": None if summary is None else msgspec.to_builtins(summary),
             "power_mw": None if reading is None else reading.power_mw,

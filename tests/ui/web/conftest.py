@@ -81,13 +81,18 @@ def running() -> Iterator[Callable[..., Running]]:
     """``running(token=None)``: a run with a page and metrics on a free port of loopback."""
     servers: list[Server] = []
 
-    def make(*, token: str | None = None, has_page: bool = True) -> Running:
+    def make(
+        *, token: str | None = None, has_page: bool = True, cameras: tuple[str, ...] = (), notify: tuple[Any, ...] = ()
+    ) -> Running:
         clock = Clock()
         reading = Reading(
             t_s=0.0, power_mw=7000.0, temps_c={"tj": 51.5}, loads_percent={"gpu": 80.0}, clocks_mhz={"gpu": 625.0},
             throttles={"oc3_event_cnt": 4}, throttling=("cpu-throttle-alert",),
         )  # fmt: skip
-        statistics = RunStatistics(dropped=lambda: 3, reading=lambda: reading, clock=clock)
+        statistics = RunStatistics(
+            dropped=lambda: 3, cameras={name: lambda: 1 for name in cameras}, reading=lambda: reading,
+            notify=lambda: notify, clock=clock,
+        )  # fmt: skip
         subject = made(1).subject
         view = RunView(statistics, subject, headline="orin · net · int8", power="module_input, by hwmon", clock=clock)
         metrics = Metrics(

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from edge.artifacts.run_record import Gap, Guess
+from edge.artifacts.run_record import Gap, Guess, NotifyCounts
 from tests.support.browser import Browser, browser, missing
+from tests.support.run_records import made
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
 
@@ -101,3 +102,43 @@ def test_a_wrong_token_is_said(window: Browser, running: Make) -> None:
     window.open(f"http://127.0.0.1:{run.port}/#token=not-that-token-at-all")
     window.wait("return document.getElementById('wrong') && !document.getElementById('wrong').hidden")
     assert "not the token" in window.run(TEXT)
+
+
+def test_every_camera_the_newest_labels_and_the_targets_are_on_the_page(window: Browser, running: Make) -> None:
+    import msgspec
+    import numpy as np
+
+    target = NotifyCounts(
+        target="https://***@host/hook", sent=12, failed=1, retried=2, dropped=0, waiting=1, last_error="HTTP 503"
+    )
+    run = running(cameras=("front", "gate", "yard", "dock"), notify=(target,))
+    for seq in range(4):
+        for number, camera in enumerate(("front", "gate", "yard")):
+            result = made(30).results[seq]
+            label = Guess(number, f"label_{number}_{seq // 2}", 0.9)
+            result = msgspec.structs.replace(result, camera=camera, guesses=[label], t_s=float(seq))
+            run.hear(result)
+            run.view.show(np.full((48, 64, 3), 60 * number, np.uint8), result)
+        run.clock.t_s += 1.0
+    run.hear(Gap(start_s=1.0, end_s=None, reason="no frame for 5 s", hint="ping it", camera="dock"))
+    window.looks_like(width=1180, height=900)
+    window.open(f"http://127.0.0.1:{run.port}/")
+    window.wait("return document.querySelectorAll('#cameras figure').length === 4")
+    for number, camera in enumerate(("front", "gate", "yard")):
+        result = msgspec.structs.replace(made(30).results[9], camera=camera, t_s=9.0)
+        run.hear(result)
+        run.view.show(np.full((48, 64, 3), 60 * number, np.uint8), result)
+    window.wait("return [...document.querySelectorAll('#cameras img')].filter((i) => i.naturalWidth > 0).length === 3")
+    text = window.run(TEXT)
+    for shown in (
+        "front",
+        "gate",
+        "yard",
+        "dock",
+        "no frames: no frame for 5 s",
+        "label 2 1 90 %",
+        "12 sent",
+        "HTTP 503",
+    ):
+        assert shown in text
+    assert window.run("return document.querySelectorAll('#changes li').length") in range(6, 9)

@@ -96,7 +96,15 @@ function cameras(state) {
   }
   $("decision").hidden = several || !state.decision;
   if (state.decision) $("decision").textContent = `Decided: ${words(state.decision.label)}, ${(state.decision.confidence * 100).toFixed(0)} %`;
-  $("notify").hidden = state.notify.length === 0;
+  $("news").hidden = state.changes.length === 0;
+  $("changes").replaceChildren(...state.changes.toReversed().map((change) => {
+    const item = document.createElement("li");
+    text(item, "time", lasted(change.t_s));
+    if (change.camera) text(item, "b", change.camera);
+    text(item, "span", `${words(change.label)} ${(change.confidence * 100).toFixed(0)} %`);
+    return item;
+  }));
+  $("sent").hidden = state.notify.length === 0;
   $("notify").replaceChildren(...state.notify.map((target) => {
     const item = document.createElement("li");
     item.textContent = `${target.target}: ${target.sent} sent, ${target.failed} failed, ${target.dropped} dropped, ${target.waiting} waiting${target.last_error ? ` (${target.last_error})` : ""}`;
@@ -106,7 +114,7 @@ function cameras(state) {
 
 function alert_(state) {
   const lines = [];
-  if (state.gap) lines.push(`No frames: ${state.gap.reason}; being reopened.${state.gap.hint ? ` Try: ${state.gap.hint}` : ""}`);
+  if (state.gap) lines.push(`${state.gap.camera ? `${state.gap.camera}: no` : "No"} frames: ${state.gap.reason}; being reopened.${state.gap.hint ? ` Try: ${state.gap.hint}.` : ""}`);
   if (state.throttling.length) lines.push(`Slowed down for heat or current: ${state.throttling.join(", ")}`);
   $("alert").hidden = lines.length === 0;
   $("alert").className = state.gap ? "warning bad" : "warning";
