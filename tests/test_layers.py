@@ -7,6 +7,7 @@ TYPE_CHECKING, or as ``require("name")`` and ``import_module("name")``.
 from __future__ import annotations
 
 import ast
+import graphlib
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -221,6 +222,41 @@ def adapter_problem(importing: str, item: Import) -> str | None:
     if any(inside(importing, owner) for owner in ADAPTERS[library]):
         return None
     return f"{library} belongs to {', '.join(sorted(ADAPTERS[library]))}"
+
+
+def imported_at_once(body: list[ast.stmt]) -> Iterator[ast.ImportFrom]:
+    """The ``from … import …`` that run when a module is imported: not those in functions or for type checkers."""
+    for node in body:
+        if isinstance(node, ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.If):
+            is_typing = "TYPE_CHECKING" in ast.dump(node.test)
+            yield from imported_at_once(node.orelse if is_typing else node.body + node.orelse)
+        elif isinstance(node, ast.Try):
+            yield from imported_at_once(node.body)
+
+
+def exported_by(package: str) -> dict[str, str]:
+    """The module of every name that a package imports when it is asked for it."""
+    calls = [node for node in ast.walk(MODULES[package].tree) if isinstance(node, ast.Call)]
+    tables = [ast.literal_eval(call.args[1]) for call in calls if _called(call) == "lazy_exports"]
+    return {name: f"{package}.{module}" for table in tables for module, names in table.items() for name in names}
+
+
+def test_modules_can_be_imported_in_any_order() -> None:
+    """No module needs, to be imported, one that needs it: which of two comes first is up to the command."""
+    exported = {package: exported_by(package) for package in PACKAGES}
+    needs: dict[str, set[str]] = {}
+    for name, module in MODULES.items():
+        needs[name] = set()
+        for node in imported_at_once(module.tree.body):
+            base = (node.module or "").removeprefix("edge").removeprefix(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".strip(".")
+                needs[name].add(inner if inner in MODULES else exported.get(base, {}).get(alias.name, base))
+        needs[name] &= MODULES.keys() - {name}
+    # It raises CycleError, which names the modules of the circle.
+    graphlib.TopologicalSorter(needs).prepare()
 
 
 def test_imports() -> None:

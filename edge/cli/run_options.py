@@ -217,13 +217,27 @@ def _parse(text: str, number: int, profile: Profile, warn: Callable[[str], None]
         return NamedAddress(text, _address(camera.source, f"cameras.{text}", warn), camera)
     if not address:
         raise UsageError(f"--camera {text}: no address after the =", hint="--camera front=0")
+    config = profile.cameras.get(name, profile.camera)
+    return NamedAddress(name, typed_camera(address, warn, shown=masked_url(text)), config)
+
+
+def typed_camera(address: str, warn: Callable[[str], None], *, shown: str | None = None) -> Secret:
+    """Read an address of the command line, with a warning about one that other users should not see there.
+
+    Args:
+        address: the address, or ``@FILE``.
+        warn: gets the warning.
+        shown: the option's value as it is shown.
+
+    Raises:
+        ArtifactError, UsageError: the file cannot be read, or is empty.
+    """
     if not address.startswith("@") and hides(address):
         warn(
-            f"--camera {masked_url(text)}: other users of this machine see a password on a command line; write the URL "
-            f"into a file for --camera @FILE, or into {CAMERA_VARIABLE}"
+            f"--camera {shown or masked_url(address)}: other users of this machine see a password on a command line; "
+            f"write the URL into a file for --camera @FILE, or into {CAMERA_VARIABLE}"
         )
-    config = profile.cameras.get(name, profile.camera)
-    return NamedAddress(name, _address(Secret.url(address), "--camera", warn), config)
+    return _address(Secret.url(address), "--camera", warn)
 
 
 def _address(given: Secret, where: str, warn: Callable[[str], None]) -> Secret:

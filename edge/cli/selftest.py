@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge.artifacts import temporary_folder
-from edge.cli import options
+from edge.cli import options, run_options
 from edge.errors import QualityError, UsageError
 from edge.ui.terminal import Terminal
 
@@ -53,7 +53,8 @@ def command(
         ),
     ] = False,
     camera: Annotated[
-        str | None, typer.Option(help="Camera to try, as in edge run.", show_default="the first /dev/video*")
+        str | None,
+        typer.Option(metavar="CAMERA", help="Camera to try, as in edge run.", show_default="the first /dev/video*"),
     ] = None,
     publish: Annotated[
         Path | None,
@@ -93,7 +94,7 @@ def command(
             cache=paths.cache_folder(cache_dir, path),
             work=work,
             kept_reference=folder if folder.is_dir() else None,
-            camera=camera,
+            camera=None if camera is None else run_options.typed_camera(camera, terminal.warn),
             threads=threads or chosen.run.threads,
             publish_s=None if publish is None else _PUBLISH_S,
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge import telemetry
-from edge.artifacts import store
+from edge.artifacts import Secret, store
 from edge.calibration import cache_keys
 from edge.diagnostics.selftest_context import SelfTestContext, StepOutcome, Variant, failed, ok, skipped
 from edge.errors import EdgeError
@@ -73,7 +73,7 @@ def camera(bench: SelfTestContext) -> StepOutcome:
         there = cameras.cameras(bench.root)
         if not there:
             return skipped("no /dev/video*", hint="--camera csi://0 or an address, as in edge run")
-        address = there[0].path
+        address = Secret(there[0].path, shown=there[0].path)
     settings = bench.profile.camera
     # An error already says what is wrong with a camera, and which command helps.
     stream = LiveStream(
@@ -93,7 +93,7 @@ def camera(bench: SelfTestContext) -> StepOutcome:
     span = taken[-1].since_s - taken[0].since_s
     rate = (taken[-1].seq - taken[0].seq) / span if span > 0 else None
     figures = {
-        "address": address, "width": width, "height": height, "rate_per_s": rate, "dropped": stream.dropped,
+        "address": str(address), "width": width, "height": height, "rate_per_s": rate, "dropped": stream.dropped,
         "notes": stream.notes, "opened_as": stream.opened.opened_as,
     }  # fmt: skip
     pace = f", {rate:.1f} frames/s" if rate else ""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from edge.artifacts import Secret
 from edge.backends import Backend
 from edge.calibration import FoundArtifact
 from edge.config import BatchRange, Precision, Profile
@@ -125,7 +126,7 @@ class SelfTestContext:
     cache: Path
     work: Path
     kept_reference: Path | None = None
-    camera: str | None = None
+    camera: Secret | None = None
     open_capture: OpenCapture = open_opencv_capture
     has_capture: HasBackend = has_backend
     root: Path = Path("/")

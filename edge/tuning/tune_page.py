@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,7 +12,9 @@ from edge.model import GraphIndex, WeightedLayer
 from edge.quantization import LEVELS, Statistics, TensorStatistics
 from edge.reports import GRID, MARKERS, colour, html
 from edge.stats import Interval
-from edge.tuning.tune import TuningRecord
+
+if TYPE_CHECKING:
+    from edge.tuning.tune import TuningRecord
 
 # From this ratio of the largest magnitude to the typical one (median, zeros left out) on, a tensor has outliers.
 _OUTLIER_RATIO = 50.0

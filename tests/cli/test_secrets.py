@@ -173,6 +173,7 @@ URL = f"rtsp://ada:{PASSWORD}@127.0.0.1:9/s?token={CANARY}"
         ("run", "-p", "tiny", "--camera", f"nonsense://ada:{PASSWORD}@h/s"),
         ("run", "-p", "tiny", "--camera", "@file.secret"),
         ("run", "-p", "tiny", "--camera", "front", URL),
+        ("bench", "-p", "tiny", "--camera", URL),
         ("run", "-p", "tiny", "--images", URL),
         ("run", "-p", "tiny", "--video", URL),
         ("run", "-p", "tiny", "--images", "pictures", "--notify", f"ftp://ada:{PASSWORD}@h/s"),

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge.artifacts import store
+from edge.artifacts import Secret, store
 from edge.backends import interface
 from edge.backends.interface import Backend, BuildRequest, BuiltEngine, Session
 from edge.backends.onnxruntime import OnnxRuntime
@@ -374,6 +374,16 @@ def test_a_camera(bench: Callable[..., SelfTestContext], tmp_path: Path) -> None
     assert capture.released
 
 
+@pytest.mark.parametrize("frames", [10, 2])
+def test_a_camera_s_password_is_not_in_the_report(bench: Callable[..., SelfTestContext], frames: int) -> None:
+    url = Secret.url("rtsp://ada:c4nary@cam/s?token=c4nary")
+    step = taken(bench(camera=url, open_capture=lambda _request: Captured(frames), has_capture=lambda _api: True))[
+        "camera"
+    ]
+    assert "rtsp://***@cam/s" in step.text
+    assert b"c4nary" not in msgspec.json.encode(step)
+
+
 def test_a_camera_that_stops(bench: Callable[..., SelfTestContext], tmp_path: Path) -> None:
     root = grown(tmp_path / "root", {"dev/video0": ""})
     step = taken(bench(root=root, open_capture=lambda _request: Captured(2), has_capture=lambda _api: True))["camera"]
@@ -385,7 +395,7 @@ def test_a_camera_that_does_not_open(bench: Callable[..., SelfTestContext]) -> N
     def refuse(_request: object) -> Any:
         raise DeviceError("it does not open")
 
-    step = taken(bench(camera="csi://0", open_capture=refuse, has_capture=lambda _api: True))["camera"]
+    step = taken(bench(camera=Secret.url("csi://0"), open_capture=refuse, has_capture=lambda _api: True))["camera"]
     assert step.status == "failed"
     assert step.hint
     assert step.trace is None
