@@ -46,11 +46,11 @@ class Secret:
 
     @classmethod
     def url(cls, text: str) -> Secret:
-        """A URL that may hold a user, a password or a token: its text form is :func:`masked_url`."""
+        """Return a URL that may hold a user, a password or a token: its text form is :func:`masked_url`."""
         return cls(text, shown=masked_url(text))
 
     def reveal(self) -> str:
-        """The secret itself."""
+        """Return the secret itself."""
         return self._text
 
     @property
@@ -89,7 +89,7 @@ class Secret:
 
 
 def masked_url(url: str) -> str:
-    """A URL as it may be shown: scheme, host and path.
+    """Return a URL as it may be shown: scheme, host and path.
 
     User and password (up to the last ``@``, which passwords may hold), the values of a query, values in a path that are
     called user, password, token and the like, and parts of a path that look like a token are masked. Text in front of

@@ -37,7 +37,7 @@ _NAME = re.compile(r"edge-[a-z]+-(\d+)-[^/]+")
 
 @contextlib.contextmanager
 def temporary_folder(what: str) -> Iterator[Path]:
-    """A folder that is removed when the block ends.
+    """Make a folder that is removed when the block ends.
 
     Args:
         what: What it is for, in lower-case letters: part of its name.
@@ -130,12 +130,12 @@ class KeyDifference(msgspec.Struct, frozen=True):
 
 
 def sha256_bytes(data: bytes) -> str:
-    """Hex sha256 of ``data``."""
+    """Return the hex sha256 of ``data``."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's content, read in pieces.
+    """Return the hex sha256 of a file's content, read in pieces.
 
     Raises:
         StoreError: the file cannot be read.
@@ -148,7 +148,7 @@ def sha256_file(path: Path) -> str:
 
 
 def canonical_digest(value: object) -> str:
-    """Hex sha256 of a JSON-able value in canonical form (sorted keys, no blanks)."""
+    """Return the hex sha256 of a JSON-able value in canonical form (sorted keys, no blanks)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return sha256_bytes(text.encode())
 

@@ -126,7 +126,7 @@ def hello(session: DeviceSession, place: DeviceAddress) -> DeviceState:
 
 
 def read_hello(frames: list[MessageFrame], *, now_s: float, where: str) -> DeviceState:
-    """The answer to ``hello``.
+    """Read the answer to ``hello``.
 
     Raises:
         DeviceError: it is invalid.
@@ -159,12 +159,12 @@ def begin(session: DeviceSession, state: DeviceState, *, lock_wait_s: int) -> De
 
 
 def look(session: DeviceSession, state: DeviceState) -> DeviceState:
-    """The state with what is in use now."""
+    """Ask what is in use now; return the state with it."""
     return msgspec.structs.replace(state, **_situation(_by_word(session.ask("look"))))
 
 
 def needs(session: DeviceSession, sizes: Mapping[str, int]) -> list[Need]:
-    """The files, sizes by digest, that are not there, in the order given.
+    """Return the files, sizes by digest, that are not there, in the order given.
 
     Raises:
         DeviceError: the device names a file that nobody asked about, or one twice.
@@ -173,7 +173,7 @@ def needs(session: DeviceSession, sizes: Mapping[str, int]) -> list[Need]:
 
 
 def read_needs(frames: list[MessageFrame], sizes: Iterable[str], *, where: str) -> list[Need]:
-    """The answer to ``want``.
+    """Read the answer to ``want``.
 
     Raises:
         DeviceError: it names a file that nobody asked about, or one twice.
@@ -190,7 +190,7 @@ def read_needs(frames: list[MessageFrame], sizes: Iterable[str], *, where: str) 
 
 
 def read_trial(frames: list[MessageFrame], *, digest: str, nonce: str, where: str) -> Trial:
-    """The answer to ``trial``, where its report fits it.
+    """Read the answer to ``trial``, whose report must fit it.
 
     Raises:
         DeviceError: the device calls it passed or failed, and shows no report of this trial that says so.
@@ -228,12 +228,12 @@ def _why_untried(found: Mapping[str, str], log: str) -> str:
 
 
 def read_bundles(frames: list[MessageFrame]) -> list[BundleInfo]:
-    """The bundles in the answer to ``status``."""
+    """Read the bundles in the answer to ``status``."""
     return [_bundle_info(frame.text) for frame in frames if frame.word == "bundle"]
 
 
 def read_history(frames: list[MessageFrame]) -> list[HistoryEntry]:
-    """The history in the answer to ``status``; a line that is torn or is none is left out."""
+    """Read the history in the answer to ``status``; a line that is no JSON object is left out."""
     text = next((frame.text for frame in frames if frame.word == "history"), "")
     entries = []
     for line in decoded(text).splitlines():
@@ -273,7 +273,7 @@ def decoded(text: str) -> str:
 
 
 def last_words(log: str) -> str:
-    """The last line of a program's messages that speaks of an error, or the last line."""
+    """Return the last line of a program's messages that speaks of an error, or the last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower()]
     return (errors or lines or [""])[-1][:300]

@@ -51,7 +51,7 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True):
     pieces: list[CollectedFile]
 
     def count(self, what: What) -> int:
-        """The number of files with that outcome."""
+        """Return the number of files with that outcome."""
         return sum(piece.what == what for piece in self.pieces)
 
 
@@ -85,7 +85,7 @@ def fetch(
 
 
 def folder_name(name: str) -> str:
-    """The folder of a device: its name, or what is left of it and a digest, so that no two devices share one."""
+    """Return the folder of a device: its name, or what is left of it and a digest, so that no two devices share one."""
     plain = re.sub(r"[^A-Za-z0-9_.@-]+", "_", name).strip("._-")[:100]
     return plain if plain == name else f"{plain or 'device'}-{store.sha256_bytes(name.encode(errors='replace'))[:8]}"
 
@@ -258,7 +258,7 @@ def _entries(frames: list[Any], place: DeviceAddress) -> dict[str, str]:
 
 
 def failed(collected: Collected) -> EdgeError | None:
-    """An error where a file was refused."""
+    """Return an error where a file was refused."""
     bad = [piece for piece in collected.pieces if piece.what == "refused"]
     if not bad:
         return None

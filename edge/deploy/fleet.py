@@ -90,7 +90,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     hosts: dict[str, Host]
 
     def find(self, word: str) -> list[Host]:
-        """The hosts that a name or a group stands for.
+        """Return the hosts that a name or a group stands for.
 
         Raises:
             UsageError: there is neither; the nearest name is suggested.

@@ -140,7 +140,7 @@ class BundleTree:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def folder_with(self, names: Iterable[str]) -> Path | None:
-        """A folder that holds these files; None where there is no room for them here.
+        """Return a folder that holds these files; None where there is no room for them here.
 
         Raises:
             ArtifactError: a file of the bundle is damaged.

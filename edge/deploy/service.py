@@ -111,7 +111,7 @@ def unit_name(name: str) -> str:
 
 
 def unit(settings: ServiceSettings) -> str:
-    """The unit file.
+    """Return the text of the unit file.
 
     Raises:
         UsageError: a path or an argument holds what a unit file cannot say.

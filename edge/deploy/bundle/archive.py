@@ -75,7 +75,7 @@ class Layout(msgspec.Struct, frozen=True):
 
 
 def header(name: str, size: int) -> bytes:
-    """The 512 bytes in front of a file."""
+    """Return the 512 bytes in front of a file."""
     split = split_for_header(name.encode())
     if split is None or not 0 <= size <= MAX_FILE_BYTES:
         raise ValueError(f"{name!r} with {size} bytes does not fit a ustar header")

@@ -53,7 +53,7 @@ class ProfileSource(Protocol):
         """Digest and size of every file, by name."""
 
     def read(self, name: str) -> bytes:
-        """The content of one file."""
+        """Return the content of one file."""
 
 
 def check_profile(bundle: ProfileSource) -> None:

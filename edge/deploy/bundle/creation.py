@@ -139,7 +139,7 @@ class _Draft(msgspec.Struct, frozen=True, kw_only=True):
     profile: bytes
 
     def read(self, _name: str) -> bytes:
-        """The profile."""
+        """Return the profile."""
         return self.profile
 
 
@@ -148,7 +148,7 @@ _LEFT_OUT = (("web", "token_file"), ("telemetry", "log"))
 
 
 def resolved(profile: Profile, *, recipe: str | None = None) -> bytes:
-    """The profile as one YAML file that extends nothing; its paths are those of the bundle.
+    """Return the profile as one YAML file that extends nothing; its paths are those of the bundle.
 
     Args:
         profile: the profile.
@@ -251,7 +251,7 @@ def _add_table(
 
 
 def timing_caches(family: Family, cache: Path) -> dict[str, Content]:
-    """The timing caches in ``cache`` that were measured on a module of ``family``, with their manifests.
+    """Return the timing caches in ``cache`` that were measured on a module of ``family``, with their manifests.
 
     One for another power mode or TensorRT goes along as well: which one fits is known on the device alone. A damaged
     one stays behind; ``edge cache`` shows it.

@@ -45,7 +45,7 @@ class Deployed(msgspec.Struct, frozen=True, kw_only=True):
         return self.state / "engines" / self.digest
 
     def build_cache(self) -> Path:
-        """A cache folder for building: links to the tables of this bundle and to the timing caches of this device.
+        """Make a cache folder for building, with links to this bundle's tables and this device's timing caches.
 
         Raises:
             StoreError: the state folder cannot be written.
@@ -71,7 +71,7 @@ class Deployed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def current(state: Path) -> Deployed | None:
-    """The bundle in use: where ``current`` leads to at this moment. None where nothing was shipped to this device.
+    """Return the bundle in use, to which ``current`` leads at this moment; None where nothing was shipped.
 
     What it leads to stays as it is when another bundle is shipped meanwhile.
     """
@@ -83,7 +83,7 @@ def current(state: Path) -> Deployed | None:
 
 
 def holding(path: Path, state: Path) -> Deployed | None:
-    """The bundle on this device that the file ``path`` is in."""
+    """Return the bundle on this device that the file ``path`` is in."""
     try:
         inside = path.resolve().relative_to((state / "bundles").resolve())
     except ValueError:
@@ -112,7 +112,7 @@ def _seed(source: Path, goal: Path) -> None:
 
 
 def mismatch(about: BundleManifest, machine: Device) -> str | None:
-    """The reason why the bundle is not for ``machine``, in words; None when it is.
+    """Return the reason why the bundle is not for ``machine``, in words; None when it is.
 
     A desktop with an RTX card is a host like any other to :mod:`edge.system.device`, so a bundle for ``rtx`` is
     for hosts.

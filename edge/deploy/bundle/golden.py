@@ -148,7 +148,7 @@ def refer(
 
 
 def encode(expected: Expected) -> bytes:
-    """The one way to write the file."""
+    """Encode the file; there is one way to write it."""
     return msgspec.json.encode(expected, order="sorted") + b"\n"
 
 
@@ -171,7 +171,7 @@ def decode_expected(data: bytes, *, where: str) -> Expected:
 
 
 def judge(expected: Expected, precision: Precision, logits: NDArray[np.float32]) -> GoldenVerdict:
-    """True if an engine's ``logits`` (n×classes, pictures in the order of their names) are good enough.
+    """Judge whether an engine's ``logits`` (n×classes, pictures in the order of their names) are good enough.
 
     Raises:
         ArtifactError: the references have no such precision, or another number of pictures or classes.
@@ -198,7 +198,7 @@ def judge(expected: Expected, precision: Precision, logits: NDArray[np.float32])
 
 
 def taken_over(earlier: Bundle, *, like: Mapping[str, str | None], pictures: Mapping[str, Picture]) -> Expected:
-    """The references of an earlier bundle, when they are for this very model, preprocessing, table and pictures.
+    """Return the references of an earlier bundle that are for this model, preprocessing, table and pictures.
 
     Raises:
         ArtifactError: it has none, or something differs, which is named.

@@ -65,7 +65,7 @@ class BundleManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 def encode_manifest(manifest: BundleManifest) -> bytes:
-    """The one way to write a manifest; its own digest is filled in."""
+    """Encode a manifest with its own digest filled in; there is one way to write it."""
     content = msgspec.to_builtins(manifest)
     content["self_sha256"] = _seal(content)
     return _write(content)
@@ -165,7 +165,7 @@ def check_names(names: Iterable[str], *, where: str) -> None:
 
 
 def name_problem(name: str) -> str | None:
-    """The reason why a bundle may not hold a file called ``name``; None when it may."""
+    """Return the reason why a bundle may not hold a file called ``name``; None when it may."""
     parts = name.split("/")
     problems = (
         (name.startswith("/"), "an absolute path"),

@@ -52,10 +52,10 @@ class BundleSource(Protocol):
         """Digest and size of every file except ``bundle.json``, by name."""
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        """The content of one file in pieces; the last one comes only if size and digest are right."""
+        """Return the content of one file in pieces; the last one comes only if size and digest are right."""
 
     def signature(self) -> bytes | None:
-        """The detached signature, unchecked; None where there is none."""
+        """Return the detached signature, unchecked; None where there is none."""
 
 
 class Bundle:
@@ -92,7 +92,7 @@ class Bundle:
         return self._layout is None
 
     def open(self, name: str) -> IO[bytes]:
-        """The content of one file, unverified. Close it after use.
+        """Return the content of one file, unverified. Close it after use.
 
         Raises:
             ArtifactError: the bundle has no such file, or it is not what it was when the bundle was opened.
@@ -106,7 +106,7 @@ class Bundle:
         return io.BufferedReader(section)
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        """The content of one file in pieces. The last one comes only if size and digest are right.
+        """Return the content of one file in pieces. The last one comes only if size and digest are right.
 
         Raises:
             ArtifactError: they are not.
@@ -128,7 +128,7 @@ class Bundle:
         yield held
 
     def read(self, name: str) -> bytes:
-        """The verified content of one file.
+        """Return the verified content of one file.
 
         Raises:
             ArtifactError: there is no such file, or its size or digest is not that of the manifest.
@@ -143,7 +143,7 @@ class Bundle:
         return self.path / SIGNATURE if self.is_folder else self.path.with_name(f"{self.path.name}.sig")
 
     def signature(self) -> bytes | None:
-        """The detached signature, unchecked; None where there is none.
+        """Return the detached signature, unchecked; None where there is none.
 
         Raises:
             ArtifactError: it is too large to be one.

@@ -143,7 +143,7 @@ def _dates(allowed: Path) -> str:
 
 
 def lists(home: Path, *, system: Path = SYSTEM_LIST) -> list[Path]:
-    """The lists of allowed signers that this device has; ``home`` is edge's own folder on it.
+    """Return the lists of allowed signers that this device has; ``home`` is edge's own folder on it.
 
     A link that leads nowhere counts as a list, and will accept nobody.
     """

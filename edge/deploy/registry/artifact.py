@@ -42,7 +42,7 @@ _HINT = "was it pushed with edge bundle push?"
 
 
 def render(source: BundleSource, signature: bytes | None) -> bytes:
-    """The manifest of the artifact."""
+    """Return the manifest of the artifact."""
     layers = [_descriptor(FILE_TYPE, entry, name) for name, entry in sorted(source.files.items())]
     if signature is not None:
         layers.append(_descriptor(SIGNATURE_TYPE, entry_of(signature), SIGNATURE))
@@ -157,7 +157,7 @@ class Remote:
         return self.about.files
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        """The content of one file in pieces. The last one comes only if size and digest are right.
+        """Return the content of one file in pieces. The last one comes only if size and digest are right.
 
         Raises:
             ArtifactError: they are not.
@@ -171,7 +171,7 @@ class Remote:
         return self._blob(entry, name)
 
     def signature(self) -> bytes | None:
-        """The detached signature, unchecked; None where there is none."""
+        """Return the detached signature, unchecked; None where there is none."""
         return None if self._signature is None else b"".join(self._blob(self._signature, "the signature"))
 
     def _blob(self, entry: FileEntry, name: str) -> Iterator[bytes]:

@@ -67,7 +67,7 @@ class Reference(msgspec.Struct, frozen=True):
         return self.digest or self.tag or DEFAULT_TAG
 
     def pinned(self, digest: str) -> Reference:
-        """The same with this digest."""
+        """Return the same reference with this digest."""
         return msgspec.structs.replace(self, digest=digest)
 
     def __str__(self) -> str:
@@ -165,7 +165,7 @@ class Connection:
         return bool(response.status_code == 200)
 
     def blob(self, digest: str) -> Iterator[bytes]:
-        """The bytes that the registry gives out for a digest, unverified, as they come.
+        """Return the bytes that the registry gives out for a digest, unverified, as they come.
 
         Raises:
             ArtifactError: it has no such blob.
@@ -201,7 +201,7 @@ class Connection:
         return self._request("PUT", url, data=body, headers={"Content-Type": "application/octet-stream"})
 
     def manifest(self) -> tuple[bytes, str]:
-        """The artifact's manifest and digest; the latter is what was asked for, and what the registry itself says.
+        """Return the artifact's manifest and its digest, which is the one asked for and the registry's own.
 
         Raises:
             ArtifactError: there is none, or the registry gives out another one than it says.
@@ -245,7 +245,7 @@ class Connection:
             )
 
     def _connected(self, plain_http: bool, ca_file: str | None) -> tuple[str, Any]:  # noqa: FBT001
-        """True if it is http or https, and a client that knows how this registry asks for credentials."""
+        """Connect by https or http; return which, and a client that knows how this registry asks for credentials."""
         # A registry on this machine may speak either, and nobody is between it and us.
         prefixes = ["http"] if plain_http else ["https", "http"] if self.reference.is_loopback else ["https"]
         problem: EdgeError | None = None

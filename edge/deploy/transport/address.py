@@ -49,7 +49,7 @@ class DeviceAddress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse(text: str) -> DeviceAddress | None:
-    """The place that ``text`` describes; None when it is a bare word, so a name from a fleet or of an ssh host.
+    """Return the place that ``text`` describes; None when it is a bare word, so a name from a fleet or of an ssh host.
 
     Raises:
         UsageError: it is neither of them.
@@ -72,7 +72,7 @@ def parse(text: str) -> DeviceAddress | None:
 
 
 def remote_address(address: str, *, name: str, path: str = "") -> DeviceAddress:
-    """A device behind ``[user@]host``.
+    """Return the address of a device behind ``[user@]host``.
 
     Raises:
         UsageError: host or user cannot be one; the path is that of another user's home.
@@ -96,7 +96,7 @@ def remote_address(address: str, *, name: str, path: str = "") -> DeviceAddress:
 
 
 def check_jump(jump: str) -> str | None:
-    """The reason why ``jump`` is not a list of ``[user@]host[:port]``; None when it is one."""
+    """Return the reason why ``jump`` is not a list of ``[user@]host[:port]``; None when it is one."""
     for hop in jump.split(","):
         address, _, port = hop.rpartition(":") if re.search(r":\d+$", hop) else (hop, "", "")
         user, _, host = address.rpartition("@")

@@ -142,7 +142,7 @@ class FrameReader:
         self._parse()
 
     def take(self) -> bytes:
-        """Bytes of a promised file that are here, at most as many as were promised."""
+        """Return bytes of a promised file that are here, at most as many as were promised."""
         data = bytes(self._buffer[: self.data_bytes or 0])
         del self._buffer[: len(data)]
         self.data_bytes = (self.data_bytes or 0) - len(data)
@@ -193,13 +193,13 @@ class FrameReader:
 
 
 def printable_lines(data: bytes | bytearray) -> str:
-    """A device's text without what a terminal obeys: only what can be printed, and line ends."""
+    """Return a device's text without what a terminal obeys: only what can be printed, and line ends."""
     text = data.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
     return "".join(sign if sign.isprintable() or sign == "\n" else "\ufffd" for sign in text)
 
 
 def invalid(text: str, *, request: str, where: str) -> DeviceError:
-    """The error for an answer that no working device gives."""
+    """Return the error for an answer that no working device gives."""
     return DeviceError(
         f"an invalid answer to {request}: {' '.join(text.split())!r}", where=where,
         hint="its memory or disk may be failing, or something else answers in its place",

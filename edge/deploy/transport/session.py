@@ -170,7 +170,7 @@ class DeviceSession:
         return None
 
     def until(self, *words: str, request: str, limit_s: float | None = None) -> list[MessageFrame]:
-        """Frames of the answer to ``request`` up to the first whose word is one of ``words``.
+        """Return frames of the answer to ``request`` up to the first whose word is one of ``words``.
 
         Raises:
             EdgeError: the device says why it cannot, answers something invalid, or went away.

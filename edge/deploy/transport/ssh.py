@@ -47,12 +47,12 @@ def connect(
 
 
 def root_of(place: DeviceAddress) -> str:
-    """The bundle folder as the script is told it."""
+    """Return the bundle folder as the script gets it."""
     return os.fspath(place.folder) if place.folder is not None else place.path
 
 
 def ssh_command(place: DeviceAddress) -> list[str]:
-    """The OpenSSH client with its options, without host and command."""
+    """Return the command line of the OpenSSH client with its options, without host and command."""
     command = ["ssh", "-T", "-x"]
     for option in _SSH_OPTIONS:
         command += ["-o", option]
@@ -68,7 +68,7 @@ def ssh_command(place: DeviceAddress) -> list[str]:
 
 
 def explain_local(place: DeviceAddress, errors: str) -> EdgeError:
-    """The reason why the local shell went away."""
+    """Return the reason why the local shell went away."""
     return DeviceError(
         f"the shell ended before it answered: {_last_line(errors) or 'no reason given'}", where=place.name
     )

@@ -67,7 +67,7 @@ def parse_address(text: str, *, option: str) -> Address:
 
 
 def listen(address: Address, *, option: str) -> socket.socket:
-    """A listening socket.
+    """Open a listening socket.
 
     Raises:
         DeviceError: the port is in use or not permitted, or this machine does not have the address.

@@ -83,7 +83,7 @@ class Metrics:
         return data, str(kind)
 
     def collect(self) -> Iterator[Any]:
-        """The metrics, as prometheus_client asks for them at each scrape."""
+        """Yield the metrics; prometheus_client asks for them at each scrape."""
         now = self._statistics.snapshot()
         yield from self._about()
         yield from self._counts(now)

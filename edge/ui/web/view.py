@@ -66,7 +66,7 @@ class RunView:
             self._frames[result.camera or ""] = (pixels, result.seq)
 
     def picture(self, camera: str = "") -> FrameImage | None:
-        """The newest labelled frame as JPEG, of one ``camera`` of several; None while there is none."""
+        """Return the newest labelled frame as JPEG, of one ``camera`` of several; None while there is none."""
         with self._lock:
             now = self._clock()
             self._asked_s = now
@@ -114,7 +114,7 @@ class RunView:
         }
 
     def about(self) -> dict[str, Any]:
-        """The facts of the run, for the page's head and its table."""
+        """Return the facts of the run, for the page's head and its table."""
         subject = self.subject
         device = subject.device
         return {
@@ -132,7 +132,7 @@ class RunView:
         }
 
     def end(self, record: RunRecord, *, wait_s: float = 1.5) -> None:
-        """The run is over: who still looks learns it, for which the server stays a moment longer."""
+        """Tell who still looks that the run is over, and wait for them a moment."""
         energy = (record.power or {}).get("joules_per_picture")
         with self._lock:
             self._ended = {"status": record.status, "measured_s": record.measured_s, "joules_per_picture": energy}
