@@ -213,7 +213,7 @@ def roll_out(
 
 
 def possible_conversations() -> int:
-    """The number of connections that this process has file descriptors for; its limit is raised as far as it may be."""
+    """Return the number of connections that there are file descriptors for; their limit is raised if it may be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,6 +1,7 @@
 """User and password for a registry: from the environment, else from where docker and podman keep them after a login.
 
-They are never taken from a command line, and never shown.
+They are never taken from a command line, and never shown. docker-py reads the same files and asks the same helpers; it
+knows none of podman's, says nothing about a broken file, and brings docker's whole API along (7.2.0, 1.5 MB).
 """
 
 from __future__ import annotations

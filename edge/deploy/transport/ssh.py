@@ -75,7 +75,7 @@ def explain_local(place: DeviceAddress, errors: str) -> EdgeError:
 
 
 def explain_ssh(place: DeviceAddress, code: int | None, errors: str, noise: str) -> EdgeError:
-    """The reason why ssh ended, in words that say what to do; from OpenSSH's messages, which are not translated."""
+    """Return the reason why ssh ended and what to do, from OpenSSH's messages, which are not translated."""
     if code is None and "No such file" in errors:
         return MissingDependencyError(
             "there is no OpenSSH client here", where=place.name, hint="sudo apt install openssh-client"

@@ -56,7 +56,7 @@ _FILES = {
 
 
 def application(access: Access, *, view: RunView | None, metrics: Metrics | None, cookie: str) -> ASGIApp:
-    """The application that answers on one address: the page with ``view``, ``/metrics`` with ``metrics``, or both.
+    """Return the application for one address: the page with ``view``, ``/metrics`` with ``metrics``, or both.
 
     ``cookie`` is a name of its own for this port: browsers share cookies among the ports of a machine.
     """
