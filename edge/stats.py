@@ -290,3 +290,21 @@ def fewest_visible(comparisons: int = 1, *, level: float = 0.05) -> int:
     With ``comparisons`` made at once, corrected as by Bonferroni: Holm's first step.
     """
     return math.ceil(math.log2(2 * comparisons / level))
+
+
+def energy_text(value_mj: float, error_mj: float | None) -> tuple[str, str]:
+    """An energy and its error bound as text, in the unit that reads best; and that unit.
+
+    The value has as many decimal places as the error's two first digits ask for, three digits without one.
+    """
+    factor, unit = next(
+        ((factor, unit) for factor, unit in ((1e-3, "J"), (1.0, "mJ"), (1e3, "µJ")) if abs(value_mj) * factor >= 1.0),
+        (1e3, "µJ"),
+    )
+    value = value_mj * factor
+    if error_mj is None or error_mj <= 0:
+        places = max(2 - math.floor(math.log10(abs(value))), 0) if value else 0
+        return f"{value:.{places}f}", unit
+    error = error_mj * factor
+    places = max(1 - math.floor(math.log10(error)), 0)
+    return f"{value:.{places}f} ± {error:.{places}f}", unit

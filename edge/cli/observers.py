@@ -136,7 +136,7 @@ def _check_allowed(address: Secret, profile: Path) -> None:
     from edge.cli import paths
 
     text = address.reveal()
-    if not text.startswith("exec:") or not paths.is_shipped(profile):
+    if text.partition(":")[0].lower() != "exec" or not paths.is_shipped(profile):
         return
     allowed = paths.device_home() / "allowed-commands"
     try:

@@ -15,7 +15,7 @@ from edge.reports import html
 from edge.reports.html import GRID, SOFT, colour
 from edge.reports.loaded_runs import LoadedRun, number, run_facts
 from edge.reports.run_comparison import ComparableRuns, MetricDifference, RunComparison
-from edge.stats import Bin, Interval
+from edge.stats import Bin, Interval, energy_text
 
 STAGES = ("decode", "preprocess", "host_to_device", "infer", "device_to_host", "postprocess")
 _WIDE, _NARROW = 7.4, 4.6
@@ -271,7 +271,14 @@ def render(runs: Sequence[LoadedRun], comparison: RunComparison) -> str:
     every = [run_facts(run) for run in runs]
     return html.render(
         _TEMPLATE,
-        filters={"ms": ms, "signed": signed, "difference": difference, "ratio": ratio, "count": count},
+        filters={
+            "ms": ms,
+            "signed": signed,
+            "difference": difference,
+            "ratio": ratio,
+            "count": count,
+            "energy": lambda value_mj, error_mj=None: " ".join(energy_text(value_mj, error_mj)),
+        },
         title=_title(runs),
         runs=runs,
         comparison=comparison,
@@ -412,24 +419,6 @@ def _card(run: LoadedRun) -> list[tuple[str, str, str]]:
             value, name = max(known)
             cards.append((f"{value:.0f}", "°C at most", str(name)))
     return cards
-
-
-def energy_text(value_mj: float, error_mj: float | None) -> tuple[str, str]:
-    """An energy and its error bound as text, in the unit that reads best; and that unit.
-
-    The value has as many decimal places as the error's two first digits ask for, three digits without one.
-    """
-    factor, unit = next(
-        ((factor, unit) for factor, unit in ((1e-3, "J"), (1.0, "mJ"), (1e3, "µJ")) if abs(value_mj) * factor >= 1.0),
-        (1e3, "µJ"),
-    )
-    value = value_mj * factor
-    if error_mj is None or error_mj <= 0:
-        places = max(2 - math.floor(math.log10(abs(value))), 0) if value else 0
-        return f"{value:.{places}f}", unit
-    error = error_mj * factor
-    places = max(1 - math.floor(math.log10(error)), 0)
-    return f"{value:.{places}f} ± {error:.{places}f}", unit
 
 
 def _bench_card(bench: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 
 from edge.artifacts import run_record
+from edge.cli import observers
+from edge.config import read_profile
+from edge.errors import UsageError
 from tests.support.network_camera import Server
 
 Edge = Callable[..., Any]
@@ -203,3 +206,35 @@ def test_a_run_whose_backend_fails_has_a_record_too(edge: Edge, place: Place, ti
     assert kept.status == "failed"
     assert kept.failure is not None
     assert "NaN or infinity" in kept.failure
+
+
+@pytest.mark.parametrize("scheme", ["exec", "EXEC"])
+def test_a_command_of_a_shipped_bundle_needs_the_permission_of_the_device(
+    scheme: str, tmp_path: Path, tiny_profile: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle is data from elsewhere: what it may run is decided on the device."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    state = tmp_path / "home/.local/share/edge"
+    ran = tmp_path / "ran"
+    own = tiny_profile("own", notify=[{"to": f"{scheme}:touch {ran}"}])
+    shipped = state / "bundles" / ("0" * 64) / "profile.yaml"
+    shipped.parent.mkdir(parents=True)
+    shipped.write_text(own.read_text())
+    profile, names, warnings = read_profile(own), ["hen"], []
+
+    def opened(path: Path) -> None:
+        notifications = observers.open_notifications((), profile, path, names=names, warn=warnings.append)
+        assert notifications is not None
+        notifications.close()
+
+    opened(own)
+    with pytest.raises(UsageError, match="runs only where this device allows it") as caught:
+        opened(shipped)
+    assert str(state / "allowed-commands") in str(caught.value.hint)
+    (state / "allowed-commands").write_text(f"touch {ran} && rm -r x\n  touch {ran}x\n")
+    with pytest.raises(UsageError, match="runs only where"):
+        opened(shipped)
+    (state / "allowed-commands").write_text(f"# labels\ntouch {ran}\n")
+    opened(shipped)
+    # What the user of the device types needs no list.
+    assert observers.open_notifications((f"exec:touch {ran}",), profile, own, names=names, warn=print) is not None

@@ -13,6 +13,7 @@ from edge.errors import DataError
 from edge.reports import run_comparison, run_page
 from edge.reports.loaded_runs import load_runs
 from edge.reports.run_page import render, throttled
+from edge.stats import energy_text
 from tests.support.html_reader import Reader
 from tests.support.run_records import ORIN, made
 
@@ -39,7 +40,7 @@ def test_one_run_has_everything(shown: Callable[..., str]) -> None:
     assert read.tags.count("svg") == 4
     for words in (
         "efficientnet_lite0, int8, on Orin Nano 8GB developer kit", "bbbbbbbbbbbb", "cccccccccccc", "dddddddddddd",
-        "eeeeeeeeeeee", "JetPack 6.2", "25W", "module_input by hwmon", "700 ± 7", "net 230", "giant panda", "33.3 %",
+        "eeeeeeeeeeee", "JetPack 6.2", "25W", "module_input by hwmon", "700.0 ± 7.0 mJ", "net 230", "giant panda", "33.3 %",
         "4.5 s without frames, reopened as /dev/video1, 3 tries", "skipped 0007.jpg: the picture is empty",
         "throttled for 6 s by cpu-throttle-alert", "oc3_event_cnt 2", "from capture to label", "nearest-rank",
     ):  # fmt: skip
@@ -240,7 +241,7 @@ def test_a_scenario_out_of_a_strange_record(bench: dict[str, Any], shown: Callab
     ],
 )
 def test_an_energy_has_the_unit_that_reads_best(value_mj: float, error_mj: float | None, text: str) -> None:
-    assert " ".join(run_page.energy_text(value_mj, error_mj)) == text
+    assert " ".join(energy_text(value_mj, error_mj)) == text
 
 
 def test_that_runs_are_replays_is_said_once(shown: Callable[..., str]) -> None:

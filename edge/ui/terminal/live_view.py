@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge.artifacts import Gap, Guess, NotifyCounts, RunRecord, Skip
 from edge.runtime import CameraSnapshot, Event, RunSnapshot, RunStatistics, seen_label
-from edge.stats import Summary, percentile
+from edge.stats import Summary, energy_text, percentile
 from edge.ui.terminal.terminal import Glyphs, Terminal
 
 if TYPE_CHECKING:
@@ -75,17 +75,18 @@ def render_summary(terminal: Terminal, record: RunRecord) -> None:
 def energy_lines(energy: Mapping[str, Any]) -> list[str]:
     """Power and energy per picture, with what it takes to judge them; ``energy`` as in a record."""
     each, error = energy["joules_per_picture"], energy.get("error_joules_per_picture")
-    spread = "" if error is None else f" ± {error * 1e3:.1f}"
+    value, unit = energy_text(each * 1e3, None if error is None else error * 1e3)
     first = (
-        f"power {energy['mean_mw'] / 1e3:.2f} W mean, {each * 1e3:.1f}{spread} mJ per picture "
+        f"power {energy['mean_mw'] / 1e3:.2f} W mean, {value} {unit} per picture "
         f"({energy['source']}, {energy['scope']}, {energy['samples']} samples, one each "
         f"{energy['interval_s'] * 1e3:.0f} ms)"
     )
     lines = [first]
     net, net_error = energy.get("net_joules_per_picture"), energy.get("net_error_joules_per_picture")
     if net is not None and net_error is not None:
+        value, unit = energy_text(net * 1e3, net_error * 1e3)
         lines.append(
-            f"above idle: {net * 1e3:.1f} ± {net_error * 1e3:.1f} mJ per picture "
+            f"above idle: {value} {unit} per picture "
             f"(idle {energy['idle_mw'] / 1e3:.2f} W, over {energy['idle_s']:.0f} s)"
         )
     elif energy.get("idle_refusal"):

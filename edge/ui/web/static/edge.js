@@ -168,7 +168,7 @@ async function look() {
     if (state.ended) {
       ended = true;
       const joules = state.ended.joules_per_picture;
-      say(`${state.ended.status} after ${lasted(state.ended.measured_s)}${joules ? `, ${digits(joules * 1000)} mJ per picture` : ""}`, "off");
+      say(`${state.ended.status} after ${lasted(state.ended.measured_s)}${joules ? `, ${joules >= 1 ? `${digits(joules)} J` : `${digits(joules * 1000)} mJ`} per picture` : ""}`, "off");
     } else say(`running for ${lasted(state.t_s)}`, state.gap ? "off" : "on");
   } catch {
     if (!ended) say("no answer: the run has ended, or the network is gone", "off");
