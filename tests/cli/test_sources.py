@@ -238,3 +238,35 @@ def test_a_command_of_a_shipped_bundle_needs_the_permission_of_the_device(
     opened(shipped)
     # What the user of the device types needs no list.
     assert observers.open_notifications((f"exec:touch {ran}",), profile, own, names=names, warn=print) is not None
+
+
+def test_a_region_of_interest_is_what_the_network_sees_and_a_table_without_it_is_refused(
+    edge: Edge, built: Place, tiny_profile: Callable[..., Path]
+) -> None:
+    folder = built(6)
+    region = {"roi": [0.25, 0.25, 0.5, 0.5]}
+    tiny_profile("profiles", preprocess=region)
+    refused = edge("build", "--profile", "tiny")
+    assert (refused.code, "roi None -> [0.25,0.25,0.5,0.5]" in refused.err) == (5, True), refused.err
+    built(6, preprocess=region)
+    each = lines(edge(*RUN, "--images", "pictures").out)[:-1]
+    assert len(each) == 6
+    assert all("guesses" in one for one in each)
+
+
+def test_the_region_of_one_camera(edge: Edge, built: Place, server: Server) -> None:
+    folder = built(cameras={"front": {"source": server.url, "roi": [0, 0, 32, 24]}, "gate": f"{server.url}?2"})
+    ended = edge(*RUN, "--duration", "1s", "--save-frames", "rec", "--record", "r.json")
+    assert ended.code == 0, ended.err
+    shapes = {name: cv2.imread(str(next((folder / "rec" / name).glob("*.jpg")))).shape for name in ("front", "gate")}
+    assert shapes == {"front": (24, 32, 3), "gate": (48, 64, 3)}
+
+
+def test_a_region_that_is_larger_than_the_pictures_is_said(edge: Edge, built: Place, server: Server) -> None:
+    built(3, preprocess={"roi": [0, 0, 40, 40]}, camera={})
+    ended = edge(*RUN, "--camera", server.url, "--limit", "3")
+    assert ended.code == 0, ended.err
+    server.size_of = lambda _number: (30, 30)
+    ended = edge(*RUN, "--camera", server.url, "--limit", "3")
+    assert "the roi [0, 0, 40, 40] reaches beyond the picture of 30×30" in ended.err
+    assert ended.code == 5
