@@ -243,11 +243,11 @@ def test_a_command_of_a_shipped_bundle_needs_the_permission_of_the_device(
 def test_a_region_of_interest_is_what_the_network_sees_and_a_table_without_it_is_refused(
     edge: Edge, built: Place, tiny_profile: Callable[..., Path]
 ) -> None:
-    folder = built(6)
+    built(6)
     region = {"roi": [0.25, 0.25, 0.5, 0.5]}
     tiny_profile("profiles", preprocess=region)
     refused = edge("build", "--profile", "tiny")
-    assert (refused.code, "roi None -> [0.25,0.25,0.5,0.5]" in refused.err) == (5, True), refused.err
+    assert (refused.code, "roi None -> [0.25,0.25,0.5,0.5]" in refused.err) == (7, True), refused.err
     built(6, preprocess=region)
     each = lines(edge(*RUN, "--images", "pictures").out)[:-1]
     assert len(each) == 6
@@ -269,4 +269,4 @@ def test_a_region_that_is_larger_than_the_pictures_is_said(edge: Edge, built: Pl
     server.size_of = lambda _number: (30, 30)
     ended = edge(*RUN, "--camera", server.url, "--limit", "3")
     assert "the roi [0, 0, 40, 40] reaches beyond the picture of 30×30" in ended.err
-    assert ended.code == 5
+    assert ended.code == 6

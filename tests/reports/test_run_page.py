@@ -40,7 +40,8 @@ def test_one_run_has_everything(shown: Callable[..., str]) -> None:
     assert read.tags.count("svg") == 4
     for words in (
         "efficientnet_lite0, int8, on Orin Nano 8GB developer kit", "bbbbbbbbbbbb", "cccccccccccc", "dddddddddddd",
-        "eeeeeeeeeeee", "JetPack 6.2", "25W", "module_input by hwmon", "700.0 ± 7.0", "net 230", "giant panda", "33.3 %",
+        "eeeeeeeeeeee", "JetPack 6.2", "25W", "module_input by hwmon", "700.0 ± 7.0", "net 230",
+            "giant panda", "33.3 %",
         "4.5 s without frames, reopened as /dev/video1, 3 tries", "skipped 0007.jpg: the picture is empty",
         "throttled for 6 s by cpu-throttle-alert", "oc3_event_cnt 2", "from capture to label", "nearest-rank",
     ):  # fmt: skip

@@ -68,7 +68,9 @@ def _content(folder: Path) -> dict[str, bytes]:
 def _digest(profile: Profile, pictures: Path) -> str:
     """Digest of all that a table and an engine depend on: settings, model with its weights, pictures."""
     model = Path(profile.model)
-    found = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(profile, model=model.name, labels="")))
+    found = hashlib.sha256(
+        msgspec.json.encode(msgspec.structs.replace(profile, model=model.name, labels=""), enc_hook=str)
+    )
     for path in sorted([*model.parent.glob(f"{model.name}*"), *pictures.iterdir()]):
         found.update(f"\0{path.name}\0".encode())
         found.update(path.read_bytes())
