@@ -154,6 +154,13 @@ class CudaDevice:
         """Milliseconds between two events, to about half a microsecond."""
         return float(start.time_till(end))
 
+    def wait(self, event: Any) -> None:  # noqa: ANN401
+        """Wait until the stream has come to ``event``."""
+        try:
+            event.synchronize()
+        except self._driver.Error as exc:
+            raise _error(self._driver, exc) from exc
+
     def synchronize(self) -> None:
         """Wait until the stream is empty."""
         try:

@@ -39,15 +39,24 @@ class GpuPreprocessor:
     """The spec bound to a device, for up to ``batch`` frames at a time.
 
     The output is float16 when ``half``, else float32. Memory grows with the largest frame and is then kept. A batch
-    goes through :meth:`stage`, :meth:`upload` and :meth:`launch`, all inside ``with device.active()``.
+    goes through :meth:`stage`, :meth:`upload` and :meth:`launch`, all inside ``with device.active()``. Each of the
+    ``slots`` has page-locked memory of its own: one is staged while the work of another is still on the stream.
     """
 
     def __init__(
-        self, spec: PreprocessConfig, target: InputConfig, device: GpuDevice, *, batch: int, half: bool = False
+        self,
+        spec: PreprocessConfig,
+        target: InputConfig,
+        device: GpuDevice,
+        *,
+        batch: int,
+        half: bool = False,
+        slots: int = 1,
     ) -> None:
         self.spec = spec
         self.target = target
         self.batch = batch
+        self.slots = slots
         self._np = require("numpy")
         self._device = device
         self._kernels = device.kernels(kernels.source())
@@ -55,13 +64,13 @@ class GpuPreprocessor:
         self._output_bytes = 3 * target.height * target.width * (2 if half else 4)
         self._plans: dict[tuple[int, int], LaunchPlan] = {}
         self._tables: dict[tuple[int, int], HostMemory | DeviceMemory] = {}
-        self._jobs: dict[tuple[_FrameRun, int], bytes] = {}
-        self._slots: dict[tuple[int, int, int], NDArray[np.uint8]] = {}
+        self._jobs: dict[tuple[_FrameRun, int, int], bytes] = {}
+        self._views: dict[tuple[int, int, int], NDArray[np.uint8]] = {}
         self._host: HostMemory | None = None
         self._memory: DeviceMemory | None = None
         self._stride = 0
         self._fitting: set[tuple[int, int]] = set()
-        self._runs: list[_FrameRun] = []
+        self._runs: list[list[_FrameRun]] = [[] for _ in range(slots)]
 
     @property
     def copies(self) -> bool:
@@ -79,8 +88,8 @@ class GpuPreprocessor:
             found = self._plans[height, width] = kernels.plan(height, width, self.spec, self.target)
         return found
 
-    def stage(self, frames: Sequence[NDArray[np.uint8]]) -> None:
-        """Copy what counts of frames, uint8 H×W×3 BGR with any strides, to page-locked memory.
+    def stage(self, frames: Sequence[NDArray[np.uint8]], *, slot: int = 0) -> None:
+        """Copy what counts of frames, uint8 H×W×3 BGR with any strides, to the page-locked memory of ``slot``.
 
         Raises:
             DataError: a frame is not such an array.
@@ -93,28 +102,30 @@ class GpuPreprocessor:
         for index, (frame, (height, width)) in enumerate(zip(frames, sizes, strict=True)):
             area = self.plan(height, width).area
             part = frame[area.top : area.top + area.height, area.left : area.left + area.width]
-            self._np.copyto(self._slot(index, height, width), part)
-        self._runs = list(_runs(sizes))
+            self._np.copyto(self._view(slot * self.batch + index, height, width), part)
+        self._runs[slot] = list(_runs(sizes))
 
-    def upload(self) -> None:
+    def upload(self, *, slot: int = 0) -> None:
         """Put copies of the staged frames on the stream; nothing, where the device reads them in place."""
         if self._memory is None:
             return
         assert self._host is not None  # noqa: S101 - it comes and goes with the memory
-        for run in self._runs:
+        first = slot * self.batch * self._stride
+        for run in self._runs[slot]:
             nbytes = self._bytes(run.height, run.width)
             for index in range(run.first, run.first + run.count):
                 start = index * self._stride
-                self._device.upload(self._memory.address + start, self._host.array[start : start + nbytes])
+                staged = self._host.array[first + start : first + start + nbytes]
+                self._device.upload(self._memory.address + start, staged)
 
-    def launch(self, target: int) -> None:
+    def launch(self, target: int, *, slot: int = 0) -> None:
         """Put the kernel on the stream: the uploaded frames into the network input at device address ``target``."""
-        for run in self._runs:
+        for run in self._runs[slot]:
             plan = self.plan(run.height, run.width)
-            key = (run, target)
+            key = (run, target, slot)
             job = self._jobs.get(key)
             if job is None:
-                job = self._jobs[key] = self._job(run, plan, target)
+                job = self._jobs[key] = self._job(run, plan, target, slot=slot)
             self._kernels.launch(
                 plan.kernel + self._suffix,
                 job,
@@ -126,13 +137,13 @@ class GpuPreprocessor:
     def free(self) -> None:
         """Give back all memory; a second call does nothing."""
         self._free_frames()
-        self._runs = []
+        self._runs = [[] for _ in range(self.slots)]
         self._forget()
 
     def _forget(self) -> None:
         for table in self._tables.values():
             table.free()
-        for kept in (self._plans, self._tables, self._jobs, self._slots, self._fitting):
+        for kept in (self._plans, self._tables, self._jobs, self._views, self._fitting):
             kept.clear()
 
     def _free_frames(self) -> None:
@@ -142,7 +153,7 @@ class GpuPreprocessor:
         self._host = self._memory = None
         self._stride = 0
         self._jobs.clear()
-        self._slots.clear()
+        self._views.clear()
 
     def _size(self, frame: NDArray[Any]) -> tuple[int, int]:
         if frame.dtype != self._np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
@@ -158,11 +169,15 @@ class GpuPreprocessor:
         if self._fitting.issuperset(sizes):
             return
         if len(self._fitting) > _SIZES:
+            self._device.synchronize()
             self._forget()
         stride = max(_aligned(self._bytes(*size) + GUARD) for size in sizes)
         if stride > self._stride:
+            if self._host is not None:
+                # Earlier batches may still be on their way out of it.
+                self._device.synchronize()
             self._free_frames()
-            self._host = self._device.pinned(self.batch * stride, mapped=not self.copies)
+            self._host = self._device.pinned(self.slots * self.batch * stride, mapped=not self.copies)
             if self.copies:
                 self._memory = self._device.memory(self.batch * stride)
             self._stride = stride
@@ -183,26 +198,28 @@ class GpuPreprocessor:
         host.free()
         return memory
 
-    def _slot(self, index: int, height: int, width: int) -> NDArray[np.uint8]:
-        """The staging memory of frame ``index`` of a batch."""
-        found = self._slots.get((index, height, width))
+    def _view(self, index: int, height: int, width: int) -> NDArray[np.uint8]:
+        """The staging memory of a frame, counted through all slots."""
+        found = self._views.get((index, height, width))
         if found is None:
             assert self._host is not None  # noqa: S101 - _reserve came before
             area = self.plan(height, width).area
             start = index * self._stride
             rows = self._host.array[start : start + self._bytes(height, width)].reshape(area.height, -1)
             found = rows[:, : 3 * area.width].reshape(area.height, area.width, 3)
-            self._slots[index, height, width] = found
+            self._views[index, height, width] = found
         return found
 
-    def _job(self, run: _FrameRun, plan: LaunchPlan, target: int) -> bytes:
+    def _job(self, run: _FrameRun, plan: LaunchPlan, target: int, *, slot: int) -> bytes:
         assert self._host is not None  # noqa: S101 - stage came before
-        frames = self._host.address if self._memory is None else self._memory.address
+        frames = self._memory.address if self._memory is not None else self._host.address
+        # Where nothing is copied, the device reads the slot itself.
+        first = run.first + (slot * self.batch if self._memory is None else 0)
         assert frames is not None  # noqa: S101 - where nothing is copied it is mapped
         table = self._tables[run.height, run.width].address
         assert table is not None  # noqa: S101 - likewise
         layout = FrameLayout(
-            address=frames + run.first * self._stride,
+            address=frames + first * self._stride,
             row_stride=_row_bytes(plan.area),
             frame_stride=self._stride,
             top=plan.area.top,

@@ -1,7 +1,8 @@
 """The interface of a GPU for the rest of edge: memory, one stream, events, graphs, kernels.
 
-Every call but ``active`` and ``close`` is made inside ``with device.active()``, from any thread, one at a time. All
-copies and launches go to the device's one stream, in order, and return before they are done.
+Every call but ``active`` and ``close`` is made inside ``with device.active()``, from any thread. One thread puts work
+on the stream while another may wait for an event. All copies and launches go to the device's one stream, in order, and
+return before they are done.
 """
 
 from __future__ import annotations
@@ -123,7 +124,14 @@ class GpuDevice(Protocol):
         """Put ``event`` on the stream."""
 
     def elapsed_ms(self, start: Any, end: Any) -> float:  # noqa: ANN401
-        """Milliseconds on the device between two events, once ``synchronize`` has returned."""
+        """Milliseconds on the device between two events, once both have been waited for."""
+
+    def wait(self, event: Any) -> None:  # noqa: ANN401
+        """Wait until the stream has come to ``event``.
+
+        Raises:
+            DeviceError: something before it failed.
+        """
 
     def synchronize(self) -> None:
         """Wait until the stream is empty.

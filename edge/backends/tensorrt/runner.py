@@ -1,9 +1,12 @@
 """A TensorRT engine, open for inference on a CUDA device.
 
-Buffers are allocated once, for the largest batch. The input goes through page-locked memory, which a device that shares
-memory with the CPU reads in place. The work of an engine is captured in a CUDA graph at the second run of a batch size:
-at the first TensorRT finishes what it has put off since the size was set. Where it cannot be captured, it is
-enqueued each time, and :attr:`TrtSession.graph_note` says why. Stages are timed by CUDA events on the one stream.
+Buffers are allocated once, for the largest batch and for two batches in flight: :meth:`TrtSession.submit` fills in and
+submits the next while the one before it runs, and :meth:`Submitted.wait` may be called in another thread. The input
+goes through page-locked memory, which a device that shares memory with the CPU reads in place; where the GPU
+preprocesses, it lies in device memory. Each batch size has an execution context and a CUDA graph of its own, which is
+captured at the second run: at the first TensorRT finishes what it has put off since the size was set. Where that cannot
+be done, it is enqueued each time, and :attr:`TrtSession.graph_note` says why. Stages are timed by CUDA events on the one
+stream.
 
 None of this was run with TensorRT on a GPU. What is tried is this: the whole path against doubles of eight bindings,
 with exactly their classes and signatures, in host memory (``tests/backends/tensorrt/runner``); and the CUDA side on a
@@ -15,7 +18,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -37,6 +42,12 @@ if TYPE_CHECKING:
 # Data types that a network may take and give here, by TensorRT's name; and the sizes of all.
 FLOATS = {"FLOAT": "float32", "HALF": "float16"}
 BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT32": 4, "INT64": 8, "INT8": 1, "UINT8": 1, "BOOL": 1, "FP8": 1}
+
+
+# Batches in flight: one runs while the next is filled in and submitted.
+_SLOTS = 2
+# Execution contexts of one engine that are kept, each with the memory of its layers: one per batch size.
+_MOST_EXECUTIONS = 4
 
 
 class Contract(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +105,52 @@ def contract(engine: Any) -> Contract:  # noqa: ANN401
     )
 
 
+class _Slot:
+    """Page-locked memory and events of one batch in flight: it is filled while the batch before it still runs."""
+
+    __slots__ = ("events", "results", "staging")
+
+    def __init__(self, staging: NDArray[Any], results: NDArray[Any], events: list[Any]) -> None:
+        self.staging = staging
+        self.results = results
+        self.events = events
+
+
+class _Execution:
+    """The execution context of one batch size, and its CUDA graph once it is captured.
+
+    Sizes do not share a context: a graph must not run after TensorRT has set its context to another size.
+    """
+
+    __slots__ = ("context", "graph", "settled")
+
+    def __init__(self, context: Any) -> None:  # noqa: ANN401
+        self.context = context
+        self.graph: Graph | None = None
+        self.settled = False
+
+    def drop_graph(self) -> None:
+        """Give the graph back."""
+        graph, self.graph = self.graph, None
+        if graph is not None:
+            graph.free()
+
+
+class Submitted:
+    """A batch that was put on the stream. :meth:`wait` may be called in another thread, once."""
+
+    def __init__(self, finish: Callable[[], Inference]) -> None:
+        self._finish = finish
+
+    def wait(self) -> Inference:
+        """Wait until it is done.
+
+        Raises:
+            DeviceError: the device failed.
+        """
+        return self._finish()
+
+
 class FrameInference(Inference, frozen=True, kw_only=True):
     """An inference that began with frames: ``preprocess_ms`` is the kernel's time on the device."""
 
@@ -138,18 +195,18 @@ class TrtSession:
         for message in notices:
             self._log.record(message)
         self._watch = log_watch.BuildWatch()
-        self._events: list[Any] = []
-        self._staging: NDArray[Any] = self._np.empty(0)
-        self._results: NDArray[Any] = self._np.empty(0)
+        self._slots: list[_Slot] = []
+        self._free: SimpleQueue[_Slot] = SimpleQueue()
         self._input_memory: DeviceMemory | None = None
+        self._input_bytes = self._result_bytes = 0
+        self._result_type = "float32"
+        self._outputs: dict[str, int] = {}
+        self._addresses: dict[int, int | None] = {}
         self._runtime: Any = None
         self._engine: Any = None
-        self._context: Any = None
-        self._graph: Graph | None = None
+        self._executions: dict[tuple[int, int], _Execution] = {}
         self._frames: GpuPreprocessor | None = None
         self._memory: list[HostMemory | DeviceMemory] = []
-        self._size = 0
-        self._settled = False
         self._closed = False
         plan = _read(engine)
         self._device = _gpu() if device is None else device
@@ -160,21 +217,41 @@ class TrtSession:
             self.close()
             raise
 
+    @property
+    def in_flight(self) -> int:
+        """The number of batches that may be submitted before the first is waited for."""
+        return _SLOTS
+
     def infer(self, batch: NDArray[np.float32]) -> Inference:
         """Run a float32 N×3×H×W batch. A batch below the engine's smallest is filled up; the logits are for N."""
-        count, device = self._count(batch.shape), self._device
-        with device.active():
-            self._fit(count)
-            # What fills up a batch is whatever is there: a picture's logits do not depend on its neighbours.
-            self._np.copyto(self._staging[:count], batch, casting="same_kind")
-            device.record(self._events[0])
-            if self._input_memory is not None:
-                device.upload(self._input, self._staging[: self._size])
-            device.record(self._events[1])
-            self._run()
-            device.record(self._events[2])
-            logits = self._logits(count, self._events[3])
-            copied, infer, back = self._times(4)
+        return self.submit(batch).wait()
+
+    def submit(self, batch: NDArray[np.float32]) -> Submitted:
+        """Put a float32 N×3×H×W batch on the stream; it may run while the one before it has not been waited for.
+
+        Raises:
+            DeviceError: the device failed, or :attr:`in_flight` batches are not waited for yet.
+        """
+        count, device, slot = self._count(batch.shape), self._device, self._take_slot()
+        try:
+            with device.active():
+                # What fills up a batch is whatever is there: a picture's logits do not depend on its neighbours.
+                self._np.copyto(slot.staging[:count], batch, casting="same_kind")
+                size = max(count, self.contract.min_batch)
+                device.record(slot.events[0])
+                if self._input_memory is not None:
+                    device.upload(self._input_memory.address, slot.staging[:size])
+                device.record(slot.events[1])
+                self._run(size, self._input_of(slot))
+                device.record(slot.events[2])
+                self._fetch(slot, count, slot.events[3])
+        except BaseException:
+            self._free.put(slot)
+            raise
+        return Submitted(partial(self._finish, slot, count))
+
+    def _finish(self, slot: _Slot, count: int) -> Inference:
+        logits, (copied, infer, back) = self._wait(slot, count, events=4)
         return Inference(
             logits=logits,
             host_to_device_ms=None if self._input_memory is None else copied,
@@ -198,8 +275,13 @@ class TrtSession:
             if self._frames is not None:
                 self._frames.free()
             self._frames = GpuPreprocessor(
-                spec, target, self._device, batch=self.contract.max_batch, half=self.contract.dtype == "float16"
-            )
+                spec, target, self._device, batch=self.contract.max_batch, half=self.contract.dtype == "float16",
+                slots=_SLOTS,
+            )  # fmt: skip
+            if self._input_memory is None:
+                # The kernel writes the input and the network reads it several times; mapped memory is not cached.
+                self._input_memory = self._device.memory(self._input_bytes)
+                self._memory.append(self._input_memory)
 
     def infer_frames(self, frames: Sequence[NDArray[np.uint8]]) -> FrameInference:
         """Preprocess uint8 H×W×3 BGR frames on the device and run them.
@@ -208,23 +290,37 @@ class TrtSession:
             DataError: a frame is not such an array.
             DeviceError: the device failed, or ``preprocess_on_gpu`` did not come first.
         """
+        found = self.submit_frames(frames).wait()
+        assert isinstance(found, FrameInference)  # noqa: S101 - for mypy
+        return found
+
+    def submit_frames(self, frames: Sequence[NDArray[np.uint8]]) -> Submitted:
+        """Put frames on the stream, as :meth:`submit` a batch."""
         count = self._count((len(frames), *self.contract.shape))
-        preprocess, device = self._preprocessor(), self._device
-        with device.active():
-            self._fit(count)
-            preprocess.stage(frames)
-            device.record(self._events[0])
-            preprocess.upload()
-            device.record(self._events[1])
-            preprocess.launch(self._input)
-            device.record(self._events[2])
-            self._run()
-            device.record(self._events[3])
-            logits = self._logits(count, self._events[4])
-            copied, preprocessed, infer, back = self._times(5)
+        preprocess, device, slot = self._preprocessor(), self._device, self._take_slot()
+        assert self._input_memory is not None  # noqa: S101 - preprocess_on_gpu came before
+        number = self._slots.index(slot)
+        try:
+            with device.active():
+                preprocess.stage(frames, slot=number)
+                device.record(slot.events[0])
+                preprocess.upload(slot=number)
+                device.record(slot.events[1])
+                preprocess.launch(self._input_memory.address, slot=number)
+                device.record(slot.events[2])
+                self._run(max(count, self.contract.min_batch), self._input_memory.address)
+                device.record(slot.events[3])
+                self._fetch(slot, count, slot.events[4])
+        except BaseException:
+            self._free.put(slot)
+            raise
+        return Submitted(partial(self._finish_frames, slot, count, copies=preprocess.copies))
+
+    def _finish_frames(self, slot: _Slot, count: int, *, copies: bool) -> FrameInference:
+        logits, (copied, preprocessed, infer, back) = self._wait(slot, count, events=5)
         return FrameInference(
             logits=logits,
-            host_to_device_ms=copied if preprocess.copies else None,
+            host_to_device_ms=copied if copies else None,
             preprocess_ms=preprocessed,
             infer_ms=infer,
             device_to_host_ms=back,
@@ -244,11 +340,12 @@ class TrtSession:
 
         profiler = log_watch.layer_profiler(self._binding, record, self._watch)
         with self._device.active():
-            self._context.profiler = profiler
+            execution = self._execution(max(len(batch), self.contract.min_batch), self._input_of(self._slots[0]))
+            execution.context.profiler = profiler
             for run in range(warmup + runs):
                 current.clear()
                 # Not by the graph: the profiler is called where TensorRT itself enqueues.
-                self._enqueue()
+                self._enqueue(execution)
                 self._device.synchronize()
                 if run >= warmup:
                     for name, ms in current.items():
@@ -271,17 +368,17 @@ class TrtSession:
             return
         self._closed = True
         with self._device.active(), self._received():
-            self._drop_graph()
-            self._context = None
+            while self._executions:
+                self._executions.popitem()[1].drop_graph()
             self._engine = None
             self._runtime = None
             if self._frames is not None:
                 self._frames.free()
             # Page-locked memory goes with the last view of it.
-            self._staging = self._results = self._np.empty(0)
+            self._slots, self._free = [], SimpleQueue()
             for memory in self._memory:
                 memory.free()
-            self._memory, self._events = [], []
+            self._memory = []
         self._device.close()
 
     # opening
@@ -304,12 +401,11 @@ class TrtSession:
             if self._engine is None:
                 raise self._failure("TensorRT cannot load the engine", plan)
             self.contract = contract(self._engine)
-            self._context = self._engine.create_execution_context()
-            if self._context is None:
+            context = self._engine.create_execution_context()
+            if context is None:
                 raise self._failure("TensorRT gave no execution context")
-            self._events = [self._device.event() for _ in range(5)]
-            self._fit(self.contract.max_batch)
-            self._allocate()
+            self._set_size(context, self.contract.max_batch)
+            self._allocate(context)
 
     def _check_plan(self, plan: bytes) -> None:
         """Ask whether the plan fits this GPU and version, by its first bytes, before it is loaded.
@@ -323,44 +419,54 @@ class TrtSession:
             text = f"{self._caps.title} says that the engine is not the best for this GPU (diagnostics {reasons})"
             self._log.record(BackendMessage(severity="warning", text=text, hint="edge build, on this machine"))
 
-    def _allocate(self) -> None:
-        """Buffers for the largest batch, and their addresses, once and for all."""
-        has = self.contract
+    def _allocate(self, context: Any) -> None:  # noqa: ANN401
+        """Buffers for the largest batch, for each of the batches in flight; ``context`` becomes the first execution."""
+        has, device = self.contract, self._device
         shape = (has.max_batch, *has.shape)
-        nbytes = int(self._np.prod(shape)) * self._np.dtype(has.dtype).itemsize
-        pinned = self._device.pinned(nbytes, mapped=self._device.integrated)
-        self._memory.append(pinned)
-        self._staging = pinned.array[:nbytes].view(has.dtype).reshape(shape)
-        if pinned.address is None:
-            self._input_memory = self._device.memory(nbytes)
+        self._input_bytes = int(self._np.prod(shape)) * self._np.dtype(has.dtype).itemsize
+        if not device.integrated:
+            self._input_memory = device.memory(self._input_bytes)
             self._memory.append(self._input_memory)
-            self._input = self._input_memory.address
-        else:
-            self._input = pinned.address
-        self._bind(has.name, self._input)
         for name, kind in has.outputs:
-            self._allocate_output(name, kind)
+            self._allocate_output(context, name, kind)
+        for _ in range(_SLOTS):
+            pinned = device.pinned(self._input_bytes, mapped=device.integrated)
+            results = device.pinned(self._result_bytes)
+            self._memory += [pinned, results]
+            staging = pinned.array[: self._input_bytes].view(has.dtype).reshape(shape)
+            logits = results.array[: self._result_bytes].view(self._result_type).reshape(has.max_batch, -1)
+            slot = _Slot(staging, logits, [device.event() for _ in range(5)])
+            self._addresses[id(slot)] = pinned.address
+            self._slots.append(slot)
+            self._free.put(slot)
+        address = self._input_of(self._slots[0])
+        self._bind(context, address)
+        self._executions[has.max_batch, address] = _Execution(context)
 
-    def _allocate_output(self, name: str, kind: str) -> None:
-        shape = tuple(int(size) for size in self._context.get_tensor_shape(name))
+    def _allocate_output(self, context: Any, name: str, kind: str) -> None:  # noqa: ANN401
+        shape = tuple(int(size) for size in context.get_tensor_shape(name))
         if any(size < 0 for size in shape) or kind not in BYTES:
             raise DeviceError(f"the size of the engine's output {name!r} ({kind}) depends on the data")
         nbytes = int(self._np.prod(shape)) * BYTES[kind]
         memory = self._device.memory(nbytes)
         self._memory.append(memory)
-        self._bind(name, memory.address)
+        self._outputs[name] = memory.address
         if name != self.contract.logits:
             return
         if not shape or shape[0] != self.contract.max_batch:
             raise DeviceError(f"the engine's output {name!r} has no batch axis: {'×'.join(map(str, shape))}")
-        pinned = self._device.pinned(nbytes)
-        self._memory.append(pinned)
-        self._output = memory.address
-        self._results = pinned.array[:nbytes].view(FLOATS[kind]).reshape(shape[0], -1)
+        self._result_bytes, self._result_type = nbytes, FLOATS[kind]
 
-    def _bind(self, name: str, address: int) -> None:
-        if not self._context.set_tensor_address(name, address):
-            raise self._failure(f"TensorRT refuses the memory of {name!r}")
+    def _bind(self, context: Any, address: int) -> None:  # noqa: ANN401
+        for name, at in {self.contract.name: address, **self._outputs}.items():
+            if not context.set_tensor_address(name, at):
+                raise self._failure(f"TensorRT refuses the memory of {name!r}")
+
+    def _input_of(self, slot: _Slot) -> int:
+        """The address at which the network finds its input: device memory, or the slot's own where it is shared."""
+        address = self._addresses[id(slot)] if self._input_memory is None else self._input_memory.address
+        assert address is not None  # noqa: S101 - mapped, where there is no device memory
+        return address
 
     # running
 
@@ -386,47 +492,75 @@ class TrtSession:
             )
         return shape[0]
 
-    def _fit(self, count: int) -> None:
-        """Set the batch size: that of the batch, or the engine's smallest."""
-        size = max(count, self.contract.min_batch)
-        if size == self._size:
-            return
-        self._drop_graph()
-        self._size, self._settled = 0, False
+    def _take_slot(self) -> _Slot:
+        self._check_open()
+        try:
+            return self._free.get_nowait()
+        except Empty:
+            raise DeviceError(f"{self.in_flight} batches are in flight: wait for one first") from None
+
+    def _set_size(self, context: Any, size: int) -> None:  # noqa: ANN401
         if self.contract.dynamic:
             with self._received():
-                if not self._context.set_input_shape(self.contract.name, (size, *self.contract.shape)):
+                if not context.set_input_shape(self.contract.name, (size, *self.contract.shape)):
                     raise self._failure(f"TensorRT refuses a batch of {size}")
-        self._size = size
 
-    def _run(self) -> None:
+    def _execution(self, size: int, address: int) -> _Execution:
+        """The execution context for a batch size and an address of the input; kept, up to a few."""
+        found = self._executions.get((size, address))
+        if found is not None:
+            return found
+        context = None
+        if len(self._executions) < _MOST_EXECUTIONS:
+            with self._received():
+                context = self._engine.create_execution_context()
+        if context is None and not self._executions:
+            raise self._failure("TensorRT gave no execution context")
+        if context is None:
+            # No more of them, or no memory for one: the oldest takes its place.
+            oldest = next(iter(self._executions))
+            self._device.synchronize()
+            replaced = self._executions.pop(oldest)
+            replaced.drop_graph()
+            context = replaced.context
+        self._set_size(context, size)
+        self._bind(context, address)
+        made = self._executions[size, address] = _Execution(context)
+        return made
+
+    def _run(self, size: int, address: int) -> None:
         """Put the engine's work on the stream."""
-        if self._graph is None and self._settled and self.graph_note is None:
+        execution = self._execution(size, address)
+        if execution.graph is None and execution.settled and self.graph_note is None:
             try:
-                self._graph = self._device.capture(self._enqueue)
+                execution.graph = self._device.capture(partial(self._enqueue, execution))
             except EdgeError as exc:
                 self.graph_note = f"no CUDA graph: {exc.what}"
-        if self._graph is not None:
-            self._graph.launch()
+        if execution.graph is not None:
+            execution.graph.launch()
         else:
-            self._enqueue()
-            self._settled = True
+            self._enqueue(execution)
+            execution.settled = True
 
-    def _enqueue(self) -> None:
+    def _enqueue(self, execution: _Execution) -> None:
         with self._received():
-            if not self._context.execute_async_v3(self._device.stream):
+            if not execution.context.execute_async_v3(self._device.stream):
                 raise self._failure("TensorRT could not run the engine")
 
-    def _logits(self, count: int, done: Any) -> NDArray[np.float32]:  # noqa: ANN401
-        """Bring the logits of ``count`` pictures to the host, record ``done``, and wait for all of it."""
-        device, results = self._device, self._results[:count]
-        device.download(results, self._output)
-        device.record(done)
-        device.synchronize()
-        return self._np.array(results, dtype="float32")  # type: ignore[no-any-return]
+    def _fetch(self, slot: _Slot, count: int, done: Any) -> None:  # noqa: ANN401
+        """Bring the logits of ``count`` pictures to the host, and record ``done``."""
+        self._device.download(slot.results[:count], self._outputs[self.contract.logits])
+        self._device.record(done)
 
-    def _times(self, events: int) -> list[float]:
-        return [self._device.elapsed_ms(start, end) for start, end in itertools.pairwise(self._events[:events])]
+    def _wait(self, slot: _Slot, count: int, *, events: int) -> tuple[NDArray[np.float32], list[float]]:
+        """Wait for a slot's batch; its logits, and the milliseconds between its events. The slot is free then."""
+        try:
+            with self._device.active():
+                self._device.wait(slot.events[events - 1])
+                times = [self._device.elapsed_ms(*pair) for pair in itertools.pairwise(slot.events[:events])]
+            return self._np.array(slot.results[:count], dtype="float32"), times
+        finally:
+            self._free.put(slot)
 
     @contextlib.contextmanager
     def _received(self) -> Iterator[Any]:
@@ -437,11 +571,6 @@ class TrtSession:
                 yield logger
             finally:
                 self._watch.raise_kept()
-
-    def _drop_graph(self) -> None:
-        graph, self._graph = self._graph, None
-        if graph is not None:
-            graph.free()
 
     def _failure(self, what: str, plan: bytes | None = None) -> EdgeError:
         """An error with what TensorRT logged about it; ``plan`` where it is the plan that is refused."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,17 +46,21 @@ class HostDevice:
         self.live: list[Any] = []
         self.clock_ms = 0.0
         self.closed = 0
-        self.is_active = False
+        self._active = threading.local()
         self._captured: list[Callable[[], None]] | None = None
+
+    @property
+    def is_active(self) -> bool:
+        return getattr(self._active, "now", False)
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         assert not self.is_active, "active() is not to be nested"
-        self.is_active = True
+        self._active.now = True
         try:
             yield
         finally:
-            self.is_active = False
+            self._active.now = False
 
     def pinned(self, nbytes: int, *, mapped: bool = False) -> Memory:
         return self._allocate("pinned", nbytes, mapped=mapped)
@@ -91,6 +96,10 @@ class HostDevice:
 
     def elapsed_ms(self, start: list[float], end: list[float]) -> float:
         return end[0] - start[0]
+
+    def wait(self, event: list[float]) -> None:
+        assert event, "the event was never recorded"
+        self.put("synchronize", lambda: None, 0.0)
 
     def synchronize(self) -> None:
         self.put("synchronize", lambda: None, 0.0)

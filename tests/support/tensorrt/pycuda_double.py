@@ -141,6 +141,9 @@ class Event:
     def record(self, _stream):
         assert PUSHED[0]
 
+    def synchronize(self):
+        assert PUSHED[0]
+
     def time_till(self, _other):
         return 0.25
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,10 +144,12 @@ def test_nothing_is_allocated_after_opening(open_session: Open, integrated: bool
     before = (device.done("pinned"), device.done("memory"), len(device.live))
     for number in range(2000):
         session.infer(batch_of(number % 4 + 1))
-    graphs = 1 if session.on.live[-1] in device.live and engine else 0
     assert (device.done("pinned"), device.done("memory")) == before[:2]
-    assert len(device.live) <= before[2] + graphs
-    assert device.done("capture") <= 1
+    # A graph per batch size, and per slot where the device reads the slots themselves; kept, up to four.
+    sizes = 1 if engine else 4
+    graphs = device.done("capture") - device.done("free graph")
+    assert graphs == min(sizes * (2 if integrated else 1), 4)
+    assert len(device.live) == before[2] + graphs
 
 
 def test_where_memory_is_shared_nothing_is_uploaded(open_session: Open) -> None:
@@ -171,12 +174,62 @@ def test_a_graph_is_captured_at_the_second_run_of_a_size(open_session: Open) -> 
         np.testing.assert_allclose(session.infer(given).logits, expected(given), rtol=1e-5, atol=1e-6)
     assert (device.done("capture"), device.done("graph")) == (1, 4)
     assert session.world.executed == [2, 2]  # once to settle, once into the graph
-    session.infer(batch_of(3))
-    assert device.done("free graph") == 1
-    session.infer(batch_of(3))
-    session.infer(batch_of(2))
-    assert (device.done("capture"), device.done("free graph")) == (2, 2)
+    # Another size has a context and a graph of its own; the first ones are kept.
+    for size in (3, 3, 2, 3, 2):
+        given = batch_of(size, seed=size)
+        np.testing.assert_allclose(session.infer(given).logits, expected(given), rtol=1e-5, atol=1e-6)
+    assert (device.done("capture"), device.done("free graph")) == (2, 0)
+    assert session.world.executed == [2, 2, 3, 3]
     assert session.graph_note is None
+
+
+def test_of_many_sizes_the_oldest_context_makes_room(open_session: Open) -> None:
+    session = open_session(profile=[1, 4, 8])
+    for size in (1, 2, 3, 4, 5, 6, 7, 8, 1, 8):
+        for seed in range(2):
+            given = batch_of(size, seed=seed)
+            np.testing.assert_allclose(session.infer(given).logits, expected(given), rtol=1e-5, atol=1e-6)
+    assert session.on.done("capture") - session.on.done("free graph") <= 4
+
+
+def test_no_memory_for_another_context(open_session: Open) -> None:
+    session = open_session()
+    session.infer(batch_of(2))
+    session.world.fails = "context"
+    for size in (3, 3, 2, 1):
+        given = batch_of(size, seed=size)
+        np.testing.assert_allclose(session.infer(given).logits, expected(given), rtol=1e-5, atol=1e-6)
+
+
+# two batches in flight
+
+
+def test_the_next_batch_is_submitted_before_the_first_is_waited_for(open_session: Open) -> None:
+    session = open_session()
+    given = [batch_of(2, seed=1), batch_of(3, seed=2)]
+    first, second = (session.submit(batch) for batch in given)
+    with pytest.raises(DeviceError, match="2 batches are in flight"):
+        session.submit(batch_of(1))
+    # Waited for in either order, and in another thread.
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(second.wait()))
+    thread.start()
+    thread.join()
+    np.testing.assert_allclose(found[0].logits, expected(given[1]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(first.wait().logits, expected(given[0]), rtol=1e-5, atol=1e-6)
+    assert session.submit(batch_of(1)).wait().infer_ms == RUN_MS
+
+
+@pytest.mark.parametrize("at", ["upload", "run", "download", "synchronize"])
+def test_a_batch_that_fails_gives_its_slot_back(open_session: Open, at: str) -> None:
+    session = open_session()
+    for _ in range(4):
+        session.on.fails_at = at
+        with pytest.raises(DeviceError, match=f"told to fail at {at}"):
+            session.submit(batch_of(1)).wait()
+    session.on.fails_at = None
+    given = batch_of(2)
+    np.testing.assert_allclose(session.infer(given).logits, expected(given), rtol=1e-5, atol=1e-6)
 
 
 def test_a_fixed_batch_keeps_its_graph(open_session: Open) -> None:
@@ -217,7 +270,7 @@ def test_closing_gives_everything_back_in_order_and_once(open_session: Open) -> 
     session.close()
     # TensorRT's objects use the memory, and each other, until they are gone.
     order = ["free graph", "no context", "no engine", "no runtime", "free"]
-    seen = [word for word in device.diary[start:] if word in order]
+    seen = list(dict.fromkeys(word for word in device.diary[start:] if word in order))
     assert seen[:4] == order[:4]
     assert set(seen[4:]) == {"free"}
     assert session.world.alive == set()
@@ -485,8 +538,6 @@ def test_a_log_that_throws_is_raised_and_not_lost(open_session: Open) -> None:
 
 def test_two_sessions_in_two_threads_keep_their_own_warnings(open_session: Open) -> None:
     """TensorRT has one logger per process: a line belongs to the session whose thread it comes in."""
-    import threading
-
     device = HostDevice()
     first = open_session(device, graphs=False)
     inside, go = threading.Event(), threading.Event()
