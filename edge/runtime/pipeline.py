@@ -1,5 +1,8 @@
 """Stages that overlap: some threads prepare frames, one per session infers, and the caller takes labels in order.
 
+A session that takes the next batch before the one before it is done (``submit``) has two threads: one submits, the
+other waits, so that a GPU always has its next batch.
+
 ::
 
     stream ─▶ prepare × P ─▶ ready ─▶ infer × K ─▶ done ─▶ the caller: in order, postprocess
@@ -16,7 +19,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, final
@@ -90,6 +93,17 @@ class FrameBatch:
         return [taken for taken in self.taken if taken.skipped is None]
 
 
+class _InFlight:
+    """A submitted batch, what to wait for, and when it was submitted."""
+
+    __slots__ = ("batch", "start_s", "ticket")
+
+    def __init__(self, batch: FrameBatch, ticket: Any, start_s: float) -> None:  # noqa: ANN401
+        self.batch = batch
+        self.ticket = ticket
+        self.start_s = start_s
+
+
 @final
 class Pipeline:
     """Runs while its block does; iterate over it for finished batches in order, and give each back.
@@ -137,7 +151,15 @@ class Pipeline:
         for index in range(self._width.prepare):
             self._start(self._prepare, f"prepare-{index}")
         for index, session in enumerate(self._sessions):
-            self._start(partial(self._infer, session), f"infer-{index}")
+            submit = self._submit_of(session)
+            if submit is None:
+                self._start(partial(self._infer, session), f"infer-{index}")
+                continue
+            submitted: SimpleQueue[_InFlight | None] = SimpleQueue()
+            # A slot of the session per batch: taken before it is submitted, free when it was waited for.
+            slots = threading.Semaphore(session.in_flight)  # type: ignore[attr-defined]
+            self._start(partial(self._submit, submit, submitted, slots), f"submit-{index}")
+            self._start(partial(self._wait, submitted, slots), f"wait-{index}")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: object, trace: object) -> None:
@@ -266,6 +288,45 @@ class Pipeline:
             except BaseException as exc:  # noqa: BLE001 - raised again in the caller's thread
                 batch.error = exc
             batch.wall_ms = (time.monotonic() - start) * 1e3
+            self._done.put(batch)
+
+    def _submit_of(self, session: Any) -> Callable[[FrameBatch], Any] | None:  # noqa: ANN401
+        """What puts a batch on the session's device without waiting for it; None where it cannot."""
+        if self._preprocessor is None and hasattr(session, "submit_frames"):
+            return lambda batch: session.submit_frames([taken.pixels for taken in batch.whole])
+        if self._preprocessor is not None and hasattr(session, "submit"):
+            return lambda batch: session.submit(self._rows(batch))
+        return None
+
+    def _submit(
+        self,
+        submit: Callable[[FrameBatch], Any],
+        submitted: SimpleQueue[_InFlight | None],
+        slots: threading.Semaphore,
+    ) -> None:
+        while (batch := self._ready.get()) is not None:
+            slots.acquire()
+            start = time.monotonic()
+            try:
+                submitted.put(_InFlight(batch, submit(batch), start))
+            except BaseException as exc:  # noqa: BLE001 - raised again in the caller's thread
+                slots.release()
+                batch.error = exc
+                self._done.put(batch)
+        submitted.put(None)
+
+    def _wait(self, submitted: SimpleQueue[_InFlight | None], slots: threading.Semaphore) -> None:
+        ended = 0.0
+        while (flying := submitted.get()) is not None:
+            batch = flying.batch
+            try:
+                batch.inference = flying.ticket.wait()
+            except BaseException as exc:  # noqa: BLE001 - raised again in the caller's thread
+                batch.error = exc
+            slots.release()
+            # The time behind the batch before is not its own.
+            start, ended = max(flying.start_s, ended), time.monotonic()
+            batch.wall_ms = (ended - start) * 1e3
             self._done.put(batch)
 
     def _rows(self, batch: FrameBatch) -> Batch:

@@ -293,3 +293,97 @@ def test_pixels_are_shown_with_their_own_result() -> None:
         ),
     )
     assert shown == [(number, number) for number in range(20)]
+
+
+# sessions that take the next batch before the one before it is done
+
+
+class Submits(Reads):
+    """Two batches at most are on its device; each is done when it is waited for."""
+
+    in_flight = 2
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self.flying = self.most = 0
+        self.wait_for: Callable[[list[int]], None] = lambda _numbers: None
+        self._lock = threading.Lock()
+
+    def submit(self, batch: Any) -> Any:
+        numbers = [round(float(one[0, 0, 0])) for one in batch]
+        with self._lock:
+            self.flying += 1
+            self.most = max(self.most, self.flying)
+            assert self.flying <= self.in_flight
+        return Ticket(self, numbers)
+
+    def infer(self, batch: Any) -> Inference:
+        return self.submit(batch).wait()  # type: ignore[no-any-return]
+
+
+class SubmitsFrames(Submits):
+    """The same from frames."""
+
+    def submit_frames(self, frames: Sequence[Any]) -> Any:
+        return self.submit([frame[None, ..., 0] for frame in frames])
+
+    def infer_frames(self, frames: Sequence[Any]) -> Inference:
+        return self.submit_frames(frames).wait()  # type: ignore[no-any-return]
+
+
+class Ticket:
+    def __init__(self, session: Submits, numbers: list[int]) -> None:
+        self._session, self._numbers = session, numbers
+
+    def wait(self) -> Inference:
+        try:
+            self._session.wait_for(self._numbers)
+            return self._session.answer(self._numbers)
+        finally:
+            with self._session._lock:
+                self._session.flying -= 1
+
+
+@pytest.mark.parametrize("on_device", [False, True], ids=["batches", "frames"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_next_batch_is_submitted_while_the_one_before_is_waited_for(on_device: bool, batch: int) -> None:
+    session = SubmitsFrames() if on_device else Submits()
+    both = threading.Event()
+
+    def until_two_are_there(_numbers: list[int]) -> None:
+        for _ in range(1000):
+            if session.most == 2 or both.is_set():
+                both.set()
+                return
+            time.sleep(0.001)
+
+    session.wait_for = until_two_are_there
+    heard: list[Any] = []
+    observers = run_loop.Observers(on_event=heard.append)
+    go(Source(range(30)), session, on_device=on_device, width={"batch": batch, "prepare": 2}, observers=observers)
+    assert seen(heard) == [(number, number) for number in range(30)]
+    assert session.most == 2
+
+
+def test_a_submitted_batch_that_fails_ends_the_run_in_its_turn() -> None:
+    session = Submits()
+
+    def fail(numbers: list[int]) -> None:
+        if 7 in numbers:
+            raise DeviceError("told to fail at 7")
+
+    session.wait_for = fail
+    with pytest.raises(DeviceError, match="told to fail at 7"):
+        go(Source(range(30)), session)
+    assert session.batches[:7] == [[number] for number in range(7)]
+
+
+def test_a_batch_that_cannot_be_submitted_ends_the_run() -> None:
+    class Refuses(Submits):
+        def submit(self, batch: Any) -> Any:
+            if round(float(batch[0][0, 0, 0])) == 3:
+                raise DeviceError("no such batch")
+            return super().submit(batch)
+
+    with pytest.raises(DeviceError, match="no such batch"):
+        go(Source(range(10)), Refuses())

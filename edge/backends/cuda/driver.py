@@ -10,12 +10,13 @@ toolkit and needs the host's g++; it is looked for on PATH and in ``/usr/local/c
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -104,10 +105,12 @@ class CudaDevice:
         try:
             self._active = _Active(driver, _primary(ordinal))
             with self._active:
-                self._stream: Any = driver.Stream(_NON_BLOCKING)
+                self._first: Any = driver.Stream(_NON_BLOCKING)
+                self._second: Any = driver.Stream(_NON_BLOCKING)
         except driver.Error as exc:
             raise _error(driver, exc) from exc
-        self.stream = int(self._stream.handle)
+        self._stream = self._first
+        self.stream = int(self._first.handle)
 
     def active(self) -> _Active:
         """Make the context current."""
@@ -154,6 +157,19 @@ class CudaDevice:
         """Milliseconds between two events, to about half a microsecond."""
         return float(start.time_till(end))
 
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[None]:
+        """Put work on the second stream."""
+        self._stream = self._second
+        try:
+            yield
+        finally:
+            self._stream = self._first
+
+    def follow(self, event: Any) -> None:  # noqa: ANN401
+        """Let the first stream wait for ``event``."""
+        self._first.wait_for_event(event)
+
     def wait(self, event: Any) -> None:  # noqa: ANN401
         """Wait until the stream has come to ``event``."""
         try:
@@ -162,9 +178,10 @@ class CudaDevice:
             raise _error(self._driver, exc) from exc
 
     def synchronize(self) -> None:
-        """Wait until the stream is empty."""
+        """Wait until both streams are empty."""
         try:
-            self._stream.synchronize()
+            self._second.synchronize()
+            self._first.synchronize()
         except self._driver.Error as exc:
             raise _error(self._driver, exc) from exc
 
@@ -176,7 +193,7 @@ class CudaDevice:
         """Compile CUDA source, or take it from PyCUDA's cache."""
         binary = _compiled(self._driver, source)
         try:
-            return _Module(self._driver, self._driver.module_from_buffer(binary), self._stream)
+            return _Module(self._driver, self._driver.module_from_buffer(binary), lambda: self._stream)
         except self._driver.Error as exc:
             raise _error(self._driver, exc) from exc
 
@@ -188,7 +205,7 @@ class CudaDevice:
     def close(self) -> None:
         """Give back the stream."""
         with self._active:
-            self._stream = None
+            self._stream = self._first = self._second = None
 
 
 class _Active:
@@ -229,7 +246,7 @@ class _Memory:
 
 
 class _Module:
-    def __init__(self, driver: Any, module: Any, stream: Any) -> None:  # noqa: ANN401
+    def __init__(self, driver: Any, module: Any, stream: Callable[[], Any]) -> None:  # noqa: ANN401
         self._driver = driver
         self._module = module
         self._stream = stream
@@ -240,7 +257,7 @@ class _Module:
             function = self._functions.get(name)
             if function is None:
                 function = self._functions[name] = self._module.get_function(name).prepare([f"{len(parameters)}s"])
-            function.prepared_async_call(grid, (threads, 1, 1), self._stream, parameters, shared_size=shared)
+            function.prepared_async_call(grid, (threads, 1, 1), self._stream(), parameters, shared_size=shared)
         except self._driver.Error as exc:
             raise _error(self._driver, exc) from exc
 

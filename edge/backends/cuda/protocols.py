@@ -1,8 +1,8 @@
 """The interface of a GPU for the rest of edge: memory, one stream, events, graphs, kernels.
 
 Every call but ``active`` and ``close`` is made inside ``with device.active()``, from any thread. One thread puts work
-on the stream while another may wait for an event. All copies and launches go to the device's one stream, in order, and
-return before they are done.
+on the stream while another may wait for an event. All copies and launches go to the device's stream, in order, and
+return before they are done; inside :meth:`GpuDevice.beside` they go to its second stream.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Kernels(Protocol):
 
 
 class GpuDevice(Protocol):
-    """One GPU, its primary context and one stream."""
+    """One GPU, its primary context, one stream, and a second one beside it."""
 
     @property
     def name(self) -> str:
@@ -126,6 +126,12 @@ class GpuDevice(Protocol):
     def elapsed_ms(self, start: Any, end: Any) -> float:  # noqa: ANN401
         """Milliseconds on the device between two events, once both have been waited for."""
 
+    def beside(self) -> AbstractContextManager[None]:
+        """Inside the block, copies, launches and events of this thread go to a second stream, beside the first."""
+
+    def follow(self, event: Any) -> None:  # noqa: ANN401
+        """Let the first stream go on only after ``event``, which was recorded on the second."""
+
     def wait(self, event: Any) -> None:  # noqa: ANN401
         """Wait until the stream has come to ``event``.
 
@@ -134,7 +140,7 @@ class GpuDevice(Protocol):
         """
 
     def synchronize(self) -> None:
-        """Wait until the stream is empty.
+        """Wait until both streams are empty.
 
         Raises:
             DeviceError: something on the stream failed.

@@ -5,8 +5,8 @@ submits the next while the one before it runs, and :meth:`Submitted.wait` may be
 goes through page-locked memory, which a device that shares memory with the CPU reads in place; where the GPU
 preprocesses, it lies in device memory. Each batch size has an execution context and a CUDA graph of its own, which is
 captured at the second run: at the first TensorRT finishes what it has put off since the size was set. Where that cannot
-be done, it is enqueued each time, and :attr:`TrtSession.graph_note` says why. Stages are timed by CUDA events on the one
-stream.
+be done, it is enqueued each time, and :attr:`TrtSession.graph_note` says why. Upload and preprocessing of a batch go to
+a second stream, beside the engine's work on the batch before. Stages are timed by CUDA events.
 
 None of this was run with TensorRT on a GPU. What is tried is this: the whole path against doubles of eight bindings,
 with exactly their classes and signatures, in host memory (``tests/backends/tensorrt/runner``); and the CUDA side on a
@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -106,34 +106,50 @@ def contract(engine: Any) -> Contract:  # noqa: ANN401
 
 
 class _Slot:
-    """Page-locked memory and events of one batch in flight: it is filled while the batch before it still runs."""
+    """Memory and events of one batch in flight: it is filled while the batch before it still runs.
 
-    __slots__ = ("events", "results", "staging")
+    ``staging`` and ``results`` are page-locked; ``mapped`` is the device address of ``staging`` where it has one, and
+    ``memory`` the network's input in device memory, where it is copied or written by a kernel.
+    """
 
-    def __init__(self, staging: NDArray[Any], results: NDArray[Any], events: list[Any]) -> None:
+    __slots__ = ("events", "mapped", "memory", "number", "results", "staging")
+
+    def __init__(
+        self, number: int, staging: NDArray[Any], results: NDArray[Any], *, mapped: int | None, events: list[Any]
+    ) -> None:
+        self.number = number
         self.staging = staging
         self.results = results
+        self.mapped = mapped
+        self.memory: DeviceMemory | None = None
         self.events = events
+
+    @property
+    def input(self) -> int:
+        """The address at which the network finds its input."""
+        address = self.mapped if self.memory is None else self.memory.address
+        assert address is not None  # noqa: S101 - mapped, where there is no device memory
+        return address
 
 
 class _Execution:
-    """The execution context of one batch size, and its CUDA graph once it is captured.
+    """The execution context of one batch size, and its CUDA graph for each address of the input, once it is captured.
 
     Sizes do not share a context: a graph must not run after TensorRT has set its context to another size.
     """
 
-    __slots__ = ("context", "graph", "settled")
+    __slots__ = ("bound", "context", "graphs", "settled")
 
     def __init__(self, context: Any) -> None:  # noqa: ANN401
         self.context = context
-        self.graph: Graph | None = None
-        self.settled = False
+        self.bound: int | None = None
+        self.graphs: dict[int, Graph] = {}
+        self.settled: set[int] = set()
 
-    def drop_graph(self) -> None:
-        """Give the graph back."""
-        graph, self.graph = self.graph, None
-        if graph is not None:
-            graph.free()
+    def drop_graphs(self) -> None:
+        """Give the graphs back."""
+        while self.graphs:
+            self.graphs.popitem()[1].free()
 
 
 class Submitted:
@@ -196,15 +212,14 @@ class TrtSession:
             self._log.record(message)
         self._watch = log_watch.BuildWatch()
         self._slots: list[_Slot] = []
-        self._free: SimpleQueue[_Slot] = SimpleQueue()
-        self._input_memory: DeviceMemory | None = None
+        # The last one that became free is taken first: one batch at a time needs one slot, and one graph.
+        self._free: deque[_Slot] = deque()
         self._input_bytes = self._result_bytes = 0
         self._result_type = "float32"
         self._outputs: dict[str, int] = {}
-        self._addresses: dict[int, int | None] = {}
         self._runtime: Any = None
         self._engine: Any = None
-        self._executions: dict[tuple[int, int], _Execution] = {}
+        self._executions: dict[int, _Execution] = {}
         self._frames: GpuPreprocessor | None = None
         self._memory: list[HostMemory | DeviceMemory] = []
         self._closed = False
@@ -238,23 +253,26 @@ class TrtSession:
                 # What fills up a batch is whatever is there: a picture's logits do not depend on its neighbours.
                 self._np.copyto(slot.staging[:count], batch, casting="same_kind")
                 size = max(count, self.contract.min_batch)
-                device.record(slot.events[0])
-                if self._input_memory is not None:
-                    device.upload(self._input_memory.address, slot.staging[:size])
-                device.record(slot.events[1])
-                self._run(size, self._input_of(slot))
+                with device.beside():
+                    device.record(slot.events[0])
+                    if slot.memory is not None:
+                        device.upload(slot.memory.address, slot.staging[:size])
+                    device.record(slot.events[1])
+                device.follow(slot.events[1])
                 device.record(slot.events[2])
-                self._fetch(slot, count, slot.events[3])
+                self._run(size, slot.input)
+                device.record(slot.events[3])
+                self._fetch(slot, count, slot.events[4])
         except BaseException:
-            self._free.put(slot)
+            self._free.append(slot)
             raise
         return Submitted(partial(self._finish, slot, count))
 
     def _finish(self, slot: _Slot, count: int) -> Inference:
-        logits, (copied, infer, back) = self._wait(slot, count, events=4)
+        logits, (copied, _, infer, back) = self._wait(slot, count, events=5)
         return Inference(
             logits=logits,
-            host_to_device_ms=None if self._input_memory is None else copied,
+            host_to_device_ms=None if slot.memory is None else copied,
             infer_ms=infer,
             device_to_host_ms=back,
         )
@@ -278,10 +296,11 @@ class TrtSession:
                 spec, target, self._device, batch=self.contract.max_batch, half=self.contract.dtype == "float16",
                 slots=_SLOTS,
             )  # fmt: skip
-            if self._input_memory is None:
+            for slot in self._slots:
                 # The kernel writes the input and the network reads it several times; mapped memory is not cached.
-                self._input_memory = self._device.memory(self._input_bytes)
-                self._memory.append(self._input_memory)
+                if slot.memory is None:
+                    slot.memory = self._device.memory(self._input_bytes)
+                    self._memory.append(slot.memory)
 
     def infer_frames(self, frames: Sequence[NDArray[np.uint8]]) -> FrameInference:
         """Preprocess uint8 H×W×3 BGR frames on the device and run them.
@@ -298,26 +317,27 @@ class TrtSession:
         """Put frames on the stream, as :meth:`submit` a batch."""
         count = self._count((len(frames), *self.contract.shape))
         preprocess, device, slot = self._preprocessor(), self._device, self._take_slot()
-        assert self._input_memory is not None  # noqa: S101 - preprocess_on_gpu came before
-        number = self._slots.index(slot)
         try:
             with device.active():
-                preprocess.stage(frames, slot=number)
-                device.record(slot.events[0])
-                preprocess.upload(slot=number)
-                device.record(slot.events[1])
-                preprocess.launch(self._input_memory.address, slot=number)
-                device.record(slot.events[2])
-                self._run(max(count, self.contract.min_batch), self._input_memory.address)
+                preprocess.stage(frames, slot=slot.number)
+                with device.beside():
+                    device.record(slot.events[0])
+                    preprocess.upload(slot=slot.number)
+                    device.record(slot.events[1])
+                    preprocess.launch(slot.input, slot=slot.number)
+                    device.record(slot.events[2])
+                device.follow(slot.events[2])
                 device.record(slot.events[3])
-                self._fetch(slot, count, slot.events[4])
+                self._run(max(count, self.contract.min_batch), slot.input)
+                device.record(slot.events[4])
+                self._fetch(slot, count, slot.events[5])
         except BaseException:
-            self._free.put(slot)
+            self._free.append(slot)
             raise
         return Submitted(partial(self._finish_frames, slot, count, copies=preprocess.copies))
 
     def _finish_frames(self, slot: _Slot, count: int, *, copies: bool) -> FrameInference:
-        logits, (copied, preprocessed, infer, back) = self._wait(slot, count, events=5)
+        logits, (copied, preprocessed, _, infer, back) = self._wait(slot, count, events=6)
         return FrameInference(
             logits=logits,
             host_to_device_ms=copied if copies else None,
@@ -340,7 +360,8 @@ class TrtSession:
 
         profiler = log_watch.layer_profiler(self._binding, record, self._watch)
         with self._device.active():
-            execution = self._execution(max(len(batch), self.contract.min_batch), self._input_of(self._slots[0]))
+            execution = self._execution(max(len(batch), self.contract.min_batch))
+            self._bind(execution, self._slots[0].input)
             execution.context.profiler = profiler
             for run in range(warmup + runs):
                 current.clear()
@@ -369,13 +390,13 @@ class TrtSession:
         self._closed = True
         with self._device.active(), self._received():
             while self._executions:
-                self._executions.popitem()[1].drop_graph()
+                self._executions.popitem()[1].drop_graphs()
             self._engine = None
             self._runtime = None
             if self._frames is not None:
                 self._frames.free()
             # Page-locked memory goes with the last view of it.
-            self._slots, self._free = [], SimpleQueue()
+            self._slots, self._free = [], deque()
             for memory in self._memory:
                 memory.free()
             self._memory = []
@@ -424,24 +445,23 @@ class TrtSession:
         has, device = self.contract, self._device
         shape = (has.max_batch, *has.shape)
         self._input_bytes = int(self._np.prod(shape)) * self._np.dtype(has.dtype).itemsize
-        if not device.integrated:
-            self._input_memory = device.memory(self._input_bytes)
-            self._memory.append(self._input_memory)
         for name, kind in has.outputs:
             self._allocate_output(context, name, kind)
-        for _ in range(_SLOTS):
+        for number in range(_SLOTS):
             pinned = device.pinned(self._input_bytes, mapped=device.integrated)
             results = device.pinned(self._result_bytes)
             self._memory += [pinned, results]
             staging = pinned.array[: self._input_bytes].view(has.dtype).reshape(shape)
             logits = results.array[: self._result_bytes].view(self._result_type).reshape(has.max_batch, -1)
-            slot = _Slot(staging, logits, [device.event() for _ in range(5)])
-            self._addresses[id(slot)] = pinned.address
+            events = [device.event() for _ in range(6)]
+            slot = _Slot(number, staging, logits, mapped=pinned.address, events=events)
+            if pinned.address is None:
+                slot.memory = device.memory(self._input_bytes)
+                self._memory.append(slot.memory)
             self._slots.append(slot)
-            self._free.put(slot)
-        address = self._input_of(self._slots[0])
-        self._bind(context, address)
-        self._executions[has.max_batch, address] = _Execution(context)
+            self._free.append(slot)
+        first = self._executions[has.max_batch] = _Execution(context)
+        self._bind(first, self._slots[0].input)
 
     def _allocate_output(self, context: Any, name: str, kind: str) -> None:  # noqa: ANN401
         shape = tuple(int(size) for size in context.get_tensor_shape(name))
@@ -457,16 +477,14 @@ class TrtSession:
             raise DeviceError(f"the engine's output {name!r} has no batch axis: {'×'.join(map(str, shape))}")
         self._result_bytes, self._result_type = nbytes, FLOATS[kind]
 
-    def _bind(self, context: Any, address: int) -> None:  # noqa: ANN401
+    def _bind(self, execution: _Execution, address: int) -> None:
+        """Set the addresses of a context's tensors, the input's to ``address``."""
+        if execution.bound == address:
+            return
         for name, at in {self.contract.name: address, **self._outputs}.items():
-            if not context.set_tensor_address(name, at):
+            if not execution.context.set_tensor_address(name, at):
                 raise self._failure(f"TensorRT refuses the memory of {name!r}")
-
-    def _input_of(self, slot: _Slot) -> int:
-        """The address at which the network finds its input: device memory, or the slot's own where it is shared."""
-        address = self._addresses[id(slot)] if self._input_memory is None else self._input_memory.address
-        assert address is not None  # noqa: S101 - mapped, where there is no device memory
-        return address
+        execution.bound = address
 
     # running
 
@@ -495,8 +513,8 @@ class TrtSession:
     def _take_slot(self) -> _Slot:
         self._check_open()
         try:
-            return self._free.get_nowait()
-        except Empty:
+            return self._free.pop()
+        except IndexError:
             raise DeviceError(f"{self.in_flight} batches are in flight: wait for one first") from None
 
     def _set_size(self, context: Any, size: int) -> None:  # noqa: ANN401
@@ -505,9 +523,9 @@ class TrtSession:
                 if not context.set_input_shape(self.contract.name, (size, *self.contract.shape)):
                     raise self._failure(f"TensorRT refuses a batch of {size}")
 
-    def _execution(self, size: int, address: int) -> _Execution:
-        """The execution context for a batch size and an address of the input; kept, up to a few."""
-        found = self._executions.get((size, address))
+    def _execution(self, size: int) -> _Execution:
+        """The execution context for a batch size; kept, up to a few."""
+        found = self._executions.get(size)
         if found is not None:
             return found
         context = None
@@ -518,29 +536,30 @@ class TrtSession:
             raise self._failure("TensorRT gave no execution context")
         if context is None:
             # No more of them, or no memory for one: the oldest takes its place.
-            oldest = next(iter(self._executions))
             self._device.synchronize()
-            replaced = self._executions.pop(oldest)
-            replaced.drop_graph()
+            replaced = self._executions.pop(next(iter(self._executions)))
+            replaced.drop_graphs()
             context = replaced.context
         self._set_size(context, size)
-        self._bind(context, address)
-        made = self._executions[size, address] = _Execution(context)
+        made = self._executions[size] = _Execution(context)
         return made
 
     def _run(self, size: int, address: int) -> None:
         """Put the engine's work on the stream."""
-        execution = self._execution(size, address)
-        if execution.graph is None and execution.settled and self.graph_note is None:
-            try:
-                execution.graph = self._device.capture(partial(self._enqueue, execution))
-            except EdgeError as exc:
-                self.graph_note = f"no CUDA graph: {exc.what}"
-        if execution.graph is not None:
-            execution.graph.launch()
+        execution = self._execution(size)
+        graph = execution.graphs.get(address)
+        if graph is None:
+            self._bind(execution, address)
+            if address in execution.settled and self.graph_note is None:
+                try:
+                    graph = execution.graphs[address] = self._device.capture(partial(self._enqueue, execution))
+                except EdgeError as exc:
+                    self.graph_note = f"no CUDA graph: {exc.what}"
+        if graph is not None:
+            graph.launch()
         else:
             self._enqueue(execution)
-            execution.settled = True
+            execution.settled.add(address)
 
     def _enqueue(self, execution: _Execution) -> None:
         with self._received():
@@ -560,7 +579,7 @@ class TrtSession:
                 times = [self._device.elapsed_ms(*pair) for pair in itertools.pairwise(slot.events[:events])]
             return self._np.array(slot.results[:count], dtype="float32"), times
         finally:
-            self._free.put(slot)
+            self._free.append(slot)
 
     @contextlib.contextmanager
     def _received(self) -> Iterator[Any]:

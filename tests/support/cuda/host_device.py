@@ -97,6 +97,13 @@ class HostDevice:
     def elapsed_ms(self, start: list[float], end: list[float]) -> float:
         return end[0] - start[0]
 
+    def beside(self) -> Any:
+        assert self.is_active
+        return contextlib.nullcontext()
+
+    def follow(self, event: list[float]) -> None:
+        assert event, "the event was never recorded"
+
     def wait(self, event: list[float]) -> None:
         assert event, "the event was never recorded"
         self.put("synchronize", lambda: None, 0.0)

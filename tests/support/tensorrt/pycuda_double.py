@@ -93,6 +93,9 @@ class Stream:
     def synchronize(self):
         assert PUSHED[0]
 
+    def wait_for_event(self, _event):
+        assert PUSHED[0]
+
 
 class _Host:
     def __init__(self, size):
