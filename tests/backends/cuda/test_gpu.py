@@ -287,7 +287,24 @@ def test_a_session_runs_batches(open_on_gpu: Callable[..., TrtSession], fixed: b
         assert result.device_to_host_ms > 0
         assert result.host_to_device_ms is None or result.host_to_device_ms > 0
     assert session.graph_note is None
-    assert session._graph is not None or not fixed
+
+
+@pytest.mark.parametrize("on_device", [False, True], ids=["batches", "frames"])
+def test_two_batches_in_flight_do_not_mix(open_on_gpu: Callable[..., TrtSession], on_device: bool) -> None:
+    session = open_on_gpu()
+    spec, target = PreprocessConfig(resize=72), InputConfig(height=SIDE, width=SIDE)
+    session.preprocess_on_gpu(spec, target)
+    preprocess, rng = Preprocessor(spec, target), np.random.default_rng(11)
+    flying: list[tuple[Any, Any]] = []
+    for number in range(60):
+        frames = [rng.integers(0, 256, (240, 320, 3), np.uint8) for _ in range(number // 7 % 4 + 1)]
+        batch = np.stack([preprocess(frame) for frame in frames])
+        flying.append((session.submit_frames(frames) if on_device else session.submit(batch), expected(batch)))
+        if len(flying) == session.in_flight:
+            submitted, wanted = flying.pop(0)
+            np.testing.assert_allclose(submitted.wait().logits, wanted, atol=1e-4)
+    for submitted, wanted in flying:
+        np.testing.assert_allclose(submitted.wait().logits, wanted, atol=1e-4)
 
 
 def test_a_session_runs_frames(open_on_gpu: Callable[..., TrtSession]) -> None:
