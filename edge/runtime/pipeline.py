@@ -291,7 +291,7 @@ class Pipeline:
             self._done.put(batch)
 
     def _submit_of(self, session: Any) -> Callable[[FrameBatch], Any] | None:  # noqa: ANN401
-        """What puts a batch on the session's device without waiting for it; None where it cannot."""
+        """Return the function that puts a batch on the session's device without waiting; None where it cannot."""
         if self._preprocessor is None and hasattr(session, "submit_frames"):
             return lambda batch: session.submit_frames([taken.pixels for taken in batch.whole])
         if self._preprocessor is not None and hasattr(session, "submit"):

@@ -3,7 +3,7 @@
 Buffers are allocated once, for the largest batch and for two batches in flight: :meth:`TrtSession.submit` fills in and
 submits the next while the one before it runs, and :meth:`Submitted.wait` may be called in another thread. The input
 goes through page-locked memory, which a device that shares memory with the CPU reads in place; where the GPU
-preprocesses, it lies in device memory. Each batch size has an execution context and a CUDA graph of its own, which is
+preprocesses, it is in device memory. Each batch size has an execution context and a CUDA graph of its own, which is
 captured at the second run: at the first TensorRT finishes what it has put off since the size was set. Where that cannot
 be done, it is enqueued each time, and :attr:`TrtSession.graph_note` says why. Upload and preprocessing of a batch go to
 a second stream, beside the engine's work on the batch before. Stages are timed by CUDA events.
