@@ -88,9 +88,9 @@ def command(
 ) -> None:
     """Write the profile."""
     from edge.config import OutputOptions
-    from edge.model import inspection
+    from edge.model import model_facts
 
-    facts = inspection.look(model, OutputOptions(name=output_name))
+    facts = model_facts.look(model, OutputOptions(name=output_name))
     wanted_family = _family(family)
     target = target_of(name or model.stem, force=force)
     terminal = Terminal()
@@ -265,9 +265,9 @@ def write_profile(target: Path, model: Path) -> None:
     Raises:
         ModelError: the model is no classifier.
     """
-    from edge.model import inspection
+    from edge.model import model_facts
 
-    facts = inspection.look(model)
+    facts = model_facts.look(model)
     names = _names(facts, None, (), ())
     proposal = Proposal(
         model=model, facts=facts, names=names, preprocess=_first_guess(facts), family=_family(None), output_name=None

@@ -111,12 +111,12 @@ def status(
 ) -> None:
     """Show what is on devices."""
     from edge.cli import fleet_jobs
-    from edge.deploy import rollout
+    from edge.deploy import rollback
 
     chosen = fleet_jobs.choose(target, fleet_file=fleet, ssh_config=ssh_config)
     ended = fleet_jobs.each(
         chosen,
-        lambda place, hold: rollout.status(place, verify=verify, hold=hold),
+        lambda place, hold: rollback.status(place, verify=verify, hold=hold),
         parallel=parallel,
         as_json=as_json,
     )
@@ -135,12 +135,12 @@ def rollback(
     as_json: options.Json = False,
 ) -> None:
     """Go back to the previous bundle, which is read and verified first."""
-    from edge.deploy import rollout
+    from edge.deploy import rollback
 
     chosen = fleet_jobs.choose(target, fleet_file=fleet, ssh_config=ssh_config)
     _steps(
         chosen,
-        lambda place, hold: rollout.rollback(place, hold=hold),
+        lambda place, hold: rollback.rollback(place, hold=hold),
         parallel=parallel,
         as_json=as_json,
         info=lambda step: f"back to {_short(step.current)}",
@@ -158,11 +158,11 @@ def gc(
     as_json: options.Json = False,
 ) -> None:
     """Remove old bundles and left-over files from devices."""
-    from edge.deploy import rollout
+    from edge.deploy import rollback
 
     chosen = fleet_jobs.choose(target, fleet_file=fleet, ssh_config=ssh_config)
     _steps(
-        chosen, lambda place, hold: rollout.clear(place, keep=keep, hold=hold), parallel=parallel, as_json=as_json,
+        chosen, lambda place, hold: rollback.clear(place, keep=keep, hold=hold), parallel=parallel, as_json=as_json,
         info=lambda step: f"{len(step.removed)} bundles removed, {step.freed_bytes / 1e6:.1f} MB freed",
     )  # fmt: skip
 

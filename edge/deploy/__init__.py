@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from edge.deploy.collect import Collected
     from edge.deploy.fleet import Fleet, Host, load_fleet
     from edge.deploy.push import REFUSED, BundleTree, ShipOutcome, ShipSettings, ship
-    from edge.deploy.rollout import CancellableSession, DeviceOutcome, DeviceTask, ManageStep, RolloutPlan, Status
+    from edge.deploy.rollback import ManageStep, Status
+    from edge.deploy.rollout import CancellableSession, DeviceOutcome, DeviceTask, RolloutPlan
     from edge.deploy.service import ServiceSettings, Systemctl
     from edge.deploy.trial import parse_gates
 else:
@@ -22,7 +23,8 @@ else:
             "collect": ["Collected"],
             "fleet": ["Fleet", "Host", "load_fleet"],
             "push": ["BundleTree", "REFUSED", "ShipOutcome", "ShipSettings", "ship"],
-            "rollout": ["CancellableSession", "DeviceOutcome", "DeviceTask", "ManageStep", "RolloutPlan", "Status"],
+            "rollback": ["ManageStep", "Status"],
+            "rollout": ["CancellableSession", "DeviceOutcome", "DeviceTask", "RolloutPlan"],
             "service": ["ServiceSettings", "Systemctl"],
             "trial": ["parse_gates"],
         },
@@ -50,6 +52,7 @@ __all__ = [
     "collect",
     "load_fleet",
     "parse_gates",
+    "rollback",
     "rollout",
     "service",
     "ship",

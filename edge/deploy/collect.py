@@ -20,7 +20,7 @@ import msgspec
 from edge.artifacts import FileEntry, Manifest, store, temporary_folder
 from edge.deploy import agent_protocol
 from edge.deploy.bundle import name_problem
-from edge.deploy.rollout import check_folder
+from edge.deploy.rollback import check_folder
 from edge.deploy.transport import DeviceAddress, DeviceSession, connect, without_cancel
 from edge.errors import ArtifactError, DeviceError, EdgeError, StoreError
 from edge.events import Listener, Progress, ignore_events

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
         Inspection,
         Layer,
         LayerTensor,
-        ModelFacts,
         Node,
         Port,
         PrecisionResult,
         Role,
         decode_inspection,
     )
+    from edge.model.model_facts import ModelFacts
     from edge.model.onnx_model import Model, external_locations
     from edge.model.preprocessing import AxisTable, Box, Preprocessor, placed, tables, use_one_thread
     from edge.model.torch_export import ExportedModel
@@ -39,7 +39,6 @@ else:
                 "Inspection",
                 "Layer",
                 "LayerTensor",
-                "ModelFacts",
                 "Node",
                 "Port",
                 "PrecisionResult",
@@ -48,6 +47,7 @@ else:
                 "SUFFIX",
                 "decode_inspection",
             ],
+            "model_facts": ["ModelFacts"],
             "onnx_model": ["Model", "external_locations"],
             "preprocessing": ["AxisTable", "Box", "Preprocessor", "placed", "tables", "use_one_thread"],
             "torch_export": ["ExportedModel"],
@@ -83,6 +83,7 @@ __all__ = [
     "fold",
     "has_qdq",
     "inspection",
+    "model_facts",
     "onnx_model",
     "opset_of",
     "placed",

@@ -23,7 +23,7 @@ import msgspec
 
 from edge.config import did_you_mean
 from edge.errors import DataError, ModelError, UsageError, require
-from edge.model.inspection import PREPROCESS_KEY, USUAL_SIZE
+from edge.model.model_facts import PREPROCESS_KEY, USUAL_SIZE
 
 if TYPE_CHECKING:
     import numpy as np

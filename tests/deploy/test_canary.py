@@ -14,7 +14,7 @@ import pytest
 
 from edge.backends import interface
 from edge.config import profiles
-from edge.deploy import canary, rollout
+from edge.deploy import canary, rollback
 from edge.deploy.bundle import creation, golden
 from edge.deploy.bundle.reader import Bundle, open_bundle
 from edge.deploy.push import ShipSettings, ship
@@ -165,7 +165,7 @@ def test_a_device_tries_and_keeps_a_good_bundle(
     assert outcome.canary.report is not None
     assert outcome.canary.report["own"]["pictures"] == 4
     assert current(place) == sent.digest
-    assert rollout.status(place).bundles[0].trial == "passed"
+    assert rollback.status(place).bundles[0].trial == "passed"
     again = ship(sent, place)
     assert (again.work, again.canary) == ("unchanged", None)
 
@@ -183,7 +183,7 @@ def test_a_device_keeps_what_it_has_when_a_trial_fails(
     assert "golden pictures have another label" in str(outcome.reason)
     assert current(place) == good.digest
     assert not (root_of(place) / "previous").exists()
-    found = rollout.status(place)
+    found = rollback.status(place)
     assert {kept.name: kept.trial for kept in found.bundles} == {"good": "passed", "bad": "failed"}
     assert [entry.action for entry in found.history] == ["ship", "trial failed"]
 
@@ -201,7 +201,7 @@ def test_a_trial_that_was_cut_off_is_made_up_for(
 ) -> None:
     place, sent = with_edge(folder), made()
     ship(sent, place, settings=ShipSettings(canary=False))
-    assert rollout.status(place).bundles[0].trial == "not tried"
+    assert rollback.status(place).bundles[0].trial == "not tried"
     outcome = ship(sent, place)
     assert outcome.canary is not None
     assert outcome.canary.verdict == "passed"

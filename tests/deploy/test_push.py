@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from edge.artifacts.store import sha256_bytes
-from edge.deploy import agent_protocol, rollout
+from edge.deploy import agent_protocol, rollback
 from edge.deploy.bundle.reader import Bundle, open_bundle
 from edge.deploy.bundle.unpacking import unpack_bundle
 from edge.deploy.push import BundleTree, ShipSettings, ship
@@ -79,7 +79,7 @@ def test_names_are_data(bundle: Make, tmp_path: Path, name: str) -> None:
     place = DeviceAddress(name="device", folder=tmp_path / name / f"{name} device")
     assert ship(sent, place, settings=QUICK).work == "ok"
     assert current(place) == sent.digest
-    assert rollout.status(place, verify=True).is_whole is True
+    assert rollback.status(place, verify=True).is_whole is True
     assert not list(tmp_path.rglob("pwned"))
 
 
@@ -150,7 +150,7 @@ def test_a_stick_that_somebody_prepared_leads_nowhere_else(
     link.symlink_to(home / "file" if name in {"lock", "history.jsonl"} else home)
     if name != "bundles":
         (root_of(folder) / "bundles").mkdir()
-    for work in (lambda: ship(bundle(), folder, settings=QUICK), lambda: rollout.clear(folder)):
+    for work in (lambda: ship(bundle(), folder, settings=QUICK), lambda: rollback.clear(folder)):
         with pytest.raises(StoreError, match=f"{name} is (a symbolic link|not a regular file)"):
             work()
     assert tree(home) == {"file": b"precious", "incoming/x": b"precious"}
@@ -188,7 +188,7 @@ def test_nothing_is_run_from_a_folder(bundle: Make, folder: DeviceAddress, tmp_p
     program.parent.mkdir(parents=True)
     program.write_text(f"#!/bin/sh\ntouch '{tmp_path}/ran'\n")
     program.chmod(0o755)
-    assert rollout.status(folder).edge != str(program)
+    assert rollback.status(folder).edge != str(program)
     ship(bundle(), folder, settings=QUICK)
     assert not (tmp_path / "ran").exists()
 
@@ -197,12 +197,12 @@ def test_a_link_that_leads_elsewhere_is_no_bundle(bundle: Make, folder: DeviceAd
     root_of(folder).mkdir()
     for name in ("current", "previous"):
         (root_of(folder) / name).symlink_to(tmp_path)
-    assert rollout.status(folder, verify=True).current is None
+    assert rollback.status(folder, verify=True).current is None
     with pytest.raises(ArtifactError, match="no bundle on this device"):
-        rollout.rollback(folder)
+        rollback.rollback(folder)
     sent = bundle()
     ship(sent, folder, settings=QUICK)
-    assert (current(folder), rollout.status(folder).previous) == (sent.digest, None)
+    assert (current(folder), rollback.status(folder).previous) == (sent.digest, None)
 
 
 def test_what_rotted_on_the_device_is_sent_again(bundle: Make, folder: DeviceAddress) -> None:
@@ -223,7 +223,7 @@ def test_a_bundle_that_somebody_added_to_is_put_right(bundle: Make, folder: Devi
     ship(sent, folder, settings=QUICK)
     (root_of(folder) / "current" / "model" / "more.txt").write_text("x")
     (root_of(folder) / "current" / "link").symlink_to("/etc/passwd")
-    assert rollout.status(folder, verify=True).is_whole is False
+    assert rollback.status(folder, verify=True).is_whole is False
     ship(sent, folder, settings=QUICK)
     assert current(folder) == sent.digest
 
@@ -308,13 +308,13 @@ def test_going_back_and_forth(bundle: Make, folder: DeviceAddress) -> None:
     ship(first, folder, settings=QUICK)
     passed(folder, first)
     with pytest.raises(UsageError, match="nothing to go back to"):
-        rollout.rollback(folder)
+        rollback.rollback(folder)
     ship(second, folder, settings=QUICK)
     passed(folder, second)
-    assert rollout.rollback(folder).current == first.digest
+    assert rollback.rollback(folder).current == first.digest
     assert current(folder) == first.digest
-    assert rollout.rollback(folder).current == second.digest
-    history = rollout.status(folder).history
+    assert rollback.rollback(folder).current == second.digest
+    history = rollback.status(folder).history
     assert [entry.action for entry in history] == ["ship", "ship", "rollback", "rollback"]
     assert [entry.bundle for entry in history[2:]] == [first.digest, second.digest]
 
@@ -324,10 +324,10 @@ def test_a_bundle_that_was_not_tried_is_not_gone_back_to(bundle: Make, folder: D
     for one in (first, second, third):
         ship(one, folder, settings=QUICK)
     with pytest.raises(UsageError, match="no other bundle here has passed"):
-        rollout.rollback(folder)
+        rollback.rollback(folder)
     assert current(folder) == third.digest
     passed(folder, first)
-    assert rollout.rollback(folder).current == first.digest
+    assert rollback.rollback(folder).current == first.digest
 
 
 def test_a_damaged_bundle_is_not_gone_back_to(bundle: Make, folder: DeviceAddress) -> None:
@@ -337,7 +337,7 @@ def test_a_damaged_bundle_is_not_gone_back_to(bundle: Make, folder: DeviceAddres
     ship(second, folder, settings=QUICK)
     (root_of(folder) / "previous" / "y").unlink()
     with pytest.raises(ArtifactError, match="is damaged; nothing was changed"):
-        rollout.rollback(folder)
+        rollback.rollback(folder)
     assert current(folder) == second.digest
 
 
@@ -348,20 +348,20 @@ def test_clearing_up_keeps_current_and_previous(bundle: Make, folder: DeviceAddr
     root = root_of(folder)
     (root / "incoming" / f"{'f' * 64}.part").write_bytes(b"x")
     (root / "bundles" / ("d" * 64)).mkdir()
-    step = rollout.clear(folder, keep=1)
+    step = rollback.clear(folder, keep=1)
     assert set(step.removed) == {one.digest for one in sent[:2]}
     assert step.freed_bytes == sum(len(one.manifest) + one.files["own"].size for one in sent[:2])
     assert sorted(p.name for p in (root / "bundles").iterdir() if p.is_dir()) == sorted(o.digest for o in sent[2:])
     assert current(folder) == sent[4].digest
     passed(folder, sent[3])
-    assert rollout.rollback(folder).current == sent[3].digest
-    assert rollout.clear(folder).removed == [sent[2].digest]
+    assert rollback.rollback(folder).current == sent[3].digest
+    assert rollback.clear(folder).removed == [sent[2].digest]
     assert list((root / "incoming").iterdir()) == []
 
 
 def test_a_folder_that_is_not_there_is_no_empty_device(folder: DeviceAddress) -> None:
     """A stick that is not mounted."""
-    for work in (rollout.status, rollout.clear, rollout.rollback):
+    for work in (rollback.status, rollback.clear, rollback.rollback):
         with pytest.raises(DeviceError, match="there is no such folder"):
             work(folder)
     assert not root_of(folder).exists()
@@ -372,7 +372,7 @@ def test_a_torn_line_of_history_stays_alone(bundle: Make, folder: DeviceAddress)
     with (root_of(folder) / "history.jsonl").open("a") as file:
         file.write('{"at": "2026-')
     ship(bundle("b", {"x": b"1"}), folder, settings=QUICK)
-    assert [entry.name for entry in rollout.status(folder).history] == ["a", "b"]
+    assert [entry.name for entry in rollback.status(folder).history] == ["a", "b"]
 
 
 def test_nothing_that_a_terminal_obeys_is_passed_on(bundle: Make, folder: DeviceAddress) -> None:
@@ -382,7 +382,7 @@ def test_nothing_that_a_terminal_obeys_is_passed_on(bundle: Make, folder: Device
     about = root / "current" / "bundle.json"
     about.unlink()
     about.write_text('{\n  "name": "\\u001b]0;title\\u0007",\n  "profile": ["\\u001b"]\n}')
-    found = rollout.status(folder)
+    found = rollback.status(folder)
     assert all(entry.by.isprintable() for entry in found.history)
     assert [(str(kept.name).isprintable(), str(kept.profile).isprintable()) for kept in found.bundles] == [(True, True)]
     assert "\x1b" not in str(found)
@@ -462,7 +462,7 @@ def test_a_bundle_for_another_device_is_refused_before_anything_is_sent(bundle: 
         ship(sent, place, settings=ShipSettings(bootstrap=True))
     outcome = ship(sent, place)
     assert (outcome.work, outcome.canary) == ("ok", None)
-    assert (rollout.status(place).edge, current(place)) == (None, sent.digest)
+    assert (rollback.status(place).edge, current(place)) == (None, sent.digest)
 
 
 def test_a_folder_may_be_for_any_device(bundle: Make, folder: DeviceAddress) -> None:
@@ -511,7 +511,7 @@ def test_two_at_once_are_one_after_the_other(bundle: Make, folder: DeviceAddress
         holder.ask("begin", "5", "ada@laptop")
         with pytest.raises(StoreError, match=r"another ship is at work on this device: ada@laptop \(process \d+\)"):
             ship(second, folder, settings=msgspec.structs.replace(QUICK, lock_wait_s=0))
-        assert rollout.status(folder).current == first.digest
+        assert rollback.status(folder).current == first.digest
     assert ship(second, folder, settings=QUICK).work == "ok"
 
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from edge.deploy import rollout
+from edge.deploy import rollback
 from edge.deploy.bundle.reader import Bundle, open_bundle
 from edge.deploy.push import ShipSettings, ship
 from edge.deploy.transport.address import DeviceAddress
@@ -126,7 +126,7 @@ class DeviceModel(RuleBasedStateMachine):
         before, was = self.current, dict(self.verdicts)
         self.kills.after(killed)
         try:
-            step = rollout.rollback(self.place)
+            step = rollback.rollback(self.place)
         except UsageError:
             self._read()
             assert self.current == before
@@ -147,7 +147,7 @@ class DeviceModel(RuleBasedStateMachine):
         before, passed = self.current, {d for d, verdict in self.verdicts.items() if verdict == "passed"}
         self.kills.after(killed)
         try:
-            rollout.clear(self.place)
+            rollback.clear(self.place)
         except DeviceError:
             pass
         finally:
@@ -169,7 +169,7 @@ class DeviceModel(RuleBasedStateMachine):
             assert was.get(sent.digest) == "passed" or may_use
 
     def _read(self) -> None:
-        status = rollout.status(self.place)
+        status = rollback.status(self.place)
         self.current = status.current
         self.verdicts = {info.digest: info.trial for info in status.bundles}
 

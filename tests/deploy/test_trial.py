@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge.deploy import rollout
+from edge.deploy import rollback
 from edge.deploy.bundle.reader import Bundle
 from edge.deploy.push import ship
 from edge.deploy.transport.address import DeviceAddress
@@ -27,7 +27,7 @@ def program(tmp_path: Path) -> Program:
 
 
 def trial_of(place: DeviceAddress, bundle: Bundle) -> str:
-    return next(info.trial for info in rollout.status(place).bundles if info.digest == bundle.digest)
+    return next(info.trial for info in rollback.status(place).bundles if info.digest == bundle.digest)
 
 
 def test_it_is_tried_while_the_old_bundle_is_in_use(bundle: Make, folder: DeviceAddress, program: Program) -> None:
@@ -113,7 +113,7 @@ def test_a_bundle_in_use_that_fails_its_trial_makes_way_for_the_last_one_that_pa
     program.does("fail")
     outcome = ship(third, place)
     assert (outcome.work, outcome.current, current(place)) == ("rolled back", first.digest, first.digest)
-    assert rollout.status(place).previous == second.digest
+    assert rollback.status(place).previous == second.digest
 
 
 def test_with_nothing_that_passed_it_makes_way_for_none(bundle: Make, folder: DeviceAddress, program: Program) -> None:
@@ -142,7 +142,7 @@ def test_a_trial_that_was_cut_off_is_unknown_then_tried_again_then_failed(
     assert current(place) == first.digest
     # It stays so until somebody clears it away.
     assert ship(second, place).work == "trial failed"
-    rollout.clear(place)
+    rollback.clear(place)
     assert ship(second, place).work == "ok"
 
 
@@ -181,14 +181,14 @@ def test_bundles_of_an_edge_without_verdicts_count_by_the_history(
         )
     )
     if counts:
-        assert rollout.rollback(folder).current == made["a"].digest
+        assert rollback.rollback(folder).current == made["a"].digest
         # That it was gone back to is no reason to count otherwise now.
         passed(folder, made["b"])
-        rollout.rollback(folder)
-        assert rollout.rollback(folder).current == made["a"].digest
+        rollback.rollback(folder)
+        assert rollback.rollback(folder).current == made["a"].digest
     else:
         with pytest.raises(UsageError, match="nothing to go back to"):
-            rollout.rollback(folder)
+            rollback.rollback(folder)
 
 
 def test_clearing_up_keeps_what_can_be_gone_back_to(bundle: Make, folder: DeviceAddress, program: Program) -> None:
@@ -196,8 +196,8 @@ def test_clearing_up_keeps_what_can_be_gone_back_to(bundle: Make, folder: Device
     ship(made[0], place)
     for one in made[1:]:
         ship(one, place, settings=QUICK)
-    assert rollout.clear(place).removed == [made[1].digest]
-    assert rollout.rollback(place).current == made[0].digest
+    assert rollback.clear(place).removed == [made[1].digest]
+    assert rollback.rollback(place).current == made[0].digest
 
 
 def test_a_compiled_program_of_that_name_is_named_and_not_run(

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge.deploy import rollout
+from edge.deploy import rollback
 from edge.deploy.bundle import signature
 from edge.deploy.bundle.reader import Bundle
 from edge.deploy.push import ship
@@ -86,11 +86,11 @@ def test_a_bundle_in_use_is_signed_later(bundle: Make, folder: DeviceAddress, ke
         assert (root / "current" / "bundle.json.sig").read_bytes() == good
         signature.sign(sent, loopback.make_key(tmp_path / "stranger"))
     assert current(folder) == sent.digest
-    assert rollout.status(folder, verify=True).is_whole is True
+    assert rollback.status(folder, verify=True).is_whole is True
     (root / "allowed_signers").unlink()
     sent.signature_path.unlink()
     ship(sent, folder, settings=QUICK)
-    assert rollout.status(folder, verify=True).is_whole is True
+    assert rollback.status(folder, verify=True).is_whole is True
     assert not (root / "current" / "bundle.json.sig").exists()
     assert (root / "current").resolve().stat().st_ino == before
 
@@ -104,13 +104,13 @@ def test_going_back_asks_for_the_signature_again(bundle: Make, folder: DeviceAdd
     ship(sent, folder, settings=QUICK)
     allow(folder, key)
     with pytest.raises(ArtifactError, match=r"refuses the signature: the bundle is not signed"):
-        rollout.rollback(folder)
+        rollback.rollback(folder)
     assert current(folder) == sent.digest
     (root_of(folder) / "allowed_signers").unlink()
-    rollout.rollback(folder)
+    rollback.rollback(folder)
     passed(folder, sent)
     allow(folder, key)
-    assert rollout.rollback(folder).current == sent.digest
+    assert rollback.rollback(folder).current == sent.digest
 
 
 def test_the_list_of_a_disk_that_is_mounted_here(bundle: Make, tmp_path: Path, key: Path) -> None:
@@ -149,7 +149,7 @@ def test_edge_is_installed_from_a_verified_bundle(
     sent = bundle(files={"wheels/install.sh": INSTALLER.encode(), "wheels/fine": b"", "wheels/x.whl": b"x"})
     settings = msgspec.structs.replace(QUICK, bootstrap=True)
     assert ship(sent, place, settings=settings).work == "ok"
-    found = rollout.status(place)
+    found = rollback.status(place)
     assert (found.edge, found.edge_version) == (f"{place.path}/venv/bin/edge", "edge 1.2.3 from a bundle")
     assert current(place) == sent.digest
 

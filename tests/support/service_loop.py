@@ -19,7 +19,7 @@ import msgspec
 import yaml
 
 from edge.config import profiles
-from edge.deploy import rollout
+from edge.deploy import rollback
 from edge.deploy.bundle import creation, golden
 from edge.deploy.bundle.reader import Bundle, open_bundle
 from edge.deploy.push import ShipOutcome, ShipSettings, ship
@@ -97,7 +97,7 @@ class KilledShips:
             self.kinds[kind] += 1
             self._settled()
             now = current(self._place)
-            status = rollout.status(self._place)
+            status = rollback.status(self._place)
             verdict = next((info.trial for info in status.bundles if info.digest == now), "none")
             self.found[f"{'old' if now == before else 'new'}, {verdict}"] += 1
             if verdict != "passed":
@@ -108,7 +108,7 @@ class KilledShips:
                 progress(self)
 
     def verdict_at_the_end(self) -> str:
-        status = rollout.status(self._place)
+        status = rollback.status(self._place)
         return next((info.trial for info in status.bundles if info.digest == status.current), "no bundle")
 
     def _state(self, sent: Bundle) -> None:
@@ -125,7 +125,7 @@ class KilledShips:
         wanted = before if is_bad else sent.digest
         cut_off = outcome.work == "trial failed" and "cut off twice" in str(outcome.reason)
         if cut_off:
-            rollout.clear(self._place)
+            rollback.clear(self._place)
             wanted = before
         if outcome.current != now or now != wanted or (outcome.work == "trial failed") != (is_bad or cut_off):
             self.untrue.append(f"{outcome.work} ({outcome.reason}): says {outcome.current}, in use is {now}")

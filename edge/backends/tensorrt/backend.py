@@ -100,10 +100,10 @@ class TensorRT:
 
     def int8_plan(self, profile: Profile) -> Int8Plan:
         """Route and reader for ``profile``, from what the installed TensorRT can do."""
-        from edge.backends.tensorrt import builder_config, environment
+        from edge.backends.tensorrt import environment, int8_route
 
         found = environment.load(rtx=self._rtx)
-        decision = builder_config.decide(profile, "int8", found)
+        decision = int8_route.decide(profile, "int8", found)
         implicit = decision.route == "implicit"
         return Int8Plan(
             route="implicit" if implicit else "explicit",

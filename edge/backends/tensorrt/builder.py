@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import warnings as python_warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,15 +20,17 @@ from edge.backends.tensorrt import (
     calibrator,
     engine_compatibility,
     environment,
+    int8_route,
     layer_report,
     log_diagnosis,
     log_watch,
     onnx_variants,
     rtx_plan,
 )
-from edge.backends.tensorrt.builder_config import Accelerator, Decision, Options
+from edge.backends.tensorrt.builder_config import Accelerator, Options
 from edge.backends.tensorrt.calibrator import Feed, Feeding, Serving
 from edge.backends.tensorrt.environment import Caps, binding_module
+from edge.backends.tensorrt.int8_route import Decision
 from edge.backends.tensorrt.onnx_variants import Form
 from edge.backends.tensorrt.timing_cache import CacheInUse, TimingReport
 from edge.errors import DeviceError
@@ -88,7 +89,7 @@ def build(
         DeviceError: no GPU, no memory, no kernel, no such unit.
     """
     options = options or Options()
-    decision = builder_config.decide(request.profile, request.precision, caps)
+    decision = int8_route.decide(request.profile, request.precision, caps)
     form = _form(request, caps, decision)
     watch = log_watch.BuildWatch(listen=listen, should_stop=should_stop)
     binding = binding_module(caps)
@@ -217,7 +218,7 @@ class _Job:
         content = bytes(plan)
         inspection = self._inspect(content, logger)
         described = self._describe(inspection, content)
-        counted = self._count(described)
+        counted = self._layers(described)
         table = self.source.table() if isinstance(self.source, Feeding) else None
         flags = builder_config.set_flags(self.config, self.binding)
         return Built(
@@ -337,15 +338,9 @@ class _Job:
             "--precision fp16, edge engine diff int8 fp16, edge bench --precision fp16"
         )
 
-    def _count(self, described: Inspection) -> Layers:
-        """Layers by precision: from the engine where it says so, else from the graph where that decides it.
-
-        Layers that the engine hides (fused by TensorRT's second compiler) are not claimed to be INT8 or FP16, except
-        where the graph or the DLA leaves no choice: in a typed graph, and for what a DLA takes of the network.
-        """
-        precision = self.request.precision
+    def _layers(self, described: Inspection) -> Layers:
+        """Layers by precision: from the engine where it says so, else from the graph where that decides it."""
         counts = described.counts()
-        unknown = counts.weighted.get("?", 0)
         if described.absent and self.decision.route == "implicit":
             raise DeviceError(
                 "the engine was built, and its layers cannot be counted: whether INT8 was delivered is not known",
@@ -354,23 +349,17 @@ class _Job:
             )
         if not described.absent and self.inspected:
             self.info |= {"opaque_layers": counts.opaque, "reformat_layers": counts.reformats}
-        if described.absent or not self.inspected or ((counts.opaque or unknown) and self._is_typed()):
-            return self._count_graph()
-        weighted = sum(counts.weighted.values())
-        hidden = max(self.form.weighted - weighted, 0) if counts.opaque else 0
-        on_dla = min(hidden, self.accelerator.weighted)
-        if hidden > on_dla:
-            text = f"{hidden - on_dla} weighted layers are hidden in fused ones and not counted as {precision.upper()}"
+        is_hidden = counts.opaque or counts.weighted.get("?", 0)
+        if described.absent or not self.inspected or (is_hidden and self._is_typed()):
+            return self._layers_of_graph()
+        precision, on_dla = self.request.precision, self.accelerator.weighted
+        found = layer_report.count_layers(described, precision, weighted=self.form.weighted, on_dla=on_dla)
+        if found.hidden:
+            text = f"{found.hidden} weighted layers are hidden in fused ones and not counted as {precision.upper()}"
             self.notes.append(text)
-        return Layers(
-            weighted=weighted + hidden,
-            weighted_int8=counts.weighted.get("int8", 0) + (on_dla if precision == "int8" else 0),
-            weighted_fp16=counts.weighted.get("fp16", 0) + (on_dla if precision == "fp16" else 0),
-            weighted_unknown=unknown + hidden - on_dla,
-            by_type=dict(sorted(Counter(layer.kind for layer in described.layers).items())),
-        )
+        return found.layers
 
-    def _count_graph(self) -> Layers:
+    def _layers_of_graph(self) -> Layers:
         """Layers of the graph, whose precision is what it says where networks are typed; else it is unknown."""
         if self.request.precision != "fp32":
             self.notes.append("layers were counted in the graph, not in the engine, which does not show them all")

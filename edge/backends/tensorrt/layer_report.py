@@ -1,4 +1,4 @@
-"""The layers of an engine, from TensorRT's engine inspector (JSON, DETAILED).
+"""The layers of an engine, from TensorRT's engine inspector (JSON, DETAILED), and how many of them run in INT8.
 
 Fields are looked for by name, never by version. What is known of the forms:
 
@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from edge.backends.interface import Layers
+from edge.config import Precision
 from edge.model import Inspection, Layer, LayerTensor, Node, Port, Role, inspection
 
 _WEIGHTED = re.compile(r"Conv|Gemm|MatMul|MatrixMultiply|Fully ?Connected", re.IGNORECASE)
@@ -216,3 +219,36 @@ def _shape(reported: object) -> tuple[int | str, ...] | None:
     if not isinstance(reported, list):
         return None
     return tuple(size if isinstance(size, int) else str(size) for size in reported)
+
+
+class LayerCount(NamedTuple):
+    """``layers`` by precision; ``hidden`` of them are in fused layers, so that their precision is not known."""
+
+    layers: Layers
+    hidden: int
+
+
+def count_layers(described: Inspection, precision: Precision, *, weighted: int, on_dla: int) -> LayerCount:
+    """Count the INT8 and FP16 layers of an engine by its inspector.
+
+    Layers that the engine hides (fused by TensorRT's second compiler) are not claimed to be INT8 or FP16, except those
+    on a DLA, which runs one precision only.
+
+    Args:
+        described: the layers that the inspector lists.
+        precision: the precision that was asked for.
+        weighted: number of layers with weights in the network before the build.
+        on_dla: how many of them the DLA runs.
+    """
+    counts = described.counts()
+    unknown, listed = counts.weighted.get("?", 0), sum(counts.weighted.values())
+    missing = max(weighted - listed, 0) if counts.opaque else 0
+    on_dla = min(missing, on_dla)
+    layers = Layers(
+        weighted=listed + missing,
+        weighted_int8=counts.weighted.get("int8", 0) + (on_dla if precision == "int8" else 0),
+        weighted_fp16=counts.weighted.get("fp16", 0) + (on_dla if precision == "fp16" else 0),
+        weighted_unknown=unknown + missing - on_dla,
+        by_type=dict(sorted(Counter(layer.kind for layer in described.layers).items())),
+    )
+    return LayerCount(layers, missing - on_dla)

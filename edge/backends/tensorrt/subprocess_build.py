@@ -31,8 +31,9 @@ from edge.artifacts import temporary_folder
 from edge.backends.interface import BuildRequest, Layers, TimingUse
 from edge.backends.tensorrt import batch_pipe, builder, environment
 from edge.backends.tensorrt.builder import Built
-from edge.backends.tensorrt.builder_config import Decision, Options
+from edge.backends.tensorrt.builder_config import Options
 from edge.backends.tensorrt.calibrator import Feed
+from edge.backends.tensorrt.int8_route import Decision
 from edge.backends.tensorrt.timing_cache import TimingReport, combine
 from edge.config import Precision, Profile
 from edge.errors import DeviceError, EdgeError

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge.deploy import rollout
+from edge.deploy import rollback
 from edge.deploy.bundle.reader import Bundle
 from edge.deploy.push import ship
 from edge.deploy.transport.address import DeviceAddress
@@ -91,7 +91,7 @@ def test_login_shells(bundle: Make, serve: Serve, remote: At, tmp_path: Path, sh
 def test_a_shell_that_is_none(serve: Serve, remote: At, tmp_path: Path) -> None:
     command = forced(tmp_path, "echo 'This account is currently not available.'; exit 1\n")
     with pytest.raises(DeviceError, match=r"did not start edge's script.*currently not available") as caught:
-        rollout.status(remote(serve(ForceCommand=command)))
+        rollback.status(remote(serve(ForceCommand=command)))
     assert "login shell" in str(caught.value.hint)
 
 
@@ -123,7 +123,7 @@ def test_a_host_key_that_changed(serve: Serve, remote: At) -> None:
     other = loopback.make_key(server.folder / "other_key").with_suffix(".pub").read_text().split()[:2]
     server.known_hosts.write_text(f"[127.0.0.1]:{server.port} {' '.join(other)}\n")
     with pytest.raises(DeviceError, match="host key is not the one that is known") as caught:
-        rollout.status(remote(server))
+        rollback.status(remote(server))
     assert "ssh-keygen -R dev" in str(caught.value.hint)
 
 
@@ -131,7 +131,7 @@ def test_a_host_key_that_is_not_known(serve: Serve, remote: At) -> None:
     server = serve()
     server.known_hosts.write_text("")
     with pytest.raises(DeviceError, match="host key is not known yet") as caught:
-        rollout.status(remote(server))
+        rollback.status(remote(server))
     assert "ssh dev once" in str(caught.value.hint)
 
 
@@ -140,7 +140,7 @@ def test_a_key_that_is_refused(serve: Serve, remote: At) -> None:
     stranger = loopback.make_key(server.folder / "stranger")
     config = server.client_config("dev", server.port, user_key=stranger)
     with pytest.raises(DeviceError, match=r"does not let us in: .*Permission denied") as caught:
-        rollout.status(remote(server, ssh_config=config))
+        rollback.status(remote(server, ssh_config=config))
     assert "ssh-copy-id dev" in str(caught.value.hint)
 
 
@@ -148,13 +148,13 @@ def test_nobody_there(serve: Serve, remote: At) -> None:
     server = serve()
     server.stop()
     with pytest.raises(DeviceError, match="Connection refused") as caught:
-        rollout.status(remote(server))
+        rollback.status(remote(server))
     assert "sshd running" in str(caught.value.hint)
 
 
 def test_a_name_that_nobody_has(serve: Serve, remote: At) -> None:
     with pytest.raises(DeviceError, match="Could not resolve hostname"):
-        rollout.status(remote(serve(), host="no-such-host.invalid"))
+        rollback.status(remote(serve(), host="no-such-host.invalid"))
 
 
 def test_a_configuration_that_is_wrong(serve: Serve, remote: At, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_configuration_that_is_wrong(serve: Serve, remote: At, tmp_path: Path)
     config.write_text("NoSuchOption yes\n")
     for name, words in (("config", "Bad configuration option"), ("absent", "Can't open user config file")):
         with pytest.raises(DeviceError, match=words) as caught:
-            rollout.status(remote(serve(), ssh_config=tmp_path / name))
+            rollback.status(remote(serve(), ssh_config=tmp_path / name))
         assert "ssh configuration" in str(caught.value.hint)
 
 
@@ -215,7 +215,7 @@ def test_a_device_without_a_tool(serve: Serve, remote: At, tmp_path: Path) -> No
         (tools / name).symlink_to(str(shutil.which(name)))
     command = forced(tmp_path, f'PATH="{tools}"; export PATH; exec sh -c "$SSH_ORIGINAL_COMMAND"\n')
     with pytest.raises(DeviceError, match=r"missing on the device: cat, chmod, date, flock, .*; nothing was sent"):
-        rollout.status(remote(serve(ForceCommand=command)))
+        rollback.status(remote(serve(ForceCommand=command)))
 
 
 def test_a_line_that_is_cut_and_then_goes_on(bundle: Make, serve: Serve, remote: At) -> None:
@@ -349,7 +349,7 @@ def test_a_jump_host_that_does_not_let_through(serve: Serve, remote: At, tmp_pat
     both = tmp_path / "both.config"
     both.write_text(device.config.read_text() + bastion.client_config("bastion", bastion.port).read_text())
     with pytest.raises(DeviceError, match=r"the jump host does not let us through: .*prohibited") as caught:
-        rollout.status(remote(device, ssh_config=both, jump="bastion"))
+        rollback.status(remote(device, ssh_config=both, jump="bastion"))
     assert "AllowTcpForwarding" in str(caught.value.hint)
 
 
