@@ -26,7 +26,9 @@ _IN_PATH = re.compile(rf"(\b|_){_KEY}\s*=[^/;!]*", re.IGNORECASE)
 _IN_WORDS = re.compile(rf"(?P<name>(?:\b|_){_KEY}\s*=\s*)[^\s!]+", re.IGNORECASE)
 # A part of a path that is a token, as in the address of a webhook: 16 letters and digits without a break.
 _TOKEN = re.compile(r"(?<=/)(?=[^/?#]*[0-9])(?=[^/?#]*[A-Za-z])[^/?#\s]*[A-Za-z0-9]{16}[^/?#\s]*")
-_WORD = re.compile(r"[^\s'\"<>]*://[^\s'\"<>]*")
+_WORD = re.compile(r"[^\s'\"<>]*:/[^\s'\"<>]*")
+# A URL that was taken for a path has one slash.
+_AS_PATH = re.compile(r"\b(rtsps?|https?|rtmps?|mqtts?|ftps?|tcp|udp|oci|ssh):/(?!/)", re.IGNORECASE)
 
 
 @final
@@ -96,6 +98,7 @@ def masked_url(url: str) -> str:
     the URL, as in ``NAME=URL``, stays as it is. In several words without a URL, such as a pipeline or a command,
     values of such names are masked.
     """
+    url = _AS_PATH.sub(r"\1://", url)
     found = _URL.fullmatch(url)
     if found is None:
         # The words of a GStreamer pipeline or of a command.
@@ -122,7 +125,7 @@ def hides(text: str) -> bool:
 
 def masked_text(text: str) -> str:
     """Mask every URL in a message, such as that of a library or of a parser that quotes what was typed."""
-    return _WORD.sub(lambda match: masked_url(match[0]), text) if "://" in text else text
+    return _WORD.sub(lambda match: masked_url(match[0]), text) if ":/" in text else text
 
 
 def decode_secret(kind: type, value: object) -> Secret:

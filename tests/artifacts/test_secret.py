@@ -55,6 +55,9 @@ def test_urls_in_a_message_are_masked() -> None:
     said = f"cannot open 'rtsp://me:{CANARY}@cam/s?x={CANARY}' or <http://u:{CANARY}@h>: ask http://cam/help"
     assert masked_text(said) == "cannot open 'rtsp://***@cam/s?x=***' or <http://***@h>: ask http://cam/help"
     assert masked_text("no URL: a/b@c") == "no URL: a/b@c"
+    # As a path has it.
+    assert masked_text(f"rtsp:/me:{CANARY}@cam/s: there is nothing here") == "rtsp://***@cam/s: there is nothing here"
+    assert masked_text("ada@orin-1:/opt/edge: no such host") == "ada@orin-1:/opt/edge: no such host"
 
 
 def test_an_address_and_the_file_that_it_names(tmp_path: Path) -> None:
