@@ -71,7 +71,7 @@ REMAINING: dict[str, int] = {
     "edge/backends/tensorrt/environment.py": 1,
     "edge/backends/tensorrt/subprocess_build.py": 2,
     "edge/calibration/checkpoint.py": 1,
-    "edge/calibration/counting.py": 1,
+    "edge/calibration/histograms.py": 1,
     "edge/deploy/agent_protocol.py": 1,
     "edge/deploy/bundle/signature.py": 1,
     "edge/deploy/canary.py": 1,

@@ -21,7 +21,7 @@ import msgspec
 
 from edge.artifacts import store
 from edge.backends import OrtSession
-from edge.calibration import counting
+from edge.calibration import histograms
 from edge.calibration.checkpoint import KIND, Checkpoint, chunk_size, load, save
 from edge.config import InputConfig, OutputOptions, PreprocessConfig, Profile
 from edge.errors import ArtifactError, require
@@ -321,7 +321,7 @@ def count(
         data = picture.read_checked()
         return preprocessor(decode(data, name=picture.where, exif=spec.exif, max_megapixels=spec.max_megapixels))
 
-    return counting.collect(
+    return histograms.collect(
         [picture.where for picture in pictures],
         load,
         run,

@@ -15,7 +15,7 @@ import numpy as np
 
 from edge.backends import OrtSession
 from edge.calibration import collection
-from edge.calibration.counting import Counter
+from edge.calibration.histograms import Counter
 from edge.calibration.scoring import Scorer
 from edge.errors import ModelError
 from edge.events import Listener, Progress, ignore_events

@@ -424,7 +424,11 @@ def measure_accuracy(
         fixed_batch=model.fixed_batch, threads=threads, should_stop=should_stop,
     )  # fmt: skip
     form = tensorrt_form(quantized or profile, table)
-    score = compare(scorer.logits(form.model, stage="score int8", listen=listen), scorer.reference)
+    return measured_accuracy(compare(scorer.logits(form.model, stage="score int8", listen=listen), scorer.reference))
+
+
+def measured_accuracy(score: Score) -> MeasuredAccuracy:
+    """A score as the table of limits judges it: agreement in percent, with its 95 % interval."""
     share = wilson(round(score.agreement * score.n), score.n)
     return MeasuredAccuracy(
         n=score.n,

@@ -20,7 +20,7 @@ from edge.backends import BuildRequest, TimingUse
 from edge.calibration import cache_keys, collection
 from edge.calibration.preparation import PreparationSettings, Prepared, finish, prepare
 from edge.calibration.quality import MeasuredAccuracy
-from edge.calibration.scoring import PictureInputs, Scorer, spread
+from edge.calibration.scoring import PictureInputs, Scorer, measured_accuracy, spread
 from edge.config import Profile
 from edge.errors import ArtifactError, DataError, DeviceError, EdgeError, ProfileError
 from edge.events import Event, Listener, Note, Progress, ignore_events
@@ -114,12 +114,15 @@ def calibrate(
             return None
         statistics = plan.complete(observed.statistics)
         try:
-            prepared = _prepared(profile, model, pictures, statistics, settings, listen=listen, should_stop=should_stop)
+            prepared, accuracy = _prepared(
+                profile, model, pictures, statistics, settings, listen=listen, should_stop=should_stop
+            )
         except CancelledError:
             return None
         manifest = save_quantization(
-            path, prepared, profile=profile, key=key, pictures=pictures, statistics_file=observed.path.name
-        )
+            path, prepared, profile=profile, key=key, pictures=pictures, statistics_file=observed.path.name,
+            accuracy=accuracy,
+        )  # fmt: skip
     return _outcome(path, manifest, "from statistics" if observed.reused else "collected", changed, start)
 
 
@@ -162,15 +165,18 @@ def _prepared(
     *,
     listen: Listener,
     should_stop: Callable[[], bool],
-) -> Prepared:
-    """Run the stack, or apply the profile's recipe file, or only turn statistics into ranges."""
+) -> tuple[Prepared, MeasuredAccuracy | None]:
+    """Run the stack, or apply the profile's recipe file, or only turn statistics into ranges.
+
+    With the stack comes the accuracy of what it made, on the calibration pictures that it looked at.
+    """
     folded = onnx_model.folded(model.path, model.outputs)
     recipe = profile.quantization.recipe
     if recipe not in {cache_keys.AUTO_RECIPE, cache_keys.NO_RECIPE}:
-        return _from_file(Path(recipe), profile, model, statistics, settings)
+        return _from_file(Path(recipe), profile, model, statistics, settings), None
     start = Recipe(model=model.sha256, algorithm=settings.algorithm, parameters=settings.parameters)
     if not settings.rewrites and settings.algorithm != algorithms.AUTO:
-        return finish(folded, statistics, start)
+        return finish(folded, statistics, start), None
     sample = spread(sorted(pictures, key=lambda picture: picture.sha256), SAMPLE)
     inputs = PictureInputs(sample, Preprocessor(profile.preprocess, profile.input))
     scorer = Scorer(
@@ -182,7 +188,7 @@ def _prepared(
         if step.sqnr_db is not None:
             why = "" if step.is_applied else f": left out, {step.reason}"
             listen(Note(f"{step.name}: {step.sqnr_db:.2f} dB of logit SQNR{why}"))
-    return made
+    return made, measured_accuracy(scorer.score(made.form()))
 
 
 def _from_file(

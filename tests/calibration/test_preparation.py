@@ -13,7 +13,7 @@ import pytest
 
 from edge.backends.onnxruntime import OnnxRuntime
 from edge.calibration import cache_keys, collection, preparation, workflow
-from edge.calibration.counting import collect
+from edge.calibration.histograms import collect
 from edge.calibration.preparation import PreparationSettings, prepare
 from edge.calibration.scoring import Scorer
 from edge.config.profiles import Profile, read_profile

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge.backends.onnxruntime import OrtSession
 from edge.calibration.collection import SAME_VALUES, SHARED_RANGE, Derived, plan, shared_ranges, with_outputs
-from edge.calibration.counting import Counter
+from edge.calibration.histograms import Counter
 from edge.model import onnx_model
 from edge.quantization.statistics import Statistics
 

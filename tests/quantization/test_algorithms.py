@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.calibration.counting import Counter
+from edge.calibration.histograms import Counter
 from edge.errors import ArtifactError, ProfileError
 from edge.quantization import algorithms
 from edge.quantization.algorithms import LEVELS, REGISTRY, SEARCH_BINS, TableName, find, ranges
@@ -444,3 +444,15 @@ def test_mse_is_as_good_as_the_best_of_many_ranges(values: np.ndarray) -> None:
 def test_mse_cuts_off_less_than_nothing_for_a_uniform_tensor() -> None:
     tensor = of_values(np.random.default_rng(0).uniform(-5, 5, 100_000))
     assert range_of("mse", tensor) >= 0.98 * tensor.absmax
+
+
+@pytest.mark.parametrize("name", ["entropy", "entropy2"])
+@pytest.mark.parametrize("values", [100, 300, 1000, 3000])
+def test_entropy_keeps_the_range_of_few_values_with_a_long_tail(name: str, values: int) -> None:
+    """One picture, or a pooled tensor of some: gaps in the histogram are no reason to cut most of the range off."""
+    for seed in range(5):
+        x = np.exp(2.0 * np.random.default_rng(seed).normal(size=values)).astype(np.float32)
+        bound = range_of(name, of_values(x))
+        step = bound / 127
+        noise = np.square(np.clip(np.rint(x / step), -127, 127) * step - x).sum()
+        assert 10 * np.log10(np.square(x).sum() / noise) > 18

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
-from edge.calibration.counting import Counter
+from edge.calibration.histograms import Counter
 from edge.errors import ArtifactError
 from edge.quantization.statistics import BINS, FORMAT, MIN_EXPONENT, Statistics, TensorStatistics, exponent_of
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.calibration.counting import Counter, collect
+from edge.calibration.histograms import Counter, collect
 from edge.errors import DataError, ModelError
 from edge.quantization.statistics import Statistics
 
