@@ -506,6 +506,10 @@ def _layers(looked: Inspection) -> Layers:
     )
 
 
+# It quantizes the float weights of a layer between quantized ones, which the recipe keeps in float.
+_DISABLED = ["WeightBiasQuantization"]
+
+
 def _options(threads: int | None) -> Any:  # noqa: ANN401
     ort = require("onnxruntime")
     options = ort.SessionOptions()
@@ -539,7 +543,7 @@ def _register_exact_arena() -> None:
 def _open(model: bytes, options: Any) -> Any:  # noqa: ANN401
     ort = require("onnxruntime")
     try:
-        return ort.InferenceSession(model, options, providers=_PROVIDERS)
+        return ort.InferenceSession(model, options, providers=_PROVIDERS, disabled_optimizers=_DISABLED)
     except Exception as exc:  # onnxruntime's exceptions share no base but Exception
         lowered = _with_older_ir(model, str(exc))
         if lowered is not None:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+# The noise of a whole network over the sum of its layers' (a power ratio, 1 dB) that is correlation between them.
+_CORRELATED = 1.25
 # Pictures and layers of :func:`worst_layers`.
 _PICTURES, _NAMED = 8, 3
 
@@ -83,23 +85,29 @@ def rank_layers(
 
 
 def predicted_sqnr(
-    noises: Sequence[LayerNoise], float_layers: int, *, measured_db: float, ranked_db: float | None = None
+    noises: Sequence[LayerNoise],
+    float_layers: int,
+    *,
+    measured_db: float,
+    ranked_db: float | None = None,
+    measured_layers: int = 0,
 ) -> float:
     """Predicted logit SQNR in dB with the ``float_layers`` noisiest layers in float.
 
     Args:
         noises: Of all quantized layers, the largest first.
         float_layers: How many of them are in float.
-        measured_db: SQNR with none of them in float.
-        ranked_db: The same on the pictures that ranked the layers, where those are others. What the sum of the noises
-            lacks of it belongs to no weighted layer (sums, pools) and stays; what it has too much is correlation, and
-            scales all of them.
+        measured_db: SQNR with the ``measured_layers`` noisiest in float.
+        ranked_db: The same on the pictures that ranked the layers, where those are others. The sum of the noises is
+            scaled to it; what it lacks by more than 1 dB belongs to no weighted layer (sums, pools) and stays.
+        measured_layers: Number of float layers that ``measured_db`` was measured with, at most ``float_layers``.
     """
-    total, rest = (sum(item.noise for item in noises[start:]) for start in (0, float_layers))
+    total, rest = (sum(item.noise for item in noises[start:]) for start in (measured_layers, float_layers))
     if total <= 0.0:
         return measured_db
     ranked = 10.0 ** (-(measured_db if ranked_db is None else ranked_db) / 10.0)
-    share = (rest * min(ranked / total, 1.0) + max(ranked - total, 0.0)) / ranked
+    scale = min(ranked / total, _CORRELATED)
+    share = (rest * scale + max(ranked - _CORRELATED * total, 0.0)) / ranked
     return measured_db - 10.0 * math.log10(max(share, 1e-20))
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _LISTED = 10
 
 
-def command(
+def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the signature
     *,
     images: options.Images = None,
     labels: options.Labels = None,
@@ -42,6 +42,14 @@ def command(
         float | None,
         typer.Option(min=0, max=100, help="Take the fewest float layers that agree with FP32 on N percent."),
     ] = None,
+    times: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Engine report with times (edge engine show ENGINE --times FILE --json): "
+            "milliseconds of the float layers instead of their operations.",
+        ),
+    ] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the curve.")] = None,
     cache_dir: options.CacheDir = None,
     threads: options.Threads = None,
@@ -52,6 +60,7 @@ def command(
     from edge.artifacts import store
     from edge.calibration import quality
     from edge.cli import paths, signals
+    from edge.engines import layer_times
     from edge.tuning import tune, tune_page
 
     if html is not None:
@@ -67,6 +76,7 @@ def command(
     settings = tune.TuneSettings(
         max_float=_max_float(max_float, chosen),
         target_sqnr=target_sqnr, target_agreement=target_agreement, threads=threads,
+        times_ms=None if times is None else layer_times.read_node_times(times),
     )  # fmt: skip
     with signals.graceful() as stop, terminal.progress() as listen:
         record = tune.tune(
@@ -123,13 +133,14 @@ def _show(terminal: Terminal, record: TuningRecord) -> None:
 
     decibels, share = tune_page.decibels, tune_page.share
 
+    is_timed = record.result.float_ms is not None
     terminal.table(
-        ["", "float layers", "operations, %", "predicted", "SQNR", "as FP32"],
+        ["", "float layers", "float, ms" if is_timed else "operations, %", "predicted", "SQNR", "as FP32"],
         [
             [
                 "*" if point.float_layers == record.chosen else "",
                 str(point.float_layers),
-                f"{100 * point.macs:.1f}",
+                f"{100 * point.macs:.1f}" if point.float_ms is None else f"{point.float_ms:.3f}",
                 f"{point.predicted_db:.1f} dB",
                 decibels(point.sqnr_db),
                 share(point.agreement),

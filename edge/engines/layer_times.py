@@ -85,6 +85,65 @@ class LayerTimesFile(msgspec.Struct, frozen=True, kw_only=True):
     layers: list[LayerTimeEntry]
 
 
+class _ReportedLayer(msgspec.Struct, frozen=True):
+    nodes: list[str] = []
+
+
+class _ReportedTime(msgspec.Struct, frozen=True):
+    ms: float
+    layer: _ReportedLayer | None = None
+
+
+class _ReportedTimes(msgspec.Struct, frozen=True):
+    layers: list[_ReportedTime]
+
+
+class _ReportedNode(msgspec.Struct, frozen=True):
+    name: str
+    weighted: bool
+
+
+class _ReportedInspection(msgspec.Struct, frozen=True):
+    nodes: list[_ReportedNode]
+
+
+class _Report(msgspec.Struct, frozen=True):
+    """What is read of an engine report in JSON."""
+
+    inspection: _ReportedInspection
+    times: _ReportedTimes | None = None
+
+
+def read_node_times(path: Path) -> dict[str, float]:
+    """Time in milliseconds of each weighted ONNX node, from an engine report with times.
+
+    A layer that several weighted nodes were fused into is shared out to them in equal parts.
+
+    Args:
+        path: what ``edge engine show ENGINE --times FILE --json`` printed.
+
+    Raises:
+        ArtifactError: no engine report, or one without times.
+        StoreError: it cannot be read.
+    """
+    again = "edge engine show ENGINE --times FILE --json > report.json"
+    try:
+        report = msgspec.json.decode(path.read_bytes(), type=_Report)
+    except OSError as exc:
+        raise StoreError(f"cannot read: {exc.strerror or exc}", where=path) from exc
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise ArtifactError(f"not an engine report in JSON: {exc}", where=path, hint=again) from exc
+    if report.times is None:
+        raise ArtifactError("this engine report has no times", where=path, hint=again)
+    weighted = {node.name for node in report.inspection.nodes if node.weighted}
+    found: dict[str, float] = {}
+    for item in report.times.layers:
+        nodes = weighted.intersection(item.layer.nodes if item.layer is not None else ())
+        for name in nodes:
+            found[name] = found.get(name, 0.0) + item.ms / len(nodes)
+    return found
+
+
 class _Entry(msgspec.Struct, frozen=True):
     name: str | None = None
     count: int | None = None

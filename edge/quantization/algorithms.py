@@ -28,10 +28,8 @@ LEVELS = 127
 SEARCH_BINS = 2048
 # What is more than the bulk may be outliers; and no range is cut to fewer bins than this: its end would be a guess.
 BULK, LEAST_BIN = 0.999, 8
-# Share of a tensor's power that entropy may cut off where it is more than outliers: 20 dB.
-_CLIPPED_POWER = 0.01
-# Of fewer values nobody can tell an outlier from the tail.
-_ENOUGH = 10_000
+# Of fewer values nobody can tell an outlier from the tail: entropy may cut off this share of the power, 20 dB.
+_ENOUGH, _CLIPPED_POWER = 10_000, 0.01
 
 
 class Parameter(msgspec.Struct, frozen=True):
@@ -253,8 +251,8 @@ class _Cut(msgspec.Struct, frozen=True):
 def _cut(histogram: Histogram, counted: Callable[[Histogram], NDArray[np.float64]], *, margin: float) -> _Cut | None:
     """The truncation with the least divergence, the largest of equals; None where nothing should be truncated.
 
-    Ours: a truncation that cuts off more than outliers (0.1 % of at least 10,000 values) must leave 99 % of the power. Of
-    few values the histogram has gaps, and its divergence alone would cut off most of the range.
+    Ours: of few values (a pooled tensor of one picture, say) the histogram has gaps, and its divergence alone would cut
+    off most of the range. There a truncation must leave 99 % of the power.
 
     Far outliers leave the bulk, 99.9 % of the values, with fewer bins than INT8 has levels, where no loss is to be
     seen. There the bins that were counted are searched, down to a quarter as wide, and from the end of the bulk on.
@@ -271,7 +269,8 @@ def _cut(histogram: Histogram, counted: Callable[[Histogram], NDArray[np.float64
         part = histogram.coarsened(2 * counts.size)
     first = min(max(bulk, LEAST_BIN), LEVELS)
     bins = np.append(np.arange(first, min(counts.size - 1, SEARCH_BINS)), counts.size - 1)
-    bins = bins[_clips_little(part.counts[: counts.size].astype(np.float64), bins)]
+    if counts.sum() < _ENOUGH:
+        bins = bins[_clips_little(part.counts[: counts.size].astype(np.float64), bins)]
     divergence = _divergences(counts, bins)
     least = float(np.min(divergence))
     if least > float(divergence[-1]) * (1.0 - margin):
@@ -280,7 +279,7 @@ def _cut(histogram: Histogram, counted: Callable[[Histogram], NDArray[np.float64
 
 
 def _clips_little(counts: NDArray[np.float64], bins: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """True for each of ``bins`` at which truncation cuts off outliers only, or less than 1 % of the power."""
+    """True for each of ``bins`` at which truncation cuts off at most 1 % of the power."""
     centres = np.arange(counts.size) + 0.5
     # Beyond each bin: number, sum and sum of squares of the values.
     number, total, squares = (
@@ -288,8 +287,7 @@ def _clips_little(counts: NDArray[np.float64], bins: NDArray[np.intp]) -> NDArra
     )
     ends = bins + 0.5
     clipped = squares - 2.0 * ends * total + ends**2 * number
-    is_outliers = (number <= (1.0 - BULK) * counts.sum()) & (counts.sum() >= _ENOUGH)
-    result: NDArray[np.bool_] = is_outliers | (clipped <= _CLIPPED_POWER * float((counts * centres**2).sum()))
+    result: NDArray[np.bool_] = clipped <= _CLIPPED_POWER * float((counts * centres**2).sum())
     return result
 
 

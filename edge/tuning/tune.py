@@ -38,7 +38,7 @@ from edge.calibration import (
     spread,
 )
 from edge.config import Profile
-from edge.errors import ModelError, ProfileError
+from edge.errors import ArtifactError, ModelError, ProfileError
 from edge.events import Listener, Note, Progress, ignore_events
 from edge.media import Picture, Pictures
 from edge.model import GraphIndex, Preprocessor, WeightedLayer, onnx_model, weighted_layers
@@ -70,13 +70,14 @@ class TuneSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The aim: targets to reach with at most ``max_float`` (0 to 1) of the weighted layers in float.
 
     With ``target_sqnr`` (dB) or ``target_agreement`` (percent) the fewest float layers that reach both are taken;
-    without them the number with the highest SQNR.
+    without them the number with the highest SQNR. ``times_ms`` is the time of each layer, from an engine report.
     """
 
     max_float: float = DEFAULT_MAX_FLOAT
     target_sqnr: float | None = None
     target_agreement: float | None = None
     threads: int | None = None
+    times_ms: dict[str, float] | None = None
 
     @property
     def target(self) -> str | None:
@@ -90,11 +91,12 @@ class CurvePoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Accuracy with the ``float_layers`` noisiest layers in float; what was not measured is absent.
 
     ``macs`` is the share (0 to 1) of the multiply-accumulate operations in float; ``agreement`` and ``top1`` are shares
-    in percent.
+    in percent. ``float_ms`` is the time of the layers in float, by the engine report that was given.
     """
 
     float_layers: int
     macs: float
+    float_ms: float | None = None
     predicted_db: float
     sqnr_db: float | None = None
     agreement: Interval | None = None
@@ -202,6 +204,7 @@ def tune(
     Raises:
         ModelError: The model cannot be used, or has no layer to quantize.
         ProfileError: The profile's recipe is a file or none, or a pattern matches no layer.
+        ArtifactError: The times are those of another network.
         DataError: A picture cannot be used.
         DeviceError: A network failed.
         StoreError: The cache folder cannot be written.
@@ -234,6 +237,12 @@ class _Tuning:
         self.layers = {layer.name: layer for layer in weighted_layers(self.folded)}
         if not self.layers:
             raise ModelError("no layer of this network has constant weights: INT8 changes nothing", where=profile.model)
+        self.times_ms = settings.times_ms
+        if self.times_ms is not None and not self.times_ms.keys() & self.layers.keys():
+            raise ArtifactError(
+                "the times are of another network: no layer of this model has a name in them", where=profile.model,
+                hint="edge engine show ENGINE --times FILE --json > report.json, with an engine of this model",
+            )  # fmt: skip
         self._preparation = preparation_settings(profile, self._model)
         if profile.quantization.recipe != "auto":
             raise ProfileError(
@@ -486,24 +495,32 @@ class _Curve:
         )
 
     def _predicted(self, count: int) -> float:
-        base = self._measured[0]
-        return predicted_sqnr(self.noises, count, measured_db=self._db(0), ranked_db=base.ranking_db)
+        # From the nearest point that was measured before: what correlation makes of the sum is in it already.
+        base = max((other for other in self._measured if other < count), default=0)
+        return predicted_sqnr(
+            self.noises, count,
+            measured_db=self._db(base), ranked_db=self._measured[base].ranking_db, measured_layers=base,
+        )  # fmt: skip
 
     def _finished(self, chosen: int) -> int:
         """Fill ``points``: predicted for every number up to 50 %, measured where it was."""
         last = max(*self._measured, min(len(self.noises), round(0.5 * len(self._work.layers))))
-        in_float = 0.0
+        times = self._work.times_ms
+        in_float, float_ms = 0.0, 0.0
         for count in range(last + 1):
             found = self._measured.get(count)
             self.points[count] = CurvePoint(
                 float_layers=count,
                 macs=in_float,
+                float_ms=None if times is None else float_ms,
                 predicted_db=self._predicted(count),
                 sqnr_db=None if found is None else found.sqnr_db,
                 agreement=None if found is None else self._share(found.same),
                 top1=None if found is None or found.hits is None else self._share(found.hits),
             )
-            in_float += self.macs[self.noises[count].layer] if count < len(self.noises) else 0.0
+            if count < len(self.noises):
+                in_float += self.macs[self.noises[count].layer]
+                float_ms += (times or {}).get(self.noises[count].layer, 0.0)
         return chosen
 
     def _share(self, count: int) -> Interval:

@@ -105,6 +105,36 @@ def test_the_plain_output_shows_curve_layers_and_reasons(edge: Edge, painted: Pa
         assert words in ended.out
 
 
+def report_of(*times: tuple[str, float]) -> str:
+    """An engine report in JSON with the time of each layer, which is one node of the same name."""
+    nodes = [{"name": name, "kind": "Conv", "weighted": True} for name, _ in times]
+    layers = [{"name": name, "ms": ms, "share": 0.1, "layer": {"nodes": [name]}} for name, ms in times]
+    return json.dumps({"title": "engine", "inspection": {"nodes": nodes}, "times": {"layers": layers}})
+
+
+def test_times_of_an_engine_report_replace_operations(edge: Edge, painted: Path) -> None:
+    (painted / "report.json").write_text(report_of(("fragile", 0.25), ("conv0", 0.5)))
+    ended = edge(*COMMAND, "--max-float", "1", "--times", "report.json", "--html", "t.html")
+    assert ended.code == 0, ended.err
+    assert "float, ms" in ended.out
+    assert "0.250" in ended.out
+    assert "time of the layers in float" in (painted / "t.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "not an engine report in JSON"),
+        (json.dumps({"inspection": {"nodes": []}, "times": None}), "this engine report has no times"),
+        (report_of(("other", 1.0)), "the times are of another network"),
+    ],
+)
+def test_times_that_cannot_be_used(content: str, words: str, edge: Edge, painted: Path) -> None:
+    (painted / "report.json").write_text(content)
+    ended = edge(*COMMAND, "--times", "report.json")
+    assert (ended.code, words in ended.err, "edge engine show" in ended.err) == (7, True, True), ended.err
+
+
 def test_without_float_layers_the_stack_alone_is_used(edge: Edge, painted: Path) -> None:
     record = json.loads(edge(*COMMAND, "--max-float", "0%", "--json").out)
     assert record["chosen"] == 0
