@@ -38,12 +38,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-
 # Operators with weights as they are called after optimization.
 FLOAT_WEIGHTED = frozenset({"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
-INT8_WEIGHTED = frozenset(
-    {"QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"}
-)
+_INTEGER = ("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat")
+INT8_WEIGHTED = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", *_INTEGER})
 _REFORMATS = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast"})
 _VIEWS = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity"})
 # What onnxruntime appends to the name of a node or tensor that it replaces.
@@ -240,10 +238,9 @@ def _possible_weights(graph: Any) -> set[str]:  # noqa: ANN401
     fixed = {item.name for item in graph.initializer}
     found = {item.name for item in graph.initializer if len(item.dims) > 1}
     for node in graph.node:
-        if node.input and all(name in fixed for name in node.input if name):
+        if node.input and fixed.issuperset(filter(None, node.input)):
             fixed.update(node.output)
-            if found.intersection(node.input):
-                found.update(node.output)
+            found.update(node.output if found.intersection(node.input) else ())
     return found
 
 
@@ -506,10 +503,6 @@ def _layers(looked: Inspection) -> Layers:
     )
 
 
-# It quantizes the float weights of a layer between quantized ones, which the recipe keeps in float.
-_DISABLED = ["WeightBiasQuantization"]
-
-
 def _options(threads: int | None) -> Any:  # noqa: ANN401
     ort = require("onnxruntime")
     options = ort.SessionOptions()
@@ -543,7 +536,9 @@ def _register_exact_arena() -> None:
 def _open(model: bytes, options: Any) -> Any:  # noqa: ANN401
     ort = require("onnxruntime")
     try:
-        return ort.InferenceSession(model, options, providers=_PROVIDERS, disabled_optimizers=_DISABLED)
+        # It quantizes the float weights of a layer between quantized ones, which the recipe keeps in float.
+        off = ["WeightBiasQuantization"]
+        return ort.InferenceSession(model, options, providers=_PROVIDERS, disabled_optimizers=off)
     except Exception as exc:  # onnxruntime's exceptions share no base but Exception
         lowered = _with_older_ir(model, str(exc))
         if lowered is not None:
