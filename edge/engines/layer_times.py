@@ -108,7 +108,7 @@ class _ReportedInspection(msgspec.Struct, frozen=True):
 
 
 class _Report(msgspec.Struct, frozen=True):
-    """What is read of an engine report in JSON."""
+    """The part of an engine report in JSON that is read here."""
 
     inspection: _ReportedInspection
     times: _ReportedTimes | None = None
