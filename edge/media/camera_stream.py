@@ -1,13 +1,13 @@
-"""The newest frame of a camera or network stream, through unplugging, freezing and whatever else cameras do.
+"""The newest frame of a camera or network stream, through unplugging, freezing and other faults of cameras.
 
 One thread grabs into one slot; a frame that nobody took in time is replaced and counted. When no frame comes for
-``timeout_s``, when the same one comes over and over for ``freeze_s``, or when reading fails, the source is let go and
-opened again after a pause that doubles up to a bound: by udev's links also under another node number. The outage is
-given to the thread that asks for frames, as it begins and as it ends.
+``timeout_s``, when the same frame comes over and over for ``freeze_s``, or when reading fails, the source is closed and
+opened again after a pause that doubles up to a bound: by udev's links also under another node number. The thread that
+asks for frames gets the outage as it begins and as it ends.
 
-A call into a driver that never returns holds its thread, and nothing else. At most a few such threads are kept: then
-nothing is opened until one of them comes back, and when none does, the stream ends with an error: another process may
-be able to open what this one no longer can, and a supervisor must not take waiting without trying for being alive.
+A call into a driver that never returns blocks its own thread only. At most three such threads are kept: then nothing is
+opened until one of them returns. When none does, the stream ends with an error: another process may be able to open
+what this one no longer can, and a supervisor must not take waiting without trying for being alive.
 """
 
 from __future__ import annotations
@@ -59,21 +59,21 @@ class Reader:
     """
 
     def __init__(
-        self, place: CameraAddress, open_capture: OpenCapture, settings: ReaderSettings, *, offer: Offer,
+        self, address: CameraAddress, open_capture: OpenCapture, settings: ReaderSettings, *, offer: Offer,
         ended: Callable[[Reader], None],
     ) -> None:  # fmt: skip
         self.opened_as: str | None = None
         self.fps: float | None = None
         self.error: BaseException | None = None
-        self._place = place
+        self._address = address
         self._open_capture = open_capture
         self.settings = settings
         self._offer = offer
         self._ended = ended
-        self._let_go = False
+        self._is_stopping = False
         self._has_ended = threading.Event()
         self._new_size: str | None = None
-        self._thread = threading.Thread(target=self._run, name=f"grab {place.name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"grab {address.name}", daemon=True)
 
     def start(self) -> None:
         """Open and grab from now on."""
@@ -84,9 +84,9 @@ class Reader:
         """True if the thread still runs, or is stuck."""
         return self._thread.is_alive()
 
-    def let_go(self) -> None:
-        """Grab no more, and give the capture back as soon as the call in hand returns."""
-        self._let_go = True
+    def stop(self) -> None:
+        """Grab no more, and release the capture as soon as the current call returns."""
+        self._is_stopping = True
         self._has_ended.set()
 
     def join(self, timeout_s: float) -> None:
@@ -96,13 +96,13 @@ class Reader:
     def _run(self) -> None:
         capture: Capture | None = None
         try:
-            request = self._place.request()
+            request = self._address.request()
             if request.timeout_s is not None:
                 request = msgspec.structs.replace(request, timeout_s=self.settings.timeout_s)
             capture = self._open(request)
             self.opened_as, self.fps = request.opened_as, capture.fps
-            if self._place.announces_size:
-                threading.Thread(target=self._watch_size, name=f"size {self._place.name}", daemon=True).start()
+            if self._address.announces_size:
+                threading.Thread(target=self._watch_size, name=f"size {self._address.name}", daemon=True).start()
             self._grab(capture)
         except BaseException as exc:  # noqa: BLE001 - the thread that waits for frames raises or reports it
             self.error = exc
@@ -114,24 +114,28 @@ class Reader:
             self._ended(self)
 
     def _open(self, request: Request) -> Capture:
+        began_s, timeout_s = time.monotonic(), self.settings.timeout_s
         try:
             return self._open_capture(request)
         except DeviceError as exc:
-            # OpenCV says only that it does not open; the place knows where to look.
-            raise self._place.diagnose(exc.what, ask=self.settings.is_first) from exc
+            # OpenCV says only that it does not open; the address knows where to look.
+            if time.monotonic() - began_s < 0.9 * timeout_s:
+                raise self._address.diagnose(exc.what, ask=self.settings.is_first) from exc
+            error = self._address.diagnose(f"it did not open within {timeout_s:g} s", ask=self.settings.is_first)
+            raise needs_longer(error, timeout_s) from exc
 
     def _watch_size(self) -> None:
         """End the reader when the server announces another size: OpenCV would scale every frame to the first one."""
-        first = size = self._place.announced_size()
+        first = size = self._address.announced_size()
         while first is not None and not self._has_ended.wait(self.settings.check_size_s):
-            size = self._place.announced_size()
+            size = self._address.announced_size()
             if size is not None and size != first:
                 self._new_size = f"the stream changed from {_by(first)} to {_by(size)}"
                 return
 
     def _grab(self, capture: Capture) -> None:
         failures = 0
-        while not self._let_go:
+        while not self._is_stopping:
             if self._new_size is not None:
                 raise DeviceError(self._new_size)
             pixels: Pixels | DataError | None = None
@@ -148,11 +152,19 @@ class Reader:
                 continue
             failures += 1
             if failures >= _FAILURES:
-                raise self._place.diagnose("it gives no more frames")
+                raise self._address.diagnose("it gives no more frames")
             time.sleep(_PAUSE_S)
 
 
-def words(error: BaseException) -> tuple[str, str | None]:
+def needs_longer(error: DeviceError, timeout_s: float) -> DeviceError:
+    """``error`` with a hint for sources that are slow."""
+    hint = (
+        f"if it only needs longer: --wait-for-camera, or a larger camera.timeout_s (now {timeout_s:g}) in the profile"
+    )
+    return DeviceError(error.what, where=error.where, hint=f"{error.hint}; {hint}" if error.hint else hint)
+
+
+def problem_and_hint(error: BaseException) -> tuple[str, str | None]:
     """The problem and the hint of a reader's error."""
     if isinstance(error, EdgeError):
         return error.what, error.hint
@@ -180,7 +192,7 @@ class _Grabbed(NamedTuple):
 
 
 class LiveStream:
-    """Frames of ``place``, newest first and no other.
+    """Frames of ``address``, newest first and no other.
 
     A source that is not there when this begins is an outage with ``wait``, which ends when it comes; its size is not
     known then, and ``first_error`` says why.
@@ -191,7 +203,7 @@ class LiveStream:
 
     def __init__(
         self,
-        place: CameraAddress,
+        address: CameraAddress,
         camera: CameraConfig,
         *,
         wait: bool = False,
@@ -201,7 +213,7 @@ class LiveStream:
     ) -> None:
         self.notes: list[str] = []
         self.first_error: DeviceError | None = None
-        self._place = place
+        self._address = address
         self._camera = camera
         self._open_capture = open_capture
         self._check_size_s = check_size_s
@@ -210,11 +222,11 @@ class LiveStream:
         self._slot: _Grabbed | None = None
         self._seq = 0
         self._dropped = 0
-        self._print: int | None = None
+        self._checksum: int | None = None
         self._newest_s = self._moved_s = 0.0
         self._size: tuple[int, int] | None = None
         self._outage: Outage | None = None
-        self._untold: Outage | None = None
+        self._unreported: Outage | None = None
         # The first frame of the reader at work.
         self._first_s: float | None = None
         # The newest reason why it cannot be opened again.
@@ -239,8 +251,8 @@ class LiveStream:
         """
         with self._changed:
             while not self._closed:
-                if self._untold is not None:
-                    outage, self._untold = self._untold, None
+                if self._unreported is not None:
+                    outage, self._unreported = self._unreported, None
                     return outage
                 given = self._in_outage() if self._outage is not None else self._running()
                 if given is not None:
@@ -257,7 +269,7 @@ class LiveStream:
             reader, self._reader = self._reader, None
             self._changed.notify_all()
         if reader is not None:
-            reader.let_go()
+            reader.stop()
             reader.join(_RELEASE_S)
 
     # in the thread that asks for frames, holding the lock
@@ -267,15 +279,15 @@ class LiveStream:
         freeze_s = self._camera.freeze_s
         if freeze_s is not None and self._seq and now - self._moved_s > freeze_s and self._newest_s > self._moved_s:
             self._slot, self._frozen = None, True
-            error = self._place.diagnose(f"the same frame over and over for {freeze_s:g} s")
+            error = self._address.diagnose(f"the same frame over and over for {freeze_s:g} s")
             hint = f"{error.hint}; if the picture may stand still: camera.freeze_s: null in the profile"
             return self._lost(self._moved_s, error.what, hint)
         if self._slot is not None:
             return self._take()
         if self._reader is not None and self._reader.error is not None:
-            return self._lost(self._newest_s, *words(self._reader.error))
+            return self._lost(self._newest_s, *problem_and_hint(self._reader.error))
         if now - self._newest_s > self._camera.timeout_s:
-            error = self._place.diagnose(f"no frame for {self._camera.timeout_s:g} s")
+            error = self._address.diagnose(f"no frame for {self._camera.timeout_s:g} s")
             return self._lost(self._newest_s, error.what, error.hint)
         return None
 
@@ -290,16 +302,16 @@ class LiveStream:
                 raise pixels
             return pixels
 
-        return Frame(seq, name, f"{self._place.name}: {name}", captured_s, load, decode_ms)
+        return Frame(seq, name, f"{self._address.name}: {name}", captured_s, load, decode_ms)
 
     def _lost(self, since_s: float, reason: str, hint: str | None) -> Outage:
         self._outage = Outage(since_s, None, reason, hint)
         self._reason = None
         self._pause_s = self._camera.reconnect.first_s
-        self._part()
+        self._release_reader()
         if not self._frozen:
             # What comes next is new, whatever it shows.
-            self._print = None
+            self._checksum = None
         return self._outage
 
     def _in_outage(self) -> Outage | None:
@@ -311,20 +323,20 @@ class LiveStream:
             return dataclasses.replace(outage, end_s=self._slot.captured_s, reopened_as=self._reader.opened_as)
         give_up_s = self._camera.reconnect.give_up_s
         if give_up_s is not None and now - outage.start_s > give_up_s:
-            found = self._place.diagnose(self._reason or outage.reason, ask=True)
+            found = self._address.diagnose(self._reason or outage.reason, ask=True)
             raise DeviceError(
                 f"no frames for {give_up_s:g} s, {outage.attempts} attempts: {found.what}",
-                where=self._place.name,
+                where=self._address.name,
                 hint=found.hint,
             )
         if self._reader is None:
             if now >= self._retry_s:
                 self._try_again(outage, now)
         elif self._reader.error is not None:
-            self._reason, _hint = words(self._reader.error)
-            self._part()
+            self._reason, _hint = problem_and_hint(self._reader.error)
+            self._release_reader()
         elif self._is_silent(self._reader, now) or self._still_frozen(now):
-            self._part()
+            self._release_reader()
         return None
 
     def _try_again(self, outage: Outage, now: float) -> None:
@@ -334,14 +346,14 @@ class LiveStream:
         elif now - self._retry_s > _STUCK_TIMES * self._camera.timeout_s:
             raise DeviceError(
                 f"{_MOST_STUCK} calls into the driver do not return, and nothing can be opened: {outage.reason}",
-                where=self._place.name,
+                where=self._address.name,
                 hint=f"start edge again, which gets rid of them; {outage.hint}" if outage.hint else "start edge again",
             )
 
-    def _part(self) -> None:
-        """Let the reader go, and plan the next one."""
+    def _release_reader(self) -> None:
+        """Stop the reader, and plan the next one."""
         if self._reader is not None:
-            self._reader.let_go()
+            self._reader.stop()
             self._stuck.append(self._reader)
         self._reader = None
         self._retry_s = self._clock() + self._pause_s
@@ -367,7 +379,7 @@ class LiveStream:
         settings = ReaderSettings(
             self._first_frame_timeout_s(attempts), is_first=attempts == 0, check_size_s=self._check_size_s
         )
-        reader = Reader(self._place, self._open_capture, settings, offer=self._offer, ended=self._on_end)
+        reader = Reader(self._address, self._open_capture, settings, offer=self._offer, ended=self._on_end)
         self._reader = reader
         reader.start()
         return reader
@@ -387,7 +399,10 @@ class LiveStream:
         error: BaseException | None = None
         if self._slot is None:
             opening = "it did not open" if reader.opened_as is None else "no frame came"
-            error = reader.error or self._too_slow(f"{opening} within {self._camera.timeout_s:g} s")
+            error = reader.error or needs_longer(
+                self._address.diagnose(f"{opening} within {self._camera.timeout_s:g} s", ask=True),
+                self._camera.timeout_s,
+            )
         with self._changed:
             first = None if self._slot is None else self._slot.pixels
             if isinstance(first, DataError) and self._camera.roi is not None and self._size is not None:
@@ -398,22 +413,16 @@ class LiveStream:
                 return self._describe(reader, first)
             if or_begin_without and isinstance(error, DeviceError):
                 self.first_error = error
-                self._untold = self._lost(self._began_s, error.what, error.hint)
-                return OpenedSource(kind=self._place.kind, opened_as=self._place.name, live=True)
+                self._unreported = self._lost(self._began_s, error.what, error.hint)
+                return OpenedSource(kind=self._address.kind, opened_as=self._address.name, live=True)
         self.close()
         assert error is not None  # noqa: S101 - for mypy: there was no frame
         raise error
 
-    def _too_slow(self, what: str) -> DeviceError:
-        error = self._place.diagnose(what, ask=True)
-        key = f"camera.timeout_s (now {self._camera.timeout_s:g}) in the profile"
-        hint = f"if it only needs longer: --wait-for-camera, or a larger {key}"
-        return DeviceError(error.what, where=error.where, hint=f"{error.hint}; {hint}" if error.hint else hint)
-
     def _describe(self, reader: Reader, pixels: Pixels | DataError) -> OpenedSource:
         height, width = (None, None) if isinstance(pixels, DataError) else pixels.shape[:2]
         return OpenedSource(
-            kind=self._place.kind, opened_as=reader.opened_as or self._place.name, live=True, width=width,
+            kind=self._address.kind, opened_as=reader.opened_as or self._address.name, live=True, width=width,
             height=height, fps=reader.fps,
         )  # fmt: skip
 
@@ -429,28 +438,28 @@ class LiveStream:
             now = self._clock()
             self._newest_s = now
             self._first_s = now if self._first_s is None else self._first_s
-            if is_damaged or found != self._print:
-                self._print, self._moved_s = found, now
+            if is_damaged or found != self._checksum:
+                self._checksum, self._moved_s = found, now
             elif self._frozen:
                 # Opened again, and still the picture that stood still.
                 return
             if self._slot is not None:
                 self._dropped += 1
             if not isinstance(pixels, DataError):
-                self._look_at_size(pixels)
+                self._check_size(pixels)
                 pixels = self._cropped(pixels)
             self._slot = _Grabbed(self._seq, pixels, captured_s, decode_ms)
             self._seq += 1
             self._changed.notify_all()
 
-    def _look_at_size(self, pixels: Pixels) -> None:
+    def _check_size(self, pixels: Pixels) -> None:
         size = (pixels.shape[1], pixels.shape[0])
         if size == self._size:
             return
         asked = (self._camera.width, self._camera.height)
         if self._size is not None:
             self._note(f"the frames changed from {_by(self._size)} to {_by(size)}")
-        elif size != asked and self._place.kind != "network":
+        elif size != asked and self._address.kind != "network":
             self._note(f"asked for {_by(asked)}, the camera gives {_by(size)}: v4l2-ctl --list-formats-ext")
         self._size = size
 
@@ -461,7 +470,7 @@ class LiveStream:
         try:
             top, left, height, width = roi_box(self._camera.roi, *pixels.shape[:2])
         except DataError as exc:
-            return DataError(exc.what, where=self._place.name, hint=exc.hint)
+            return DataError(exc.what, where=self._address.name, hint=exc.hint)
         found: Pixels = pixels[top : top + height, left : left + width].copy()
         return found
 

@@ -118,6 +118,8 @@ def _text(path: Path) -> str | None:
 _NETWORK = ("rtsp", "rtsps", "http", "https", "rtmp", "tcp", "udp")
 _FORMS = "0, /dev/video0, /dev/v4l/by-id/…, csi://0, rtsp://… or http://…"
 _BGR = "videoconvert ! video/x-raw,format=BGR ! appsink drop=true max-buffers=1 sync=false"
+# A network stream may have pixels that are not square.
+_SQUARE_BGR = _BGR.replace("! video/x-raw,format=BGR", "! videoscale ! video/x-raw,format=BGR,pixel-aspect-ratio=1/1")
 # From the module's video memory to what videoconvert takes.
 _FROM_NVMM = f"nvvidconv ! video/x-raw,format=BGRx ! {_BGR}"
 
@@ -308,7 +310,9 @@ class NetworkCamera:
         camera = self._camera
         target = self._url
         if self.api == "gstreamer":
-            target = _for_device(camera.pipeline or Secret.url(f"uridecodebin uri={{device}} ! {_BGR}"), self._url)
+            target = _for_device(
+                camera.pipeline or Secret.url(f"uridecodebin uri={{device}} ! {_SQUARE_BGR}"), self._url
+            )
         return Request(
             api=self.api,
             target=target,

@@ -1,4 +1,4 @@
-"""Act on a label: tell an HTTP server, an MQTT broker or a command that something was seen.
+"""Act on a label: report it to an HTTP server, an MQTT broker or a command.
 
 Rules are checked in the thread that runs the loop, which takes microseconds. What is sent goes through a bounded queue
 to a thread per target: a target that is slow or dead never slows the loop. A failed delivery is tried again with a
@@ -66,7 +66,7 @@ def open_target(address: Secret) -> Target:
 
     Raises:
         UsageError: The address is of no known form.
-        GuestError: paho-mqtt is missing.
+        MissingDependencyError: paho-mqtt is missing.
     """
     text = address.reveal()
     scheme = text.partition(":")[0].lower()
@@ -395,7 +395,7 @@ class Notifications:
 
     Raises:
         UsageError: A rule names a label that the model does not have, or an address is wrong.
-        GuestError: A library that a target needs is missing.
+        MissingDependencyError: A library that a target needs is missing.
     """
 
     def __init__(

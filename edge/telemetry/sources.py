@@ -1,6 +1,6 @@
 """The telemetry sources: power, temperatures, loads, clocks and throttling, from whatever this machine offers.
 
-A source is registered here and nowhere else: with :func:`telemetry_source` it is known to ``telemetry: {source: …}``,
+A source is registered here only: with :func:`telemetry_source` it is known to ``telemetry: {source: …}``,
 ``--power`` and its help, ``auto`` and ``edge doctor``. ``replay:FILE`` is a recording.
 """
 
