@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pwd
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,6 +96,29 @@ def test_a_bundle_that_nobody_allowed_signed_is_not_run(edge: Edge, shipped: Pat
     (shipped / "allowed_signers").write_text("")
     ended = edge("run", "--profile", "current", "--images", "pictures")
     assert (ended.code, "the bundle is not signed" in ended.err) == (7, True)
+
+
+def test_a_folder_that_is_no_whole_bundle_any_more_is_not_run(edge: Edge, shipped: Path) -> None:
+    """Without its manifest a folder is no bundle, and on a device nothing else is run from there."""
+    folder = shipped / (shipped / "current").readlink()
+    (folder / "bundle.json").unlink()
+    ended = edge("run", "--profile", "current", "--images", "pictures")
+    assert (ended.code, "there is no bundle.json" in ended.err) == (7, True)
+    (folder / "other.yaml").write_bytes((folder / "profile.yaml").read_bytes())
+    ended = edge("run", "--profile", folder / "other.yaml", "--images", "pictures")
+    assert (ended.code, "the profile of a shipped bundle is its profile.yaml" in ended.err) == (7, True)
+
+
+def test_neither_is_one_that_a_link_leads_to(edge: Edge, shipped: Path, tmp_path: Path) -> None:
+    """Nor one that was unpacked beside it, where the device asks for signatures."""
+    folder = shipped / (shipped / "current").readlink()
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    shutil.rmtree(folder)
+    folder.symlink_to(tmp_path / "elsewhere")
+    (shipped / "allowed_signers").write_text("")
+    for profile in ("current", tmp_path / "elsewhere" / "profile.yaml"):
+        ended = edge("build", "--profile", profile)
+        assert (ended.code, "not signed" in ended.err) == (7, True), ended.err
 
 
 def test_without_any_folder_of_profiles_it_is_the_one(
