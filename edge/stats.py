@@ -270,6 +270,47 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return min(tail / (1 << n) * 2.0, 1.0)
 
 
+def best_assignment(score: Sequence[Sequence[float]]) -> list[int]:
+    """Give each row a column of its own so that the sum of the scores is highest.
+
+    The Hungarian method with potentials, in rows² × columns steps [Kuhn 1955; Munkres 1957].
+
+    Args:
+        score: rows × columns, not more rows than columns.
+
+    Returns:
+        The column of each row.
+    """
+    rows, columns = len(score), len(score[0]) if score else 0
+    row_price, column_price = [0.0] * (rows + 1), [0.0] * (columns + 1)
+    row_of, before = [0] * (columns + 1), [0] * (columns + 1)  # from 1; column 0 holds the row that is being placed
+    for row in range(1, rows + 1):
+        row_of[0], column = row, 0
+        least, is_used = [math.inf] * (columns + 1), [False] * (columns + 1)
+        while row_of[column]:
+            is_used[column] = True
+            at, step, following = row_of[column], math.inf, 0
+            for other in range(1, columns + 1):
+                if not is_used[other]:
+                    reduced = -score[at - 1][other - 1] - row_price[at] - column_price[other]
+                    if reduced < least[other]:
+                        least[other], before[other] = reduced, column
+                    if least[other] < step:
+                        step, following = least[other], other
+            for other in range(columns + 1):
+                if is_used[other]:
+                    row_price[row_of[other]] += step
+                    column_price[other] -= step
+                else:
+                    least[other] -= step
+            column = following
+        while column:
+            row_of[column] = row_of[before[column]]
+            column = before[column]
+    found = {row: column for column, row in enumerate(row_of) if column and row}
+    return [found[row] - 1 for row in range(1, rows + 1)]
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """``p_values`` corrected for their number (Holm 1979), in the same order.
 

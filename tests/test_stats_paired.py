@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.stats import fewest_visible, holm, mcnemar
+from edge.stats import best_assignment, fewest_visible, holm, mcnemar
 
 COUNTS = st.integers(0, 400)
 P_VALUES = st.lists(st.floats(0.0, 1.0), max_size=30)
@@ -80,3 +81,15 @@ def test_holm_keeps_the_order_and_never_makes_smaller(p_values: list[float]) -> 
 def test_the_fewest_visible_pictures_are_just_enough(comparisons: int) -> None:
     k = fewest_visible(comparisons)
     assert mcnemar(k, 0) <= 0.05 / comparisons < mcnemar(k - 1, 0)
+
+
+@given(st.integers(1, 4), st.integers(0, 2), st.randoms(use_true_random=False))
+def test_the_best_assignment_is_that_of_trying_all(rows: int, more: int, rng: Random) -> None:
+    score = [[rng.uniform(-5, 5) for _ in range(rows + more)] for _ in range(rows)]
+    best = max(
+        sum(line[column] for line, column in zip(score, columns, strict=True))
+        for columns in itertools.permutations(range(rows + more), rows)
+    )
+    found = best_assignment(score)
+    assert len(set(found)) == rows
+    assert sum(line[column] for line, column in zip(score, found, strict=True)) == pytest.approx(best)

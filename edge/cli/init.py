@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from edge.tuning import AnswerFunction, TrialResult
 
 _TRIED = 50
+# Where the pictures also have to tell which output is which class.
+_PER_CLASS, _MOST_TRIED = 4, 200
 _TABLES = frozenset({".csv", ".tsv"})
 _BACKENDS = {"host": "onnxruntime", "rtx": "tensorrt"}
 
@@ -102,7 +105,7 @@ def command(
         pictures, truth = _pictures(images, names, tables)
         answers = _answers(facts, model, output_name)
         with terminal.progress() as listen:
-            first, trials = _try(facts, first, answers, pictures, truth, listen=listen)
+            first, trials, names = _try(facts, first, answers, pictures, truth, names=names, listen=listen)
     proposal = Proposal(
         model=model, facts=facts, names=names, preprocess=first, family=wanted_family, output_name=output_name
     )
@@ -112,7 +115,7 @@ def command(
         return
     for trial in trials:
         _show_trial(terminal, trial)
-    _show(terminal, target, proposal)
+    _show(terminal, target, proposal, has_tried=bool(trials))
 
 
 def _family(name: str | None) -> str:
@@ -207,26 +210,41 @@ def _first_guess(facts: ModelFacts) -> PreprocessGuess:
 def _pictures(
     images: Path, names: ModelNames, tables: Sequence[Path]
 ) -> tuple[list[Callable[[], Any]], list[int] | None]:
-    """At most 50 pictures spread over the set, as functions that decode them, and their classes where known."""
+    """Functions that decode pictures, and their classes where known: 50 pictures, spread over the set.
+
+    Where only the pictures can tell the order of the class names, it is as many of each class, up to 200 in all.
+    """
     from edge.media import ClassNames, decode, open_pictures
 
     known = ClassNames(names.names, source=names.source)
     found = open_pictures(images, labels=tables[0] if tables else None, names=known)
-    count = min(len(found), _TRIED)
-    spread: list[Picture] = [found[index * len(found) // count] for index in range(count)]
-    truth = [picture.label for picture in spread if picture.label is not None]
+    labels = [picture.label for picture in found]
+    is_labelled = all(label is not None for label in labels)
+    if names.is_guess and is_labelled:
+        # The first of each class, the second of each class, and so on.
+        seen: Counter[int | None] = Counter()
+        turns = [seen.update([label]) or seen[label] for label in labels]
+        ordered = sorted(range(len(found)), key=lambda at: turns[at])
+        chosen = ordered[: max(_TRIED, min(_PER_CLASS * len(seen), _MOST_TRIED))]
+    else:
+        count = min(len(found), _TRIED)
+        chosen = [index * len(found) // count for index in range(count)]
 
     def decoder(picture: Picture) -> Callable[[], Any]:
         return lambda: decode(picture.read(), name=picture.where)
 
-    return [decoder(picture) for picture in spread], truth if len(truth) == count else None
+    truth = [label for at in chosen if (label := labels[at]) is not None]
+    return [decoder(found[at]) for at in chosen], truth if is_labelled else None
 
 
 def _try(
     facts: ModelFacts, first: PreprocessGuess, answers: AnswerFunction, pictures: Sequence[Callable[[], Any]],
-    truth: list[int] | None, *, listen: Listener,
-) -> tuple[PreprocessGuess, list[TrialResult]]:  # fmt: skip
-    """Try normalizations where the model does not show its own, then crops; take what is significantly better."""
+    truth: list[int] | None, *, names: ModelNames, listen: Listener,
+) -> tuple[PreprocessGuess, list[TrialResult], ModelNames]:  # fmt: skip
+    """Try normalizations where the model does not show its own, then crops; take what is significantly better.
+
+    Where the order of the class names is a guess, the answers decide it.
+    """
     from edge.config import InputConfig
     from edge.tuning import preprocess_trial
 
@@ -237,14 +255,36 @@ def _try(
         rounds = [preprocess_trial.normalizations, *([] if facts.grey else [preprocess_trial.bgr]), *rounds]
     for candidates in rounds:
         trial = preprocess_trial.compare(
-            candidates(chosen.preprocess), pictures, answers, target, truth=truth, listen=listen
-        )
+            candidates(chosen.preprocess), pictures, answers, target, truth=truth, is_order_known=not names.is_guess,
+            listen=listen,
+        )  # fmt: skip
         trials.append(trial)
+        if trial.order is not None and truth is not None:
+            truth = [trial.order[label] for label in truth]
+            names = _ordered(names, trial.order)
+        pictures, truth = pictures[:_TRIED], None if truth is None else truth[:_TRIED]
         row = trial.rows[trial.chosen]
         if trial.chosen != 0:
             how = "labelled pictures" if trial.labelled else "unlabelled pictures"
             chosen = PreprocessGuess(row.preprocess, f"significantly better on {trial.pictures} {how}", is_guess=False)
-    return chosen, trials
+    if chosen.is_guess:
+        alike = [row.name for row in trials[0].rows[1:] if not row.is_worse]
+        rest = f"not significantly worse on {trials[0].pictures} pictures: {', '.join(alike)}" if alike else ""
+        chosen = PreprocessGuess(
+            chosen.preprocess, f"{chosen.why}; {rest}" if rest else chosen.why, is_guess=bool(rest)
+        )
+    return chosen, trials, names
+
+
+def _ordered(names: ModelNames, order: Sequence[int]) -> ModelNames:
+    """The names in the order of the model's outputs, where the answers tell it."""
+    if list(order) == sorted(order):
+        return ModelNames(names.names, f"{names.source}, which the model's answers fit")
+    ordered = [""] * len(order)
+    for name, output in zip(names.names, order, strict=True):
+        ordered[output] = name
+    where = names.source.replace(", in alphabetical order", "")
+    return ModelNames(ordered, f"{where}, in the order that the model's answers fit (alphabetical order does not)")
 
 
 def _answers(facts: ModelFacts, model: Path, output_name: str | None) -> AnswerFunction:
@@ -375,7 +415,7 @@ def _show_trial(terminal: Terminal, trial: TrialResult) -> None:
     terminal.table(headings, rows, right=tuple(range(1, len(headings) - 1)))
 
 
-def _show(terminal: Terminal, target: Path, proposal: Proposal) -> None:
+def _show(terminal: Terminal, target: Path, proposal: Proposal, *, has_tried: bool) -> None:
     facts, names, chosen = proposal.facts, proposal.names, proposal.preprocess
     terminal.data(f"{target}: written")
     batch = f"{facts.batch} only" if facts.batch else "any"
@@ -393,7 +433,8 @@ def _show(terminal: Terminal, target: Path, proposal: Proposal) -> None:
         terminal.warn(f"check the class names in {target}: {names.source}")
     if chosen.is_guess:
         terminal.warn(
-            f"check preprocess in {target}: {chosen.why}; --images DIR with labelled pictures compares the usual"
+            f"check preprocess in {target}: {chosen.why}; write what the training code does"
+            + ("" if has_tried else ", or compare the usual: --images DIR with labelled pictures")
         )
     if facts.classes == 1:
         terminal.warn("the model has one class: without a Sigmoid at its end every picture is that class")

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import posixpath
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -20,6 +21,7 @@ import msgspec
 
 from edge.config import did_you_mean
 from edge.errors import DataError
+from edge.stats import best_assignment, mcnemar
 
 # Endings of the files that count as pictures, in lower case.
 SUFFIXES = frozenset({
@@ -39,8 +41,13 @@ LABEL_COLUMNS = (
 
 # Fewer answers than this say nothing about the map: a good network is wrong on the first five at times.
 _MIN_ANSWERS = 20
-# Nor do answers about fewer classes: two classes confused with each other look like a shift.
+# Nor do answers about fewer classes say that a map is shifted: two classes confused with each other look like that.
 _MIN_CLASSES = 5
+_FEWEST_CLASSES = 2
+# The same answer for so many pictures, where the labels say otherwise.
+_CONSTANT, _NEARLY_ALL = 0.95, 0.8
+# Another order of the classes: looked for with so many pictures per class, and believed at this level of significance.
+_MOST_ORDERED, _PER_CLASS, _ORDER_LEVEL, _SHOWN_ORDER = 64, 4, 0.001, 10
 _FEW = 3
 
 
@@ -288,20 +295,27 @@ def folder_labels(pictures: Sequence[_P], names: ClassNames, *, folder: Path) ->
     return [names.index(name, where=shown(str(folder / name))) for name in classes if name is not None]
 
 
-def shape_of_errors(predictions: Sequence[int], truth: Sequence[int], *, classes: int | None = None) -> str | None:
-    """One sentence when the labels look as if they belonged to another map than the network's; None when they do not.
+def shape_of_errors(
+    predictions: Sequence[int], truth: Sequence[int], *, classes: int | None = None, names: Sequence[str] | None = None
+) -> str | None:
+    """Say in one sentence what is wrong when labels and answers do not fit together; None when they do.
 
-    ``predictions`` are top-1 class indices, ``truth`` the true ones, in the same order; ``classes`` is how many the
-    network has (otherwise only negative labels are out of range). Looks for labels out of range, for a map shifted by
-    one (ImageNet TFRecords and TensorFlow's networks count a background class as 0), and for accuracy near chance.
-    Fewer than 20 answers, or answers about fewer than 5 classes, are never called wrong, except when out of range.
+    Looks for labels out of range, for a map shifted by one (ImageNet TFRecords and TensorFlow's networks count a
+    background class as 0), for class names in another order, for a constant answer, and for accuracy at chance level.
+    Fewer than 20 answers, or answers about one class, are never called wrong, except when out of range.
+
+    Args:
+        predictions: top-1 class indices.
+        truth: the true ones, in the same order.
+        classes: number of classes of the network; otherwise only negative labels are out of range.
+        names: class names, for the sentence.
 
     Raises:
         ValueError: the two differ in length.
     """
     if len(predictions) != len(truth):
         raise ValueError(f"{len(predictions)} predictions for {len(truth)} labels")
-    return _out_of_range(truth, classes) or _shifted_or_foreign(predictions, truth, classes)
+    return _out_of_range(truth, classes) or _shifted_or_foreign(predictions, truth, classes, names)
 
 
 def _out_of_range(truth: Sequence[int], classes: int | None) -> str | None:
@@ -321,7 +335,9 @@ def _out_of_range(truth: Sequence[int], classes: int | None) -> str | None:
     return f"{text}: they are of another label map; use the one that the network was trained with"
 
 
-def _shifted_or_foreign(predictions: Sequence[int], truth: Sequence[int], classes: int | None) -> str | None:
+def _shifted_or_foreign(
+    predictions: Sequence[int], truth: Sequence[int], classes: int | None, names: Sequence[str] | None
+) -> str | None:
     count = len(truth)
     if count < _MIN_ANSWERS:
         return None
@@ -335,12 +351,75 @@ def _shifted_or_foreign(predictions: Sequence[int], truth: Sequence[int], classe
             f"top-1 is {hits[0]:.1%} with these labels and {hits[best]:.1%} with every label {best:+d}: the label map "
             f"is off by one; use --label-offset {best:+d} (an option of this command)"
         )
-    if kinds >= 10 and len(set(truth)) >= _MIN_CLASSES and hits[0] < max(0.02, 1.5 / kinds):
+    if len(set(truth)) < _FEWEST_CLASSES:
+        return None
+    answer, often = Counter(predictions).most_common(1)[0]
+    if often >= _CONSTANT * count and sum(label == answer for label in truth) < _NEARLY_ALL * count:
+        return (
+            f"the network answers {_called(answer, names)} for {often} of {count} pictures: the preprocessing is not "
+            "what it was trained with, or the engine is broken"
+        )
+    ordered = _other_order(predictions, truth, names if names is not None and len(names) == kinds else None)
+    if ordered is not None:
+        return ordered
+    # Hits of answers that do not look at the picture, with these shares of classes.
+    answered, true = Counter(predictions), Counter(truth)
+    chance = sum(answered[label] * true[label] for label in true) / count**2
+    usual = chance + math.sqrt(chance * (1 - chance) / count)
+    has_many = kinds >= 10 and len(set(truth)) >= _MIN_CLASSES
+    if hits[0] <= usual or (has_many and hits[0] < max(0.02, 1.5 / kinds)):
         return (
             f"top-1 is {hits[0]:.1%} of {count} pictures, no better than chance: the labels are of another map than "
             "the network's, the preprocessing is not what it was trained with, or the engine is broken"
         )
     return None
+
+
+def _called(index: int, names: Sequence[str] | None) -> str:
+    return repr(names[index]) if names is not None and 0 <= index < len(names) else f"class {index}"
+
+
+def _other_order(predictions: Sequence[int], truth: Sequence[int], names: Sequence[str] | None) -> str | None:
+    """Say so when the answers fit the labels with the classes in another order.
+
+    The order is found on half of the pictures and tried on the other half, both ways: one that fits by chance fails.
+    """
+    seen = sorted(set(truth))
+    if len(seen) > _MOST_ORDERED or len(truth) < _PER_CLASS * len(seen):
+        return None
+    outputs = sorted({*seen, *predictions})
+    turn: Counter[int] = Counter()
+    halves: tuple[list[int], list[int]] = ([], [])
+    for at, label in enumerate(truth):
+        halves[turn[label] % 2].append(at)
+        turn[label] += 1
+
+    def order_of(pictures: Sequence[int]) -> dict[int, int]:
+        pairs = Counter((truth[at], predictions[at]) for at in pictures)
+        columns = best_assignment([[float(pairs[label, output]) for output in outputs] for label in seen])
+        return {label: outputs[column] for label, column in zip(seen, columns, strict=True)}
+
+    fits = [False] * len(truth)
+    for found_on, tried_on in (halves, halves[::-1]):
+        order = order_of(found_on)
+        for at in tried_on:
+            fits[at] = predictions[at] == order[truth[at]]
+    as_given = [prediction == label for prediction, label in zip(predictions, truth, strict=True)]
+    better = sum(new and not old for new, old in zip(fits, as_given, strict=True))
+    worse = sum(old and not new for new, old in zip(fits, as_given, strict=True))
+    if better <= worse or mcnemar(better, worse) > _ORDER_LEVEL:
+        return None
+    order = order_of(range(len(truth)))
+    shown = ""
+    if names is not None and sorted(order.values()) == list(range(len(names))):
+        called = {output: names[label] for label, output in order.items()}
+        some = [called[output] for output in range(len(names))]
+        shown = f" (it fits {', '.join(some[:_SHOWN_ORDER])}{', …' if len(some) > _SHOWN_ORDER else ''})"
+    return (
+        f"top-1 is {sum(as_given) / len(truth):.1%} with these class names and {sum(fits) / len(truth):.1%} with the "
+        f"classes in another order{shown}: write the names in the order of the model's outputs; edge init --images DIR "
+        "finds it"
+    )
 
 
 def class_folders(folder: Path) -> list[str]:

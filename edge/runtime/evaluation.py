@@ -126,6 +126,7 @@ def evaluate(
         ModelError: The model cannot be used.
     """
     truth = [picture.label for picture in pictures if picture.label is not None] or None
+    names = labels.load_names(Path(profile.labels)) if truth is not None else None
     preprocessor = Preprocessor(profile.preprocess, profile.input)
     own = None
     if session is not None:
@@ -136,7 +137,7 @@ def evaluate(
         if own is None:
             return None
     if not with_reference and table is None and own is not None:
-        return score(own, truth, precision=precision)
+        return score(own, truth, precision=precision, names=names)
     model = onnx_model.load(Path(profile.model), profile.outputs)
     user = onnx_model.read(model.path, profile.outputs)
     inputs = PictureInputs(pictures, preprocessor)
@@ -145,7 +146,9 @@ def evaluate(
         inputs.prepare(threads=threads, listen=listen, should_stop=should_stop)
         reference = scorer.logits(user, optimize=True, stage="fp32", listen=listen)
         if table is None:
-            return None if own is None else score(own, truth, precision=precision, reference=reference, against="fp32")
+            if own is None:
+                return None
+            return score(own, truth, precision=precision, reference=reference, against="fp32", names=names)
         form = tensorrt_form(quantized or profile, table)
         judged = scorer.logits(form.model, stage="TensorRT form", listen=listen)
     except CancelledError:
@@ -153,7 +156,7 @@ def evaluate(
     if not np.isfinite(judged).all():
         raise DeviceError("the INT8 network's answer holds NaN or infinity", hint="edge table check")
     found = msgspec.structs.replace(
-        score(judged, truth, precision=precision, reference=reference, against="fp32"),
+        score(judged, truth, precision=precision, reference=reference, against="fp32", names=names),
         judged="TensorRT form, float32 arithmetic",
         float_layers=form.weighted - form.quantized,
         weighted_layers=form.weighted,
@@ -223,6 +226,7 @@ def score(
     precision: str,
     reference: NDArray[np.float32] | None = None,
     against: str | None = None,
+    names: Sequence[str] | None = None,
 ) -> Scores:
     """Scores of ``own`` logits (n×classes).
 
@@ -232,6 +236,7 @@ def score(
         precision: What gave the logits.
         reference: Logits of another network for the same pictures.
         against: Name of that network.
+        names: Class names, for warnings.
     """
     n = len(own)
     scores = Scores(precision=precision, n=n)
@@ -244,7 +249,7 @@ def score(
             top1_interval=top1[1],
             top5=top5[0],
             top5_interval=top5[1],
-            warning=labels.shape_of_errors(own.argmax(axis=1).tolist(), list(truth), classes=own.shape[1]),
+            warning=labels.shape_of_errors(own.argmax(axis=1).tolist(), list(truth), classes=own.shape[1], names=names),
         )
     if reference is None:
         return scores

@@ -8,6 +8,7 @@ answers tell (see :func:`information`). A guess is given up only for one that is
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +20,7 @@ from edge.config import InputConfig, OutputKind, PreprocessConfig
 from edge.events import Listener, Progress, ignore_events
 from edge.model import Preprocessor
 from edge.runtime import probabilities
+from edge.stats import best_assignment
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 # Two-sided 99 % of the normal distribution: with a dozen candidates, 95 % would find a difference too often.
 _Z = 2.576
 _SMALLEST = 1e-7
+# Pictures of each class that it takes to find out which output is that class.
+_PER_CLASS = 4
 # The share of the shorter side that torchvision's and most of timm's networks see.
 USUAL_CROP = 0.875
 
@@ -61,12 +65,16 @@ class TrialRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
-    """All candidates of a trial, and which one to take: the first that is not significantly worse than the best."""
+    """All candidates of a trial, and which one to take: the first that is not significantly worse than the best.
+
+    ``order`` is the output of each class of the labels, where that was asked for and the answers tell it.
+    """
 
     rows: list[TrialRow]
     chosen: int
     pictures: int
     labelled: bool
+    order: list[int] | None = None
 
     @property
     def is_decided(self) -> bool:
@@ -140,6 +148,7 @@ def compare(
     target: InputConfig,
     *,
     truth: Sequence[int] | None = None,
+    is_order_known: bool = True,
     listen: Listener = ignore_events,
 ) -> TrialResult:
     """Run every candidate on the same pictures and compare.
@@ -150,6 +159,8 @@ def compare(
         answers: the network.
         target: the network's height and width.
         truth: class index of each picture, where known.
+        is_order_known: the indices of ``truth`` are the network's outputs. If not, they only say which pictures are of
+            one class: a wrong order would make another preprocessing look best.
         listen: gets the progress.
     """
     workers = [Preprocessor(candidate.preprocess, target) for candidate in candidates]
@@ -159,13 +170,16 @@ def compare(
         found.append(answers(np.stack([worker(pixels) for worker in workers])))
         listen(Progress("try", done, len(pictures)))
     every = np.stack(found, axis=1)  # candidates × pictures × classes
+    if truth is not None and not is_order_known and not _tells_order(truth):
+        truth = None
     if truth is None:
         scores = np.stack([information(one) for one in every])
         top1: list[float | None] = [None] * len(candidates)
     else:
-        picked = np.take_along_axis(every, np.asarray(truth).reshape(1, -1, 1), axis=2)[:, :, 0]
+        labels = [np.asarray(truth) if is_order_known else _in_fitting_order(one, truth) for one in every]
+        picked = np.stack([one[np.arange(len(one)), label] for one, label in zip(every, labels, strict=True)])
         scores = np.log(np.maximum(picked, _SMALLEST))
-        top1 = [float(100 * np.mean(one.argmax(axis=1) == np.asarray(truth))) for one in every]
+        top1 = [float(100 * np.mean(one.argmax(axis=1) == label)) for one, label in zip(every, labels, strict=True)]
     best = int(scores.mean(axis=1).argmax())
     rows = []
     for candidate, score, share in zip(candidates, scores, top1, strict=True):
@@ -179,7 +193,55 @@ def compare(
             )
         )  # fmt: skip
     chosen = next(at for at, row in enumerate(rows) if not row.is_worse)
-    return TrialResult(rows=rows, chosen=chosen, pictures=len(found), labelled=truth is not None)
+    order = None if truth is None or is_order_known else _order(every[chosen], truth)
+    return TrialResult(rows=rows, chosen=chosen, pictures=len(found), labelled=truth is not None, order=order)
+
+
+def _tells_order(truth: Sequence[int]) -> bool:
+    counts = Counter(truth)
+    return len(counts) > 1 and min(counts.values()) >= _PER_CLASS
+
+
+def _halves(truth: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Positions of the pictures, each class spread over both halves."""
+    turn: Counter[int] = Counter()
+    halves: tuple[list[int], list[int]] = ([], [])
+    for at, label in enumerate(truth):
+        halves[turn[label] % 2].append(at)
+        turn[label] += 1
+    return halves
+
+
+def _fit(answers: NDArray[np.float32], truth: Sequence[int], pictures: Sequence[int]) -> dict[int, int]:
+    """The output for each class of ``truth`` that makes the answers of ``pictures`` most likely."""
+    seen = sorted(set(truth))
+    logs = np.log(np.maximum(answers, _SMALLEST))
+    score = [np.sum([logs[at] for at in pictures if truth[at] == label], axis=0).tolist() for label in seen]
+    return dict(zip(seen, best_assignment(score), strict=True))
+
+
+def _in_fitting_order(answers: NDArray[np.float32], truth: Sequence[int]) -> NDArray[np.int64]:
+    """The true output of each picture, in the order that the other half of the pictures fits."""
+    result = np.zeros(len(truth), np.int64)
+    halves = _halves(truth)
+    for found_on, used_on in (halves, halves[::-1]):
+        order = _fit(answers, truth, found_on)
+        result[used_on] = [order[truth[at]] for at in used_on]
+    return result
+
+
+def _order(answers: NDArray[np.float32], truth: Sequence[int]) -> list[int] | None:
+    """The output of each class; None where some class has no picture, or the answers do not tell."""
+    classes = answers.shape[1]
+    fitted = _in_fitting_order(answers, truth)
+    hits = float(np.mean(answers.argmax(axis=1) == fitted))
+    shares = Counter(answers.argmax(axis=1).tolist()), Counter(fitted.tolist())
+    chance = sum(shares[0][label] * n for label, n in shares[1].items()) / len(truth) ** 2
+    error = math.sqrt(max(chance * (1 - chance), 1e-9) / len(truth))
+    if len(set(truth)) != classes or hits < chance + 2 * _Z * error:
+        return None
+    order = _fit(answers, truth, range(len(truth)))
+    return [order[label] for label in range(classes)]
 
 
 def information(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -100,6 +100,26 @@ def test_pictures_in_class_folders_give_names_and_preprocessing(edge: Edge, here
     assert measured["top1"] == 100
 
 
+def test_folders_in_another_order_than_the_model_s_outputs_are_put_right(edge: Edge, here: Path) -> None:
+    """Alphabetical order is a guess, and with a wrong one another preprocessing would look best."""
+    save_model(here / "model.onnx")
+    paint(here / "drawn")
+    (here / "pictures").mkdir()
+    for output, name in enumerate(NAMES):
+        (here / "drawn" / name).rename(here / "pictures" / f"{7 - output} {name}")
+    ended = edge("init", "mine", "--model", "model.onnx", "--images", "pictures")
+    assert ended.code == 0
+    assert "in the order that the model's answers fit (alphabetical order does not)" in ended.out
+    names = Path(written(here, "mine").labels).read_text().splitlines()
+    assert names == [f"{7 - output} {name}" for output, name in enumerate(NAMES)]
+    assert written(here, "mine").preprocess.mean[0] > 100
+    # Somebody writes them in alphabetical order all the same.
+    Path(written(here, "mine").labels).write_text("".join(f"{name}\n" for name in sorted(names)))
+    assert edge("build", "--profile", "mine", "--precision", "fp32").code == 0
+    ended = edge("eval", "--profile", "mine", "--precision", "fp32", "--images", "pictures")
+    assert f"with the classes in another order (it fits {', '.join(names)})" in ended.err
+
+
 def test_pictures_without_labels_are_compared_by_what_the_answers_tell(edge: Edge, here: Path) -> None:
     save_model(here / "model.onnx", metadata={"names": str(dict(enumerate(NAMES)))})
     pictures = here / "flat"
@@ -114,11 +134,12 @@ def test_pictures_without_labels_are_compared_by_what_the_answers_tell(edge: Edg
 
 def test_folders_and_label_files_name_the_classes(edge: Edge, here: Path) -> None:
     save_model(here / "model.onnx")
-    paint(here / "pictures", count=1)
+    paint(here / "pictures", count=4)
     found = json.loads(edge("init", "--model", "model.onnx", "--images", "pictures", "--json").out)
-    assert found["names"]["guess"] is True
+    # Four pictures of each class tell that alphabetical order is the model's.
+    assert (found["names"]["guess"], "which the model's answers fit" in found["names"]["source"]) == (False, True)
     assert Path(written(here).labels).read_text().splitlines() == sorted(NAMES)
-    rows = "".join(f"{name}/0.png,{name}\n" for name in NAMES)
+    rows = "".join(f"{name}/{index}.png,{name}\n" for name in NAMES for index in range(4))
     (here / "labels.csv").write_text(f"path,label\n{rows}")
     arguments = ("init", "two", "--model", "model.onnx", "--images", "pictures", "--labels", "labels.csv", "--json")
     assert json.loads(edge(*arguments).out)["trials"][0]["labelled"]

@@ -229,11 +229,39 @@ def test_labels_in_another_order() -> None:
     assert labels.shape_of_errors(predictions, truth) == sentence
 
 
+@pytest.mark.parametrize("classes", [2, 3, 5, 12])
+def test_class_names_in_another_order(classes: int) -> None:
+    truth = _truth(60 * classes // 2, classes)
+    order = [*range(1, classes), 0]
+    predictions = [order[label] for label in _guesses(truth, accuracy=0.8, classes=classes)]
+    names = [f"name {index}" for index in range(classes)]
+    sentence = labels.shape_of_errors(predictions, truth, classes=classes, names=names)
+    assert sentence is not None
+    if classes < 5:
+        assert f"in another order (it fits name {classes - 1}, name 0" in sentence
+    else:
+        assert "off by one" in sentence or "in another order" in sentence
+
+
+@pytest.mark.parametrize("classes", [2, 5, 1000])
+def test_answers_at_chance_level_and_constant_answers(classes: int) -> None:
+    truth = [index % classes for index in range(100)]
+    chance = [(index // classes) % classes for index in range(100)] if classes < 10 else [900] * 50 + [901] * 50
+    sentence = labels.shape_of_errors(chance, truth, classes=classes)
+    assert "no better than chance" in (sentence or "")
+    sentence = labels.shape_of_errors([1] * 100, truth, classes=classes, names=[f"n{i}" for i in range(classes)])
+    assert "the network answers 'n1' for 100 of 100 pictures" in (sentence or "")
+
+
+def test_a_weak_network_is_not_called_wrong() -> None:
+    truth = _truth(200, 5)
+    assert labels.shape_of_errors(_guesses(truth, accuracy=0.2, classes=5), truth, classes=5) is None
+
+
 QUIET = {
     "nothing": ([], []),
     "few-and-all-wrong": ([5] * 10, [1, 2, 3, 4, 6, 7, 8, 9, 10, 11]),
     "one-class-all-wrong": ([5] * 100, [400] * 100),
-    "two-classes-all-wrong": ([0, 1] * 50, [1, 0] * 50),
 }
 
 
