@@ -223,7 +223,10 @@ def _pictures(
     if names.is_guess and is_labelled:
         # The first of each class, the second of each class, and so on.
         seen: Counter[int | None] = Counter()
-        turns = [seen.update([label]) or seen[label] for label in labels]
+        turns = []
+        for label in labels:
+            seen[label] += 1
+            turns.append(seen[label])
         ordered = sorted(range(len(found)), key=lambda at: turns[at])
         chosen = ordered[: max(_TRIED, min(_PER_CLASS * len(seen), _MOST_TRIED))]
     else:
