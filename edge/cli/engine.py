@@ -182,6 +182,7 @@ def _of_profile(profile: str | None, precision: str | None, engine_dir: Path | N
 
     wanted = options.precision(precision)
     chosen, path = paths.load_profile(profile)
+    paths.require_model(chosen)
     return cache_keys.engine_manifest_path(chosen, paths.engine_folder(engine_dir, path), wanted or chosen.precision)
 
 

@@ -11,7 +11,7 @@ import msgspec
 from edge.artifacts import store
 from edge.config import Precision, Profile, available_profiles, find_profile, read_profile
 from edge.deploy.bundle import MANIFEST, PROFILE, deployed
-from edge.errors import ArtifactError, ProfileError, UsageError
+from edge.errors import ArtifactError, ModelError, ProfileError, UsageError
 from edge.system import device
 
 if TYPE_CHECKING:
@@ -119,6 +119,16 @@ def load_profile(name: str | None, *, user: str | None = None) -> tuple[Profile,
     path = shipped.profile if shipped is not None else find_profile(name, profile_folders())
     _check_bundle(path, shipped=shipped or deployed.holding(path, device_home(user)), user=user)
     return read_profile(path), path
+
+
+def require_model(profile: Profile) -> None:
+    """Check that the model of a profile is there: without it, whatever else is missing follows from that.
+
+    Raises:
+        ModelError: there is no such file.
+    """
+    if not Path(profile.model).is_file():
+        raise ModelError("there is no such model", where=profile.model, hint="check `model:` in the profile")
 
 
 def _check_bundle(path: Path, *, shipped: deployed.Deployed | None, user: str | None) -> None:
@@ -251,6 +261,7 @@ def find_engine(
     from edge import backends
     from edge.calibration import cache_keys
 
+    require_model(chosen)
     backend = backends.of(chosen)
     wanted = precision or chosen.precision
     cache, engines = cache_folder(cache_dir, path), engine_folder(engine_dir, path)

@@ -73,6 +73,7 @@ def command(
     from edge.diagnostics import SelfTestContext, selftest_run
 
     chosen, path = paths.load_profile(profile)
+    paths.require_model(chosen)
     terminal = Terminal()
     terminal.info(f"profile {chosen.name} ({path})", style="dim")
     folder = images if images is not None else paths.resources() / "samples"

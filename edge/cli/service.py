@@ -165,6 +165,7 @@ def _settings(
         given += ["--wait-for-camera"]
     owner = None if user else run_as or os.environ.get("SUDO_USER")
     chosen, path = paths.load_profile(profile, user=owner)
+    paths.require_model(chosen)
     named = name or chosen.name
     service.unit_name(named)
     if paths.is_current(path, user=owner):

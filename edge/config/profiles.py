@@ -356,7 +356,7 @@ def _check_units(pre: PreprocessConfig, document: Document) -> None:
             ("preprocess", "mean"),
             f"mean {pasted(pre.mean)} and std {pasted(pre.std)} are in units of 0 to 1 (torchvision), and pixel "
             "values here are 0 to 255",
-            hint=f"mean: {mean}, std: {std}; or add scale: 1/255 next to them",
+            hint=f"these two lines, or scale: 1/255 next to yours\n  mean: {mean}\n  std: {std}",
         )
 
 

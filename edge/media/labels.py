@@ -97,7 +97,9 @@ class ClassNames:
                 f"several classes are called {text!r}: {some}", where=where, hint="use class indices in the label file"
             )
         raise DataError(
-            f"no class is called {shown(text)!r} in {self.source}{did_you_mean(text, self.names)}", where=where
+            f"no class is called {shown(text)!r} in {self.source}{did_you_mean(text, self.names)}",
+            where=where,
+            hint=f"correct it here, or the class names in {self.source}",
         )
 
 
@@ -291,7 +293,10 @@ def folder_labels(pictures: Sequence[_P], names: ClassNames, *, folder: Path) ->
         return None
     outside = [picture.name for picture, name in zip(pictures, classes, strict=True) if name is None]
     if outside:
-        raise DataError(f"{len(outside)} pictures are in no class folder: {_few(outside)}", where=folder)
+        raise DataError(
+            f"{len(outside)} pictures are in no class folder: {_few(outside)}", where=folder,
+            hint="move them into the folder of their class, or name the classes with --labels FILE",
+        )  # fmt: skip
     return [names.index(name, where=shown(str(folder / name))) for name in classes if name is not None]
 
 

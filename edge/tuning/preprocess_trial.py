@@ -170,7 +170,7 @@ def compare(
         found.append(answers(np.stack([worker(pixels) for worker in workers])))
         listen(Progress("try", done, len(pictures)))
     every = np.stack(found, axis=1)  # candidates × pictures × classes
-    if truth is not None and not is_order_known and not _tells_order(truth):
+    if truth is not None and not is_order_known and not _is_order_visible(truth):
         truth = None
     if truth is None:
         scores = np.stack([information(one) for one in every])
@@ -197,7 +197,7 @@ def compare(
     return TrialResult(rows=rows, chosen=chosen, pictures=len(found), labelled=truth is not None, order=order)
 
 
-def _tells_order(truth: Sequence[int]) -> bool:
+def _is_order_visible(truth: Sequence[int]) -> bool:
     counts = Counter(truth)
     return len(counts) > 1 and min(counts.values()) >= _PER_CLASS
 

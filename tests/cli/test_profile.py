@@ -80,6 +80,36 @@ def test_the_profiles_of_the_repository_are_good(name: str, edge: Edge) -> None:
     assert ended.code == 0, ended.err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "profile check tiny",
+        "calibrate --profile tiny --images pictures",
+        "build --profile tiny",
+        "eval --profile tiny --images pictures --labels labels.csv",
+        "run --profile tiny --images pictures",
+        "bench --profile tiny",
+        "sweep --profile tiny --images pictures --eval pictures --labels labels.csv",
+        "tune --profile tiny --images pictures",
+        "bundle --profile tiny -o tiny.edge",
+        "ship device --profile tiny",
+        "engine show --profile tiny",
+        "selftest --profile tiny",
+        "service print --profile tiny -- --camera 0",
+        "init two --model profiles/model.onnx",
+    ],
+)
+def test_a_missing_model_is_the_same_error_in_every_command(command: str, edge: Edge, place: Place) -> None:
+    folder = place(2)
+    (folder / "labels.csv").write_text(
+        "file,label\n" + "".join(f"{p.name},0\n" for p in (folder / "pictures").iterdir())
+    )
+    (folder / "profiles/model.onnx").unlink()
+    ended = edge(*command.split())
+    assert ended.code == 5, ended.err
+    assert "model.onnx: there is no such model\n  try: " in ended.err
+
+
 def test_an_opset_that_onnxruntime_does_not_read_is_named(
     edge: Edge, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
