@@ -47,7 +47,7 @@ Beside the wheels of a bundle (edge bundle create --with-wheels) this script nee
 repository: it sets up DIR/venvs/<digest>, points DIR/venv to it when it works, and links ~/.local/bin/edge. The one
 before stays until the next time. Modes: check, uninstall, and none.
 A folder for --offline is filled on a machine of the same kind, with the same Python and a network:
-  .venv/bin/python -m pip wheel --wheel-dir DIR '.[dev]' 'hatchling>=1.26' editables
+  .venv/bin/python -m pip wheel --wheel-dir DIR '.[dev]' editables
 TEXT
 }
 
@@ -132,7 +132,7 @@ check_place() {
     check_wheels_place
     return
   fi
-  for file in pyproject.toml README.md LICENSE edge/__init__.py constraints/jetson.txt; do
+  for file in pyproject.toml hatch_build.py README.md LICENSE edge/__init__.py constraints/jetson.txt; do
     [ -f "$here/$file" ] || fail "$here/$file is missing: this is not a whole copy of the repository; clone it again"
   done
   if [ "$(id -u)" = 0 ] && [ -n "${SUDO_USER:-}" ] && [ "$SUDO_USER" != root ]; then

@@ -111,7 +111,7 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     made = Bench(tmp_path)
-    for name in ("install.sh", "pyproject.toml", "constraints/jetson.txt", "edge/__init__.py"):
+    for name in ("install.sh", "pyproject.toml", "hatch_build.py", "constraints/jetson.txt", "edge/__init__.py"):
         path = made.repository / name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, path)

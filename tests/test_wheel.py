@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from edge.cli import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -23,6 +25,11 @@ def test_an_installed_wheel_works_in_an_empty_folder(tmp_path: Path) -> None:
     assert (tmp_path / name).stat().st_size < 25e6
     with zipfile.ZipFile(tmp_path / name) as wheel:
         wheel.extractall(tmp_path / "site")
+        page = wheel.read("jetson_edge-0.1.0.data/data/share/man/man1/edge.1").decode()
+    for command in COMMANDS:
+        assert f".SS edge {command}\n" in page
+    assert ".SS edge bundle create\n" in page
+    assert "\\-\\-label\\-offset" in page
     (tmp_path / "empty").mkdir()
 
     def edge(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -33,6 +33,8 @@ FOLDER = "wheels"
 _SCRIPT = "install.sh"
 _PINS = ("constraints/jetson.txt", "constraints/bootstrap.txt")
 _BUILD_PINS = "constraints/build.txt"
+# The package, and what an installed edge brings along (pyproject.toml, force-include).
+_BUILT_FROM = ("edge", "profiles", "models", "samples", "calib_cache/efficientnet_lite0")
 # JetPack's major release -> its Python and the oldest glibc of its releases.
 _JETPACKS = {"6": ("3.10", 35), "7": ("3.12", 39)}
 _OLDEST_GLIBC = 17
@@ -203,8 +205,10 @@ def _shorten(folder: Path, target: WheelTarget) -> None:
 def _build_edge(root: Path, folder: Path) -> None:
     """Build edge's own wheel from a copy of what it is made of, so that nothing is written into the checkout."""
     copy = folder / "source"
-    shutil.copytree(root / "edge", copy / "edge", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    ignore = shutil.ignore_patterns("__pycache__", "*.stats.*", "*.partial.*", "*.lock")
+    for name in _BUILT_FROM:
+        shutil.copytree(root / name, copy / name, ignore=ignore)
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
         shutil.copy(root / name, copy / name)
     # Absolute: pip takes a bare word for the name of a package.
     _pip("wheel", "--no-deps", "-w", str(folder), str(copy.resolve()), build_with=root / _BUILD_PINS)
