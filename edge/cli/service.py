@@ -310,6 +310,12 @@ def _check(given: list[str]) -> dict[str, Any]:
             f"a service gets no {run_options.CAMERA_VARIABLE}: every user of this machine reads a unit file",
             hint="write the URL into a file of mode 0600, and use --camera @FILE",
         )
+    for name, option in (("save_video", "--save-video"), ("csv", "--csv")):
+        if options[name] is not None:
+            raise UsageError(
+                f"{option} in a service: every start replaces the file",
+                hint=f"--record run.jsonl, or edge run {option} FILE for as long as you need",
+            )
     if options["save_frames"] is not None:
         hint = "edge run --save-frames DIR, for as long as you need"
         raise UsageError("frames of weeks fill any disk, and a second start needs a new folder", hint=hint)

@@ -131,6 +131,8 @@ def test_only_a_camera_is_waited_for(edge: Edge, place: Place) -> None:
         (("--camera", "0", "-pother"), "in front of --"),
         (("--camera", "0", "--save-frames", "rec"), "a new folder"),
         (("--camera", "0", "--save-frames=rec"), "a new folder"),
+        (("--camera", "0", "--save-video", "out.mkv"), "every start replaces the file"),
+        (("--camera", "0", "--csv", "out.csv"), "every start replaces the file"),
     ],
 )
 def test_what_no_service_can_be_given(options: tuple[str, ...], words: str, edge: Edge, place: Place) -> None:

@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,14 +138,15 @@ def test_job_of_an_uploaded_part() -> None:
     assert struct.unpack_from("=Q", kernels.job(plan, part, spec, table=0, target=0))[0] == 1 << 40
 
 
-def test_the_tables_are_those_of_the_cpu() -> None:
-    spec, target = PreprocessConfig(fit="squash"), InputConfig(height=40, width=50)
+@pytest.mark.parametrize("roi", [None, (0.25, 0.1, 0.5, 0.6), (9, 30, 60, 70)])
+def test_the_tables_are_those_of_the_cpu(roi: Any) -> None:
+    spec, target = PreprocessConfig(fit="squash", roi=roi), InputConfig(height=40, width=50)
     plan = kernels.plan(123, 77, spec, target)
     down, across = tables(123, 77, spec, target)
     first_x, weights_x, first_y, weights_y = plan.offsets
-    for axis, first_at, weights_at, groups in (
-        (down, first_y, weights_y, plan.groups[0]),
-        (across, first_x, weights_x, plan.groups[1]),
+    for axis, first_at, weights_at, groups, start in (
+        (down, first_y, weights_y, plan.groups[0], plan.area.top),
+        (across, first_x, weights_x, plan.groups[1], plan.area.left),
     ):
         count, taps = axis.weights.shape
         first = plan.table[first_at : first_at + 4 * count].view(np.int32)
@@ -152,8 +154,16 @@ def test_the_tables_are_those_of_the_cpu() -> None:
         by_pixel = weights.transpose(1, 0, 2).reshape(count, -1)
         assert (by_pixel.sum(axis=1) == 1 << 14).all()
         for output in range(count):
-            at = int(axis.first[output] - 4 * first[output])
+            at = int(axis.first[output] - start - 4 * first[output])
             assert np.array_equal(by_pixel[output, at : at + taps], axis.weights[output])
+
+
+def test_only_the_region_of_interest_is_uploaded() -> None:
+    spec = PreprocessConfig(fit="squash", roi=(640, 200, 320, 240))
+    plan = kernels.plan(720, 1280, spec, InputConfig(height=64, width=64))
+    assert plan.area == Box(200, 640, 240, 320)
+    with pytest.raises(DataError, match="reaches beyond the picture of 640×480"):
+        kernels.plan(480, 640, spec, InputConfig(height=64, width=64))
 
 
 def test_a_picture_that_shrinks_too_much_for_the_kernel() -> None:
