@@ -3,7 +3,8 @@
 They are single-stream, multi-stream and offline. Pictures are in memory, decoded and preprocessed; what is timed is the
 engine, copies included. The rules ask for 600 seconds. A shorter run is allowed, and says that it is not by the rules.
 Nothing made here is an MLPerf submission. With --camera the whole loop is measured instead, from the capture of a
-frame to its label, for 60 seconds or --min-duration. With --layers each layer is timed instead.
+frame to its label, for 60 seconds or --min-duration. With --layers each layer is timed instead. With --compare two
+engines are measured one after the other.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from edge.errors import UsageError
 from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from edge.artifacts import RunRecord
     from edge.backends import Backend
     from edge.calibration import FoundArtifact
     from edge.cli.options import PowerOptions
-    from edge.config import Profile
+    from edge.config import Precision, Profile
+    from edge.runtime import BenchSettings, Scores
 
 _SAMPLES = 64
 _CAMERA_S = 60.0
@@ -56,6 +60,15 @@ Layers = Annotated[
 Record = Annotated[Path | None, typer.Option("--record", help="Write the record to this file, for edge report.")]
 
 
+Compare = Annotated[
+    str | None,
+    typer.Option(
+        "--compare", metavar="A,B",
+        help="Measure two precisions, such as fp16,int8: latency, energy and, with --images, accuracy.",
+    ),
+]  # fmt: skip
+
+
 def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the signature
     *,
     scenario: Scenario = "single-stream",
@@ -69,6 +82,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     samples: Samples = _SAMPLES,
     record: Record = None,
     layers: Layers = False,
+    compare: Compare = None,
     power: options.Power = None,
     idle: options.Idle = None,
     set_power_mode: options.SetPowerMode = False,
@@ -79,7 +93,6 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     as_json: options.Json = False,
 ) -> None:
     """Run the operation."""
-    from edge.backends import report_messages
     from edge.cli import options, paths, signals
     from edge.runtime import benchmark
 
@@ -97,9 +110,15 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     if not as_json:
         terminal.info(f"profile {chosen.name} ({path}); {rules.words}", style="dim")
     _warn_if_short(terminal, duration_s, rules.min_duration_s)
-    engine = paths.find_engine(
-        chosen, path, precision=options.precision(precision), cache_dir=cache_dir, engine_dir=engine_dir
-    )
+    kinds: list[Precision | None] = [options.precision(precision)]
+    if compare is not None:
+        if camera or layers or precision is not None or record is not None:
+            raise UsageError("--compare goes with no --camera, --layers, --precision or --record")
+        kinds = [*_two_precisions(compare)]
+    engines = [
+        paths.find_engine(chosen, path, precision=kind, cache_dir=cache_dir, engine_dir=engine_dir) for kind in kinds
+    ]
+    engine = engines[0]
     if camera:
         ended = _bench_camera(camera, chosen, asked, terminal, duration_s=duration_s or _CAMERA_S, engine=engine)
         _finish(terminal, ended, record, as_json=as_json)
@@ -110,34 +129,104 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
             as_json=as_json,
         )  # fmt: skip
         return
-    backend, wanted, found = engine
     settings = benchmark.BenchSettings(
         min_duration_s=duration_s, min_samples=min_samples, min_batch=chosen.input.batch.min,
         max_batch=chosen.input.batch.max, warmup=chosen.run.warmup, warmup_s=warmup_s,
         samples={"samples": "pictures" if images else "noise", "in_memory": samples},
     )  # fmt: skip
     benchmark.batch_sizes(rules, settings)  # before the engine is loaded
+    with signals.graceful() as stop:
+        measured = [
+            _measure(
+                each, chosen, asked, terminal, images=images, settings=settings, scenario=scenario,
+                threads=threads, is_judged=compare is not None, should_stop=stop,
+            )
+            for each in engines if not stop()
+        ]  # fmt: skip
+    if len(measured) > 1:
+        _print_comparison(terminal, measured, engines, as_json=as_json)
+    else:
+        _finish(terminal, measured[0][0], record, as_json=as_json)
+    stop.grant()
+
+
+def _measure(
+    engine: tuple[Backend, Precision, FoundArtifact], chosen: Profile, asked: PowerOptions, terminal: Terminal, *,
+    images: Path | None, settings: BenchSettings, scenario: str, threads: int | None, is_judged: bool,
+    should_stop: Callable[[], bool],
+) -> tuple[RunRecord, Scores | None]:  # fmt: skip
+    """Run the scenario with one engine; where it ``is_judged``, compare its answers with FP32's on the images."""
+    from edge.backends import report_messages
+    from edge.cli import paths
+    from edge.media import open_pictures
+    from edge.runtime import benchmark, evaluation
+
+    backend, wanted, found = engine
     with contextlib.ExitStack() as stack:
         session = backend.open(
             found.path, precision=wanted, threads=threads or chosen.run.threads, built_for=found.manifest.key
         )
         stack.callback(session.close)
         report_messages([session], terminal.warn)
-        stop = stack.enter_context(signals.graceful())
-        telemetry = stack.enter_context(options.measured(chosen, asked, terminal=terminal, should_stop=stop))
-        with terminal.progress() as listen:
-            finished = benchmark.bench(
-                benchmark.Samples(chosen, images, count=samples).batches,
-                rules=rules,
-                session=session,
-                subject=paths.subject(chosen, backend, found, wanted, images or "noise"),
-                settings=settings,
-                telemetry=telemetry,
-                listen=listen,
-                should_stop=stop,
-            )
-    _finish(terminal, finished, record, as_json=as_json)
-    stop.grant()
+        telemetry = stack.enter_context(options.measured(chosen, asked, terminal=terminal, should_stop=should_stop))
+        listen = stack.enter_context(terminal.progress())
+        finished = benchmark.bench(
+            benchmark.Samples(chosen, images, count=settings.samples["in_memory"]).batches,
+            rules=benchmark.SCENARIOS[scenario], session=session,
+            subject=paths.subject(chosen, backend, found, wanted, images or "noise"), settings=settings,
+            telemetry=telemetry, listen=listen, should_stop=should_stop,
+        )  # fmt: skip
+        if not is_judged or images is None or should_stop():
+            return finished, None
+        return finished, evaluation.evaluate(
+            chosen, list(open_pictures(images)), precision=wanted, session=session, with_reference=True,
+            listen=listen, should_stop=should_stop,
+        )  # fmt: skip
+
+
+def _two_precisions(text: str) -> list[Precision]:
+    """The two precisions of ``--compare``.
+
+    Raises:
+        UsageError: not two different ones.
+    """
+    found = [options.precision(word.strip()) for word in text.split(",") if word.strip()]
+    chosen = [item for item in dict.fromkeys(found) if item is not None]
+    if len(chosen) != 2 or len(found) != 2:
+        raise UsageError(f"--compare {text}: two different precisions are compared", hint="--compare fp16,int8")
+    return chosen
+
+
+def _print_comparison(
+    terminal: Terminal,
+    measured: list[tuple[RunRecord, Scores | None]],
+    engines: list[tuple[Backend, Precision, FoundArtifact]],
+    *,
+    as_json: bool,
+) -> None:
+    from edge.runtime import benchmark
+
+    rows = [
+        benchmark.precision_figures(record, score, found.manifest.info.get("accuracy"))
+        for (record, score), (_, _, found) in zip(measured, engines, strict=True)
+    ]
+    host = f"on this host's CPU ({engines[0][0].name}), not on a Jetson" if engines[0][0].name != "tensorrt" else ""
+    verdict = benchmark.compare_precisions(*rows) + (f" {host[0].upper()}{host[1:]}." if host else "")
+    if as_json:
+        content = {"precisions": rows, "verdict": verdict, "records": [record for record, _ in measured]}
+        terminal.data(msgspec.json.encode(content).decode())
+        return
+    names = (
+        ("pictures per second", "rate_per_s", "{:.1f}"), ("median, ms", "median_ms", "{:.3f}"),
+        ("energy per picture, mJ", "mj_per_picture", "{:.2f}"), ("logit SQNR, dB", "sqnr_db", "{:.1f}"),
+        ("agreement with FP32, %", "agreement", "{:.1f}"), ("pictures of the accuracy", "pictures", "{}"),
+    )  # fmt: skip
+    table = [
+        (title, *("not measured" if row.get(key) is None else words.format(row[key]) for row in rows))
+        for title, key, words in names
+    ]
+    terminal.table(("", *(str(row["precision"]) for row in rows)), table, right=(1, 2))
+    terminal.show(verdict)
 
 
 def _warn_if_short(terminal: Terminal, duration_s: float | None, wanted_s: float) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from edge import lazy_exports
 
 if TYPE_CHECKING:
+    from edge.runtime.benchmark import BenchSettings
     from edge.runtime.classifier import output_kind, probabilities
     from edge.runtime.evaluation import Scores
     from edge.runtime.journal import Journal, Rotation
@@ -20,6 +21,7 @@ else:
     __getattr__ = lazy_exports(
         __name__,
         {
+            "benchmark": ["BenchSettings"],
             "classifier": ["output_kind", "probabilities"],
             "evaluation": ["Scores"],
             "journal": ["Journal", "Rotation"],
@@ -33,6 +35,7 @@ else:
     )
 
 __all__ = [
+    "BenchSettings",
     "CameraSnapshot",
     "Clock",
     "Event",

@@ -10,7 +10,7 @@ import math
 import random
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edge.backends import Session
+    from edge.runtime.evaluation import Scores
 
     Batch = NDArray[np.float32]
     from numpy.typing import NDArray
@@ -532,3 +533,43 @@ class Samples:
         if not found:
             raise DataError("no picture could be decoded", where=self._images) from broken
         return found
+
+
+def precision_figures(record: RunRecord, scores: Scores | None, known: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Figures of one engine for a comparison; what was not measured is None.
+
+    Args:
+        record: of the benchmark.
+        scores: against FP32, where they were measured now.
+        known: the accuracy in the engine's manifest, measured on calibration pictures.
+    """
+    summary = next(iter(record.latency.values()), None)
+    energy = None if record.power is None else record.power.get("joules_per_picture")
+    accuracy = dict(known or {})
+    if scores is not None:
+        accuracy = {"sqnr_db": scores.logit_sqnr_db, "agreement": scores.agreement, "n": scores.n}
+    return {
+        "precision": record.subject.precision,
+        "rate_per_s": (record.bench or {}).get("rate_per_s") or record.rate_per_s,
+        "median_ms": (record.bench or {}).get("percentile_ms") if summary is None else summary.p50_ms,
+        "mj_per_picture": None if energy is None else 1e3 * energy,
+        "sqnr_db": accuracy.get("sqnr_db"),
+        "agreement": accuracy.get("agreement"),
+        "pictures": accuracy.get("n"),
+    }
+
+
+def compare_precisions(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    """One sentence: how the second precision compares with the first."""
+    words = []
+    before, after = first["rate_per_s"], second["rate_per_s"]
+    if before and after:
+        ratio = after / before
+        steady = 1.05
+        speed = "as fast as" if 1 / steady <= ratio <= steady else f"{ratio:.2f} times as fast as"
+        words.append(f"is {speed} {first['precision']}")
+    if first["mj_per_picture"] and second["mj_per_picture"]:
+        words.append(f"takes {second['mj_per_picture'] / first['mj_per_picture']:.2f} times its energy per picture")
+    if second["agreement"] is not None:
+        words.append(f"agrees with FP32 on {second['agreement']:.1f} % of {second['pictures']} pictures")
+    return f"{second['precision']} {', '.join(words) or 'was not measured'}."

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from edge.artifacts import run_record
+from edge.runtime import benchmark
 from tests.support.network_camera import Server
 
 Edge = Callable[..., Any]
@@ -50,6 +51,50 @@ def test_a_short_run_gives_a_result_and_says_that_it_is_not_by_the_rules(
     assert kept.source["samples"] == "pictures"
     assert kept.pictures == result["samples"] >= 16
     assert kept.results == []
+
+
+def test_two_precisions_side_by_side(edge: Edge, built: Place) -> None:
+    built()
+    assert edge("build", "--profile", "tiny", "--precision", "fp32").code == 0
+    ended = edge(*BENCH, "--compare", "fp32,int8", "--images", "pictures")
+    assert ended.code == 0, ended.err
+    for words in ("fp32", "int8", "pictures per second", "agreement with FP32, %", "not measured"):
+        assert words in ended.out
+    assert re.search(r"int8 is .* fp32, agrees with FP32 on .* pictures\. On this host's CPU", ended.out), ended.out
+    found = json.loads(edge(*BENCH, "--compare", "fp32,int8", "--json").out)
+    first, second = found["precisions"]
+    assert (first["precision"], second["precision"]) == ("fp32", "int8")
+    assert first["rate_per_s"] > 0
+    assert second["median_ms"] > 0
+    assert first["agreement"] is None, "not measured without images"
+    assert second["mj_per_picture"] is None
+    assert len(found["records"]) == 2
+
+
+def test_the_verdict_of_a_comparison() -> None:
+    fp16 = {"precision": "fp16", "rate_per_s": 100.0, "mj_per_picture": 20.0, "agreement": 100.0, "pictures": 50}
+    int8 = {"precision": "int8", "rate_per_s": 150.0, "mj_per_picture": 12.0, "agreement": 98.0, "pictures": 50}
+    assert benchmark.compare_precisions(fp16, int8) == (
+        "int8 is 1.50 times as fast as fp16, takes 0.60 times its energy per picture, agrees with FP32 on 98.0 % of 50 "
+        "pictures."
+    )
+    unknown = dict.fromkeys(fp16) | {"precision": "int8"}
+    assert benchmark.compare_precisions(fp16, unknown) == "int8 was not measured."
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--compare", "int8"), "two different precisions"),
+        (("--compare", "int8,int8"), "two different precisions"),
+        (("--compare", "fp32,int7"), "int7"),
+        (("--compare", "fp32,int8", "--precision", "int8"), "--compare goes with no"),
+    ],
+)
+def test_what_cannot_be_compared(edge: Edge, built: Place, options: tuple[str, ...], words: str) -> None:
+    built()
+    ended = edge(*BENCH, *options)
+    assert (ended.code, words in ended.err) == (2, True), ended.err
 
 
 def test_the_plain_output_has_the_result_in_words(edge: Edge, built: Place) -> None:
