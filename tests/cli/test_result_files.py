@@ -66,6 +66,16 @@ def test_a_full_disk_is_said_and_the_end_is_an_error(edge_process: Callable[...,
     assert "picture" in ended.out
 
 
+def test_a_full_disk_under_a_video_is_said_and_the_run_goes_on(edge_process: Callable[..., Any], built: Place) -> None:
+    from tests.cli.conftest import _FULL_DISK
+
+    built(12)
+    ended = edge_process(*RUN, "--images", "pictures", "--save-video", "out.mkv", limit=_FULL_DISK)
+    assert ended.code == 9, ended.err
+    assert "the video is not whole" in ended.err
+    assert "12 pictures" in ended.out
+
+
 def test_a_thousand_rows_cost_little(tmp_path: Path) -> None:
     file = CsvFile(tmp_path / "r.csv", warn=print)
     stages = Stages(decode_ms=1, preprocess_ms=1, infer_ms=1, postprocess_ms=1, total_ms=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import pytest
 from edge.artifacts.secret import Secret
 from edge.config.run_sections import CameraConfig, ReconnectConfig
 from edge.errors import DataError, DeviceError, MissingDependencyError, UsageError
-from edge.media import cameras
+from edge.media import cameras, opencv_capture
 from edge.media.camera_stream import LiveStream
 from edge.media.streams import Frame, Outage
 from tests.support.fake_cameras import (
@@ -475,3 +476,26 @@ def test_a_region_beyond_the_frames_is_said_at_once(root: Path, opened: Any) -> 
     camera = CameraConfig(width=32, height=24, freeze_s=None, roi=(0, 0, 640, 480))
     with pytest.raises(DataError, match=r"the roi \[0, 0, 640, 480\] reaches beyond the picture of 32×24"):
         opened(root, Bench(frames()), camera=camera)
+
+
+def test_captures_with_other_ffmpeg_options_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenCV reads them from one environment variable: TCP and UDP cameras of one run must not share a value."""
+    name = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
+    monkeypatch.delenv(name, raising=False)
+    seen: list[tuple[str, str | None]] = []
+    opened_by = threading.Barrier(2)
+
+    def open_one(options: dict[str, str]) -> None:
+        opened_by.wait(10)
+        for _ in range(20):
+            with opencv_capture._FFMPEG_OPTIONS.set_to(options):
+                seen.append((options.get("rtsp_transport", ""), os.environ.get(name)))
+
+    threads = [threading.Thread(target=open_one, args=(each,)) for each in ({}, {"rtsp_transport": "udp"})]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert {pair for pair in seen if pair[0]} == {("udp", "rtsp_transport;udp")}
+    assert {pair for pair in seen if not pair[0]} == {("", None)}
+    assert (len(seen), name in os.environ) == (40, False)
