@@ -105,9 +105,13 @@ def open_sessions(
 
     sessions: list[Any] = []
     for _ in range(chosen.workers):
-        session = backend.open(
-            Path(found.path), precision=precision, threads=chosen.threads, built_for=found.manifest.key
-        )
+        if sessions and hasattr(sessions[0], "another"):
+            # One engine in memory, run by several.
+            session: Any = sessions[0].another()
+        else:
+            session = backend.open(
+                Path(found.path), precision=precision, threads=chosen.threads, built_for=found.manifest.key
+            )
         stack.callback(session.close)
         sessions.append(session)
     report_messages(sessions, warn)

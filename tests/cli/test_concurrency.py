@@ -106,3 +106,23 @@ def test_a_kernel_that_does_not_compile_is_said(chosen: Callable[..., profiles.P
         opened(backend, chosen("device"))
     with pytest.raises(DeviceError, match="double does not preprocess"):
         opened(Backend(Session), chosen("device"))
+
+
+class Shared(Session):
+    """A session whose engine another one can run."""
+
+    def another(self) -> Session:
+        return Session()
+
+
+def test_workers_share_one_engine(chosen: Callable[..., profiles.Profile]) -> None:
+    loaded: list[Session] = []
+
+    def load() -> Session:
+        loaded.append(Shared())
+        return loaded[-1]
+
+    sessions, _preprocessor, _said = opened(Backend(load), chosen("cpu"))
+    assert len(sessions) == 2
+    assert len(loaded) == 1
+    assert [session.closed for session in sessions] == [1, 1]

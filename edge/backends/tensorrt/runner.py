@@ -122,6 +122,7 @@ class TrtSession:
 
     ``host_code`` lets an engine bring its own runtime, as a version-compatible one does. ``dla_core`` is the one that
     the engine was built for, if any. ``notices`` are warnings about the engine that :meth:`messages` begins with.
+    ``loaded`` is the runtime and the engine of an open session of the same file (:meth:`another`).
     """
 
     def __init__(
@@ -136,12 +137,14 @@ class TrtSession:
         host_code: bool = False,
         dla_core: int | None = None,
         notices: Sequence[BackendMessage] = (),
+        loaded: tuple[Any, Any] | None = None,
     ) -> None:
         self.precision = precision
         self._caps = caps
         self._gpus = gpus
         self._host_code = host_code
         self._dla_core = dla_core
+        self._graphs = graphs
         self.graph_note: str | None = None if graphs else "CUDA graphs were not asked for"
         self._np = require("numpy")
         self._where = engine
@@ -162,14 +165,32 @@ class TrtSession:
         self._frames: GpuPreprocessor | None = None
         self._memory: list[HostMemory | DeviceMemory] = []
         self._closed = False
-        plan = _read(engine)
+        plan = _read(engine) if loaded is None else b""
         self._device = _gpu() if device is None else device
         try:
             with self._device.active():
-                self._open(plan)
+                if loaded is None:
+                    self._load(plan)
+                else:
+                    self._runtime, self._engine = loaded
+                self._open()
         except BaseException:
             self.close()
             raise
+
+    def another(self, *, device: GpuDevice | None = None) -> TrtSession:
+        """Open a session for another thread on the same engine: it has an execution context and buffers of its own.
+
+        The engine goes with the last session that is closed.
+
+        Raises:
+            DeviceError: there is not enough memory, or the session is closed.
+        """
+        self._check_open()
+        return TrtSession(
+            self._where, self._caps, precision=self.precision, device=device, graphs=self._graphs, gpus=self._gpus,
+            loaded=(self._runtime, self._engine),
+        )  # fmt: skip
 
     @property
     def in_flight(self) -> int:
@@ -343,7 +364,8 @@ class TrtSession:
 
     # opening
 
-    def _open(self, plan: bytes) -> None:
+    def _load(self, plan: bytes) -> None:
+        """Start the runtime and load the engine."""
         engine_compatibility.check_gpu(self._gpus, sm=self._device.sm, name=self._device.name, engine=self._where)
         with self._received() as logger:
             self._runtime = engine_compatibility.start_runtime(self._binding, logger, self._watch)
@@ -360,6 +382,10 @@ class TrtSession:
             self._engine = self._runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
                 raise self._failure("TensorRT cannot load the engine", plan)
+
+    def _open(self) -> None:
+        """Make an execution context for the engine, and its buffers."""
+        with self._received():
             self.contract = contract(self._engine)
             context = self._engine.create_execution_context()
             if context is None:

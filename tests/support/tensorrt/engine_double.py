@@ -43,6 +43,7 @@ class World:
         self.warns: dict[str, str] = {}
         self.alive: set[str] = set()
         self.executed: list[int] = []
+        self.loaded = 0
         self.launch: Callable[[Any, int], None] = self.on_host
 
     def failing(self, what: str, logger: Any) -> bool:
@@ -139,6 +140,7 @@ def _deserialize(self: Any, *arguments: Any) -> Any:
     if world.failing("deserialize", self._d.logger) or _is_refused(self, content):
         return None
     content = json.loads(content.partition(b"\n")[2])
+    world.loaded += 1
     engine = create(
         world.module, "ICudaEngine", world=world, content=content, logger=self._d.logger, alive=_Alive(world, "engine")
     )

@@ -573,3 +573,37 @@ def test_a_profiler_that_reports_nothing(open_session: Open) -> None:
     session.world.layers = []
     with pytest.raises(DeviceError, match="reported no layer"):
         session.time_layers(batch_of(1), runs=2, warmup=0)
+
+
+# several sessions on one engine
+
+
+@pytest.mark.parametrize("first_ends", [True, False], ids=["first ends first", "last ends first"])
+def test_another_session_runs_the_same_engine(open_session: Open, first_ends: bool) -> None:
+    session = open_session()
+    device = session.on
+    other = session.another(device=device)
+    for seed in range(3):
+        for one, count in ((session, 2), (other, 3)):
+            given = batch_of(count, seed=seed)
+            np.testing.assert_allclose(one.infer(given).logits, expected(given), rtol=1e-5, atol=1e-6)
+    assert session.world.loaded == 1
+    ended, left = (session, other) if first_ends else (other, session)
+    ended.close()
+    assert "engine" in session.world.alive
+    given = batch_of(1)
+    np.testing.assert_allclose(left.infer(given).logits, expected(given), rtol=1e-5, atol=1e-6)
+    left.close()
+    assert session.world.alive == set()
+    assert device.live == []
+
+
+def test_no_memory_for_another_session(open_session: Open) -> None:
+    session = open_session()
+    with pytest.raises(DeviceError, match="out of GPU memory"):
+        session.another(device=HostDevice(limit=100))
+    given = batch_of(2)
+    np.testing.assert_allclose(session.infer(given).logits, expected(given), rtol=1e-5, atol=1e-6)
+    session.close()
+    with pytest.raises(DeviceError, match="the session is closed"):
+        session.another()
