@@ -72,20 +72,26 @@ def _is_shiftable(graph: GraphIndex, layer: WeightedLayer, mode: ShiftMode) -> b
         return False
     node = node_of(graph, layer)
     if layer.op_type == "Conv":
-        pads = _pads(node)
+        pads = _pads(graph, node)
         return pads is not None and (mode == "all" or not any(pads))
     if layer.op_type == "Gemm":
         return layer.channel_axis == 1
     return len(graph.constants[layer.weight].dims) == 2
 
 
-def _pads(node: NodeProto) -> list[int] | None:
+def _pads(graph: GraphIndex, node: NodeProto) -> list[int] | None:
     """Pads of a Conv (begins, then ends); None where they depend on the size of the input."""
     given = attributes(node)
     kind = given.get("auto_pad", b"NOTSET")
-    if kind in {b"SAME_UPPER", b"SAME_LOWER"}:
+    if kind not in {b"SAME_UPPER", b"SAME_LOWER"}:
+        return list(given.get("pads", [])) if kind != b"VALID" else []
+    sizes = list(graph.constants[node.input[1]].dims)[2:]
+    if any(step != 1 for step in given.get("strides", [])):
         return None
-    return list(given.get("pads", [])) if kind != b"VALID" else []
+    # With stride 1 the output is as large as the input: (size - 1)·dilation in all, the odd one behind or in front.
+    whole = [(size - 1) * step for size, step in zip(sizes, given.get("dilations", [1] * len(sizes)), strict=True)]
+    less, more = [total // 2 for total in whole], [total - total // 2 for total in whole]
+    return less + more if kind == b"SAME_UPPER" else more + less
 
 
 def shift_tensors(model: ModelProto, shifts: Sequence[Shift], *, mode: ShiftMode = "all") -> None:
@@ -118,7 +124,7 @@ def _shift(graph: GraphIndex, shift: Shift) -> None:
     padded: dict[tuple[int, ...], str] = {}
     for layer, node in zip(readers, nodes, strict=True):
         source = name
-        if node.op_type == "Conv" and any(pads := _pads(node) or []):
+        if node.op_type == "Conv" and any(pads := _pads(graph, node) or []):
             key = tuple(pads)
             if key not in padded:
                 padded[key] = _padded(graph, name, pads, -shift.centre)

@@ -85,6 +85,17 @@ def test_shift_keeps_the_function_borders_included(kind: str) -> None:
     same(model, shifted)
 
 
+@pytest.mark.parametrize("how", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize(("stride", "is_shifted"), [(1, True), (2, False)])
+def test_shift_in_front_of_automatic_pads(how: str, stride: int, is_shifted: bool) -> None:
+    b = Builder(5)
+    x = b.node("Relu", b.conv("input", 3, 8, 3))
+    model = fold(b.model(b.conv(x, 8, 8, 4, auto_pad=how, strides=[stride, stride]), 8))
+    shifts = [shift for shift in shifts_of(model) if shift.tensor == x]
+    assert bool(shifts) == is_shifted, "with a larger stride the pads depend on the size of the input"
+    same(model, apply(model, Recipe(shifts=tuple(shifts), shift="all")))
+
+
 def test_shift_behind_an_activation_adds_no_operator() -> None:
     b = Builder(3)
     x = b.relu6(b.conv("input", 3, 8, 3))
