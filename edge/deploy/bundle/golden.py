@@ -7,8 +7,10 @@ how INT8 products saturate. To get the same bundle bit for bit on another kind o
 the first (``reference``).
 
 The gate: an engine passes when its logits have at most 6 dB more noise against FP32 than the INT8 reference has (for
-FP32 and FP16: at least 40 dB of signal to noise), and its top-1 is another than FP32's for at most as many pictures as
-the tolerance says. These bounds were chosen, not measured on a device: see ``docs/bundles.md``.
+FP32 and FP16: at least 40 dB of signal to noise) and reach the limits of INT8 accuracy that builds are judged by
+(:mod:`edge.calibration.quality`, and ``quality.min_sqnr`` of the profile), and when its top-1 is another than FP32's for
+at most as many pictures as the tolerance says. These bounds were chosen, not measured on a device: see
+``docs/bundles.md``.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import msgspec
 import numpy as np
 
 from edge.backends import BuildRequest, OnnxRuntime, OrtSession
+from edge.calibration import quality
 from edge.config import Precision, Profile
 from edge.deploy.bundle.manifest import printable_name
 from edge.deploy.bundle.reader import Bundle
@@ -132,7 +135,7 @@ def refer(
         noise = sqnr_db(found["int8"], exact)
         others = int((top(found["int8"], 1) != top(exact, 1)).sum())
         bound = _FLOAT_SQNR_DB if noise is None else math.floor(10 * (noise - _MORE_NOISE_DB)) / 10
-        tolerance["int8"] = Tolerance(bound, others + _allowed(len(names)))
+        tolerance["int8"] = Tolerance(_least_sqnr(bound, profile), others + _allowed(len(names)))
     return Expected(
         format=FORMAT,
         model=model,
@@ -168,6 +171,16 @@ def decode_expected(data: bytes, *, where: str) -> Expected:
     if not found.pictures or len(lengths) != 1 or any("fp32" not in answers for answers in found.pictures.values()):
         raise ArtifactError("references of different lengths, or none", where=where)
     return found
+
+
+def _least_sqnr(bound: float, profile: Profile) -> float:
+    """The bound in dB, and at least the limits that builds are judged by: collapse, and the profile's own."""
+    limits = [bound]
+    if profile.quality.collapse == "error":
+        limits.append(quality.COLLAPSE_SQNR_DB)
+    if profile.quality.min_sqnr is not None:
+        limits.append(profile.quality.min_sqnr)
+    return max(limits)
 
 
 def judge(expected: Expected, precision: Precision, logits: NDArray[np.float32]) -> GoldenVerdict:

@@ -116,6 +116,16 @@ def test_fp32_needs_no_table(made: Made) -> None:
     assert expected.tolerance.keys() == {"fp32", "fp16"}
 
 
+@pytest.mark.parametrize(
+    ("quality", "least"), [({"min_sqnr": 90}, 90.0), ({}, 6.0), ({"collapse": "allow"}, -99.0)], ids=str
+)
+def test_the_trial_has_the_limits_of_int8_accuracy(quality: dict[str, Any], least: float, made: Made) -> None:
+    bundle = made(overrides={"quality": quality})
+    tolerance = golden.decode_expected(bundle.read(golden.FILE), where="").tolerance["int8"]
+    assert tolerance.min_sqnr_db >= least
+    assert tolerance.min_sqnr_db == 90.0 or least != 90.0
+
+
 def test_weights_outside_of_the_model(made: Made, tmp_path: Path, tiny_model: Callable[..., Path]) -> None:
     tiny_model("profiles/model.onnx", external=True)
     bundle = made(golden=list(_pictures(tmp_path, made)))
