@@ -8,8 +8,8 @@ the first (``reference``).
 
 The gate: an engine passes when its logits have at most 6 dB more noise against FP32 than the INT8 reference has (for
 FP32 and FP16: at least 40 dB of signal to noise) and reach the limits of INT8 accuracy that builds are judged by
-(:mod:`edge.calibration.quality`, and ``quality.min_sqnr`` of the profile), and when its top-1 is another than FP32's for
-at most as many pictures as the tolerance says. These bounds were chosen, not measured on a device: see
+(:mod:`edge.calibration.quality`, and ``quality.min_sqnr`` of the profile), and when its top-1 is another than FP32's
+for at most as many pictures as the tolerance says. These bounds were chosen, not measured on a device: see
 ``docs/bundles.md``.
 """
 
