@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 
 def lazy_exports(package: str, names_of: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
-    """Make the ``__getattr__`` of a package's ``__init__`` (PEP 562), so that an export costs its import when used.
+    """Return a ``__getattr__`` for a package's ``__init__`` (PEP 562) that imports each export on first use.
 
     Args:
         package: the package's ``__name__``.

@@ -1,19 +1,19 @@
-"""The tree of expected errors; each class has its exit code.
+"""Exception tree of the expected errors. Each class has its own exit code.
 
 ::
 
     EdgeError
     ├── QualityError    1  a quality gate failed (accuracy, agreement, quantized share)
-    ├── UsageError      2  the command line asks for something impossible
+    ├── UsageError      2  the command line is invalid
     ├── ProfileError    3  a profile is missing or wrong
     ├── MissingDependencyError      4  an optional dependency is missing, too old or broken
-    ├── ModelError      5  an ONNX file is not what edge can work with
-    ├── DataError       6  pictures, lists, labels or frames are unusable
+    ├── ModelError      5  an ONNX file cannot be used by edge
+    ├── DataError       6  images, lists, labels or frames are unusable
     ├── ArtifactError   7  a table, statistics, engine or manifest is corrupt, foreign or stale
     ├── DeviceError     8  a backend, camera, sensor or power mode failed
-    └── StoreError      9  the disk: full, read-only, locked, not permitted
+    └── StoreError      9  a file cannot be written: disk full, read-only, locked, not permitted
 
-0 is success, 128+n means signal n. Anything else that escapes is a bug and keeps its traceback.
+0 is success, 128+n means signal n. Any other exception is a bug and is shown with its traceback.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class EdgeError(Exception):
-    """Root of every expected failure: what happened, where, and what to do next."""
+    """Base class of every expected failure. It carries what happened, where, and what to do next."""
 
     exit_code: ClassVar[int] = 3
 
@@ -50,13 +50,13 @@ class EdgeError(Exception):
 
 
 class QualityError(EdgeError):
-    """A quality gate failed: the work was done, and the result is not good enough."""
+    """A quality gate failed: the command finished, but its result is not good enough."""
 
     exit_code = 1
 
 
 class UsageError(EdgeError):
-    """The command line asks for something impossible."""
+    """The command line is invalid."""
 
     exit_code = 2
 
@@ -74,13 +74,13 @@ class MissingDependencyError(EdgeError):
 
 
 class ModelError(EdgeError):
-    """An ONNX file is not what edge can work with."""
+    """An ONNX file cannot be used by edge."""
 
     exit_code = 5
 
 
 class DataError(EdgeError):
-    """Pictures, lists, labels or frames are unusable."""
+    """Images, lists, labels or frames are unusable."""
 
     exit_code = 6
 
@@ -98,15 +98,15 @@ class DeviceError(EdgeError):
 
 
 class StoreError(EdgeError):
-    """The disk refused: full, read-only, locked, not permitted."""
+    """A file cannot be written: the disk is full, read-only or locked, or permission is missing."""
 
     exit_code = 9
 
 
 def install_command(*packages: str, extra: str | None = None) -> str:
-    """Command that installs packages for the Python that runs, ready to paste.
+    """Return a shell command that installs ``packages`` for the running Python.
 
-    In a checkout it is the extra of edge that has them; elsewhere the packages by name, since ``jetson-edge`` is not on
+    In a checkout the command installs the ``extra``; elsewhere it names the packages, because ``jetson-edge`` is not on
     PyPI.
     """
     python = shlex.quote(sys.executable or "python3")
@@ -120,13 +120,13 @@ _HOST = ("numpy>=1.26", "onnx>=1.16", "onnxruntime>=1.20", "opencv-python-headle
 _WEB = ("prometheus_client>=0.20", "starlette>=0.40", "uvicorn>=0.30")
 _REPORT = ("Jinja2>=3.1", "matplotlib>=3.9")
 _EXPORT = ("torch>=2.6", "torchvision", "timm", "onnxscript", "onnxslim")
-# How each optional dependency arrives; shown when it is missing, and by `edge doctor`.
+# How to install each optional dependency. Shown when it is missing, and by `edge doctor`.
 DEPENDENCIES: dict[str, str] = {
     **dict.fromkeys(("numpy", "onnx", "onnxruntime"), install_command(*_HOST, extra="host")),
     "cv2": f"{install_command(*_HOST, extra='host')}  (on a Jetson: sudo apt install libopencv-python, for GStreamer)",
     "pycuda": f"PATH=/usr/local/cuda/bin:$PATH {install_command('pycuda', extra='jetson')}",
     "pynvml": install_command("nvidia-ml-py", extra="nvml"),
-    "jtop": f"{install_command('jetson-stats', extra='jtop')}  (AGPL-3.0, so edge does not bring it: your choice)",
+    "jtop": f"{install_command('jetson-stats', extra='jtop')}  (AGPL-3.0, so edge does not install it for you)",
     "distributed": install_command("distributed>=2024.8", extra="dask"),
     "packaging": install_command("packaging"),
     **dict.fromkeys(("oras", "requests"), install_command("oras>=0.2.43", extra="registry")),
@@ -144,10 +144,10 @@ DEPENDENCIES: dict[str, str] = {
 
 
 def require(name: str) -> ModuleType:
-    """Import the optional dependency ``name``, or say how to install it.
+    """Import the optional dependency ``name``; if that fails, raise an error that says how to install it.
 
     Raises:
-        MissingDependencyError: it is missing, or it is there and fails to import (the cause is kept).
+        MissingDependencyError: it is not installed, or its import fails (then chained to the cause).
     """
     if name == "onnxruntime":
         # Official builds report their use to Microsoft, on Linux since 1.3x, and keep an identifier in ~/.cache. The
@@ -163,23 +163,23 @@ def require(name: str) -> ModuleType:
             what, hint=DEPENDENCIES.get(missing, DEPENDENCIES.get(name, install_command(missing)))
         ) from exc
     except (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError) as exc:
-        # An optional dependency built for another NumPy, protobuf or CUDA fails in its own way: keep its words.
+        # A package built for another NumPy, protobuf or CUDA fails with its own exception: quote its message.
         raise MissingDependencyError(
-            f"{name} is installed but does not import: {exc}",
+            f"{name} is installed but cannot be imported: {exc}",
             hint=f"edge doctor; or reinstall it: {DEPENDENCIES.get(name, install_command(name))}",
         ) from exc
 
 
 @contextlib.contextmanager
 def _signals_wait() -> Iterator[None]:
-    """Signals that come in here are handled at the end.
+    """Delay signals that arrive inside the block until its end.
 
-    A handler that raises in the middle of a dependency's initialization is taken for its failure: onnxruntime makes an
-    ImportError of it, and onnx ends the process (nanobind, std::terminate). Blocking them would leave them to the
-    optional dependencies' other threads.
+    If a handler raises during a dependency's initialization, onnxruntime turns the exception into an ImportError, and
+    onnx ends the process (nanobind, std::terminate). Blocking the signals instead would deliver them to the threads of
+    those libraries.
     """
     if threading.current_thread() is not threading.main_thread():
-        # Handlers run in the main thread.
+        # Python runs handlers in the main thread only.
         yield
         return
     came: list[int] = []
@@ -197,24 +197,24 @@ def _signals_wait() -> Iterator[None]:
 
 
 def missing_dependency(exc: ModuleNotFoundError) -> MissingDependencyError | None:
-    """The error for a dependency that an import statement did not find; None when it is no dependency, so a bug."""
+    """Return the error for a failed import of an optional dependency; None for any other module, which is a bug."""
     name = (exc.name or "").partition(".")[0]
     return MissingDependencyError(f"{name} is not installed", hint=DEPENDENCIES[name]) if name in DEPENDENCIES else None
 
 
 def os_error(exc: OSError, path: str | os.PathLike[str]) -> StoreError:
-    """Translate an OSError met while writing ``path`` into words a user can act on."""
+    """Translate an OSError raised while writing ``path`` into a StoreError with a hint."""
     import errno
 
     hints = {
-        errno.EEXIST: "a file stands where a folder is needed: choose another path",
-        errno.ENOTDIR: "a file stands where a folder is needed: choose another path",
-        errno.EFBIG: "files of this size are not allowed here: see `ulimit -f`",
-        errno.ENOSPC: "free some disk space and run the same command again; nothing half-written was kept",
-        errno.EDQUOT: "the quota is used up: free some space and run the same command again",
+        errno.EEXIST: "a file exists where a folder is needed: choose another path",
+        errno.ENOTDIR: "a file exists where a folder is needed: choose another path",
+        errno.EFBIG: "the file size limit is exceeded: see `ulimit -f`",
+        errno.ENOSPC: "free some disk space and run the command again; no partial file was left",
+        errno.EDQUOT: "the disk quota is used up: free some space and run the command again",
         errno.EROFS: "the file system is read-only: choose another folder",
-        errno.EACCES: "no permission: choose another folder, or change its owner",
-        errno.EPERM: "no permission: choose another folder, or change its owner",
+        errno.EACCES: "no permission: choose another folder or change its owner",
+        errno.EPERM: "no permission: choose another folder or change its owner",
     }
     reason = exc.strerror or str(exc)
     return StoreError(f"cannot write: {reason}", where=Path(path), hint=hints.get(exc.errno or 0))

@@ -1,4 +1,4 @@
-"""Progress events: a long operation takes ``listen`` and calls it with these; only :mod:`edge.ui.terminal` draws."""
+"""Progress events. A long operation calls its ``listen`` argument with them; only :mod:`edge.ui.terminal` draws."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """``done`` of ``total`` units of ``stage``; ``total`` is None when it is not known."""
+    """Progress of one ``stage``: ``done`` of ``total`` units; ``total`` is None if it is not known."""
 
     stage: str
     done: int
@@ -18,7 +18,7 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class Note(msgspec.Struct, frozen=True):
-    """One sentence for the user. A warning is also kept in the record or manifest by who raises it."""
+    """One sentence for the user. The caller that raises a warning also stores it in the record or manifest."""
 
     text: str
     level: Literal["info", "warning"] = "info"
@@ -29,4 +29,4 @@ Listener = Callable[[Event], None]
 
 
 def ignore_events(_event: Event) -> None:
-    """Listener that receives nothing: the default of every operation."""
+    """Ignore the event. This is the default listener of every operation."""

@@ -1,4 +1,4 @@
-"""Statistics of latencies, shares and the distance of two networks."""
+"""Statistics: latency percentiles, proportions with intervals and tests, and the SQNR between two networks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 
 
 def sqnr_db(own: NDArray[np.float32], reference: NDArray[np.float32]) -> float | None:
-    """Signal to quantization noise of the logits, 10·log10(Σ reference² / Σ (own - reference)²); None when equal."""
+    """Return the signal to quantization noise ratio in dB, 10·log10(Σ reference² / Σ (own - reference)²).
+
+    Args:
+        own: logits of the quantized network, any shape.
+        reference: logits of the reference network, same shape.
+
+    Returns:
+        None when both are equal.
+    """
     import numpy as np
 
     signal = float(np.square(reference, dtype=np.float64).sum())
@@ -23,7 +31,7 @@ def sqnr_db(own: NDArray[np.float32], reference: NDArray[np.float32]) -> float |
 
 
 def top(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Indexes of the ``count`` largest of every row, n×count, largest first; ties go to the lower index."""
+    """Return the indexes of the ``count`` largest values of every row, n×count, largest first; ties by lower index."""
     import numpy as np
 
     return np.argsort(-logits, axis=1, kind="stable")[:, :count]
@@ -34,7 +42,7 @@ _Z95 = 1.959963984540054
 
 
 class Interval(msgspec.Struct, frozen=True):
-    """A point estimate with its 95 % interval; all three in the same unit."""
+    """A point estimate with its 95 % interval, all in the same unit."""
 
     value: float
     low: float
@@ -42,11 +50,12 @@ class Interval(msgspec.Struct, frozen=True):
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """Distribution of one measured quantity, in milliseconds.
+    """Distribution of a measured duration, in milliseconds.
 
-    Percentiles are nearest-rank (the smallest value with at least that share at or below it): exact, so each of them is
-    a value that was measured, or from a :class:`Sketch`, within 1 % of it; ``method`` says which. ``None`` means that
-    ``n`` is too small to say: at least 1 / (1 - p) samples are asked for. Mean, spread, least and largest are exact.
+    Percentiles are nearest-rank: the smallest value with at least that share of the samples at or below it. They are
+    exact, or within 1 % when they come from a :class:`QuantileSketch`; ``method`` says which. A percentile is ``None``
+    if
+    ``n`` < 1 / (1 - p). Mean, standard deviation, minimum and maximum are exact.
     """
 
     n: int
@@ -63,12 +72,12 @@ class Summary(msgspec.Struct, frozen=True):
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """Nearest-rank percentile of an ascending, non-empty sequence; ``share`` in (0, 1]."""
+    """Return the nearest-rank percentile of an ascending, non-empty sequence; ``share`` in (0, 1]."""
     return ordered[max(math.ceil(share * len(ordered)), 1) - 1]
 
 
 def summarize(values_ms: Sequence[float]) -> Summary | None:
-    """Summary of ``values_ms`` (milliseconds), or None when nothing was measured."""
+    """Summarize durations in milliseconds; return None for an empty sequence."""
     if not values_ms:
         return None
     ordered = sorted(values_ms)
@@ -108,30 +117,31 @@ def _summary(
 
 
 class Bin(msgspec.Struct, frozen=True):
-    """One bar of a histogram: how many values were above the bar before it and at most ``upper_ms``."""
+    """One bar of a histogram: the number of values above the previous bar's ``upper_ms`` and at most ``upper_ms``."""
 
     upper_ms: float
     count: int
 
 
-# Neighbouring boundaries differ by this factor, so the middle of a bin is at most 0.9 % away from what is in it.
+# Neighbouring boundaries differ by this factor, so the middle of a bin is within 0.9 % of every value in it.
 _GROWTH = 1.018
 _LOG_GROWTH = math.log(_GROWTH)
-# Bins reach from a nanosecond, which no clock resolves, to 115 days: 2079 of them, and that bounds the memory.
+# The bins reach from a nanosecond, below any clock's resolution, to 115 days: 2079 bins, which bounds the memory.
 _FINEST_MS, _COARSEST_MS = 1e-6, 1e10
 _FIRST, _LAST = (math.ceil(math.log(edge_ms) / _LOG_GROWTH) for edge_ms in (_FINEST_MS, _COARSEST_MS))
 
 
 class QuantileSketch:
-    """Quantiles of any number of durations in bounded memory, each within 1 % of the exact nearest-rank value.
+    """Quantiles of any number of durations in bounded memory, within 1 % of the exact nearest-rank value.
 
-    The logarithmic bins of DDSketch (Masson, Rim and Lee, VLDB 2019) over a range that is wide enough for durations, so
-    bins are never collapsed; merging is exact addition. Count, mean, spread (Welford 1962; Chan, Golub and LeVeque
-    1979), least and largest value are kept next to the bins. For one thread at a time.
+    Uses the logarithmic bins of DDSketch (Masson, Rim and Lee, VLDB 2019) over a range wide enough for durations, so
+    bins are never collapsed and merging is exact addition. Count, mean, variance (Welford 1962; Chan, Golub and LeVeque
+    1979), minimum and maximum are stored with the bins. Not thread-safe.
 
-    Own code, because the kept libraries cost more than they save here: `datasketches` needs NumPy, which this layer has
-    not; `hdrhistogram` needs pbr and setuptools at run time; `ddsketch` needs six, is slower, and its bins are private.
-    """
+    This is own code because the maintained libraries cost more than they save here: `datasketches` needs NumPy, which
+    this layer does not import; `hdrhistogram` needs pbr and setuptools at run time; `ddsketch` needs six, is slower,
+    and
+    hides its bins."""
 
     method = "sketch, relative error <= 1 %"
 
@@ -144,26 +154,26 @@ class QuantileSketch:
         self._bins: dict[int, int] = {}
 
     def add(self, value_ms: float) -> None:
-        """Count one duration in milliseconds.
+        """Add one duration in milliseconds.
 
         Raises:
-            ValueError: it is negative, infinite or not a number.
+            ValueError: ``value_ms`` is negative, infinite or NaN.
         """
         if not 0.0 <= value_ms < math.inf:
-            raise ValueError(f"not a duration: {value_ms} ms")
+            raise ValueError(f"invalid duration: {value_ms} ms")
         self.n += 1
         self.min_ms = min(self.min_ms, value_ms)
         self.max_ms = max(self.max_ms, value_ms)
         step = value_ms - self.mean_ms
         self.mean_ms += step / self.n
         self._squares += step * (value_ms - self.mean_ms)
-        # 0 and what is below a nanosecond share the first bin.
+        # 0 and everything below a nanosecond share the first bin.
         index = _FIRST if value_ms <= _FINEST_MS else math.ceil(math.log(value_ms) / _LOG_GROWTH)
         index = min(index, _LAST)
         self._bins[index] = self._bins.get(index, 0) + 1
 
     def merge(self, other: QuantileSketch) -> None:
-        """Count everything that ``other`` has counted, as if it had been added here."""
+        """Add all values of ``other`` to this sketch."""
         if not other.n:
             return
         n = self.n + other.n
@@ -176,15 +186,15 @@ class QuantileSketch:
             self._bins[index] = self._bins.get(index, 0) + count
 
     def quantile(self, share: float) -> float:
-        """Nearest-rank percentile, ``share`` in (0, 1], within 1 %.
+        """Return the nearest-rank percentile, within 1 %; ``share`` in (0, 1].
 
         Raises:
-            ValueError: nothing was counted.
+            ValueError: the sketch is empty.
         """
         if not self.n:
-            raise ValueError("nothing was counted")
+            raise ValueError("the sketch is empty")
         rank = max(math.ceil(share * self.n), 1)
-        # The two ends are known exactly.
+        # The minimum and maximum are known exactly.
         if rank in {1, self.n}:
             return self.min_ms if rank == 1 else self.max_ms
         seen = 0
@@ -192,17 +202,17 @@ class QuantileSketch:
             seen += self._bins[index]
             if seen >= rank:
                 break
-        # The point with the same relative distance to both boundaries; the first bin stands for "next to nothing".
+        # The point with the same relative distance to both boundaries. The first bin stands for values near 0.
         middle = 0.0 if index == _FIRST else 2.0 * _GROWTH**index / (_GROWTH + 1.0)
         return min(max(middle, self.min_ms), self.max_ms)
 
     @property
     def sum_ms(self) -> float:
-        """Sum of everything that was counted."""
+        """Return the sum of all added values."""
         return self.mean_ms * self.n
 
     def cumulative(self, bounds_ms: Sequence[float]) -> list[int]:
-        """Count the values that are at most each of the ascending ``bounds_ms``; a bound is exact to within 1.8 %."""
+        """Count the values at or below each of the ascending ``bounds_ms``; a bound is exact to within 1.8 %."""
         counts, seen = [], 0
         ordered = iter(sorted(self._bins.items()))
         index, count = next(ordered, (_LAST + 1, 0))
@@ -215,7 +225,7 @@ class QuantileSketch:
         return counts
 
     def bins(self, *, most: int = 100) -> list[Bin]:
-        """The counts, lowest first, as a histogram of at most ``most`` bars, empty ones included, on a log scale."""
+        """Return a log-scale histogram of at most ``most`` bars, lowest first, empty bars included."""
         if not self._bins:
             return []
         low, high = min(self._bins), max(self._bins)
@@ -226,7 +236,7 @@ class QuantileSketch:
         return [Bin(_GROWTH ** (low + (i + 1) * width - 1), count) for i, count in enumerate(counts)]
 
     def summary(self) -> Summary | None:
-        """Summary of everything that was counted, or None when that is nothing."""
+        """Summarize all added values; return None if there are none."""
         if not self.n:
             return None
         stdev = math.sqrt(self._squares / (self.n - 1)) if self.n > 1 else None
@@ -234,7 +244,7 @@ class QuantileSketch:
 
 
 def wilson(hits: int, n: int) -> Interval:
-    """Share ``hits / n`` with its 95 % Wilson score interval (Wilson 1927), as fractions of one; ``n`` > 0."""
+    """Return the share ``hits / n`` with its 95 % Wilson score interval (Wilson 1927), as fractions; ``n`` > 0."""
     share = hits / n
     z2 = _Z95 * _Z95
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
@@ -244,10 +254,10 @@ def wilson(hits: int, n: int) -> Interval:
 
 
 def paired_difference(only_a: int, only_b: int, n: int) -> Interval:
-    """Difference of two paired shares, (a - b) / n, with its 95 % interval; ``n`` > 0.
+    """Return the difference of two paired shares, (a - b) / n, with its 95 % interval; ``n`` > 0.
 
-    ``only_a`` counts the pictures that only a got right, ``only_b`` those that only b got right. Wald interval with the
-    Agresti-Min correction (2005: add 0.5 to each of the four cells), which holds for the small counts met here.
+    ``only_a`` is the number of images that only a got right, ``only_b`` that of b. Wald interval with the Agresti-Min
+    correction (2005: add 0.5 to each of the four cells), which is valid for small counts.
     """
     value = (only_a - only_b) / n
     a, b, total = only_a + 0.5, only_b + 0.5, n + 2.0
@@ -257,10 +267,11 @@ def paired_difference(only_a: int, only_b: int, n: int) -> Interval:
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Two-sided p value of McNemar's exact test (1947): are a and b right equally often?
+    """Return the two-sided p value of McNemar's exact test (1947) that a and b are right equally often.
 
-    ``only_a`` counts the pictures that only a got right, ``only_b`` those that only b got right; the others say
-    nothing. Under equality each of them is a fair coin. The sum is exact; 1 when there is no such picture.
+    ``only_a`` is the number of images that only a got right, ``only_b`` that of b; the other images carry no
+    information.
+    Under the null hypothesis each of these images is a fair coin flip. The p value is exact; 1 without any such image.
     """
     n = only_a + only_b
     tail = ways = 1
@@ -312,9 +323,9 @@ def best_assignment(score: Sequence[Sequence[float]]) -> list[int]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """``p_values`` corrected for their number (Holm 1979), in the same order.
+    """Correct ``p_values`` for multiple comparisons (Holm 1979); the order stays.
 
-    To call those below 0.05 different is wrong in at most 5 % of all such families, whatever ties them together.
+    Calling those below 0.05 significant is wrong in at most 5 % of all families, also when the tests are dependent.
     """
     ordered = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected = [0.0] * len(p_values)
@@ -326,9 +337,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def fewest_visible(comparisons: int = 1, *, level: float = 0.05) -> int:
-    """The number of pictures, all gained and none lost, that McNemar's exact test needs to call a difference one.
+    """Return how many images must be gained, with none lost, for McNemar's exact test to be significant.
 
-    With ``comparisons`` made at once, corrected as by Bonferroni: Holm's first step.
+    ``comparisons`` tests at once are corrected as by Bonferroni, which is Holm's first step.
     """
     return math.ceil(math.log2(2 * comparisons / level))
 

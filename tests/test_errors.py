@@ -149,7 +149,7 @@ def test_a_dependency_that_lacks_a_library_of_its_own(module) -> None:
 def test_a_dependency_that_is_broken_keeps_its_own_words(module, source: str) -> None:
     with pytest.raises(MissingDependencyError) as caught:
         require(module("broken_dependency", source))
-    assert caught.value.what.startswith("broken_dependency is installed but does not import: ")
+    assert caught.value.what.startswith("broken_dependency is installed but cannot be imported: ")
     assert "libnvinfer.so.10" in caught.value.what
     assert "None" not in (caught.value.hint or "")
     assert caught.value.__cause__ is not None

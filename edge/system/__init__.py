@@ -1,4 +1,4 @@
-"""The machine: which Jetson or host it is, its power modes, its Python environment, small sysfs files."""
+"""The machine edge runs on: device identification, power modes, the Python environment, small sysfs files."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Identify the machine: a Jetson (module, L4T, JetPack, power mode) or a host, read from files and nothing else.
+"""Identify the machine: a Jetson (module, L4T, JetPack, power mode) or a host. Only files are read.
 
-Everything is read under a root folder, so a test can give its own; what cannot be read is None. Module numbers, JetPack
-releases and compute capabilities are from NVIDIA's jetson-gpio and device trees and from jetson-stats' tables, as of
-2026-11. A device tree may lie: carrier boards of other makers often keep the name of the developer kit.
+All paths are below a root folder, so that tests can use their own. An unreadable value is None. Module numbers, JetPack
+releases and compute capabilities come from NVIDIA's jetson-gpio and device trees and from jetson-stats' tables, as of
+2026-11. A device tree may be wrong: carrier boards of other makers often keep the name of the developer kit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MODULES: dict[str, tuple[Family, str]] = {
     "p3767-0005": ("orin-nano", "Orin Nano 8GB developer kit"),
     "p3834-0008": ("thor", "AGX Thor T5000"),
 }
-# Boards with numbers that are not in the table; p3767 alone does not tell an NX from a Nano.
+# Boards whose number is not in the table; p3767 alone does not tell an NX from a Nano.
 _BOARDS: dict[str, Family] = {"p3701": "agx-orin", "p3834": "thor"}
 _MODEL_WORDS: tuple[tuple[str, Family], ...] = (
     ("agx orin", "agx-orin"),
@@ -63,7 +63,7 @@ _JETPACK = {
 _OLDEST_L4T = 36
 _OUT_OF_SCOPE = "JetPack 5 and older are out of scope"
 
-# Cores that say only a number in /proc/cpuinfo [Linux, arch/arm64/include/asm/cputype.h].
+# Cores that /proc/cpuinfo names by a number only [Linux, arch/arm64/include/asm/cputype.h].
 _ARM_PARTS = {
     "0xd07": "Cortex-A57",
     "0xd08": "Cortex-A72",
@@ -85,10 +85,10 @@ _PROFILES: dict[Family, str] = {
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
-    """One machine. ``family`` is None when this is a Jetson of no family that edge knows; ``unsupported`` says why.
+    """One machine. ``family`` is None for a Jetson of an unknown family; ``unsupported`` then gives the reason.
 
-    ``clocks_locked`` is whether the GPU is held at one clock (``jetson_clocks``). ``cores`` are those switched on.
-    ``unsupported`` may also be set with a family: an Orin with JetPack 5.
+    ``clocks_locked`` is true if the GPU runs at one fixed clock (``jetson_clocks``). ``cores`` is the number of online
+    cores. ``unsupported`` may also be set with a known family: an Orin with JetPack 5.
     """
 
     is_jetson: bool
@@ -170,15 +170,15 @@ def in_container(root: Path = Path("/")) -> bool:
 
 
 def default_profile(device: Device) -> str | None:
-    """Name of the profile that fits ``device``: host, orin (for AGX Orin), orin-nx, orin-nano or thor.
+    """Return the name of the profile for ``device``: host, orin (for AGX Orin), orin-nx, orin-nano or thor.
 
-    None when no profile fits; ``device.unsupported`` then says why.
+    Returns None if no profile fits; ``device.unsupported`` then gives the reason.
     """
     return None if device.family is None else _PROFILES[device.family]
 
 
 def family_of(module: str) -> Family | None:
-    """Family of a module number such as ``p3701-0005``; None when it is none that edge knows."""
+    """Return the family of a module number such as ``p3701-0005``; None for an unknown number."""
     return _family(module, None, None)
 
 
@@ -218,7 +218,7 @@ def _unsupported(family: Family | None, soc: str | None, l4t: str | None, *, has
 
 
 def _product(root: Path, module: str | None, memory_mib: int | None) -> str | None:
-    """Name of the module; the memory that is there outranks the number, which some boards get wrong."""
+    """Return the module's name. The memory size outranks the module number, which some boards get wrong."""
     memory_gib = None if memory_mib is None else memory_mib / 1024
     if module is None:
         return None
@@ -234,11 +234,11 @@ def _product(root: Path, module: str | None, memory_mib: int | None) -> str | No
 
 
 def _l4t(root: Path, *, is_tegra: bool) -> str | None:
-    """Version of Jetson Linux, such as ``36.4.4``: from its release file, else from the package database."""
+    """Return the version of Jetson Linux, such as ``36.4.4``, from its release file or else the package database."""
     match = re.search(r"^# R(\d{1,4}) \(release\), REVISION: ([\d.]+)", _text(root / "etc/nv_tegra_release") or "")
     if match:
         return f"{match[1]}.{match[2].strip('.')}"
-    # On a host the package database is large and does not hold this.
+    # On a host the package database is large and does not list this package.
     version = _package_version(root, "nvidia-l4t-core") if is_tegra else None
     match = re.match(r"\d{1,4}\.\d+\.\d+", version or "")
     return match[0] if match else None
@@ -254,7 +254,7 @@ def _jetpack(root: Path, l4t: str | None) -> str | None:
 
 
 def _package_version(root: Path, package: str) -> str | None:
-    """Installed version of a Debian package, without running dpkg."""
+    """Return the installed version of a Debian package without running dpkg."""
     for block in (_text(root / "var/lib/dpkg/status") or "").split("\n\n"):
         if block.startswith(f"Package: {package}\n") and re.search(r"(?m)^Status: .* installed$", block):
             match = re.search(r"(?m)^Version: (\S+)", block)
@@ -271,7 +271,7 @@ def _cpu_name(cpuinfo: str) -> str | None:
     named = re.search(r"(?m)^model name\s*:\s*(.+)$", cpuinfo)
     parts = dict.fromkeys(re.findall(r"(?m)^CPU part\s*:\s*(0x[0-9a-f]+)", cpuinfo))
     if parts:
-        # Jetson's "model name" is only "ARMv8 Processor rev 1": the part number says more.
+        # Jetson's "model name" is only "ARMv8 Processor rev 1": the part number is more specific.
         return ", ".join(_ARM_PARTS.get(part, f"ARM part {part}") for part in parts)
     return named[1].strip() if named else None
 
@@ -286,7 +286,7 @@ def _machine(root: Path, cpuinfo: str) -> str | None:
 
 
 def _text(path: Path) -> str | None:
-    """Text of a small file; the NULs of the device tree become line ends."""
+    """Return the text of a small file; the NULs of the device tree become line ends."""
     try:
         return path.read_bytes().decode(errors="replace").strip("\0 \t\r\n").replace("\0", "\n")
     except OSError:

@@ -1,8 +1,7 @@
-"""Power modes of a Jetson as files and nvpmodel's own words say them: which there are, which one is set.
+"""Parse the power modes of a Jetson from nvpmodel's files and output: the available modes and the current one.
 
-Nothing is run here. Forms of the text: nvpmodel of L4T 32 to 39, its configuration in ``/etc/nvpmodel.conf``, and the
-status that it keeps under ``/var/lib``. Mode numbers mean nothing by themselves: 0 is 15 W on one module and no limit
-at all on the next.
+This module runs no program. Formats: nvpmodel of L4T 32 to 39, its configuration in ``/etc/nvpmodel.conf``, and its
+status file below ``/var/lib``. A mode number has no meaning across modules: 0 is 15 W on one and unlimited on another.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _GPU_NAMES = ("gpu", "ga10b", "gv11b", "gp10b", "gm20b")
 
 
 class Mode(msgspec.Struct, frozen=True):
-    """One power mode: its number, and its name (the number again where the configuration has no name for it)."""
+    """One power mode: its number and its name; the name is the number if the configuration gives none."""
 
     number: int
     name: str
@@ -38,13 +37,13 @@ class Mode(msgspec.Struct, frozen=True):
 
 
 class Listing(msgspec.Struct, frozen=True):
-    """The power modes of this module, by number, and the one it starts with when fresh."""
+    """The power modes of this module, by number, and its default mode."""
 
     modes: tuple[Mode, ...] = ()
     default: Mode | None = None
 
     def find(self, wanted: str) -> Mode | None:
-        """The mode with that number or name; ``30W`` also finds ``MODE_30W``. Case does not count."""
+        """Return the mode with that number or name, ignoring case; ``30W`` also finds ``MODE_30W``."""
         lower = wanted.lower().removeprefix("mode_")
         for mode in self.modes:
             if lower in {str(mode.number), mode.name.lower().removeprefix("mode_")}:
@@ -53,21 +52,21 @@ class Listing(msgspec.Struct, frozen=True):
 
 
 def parse_listing(text: str) -> Listing:
-    """Modes in ``/etc/nvpmodel.conf`` or in what ``nvpmodel -p --verbose`` prints."""
+    """Parse the modes in ``/etc/nvpmodel.conf`` or in the output of ``nvpmodel -p --verbose``."""
     found = {int(number): Mode(int(number), name) for number, name in _MODEL.findall(text)}
     default = _DEFAULT.search(text)
     return Listing(tuple(found[n] for n in sorted(found)), found.get(int(default[1])) if default else None)
 
 
 def parse_query(text: str) -> Mode | None:
-    """The mode in what ``nvpmodel -q`` prints: its name, and on a later line its number; None when it is not there."""
+    """Parse the output of ``nvpmodel -q``: the mode's name, and its number on a later line; None without a mode."""
     name = _QUERY.search(text)
     number = _NUMBER_LINE.search(text, name.end()) if name else None
     return None if name is None or number is None else Mode(int(number[1]), name[1])
 
 
 def errors(text: str) -> tuple[str, ...]:
-    """Lines in which nvpmodel warns or reports an error."""
+    """Return the lines in which nvpmodel warns or reports an error."""
     lines = (line.strip() for line in text.splitlines())
     return tuple(dict.fromkeys(line for line in lines if line.startswith(("NVPM WARN", "NVPM ERROR"))))
 
@@ -78,12 +77,12 @@ def asks_to_reboot(text: str) -> bool:
 
 
 def listing(root: Path = Path("/")) -> Listing:
-    """The modes in the configuration file; none when it is not there."""
+    """Read the modes in the configuration file; return an empty listing if the file is missing."""
     return parse_listing(_text(root / "etc/nvpmodel.conf") or "")
 
 
 def current(root: Path = Path("/")) -> Mode | None:
-    """The mode that nvpmodel noted down when it was last set; None without such a note."""
+    """Read the mode that nvpmodel stored when it was last set; None if no mode is stored."""
     status = _STATUS.search(_text(status_file(root)) or "")
     if status is None:
         return None
@@ -92,12 +91,12 @@ def current(root: Path = Path("/")) -> Mode | None:
 
 
 def status_file(root: Path) -> Path:
-    """The file: where nvpmodel notes the mode that it set."""
+    """Return the path of the file in which nvpmodel stores the current mode."""
     return root / "var/lib/nvpmodel/status"
 
 
 def gpu_devfreq(root: Path) -> Path | None:
-    """The devfreq folder of the graphics processor: ``17000000.gpu`` (Orin), ``gpu-gpc-0`` (Thor)."""
+    """Return the devfreq folder of the GPU: ``17000000.gpu`` (Orin) or ``gpu-gpc-0`` (Thor)."""
     try:
         folders = sorted((root / "sys/class/devfreq").iterdir())
     except OSError:
@@ -106,7 +105,7 @@ def gpu_devfreq(root: Path) -> Path | None:
 
 
 def clocks_locked(root: Path = Path("/")) -> bool | None:
-    """True if the GPU is held at one clock, as jetson_clocks does: lowest equals highest. None when it is not known."""
+    """Return True if the GPU's minimum and maximum clock are equal, as after jetson_clocks; None if unknown."""
     gpu = gpu_devfreq(root)
     low, high = (_text(gpu / name) for name in ("min_freq", "max_freq")) if gpu is not None else (None, None)
     return None if not low or not high else low == high

@@ -1,10 +1,9 @@
-"""Power modes: show, set and put back, by nvpmodel and jetson_clocks.
+"""Show, set and restore power modes with nvpmodel and jetson_clocks.
 
-nvpmodel asks on its standard input whether it may reboot when a mode needs that (the set of cores or of GPU partitions
-changes: 7 W on an Orin Nano, MAXN on an AGX Orin). Here standard input is closed: it gets no answer and changes
-nothing, and the question becomes an error with the command for a person to run. What was set before is noted on disk
-before anything changes, so it can be put back after a crash as well. Not tried on a Jetson: the tests run scripts in
-the place of both programs.
+If a mode needs a reboot (the set of cores or of GPU partitions changes: 7 W on an Orin Nano, MAXN on an AGX Orin),
+nvpmodel asks for it on its standard input. edge closes standard input: nvpmodel then changes nothing, and edge raises
+an error with the command to type. The previous state is stored on disk before anything changes, so it can be restored
+even after a crash. Not tried on a Jetson: the tests replace both programs with scripts.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ _SEE_MODE = (
 
 
 class PowerModeState(msgspec.Struct, frozen=True, kw_only=True):
-    """The power mode of this machine, the modes that it has, and whether the clocks are locked (None: not known).
+    """Power mode of this machine, its available modes, and whether the clocks are locked (None: unknown).
 
-    ``changed`` is what edge has set and not put back yet. ``notes`` are nvpmodel's own warnings.
+    ``changed`` is what edge has set and not restored yet. ``notes`` are nvpmodel's own warnings.
     """
 
     mode: Mode
@@ -49,7 +48,7 @@ class PowerModeState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PowerModeChange(msgspec.Struct, frozen=True, kw_only=True):
-    """State before edge changed something: the mode, and whether clocks were stored before locking them."""
+    """State before edge changed it: the mode, and whether clocks were stored before they were locked."""
 
     format: int
     changed_utc: str
@@ -58,7 +57,7 @@ class PowerModeChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def show(root: Path = Path("/")) -> PowerModeState:
-    """The power mode now, from ``nvpmodel -q``, or from its files where it cannot be run.
+    """Return the current power mode from ``nvpmodel -q``, or from nvpmodel's files if it cannot be run.
 
     Raises:
         DeviceError: this machine has no power modes, or they cannot be read.
@@ -74,7 +73,7 @@ def show(root: Path = Path("/")) -> PowerModeState:
         if program is None and not listed.modes:
             raise DeviceError(_NO_NVPMODEL) if not in_container(root) else _outside("nvpmodel")
         reported = "; ".join(nvpmodel.errors(text)) or text.strip() or "nothing"
-        raise DeviceError("the power mode cannot be read", where=program, hint=f"nvpmodel said: {reported}")
+        raise DeviceError("the power mode cannot be read", where=program, hint=f"nvpmodel reported: {reported}")
     return PowerModeState(
         mode=mode,
         modes=listed.modes,
@@ -93,10 +92,10 @@ def set_mode(
     again: str | None = None,
     timeout_s: float = _TIMEOUT_S,
 ) -> PowerModeState:
-    """Switch to the mode with that name or number, and with ``lock_clocks`` hold all clocks at its highest.
+    """Switch to the mode with that name or number; with ``lock_clocks`` lock all clocks at that mode's maximum.
 
-    What was set before is noted first; :func:`restore` goes back to it. ``again`` is the command that a person would
-    run as root.
+    The previous state is stored first; :func:`restore` returns to it. ``again`` is the command to show in the hint when
+    root is needed.
 
     Raises:
         DeviceError: not root, not a Jetson, the mode needs a reboot, or nvpmodel or jetson_clocks failed.
@@ -114,7 +113,7 @@ def set_mode(
         clocks_stored=False,
     )  # fmt: skip
     if clocks is not None and not change.clocks_stored:
-        # Stored in the old mode; jetson_clocks asks before it overwrites a file, so there must be none.
+        # Stored in the old mode; jetson_clocks asks before it overwrites a file, so the file must not exist.
         _clocks_file(root).parent.mkdir(parents=True, exist_ok=True)
         _clocks_file(root).unlink(missing_ok=True)
         _run_clocks([clocks, "--store", str(_clocks_file(root))])
@@ -133,15 +132,15 @@ def set_mode(
 
 
 def restore(root: Path = Path("/"), *, again: str | None = None) -> PowerModeState:
-    """Go back to what was set before edge changed anything.
+    """Restore the state from before edge changed the power mode.
 
     Raises:
-        DeviceError: not root, the mode before needs a reboot, or nvpmodel or jetson_clocks failed.
+        DeviceError: not root, the previous mode needs a reboot, or nvpmodel or jetson_clocks failed.
         UsageError: edge has changed nothing.
     """
     change = _load_change(root)
     if change is None:
-        raise UsageError("edge has changed nothing here that could be put back", hint="edge power set MODE")
+        raise UsageError("there is nothing to restore: edge has not changed the power mode", hint="edge power set MODE")
     _need_root(again)
     now = show(root)
     if now.mode.number != change.before.number:
@@ -154,9 +153,9 @@ def restore(root: Path = Path("/"), *, again: str | None = None) -> PowerModeSta
 
 @contextlib.contextmanager
 def during(wanted: str, root: Path = Path("/"), *, again: str | None = None) -> Iterator[PowerModeState]:
-    """Hold the power mode for the length of a block, and put back the one before, however the block ends.
+    """Set a power mode for the duration of a block and restore the previous one, also after an exception.
 
-    What an earlier command has set and not put back stays noted, and is what ``edge power restore`` goes back to.
+    A change by an earlier command that was not restored stays stored, for ``edge power restore``.
 
     Raises:
         DeviceError, UsageError: as :func:`set_mode`; the block does not run then.
@@ -174,42 +173,42 @@ def during(wanted: str, root: Path = Path("/"), *, again: str | None = None) -> 
 
 
 def mode_warning(wanted: str | None, root: Path = Path("/")) -> str | None:
-    """A warning when a profile asks for a power mode and the device is in another one, or has none; no program runs."""
+    """Return a warning if the device is not in the profile's power mode, or has none; runs no program."""
     if wanted is None:
         return None
     mode, listed = nvpmodel.current(root), nvpmodel.listing(root)
     if mode is None:
-        return f"the profile asks for power mode {wanted}, and this machine does not tell its own"
+        return f"the profile asks for power mode {wanted}, but this machine's power mode is unknown"
     target = listed.find(wanted)
     if target is None and listed.modes:
         names = ", ".join(m.name for m in listed.modes)
-        return f"the profile asks for power mode {wanted}, which this device does not have (it has {names})"
+        return f"the profile asks for power mode {wanted}, but this device does not have that mode (it has {names})"
     if Listing((mode,)).find(wanted) or (target is not None and target.number == mode.number):
         return None
-    return f"the profile asks for power mode {wanted}, and the device is in {mode} (edge power set {wanted})"
+    return f"the profile asks for power mode {wanted}, but the device is in {mode} (edge power set {wanted})"
 
 
 def _choose(wanted: str, now: PowerModeState) -> Mode:
     mode = Listing(now.modes or (now.mode,)).find(wanted)
     if mode is None:
-        names = ", ".join(f"{m.name} ({m.number})" for m in now.modes) or "none that its configuration names"
+        names = ", ".join(f"{m.name} ({m.number})" for m in now.modes) or "none are configured"
         raise UsageError(f"there is no power mode {wanted!r} on this device", hint=f"one of {names}")
     return mode
 
 
 def _switch(program: Path, mode: Mode, root: Path, *, timeout_s: float = _TIMEOUT_S) -> None:
-    """Set the mode and see that it is set."""
+    """Set the mode and verify that it is set."""
     done = _run([program, "-m", str(mode.number)], timeout_s=timeout_s)
     after = nvpmodel.parse_query(_run([program, "-q"], timeout_s=_TIMEOUT_S).text) or nvpmodel.current(root)
     if done.code == 0 and after is not None and after.number == mode.number:
         return
     if nvpmodel.asks_to_reboot(done.text):
         raise DeviceError(
-            f"power mode {mode} needs a reboot, which edge does not do; it is still {after or 'unknown'}",
-            hint=f"sudo nvpmodel -m {mode.number}  asks whether to reboot: answer YES, and run edge afterwards",
+            f"power mode {mode} needs a reboot, and edge does not reboot; the mode is still {after or 'unknown'}",
+            hint=f"sudo nvpmodel -m {mode.number}  and answer YES to reboot; then run edge again",
         )
     reported = "; ".join(nvpmodel.errors(done.text)) or done.text.strip().split("\n")[-1] or f"status {done.code}"
-    raise DeviceError(f"nvpmodel did not switch to {mode}; it is {after or 'unknown'}: {reported}", where=program)
+    raise DeviceError(f"nvpmodel did not switch to {mode}; the mode is {after or 'unknown'}: {reported}", where=program)
 
 
 class _Done(msgspec.Struct, frozen=True):
@@ -218,9 +217,9 @@ class _Done(msgspec.Struct, frozen=True):
 
 
 def _run(command: list[Path | str], *, timeout_s: float) -> _Done:
-    """Run a program with nothing on its standard input, away from our terminal, and give what it wrote.
+    """Run a program with empty standard input, detached from the terminal, and return its output.
 
-    When we are told to stop meanwhile, it may finish first: a mode that is half set is worse than a late end.
+    A stop signal in the meantime waits for the program: a half-set mode is worse than a late end.
     """
     program = Path(command[0])
     try:
@@ -233,12 +232,12 @@ def _run(command: list[Path | str], *, timeout_s: float) -> _Done:
             start_new_session=True,
         )
     except OSError as exc:
-        raise DeviceError(f"cannot be started: {exc.strerror or exc}", where=program) from exc
+        raise DeviceError(f"the program cannot be started: {exc.strerror or exc}", where=program) from exc
     try:
         out, _ = child.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired as exc:
         _kill(child)
-        raise DeviceError(f"did not end within {timeout_s:g} s and was stopped", where=program) from exc
+        raise DeviceError(f"the program did not end within {timeout_s:g} s and was stopped", where=program) from exc
     except BaseException:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.communicate(timeout=10)
@@ -260,7 +259,7 @@ def _run_clocks(command: list[Path | str]) -> None:
         raise DeviceError(
             f"jetson_clocks failed with status {done.code}: {reported}",
             where=Path(command[0]),
-            hint="edge power restore  puts the power mode back",
+            hint="edge power restore  restores the power mode",
         )
 
 
@@ -309,13 +308,13 @@ def _load_change(root: Path) -> PowerModeChange | None:
     except FileNotFoundError:
         return None
     except OSError as exc:
-        raise ArtifactError(f"cannot read what was set before: {exc.strerror}", where=path) from exc
+        raise ArtifactError(f"cannot read the stored power mode: {exc.strerror}", where=path) from exc
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise ArtifactError(
-            f"the note of what was set before is damaged: {exc}", where=path, hint=f"rm {path}"
-        ) from exc
+        raise ArtifactError(f"the stored power mode is damaged: {exc}", where=path, hint=f"rm {path}") from exc
     if change.format != FORMAT:
-        raise ArtifactError(f"a note of format {change.format}; this edge reads {FORMAT}", where=path)
+        raise ArtifactError(
+            f"the stored power mode has format {change.format}; this edge reads format {FORMAT}", where=path
+        )
     return change
 
 

@@ -1,4 +1,4 @@
-"""The Python that runs: its version, its environment, its user, and the optional dependencies that it can see."""
+"""The Python environment: interpreter, virtual environment, user, and the optional dependencies it can import."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import msgspec
 
 from edge.errors import MissingDependencyError, require
 
-# Distributions that may bring each optional dependency's module.
+# Distributions that may provide the module of each optional dependency.
 DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "numpy": ("numpy",),
     "cv2": (
@@ -41,7 +41,7 @@ _IMPORT_S = 60.0
 
 
 class OptionalDependency(msgspec.Struct, frozen=True, kw_only=True):
-    """An optional dependency that is there. ``problem`` says why it does not import, where that was tried."""
+    """An installed optional dependency. ``problem`` gives the reason if a trial import failed."""
 
     version: str | None = None
     problem: str | None = None
@@ -50,7 +50,7 @@ class OptionalDependency(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):
-    """The Python that runs, its user, and where it stands."""
+    """The running Python, its user, and the location of its environment."""
 
     version: str
     executable: str
@@ -64,12 +64,12 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def in_venv(self) -> bool:
-        """True if this is a virtual environment."""
+        """Return True if this is a virtual environment."""
         return self.prefix != self.base_prefix
 
 
 def this_process() -> Process:
-    """The Python that runs now, with the optional dependencies that it can see."""
+    """Describe the running Python and the optional dependencies that it finds."""
     prefix = Path(sys.prefix)
     try:
         config = (prefix / "pyvenv.cfg").read_text(encoding="utf-8")
@@ -146,7 +146,7 @@ def _import_apart(name: str) -> OptionalDependency:
 
 
 def distribution_version(name: str) -> str | None:
-    """Version of an installed distribution, from its metadata; None where it is not installed."""
+    """Return the version of an installed distribution from its metadata; None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
-"""Reading small sysfs files often: one open, one read, one close, no exceptions for what comes and goes.
+"""Read small sysfs files often and cheaply: one open, read and close, and None instead of an exception.
 
-Files are opened again each time on purpose: a sensor that was unbound and bound again keeps its name, but a descriptor
-that was open across that fails for ever.
+Each read opens the file again on purpose: a sensor that was unbound and bound again has the same name, but a
+descriptor from before fails for ever.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _LONGEST_NUMBER = 24  # 64 bits, a sign and a line end
 
 
 def read_bytes(path: str) -> bytes | None:
-    """The first 4 KiB of a file, or None: gone, not permitted, or the device behind it does not answer."""
+    """Return the first 4 KiB of a file; None if it is missing, not permitted, or its device does not answer."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -28,13 +28,13 @@ def read_bytes(path: str) -> bytes | None:
 
 
 def read_text(path: str | Path) -> str | None:
-    """The text of a small file without surrounding blanks, or None."""
+    """Return the stripped text of a small file, or None if it cannot be read."""
     raw = read_bytes(str(path))
     return None if raw is None else raw.decode(errors="replace").strip("\0 \t\r\n")
 
 
 def read_int(path: str) -> int | None:
-    """The whole number in a file, or None: unreadable, or not a number."""
+    """Return the integer in a file; None if the file cannot be read or is not a number."""
     raw = read_bytes(path)
     if raw is None or len(raw) > _LONGEST_NUMBER:
         return None
@@ -45,7 +45,7 @@ def read_int(path: str) -> int | None:
 
 
 def is_forbidden(path: str | Path) -> bool:
-    """True if a file is there and this user may not read it."""
+    """Return True if a file exists but this user may not read it."""
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     except PermissionError:
@@ -56,7 +56,7 @@ def is_forbidden(path: str | Path) -> bool:
 
 
 def folders(parent: Path) -> list[Path]:
-    """Entries of ``parent`` by name; none when it is not there or not readable."""
+    """Return the entries of ``parent`` by name; an empty list if it is missing or not readable."""
     try:
         return sorted(parent.iterdir())
     except OSError:

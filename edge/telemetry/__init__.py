@@ -1,4 +1,4 @@
-"""Power, temperatures, loads, clocks and energy, from whatever this machine offers."""
+"""Power, temperatures, load, clocks and energy, from the sensors of this machine."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Temperatures, loads, clocks, throttle counters and the power mode: what surrounds a power reading.
+"""Read the state of the board: temperatures, loads, clocks, throttle counters and the power mode.
 
-Where the files are, and their units: NVIDIA's Jetson Linux developer guide, "Platform Power and Performance"; the
+Paths and units of the files: NVIDIA's Jetson Linux developer guide, "Platform Power and Performance"; the
 kernel's Documentation/ABI for thermal, devfreq, cpufreq and thermal_throttle. Not tried on a Jetson: the tests use
-made-up trees.
+artificial file trees.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ class Total(msgspec.Struct, frozen=True):
     rails: tuple[str, ...]
 
     def power_mw(self, rails_mw: Mapping[str, float]) -> float | None:
-        """Sum of the rails in milliwatts; None when one of them was not read, as a smaller sum would mislead."""
+        """Return the sum of the rails in milliwatts; None if one is missing, because a smaller sum would mislead."""
         if not all(rail in rails_mw for rail in self.rails):
             return None
         return sum(rails_mw[rail] for rail in self.rails)
 
     def caveats(self, rails_mw: Mapping[str, float]) -> tuple[str, ...]:
-        """Warnings where one rail takes more than the input that feeds it: labels or their order are then not sure.
+        """Warn if one rail is above the input that feeds it: the labels, or their order, may then be wrong.
 
-        Without the values, so that a rail has one warning and not another one at each reading.
+        Each text leaves out the values, so that one rail gives one warning and not one per reading.
         """
         if self.scope not in {"system_input", "module_input"} or self.rails[0] not in rails_mw:
             return ()
@@ -45,7 +45,7 @@ class Total(msgspec.Struct, frozen=True):
         )
 
 
-# The first row whose rails are all there is taken, so wider scopes come first.
+# The first row whose rails are all present is used, so wider scopes come first.
 TOTALS = (
     Total("system_input", ("VIN",)),
     Total("module_input", ("VDD_IN",)),
@@ -57,26 +57,26 @@ TOTALS = (
 
 
 def total_of(names: Iterable[str]) -> Total | None:
-    """Find the sum that gives a board's power from its rails ``names``; None for an unknown board."""
+    """Find the sum that gives the board's power from its rails ``names``; None for an unknown board."""
     there = set(names)
     return next((total for total in TOTALS if there.issuperset(total.rails)), None)
 
 
 def is_connected(label: str) -> bool:
-    """True if a channel's label names a rail: ``NC`` marks a channel that is wired to nothing."""
+    """Return True if a channel's label names a rail; ``NC`` marks an unconnected channel."""
     return bool(label) and not _NOT_CONNECTED.fullmatch(label)
 
 
-# Clocks of the CPU are read per frequency domain; a server has one per core, and nobody reads two hundred of them.
+# CPU clocks are read per frequency domain. A server has one domain per core, so their number is limited.
 _MAX_DOMAINS = 16
 _PERMILLE_TO_PERCENT = 0.1
 _MILLI = 1e-3
 _MICRO = 1e-6
-_NO_EMC = "only tegrastats gives it, and only to root (--power tegrastats)"
+_NO_EMC = "only tegrastats reports it, and only to root (--power tegrastats)"
 
 
 class BoardState(msgspec.Struct, frozen=True):
-    """See :class:`edge.telemetry.sources.Reading`, whose fields these are."""
+    """State of the board; :class:`edge.telemetry.sources.Reading` explains the fields."""
 
     temps_c: dict[str, float] = {}
     loads_percent: dict[str, float] = {}
@@ -89,9 +89,9 @@ class BoardState(msgspec.Struct, frozen=True):
 
 
 class Board:
-    """Reads the state of the board under ``root``, at most every ``refresh_s`` seconds: in between it is repeated.
+    """Reads the state of the board below ``root`` at most every ``refresh_s`` seconds, and repeats it in between.
 
-    ``gpu_load`` gives the load of the GPU in percent where sysfs has none; without it, NVML is asked on a Thor.
+    ``gpu_load`` returns the GPU's load in percent where sysfs has none; on a Thor, NVML is the default.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Board:
                 self._gpu_load = found
 
     def read(self) -> BoardState:
-        """The state now, or the one of up to ``refresh_s`` ago."""
+        """Return the current state, which is up to ``refresh_s`` old."""
         now = self._clock()
         if self._read_at is None or now - self._read_at >= self._refresh_s:
             self._read_at = now
@@ -171,7 +171,7 @@ class Board:
         return loads
 
     def _power_mode(self) -> str | None:
-        """Its name; looked up in the configuration only when the status has changed."""
+        """Return the mode's name, looked up in the configuration only when the status has changed."""
         status = sysfs.read_bytes(self._status_file)
         if status != self._mode_status:
             mode = nvpmodel.current(self._root)
@@ -179,7 +179,7 @@ class Board:
         return self._mode
 
     def _clocks_locked(self) -> bool | None:
-        """As :func:`edge.system.nvpmodel.clocks_locked`, without looking for the folder each time."""
+        """Return the same as :func:`edge.system.nvpmodel.clocks_locked` without searching for the folder again."""
         if self._gpu is None:
             return None
         low, high = (sysfs.read_int(path) for path in self._gpu)
@@ -187,7 +187,7 @@ class Board:
 
 
 def is_temperature(temp_c: float) -> bool:
-    """True if a zone's value can be one: a sensor that is off says -256 degrees Celsius."""
+    """Return True for a plausible temperature: a disabled sensor reports -256 degrees Celsius."""
     return -100.0 < temp_c < 200.0
 
 
@@ -217,7 +217,7 @@ def _clock_files(root: Path) -> Iterator[tuple[str, str, float]]:
         yield "emc", emc, _MICRO
     domains = [f for f in sysfs.folders(root / "sys/devices/system/cpu/cpufreq") if f.name.startswith("policy")]
     for domain in sorted(domains, key=lambda f: (len(f.name), f.name))[:_MAX_DOMAINS]:
-        # What the hardware runs at needs root; without it there is what the governor asked for.
+        # The actual hardware clock needs root; without it, use the governor's request.
         measured, asked = domain / "cpuinfo_cur_freq", domain / "scaling_cur_freq"
         path = measured if sysfs.read_int(str(measured)) else asked
         yield f"cpu{domain.name.removeprefix('policy')}", str(path), _MILLI
@@ -248,10 +248,10 @@ def _alert_files(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def _cpu_times(path: str) -> tuple[int, int] | None:
-    """Busy and total jiffies of all cores since boot."""
+    """Return the busy and the total jiffies of all cores since boot."""
     words = (sysfs.read_bytes(path) or b"").split(b"\n", 1)[0].split()
     try:
-        # user nice system idle iowait irq softirq steal; optional dependency time is already in user.
+        # user nice system idle iowait irq softirq steal. Time of virtual machines is part of user.
         times = [int(word) for word in words[1:9]]
     except ValueError:
         return None

@@ -1,8 +1,8 @@
-"""From power samples to energy: trapezoids over a window, with what is known about the error.
+"""Integrate power samples to energy: trapezoids over a window, with an error estimate.
 
-The samples are instantaneous, so the sum of trapezoids is the estimate. If the power between two samples stays between
-their two values, the truth is within half of ``|p[i+1] - p[i]| * dt`` per interval: the sum of these is
-``error_joules``. It says nothing about peaks shorter than the sampling interval, nor about the accuracy of the sensor.
+The samples are instantaneous values. If the power between two samples stays between their two values, the true energy
+of an interval is within half of ``|p[i+1] - p[i]| * dt``; ``error_joules`` is the sum of these. It does not cover peaks
+shorter than the sampling interval, nor the accuracy of the sensor.
 """
 
 from __future__ import annotations
@@ -16,29 +16,31 @@ from edge.telemetry.sources import Scope
 
 MIN_SAMPLES = 10
 MIN_IDLE_S = 10.0
-# A hole in the samples longer than this share of the window makes its energy a guess.
+# A gap in the samples longer than this share of the window makes its energy unreliable.
 _MAX_GAP_SHARE = 0.2
 _MILLI = 1e-3
 
 
 class Window(msgspec.Struct, frozen=True):
-    """A stretch of time on the clock of the samples, in seconds."""
+    """A time interval on the clock of the samples, in seconds."""
 
     start_s: float
     end_s: float
 
     @property
     def length_s(self) -> float:
-        """Its length in seconds."""
+        """Length of the interval in seconds."""
         return self.end_s - self.start_s
 
 
 class Energy(msgspec.Struct, frozen=True, kw_only=True):
-    """Energy taken in a window, with what it takes to judge the number; ``refusal`` says why there is none.
+    """Energy used in a window, with the data to judge its quality; ``refusal`` gives the reason if there is none.
 
-    ``interval_s`` is the mean distance of the samples and ``longest_gap_s`` the largest. ``net_joules`` is what is left
-    after ``idle_mw`` times the window, and ``net_error_joules`` holds the errors of both; all three are None without a
-    usable idle baseline, and ``idle_refusal`` says why. ``idle_samples`` were taken over ``idle_s`` seconds.
+    ``interval_s`` is the mean and ``longest_gap_s`` the largest time between samples. ``net_joules`` is the energy
+    minus
+    ``idle_mw`` times the window; ``net_error_joules`` includes the errors of both. Without a usable idle baseline the
+    three
+    are None and ``idle_refusal`` gives the reason. ``idle_samples`` were taken over ``idle_s`` seconds.
     """
 
     source: str
@@ -59,14 +61,14 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
     idle_refusal: str | None = None
 
     def above(self, idle: Energy) -> Energy:
-        """The same energy with ``idle``, measured while nothing ran, taken off; ten seconds of it at least."""
+        """Return this energy minus ``idle``, a baseline of at least ten seconds measured while nothing ran."""
         if self.joules is None:
             return self
         why = None
         if idle.mean_mw is None:
             why = f"the idle baseline was refused: {idle.refusal}"
         elif (idle.source, idle.scope) != (self.source, self.scope):
-            why = f"the idle baseline is {idle.source} ({idle.scope}), this is {self.source} ({self.scope})"
+            why = f"the idle baseline is {idle.source} ({idle.scope}), the measurement is {self.source} ({self.scope})"
         elif idle.window_s < MIN_IDLE_S:
             why = f"the idle baseline is {idle.window_s:.1f} s long; at least {MIN_IDLE_S:g} s are needed"
         if why is not None or idle.mean_mw is None:
@@ -83,9 +85,9 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def per_picture(self, pictures: int) -> dict[str, float]:
-        """Joules for each of ``pictures`` that were labelled in the window, gross and net, each with its error.
+        """Return joules per image for ``pictures`` images labelled in the window, gross and net, each with its error.
 
-        Empty without energy or pictures; net is missing without an idle baseline.
+        The result is empty without energy or images; net is missing without an idle baseline.
         """
         each = {
             "joules_per_picture": self.joules,
@@ -97,7 +99,7 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Point(msgspec.Struct, frozen=True):
-    """A sample that was kept: running sums from the first sample on, and the longest gap since the point before."""
+    """A stored sample: running sums since the first sample, and the longest gap since the previous point."""
 
     t_s: float
     power_mw: float
@@ -108,11 +110,11 @@ class _Point(msgspec.Struct, frozen=True):
 
 
 class Trace:
-    """Power samples of any length of time in bounded memory.
+    """Stores power samples of any length of time in bounded memory.
 
-    Running sums are kept at some of the samples. Beyond ``capacity`` points every other one is dropped: a sum over a
-    window then loses nothing but the exact place of its two ends, and ``error_joules`` counts the intervals there in
-    full.
+    Running sums are stored at some of the samples. Beyond ``capacity`` points every second one is dropped: an integral
+    over a window then loses only the exact position of its two ends, and ``error_joules`` includes the intervals at the
+    ends in full.
     """
 
     def __init__(self, *, capacity: int = 8192) -> None:
@@ -122,14 +124,14 @@ class Trace:
         self._stride = 1
 
     def add(self, t_s: float, power_mw: float) -> None:
-        """Take one sample; one that is not newer than the last is the same sample again, and is ignored."""
+        """Add one sample; a sample that is not newer than the last one is a repetition and is ignored."""
         last = self._last
         if last is None:
             point = _Point(t_s, power_mw, 0.0, 0.0, 1, 0.0)
         elif t_s <= last.t_s:
             return
         else:
-            # While samples are skipped, the gap of the last one holds the longest since the point that was kept.
+            # While samples are skipped, the last one's gap is the longest since the stored point.
             carried = last.gap_s if last is not self._points[-1] else 0.0
             point = _after(last, t_s, power_mw, carried_gap_s=carried)
         self._last = point
@@ -139,7 +141,7 @@ class Trace:
                 self._thin()
 
     def energy(self, window: Window, *, source: str, scope: Scope) -> Energy:
-        """Energy in ``window``, or why there is none."""
+        """Return the energy in ``window``, or the reason why there is none."""
         points = [*self._points, self._last] if self._last and self._last is not self._points[-1] else self._points
         times = [point.t_s for point in points]
         start, end = (_sums_at(t_s, points, times) for t_s in (window.start_s, window.end_s))
@@ -160,7 +162,7 @@ class Trace:
         joules = end.joules - start.joules
         powers = [point.power_mw for point in points[low : high + 1]]
         error = points[high].error_joules - points[low].error_joules
-        # Beyond the first and the last sample the power is held; it could be anything that was seen.
+        # Before the first and after the last sample the power is taken as constant; it could be any value seen so far.
         error += (max(powers) - min(powers)) * _MILLI * _beyond(window, times)
         return msgspec.structs.replace(
             bare, joules=joules, mean_mw=joules / window.length_s / _MILLI, error_joules=error
@@ -194,7 +196,7 @@ def _after(last: _Point, t_s: float, power_mw: float, *, carried_gap_s: float) -
 
 
 def _sums_at(t_s: float, points: list[_Point], times: list[float]) -> _Sums:
-    """Running sums at any time: between samples the power is linear, outside of them it is held."""
+    """Return the running sums at any time; power is linear between samples and constant outside of them."""
     if not points:
         return _Sums(0.0, 0.0)
     i = bisect.bisect_right(times, t_s) - 1
@@ -218,5 +220,5 @@ def _samples_inside(window: Window, points: list[_Point], start: float, end: flo
 
 
 def _beyond(window: Window, times: list[float]) -> float:
-    """Seconds of the window before the first and after the last sample."""
+    """Return the seconds of the window before the first and after the last sample."""
     return max(times[0] - window.start_s, 0.0) + max(window.end_s - times[-1], 0.0)

@@ -1,9 +1,9 @@
-"""Power from the current sensors of a Jetson (INA3221, INA238) through hwmon: no root, no child process.
+"""Read the power of a Jetson from its current sensors (INA3221, INA238) through hwmon, without root or child process.
 
 Folders are found by ``name`` and channels by ``inN_label``, because hwmon numbers move from boot to boot. Units as in
 the kernel's Documentation/hwmon: inN_input in mV, currN_input in mA, powerN_input in uW. NVIDIA's driver of JetPack 4
-has another layout (``ina3221x``, under iio: rail_name_N, in_powerN_input in mW), which is read where there is no hwmon.
-Not tried on a Jetson: the tests use made-up trees.
+has another layout (``ina3221x``, under iio: rail_name_N, in_powerN_input in mW), which is read if there is no hwmon.
+Not tried on a Jetson: the tests use artificial file trees.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from edge.telemetry.board import Board, Total, is_connected, total_of
 from edge.telemetry.sources import Clock, Reading, Scope, Unavailable
 
 _CHANNELS = (1, 2, 3)
-# When the rails cannot be read, the folders are looked for again, but not at every sample.
+# If the rails cannot be read, the folders are searched again, but not at every sample.
 _SEARCH_INTERVAL_S = 1.0
 
 
 class _Channel(msgspec.Struct, frozen=True):
-    """One rail: a file with its power and how many milliwatts its unit is, or two with millivolts and milliamperes."""
+    """One rail: a file with its power and its unit in milliwatts, or two files with millivolts and milliamperes."""
 
     rail: str
     voltage: str = ""
@@ -42,7 +42,7 @@ class _Channel(msgspec.Struct, frozen=True):
 
 
 class Hwmon:
-    """Power of a Jetson board from its current sensors. Made by :meth:`open`."""
+    """Power of a Jetson board from its current sensors; use :meth:`open`."""
 
     name = "hwmon"
 
@@ -56,7 +56,7 @@ class Hwmon:
 
     @classmethod
     def open(cls, root: Path = Path("/"), *, clock: Clock = time.monotonic) -> Hwmon | Unavailable:
-        """The sensors under ``root``, or why their readings cannot be used."""
+        """Open the sensors below ``root``, or return the reason why they cannot be used."""
         channels = list(_find_channels(root))
         if not channels:
             return Unavailable(cls.name, "no INA3221 or INA238 current sensor under /sys/class/hwmon")
@@ -74,16 +74,16 @@ class Hwmon:
             )
         names = ", ".join(c.rail for c in channels)
         if not readable:
-            return Unavailable(cls.name, f"the current sensors are there and none answers ({names})")
+            return Unavailable(cls.name, f"the current sensors exist but none answers ({names})")
         return Unavailable(cls.name, f"the rails of this board are not in the table of known boards: {names}")
 
     @property
     def scope(self) -> Scope:
-        """The scope: what the power covers."""
+        """Scope of the power figure."""
         return self._total.scope
 
     def read(self) -> Reading:
-        """The present state; ``t_s`` is halfway between the first and the last rail."""
+        """Read all rails; ``t_s`` is halfway between the first and the last one."""
         before = self._clock()
         rails = {c.rail: mw for c in self._channels if (mw := c.read_mw()) is not None}
         after = self._clock()
@@ -108,21 +108,21 @@ class Hwmon:
         )
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no file stays open."""
 
 
 def _find_channels(root: Path) -> Iterator[_Channel]:
     seen: set[str] = set()
     found = [(folder, c) for folder in sysfs.folders(root / "sys/class/hwmon") for c in _channels_of(folder)]
     for folder, channel in found or _iio_channels(root):
-        # Two sensors with one label: the first keeps it, the other is shown and not counted.
+        # If two sensors share a label, the first is used; the other is shown but not added up.
         name = channel.rail if channel.rail not in seen else f"{channel.rail} ({folder.name})"
         seen.add(name)
         yield msgspec.structs.replace(channel, rail=name)
 
 
 def _iio_channels(root: Path) -> list[tuple[Path, _Channel]]:
-    """Rails of JetPack 4's own driver: ``ina3221x/7-0040/iio:device0/rail_name_0`` and ``in_power0_input``, in mW."""
+    """Find the rails of JetPack 4's driver: ``ina3221x/7-0040/iio:device0/rail_name_0``, ``in_power0_input``, in mW."""
     found = []
     for chip in sysfs.folders(root / "sys/bus/i2c/drivers/ina3221x"):
         for folder in sysfs.folders(chip):

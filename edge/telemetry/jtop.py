@@ -1,12 +1,12 @@
-"""Power of a Jetson by way of jetson-stats' service (jtop). Used only when it is asked for by name.
+"""Read the power of a Jetson from jetson-stats' service (jtop). Used only when selected by name.
 
-jetson-stats is AGPL-3.0: edge does not depend on it, does not install it and imports it in this module alone, when the
-user who installed it says ``--power jtop``. What it can do that hwmon cannot: its service runs as root.
+jetson-stats is AGPL-3.0: edge does not depend on it and does not install it. Only this module imports it, and only
+for ``--power jtop``. Its advantage over hwmon: its service runs as root.
 
-Its own totals and averages are not used. ``power['tot']`` is the sum of all rails on boards without an input sensor,
-which counts VDDQ_VDD2_1V8AO of an AGX Orin twice; ``avg`` is an exponential smoothing that starts when the first client
-comes. The rails are instantaneous and go through the same table as those of every other source (``rails``). Facts:
-jetson-stats 4.3 to 7.2. Not tried with its service: the tests use a double.
+Its totals and averages are not used. On boards without an input sensor ``power['tot']`` is the sum of all rails, which
+includes VDDQ_VDD2_1V8AO of an AGX Orin twice; ``avg`` is an exponential average that starts with the first client. The
+rails are instantaneous values and use the same board table as every other source. Facts: jetson-stats 4.3 to 7.2. Not
+tried with its service: the tests use a double.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from edge.errors import MissingDependencyError, require
 from edge.telemetry.board import Board, Total, is_connected, is_temperature, total_of
 from edge.telemetry.sources import Clock, Reading, Scope, Unavailable
 
-# The first client's interval holds for all of them; shorter ones cost its service much CPU.
+# The first client's interval applies to all clients; shorter ones cost the service much CPU.
 _INTERVAL_S = 0.5
 _FIRST_TIMEOUT_S = 5.0
 _STALE_S = 5.0
 
 
 class Jtop:
-    """The newest sample of jtop's service. Made by :meth:`open`."""
+    """The newest sample of jtop's service; use :meth:`open`."""
 
     name = "jtop"
 
@@ -50,7 +50,7 @@ class Jtop:
         library: Any = None,  # noqa: ANN401
         first_timeout_s: float = _FIRST_TIMEOUT_S,
     ) -> Jtop | Unavailable:
-        """Connect to the service, or say why it cannot be used. ``library`` stands in for the module ``jtop``."""
+        """Connect to the service, or return the reason why it is unusable. ``library`` replaces the module ``jtop``."""
         try:
             module = library or require("jtop")
         except MissingDependencyError as exc:
@@ -59,7 +59,7 @@ class Jtop:
         try:
             client.start()
         except (module.JtopException, OSError, EOFError) as exc:
-            # Its messages hold the next step: install the service, log in again, update.
+            # Its messages contain the next step: install the service, log in again, update.
             return Unavailable(cls.name, " ".join(str(exc).split()) or type(exc).__name__)
         source = cls(client, root, clock=clock)
         source._reader.start()
@@ -71,22 +71,22 @@ class Jtop:
 
     @property
     def scope(self) -> Scope:
-        """The scope: what the power covers."""
-        if self._total is None:  # open() hands out no source without one
+        """Scope of the power figure."""
+        if self._total is None:  # open() returns no source without one
             raise RuntimeError("no rails")
         return self._total.scope
 
     def read(self) -> Reading:
-        """The newest sample; the same again when there is no newer one, and no power when the last one is old."""
+        """Return the newest sample: possibly the same one again, and without power if it is old."""
         with self._news:
             latest, problem = self._latest, self._problem
         now = self._clock()
         if latest is not None and now - latest.t_s <= _STALE_S:
             return latest
-        return Reading(t_s=now, warnings=(f"jtop is silent{f': {problem}' if problem else ''}",))
+        return Reading(t_s=now, warnings=(f"jtop sends no samples{f': {problem}' if problem else ''}",))
 
     def close(self) -> None:
-        """Disconnect; a second call does nothing."""
+        """Disconnect; further calls do nothing."""
         client, self._client = self._client, None
         if client is not None:
             client.close()
@@ -96,7 +96,7 @@ class Jtop:
         with self._news:
             self._news.wait_for(lambda: self._latest is not None or bool(self._problem), timeout_s)
             if self._latest is None:
-                return self._problem or f"no sample in {timeout_s:g} s"
+                return self._problem or f"it sent no sample in {timeout_s:g} s"
             if self._total is None:
                 names = ", ".join(self._latest.rails_mw)
                 return f"its rails are not in the table of known boards: {names}" if names else "it has no power rails"
@@ -105,7 +105,7 @@ class Jtop:
     def _keep_reading(self) -> None:
         client = self._client
         try:
-            # Blocks until the next sample; False when the service has not answered for three intervals.
+            # Blocks until the next sample; False if the service has not answered for three intervals.
             while client is not None and client.ok():
                 self._publish(client)
                 client = self._client

@@ -1,8 +1,8 @@
-"""NVML: power and state of a graphics card, and the load of Thor's GPU, which no file shows.
+"""NVML: power and state of a discrete GPU, and the load of Thor's GPU, which sysfs does not show.
 
-The only module that imports ``pynvml`` (distribution ``nvidia-ml-py``, a dependency). On Orin the library is there and
+The only module that imports ``pynvml`` (distribution ``nvidia-ml-py``, a dependency). On Orin the library exists but
 answers "not supported" to everything. Units: milliwatts, MHz, percent, degrees Celsius [NVML API reference]. Tried on
-an H100; Thor's and Orin's answers come from doubles in the tests.
+an H100; the tests use doubles for Thor and Orin.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 from edge.errors import MissingDependencyError, require
 from edge.telemetry.sources import Clock, Reading, Scope, Unavailable
 
-# Slowed down for one of these reasons: power cap, hardware slowdown, temperature (by software, by hardware), power
-# brake. The others (idle, application clocks, sync boost) are no throttling. [nvml.h, nvmlClocksEventReason*]
+# Throttled for one of these reasons: power cap, hardware slowdown, temperature (by software, by hardware), power
+# brake. The other reasons (idle, application clocks, sync boost) are not throttling. [nvml.h, nvmlClocksEventReason*]
 _THROTTLE_REASONS = {
     0x04: "power cap",
     0x08: "hardware slowdown",
@@ -23,13 +23,13 @@ _THROTTLE_REASONS = {
     0x40: "hardware thermal",
     0x80: "power brake",
 }
-# NVML_FI_DEV_POWER_INSTANT: milliwatts now; the plain call gives the mean of the last second on Ampere and later.
+# NVML_FI_DEV_POWER_INSTANT: milliwatts now; the plain call returns the mean of the last second on Ampere and later.
 _FIELD_POWER_INSTANT = 186
-_MEAN_OF_A_SECOND = "power is NVML's mean of the last second: short windows are blurred"
+_MEAN_OF_A_SECOND = "power is NVML's mean over one second: energy of short windows is inexact"
 
 
 class Nvml:
-    """The first graphics card that NVML counts, or the one with ``index``. Made by :meth:`open`."""
+    """The first GPU that NVML lists, or the one with ``index``; use :meth:`open`."""
 
     name = "nvml"
     scope: Scope = "card"
@@ -49,7 +49,7 @@ class Nvml:
         clock: Clock = time.monotonic,
         library: Any = None,  # noqa: ANN401
     ) -> Nvml | Unavailable:
-        """The card, or why its power cannot be read. ``library`` stands in for pynvml."""
+        """Open the GPU, or return the reason why its power cannot be read. ``library`` replaces pynvml."""
         try:
             nvml = library or require("pynvml")
         except MissingDependencyError as exc:
@@ -57,21 +57,21 @@ class Nvml:
         try:
             nvml.nvmlInit()
         except nvml.NVMLError as exc:
-            return Unavailable(cls.name, f"NVML does not start: {exc}")
+            return Unavailable(cls.name, f"NVML cannot be initialized: {exc}")
         try:
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             source = cls(nvml, handle, clock=clock)
             if source._instant or source._ask("nvmlDeviceGetPowerUsage") is not None:
                 return source
             card = source._ask("nvmlDeviceGetName") or "the GPU"
-            reason = f"{_text(card)} does not tell its power (on a Jetson use hwmon or tegrastats)"
+            reason = f"{_text(card)} does not report its power (on a Jetson use hwmon or tegrastats)"
         except nvml.NVMLError as exc:
-            reason = f"there is no card {index}: {exc}"
+            reason = f"there is no GPU {index}: {exc}"
         nvml.nvmlShutdown()
         return Unavailable(cls.name, reason)
 
     def read(self) -> Reading:
-        """The present state; what the card does not tell is missing."""
+        """Read the current state; values that the GPU does not report are missing."""
         nvml = self._nvml
         before = self._clock()
         power = self._instant_mw() if self._instant else self._ask("nvmlDeviceGetPowerUsage")
@@ -95,13 +95,13 @@ class Nvml:
         )
 
     def close(self) -> None:
-        """Give the library back."""
+        """Shut NVML down."""
         if self._open:
             self._open = False
             self._nvml.nvmlShutdown()
 
     def _ask(self, function: str, *arguments: Any) -> Any:  # noqa: ANN401
-        """The answer of the card, or None: not supported, lost, or a call that this library has not."""
+        """Return the GPU's answer; None if it is not supported, the GPU is lost, or the library lacks the function."""
         call = getattr(self._nvml, function, None)
         try:
             return None if call is None else call(self._handle, *arguments)
@@ -115,7 +115,7 @@ class Nvml:
 
 
 def gpu_load(library: Any = None) -> Callable[[], float | None] | str:  # noqa: ANN401
-    """A function that gives the load of the first GPU in percent (Thor), or the reason why NVML has none.
+    """Return a function that reads the load of the first GPU in percent (Thor), or the reason why NVML has none.
 
     NVML stays open until the process ends.
     """

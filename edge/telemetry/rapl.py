@@ -1,4 +1,4 @@
-"""Power of a host's CPU packages from the energy counters of RAPL, as the kernel's powercap shows them.
+"""Read the power of a host's CPU packages from the RAPL energy counters in the kernel's powercap files.
 
 Counters are in microjoules and wrap at ``max_energy_range_uj`` [Documentation/power/powercap/powercap.rst]. Since Linux
 5.10 only root may read them (CVE-2020-8694).
@@ -20,7 +20,7 @@ _CLASS = "sys/class/powercap"
 
 
 class _Domain(msgspec.Struct, frozen=True):
-    """One counter: its name (``package-0``, ``package-0/dram``), its file, and where it wraps."""
+    """One counter: its name (``package-0``, ``package-0/dram``), its file, and the value at which it wraps."""
 
     name: str
     energy: str
@@ -29,7 +29,7 @@ class _Domain(msgspec.Struct, frozen=True):
 
 
 class Rapl:
-    """Power of all CPU packages. Each reading is the mean since the one before it, and ``t_s`` is in the middle."""
+    """Power of all CPU packages. A reading is the mean since the previous one; ``t_s`` is the middle of that time."""
 
     name = "rapl"
 
@@ -41,7 +41,7 @@ class Rapl:
 
     @classmethod
     def open(cls, root: Path = Path("/"), *, clock: Clock = time.monotonic) -> Rapl | Unavailable:
-        """The packages under ``root``, or why their counters cannot be used."""
+        """Open the packages below ``root``, or return the reason why their counters cannot be used."""
         domains = list(_find_domains(root))
         packages = [domain for domain in domains if domain.is_package]
         if not packages:
@@ -59,22 +59,22 @@ class Rapl:
 
     @property
     def scope(self) -> Scope:
-        """The scope: what the power covers."""
+        """Scope of the power figure."""
         return "package"
 
     def read(self) -> Reading:
-        """The mean power since the last read; None when no time has passed or a package does not answer."""
+        """Return the mean power since the last read; None if no time has passed or a package does not answer."""
         last_t_s, last_uj = self._last_t_s, self._last_uj
         t_s, counters = self._counters()
         rails = {}
-        # A second reader at the same instant must not throw away the interval that is under way.
+        # A second read at the same instant must not discard the current interval.
         if t_s > last_t_s:
             self._last_t_s, self._last_uj = t_s, counters
             for domain in self._domains:
                 if domain.name in counters and domain.name in last_uj:
                     used = counters[domain.name] - last_uj[domain.name]
                     used += domain.wrap_uj if used < 0 else 0
-                    # A counter that goes back without a known wrap was reset: nothing can be said.
+                    # A counter that went back without a known wrap was reset: no power can be derived.
                     if used >= 0:
                         rails[domain.name] = used * 1e-3 / (t_s - last_t_s)
         packages = [domain.name for domain in self._domains if domain.is_package]
@@ -94,7 +94,7 @@ class Rapl:
         )
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no file stays open."""
 
     def _counters(self) -> tuple[float, dict[str, int]]:
         before = self._clock()
@@ -108,7 +108,7 @@ def _find_domains(root: Path) -> Iterator[_Domain]:
     for folder in zones:
         parent, _, child = folder.name.removeprefix("intel-rapl:").partition(":")
         package = names.get(f"intel-rapl:{parent}", "")
-        # Other top-level zones (psys) count the packages a second time.
+        # Other top-level zones (psys) include the packages a second time.
         if package.startswith("package"):
             name = f"{package}/{names[folder.name]}" if child else package
             wrap = sysfs.read_int(str(folder / "max_energy_range_uj")) or 0

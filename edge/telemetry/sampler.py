@@ -1,4 +1,4 @@
-"""A thread that samples a source while something else runs, and what can be said about a stretch of that time."""
+"""Sample a telemetry source in a thread while something else runs, and summarize the readings of a time window."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import msgspec
 from edge.telemetry.energy import Energy, Trace, Window
 from edge.telemetry.sources import Clock, NoSource, Reading, TelemetrySource
 
-# Kept in full for the record; beyond this, every other one is dropped. Power sums do not depend on them.
+# Stored in full for the record; beyond this number every second one is dropped. Power sums do not depend on them.
 _MAX_READINGS = 2048
 
 
 class Span(msgspec.Struct, frozen=True):
-    """Smallest, mean and largest of the values that were kept."""
+    """Minimum, mean and maximum of the stored values."""
 
     low: float
     mean: float
@@ -26,11 +26,13 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class Conditions(msgspec.Struct, frozen=True, kw_only=True):
-    """The conditions: what else was the case in a window; a quantity that was not read is missing.
+    """Conditions during a window other than power; a quantity that was not read is missing.
 
-    ``throttles`` are events within the window, not since boot; ``throttling`` names what was slowed down for heat at
-    some time in it. ``readings`` is the number of readings that these come from. ``power_modes`` and ``clocks_locked``
-    hold what was the case, in order: more than one means that it changed. ``absent`` says why a quantity is missing.
+    ``throttles`` are events within the window, not since boot; ``throttling`` names the components that were slowed
+    down
+    for heat at some time in it. ``readings`` is the number of readings behind these values. ``power_modes`` and
+    ``clocks_locked`` list the values in order: more than one means a change. ``absent`` gives the reason for a missing
+    quantity.
     """
 
     readings: int
@@ -47,10 +49,11 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
 
 @final
 class Sampler:
-    """Samples ``source`` at ``rate_hz`` while its block runs; the first and the last sample are taken at its ends.
+    """Samples ``source`` at ``rate_hz`` while its block runs, with a sample at the start and at the end.
 
-    ``clock`` must be the clock of the source. The source is not closed. ``keep`` gets every new reading. Instead of the
-    thread a test, or a loop that has its own rhythm, may call :meth:`sample`.
+    ``clock`` must be the clock of the source. The source is not closed. ``keep`` is called with every new reading. A
+    test,
+    or a loop with its own timing, may call :meth:`sample` instead of using the thread.
     """
 
     def __init__(
@@ -92,23 +95,23 @@ class Sampler:
 
     @property
     def source(self) -> TelemetrySource:
-        """The source that is sampled."""
+        """The sampled source."""
         return self._source
 
     @property
     def latest(self) -> Reading | None:
-        """The newest reading, for who shows it; None before the first."""
+        """The newest reading; None before the first."""
         with self._lock:
             return self._latest
 
     @property
     def readings(self) -> tuple[Reading, ...]:
-        """The readings that were kept, oldest first: all of them up to 2048, then every second, fourth, ... one."""
+        """The stored readings, oldest first: all of them up to 2048, then every second, fourth, ... one."""
         with self._lock:
             return tuple(self._readings)
 
     def sample(self) -> Reading:
-        """Take one reading now and keep it; the same reading again is kept once."""
+        """Take and store one reading now; a repeated reading is stored once."""
         reading = self._source.read()
         with self._lock:
             if self._latest is not None and reading.t_s <= self._latest.t_s:
@@ -126,13 +129,13 @@ class Sampler:
         return reading
 
     def energy(self, window: Window, *, idle: Energy | None = None) -> Energy:
-        """Energy in ``window``, net of the ``idle`` baseline when one is given, or the reason why there is none."""
+        """Return the energy in ``window``, net of ``idle`` if given, or the reason why there is none."""
         with self._lock:
             energy = self._trace.energy(window, source=self._source.name, scope=self._source.scope)
         return energy if idle is None else energy.above(idle)
 
     def conditions(self, window: Window) -> Conditions:
-        """Temperatures, loads, clocks and throttling in ``window``."""
+        """Summarize temperatures, loads, clocks and throttling in ``window``."""
         with self._lock:
             kept = [r for r in self._readings if window.start_s <= r.t_s <= window.end_s]
         return Conditions(
@@ -157,7 +160,7 @@ class Sampler:
             except BaseException as exc:  # noqa: BLE001 - raised again in the thread that owns us
                 self._bug = exc
                 return
-            # Ticks that were missed are left out; samples that come in bunches would say nothing new.
+            # Skip missed ticks: several samples at once would carry no new information.
             ticks = max(ticks + 1, int((self._clock() - started) / self._period_s) + 1)
 
 
@@ -170,21 +173,21 @@ def _spans(each: Iterable[Mapping[str, float]]) -> dict[str, Span]:
 
 
 def _increases(counters: list[dict[str, int]]) -> dict[str, int]:
-    """Events per counter from the first reading to the last; a counter that went back was reset and is left out."""
+    """Return the events per counter from the first reading to the last; a counter that went back is left out."""
     if not counters:
         return {}
     first, last = counters[0], counters[-1]
     return {name: last[name] - n for name, n in first.items() if name in last and last[name] >= n}
 
 
-# Somebody else is at work when a machine that should be idle is as busy as this.
+# Above this load, another program is using a machine that should be idle.
 _BUSY_PERCENT = {"cpu": 25.0, "gpu": 10.0}
 
 
 class Telemetry(msgspec.Struct, frozen=True):
-    """The source of readings, or why there are none; ``idle`` was measured before the run.
+    """The telemetry source of a run, or the reason why there is none; ``idle`` was measured before the run.
 
-    ``replayed`` names the recording when they are not measured now. ``notes`` are warnings for the record.
+    ``replayed`` names the recording if the readings come from one. ``notes`` are warnings for the record.
     """
 
     sampler: Sampler | None
@@ -194,9 +197,9 @@ class Telemetry(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
 
     def account(self, window: Window, *, pictures: int) -> tuple[dict[str, Any] | None, str | None, dict[str, Any]]:
-        """The energy reading, or why there is none; and temperatures, loads, clocks, throttling and power mode."""
+        """Return the energy or None, the reason if None, and the conditions (temperatures, loads, clocks)."""
         if self.sampler is None:
-            return None, str(self.no_power) if self.no_power else "not asked for", {}
+            return None, str(self.no_power) if self.no_power else "not requested", {}
         conditions = msgspec.to_builtins(self.sampler.conditions(window))
         energy = self.sampler.energy(window, idle=self.idle)
         if energy.joules is None:
@@ -205,7 +208,7 @@ class Telemetry(msgspec.Struct, frozen=True):
 
 
 def idle_baseline(sampler: Sampler, window: Window) -> tuple[Energy, list[str]]:
-    """The energy of an idle ``window`` that ``sampler`` has seen, and why one should not trust it, if so."""
+    """Return the energy of an idle ``window`` sampled by ``sampler``, and warnings if it is not reliable."""
     energy = sampler.energy(window)
     if energy.joules is None:
         return energy, [f"no idle baseline: {energy.refusal}"]

@@ -1,4 +1,4 @@
-"""The telemetry sources: power, temperatures, loads, clocks and throttling, from whatever this machine offers.
+"""The telemetry sources and their registry: power, temperatures, loads, clocks and throttling.
 
 A source is registered here only: with :func:`telemetry_source` it is known to ``telemetry: {source: …}``,
 ``--power`` and its help, ``auto`` and ``edge doctor``. ``replay:FILE`` is a recording.
@@ -20,21 +20,21 @@ from edge.errors import ProfileError, UsageError
 #   system_input  the whole device at its power input, carrier board included
 #   module_input  the module (SoC, memory, regulators), without the carrier board
 #   module_sum    the module, as the sum of its measured rails
-#   partial       some rails of the module: less than the module takes
-#   package       the CPU package of a host; memory, disks and graphics cards are not in it
-#   card          one graphics card, its memory and fans included; the host that it is plugged into is not in it
+#   partial       some rails of the module: less than the power of the whole module
+#   package       the CPU package of a host; without memory, disks and GPUs
+#   card          one discrete GPU with its memory and fans, without the host
 Scope = Literal["system_input", "module_input", "module_sum", "partial", "package", "card"]
 
 Clock = Callable[[], float]
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The values that a source knows at one moment; what it does not know is None or missing from its mapping, never 0.
+    """Values of a source at one moment. An unknown value is None or missing from its mapping, never 0.
 
-    ``t_s`` is on the source's clock (monotonic seconds) and belongs to the power. The other values may be up to half a
-    second older, and two readings may share them. ``throttles`` counts events since boot: look at differences only.
-    ``throttling`` names what is slowed down at this moment. ``clocks_locked`` is whether the GPU is held at one clock
-    (jetson_clocks). ``absent`` says why a quantity that one might look for is not there.
+    ``t_s`` is the time of the power, in monotonic seconds of the source's clock. Other values may be up to half a
+    second older, and two readings may share them. ``throttles`` are event counters since boot: only differences matter.
+    ``throttling`` names the components that are slowed down now. ``clocks_locked`` is true if the GPU runs at one fixed
+    clock (jetson_clocks). ``absent`` gives the reason for a missing quantity that a user might look for.
     """
 
     t_s: float
@@ -52,25 +52,25 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class TelemetrySource(Protocol):
-    """A source of power readings. ``scope`` is fixed when the source is opened and never changes after."""
+    """Interface of a source of power readings. ``scope`` is fixed when the source is opened."""
 
     @property
     def name(self) -> str:
-        """Short name: hwmon, tegrastats, jtop, nvml, rapl; of a replay, the name of what was recorded."""
+        """Short name: hwmon, tegrastats, jtop, nvml, rapl; a replay has the name of the recorded source."""
 
     @property
     def scope(self) -> Scope:
-        """The scope: what the power covers."""
+        """Scope of the power figure."""
 
     def read(self) -> Reading:
-        """The present state. A sensor that fails is missing from it; this does not raise."""
+        """Return the current reading. The values of a failed sensor are missing; this does not raise."""
 
     def close(self) -> None:
-        """Give back what the source holds; a second call does nothing."""
+        """Release the source's resources; further calls do nothing."""
 
 
 class Unavailable(msgspec.Struct, frozen=True):
-    """The reason why a source cannot be used here, and what would change that."""
+    """The reason why a source cannot be used here, and how to change that."""
 
     source: str
     reason: str
@@ -81,7 +81,7 @@ class Unavailable(msgspec.Struct, frozen=True):
 
 
 class NoSource(msgspec.Struct, frozen=True):
-    """Power cannot be measured here; one reason per source that was tried."""
+    """Power cannot be measured here; one reason per tried source."""
 
     reasons: tuple[Unavailable, ...]
 
@@ -93,12 +93,12 @@ Open = Callable[[Path, Clock], TelemetrySource | Unavailable]
 
 
 class SourceEntry(NamedTuple):
-    """A registered source.
+    """A registered telemetry source.
 
     Attributes:
-        open: gives the source of the machine whose files are under a root folder, or the reason why there is none.
-        is_probed: ``auto`` tries it, in the order of registration. Another one is used only when it is named.
-        has_root: it reads files below the root; False for one that asks a driver or a service of this machine.
+        open: opens the source of the machine whose files are below a root folder, or returns the reason why it cannot.
+        is_probed: ``auto`` tries it, in the order of registration. A source without it is used only when it is named.
+        has_root: it reads files below the root; False for a source that queries a driver or a service.
         dependency: the optional dependency whose presence ``edge doctor`` reports instead of opening the source.
     """
 
@@ -123,7 +123,7 @@ def telemetry_source(
     return register
 
 
-# Each imports its module when it is opened: a run reads power from one of them.
+# Each function imports its module when called: a run uses only one source.
 
 
 @telemetry_source("hwmon", is_probed=True)
@@ -147,7 +147,8 @@ def _rapl(root: Path, clock: Clock) -> TelemetrySource | Unavailable:
     return Rapl.open(root, clock=clock)
 
 
-# jetson-stats is AGPL-3.0, so the user decides. Its first client sets the interval for all: doctor does not open it.
+# jetson-stats is AGPL-3.0, so only the user selects it. Its first client sets the interval for all: doctor must not
+# open it.
 @telemetry_source("jtop", dependency="jtop")
 def _jtop(root: Path, clock: Clock) -> TelemetrySource | Unavailable:
     from edge.telemetry.jtop import Jtop
@@ -155,7 +156,7 @@ def _jtop(root: Path, clock: Clock) -> TelemetrySource | Unavailable:
     return Jtop.open(root, clock=clock)
 
 
-# The power of a graphics card says nothing about a network that runs on the CPU.
+# A discrete GPU's power has no relation to a network that runs on the CPU.
 @telemetry_source("nvml", has_root=False)
 def _nvml(_root: Path, clock: Clock) -> TelemetrySource | Unavailable:
     from edge.telemetry.nvml import Nvml
@@ -169,7 +170,7 @@ def _none(_root: Path, _clock: Clock) -> TelemetrySource | Unavailable:
 
 
 def source_names() -> list[str]:
-    """The values of ``telemetry: {source: …}``: auto, and every registered source."""
+    """Return the values of ``telemetry: {source: …}``: auto, and every registered source."""
     return ["auto", *SOURCES]
 
 
@@ -177,11 +178,11 @@ def check_name(name: str, *, key: str | None = None) -> None:
     """Check that ``name`` is auto, a source, or a recording.
 
     Args:
-        name: of the command line, or of a profile.
-        key: the profile's key that holds it; None for the command line.
+        name: the name from the command line or a profile.
+        key: the profile's key with this name; None for the command line.
 
     Raises:
-        UsageError: it is none of these; the hint lists them.
+        UsageError: the name is unknown; the hint lists the names.
         ProfileError: the same, for a profile.
     """
     if name.startswith("replay"):
@@ -195,11 +196,11 @@ def check_name(name: str, *, key: str | None = None) -> None:
 
 
 def open_source(name: str, root: Path = Path("/"), *, clock: Clock = time.monotonic) -> TelemetrySource | Unavailable:
-    """Open the source called ``name``, or give the reason why it cannot be used.
+    """Open the source called ``name``, or return the reason why it cannot be used.
 
     Raises:
         UsageError: there is no such source.
-        ArtifactError: a recording that cannot be read.
+        ArtifactError: the recording cannot be read.
     """
     check_name(name)
     if name.startswith("replay"):
@@ -213,13 +214,13 @@ def open_source(name: str, root: Path = Path("/"), *, clock: Clock = time.monoto
 def probe(
     root: Path = Path("/"), prefer: str | None = None, *, clock: Clock = time.monotonic
 ) -> TelemetrySource | NoSource:
-    """Open the first source that works, or give the reasons why none does.
+    """Open the first source that works, or return the reasons why none does.
 
-    The caller closes the source. With ``prefer`` that one is tried and no other.
+    The caller closes the source. With ``prefer`` only that source is tried.
 
     Raises:
         UsageError: ``prefer`` is not the name of a source.
-        ArtifactError: a recording that cannot be read.
+        ArtifactError: the recording cannot be read.
     """
     reasons = []
     probed = [name for name, entry in SOURCES.items() if entry.is_probed]

@@ -1,9 +1,8 @@
-"""Power and state from tegrastats: a parser for the lines of L4T 28 to 39, and a source that runs it as a child.
+"""Read power and state from tegrastats: a parser for the lines of L4T 28 to 39, and a source that runs the program.
 
-There is no specification. The grammar was read off lines of Nano, TX1, TX2, Xavier, Orin and Thor from JetPack 4 to
-7.2: rails are ``NAME now/mean``, with or without ``mW``, from JetPack 7.2 on with a third value, the peak. Only the
-first value is used: the mean starts with the process, and on Thor it begins with a zero that was never measured.
-"""
+The format has no specification. The grammar was derived from lines of Nano, TX1, TX2, Xavier, Orin and Thor, JetPack 4
+to 7.2: rails are ``NAME now/mean``, with or without ``mW``; from JetPack 7.2 on a third value, the peak, follows. Only
+the first value is used: the mean starts with the process, and on Thor it includes a zero that was never measured."""
 
 from __future__ import annotations
 
@@ -18,12 +17,12 @@ from edge.system import device_tree, sysfs
 from edge.telemetry.board import Board, Total, is_connected, is_temperature, total_of
 from edge.telemetry.sources import Clock, Reading, Scope, Unavailable
 
-# Numbers are limited to nine digits: a torn line must not turn into a huge value.
+# Numbers are limited to nine digits: a truncated line must not turn into a huge value.
 _RAM = re.compile(r"\bRAM \d{1,9}/\d{1,9}MB", re.ASCII)
 _CPU = re.compile(r"\bCPU \[([^\]]*)\](?:@(\d{1,9}))?", re.ASCII)
 _CORE = re.compile(r"(\d{1,3})%(?:@(\d{1,9}))?", re.ASCII)
 _EMC = re.compile(r"\bEMC_FREQ (\d{1,3})%(?:@(\d{1,9}))?", re.ASCII)
-# Two graphics clusters have a name each on early JetPack 5, and an array of clocks later; Thor gives clocks alone.
+# Early JetPack 5 has two GPU clusters with a name each, later versions an array of clocks; Thor shows clocks alone.
 _GPU = re.compile(r"\bGR3D2?_FREQ (?:(\d{1,3})%)?(?:@(?:\[(\d{1,9}(?:,\d{1,9})*)\]|(\d{1,9})))?", re.ASCII)
 _TEMP = re.compile(r"(?<!\S)(\w+)@(-?\d{1,9}(?:\.\d{1,9})?)C(?:/-?\d{1,9}(?:\.\d{1,9})?C)?(?=\s|$)", re.ASCII)
 _ENGINE = re.compile(
@@ -38,15 +37,15 @@ _RAIL = re.compile(
 
 _MAX_LINE = 16_384
 _MAX_DEATHS = 5
-# A child that prints nothing for so long hangs: it is ended, and so started again.
+# A child that prints nothing for this long hangs: it is stopped and started again.
 _HUNG_S = 10.0
 _NO_RAILS = "its lines have no power rails"
 
 
 def parse(line: str, *, t_s: float = 0.0) -> Reading | None:
-    """Parse one line, with ``t_s`` as its time; None when it is not a line of tegrastats. Never raises.
+    """Parse one line, with ``t_s`` as its time; return None if it is not a line of tegrastats. Never raises.
 
-    What the line does not say is absent. Zone names are in lower case, as JetPack 6 prints them; sensors that are off
+    Values missing from the line are absent. Zone names are in lower case, as JetPack 6 prints them; disabled sensors
     (-256 degrees Celsius), the constant PMIC and channels marked NC are left out.
     """
     if not _RAM.search(line):
@@ -77,7 +76,7 @@ def _loads_and_clocks(line: str) -> tuple[dict[str, float], dict[str, float]]:
         cores = [_CORE.fullmatch(word.strip()) for word in cpu[1].split(",")]
         percents = [float(core[1]) for core in cores if core is not None]
         if percents:
-            # Cores that are switched off do no work and are not idle: they do not count.
+            # Offline cores do no work and are not idle either: leave them out.
             loads["cpu"] = sum(percents) / len(percents)
         for number, core in enumerate(cores):
             mhz = (core[2] or cpu[2]) if core is not None else None
@@ -103,10 +102,10 @@ def _loads_and_clocks(line: str) -> tuple[dict[str, float], dict[str, float]]:
 
 
 class Tegrastats:
-    """Runs ``tegrastats`` and keeps its newest line. Made by :meth:`open`; :meth:`close` ends our child, no other.
+    """Runs ``tegrastats`` and stores its newest line; use :meth:`open`. :meth:`close` ends only this child.
 
-    A reader thread holds one reading, not a queue. A child that dies is started again, with growing pauses, up to five
-    times in a row; one that hangs is ended. Not tried on a Jetson: the tests run a script in its place.
+    A reader thread stores one reading, not a queue. A child that dies is started again, with growing pauses, up to five
+    times in a row; a child that hangs is stopped. Not tried on a Jetson: the tests replace it with a script.
     """
 
     name = "tegrastats"
@@ -134,35 +133,35 @@ class Tegrastats:
         interval_ms: int = 100,
         first_line_timeout_s: float = 5.0,
     ) -> Tegrastats | Unavailable:
-        """Start tegrastats and wait for its first line, or say why its readings cannot be used."""
+        """Start tegrastats and wait for its first line, or return the reason why its readings cannot be used."""
         binary = root / "usr/bin/tegrastats"
         if not binary.exists():
             is_tegra = "tegra" in (sysfs.read_text(device_tree(root) / "compatible") or "")
             hint = "in a container: mount /usr/bin/tegrastats of the Jetson" if is_tegra else None
-            return Unavailable(cls.name, "/usr/bin/tegrastats is not there", hint)
+            return Unavailable(cls.name, "/usr/bin/tegrastats does not exist", hint)
         source = cls(root, clock=clock, interval_ms=interval_ms)
         source._reader.start()
         reason: str | None = "interrupted"
         try:
             reason = source._wait_for_rails(first_line_timeout_s)
         finally:
-            # Also when Ctrl-C comes here: nobody else knows of the child yet.
+            # Also when Ctrl-C arrives here: no other code knows of the child yet.
             if reason is not None:
                 source.close()
         if reason is None:
             return source
-        hint = "run as root: before JetPack 6 nobody else sees the rails" if reason == _NO_RAILS else None
+        hint = "run as root: before JetPack 6 only root sees the rails" if reason == _NO_RAILS else None
         return Unavailable(cls.name, reason, hint)
 
     @property
     def scope(self) -> Scope:
-        """The scope: what the power covers."""
-        if self._total is None:  # open() hands out no source without one
+        """Scope of the power figure."""
+        if self._total is None:  # open() returns no source without one
             raise RuntimeError(_NO_RAILS)
         return self._total.scope
 
     def read(self) -> Reading:
-        """The newest line; the same reading again when there is no newer one, and no power when the last one is old."""
+        """Return the newest line's reading: possibly the same one again, and without power if it is old."""
         with self._news:
             latest, problem, child, started_s = self._latest, self._problem, self._child, self._started_s
         now = self._clock()
@@ -170,14 +169,14 @@ class Tegrastats:
         if latest is not None and now - since_s <= self._stale_s:
             return latest
         if child is not None and now - max(since_s, started_s) > _HUNG_S:
-            # The reader thread sees its end, and starts another one.
+            # The reader thread sees the end of the child and starts another one.
             child.kill()
-        # Always the same words: each other warning is kept.
+        # Always the same words: each different warning is stored once.
         silence = f"tegrastats printed nothing for more than {self._stale_s:g} s"
         return Reading(t_s=now, warnings=(f"{silence}: {problem}" if problem else silence,))
 
     def close(self) -> None:
-        """End our child and the reader thread."""
+        """End the child and the reader thread."""
         self._closing.set()
         with self._news:
             child = self._child
@@ -187,11 +186,11 @@ class Tegrastats:
             self._reader.join(timeout=5)
 
     def _wait_for_rails(self, timeout_s: float) -> str | None:
-        """None when a line with the power of this board came in time, else the reason."""
+        """Wait for a line with the power of this board; return None if it came in time, else the reason."""
         with self._news:
             self._news.wait_for(lambda: self._latest is not None or not self._reader.is_alive(), timeout_s)
             if self._latest is None:
-                return self._problem or f"it printed no line that can be read in {timeout_s:g} s"
+                return self._problem or f"it printed no readable line in {timeout_s:g} s"
             if self._total is None:
                 names = ", ".join(self._latest.rails_mw)
                 return f"its rails are not in the table of known boards: {names}" if names else _NO_RAILS
@@ -206,13 +205,14 @@ class Tegrastats:
             self._news.notify_all()
 
     def _read_child(self) -> int:
-        """Run one child to its end; how many of its lines could be read."""
+        """Run one child until it ends; return how many of its lines were readable."""
         child = self._start()
         if child is None or child.stdout is None:
             return 0
         good = 0
         while raw := child.stdout.readline(_MAX_LINE):
-            # A line that is cut off, because the child died or has no end, may lack rails, or half of a number.
+            # A truncated line, from a child that died or that prints without line ends, may lack rails or half of a
+            # number.
             reading = parse(raw.decode(errors="replace"), t_s=self._clock()) if raw.endswith(b"\n") else None
             if reading is not None:
                 good += 1
@@ -235,7 +235,7 @@ class Tegrastats:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
                     env={**os.environ, "LC_ALL": "C"},
-                    # Ctrl-C is for us: the child must live until the frame in hand is done.
+                    # Ctrl-C is for edge: the child must live until the current frame is done.
                     start_new_session=True,
                 )
             except OSError as exc:
@@ -251,12 +251,12 @@ class Tegrastats:
                 self._total = total_of(reading.rails_mw)
             self._latest = Reading(
                 t_s=reading.t_s,
-                # The scope was settled by the first line: a later one with fewer rails has no power.
+                # The first line settled the scope: a later line with fewer rails has no power.
                 power_mw=None if self._total is None else self._total.power_mw(reading.rails_mw),
                 rails_mw=reading.rails_mw,
                 temps_c={**state.temps_c, **reading.temps_c},
                 loads_percent=loads,
-                # Without root some releases leave out the clock of the GPU, which sysfs shows to everybody.
+                # Without root some releases leave out the GPU's clock, which sysfs shows to every user.
                 clocks_mhz={**state.clocks_mhz, **reading.clocks_mhz},
                 throttles=state.throttles,
                 throttling=state.throttling,
@@ -270,7 +270,7 @@ class Tegrastats:
 
 def _command(root: Path, interval_ms: int) -> list[str]:
     command = [str(root / "usr/bin/tegrastats"), "--interval", str(interval_ms)]
-    # Into a pipe, C programs print by the block unless told otherwise: lines would come late and in bunches.
+    # When they write to a pipe, C programs buffer their output by default: lines would come late and in bursts.
     stdbuf = root / "usr/bin/stdbuf"
     return [str(stdbuf), "-oL", *command] if stdbuf.exists() else command
 

@@ -1,9 +1,8 @@
-"""Recorded telemetry as a source: readings of another time and place, played again through the same seam.
+"""Replay recorded telemetry through the same interface as a live source, and write telemetry logs.
 
-Three forms are read: a telemetry log (JSON lines, ``telemetry.log`` in the profile), a run record (its time line), and
-a log of tegrastats. What comes out is marked as replayed wherever it goes; it is for tests, demonstrations and
-looking at a recording with today's tools, and never a measurement.
-"""
+Three formats are read: a telemetry log (JSON lines, ``telemetry.log`` in the profile), a run record (its time series),
+and a log of tegrastats. Replayed readings are marked as such everywhere. They are for tests, demonstrations and the
+inspection of a recording, and are never a measurement."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ from edge.telemetry.sources import Clock, Reading, Scope, TelemetrySource
 from edge.telemetry.tegrastats import parse
 
 FORMAT = 1
-# tegrastats' own default; its lines carry whole seconds at best.
+# tegrastats' default interval; its lines have whole seconds at best.
 _TEGRASTATS_INTERVAL_S = 1.0
 _STAMP = re.compile(r"(\d\d)-(\d\d)-(\d{4}) (\d\d):(\d\d):(\d\d) ", re.ASCII)
 _SPEC = re.compile(r"replay(?:@(\d{1,6}(?:\.\d{1,6})?))?:(.+)", re.DOTALL | re.ASCII)
@@ -41,7 +40,7 @@ class TelemetryLogHeader(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recording(msgspec.Struct, frozen=True):
-    """Readings with ascending times that begin at 0, and what they were read from."""
+    """Readings with ascending times that begin at 0, and the file they come from."""
 
     source: str
     scope: Scope
@@ -49,10 +48,10 @@ class Recording(msgspec.Struct, frozen=True):
 
 
 class Replay:
-    """Plays ``recording`` at ``speed`` times its own pace, from the first read on.
+    """Replays ``recording`` at ``speed`` times the recorded pace, beginning with the first read.
 
-    Times are moved onto ``clock``; powers are as recorded, so at another speed the energy is not. After the last
-    reading there is no power, and a warning says so.
+    Times are moved onto ``clock``. Powers stay as recorded, so at another speed the energy differs. After the last
+    reading there is no power, and a warning reports the end.
     """
 
     def __init__(self, recording: Recording, *, path: Path, speed: float = 1.0, clock: Clock = time.monotonic) -> None:
@@ -67,7 +66,7 @@ class Replay:
         self._end_s = self._times[-1] + 2 * step
 
     def read(self) -> Reading:
-        """The reading whose turn it is."""
+        """Return the recorded reading for the current time."""
         now = self._clock()
         if self._start_s is None:
             self._start_s = now
@@ -78,19 +77,19 @@ class Replay:
         return msgspec.structs.replace(self._readings[at], t_s=self._start_s + self._times[at])
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no file stays open."""
 
 
 def parse_spec(spec: str) -> tuple[Path, float]:
-    """File and speed in ``replay:FILE`` or ``replay@10:FILE``.
+    """Parse ``replay:FILE`` or ``replay@10:FILE`` into file and speed.
 
     Raises:
-        UsageError: the speed is no number above 0.
+        UsageError: the speed is not a number above 0.
     """
     match = _SPEC.fullmatch(spec)
     if match is None or not 0 < float(match[1] or 1) < 1e6:
         raise UsageError(
-            f"{spec!r} is no recording to replay", hint="replay:FILE, or replay@10:FILE for ten times the speed"
+            f"{spec!r} does not name a recording", hint="write replay:FILE, or replay@10:FILE for ten times the speed"
         )
     return Path(match[2]), float(match[1] or 1)
 
@@ -99,7 +98,7 @@ def load(path: Path) -> Recording:
     """Read a telemetry log, a run record or a log of tegrastats.
 
     Raises:
-        ArtifactError: missing, none of these, or without power readings.
+        ArtifactError: the file is missing, has another format, or has no power readings.
     """
     try:
         data = path.read_bytes()
@@ -118,9 +117,9 @@ def _from_log(data: bytes, path: Path) -> Recording:
         header = msgspec.json.decode(lines[0], type=TelemetryLogHeader)
         if header.edge_telemetry != FORMAT:
             raise ArtifactError(
-                f"a telemetry log of format {header.edge_telemetry}; this edge reads {FORMAT}", where=path
+                f"telemetry log of format {header.edge_telemetry}; this edge reads format {FORMAT}", where=path
             )
-        # A process that was killed leaves half a line, and only at the end.
+        # A killed process leaves a truncated line, and only at the end.
         whole = [line for line in lines[1:-1] if line.strip()]
         readings = [msgspec.json.decode(line, type=Reading) for line in whole]
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
@@ -131,7 +130,7 @@ def _from_log(data: bytes, path: Path) -> Recording:
 def _from_record(path: Path) -> Recording:
     record = run_record.load(path)
     if record.power is None:
-        raise ArtifactError(f"this run had no power: {record.power_unavailable}", where=path)
+        raise ArtifactError(f"this run measured no power: {record.power_unavailable}", where=path)
     readings = [
         Reading(
             t_s=tick.t_s,
@@ -147,12 +146,12 @@ def _from_record(path: Path) -> Recording:
         scope = msgspec.convert(record.power["scope"], Scope)
         return _recording(str(record.power["source"]), scope, readings, path)
     except (KeyError, msgspec.ValidationError) as exc:
-        raise ArtifactError(f"its power has no usable scope: {exc}", where=path) from exc
+        raise ArtifactError(f"the run's power has no usable scope: {exc}", where=path) from exc
 
 
 def _from_tegrastats(data: bytes, path: Path) -> Recording:
     lines = data.decode(errors="replace").split("\n")
-    # The last line may have been cut off when the log ended.
+    # The last line may have been truncated when the log ended.
     lines = lines[:-1] if len(lines) > 1 else lines
     parsed = [(line, reading) for line in lines if (reading := parse(line)) is not None]
     if not parsed:
@@ -171,7 +170,7 @@ def _from_tegrastats(data: bytes, path: Path) -> Recording:
 
 
 def _stamp(line: str) -> float | None:
-    """Seconds of a line's local time; None without one, or with one that no clock shows."""
+    """Return a line's local time in seconds; None without a time stamp, or for an impossible one."""
     match = _STAMP.match(line)
     if match is None:
         return None
@@ -183,10 +182,10 @@ def _stamp(line: str) -> float | None:
 
 
 def _line_times(stamps: list[float | None]) -> list[float]:
-    """Times of the lines of a log: evenly spread over its stamps, which have whole seconds, or one second apart.
+    """Return the times of a log's lines: spread evenly over its whole-second stamps, or one second apart.
 
-    A clock that was set in between (NTP, summer time, a day without a battery) shows as a step back or of more than a
-    minute; lines are then one second apart throughout.
+    A clock change in between (NTP, daylight saving, a day without a battery) shows as a step back or as a step of more
+    than a minute; all lines are then one second apart.
     """
     known = [stamp for stamp in stamps if stamp is not None]
     steps = [b - a for a, b in itertools.pairwise(known)]
@@ -199,25 +198,25 @@ def _line_times(stamps: list[float | None]) -> list[float]:
 def _recording(source: str, scope: Scope, readings: list[Reading], path: Path) -> Recording:
     ordered: list[Reading] = []
     for reading in readings:
-        # A time that is not later is the same reading again, or a clock that jumped back.
+        # A time that is not later is a repeated reading, or a clock that jumped back.
         if not ordered or reading.t_s > ordered[-1].t_s:
             ordered.append(reading)
     if not any(reading.power_mw is not None for reading in ordered):
-        raise ArtifactError("no reading in it has a power", where=path)
+        raise ArtifactError("no reading in this file has a power value", where=path)
     start = ordered[0].t_s
     moved = tuple(msgspec.structs.replace(reading, t_s=reading.t_s - start) for reading in ordered)
     return Recording(source, scope, moved)
 
 
-# Written and synced about once a second: an SD card does not bear ten syncs a second for weeks.
+# Written and synced about once a second: ten syncs a second for weeks would wear out an SD card.
 _FLUSH_S = 1.0
 
 
 @final
 class Log:
-    """Keeps the readings of ``source`` in ``path``; at most ``files`` files of ``limit`` bytes, the newest in ``path``.
+    """Writes the readings of ``source`` to ``path``: up to ``files`` files of ``limit`` bytes, the newest in ``path``.
 
-    A disk that refuses ends the log and not the run: ``problem`` then says why.
+    A write error ends the log and not the run; ``problem`` then gives the reason.
     """
 
     def __init__(self, path: Path, source: TelemetrySource, *, limit: int = 64 << 20, files: int = 4) -> None:
@@ -237,7 +236,7 @@ class Log:
         self._lines.close()
 
     def keep(self, reading: Reading) -> None:
-        """Keep one reading; on disk within about a second."""
+        """Write one reading; it is on disk within about a second."""
         self._waiting.append(msgspec.json.encode(reading) + b"\n")
         if self._since_s is None:
             self._since_s = reading.t_s

@@ -135,7 +135,7 @@ def test_layers_are_timed_and_kept_next_to_the_engine(edge: Edge, built: Place) 
         (("--warm-up", "nan"), "is no length of time"),
         (("--idle", "5s"), "10 s at least, not 5"),
         (("--power", "hwmin"), "no power source 'hwmin'"),
-        (("--power", "replay@x:f"), "no recording to replay"),
+        (("--power", "replay@x:f"), "does not name a recording"),
         (("--set-power-mode",), "asks for no power mode to set"),
     ],
 )
@@ -271,7 +271,7 @@ def test_a_machine_without_power_modes(edge: Edge, command: tuple[str, ...]) -> 
 def test_nothing_to_restore(edge: Edge) -> None:
     ended = edge("power", "restore")
     assert ended.code == 2
-    assert "edge has changed nothing here" in ended.err
+    assert "edge has not changed the power mode" in ended.err
 
 
 def test_the_loop_on_a_camera(edge: Edge, built: Place, server: Server) -> None:

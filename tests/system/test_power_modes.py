@@ -219,7 +219,7 @@ def test_set_and_restore(root: Path) -> None:
     back = power_modes.restore(root)
     assert (back.mode, back.changed) == (Mode(1, "25W"), None)
     assert calls(root) == ["nvpmodel -m 2", "nvpmodel -m 0", "nvpmodel -m 1"]
-    with pytest.raises(UsageError, match="changed nothing"):
+    with pytest.raises(UsageError, match="nothing to restore"):
         power_modes.restore(root)
 
 
@@ -246,7 +246,9 @@ def test_the_mode_that_is_set_already_needs_nothing(root: Path, user: None) -> N
 
 @needs_root
 def test_a_mode_that_needs_a_reboot_is_refused_with_the_command_and_nothing_changes(root: Path) -> None:
-    with pytest.raises(DeviceError, match="7W needs a reboot, which edge does not do; it is still 25W") as caught:
+    with pytest.raises(
+        DeviceError, match="7W needs a reboot, and edge does not reboot; the mode is still 25W"
+    ) as caught:
         power_modes.set_mode("7W", root)
     assert "sudo nvpmodel -m 3" in str(caught.value.hint)
     assert "reboot" not in calls(root)
@@ -264,7 +266,7 @@ def test_a_prompt_that_does_not_end_is_ended(root: Path) -> None:
 @needs_root
 def test_an_nvpmodel_that_fails_is_quoted(root: Path) -> None:
     (root / "broken").touch()
-    with pytest.raises(DeviceError, match="did not switch to 15W; it is 25W: NVPM ERROR: failed to write CORE_3"):
+    with pytest.raises(DeviceError, match="did not switch to 15W; the mode is 25W: NVPM ERROR: failed to write CORE_3"):
         power_modes.set_mode("15W", root)
     assert power_modes.show(root).changed is None
 
@@ -272,7 +274,7 @@ def test_an_nvpmodel_that_fails_is_quoted(root: Path) -> None:
 @needs_root
 def test_an_nvpmodel_that_lies_is_found_out(root: Path) -> None:
     install(root, "usr/sbin/nvpmodel", "#!/bin/sh\necho 'NV Power Mode: 25W'; echo 1\n")
-    with pytest.raises(DeviceError, match="did not switch to 15W; it is 25W"):
+    with pytest.raises(DeviceError, match="did not switch to 15W; the mode is 25W"):
         power_modes.set_mode("15W", root)
 
 
@@ -421,8 +423,8 @@ def test_a_process_that_is_told_to_end_puts_the_mode_back(root: Path, number: si
         ("25w", None),
         ("1", None),
         ("MODE_25W", None),
-        ("15W", "asks for power mode 15W, and the device is in 25W (edge power set 15W)"),
-        ("40W", "which this device does not have (it has 15W, 25W, MAXN_SUPER, 7W)"),
+        ("15W", "asks for power mode 15W, but the device is in 25W (edge power set 15W)"),
+        ("40W", "but this device does not have that mode (it has 15W, 25W, MAXN_SUPER, 7W)"),
     ],
 )
 def test_a_device_in_another_mode_than_the_profile_asks_for(root: Path, wanted: str | None, words: str | None) -> None:
@@ -433,4 +435,4 @@ def test_a_device_in_another_mode_than_the_profile_asks_for(root: Path, wanted: 
 
 def test_a_machine_that_does_not_tell_its_mode(tmp_path: Path) -> None:
     assert power_modes.mode_warning(None, tmp_path) is None
-    assert "does not tell its own" in str(power_modes.mode_warning("15W", tmp_path))
+    assert "power mode is unknown" in str(power_modes.mode_warning("15W", tmp_path))

@@ -209,7 +209,7 @@ def test_probe_prefers_hwmon_and_names_every_reason(grow: Grow, tmp_path: Path) 
     nothing = probe(tmp_path)
     assert isinstance(nothing, NoSource)
     assert [reason.source for reason in nothing.reasons] == ["hwmon", "tegrastats", "rapl"]
-    assert "tegrastats: /usr/bin/tegrastats is not there" in str(nothing)
+    assert "tegrastats: /usr/bin/tegrastats does not exist" in str(nothing)
     found = probe(grow(ORIN_NANO))
     assert not isinstance(found, NoSource)
     assert (found.name, found.scope) == ("hwmon", "module_input")

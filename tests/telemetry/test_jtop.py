@@ -131,7 +131,7 @@ def test_a_service_that_is_lost_later_is_not_taken_for_a_measurement(tmp_path: P
     clock.now += 60
     stale = source.read()
     assert stale.power_mw is None
-    assert "jtop is silent" in stale.warnings[0]
+    assert "jtop sends no samples" in stale.warnings[0]
     source.close()
 
 

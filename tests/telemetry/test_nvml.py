@@ -101,7 +101,7 @@ def test_a_graphics_card() -> None:
 def test_a_card_without_instantaneous_power_says_that_its_power_is_a_mean() -> None:
     reading = opened(Library(instant=None)).read()
     assert reading.power_mw == 72_700
-    assert "mean of the last second" in reading.warnings[0]
+    assert "mean over one second" in reading.warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -131,14 +131,14 @@ def test_orins_library_is_a_stub_and_says_so() -> None:
     library = Library(**ORIN)
     source = Nvml.open(library=library)
     assert isinstance(source, Unavailable)
-    assert source.reason == "Orin (nvgpu) does not tell its power (on a Jetson use hwmon or tegrastats)"
+    assert source.reason == "Orin (nvgpu) does not report its power (on a Jetson use hwmon or tegrastats)"
     assert library.open == 0
 
 
 def test_a_card_that_is_not_there() -> None:
     source = Nvml.open(library=Library(), index=3)
     assert isinstance(source, Unavailable)
-    assert "no card 3" in source.reason
+    assert "no GPU 3" in source.reason
 
 
 def test_a_driver_that_is_not_there() -> None:
@@ -148,7 +148,7 @@ def test_a_driver_that_is_not_there() -> None:
 
     source = Nvml.open(library=NoDriver())
     assert isinstance(source, Unavailable)
-    assert "NVML does not start" in source.reason
+    assert "NVML cannot be initialized" in source.reason
     assert gpu_load(NoDriver()) == "NVML: NVML Shared Library Not Found"
 
 

@@ -289,7 +289,7 @@ def test_the_scope_stays_when_a_rail_goes(tmp_path: Path) -> None:
             "while true; do echo 'RAM 1/2MB GPU@50C'; sleep 0.02; done", "no power rails", "root", id="no-rails"
         ),
         pytest.param("echo 'RAM 1/2MB X_RAIL 5/5'; exec sleep 60", "known boards: X_RAIL", None, id="unknown-rails"),
-        pytest.param("exec sleep 60", "no line that can be read in 0.5 s", None, id="silent"),
+        pytest.param("exec sleep 60", "no readable line in 0.5 s", None, id="silent"),
         pytest.param("exit 7", "ended with status 7", None, id="dies"),
     ],
 )

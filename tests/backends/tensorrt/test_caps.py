@@ -94,7 +94,7 @@ def test_a_broken_installation_is_seen_and_not_passed_over(
     (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')\n")
     monkeypatch.delitem(sys.modules, "tensorrt")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(MissingDependencyError, match=r"does not import: libnvinfer\.so\.10"):
+    with pytest.raises(MissingDependencyError, match=r"cannot be imported: libnvinfer\.so\.10"):
         load()
 
 
