@@ -160,7 +160,7 @@ def test_the_idle_baseline_is_taken_off() -> None:
     ("idle", "why"),
     [
         pytest.param({"window_s": 9.0}, "9.0 s long; at least 10", id="short"),
-        pytest.param({"scope": "partial"}, "replay (partial), the measurement is replay (module_input)", id="other-scope"),
+        pytest.param({"scope": "partial"}, "the measurement is replay (module_input)", id="other-scope"),
         pytest.param({"mean_mw": None, "refusal": "2 power samples"}, "refused: 2 power samples", id="refused"),
     ],
 )
