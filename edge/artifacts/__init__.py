@@ -1,4 +1,4 @@
-"""Files that edge keeps: atomic writes, manifests, locks, and the format of a run record."""
+"""Persistent files: atomic writes, manifests, locks, secrets, and the format of a run record."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""The run record: what ran where, how long each stage took, and what was seen. Versioned, frozen, units in the names.
+"""Format of a run record: engine, device, stage times, counts and results of one run. Versioned and frozen.
 
-Everything in it is bounded: a run of weeks has a record of the same size as one of an hour.
+Its size is bounded: a run of weeks has a record of the same size as one of an hour.
 
 Format history:
     1  first
-    2  live sources (age, drops, gaps), time line, histograms, top labels; failed runs have a record; results bounded.
-       Records of format 1 are refused: what they lack cannot be made up
+    2  live sources (age, drops, gaps), time series, histograms, top labels; failed runs have a record; results bounded.
+       Records of format 1 are refused: they lack data that cannot be reconstructed
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edge.errors import ArtifactError
 from edge.stats import Bin, Summary
 
 FORMAT = 2
-# Most that a record holds of each; the counts next to them are of everything.
+# Maximum number of stored entries; the counts next to them cover everything.
 MOST_RESULTS = 1000
 MOST_SKIPS = 100
 MOST_GAPS = 1000
@@ -32,7 +32,7 @@ Status = Literal["complete", "interrupted", "failed"]
 
 
 class Guess(msgspec.Struct, frozen=True):
-    """One class and the softmax share that the network gives it, 0 to 1."""
+    """One class and its softmax probability, 0 to 1."""
 
     index: int
     label: str
@@ -40,12 +40,12 @@ class Guess(msgspec.Struct, frozen=True):
 
 
 class Stages(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The times of one picture. A stage that does not exist on this backend is absent.
+    """The stage times of one image. A stage that does not exist on this backend is absent.
 
-    ``decode_ms`` includes reading the file. ``total_ms`` is the work on this picture: from the start of decode to the
-    label, without the time that it waited between stages. ``age_ms`` is how old the label is, waiting included: since
-    the frame was captured (live sources), or since its turn came to be read (files). In a batch, ``infer_ms`` is that
-    of the whole batch, for each of its pictures.
+    ``decode_ms`` includes reading the file. ``total_ms`` is the work on this image: from the start of decoding to the
+    label, without the waits between stages. ``age_ms`` is the age of the label, waits included: since the frame was
+    captured (live sources), or since the image was due to be read (files). In a batch, each image has the ``infer_ms``
+    of the whole batch.
     """
 
     decode_ms: float
@@ -59,7 +59,7 @@ class Stages(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class LabelDecision(msgspec.Struct, frozen=True):
-    """The label that is decided on, smoothed over time; ``unknown``, without an index, below the least confidence."""
+    """The label after smoothing over time; ``unknown``, without an index, below the minimum confidence."""
 
     index: int | None
     label: str
@@ -67,10 +67,10 @@ class LabelDecision(msgspec.Struct, frozen=True):
 
 
 class FrameResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One classified picture, best guess first; ``t_s`` is when it got its label, since the measured window began.
+    """Result of one classified image, best guess first; ``t_s`` is its time since the start of measurement.
 
-    ``camera`` is the name of the one that it comes from, where there are several. ``decision`` is there where the
-    profile asks for smoothing or for a least confidence; the guesses are those of this picture alone.
+    ``camera`` is the camera's name if there are several. ``decision`` is present if the profile sets smoothing or a
+    minimum confidence; the guesses are those of this image alone.
     """
 
     seq: int
@@ -83,7 +83,7 @@ class FrameResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class Skip(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One picture that could not be used, and why."""
+    """One unusable image and the reason."""
 
     seq: int
     name: str
@@ -92,9 +92,9 @@ class Skip(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Gap(msgspec.Struct, frozen=True, kw_only=True):
-    """A time without frames from a live source, in seconds since the measured window began; open while no ``end_s``.
+    """A time without frames from a live source, in seconds since the start of measurement; no ``end_s`` while it lasts.
 
-    ``reopened_as`` is the place where the source was found again, ``attempts`` how often it was tried.
+    ``reopened_as`` is the address at which the source was found again; ``attempts`` is the number of tries.
     """
 
     start_s: float
@@ -107,7 +107,7 @@ class Gap(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tick(msgspec.Struct, frozen=True, kw_only=True):
-    """One bin of the time line, up to ``t_s``: what happened since the bin before it.
+    """One bin of the time series, ending at ``t_s``; it covers the time since the previous bin.
 
     Latencies are None in a bin without frames; telemetry is the newest reading of the bin, and empty without a source.
     """
@@ -127,9 +127,9 @@ class Tick(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CameraRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One camera of several in a run: its counts, its latency (``total`` and ``age``), and its most frequent labels.
+    """One camera of a run with several: its counts, its latency (``total`` and ``age``), and its most frequent labels.
 
-    ``reconnects`` counts the gaps after which it gave frames again.
+    ``reconnects`` is the number of gaps after which the camera delivered frames again.
     """
 
     name: str
@@ -143,7 +143,7 @@ class CameraRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LabelCount(msgspec.Struct, frozen=True):
-    """Number of pictures with this label."""
+    """Number of images with this label."""
 
     index: int
     label: str
@@ -151,10 +151,10 @@ class LabelCount(msgspec.Struct, frozen=True):
 
 
 class NotifyCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts of the notifications to one target: its address is masked.
+    """Counts of the notifications to one target, whose address is masked.
 
-    ``retried`` counts attempts that were made again, ``failed`` messages that were given up, ``dropped`` those that did
-    not fit into the queue, ``waiting`` those in it.
+    ``retried`` is the number of repeated attempts, ``failed`` that of messages given up, ``dropped`` that of messages
+    for which the queue had no space, and ``waiting`` the length of the queue.
     """
 
     target: str
@@ -167,7 +167,7 @@ class NotifyCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Warmup(msgspec.Struct, frozen=True):
-    """Inferences before the measured ones; never averaged in."""
+    """Inferences before the measured ones; they are never part of the averages."""
 
     n: int
     first_ms: float | None
@@ -175,7 +175,7 @@ class Warmup(msgspec.Struct, frozen=True):
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine, the device and the source of a run. Runs may be compared only where these agree."""
+    """Engine, device and source of a run. Runs are comparable only if these agree."""
 
     profile: str
     profile_digest: str
@@ -192,19 +192,19 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One run of the loop.
+    """The record of one run.
 
-    ``status`` is ``interrupted`` when a signal ended it, and ``failed`` when an error did, which is in ``failure``.
-    ``replayed`` names the recording when frames or telemetry were not measured now. ``source`` says kind, what it was
-    opened as, width and height in pixels, frames per second, and whether it is live. ``rate_per_s`` counts labelled
-    pictures over ``measured_s``, which starts after the warm-up. ``dropped`` counts frames of a live source that were
-    replaced by newer ones; None for files, of which none is dropped. ``power`` is an energy reading with its scope and
-    sample count; without one, ``power_unavailable`` says why. ``stages_absent`` says why a stage has no time.
-    ``skipped``, ``gaps``, ``timeline``, ``top_labels`` and ``results`` are bounded (``MOST_…``); ``skipped`` and
-    ``gaps`` keep the first ones, ``results`` the newest, and ``results_kept`` says whether these are all. ``bench`` is
-    there when a scenario of ``edge bench`` made the record: its result, and whether MLPerf's rules would take it.
-    ``cameras`` has one entry per camera where a run had several; the figures beside it are those of all together.
-    ``top_decisions`` counts decisions as ``top_labels`` counts guesses; ``unknown`` has the index -1.
+    ``status`` is ``interrupted`` if a signal ended the run, and ``failed`` if the error in ``failure`` did.
+    ``replayed`` names the recording if frames or telemetry come from one. ``source`` describes the source: kind,
+    address, width and height in pixels, frames per second, live or not. ``rate_per_s`` is the number of labelled images
+    divided by ``measured_s``, which starts after the warm-up. ``dropped`` is the number of live frames that newer ones
+    replaced; None for files, which are never dropped. ``power`` is an energy measurement with scope and sample count;
+    if it is missing, ``power_unavailable`` gives the reason. ``stages_absent`` gives the reason for a stage without a
+    time. ``skipped``, ``gaps``, ``timeline``, ``top_labels`` and ``results`` are bounded (``MOST_…``); ``skipped`` and
+    ``gaps`` store the first entries, ``results`` the newest, and ``results_kept`` tells if these are all. ``bench`` is
+    the result of a scenario of ``edge bench``, and its compliance with MLPerf's rules. ``cameras`` has one entry per
+    camera if there are several; the other figures cover all of them. ``top_decisions`` has the counts of decisions, as
+    ``top_labels`` has those of the best guesses; ``unknown`` has the index -1.
     """
 
     format: int
@@ -241,10 +241,10 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RecordLine(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One line of a record that is written while it grows (``.jsonl``); exactly one of these is there.
+    """One line of a record that is written during the run (``.jsonl``); exactly one field is set.
 
-    A file begins with ``header``: the run so far, so that each file of a rotated record can be read alone. ``state``
-    is the run so far without its time line, which the ``tick`` lines hold; ``end`` is the finished record.
+    A file begins with ``header``, the run so far, so that each file of a rotated record can be read alone. ``state`` is
+    the run so far without its time series, which is in the ``tick`` lines; ``end`` is the finished record.
     """
 
     header: RunRecord | None = None
@@ -256,15 +256,15 @@ class RecordLine(msgspec.Struct, frozen=True, omit_defaults=True):
     end: RunRecord | None = None
 
 
-KILLED = "the record has no end: its process was killed, or is still running"
+KILLED = "the record is incomplete: its process was killed or is still running"
 _HEADER = b'{"header":'
 
 
 def save(path: Path, record: RunRecord) -> None:
-    """Write a record.
+    """Write a record to a file.
 
     Raises:
-        StoreError: the disk refused.
+        StoreError: the file cannot be written.
     """
     store.write_bytes(path, encode(record))
 
@@ -275,13 +275,13 @@ def encode(record: RunRecord) -> bytes:
 
 
 def load(path: Path) -> RunRecord:
-    """Read a record: a finished one, or what a run that was killed has left.
+    """Read a record: a finished one, or the part that a killed run has written.
 
-    Of a ``.jsonl`` record in several files this reads the one file; its figures are those of the whole run, its results
-    are those in the file.
+    If a ``.jsonl`` record has several files, only this file is read: the figures cover the whole run, the results are
+    those in the file.
 
     Raises:
-        ArtifactError: missing, malformed, or of a format that this edge does not read.
+        ArtifactError: the record is missing, malformed, or has a format that this edge does not read.
     """
     try:
         data = path.read_bytes()
@@ -299,16 +299,16 @@ def _check_format(version: msgspec.Raw | None, path: Path) -> None:
     if version is None or bytes(version) != str(FORMAT).encode():
         found = "no format" if version is None else f"format {bytes(version).decode()}"
         raise ArtifactError(
-            f"a record with {found}; this edge reads {FORMAT}", where=path, hint="run it again with this edge"
+            f"record with {found}; this edge reads format {FORMAT}", where=path, hint="repeat the run with this edge"
         )
 
 
 def _from_lines(data: bytes, path: Path) -> RunRecord:
-    # A machine that lost power may leave zeros behind what was synced.
+    # After a power loss the file may end in zeros behind the synced data.
     *lines, rest = data.rstrip(b"\0").split(b"\n")
     lines = [line for line in lines if line]
     if not lines:
-        raise ArtifactError("not a run record: the first line is cut off", where=path)
+        raise ArtifactError("not a run record: the first line is truncated", where=path)
     head = msgspec.json.decode(lines[0], type=dict[str, dict[str, msgspec.Raw]])["header"]
     _check_format(head.get("format"), path)
     newest = msgspec.json.decode(lines[0], type=RecordLine).header
@@ -324,7 +324,7 @@ def _from_lines(data: bytes, path: Path) -> RunRecord:
                 break
             raise ArtifactError(f"not a run record: line {number}: {exc}", where=path) from exc
         newest, end = found.state or newest, found.end or end
-        # The header may be younger than lines that were waiting for the disk when it was written.
+        # The header may be newer than lines that were still queued when it was written.
         if found.tick is not None and (not timeline or found.tick.t_s > timeline[-1].t_s):
             timeline.append(found.tick)
         if found.result is not None:

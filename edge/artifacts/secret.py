@@ -1,7 +1,7 @@
 """Secrets that are never shown: camera URLs, tokens, passwords.
 
-The text form of a :class:`Secret` is masked, whatever prints it: an f-string, ``repr``, a log, an exception. The text
-itself is had by one call, :meth:`Secret.reveal`, which belongs right beside the use of it.
+The text form of a :class:`Secret` is masked wherever it is printed: in an f-string, ``repr``, a log, an exception.
+Only :meth:`Secret.reveal` returns the value; call it right where the value is used.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _AS_PATH = re.compile(r"\b(rtsps?|https?|rtmps?|mqtts?|ftps?|tcp|udp|oci|ssh):/(
 
 @final
 class Secret:
-    """A text whose text form is masked.
+    """A value whose text form is masked.
 
     Args:
         text: The secret.
@@ -57,11 +57,11 @@ class Secret:
 
     @property
     def is_masked(self) -> bool:
-        """True when the text form hides anything."""
+        """True if the text form hides anything."""
         return self._shown != self._text
 
     def scrub(self, text: str) -> str:
-        """``text`` with every occurrence of the secret masked, also of the password in it when it is a URL."""
+        """Return ``text`` with every occurrence of the secret masked, and of the password in a secret URL."""
         if not self.is_masked or not self._text:
             return text
         text = text.replace(self._text, self._shown)
@@ -87,7 +87,7 @@ class Secret:
         return hash(self._text)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a secret is not pickled")
+        raise TypeError("a secret must not be pickled")
 
 
 def masked_url(url: str) -> str:
@@ -201,7 +201,7 @@ def is_readable_by_others(path: Path) -> bool:
 
 
 def _parts(text: str) -> set[str]:
-    """Parts of a URL that must not be seen by themselves either: credentials, values of the query and of the path."""
+    """Return the parts of a URL that must be masked on their own: credentials, values of the query and the path."""
     found = _URL.fullmatch(text)
     if found is None:
         return {match[0][len(match["name"]) :] for match in _IN_WORDS.finditer(text)}
@@ -212,5 +212,5 @@ def _parts(text: str) -> set[str]:
     parts |= {match[0].partition("=")[2] for match in _IN_PATH.finditer(path)}
     parts |= {match[0] for match in _TOKEN.finditer(path)}
     parts |= {unquote(part) for part in parts}
-    # Two letters are in every sentence.
+    # Two letters occur in every sentence.
     return {part for part in parts if len(part) > 3}

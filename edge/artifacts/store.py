@@ -1,11 +1,11 @@
-"""Every byte that edge keeps goes through here.
+"""Write and verify all persistent files: atomic replacement, manifests with digests, locks.
 
-An artifact is one or more files plus a JSON manifest that names the sha256 and size of each, the *key* (everything that
+An artifact is one or more files and a JSON manifest with the sha256 and size of each, the *key* (everything that
 the content depends on) and free-form *info*. Files are written to a temporary name in the target folder, synced and
-renamed; the manifest is renamed last, so an artifact either has a manifest that fits or is refused. What this does not
-give: a crash between two renames leaves new files under an old manifest. That artifact is then refused, never used.
+renamed. The manifest is renamed last, so an artifact whose manifest does not match its files is refused. The limit: a
+crash between two renames leaves new files under an old manifest. That artifact is then refused, never used.
 
-A lock file is never deleted: deleting one while another process waits on it would let two writers in.
+A lock file is never deleted: deleting one while another process waits for it would let two writers in.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def temporary_folder(what: str) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path | None = None) -> list[Path]:
-    """Remove temporary folders of this user whose process was killed; those that were removed.
+    """Remove temporary folders of this user whose process was killed, and return their paths.
 
-    A folder of another user, one whose process runs, and what is no folder of edge stay.
+    Folders of other users, folders whose process still runs, and folders not made by edge stay.
     """
     removed = []
     base = Path(tempfile.gettempdir()) if folder is None else folder
@@ -154,21 +154,21 @@ def canonical_digest(value: object) -> str:
 
 
 def differences(old: Key, new: Key) -> list[KeyDifference]:
-    """Fields in which two keys differ, in the order of ``new`` and then of ``old``."""
+    """Return the fields in which two keys differ, in the order of ``new`` and then of ``old``."""
     names = [*new, *(name for name in old if name not in new)]
     return [KeyDifference(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file next to ``path``; sync and rename it over ``path`` when the block ends well.
+    """Open a temporary file next to ``path``; sync it and rename it over ``path`` when the block ends without error.
 
-    On any exception, also Ctrl-C, the temporary file is removed and ``path`` is untouched. A symbolic link stays: what
-    it leads to is replaced. What is no regular file (``-`` for standard output, a device, a FIFO, a socket, a
-    descriptor such as ``/dev/stdout``) is written through.
+    On any exception, including Ctrl-C, the temporary file is removed and ``path`` is untouched. For a symbolic link the
+    target is replaced and the link stays. If ``path`` is not a regular file (``-`` for standard output, a device, a
+    FIFO, a socket, a descriptor such as ``/dev/stdout``), it is written directly.
 
     Raises:
-        StoreError: the folder cannot be made or written, or the disk is full.
+        StoreError: the folder cannot be created or written, or the disk is full.
     """
     if is_stream(path):
         with _written_through(path) as file:
@@ -205,7 +205,7 @@ def _end_of_links(path: Path) -> Path:
 
 
 def is_stream(path: Path) -> bool:
-    """True when ``path`` is written through and not replaced: standard output (``-``), or no regular file."""
+    """Return True if ``path`` is written directly, not replaced: standard output (``-``), or not a regular file."""
     if str(path) == "-" or _descriptor(path) is not None:
         return True
     try:
@@ -216,7 +216,7 @@ def is_stream(path: Path) -> bool:
 
 
 def _descriptor(path: Path) -> int | None:
-    """The open file of this process that ``path`` names, such as 1 for ``/dev/stdout``."""
+    """Return the descriptor of this process that ``path`` names, such as 1 for ``/dev/stdout``."""
     text = os.path.abspath(path)  # noqa: PTH100 - Path.resolve would follow the descriptor, too
     for _ in range(_MOST_LINKS):
         found = re.fullmatch(rf"(?:/dev|/proc/(?:self|thread-self|{os.getpid()}))/fd/(\d+)", text)
@@ -258,10 +258,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 class Lines:
-    """A file that grows by whole pieces, and makes room for the next one when it is large enough.
+    """An append-only file that is rotated when it is large enough.
 
-    The newest file has the name that was given; ``name.1.suffix`` is the one before, and so on, ``files`` in all. A
-    file that is there already is moved on like the others. ``head`` gives what a new file begins with.
+    The newest file has the given name; ``name.1.suffix`` is the one before, and so on, up to ``files`` in all. An
+    existing file is rotated like the others. ``head`` returns the first bytes of each new file.
     """
 
     def __init__(self, path: Path, *, head: Callable[[], bytes], limit: int | None = None, files: int = 1) -> None:
@@ -271,15 +271,15 @@ class Lines:
         self._files = files
         self._file: IO[bytes] | None = None
         self._size = 0
-        # What is no regular file is neither rotated nor synced.
+        # Only a regular file is rotated and synced.
         self._is_stream = is_stream(path)
         self._stack: contextlib.ExitStack | None = None
 
     def append(self, data: bytes) -> None:
-        """Add ``data`` in full, or nothing of it; synced to the disk.
+        """Append ``data`` completely or not at all, and sync it to the disk.
 
         Raises:
-            StoreError: the disk refused. The next call tries again.
+            StoreError: the file cannot be written. The next call tries again.
         """
         try:
             if self._is_stream:
@@ -292,7 +292,7 @@ class Lines:
                 _write_whole(file, data)
                 os.fsync(file.fileno())
             except OSError:
-                # Half a line would be read as damage.
+                # A partial line would be read as damage.
                 file.truncate(self._size)
                 file.seek(self._size)
                 raise
@@ -310,7 +310,7 @@ class Lines:
         self._file.flush()
 
     def close(self) -> None:
-        """Close the file; the next piece begins a new one."""
+        """Close the file; the next :meth:`append` starts a new one."""
         if self._stack is not None:
             stack, self._stack, self._file = self._stack, None, None
             with contextlib.suppress(OSError, StoreError):
@@ -332,7 +332,7 @@ class Lines:
                 if (older := self._numbered(number)).exists():
                     older.replace(self._numbered(number + 1))
         head = self._head()
-        # Unbuffered: what was written is in the file, or the error is here and now.
+        # Unbuffered, so that a write error is raised here.
         file = self._path.open("xb", buffering=0)
         try:
             _write_whole(file, head)
@@ -361,7 +361,7 @@ def save(
     ``files`` maps a plain file name to its content, or to a function that writes it.
 
     Raises:
-        StoreError: the disk refused; the manifest that was there before, if any, is untouched.
+        StoreError: a file cannot be written; an existing manifest is untouched.
     """
     entries: dict[str, FileEntry] = {}
     for name, content in files.items():
@@ -386,23 +386,24 @@ def save(
 
 
 def encode_without(manifest: Manifest, *names: str) -> bytes:
-    """Encode ``manifest`` without the entries ``names`` of its info, such as a folder of this machine, sealed again."""
+    """Encode ``manifest``, sealed again, without the ``names`` in its info, such as a folder of this machine."""
     kept = {name: value for name, value in manifest.info.items() if name not in names}
     return _encode(msgspec.structs.replace(manifest, info=kept).sealed())
 
 
 def load(manifest_path: Path, *, kind: str, check_files: bool = True) -> Manifest:
-    """Read a manifest and verify it, its kind and (unless told not to) every file that it names.
+    """Read a manifest and verify it, its kind and, with ``check_files``, every file in it.
 
     Raises:
-        ArtifactError: missing, malformed, of another kind or format, or a file does not fit its digest.
+        ArtifactError: the manifest is missing, malformed, of another kind or format, or a file does not match its
+        digest.
     """
     manifest = _decode(manifest_path)
     if manifest.format != FORMAT:
         raise ArtifactError(
-            f"manifest format {manifest.format}, this edge reads {FORMAT}",
+            f"manifest format {manifest.format}; this edge reads format {FORMAT}",
             where=manifest_path,
-            hint="use the edge that wrote it, or make the artifact again",
+            hint="use the version of edge that wrote it, or make the artifact again",
         )
     if not hmac.compare_digest(manifest.self_sha256, _seal(manifest)):
         raise ArtifactError("the manifest was changed after it was written", where=manifest_path, hint=_REDO)
@@ -416,9 +417,9 @@ def load(manifest_path: Path, *, kind: str, check_files: bool = True) -> Manifes
 
 @contextlib.contextmanager
 def lock(path: Path, *, timeout_s: float = 60.0, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Hold the lock ``<path>.lock``: one writer per artifact on this machine.
+    """Acquire the lock ``<path>.lock`` for the block: one writer per artifact on this machine.
 
-    ``waiting`` is called when another process holds it, before the wait.
+    ``waiting`` is called before the wait if another process has the lock.
 
     Raises:
         StoreError: the folder is not writable, or another process held the lock for ``timeout_s`` seconds.
@@ -435,11 +436,13 @@ def lock(path: Path, *, timeout_s: float = 60.0, waiting: Callable[[], object] =
             guard.acquire()
     except filelock.Timeout as exc:
         raise StoreError(
-            f"another process has been writing this for {timeout_s:g} s", where=path, hint="wait for it, or end it"
+            f"another process has been writing this for {timeout_s:g} s",
+            where=path,
+            hint="wait for that process or end it",
         ) from exc
     except OSError as exc:
         raise os_error(exc, path) from exc
-    # Outside of the try: an OSError of the block is not about the lock.
+    # Outside of the try: an OSError raised by the block has nothing to do with the lock.
     try:
         yield
     finally:
@@ -453,18 +456,18 @@ def _verify_file(path: Path, entry: FileEntry) -> None:
     try:
         size = path.stat().st_size
     except OSError as exc:
-        raise ArtifactError("named in the manifest and not there", where=path, hint=_REDO) from exc
+        raise ArtifactError("the manifest lists this file, but it is missing", where=path, hint=_REDO) from exc
     if size != entry.size:
-        raise ArtifactError(f"{size} bytes, the manifest says {entry.size}", where=path, hint=_REDO)
+        raise ArtifactError(f"the file has {size} bytes, but its manifest says {entry.size}", where=path, hint=_REDO)
     if not hmac.compare_digest(sha256_file(path), entry.sha256):
-        raise ArtifactError("the content does not fit the sha256 in its manifest", where=path, hint=_REDO)
+        raise ArtifactError("the content does not match the sha256 in its manifest", where=path, hint=_REDO)
 
 
 def _decode(manifest_path: Path) -> Manifest:
     try:
         return msgspec.json.decode(manifest_path.read_bytes(), type=Manifest)
     except FileNotFoundError as exc:
-        raise ArtifactError("there is no manifest", where=manifest_path, hint=_REDO) from exc
+        raise ArtifactError("the manifest is missing", where=manifest_path, hint=_REDO) from exc
     except OSError as exc:
         raise StoreError(f"cannot read: {exc.strerror or exc}", where=manifest_path) from exc
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
@@ -495,14 +498,14 @@ def _hash_stream(file: IO[bytes]) -> str:
 
 
 def _write_whole(file: IO[bytes], data: bytes) -> None:
-    """All of it: a disk that becomes full takes the first part without an error."""
+    """Write all of ``data``: a disk that becomes full accepts the first part without an error."""
     left = memoryview(data)
     while left:
         left = left[file.write(left) :]
 
 
 def _umask() -> int:
-    """Without os.umask, which can only be asked by changing it: threads that ask at once would leave it at 0."""
+    """Return the umask from /proc: os.umask would change it, and concurrent threads could leave it at 0."""
     with Path("/proc/self/status").open(encoding="ascii", errors="replace") as status:
         found = next((line for line in status if line.startswith("Umask:")), "Umask: 0077")
     return int(found.split()[1], 8)

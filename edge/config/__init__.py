@@ -1,4 +1,4 @@
-"""YAML read with file and line, and device profiles."""
+"""Device profiles, and YAML with the file and line of each key."""
 
 from __future__ import annotations
 

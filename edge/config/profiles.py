@@ -1,6 +1,6 @@
 """YAML device profiles: read, merged along ``extends``, checked, and frozen.
 
-A profile that is wrong gives ``file:line: key.path: what is wrong``. Paths in a profile are relative to its file.
+An invalid profile is reported as ``file:line: key.path: problem``. Paths in a profile are relative to its file.
 """
 
 from __future__ import annotations
@@ -93,12 +93,12 @@ class CalibrationConfig(ConfigSection, frozen=True):
 class QuantizationConfig(ConfigSection, frozen=True):
     """Preparation of the network for INT8, and the layers that stay in float.
 
-    ``recipe``: auto lets `edge calibrate` measure which steps help and `edge tune` add to it; none leaves the network
-    as it is; else a recipe file. ``exclude`` and ``include`` are names of layers, patterns (``*``, ``?``) or operator
-    types of the model; included ones are quantized although an exclusion or the recipe says otherwise. ``attention``
-    is about products of two activations, ``residual`` about which sums are quantized, and ``shift`` about one-sided
-    activations; null is ``all`` on the host and with TensorRT for RTX, and ``off`` with other TensorRTs, where its
-    price is not measured.
+    ``recipe``: with auto, `edge calibrate` measures which steps help and `edge tune` extends the recipe; none leaves
+    the network unchanged; otherwise the path of a recipe file. ``exclude`` and ``include`` are layer names, patterns
+    (``*``, ``?``) or operator types; ``include`` overrides exclusions and the recipe. ``attention`` is about products
+    of two activations, ``residual`` about sums to quantize, and ``shift`` about one-sided activations; null means
+    ``all`` on the host and with TensorRT for RTX, and ``off`` with other versions of TensorRT, where its cost is not
+    measured.
     """
 
     recipe: str = "auto"
@@ -112,10 +112,10 @@ class QuantizationConfig(ConfigSection, frozen=True):
 class BuildConfig(ConfigSection, frozen=True):
     """Build settings; a backend ignores those that it has no use for, and its manifest lists them.
 
-    ``min_int8_share`` is the share of convolution and matrix-product layers that must really run in INT8.
-    ``version_compatible`` and ``hardware_compatibility`` (AMPERE_PLUS …) make a TensorRT engine that more machines
-    load, at some cost in speed. ``compute_capabilities`` (SM86 …) are what TensorRT for RTX builds for, all that it
-    knows where there are none.
+    ``min_int8_share`` is the share of convolution and matrix-product layers that must actually run in INT8.
+    ``version_compatible`` and ``hardware_compatibility`` (AMPERE_PLUS …) make a TensorRT engine portable to more
+    machines at some cost in speed. ``compute_capabilities`` (SM86 …) are the targets of TensorRT for RTX; by default
+    all that it supports.
     """
 
     workspace_mib: Positive | None = None
@@ -133,8 +133,8 @@ class BuildConfig(ConfigSection, frozen=True):
 class TelemetryConfig(ConfigSection, frozen=True):
     """Power measurement: source (``auto`` tries what there is), rate, and idle time before a run.
 
-    ``idle_s`` is the baseline for net energy; 0 means none. ``log`` is a file that keeps every reading.
-    ``set_power_mode`` switches to the profile's ``power_mode`` for the length of a run, which needs root.
+    ``idle_s`` is the baseline for net energy; 0 means none. ``log`` is a file for every reading.
+    ``set_power_mode`` switches to the profile's ``power_mode`` for the duration of a run, which needs root.
     """
 
     source: str = "auto"
@@ -151,8 +151,8 @@ class OutputOptions(msgspec.Struct, frozen=True):
     """Settings of the model's output.
 
     Attributes:
-        name: which of several outputs holds the classes; None where there is one.
-        kind: what its numbers are; None: edge looks at the model.
+        name: the output with the class scores; None if there is only one.
+        kind: the meaning of its values; None: derived from the model.
     """
 
     name: str | None = None
@@ -176,8 +176,8 @@ class QualityConfig(ConfigSection, frozen=True):
 class Profile(ConfigSection, frozen=True):
     """Everything about one device, resolved: ``extends`` merged, paths absolute.
 
-    ``output`` says what the network's numbers are where edge cannot see it (null: it looks), and ``output_name`` which
-    of several outputs is the classes'.
+    ``output`` is the meaning of the network's output values (null: derived from the model), and ``output_name`` the
+    output with the class scores if there are several.
     """
 
     name: str
@@ -212,7 +212,7 @@ class Profile(ConfigSection, frozen=True):
 
     @property
     def shift(self) -> Literal["off", "unpadded", "all"]:
-        """One-sided activations that are moved around zero: as the profile says, or by backend and family."""
+        """One-sided activations to shift around zero: the profile's setting, or a default by backend and family."""
         if self.quantization.shift is not None:
             return self.quantization.shift
         return "all" if self.backend == "onnxruntime" or self.family == "rtx" else "off"
@@ -240,7 +240,7 @@ class Profile(ConfigSection, frozen=True):
         ):
             del content[name]
         for name in ("output", "output_name"):
-            # Newer than the first engines: only what is set counts, so that those stay valid.
+            # Newer than the first engines: only a set value is part of the digest, so that those engines stay valid.
             if content[name] is None:
                 del content[name]
         del content["preprocess"]["max_megapixels"]
@@ -250,10 +250,11 @@ class Profile(ConfigSection, frozen=True):
 
 
 def read_profile(path: Path) -> Profile:
-    """Read the profile at ``path`` and everything that it extends.
+    """Read the profile at ``path`` and all profiles that it extends.
 
     Raises:
-        ProfileError: with ``file:line: key.path`` and, for a misspelt name, the nearest right one.
+        ProfileError: the profile is invalid; the error has ``file:line: key.path`` and a suggestion for a misspelt
+        name.
     """
     document = Document.read(path, _KIND)
     document.reject_unknown(Profile, document.tree)
@@ -267,10 +268,10 @@ def read_profile(path: Path) -> Profile:
 
 
 def find_profile(name: str, folders: list[Path]) -> Path:
-    """Path of the profile called ``name``: itself a path to a YAML file, or a file in one of ``folders``.
+    """Find the profile called ``name``: a path to a YAML file, or the name of a file in one of ``folders``.
 
     Raises:
-        ProfileError: there is none; the nearest name is suggested.
+        ProfileError: it does not exist; the nearest name is suggested.
     """
     if name.endswith((".yaml", ".yml")) or os.sep in name:
         return Path(name)
@@ -287,7 +288,7 @@ def find_profile(name: str, folders: list[Path]) -> Path:
 
 
 def available_profiles(folders: list[Path]) -> list[Path]:
-    """Profile files in ``folders``, by name; the first folder wins where two hold the same name."""
+    """List the profile files in ``folders`` by name; if two have the same name, the first folder wins."""
     found: dict[str, Path] = {}
     for folder in folders:
         for path in sorted(folder.glob("*.yaml")):
@@ -296,13 +297,13 @@ def available_profiles(folders: list[Path]) -> list[Path]:
 
 
 def _check_together(profile: Profile, document: Document) -> None:
-    """Checks that need more than one key."""
+    """Check conditions that involve more than one key."""
     _check_preprocess(profile, document)
     _check_backend(profile, document)
     for name, value in profile.calibration.parameters.items():
         if not math.isfinite(value):
             raise document.error(("calibration", "parameters", name), f"must be finite, got {value}")
-    # The name becomes a folder of engines.
+    # The name becomes the name of a folder of engines.
     if profile.name in {"", ".", ".."} or any(sign in profile.name for sign in "/\\\0"):
         raise document.error(("name",), f"{profile.name!r} cannot be the name of a folder")
     if profile.preprocess.roi is not None and any(c.roi for c in (profile.camera, *profile.cameras.values())):
@@ -347,7 +348,7 @@ def _check_backend(profile: Profile, document: Document) -> None:
 def _check_units(pre: PreprocessConfig, document: Document) -> None:
     """Refuse mean and std in units of 0 to 1, which torchvision and timm use.
 
-    0 and 1 are kept: a network that takes pixel values as they are has them.
+    0 and 1 are accepted: networks that take raw pixel values use them.
     """
     is_small = max(map(abs, pre.mean)) <= 1 and max(pre.std) <= 1
     if is_small and (pre.mean, pre.std) != ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)):
@@ -383,7 +384,7 @@ def _convert_values(document: Document) -> None:
     for name in ("mean", "std"):
         if name not in section:
             raise document.error(
-                ("preprocess", "scale"), f"needs {name} next to it, in the same file",
+                ("preprocess", "scale"), f"requires {name} in the same file",
                 hint="for an input of 0 to 1: scale: 1/255, mean: 0, std: 1",
             )  # fmt: skip
         values = section[name]
@@ -392,7 +393,7 @@ def _convert_values(document: Document) -> None:
 
 
 def _scale(value: object, document: Document) -> float:
-    """The value of ``preprocess.scale``: a number, or a fraction such as 1/255."""
+    """Parse ``preprocess.scale``: a number, or a fraction such as 1/255."""
     number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     if isinstance(value, str):
         match = re.fullmatch(r"\s*([0-9.]+)\s*/\s*([0-9.]+)\s*", value)

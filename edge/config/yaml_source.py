@@ -1,8 +1,7 @@
-"""A YAML file as plain values, each with the file and line that it came from.
+"""A YAML file as plain values, each with its file and line.
 
-The rules are the same for every file that a person writes (profiles, fleets): a key given twice is an error, a key that
-nobody knows is an error with the nearest right one, and every error points at ``file:line: key.path``. Nothing above
-this module sees YAML.
+The rules are the same for every hand-written file (profiles, fleets): a duplicate key is an error, an unknown key is an
+error that suggests the nearest known one, and every error gives ``file:line: key.path``. Only this module parses YAML.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ _MAX_NESTING = 100
 
 
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
-    """A kind of YAML file: its name in messages, what to do when it is missing, and which of its keys are paths.
+    """A kind of YAML file: its name in messages, the hint if it is missing, and its keys that are paths.
 
-    A path in ``paths`` is read relative to the file that names it, unless it is one of ``words``. ``convert`` may
-    change the values of one file before it is merged over what it extends, such as values in another unit.
+    A path in ``paths`` is relative to its file, unless it is one of ``words``. ``convert`` may change the values of a
+    file, such as their unit, before the file is merged over the one it extends.
     """
 
     name: str
@@ -41,7 +40,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Document:
-    """A YAML file as plain values, and where each key stands; perhaps merged over what it extends."""
+    """A YAML file, perhaps merged over the file it extends, as plain values with the position of each key."""
 
     def __init__(self, path: Path, tree: dict[str, Any], places: dict[Key, tuple[Path, int]]) -> None:
         self.path = path
@@ -50,10 +49,10 @@ class Document:
 
     @classmethod
     def read(cls, path: Path, kind: Kind, *, seen: tuple[Path, ...] = ()) -> Document:
-        """Read ``path``, then merge it over the file of the same kind that it extends.
+        """Read ``path`` and merge it over the file of the same kind that it extends.
 
         Raises:
-            ProfileError: with ``file:line``, and the key where there is one.
+            ProfileError: the file is invalid; the error has ``file:line`` and, if known, the key.
         """
         document = cls.read_one(path, kind)
         parent_name = document.tree.pop("extends", None)
@@ -69,7 +68,7 @@ class Document:
         chain = (*seen, path)
         if parent_path.resolve() in {known.resolve() for known in chain}:
             names = " -> ".join(known.name for known in (*chain, parent_path))
-            raise document.error(("extends",), f"goes round in a circle: {names}")
+            raise document.error(("extends",), f"extends itself in a cycle: {names}")
         if len(chain) > _MAX_EXTENDS:
             raise document.error(("extends",), f"more than {_MAX_EXTENDS} {kind.name}s deep")
         parent = cls.read(parent_path, kind, seen=chain)
@@ -77,10 +76,10 @@ class Document:
 
     @classmethod
     def read_one(cls, path: Path, kind: Kind) -> Document:
-        """Read ``path`` alone.
+        """Read ``path`` without the file it extends.
 
         Raises:
-            ProfileError: with ``file:line``, and the key where there is one.
+            ProfileError: the file is invalid; the error has ``file:line`` and, if known, the key.
         """
         import yaml
 
@@ -98,24 +97,24 @@ class Document:
             hint = "indent with spaces: YAML takes no tabs" if "'\\t'" in problem else None
             raise ProfileError(f"not YAML: {problem}", where=f"{path}{line}", hint=hint) from exc
         except RecursionError as exc:
-            raise ProfileError("not YAML that edge can read: nested too deeply", where=path) from exc
+            raise ProfileError("cannot parse YAML: nested too deeply", where=path) from exc
         if root is None:
             raise ProfileError("the file is empty", where=path)
         places: dict[Key, tuple[Path, int]] = {(): (path, root.start_mark.line + 1)}
         if not isinstance(root, yaml.MappingNode):
             raise ProfileError("must be a mapping of keys to values", where=f"{path}:1")
-        # A second SafeLoader turns nodes into values, so that YAML's own rules for types hold.
+        # A second SafeLoader turns nodes into values, so that YAML's own type rules apply.
         try:
             value = _Values(path, kind, places, yaml.SafeLoader("")).of(root, ())
         except RecursionError as exc:
-            raise ProfileError("an alias that stands inside of what it names", where=path) from exc
+            raise ProfileError("an alias refers to the value that contains it", where=path) from exc
         document = cls(path, value, places)
         if kind.convert is not None:
             kind.convert(document)
         return document
 
     def error(self, key: Key, what: str, *, hint: str | None = None) -> ProfileError:
-        """A ProfileError that points at ``key``, or at its nearest parent that is in a file."""
+        """Make a ProfileError that points at ``key``, or at its nearest parent that is in a file."""
         at = key
         while at and at not in self.places:
             at = at[:-1]
@@ -125,7 +124,7 @@ class Document:
         return ProfileError(text, where=f"{path}:{line}", hint=hint)
 
     def error_from(self, exc: msgspec.ValidationError, struct: type[msgspec.Struct], *, at: Key = ()) -> ProfileError:
-        """Translate msgspec's `` - at `$.a.b[0]` `` into file, line and key; ``struct`` is at ``at``."""
+        """Translate msgspec's `` - at `$.a.b[0]` `` into file, line and key; ``struct`` is the type at ``at``."""
         text = str(exc)
         match = re.search(r" - at `\$([^`]*)`$", text)
         raw = match.group(1) if match else ""
@@ -141,7 +140,7 @@ class Document:
         return self.error((*at, *key), what[0].lower() + what[1:])
 
     def reject_unknown(self, struct: type[msgspec.Struct], tree: dict[str, Any], at: Key = ()) -> None:
-        """Raise for the first key that no section knows, with the nearest right one."""
+        """Raise an error for the first unknown key, with the nearest known one."""
         fields = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
         for name, value in tree.items():
             if name not in fields:
@@ -152,7 +151,7 @@ class Document:
 
 
 class _Values:
-    """Turns nodes into plain values: notes the line of each key, refuses duplicates, resolves paths."""
+    """Turns nodes into plain values: records the line of each key, refuses duplicates, resolves paths."""
 
     def __init__(self, path: Path, kind: Kind, places: dict[Key, tuple[Path, int]], loader: Any) -> None:  # noqa: ANN401
         self._path = path
@@ -161,7 +160,7 @@ class _Values:
         self._loader = loader
 
     def of(self, node: Any, at: Key) -> Any:  # noqa: ANN401
-        """Plain value of the node at the key ``at``."""
+        """Return the plain value of the node at the key ``at``."""
         import yaml
 
         if not isinstance(node, yaml.MappingNode):
@@ -171,7 +170,7 @@ class _Values:
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
-                raise ProfileError("a key must be a word", where=f"{self._path}:{line}")
+                raise ProfileError("a key must be a string", where=f"{self._path}:{line}")
             if key_node.tag == "tag:yaml.org,2002:merge":
                 for part in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
                     found = self.of(part, at)
@@ -210,7 +209,7 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _choices(struct: type[msgspec.Struct], key: Key) -> list[str]:
-    """Allowed words at ``key``: the Literal in the field's type."""
+    """Return the allowed words at ``key``: the Literal in the field's type."""
     kind: Any = struct
     for name in key:
         while not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
@@ -232,10 +231,10 @@ def _literals(kind: Any) -> Iterator[Any]:  # noqa: ANN401
 
 
 def parse_plain_yaml(data: bytes, *, where: str) -> dict[str, Any]:
-    """Values of a YAML file that somebody else wrote: no aliases, which may stand for gigabytes, and no tags.
+    """Parse a YAML file from another tool; aliases, which may expand to gigabytes, and tags are refused.
 
     Raises:
-        ArtifactError: it is something else, or no mapping.
+        ArtifactError: the file is not such YAML, or not a mapping.
     """
     import yaml
 
@@ -247,10 +246,10 @@ def parse_plain_yaml(data: bytes, *, where: str) -> dict[str, Any]:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
                 line = event.start_mark.line + 1 if event.start_mark is not None else 1
-                raise ArtifactError("aliases and tags are not read here", where=f"{where}:{line}")
+                raise ArtifactError("aliases and tags are not supported here", where=f"{where}:{line}")
         content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as exc:
-        raise ArtifactError("not YAML that edge can read", where=where) from exc
+        raise ArtifactError("cannot parse YAML", where=where) from exc
     if not isinstance(content, dict):
         raise ArtifactError("not a mapping of keys to values", where=where)
     return content
@@ -266,6 +265,6 @@ def _nesting(text: str) -> int:
 
 
 def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
-    """`` (did you mean …?)`` with the nearest of the ``known`` words, or nothing."""
+    """Return `` (did you mean …?)`` with the nearest of the ``known`` words, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,4 +1,4 @@
-"""Templates become pages here. The only user of jinja2; everything that is put in is escaped unless said otherwise."""
+"""Render templates to HTML pages, and plots to SVG. The only module that uses jinja2; values are escaped by default."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 _SHARED = Path(__file__).parent / "templates"
-# Digits of a digest that are worth comparing by eye.
+# Number of hex digits of a digest to show, enough to compare by eye.
 _SHOWN_DIGITS = 12
 
 
 def check() -> None:
-    """Make sure that a page can be made, before the work that it is about.
+    """Check that a page can be rendered before the work whose results it shows.
 
     Raises:
         MissingDependencyError: jinja2 or matplotlib is missing.
@@ -32,7 +32,7 @@ def check() -> None:
 
 
 def render(template: Path, *, filters: Mapping[str, Callable[..., str]], **content: Any) -> str:  # noqa: ANN401
-    """The page that ``template`` makes of ``content``; it may include ``style.css``.
+    """Render ``template`` with ``content``; the template may include ``style.css``.
 
     Raises:
         MissingDependencyError: jinja2 is missing.
@@ -58,7 +58,7 @@ def _environment(folder: Path) -> Any:  # noqa: ANN401
     return environment
 
 
-# How many colours the style sheet has for series (--s0 …).
+# Number of series colours in the style sheet (--s0 …).
 COLOURS = 8
 INK, SOFT, GRID, PAPER = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
@@ -67,13 +67,13 @@ _LONG = re.compile(r"\d+\.\d{3,}")
 
 
 def colour(index: int) -> str:
-    """Stand-in colour of series ``index``."""
+    """Return the placeholder colour of series ``index``."""
     return f"#0a0c{index % COLOURS:02x}"
 
 
 @contextmanager
 def style(salt: str) -> Iterator[None]:
-    """Draw in edge's style inside the block; ``salt`` keeps the ids of two plots in one page apart.
+    """Use edge's plot style inside the block; ``salt`` makes element ids of two plots on one page differ.
 
     Raises:
         MissingDependencyError: matplotlib is missing.
@@ -84,7 +84,7 @@ def style(salt: str) -> Iterator[None]:
 
 
 def figure(width: float, height: float, *, rows: int = 1) -> tuple[Any, list[Any]]:
-    """A figure of so many inches with ``rows`` axes above each other, of one x; none of pyplot's global state."""
+    """Make a figure of that size in inches with ``rows`` axes that share x, without pyplot's global state."""
     made = require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
     every = list(made.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
     for axes in every:
@@ -93,15 +93,15 @@ def figure(width: float, height: float, *, rows: int = 1) -> tuple[Any, list[Any
 
 
 def svg(made: Any, title: str) -> str:  # noqa: ANN401 - a matplotlib Figure
-    """The figure as an SVG element; ``title`` is read out in its place."""
+    """Return the figure as an SVG element; ``title`` is its text for screen readers."""
     buffer = io.StringIO()
     made.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg ") :]
-    # A style element inside a page is about the whole page: the page's own says the same of its plots.
+    # A style element would apply to the whole page; the page's style sheet has the same rules for its plots.
     text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
     text = re.sub(r' transform="rotate\(-0 [^"]*"', "", text)
-    # Coordinates to 1/100 pt; never what is between the tags, which may be percentile:99.999.
+    # Round coordinates to 1/100 pt, but not text between tags, such as percentile:99.999.
     text = re.sub(r"<[^>]*>", lambda tag: _LONG.sub(lambda number: f"{float(number.group()):.2f}", tag.group()), text)
     # matplotlib numbers its groups again in each plot, and nothing refers to these ids.
     text = re.sub(r'<g id="[^"]*"', "<g", text)
@@ -119,12 +119,12 @@ def svg(made: Any, title: str) -> str:  # noqa: ANN401 - a matplotlib Figure
 
 
 def _settings(library: ModuleType, salt: str) -> dict[str, Any]:
-    """Everything is set here: a user's matplotlibrc must not change the page."""
+    """Return all plot settings: a user's matplotlibrc must not change the page."""
     return {
         **library.rcParamsDefault,
         "backend": "svg",
         "svg.fonttype": "none",
-        # Ids are hashes of what they stand for; the salt keeps those of two plots in one page apart.
+        # Ids are hashes of their content; the salt makes those of two plots on one page differ.
         "svg.hashsalt": salt,
         "font.family": ["DejaVu Sans"],
         "font.size": 9.5,

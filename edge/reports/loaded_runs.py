@@ -1,7 +1,7 @@
-"""Records as a report needs them: checked, named A, B, C …, and with their loosely typed parts put into words.
+"""Load run records for a report: check them, assign the letters A, B, C …, and format their free-form parts as text.
 
-A record is a file from somewhere: what it says about itself is shown, never trusted. A number that cannot be one (not
-finite, negative, a time line that runs backwards) refuses the record.
+A record is an untrusted file: its claims are shown, never relied on. An impossible number (not finite, negative, a
+time series that runs backwards) refuses the record.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import msgspec
 from edge.artifacts import RunRecord, run_record
 from edge.errors import ArtifactError, UsageError
 
-# As many as the style sheet has colours.
+# Equals the number of colours in the style sheet.
 MOST_RUNS = 8
-# Everything in a record is bounded; one with every result, gap and bin that it may hold has about 1 MB.
+# The size of a record is bounded; one with the maximum number of results, gaps and bins has about 1 MB.
 _MOST_BYTES = 64 << 20
 _MOST_NUMBER = 1e15
 _MOST_OF_EACH = 100_000
 
 
 class Power(msgspec.Struct, frozen=True, kw_only=True):
-    """Energy in the words of the page; per picture in millijoules, with the half width of the error bound."""
+    """Energy for the page; values per image in millijoules, each with the half width of its error bound."""
 
     scope: str
     source: str
@@ -41,7 +41,7 @@ class Power(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoadedRun(msgspec.Struct, frozen=True, kw_only=True):
-    """One record on the page. ``letter`` stands for it wherever there is no room for its name."""
+    """One record on the page. ``letter`` replaces its name where space is short."""
 
     letter: str
     index: int
@@ -54,7 +54,7 @@ class LoadedRun(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def axis(self) -> dict[str, str]:
-        """The has to agree before two runs may share an axis."""
+        """Properties that must agree before two runs may share an axis."""
         return {
             "device": self.device, "backend": self.backend, "power mode": self.power_mode,
             "measurement": self.measurement,
@@ -62,24 +62,24 @@ class LoadedRun(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def measurement(self) -> str:
-        """``run``: the whole way from picture to label; else the scenario of ``edge bench``: the engine alone."""
+        """The measured path: ``run`` from image to label, or a scenario of ``edge bench`` (the engine only)."""
         bench = self.record.bench
         return "run" if bench is None else f"bench, {_word(bench.get('scenario'))}"
 
     @property
     def unit(self) -> str:
-        """The a latency is the latency of: a ``picture``, or a ``query`` of a scenario."""
+        """The item whose latency is measured: a ``picture``, or a ``query`` of a scenario."""
         return "picture" if self.record.bench is None else "query"
 
     @property
     def query(self) -> int:
-        """Pictures in a query of a scenario; 0 where there are no queries."""
+        """Number of images in a query of a scenario; 0 for a run without queries."""
         queries = self.record.latency.get("total")
         return 0 if self.record.bench is None or queries is None else round(self.record.pictures / (queries.n or 1))
 
     @property
     def not_by_the_rules(self) -> str | None:
-        """The reason why a scenario was not measured as MLPerf asks, where it was not."""
+        """The reason why a scenario does not follow MLPerf's rules; None if it does."""
         bench = self.record.bench
         if bench is None or bench.get("by_the_rules") is True:
             return None
@@ -88,28 +88,29 @@ class LoadedRun(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def scope(self) -> str | None:
-        """The the power covers, and by which source; None where it was not measured."""
+        """Scope and source of the power; None if it was not measured."""
         return None if self.power is None else f"{self.power.scope} by {self.power.source}"
 
 
 def load_runs(paths: Sequence[Path]) -> list[LoadedRun]:
-    """Read records.
+    """Read records for one report.
 
     Raises:
-        UsageError: none, or more than a page can tell apart.
-        ArtifactError: one is missing, malformed, of another format, too large, or holds impossible numbers.
+        UsageError: there is no record, or there are more than a page has colours for.
+        ArtifactError: a record is missing, malformed, of another format, too large, or has impossible numbers.
     """
     if not paths:
-        raise UsageError("no record to report on", hint="edge run --record run.json, then edge report run.json")
+        raise UsageError("no records given", hint="edge run --record run.json, then edge report run.json")
     if len(paths) > MOST_RUNS:
         raise UsageError(
-            f"{len(paths)} records: a page tells {MOST_RUNS} apart at most", hint="make several pages, or use --json"
+            f"{len(paths)} records are too many: a page shows at most {MOST_RUNS}",
+            hint="make several pages, or use --json",
         )
     return [_run(index, path) for index, path in enumerate(paths)]
 
 
 def run_facts(run: LoadedRun) -> dict[str, str]:
-    """The ran, where, how: names and values in the order in which they are read."""
+    """Return the facts of a run (engine, device, settings) as names and values in reading order."""
     record, subject = run.record, run.record.subject
     source = record.source
     size = f", {source['width']}×{source['height']}" if source.get("width") and source.get("height") else ""
@@ -142,14 +143,14 @@ def run_facts(run: LoadedRun) -> dict[str, str]:
 
 
 def _rules(run: LoadedRun) -> str:
-    """True if a scenario was measured as the rules ask, or why not."""
+    """Return a sentence about a scenario's compliance with MLPerf's rules."""
     if run.record.bench is None:
         return "–"
     return "followed" if run.not_by_the_rules is None else f"NOT followed: {run.not_by_the_rules}"
 
 
 def number(content: Mapping[str, Any], name: str) -> float | None:
-    """A finite number out of a part of the record that has no fixed shape; None where it is something else."""
+    """Return a finite number from a free-form part of the record; None if it is anything else."""
     value = content.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
@@ -163,13 +164,15 @@ def _run(index: int, path: Path) -> LoadedRun:
         raise ArtifactError(f"cannot read the record: {exc.strerror}", where=path) from exc
     if size > _MOST_BYTES:
         raise ArtifactError(
-            f"{size / (1 << 20):.0f} MiB: no run record is larger than {_MOST_BYTES >> 20} MiB", where=path,
-            hint="frames (.jsonl) are not a record: give the file of --record",
+            f"the file has {size / (1 << 20):.0f} MiB; a run record has at most {_MOST_BYTES >> 20} MiB", where=path,
+            hint="give the file of --record, not a recording of frames (.jsonl)",
         )  # fmt: skip
     record = run_record.load(path)
     problem = next(_problems(record), None)
     if problem is not None:
-        raise ArtifactError(f"a record that cannot be: {problem}", where=path, hint="was it changed by hand?")
+        raise ArtifactError(
+            f"the record is inconsistent: {problem}", where=path, hint="it may have been edited; repeat the run"
+        )
     return LoadedRun(
         letter=string.ascii_uppercase[index],
         index=index,
@@ -186,20 +189,20 @@ def _problems(record: RunRecord) -> Iterator[str]:
     yield from _problems_of_latency(record)
     times = [tick.t_s for tick in record.timeline]
     if any(not 0 <= t <= _MOST_NUMBER for t in times) or times != sorted(times) or len(times) > _MOST_OF_EACH:
-        yield "its time line runs backwards"
+        yield "its time series runs backwards"
     for tick in record.timeline:
         loose = [*tick.temps_c.values(), tick.power_mw, tick.total_p50_ms, tick.total_max_ms, tick.age_p50_ms]
         yield from (f"{v} at {tick.t_s} s" for v in loose if v is not None and not abs(v) <= _MOST_NUMBER)
         if tick.frames < 0 or tick.dropped < 0:
-            yield f"it counts below 0 at {tick.t_s} s"
+            yield f"a count is below 0 at {tick.t_s} s"
     for gap in record.gaps:
         if not 0 <= abs(gap.start_s) <= _MOST_NUMBER or (gap.end_s is not None and not gap.end_s >= gap.start_s):
             yield f"a gap from {gap.start_s} to {gap.end_s} s"
     if not 0 <= record.measured_s <= _MOST_NUMBER or not 0 <= record.pictures <= _MOST_NUMBER:
-        yield f"{record.pictures} pictures in {record.measured_s} s"
+        yield f"{record.pictures} images in {record.measured_s} s"
     for result in record.results:
         if not 0 <= result.stages.total_ms <= _MOST_NUMBER or not abs(result.t_s) <= _MOST_NUMBER:
-            yield f"{result.stages.total_ms} ms for picture {result.seq}"
+            yield f"{result.stages.total_ms} ms for image {result.seq}"
 
 
 def _problems_of_latency(record: RunRecord) -> Iterator[str]:
@@ -211,7 +214,7 @@ def _problems_of_latency(record: RunRecord) -> Iterator[str]:
         if any(not 0 <= edge <= _MOST_NUMBER for edge in edges) or edges != sorted(edges):
             yield f"the histogram of {stage} is out of order"
         if any(item.count < 0 for item in bins) or len(bins) > _MOST_OF_EACH:
-            yield f"the histogram of {stage} counts below 0, or has {len(bins)} bars"
+            yield f"the histogram of {stage} has counts below 0, or {len(bins)} bars"
 
 
 def _device(device: Mapping[str, Any]) -> str:

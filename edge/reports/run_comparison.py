@@ -1,9 +1,9 @@
-"""Differences of runs, each with an interval, and which runs may share an axis at all.
+"""Compare runs: each difference has an interval, and only runs with the same setup share an axis.
 
-The times of neighbouring pictures depend on each other (clocks, caches, heat), so single times must not be resampled:
-the moving block bootstrap (Künsch 1989) draws stretches of neighbours instead, of ceil(n^(1/3)) elements. The elements
-are the pictures where the record has all of them, else the bins of its time line. Such an interval says what another
-stretch of the same run might give. It knows nothing of what changes from one run to the next: make several runs.
+The times of consecutive images depend on each other (clocks, caches, heat), so single times must not be resampled. The
+moving block bootstrap (Künsch 1989) draws blocks of consecutive elements instead, of length ceil(n^(1/3)). The elements
+are the images if the record has all of them, otherwise the bins of its time series. Such an interval covers another
+part of the same run. It does not cover changes from one run to the next: for those, make several runs.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 _RESAMPLES = 2000
 _FEWEST_RESULTS = 30
 _FEWEST_TICKS = 10
-# Facts that name the file or the moment, and so always differ.
+# Facts that name the file or the time, and so always differ.
 _INCIDENTAL = frozenset({"record", "started", "measured", "warm-up"})
 
 
 class MetricDifference(msgspec.Struct, frozen=True, kw_only=True):
-    """``b`` minus ``a`` in ``unit``, and ``b`` over ``a``; ``differs`` says whether the interval leaves 0 out.
+    """The difference ``b`` minus ``a`` in ``unit`` and the ratio b / a; ``differs``: the interval excludes 0.
 
-    ``how`` says what the interval is: ``refusal`` why there is none.
+    ``how`` is the method of the interval; ``refusal`` is the reason if there is none.
     """
 
     measure: str
@@ -49,7 +49,7 @@ class MetricDifference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Labels(msgspec.Struct, frozen=True, kw_only=True):
-    """Of ``n`` pictures with the same name in both runs, how many got the same label: a share with its interval."""
+    """Agreement of labels: the share of the ``n`` images in both runs with the same label, with its interval."""
 
     n: int
     same: int
@@ -57,7 +57,7 @@ class Labels(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunPair(msgspec.Struct, frozen=True, kw_only=True):
-    """Run ``b`` against run ``a``, by their letters. ``unlike`` names what else differs."""
+    """Run ``b`` compared with run ``a``, by their letters. ``unlike`` lists other differences."""
 
     a: str
     b: str
@@ -67,7 +67,7 @@ class RunPair(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ComparableRuns(msgspec.Struct, frozen=True, kw_only=True):
-    """Runs that share an axis. ``mixed`` names what differs among them all the same, because it was asked for."""
+    """Runs that share an axis. ``mixed`` lists their differences if sharing was forced."""
 
     letters: list[str]
     axis: dict[str, str]
@@ -75,7 +75,7 @@ class ComparableRuns(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunComparison(msgspec.Struct, frozen=True, kw_only=True):
-    """All runs: which belong together, why the others do not, and the differences within each group."""
+    """All runs: the groups, the reasons for separate groups, and the differences within each group."""
 
     groups: list[ComparableRuns]
     apart: list[str]
@@ -84,7 +84,7 @@ class RunComparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compare(runs: Sequence[LoadedRun], *, across: bool = False) -> RunComparison:
-    """Compare every run with the first of its group; ``across`` makes one group of runs that are not alike."""
+    """Compare every run with the first of its group; ``across`` forces all runs into one group."""
     grouped: list[list[LoadedRun]] = []
     for run in runs:
         home = next((group for group in grouped if across or group[0].axis == run.axis), None)
@@ -99,7 +99,7 @@ def compare(runs: Sequence[LoadedRun], *, across: bool = False) -> RunComparison
             for group in grouped
         ],
         apart=[
-            f"{later[0].letter} is not on the axis of {earlier[0].letter}: {', '.join(_unlike(earlier[0], later[0]))}"
+            f"{later[0].letter} and {earlier[0].letter} have no common axis: {', '.join(_unlike(earlier[0], later[0]))}"
             for number, later in enumerate(grouped)
             for earlier in grouped[:number]
         ],
@@ -142,18 +142,18 @@ def _duration(measure: str, stage: str, a: RunRecord, b: RunRecord) -> MetricDif
     if stage not in a.latency or stage not in b.latency:
         return None
     if stage == "age" and a.source.get("live") != b.source.get("live"):
-        # From a camera's shutter, or from a file's turn: not the same quantity.
+        # Measured from the capture for a camera, and from the due time for a file: two different quantities.
         return None
     first, second = a.latency[stage].p50_ms, b.latency[stage].p50_ms
     parts = [_times(record, stage, seed) for seed, record in enumerate((a, b))]
     if parts[0] is None or parts[1] is None:
-        why = f"fewer than {_FEWEST_RESULTS} pictures, or than {_FEWEST_TICKS} bins of the time line"
+        why = f"fewer than {_FEWEST_RESULTS} images and fewer than {_FEWEST_TICKS} bins of the time series"
         return _without(measure, "ms", first, second, why)
     return _with(measure, "ms", (first, second), parts[0], parts[1])
 
 
 def _times(record: RunRecord, stage: str, seed: int) -> Array | None:
-    """Draws of the median of one stage, or None where the record holds too little for them."""
+    """Return draws of the median of one stage; None if the record has too few values."""
     if record.results_kept == "all" and len(record.results) >= _FEWEST_RESULTS:
         values = [getattr(result.stages, f"{stage}_ms") for result in record.results]
         if any(value is None for value in values):
@@ -168,7 +168,7 @@ def _times(record: RunRecord, stage: str, seed: int) -> Array | None:
     if len(kept) < _FEWEST_TICKS:
         return None
     frames, middle = (np.array(column, float) for column in zip(*kept, strict=True))
-    # The mean of the bins' medians is not the run's median, but moves as it does: its spread is what is used.
+    # The mean of the bins' medians is not the run's median, but has the same spread, and only the spread is used.
     index = _blocks(len(middle), seed)
     means: Array = (middle[index] * frames[index]).sum(axis=1) / frames[index].sum(axis=1)
     centre = float((middle * frames).sum() / frames.sum())
@@ -179,17 +179,17 @@ def _rate(a: RunRecord, b: RunRecord) -> MetricDifference | None:
     if a.rate_per_s is None or b.rate_per_s is None:
         return None
     if a.source.get("live") or b.source.get("live"):
-        # A camera gives the rate, not the engine.
-        return _without("rate", "1/s", a.rate_per_s, b.rate_per_s, "a live source sets the rate, not what is compared")
+        # The camera sets the rate, not the engine.
+        return _without("rate", "1/s", a.rate_per_s, b.rate_per_s, "a live source sets the rate, not the engine")
     parts = [_counts(record, seed) for seed, record in enumerate((a, b))]
     if parts[0] is None or parts[1] is None:
-        why = f"fewer than {_FEWEST_RESULTS} pictures, or than {_FEWEST_TICKS} bins of the time line"
+        why = f"fewer than {_FEWEST_RESULTS} images and fewer than {_FEWEST_TICKS} bins of the time series"
         return _without("rate", "1/s", a.rate_per_s, b.rate_per_s, why)
     return _with("rate", "1/s", (a.rate_per_s, b.rate_per_s), parts[0], parts[1])
 
 
 def _counts(record: RunRecord, seed: int) -> Array | None:
-    """Draws of the rate."""
+    """Return draws of the rate; None if the record has too few values."""
     if len(record.timeline) >= _FEWEST_TICKS:
         ends = np.array([tick.t_s for tick in record.timeline], float)
         frames = np.array([tick.frames for tick in record.timeline], float)
@@ -210,10 +210,10 @@ def _energy(a: LoadedRun, b: LoadedRun) -> MetricDifference | None:
     one, two = a.power, b.power
     if one is None or two is None or one.gross_mj is None or two.gross_mj is None:
         return None
-    measure = f"energy per picture, {two.scope}"
+    measure = f"energy per image, {two.scope}"
     if (one.scope, one.source) != (two.scope, two.source):
         why = f"{two.scope} by {two.source} against {one.scope} by {one.source}: not the same quantity"
-        return _without("energy per picture", "mJ", one.gross_mj, two.gross_mj, why)
+        return _without("energy per image", "mJ", one.gross_mj, two.gross_mj, why)
     if one.gross_error_mj is None or two.gross_error_mj is None:
         return _without(measure, "mJ", one.gross_mj, two.gross_mj, "the record has no error bound")
     half = one.gross_error_mj + two.gross_error_mj
@@ -257,7 +257,7 @@ def _without(measure: str, unit: str, a: float, b: float, why: str) -> MetricDif
 
 
 def _blocks(n: int, seed: int) -> NDArray[np.int64]:
-    """Indices, resamples × n: stretches of neighbours, put together until there are n. The same for the same seed."""
+    """Return indices, resamples × n: blocks of consecutive elements, n in all. Deterministic for a seed."""
     length = math.ceil(n ** (1 / 3))
     starts = np.random.default_rng((seed, n)).integers(0, n - length + 1, (_RESAMPLES, -(-n // length)))
     index: Any = (starts[:, :, None] + np.arange(length)).reshape(_RESAMPLES, -1)[:, :n]
@@ -265,7 +265,7 @@ def _blocks(n: int, seed: int) -> NDArray[np.int64]:
 
 
 def _labels(a: RunRecord, b: RunRecord) -> Labels | None:
-    """Only of records that hold every result, each name once: a camera's frames are not the same picture."""
+    """Return the agreement of labels, for records with all results and unique names (camera frames have none)."""
     if a.results_kept != "all" or b.results_kept != "all" or a.source.get("live") or b.source.get("live"):
         return None
     ours, theirs = (

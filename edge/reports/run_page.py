@@ -1,4 +1,4 @@
-"""A report as one HTML file: no script, no network, light and dark, for a phone and for paper."""
+"""Render a report as one HTML file without scripts or network access, for screens, phones and paper."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _THROTTLE = 6
 
 
 class Curve(msgspec.Struct, frozen=True):
-    """The latencies of one run: ``bins`` as in the record, from ``low_ms`` on."""
+    """The latencies of one run: ``bins`` as in the record, beginning at ``low_ms``."""
 
     index: int
     letter: str
@@ -34,7 +34,7 @@ class Curve(msgspec.Struct, frozen=True):
 
 
 def shape(curve: Curve, *, title: str) -> str:
-    """One run's latencies as bars, with median and p99."""
+    """Plot one run's latencies as a histogram, with median and p99."""
     with html.style(title):
         figure, [axes] = html.figure(_NARROW, 2.5)
         edges, shares = _steps(curve)
@@ -55,7 +55,7 @@ def shape(curve: Curve, *, title: str) -> str:
 
 
 def shares(curves: Sequence[Curve], *, title: str) -> str:
-    """Several runs on one axis: which share of the pictures was at least as fast."""
+    """Plot several runs on one axis: the share of images that was at least as fast."""
     with html.style(title):
         figure, [axes] = html.figure(_NARROW, 2.6)
         lows, highs = [], []
@@ -81,7 +81,7 @@ def shares(curves: Sequence[Curve], *, title: str) -> str:
 
 
 def stage_chart(means: Sequence[tuple[str, dict[str, float]]], *, title: str, unit: str) -> str:
-    """The stages: where the mean time of a picture goes, one bar per run; colours are those of the stages."""
+    """Plot the mean time of each stage as one stacked bar per run."""
     with html.style(title):
         figure, [axes] = html.figure(_NARROW, 0.75 + 0.34 * len(means))
         for row, (_letter, each) in enumerate(means):
@@ -101,7 +101,7 @@ def stage_chart(means: Sequence[tuple[str, dict[str, float]]], *, title: str, un
 
 
 def time_line(record: RunRecord, *, index: int, limit_ms: float | None, title: str) -> str:
-    """Latency over time and drops, gaps in grey, throttling marked above; ``limit_ms`` is the top of the axis."""
+    """Plot latency and drops over time, with gaps in grey and throttling on top; ``limit_ms`` is the axis maximum."""
     points = _points(record)
     ticks = record.timeline
     with_drops = any(tick.dropped for tick in ticks)
@@ -128,7 +128,7 @@ def time_line(record: RunRecord, *, index: int, limit_ms: float | None, title: s
 
 
 def power_and_heat(record: RunRecord, *, limits: tuple[float, float] | None, title: str) -> str | None:
-    """Power above, temperatures below; None where the time line has neither. ``limits`` are watts."""
+    """Plot power and temperatures over time; return None without either. ``limits`` are watts."""
     ticks = record.timeline
     watts = [(tick.t_s, tick.power_mw / 1e3) for tick in ticks if tick.power_mw is not None]
     sensors = list(dict.fromkeys(name for tick in ticks for name in tick.temps_c))
@@ -152,20 +152,20 @@ def power_and_heat(record: RunRecord, *, limits: tuple[float, float] | None, tit
 
 
 def heat_sensors(record: RunRecord) -> list[tuple[int, str]]:
-    """The sensors of :func:`power_and_heat` with their colours, for the page to name them."""
+    """Return the sensors of :func:`power_and_heat` with their colours, for the legend."""
     names = list(dict.fromkeys(name for tick in record.timeline for name in tick.temps_c))
     return list(enumerate(names[: html.COLOURS]))
 
 
 def _points(record: RunRecord) -> list[tuple[float, float]]:
-    """Every picture of a short run; a long one is drawn from its bins."""
+    """Return the points to plot: every image of a short run, the bins of a long one."""
     if record.results_kept != "all":
         return []
     return [(result.t_s, result.stages.total_ms) for result in record.results]
 
 
 def _over_time(rows: Sequence[Any], record: RunRecord) -> None:
-    """The common x axis; gaps, and above everything where the device was throttled."""
+    """Set up the common x axis; mark gaps, and at the top the times of throttling."""
     end = max(record.measured_s, record.timeline[-1].t_s if record.timeline else 0.0, 1e-3)
     for axes in rows:
         axes.set_xlim(0, end)
@@ -181,7 +181,7 @@ def _over_time(rows: Sequence[Any], record: RunRecord) -> None:
 
 
 def throttled(ticks: Sequence[Tick]) -> list[tuple[float, float]]:
-    """Stretches of the time line in which something was throttled."""
+    """Return the time ranges in which a component was throttled."""
     spans: list[tuple[float, float]] = []
     before = 0.0
     for tick in ticks:
@@ -193,7 +193,7 @@ def throttled(ticks: Sequence[Tick]) -> list[tuple[float, float]]:
 
 
 def _steps(curve: Curve) -> tuple[list[float], list[float]]:
-    """Boundaries (one more than bars, ascending, above 0) and each bar's share of all."""
+    """Return the bars' boundaries (one more than bars, ascending, above 0) and each bar's share of all."""
     total = sum(item.count for item in curve.bins) or 1
     first = curve.bins[0].upper_ms
     low = curve.low_ms if 0 < curve.low_ms < first else first / 1.018
@@ -201,7 +201,7 @@ def _steps(curve: Curve) -> tuple[list[float], list[float]]:
 
 
 def _log_ms(axes: Any, low: float, high: float) -> None:  # noqa: ANN401 - matplotlib axes
-    """A logarithmic axis of milliseconds with plain numbers at 1, 2 and 5."""
+    """Make a logarithmic axis of milliseconds with plain numbers at 1, 2 and 5."""
     low, high = max(low, 1e-6), max(high, 2e-6)
     axes.set_xscale("log")
     axes.set_xlim(low / 1.05, high * 1.05)
@@ -212,7 +212,7 @@ def _log_ms(axes: Any, low: float, high: float) -> None:  # noqa: ANN401 - matpl
 
 
 def _round_ticks(low: float, high: float) -> list[float]:
-    """Round numbers between ``low`` and ``high``: by decades in 1, 2, 5 steps, or evenly where they are close."""
+    """Return round numbers between ``low`` and ``high``: 1, 2, 5 per decade, or linear for a short range."""
     if high / low > 6:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         steps = (1, 2, 5) if high / low < 300 else (1,)
@@ -238,15 +238,15 @@ STAGE_NAMES = {
     "age": "age",
 }
 _MANY = {"picture": "pictures", "query": "queries"}
-# What a latency is the latency of.
+# Definition of a latency, by unit.
 _SPANS = {
-    "picture": "From the start of decoding a picture to its label, waiting between stages left out.",
-    "query": "From the issue of a query to its last answer; its pictures were decoded and preprocessed before.",
+    "picture": "From the start of decoding an image to its label, without waits between stages.",
+    "query": "From the issue of a query to its last answer; its images were decoded and preprocessed before.",
 }
 
 
 class Section(msgspec.Struct, frozen=True):
-    """The plots of the runs that share an axis: one plot of latencies for all, and a time line for each."""
+    """The plots of runs that share an axis: one latency plot for all, and a time series for each."""
 
     group: ComparableRuns
     runs: list[LoadedRun]
@@ -259,14 +259,14 @@ class Section(msgspec.Struct, frozen=True):
 
 
 def render(runs: Sequence[LoadedRun], comparison: RunComparison) -> str:
-    """The page about ``runs``.
+    """Render the page about ``runs``.
 
     Raises:
-        DataError: not one of them has a picture.
+        DataError: no run has an image.
         MissingDependencyError: jinja2 or matplotlib is missing.
     """
     if not any(run.record.pictures for run in runs):
-        raise DataError("no run has a labelled picture: there is nothing to show")
+        raise DataError("no run has a labelled image: there is nothing to show")
     by_letter = {run.letter: run for run in runs}
     every = [run_facts(run) for run in runs]
     return html.render(
@@ -291,14 +291,14 @@ def render(runs: Sequence[LoadedRun], comparison: RunComparison) -> str:
         cards=[(run, _card(run)) for run in runs],
         methods=sorted({summary.method for run in runs for summary in run.record.latency.values()}),
         replays=_replays(runs),
-        # That power is replayed is said once, above.
+        # A note at the top of the page says that power is replayed.
         warnings={run.letter: [line for line in run.record.warnings if not line.startswith(_REPLAYED)] for run in runs},
         throttles={run.letter: _throttles(run.record) for run in runs},
     )
 
 
 def _replays(runs: Sequence[LoadedRun]) -> list[tuple[str, str]]:
-    """Each recording that runs were made from, and the letters of those runs."""
+    """Return each replayed recording with the letters of its runs."""
     found: dict[str, list[str]] = {}
     for run in runs:
         if run.record.replayed:
@@ -321,9 +321,9 @@ def _section(group: ComparableRuns, runs: list[LoadedRun]) -> Section:
     unit, many = " or ".join(units), " and ".join(_MANY[each] for each in units)
     distribution = None
     if len(curves) == 1:
-        distribution = shape(curves[0], title=f"{curves[0].letter}: how long a {unit} takes, in milliseconds")
+        distribution = shape(curves[0], title=f"{curves[0].letter}: latency per {unit} in milliseconds")
     elif curves:
-        title = f"{names}: share of {many} that took at most so many milliseconds"
+        title = f"{names}: share of {many} within a latency in milliseconds"
         distribution = shares(curves, title=title)
     means = [
         (run.letter, {stage: run.record.latency[stage].mean_ms for stage in STAGES if stage in run.record.latency})
@@ -364,7 +364,7 @@ def _times(runs: Sequence[LoadedRun]) -> list[tuple[LoadedRun, str]]:
 
 
 def _powers(runs: Sequence[LoadedRun]) -> list[tuple[LoadedRun, str, list[tuple[int, str]]]]:
-    """Runs whose power has the same scope have the same axis of watts."""
+    """Plot power and temperatures; runs with the same power scope get the same axis of watts."""
     tops: dict[str | None, float] = {}
     for run in runs:
         values = [tick.power_mw / 1e3 for tick in run.record.timeline if tick.power_mw is not None]
@@ -388,12 +388,12 @@ def _curve(run: LoadedRun) -> Curve | None:
 
 
 def _card(run: LoadedRun) -> list[tuple[str, str, str]]:
-    """The figures of a run: value, unit, and what has to be said with them."""
+    """Return the headline figures of a run: value, unit, and a note."""
     record = run.record
     cards = []
     if record.rate_per_s is not None:
-        live = ", as the camera gives them" if record.source.get("live") else ""
-        cards.append((f"{record.rate_per_s:.1f}", "pictures/s", f"{count(record.pictures)} pictures{live}"))
+        live = ", limited by the camera" if record.source.get("live") else ""
+        cards.append((f"{record.rate_per_s:.1f}", "pictures/s", f"{count(record.pictures)} images{live}"))
     if record.bench is not None:
         cards += _bench_card(record.bench)
     total = record.latency.get("total")
@@ -417,12 +417,12 @@ def _card(run: LoadedRun) -> list[tuple[str, str, str]]:
         known = [(value, name) for value, name in highs if value is not None]
         if known:
             value, name = max(known)
-            cards.append((f"{value:.0f}", "°C at most", str(name)))
+            cards.append((f"{value:.0f}", "°C max", str(name)))
     return cards
 
 
 def _bench_card(bench: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The result of a scenario that is a percentile; one that is a rate has a card already."""
+    """Return the result of a latency scenario; a throughput scenario already has a figure."""
     share, measured, most = (number(bench, name) for name in ("percentile", "percentile_ms", "estimate_ms"))
     if share is None or measured is None:
         return []
@@ -431,7 +431,7 @@ def _bench_card(bench: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _throttles(record: RunRecord) -> dict[str, Any]:
-    """The was slowed down, how long, and how many events there were."""
+    """Return the throttled components, their durations, and the number of events."""
     conditions = record.conditions
     events = conditions.get("throttles")
     seconds = sum(stop - start for start, stop in throttled(record.timeline))
@@ -448,22 +448,22 @@ def ms(value: float | None) -> str:
 
 
 def count(value: int) -> str:
-    """A number of things, in groups of three digits."""
+    """Format a number in groups of three digits."""
     return f"{value:,}".replace(",", "\u202f")
 
 
 def signed(value: float) -> str:
-    """A difference with its sign; three digits that count."""
+    """Format a difference with its sign and three significant digits."""
     return f"{value:+.3g}".replace("-", "−") if abs(value) < 1e4 else f"{value:+.0f}".replace("-", "−")
 
 
 def difference(item: MetricDifference) -> str:
-    """A difference with its interval."""
+    """Format a difference with its interval."""
     found = item.difference
     return "–" if found is None else f"{signed(found.value)} [{signed(found.low)}, {signed(found.high)}]"
 
 
 def ratio(item: MetricDifference) -> str:
-    """A ratio with its interval."""
+    """Format a ratio with its interval."""
     found: Interval | None = item.ratio
     return "–" if found is None else f"{found.value:.3g} [{found.low:.3g}, {found.high:.3g}]"

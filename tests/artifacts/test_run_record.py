@@ -146,12 +146,12 @@ def refused(path: Path) -> ArtifactError:
 @pytest.mark.parametrize(
     ("version", "said"),
     [
-        (1, "a record with format 1; this edge reads 2"),
-        (3, "a record with format 3; this edge reads 2"),
-        ("2", 'a record with format "2"; this edge reads 2'),
-        (True, "a record with format true; this edge reads 2"),
-        (None, "a record with format null; this edge reads 2"),
-        ({"a": 1}, 'a record with format {"a": 1}; this edge reads 2'),
+        (1, "record with format 1; this edge reads format 2"),
+        (3, "record with format 3; this edge reads format 2"),
+        ("2", 'record with format "2"; this edge reads format 2'),
+        (True, "record with format true; this edge reads format 2"),
+        (None, "record with format null; this edge reads format 2"),
+        ({"a": 1}, 'record with format {"a": 1}; this edge reads format 2'),
     ],
     ids=["older", "newer", "text", "true", "null", "object"],
 )
@@ -164,7 +164,7 @@ def test_another_format_is_refused_before_anything_else_is_read(tmp_path: Path, 
 
 def test_no_format_at_all(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text("{}")
-    assert refused(tmp_path / "r.json").what == "a record with no format; this edge reads 2"
+    assert refused(tmp_path / "r.json").what == "record with no format; this edge reads format 2"
 
 
 @pytest.mark.parametrize(

@@ -167,14 +167,14 @@ def test_folders_are_made(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "word"),
     [
-        (lambda data: data[:-1], "bytes, the manifest says"),
-        (lambda data: b"", "bytes, the manifest says"),
-        (lambda data: data + b"\n", "bytes, the manifest says"),
-        (lambda data: bytes([data[0] ^ 1]) + data[1:], "does not fit the sha256"),
-        (lambda data: data[:-1] + bytes([data[-1] ^ 0x80]), "does not fit the sha256"),
-        (lambda data: data[: len(data) // 2] + b"?" + data[len(data) // 2 + 1 :], "does not fit the sha256"),
-        (lambda data: b"\0" * len(data), "does not fit the sha256"),
-        (lambda data: data.replace(b"\n", b"\r\n"), "the manifest"),
+        (lambda data: data[:-1], "bytes, but its manifest says"),
+        (lambda data: b"", "bytes, but its manifest says"),
+        (lambda data: data + b"\n", "bytes, but its manifest says"),
+        (lambda data: bytes([data[0] ^ 1]) + data[1:], "does not match the sha256"),
+        (lambda data: data[:-1] + bytes([data[-1] ^ 0x80]), "does not match the sha256"),
+        (lambda data: data[: len(data) // 2] + b"?" + data[len(data) // 2 + 1 :], "does not match the sha256"),
+        (lambda data: b"\0" * len(data), "does not match the sha256"),
+        (lambda data: data.replace(b"\n", b"\r\n"), "its manifest"),
     ],
     ids=["cut", "empty", "longer", "first-bit", "last-bit", "middle-byte", "zeros", "crlf"],
 )
@@ -208,7 +208,7 @@ def test_every_single_flipped_bit_is_noticed(artifact: Path) -> None:
 )
 def test_a_file_that_is_gone_is_refused(artifact: Path, act: Callable[[Path], Any]) -> None:
     act(artifact.parent / "a.table")
-    refused(artifact, "named in the manifest and not there", "a.table")
+    refused(artifact, "the manifest lists this file, but it is missing", "a.table")
 
 
 def test_a_folder_in_the_place_of_a_file_is_refused(artifact: Path) -> None:
@@ -224,7 +224,7 @@ def test_two_files_that_changed_places_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a").rename(tmp_path / "c")
     (tmp_path / "b").rename(tmp_path / "a")
     (tmp_path / "c").rename(tmp_path / "b")
-    refused(path, "does not fit the sha256")
+    refused(path, "does not match the sha256")
 
 
 def test_files_are_left_alone_where_that_is_asked_for(artifact: Path) -> None:
@@ -320,7 +320,7 @@ def test_a_manifest_with_something_behind_it_is_refused(artifact: Path) -> None:
 
 
 def test_no_manifest(tmp_path: Path) -> None:
-    assert refused(tmp_path / "a.json", "there is no manifest").hint == "make the artifact again with --force"
+    assert refused(tmp_path / "a.json", "the manifest is missing").hint == "make the artifact again with --force"
 
 
 def test_a_folder_in_the_place_of_the_manifest(tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def forged(path: Path, **fields: Any) -> None:
 @pytest.mark.parametrize("number", [0, 2, 99, -1])
 def test_another_format_is_refused_with_what_this_edge_reads(tmp_path: Path, number: int) -> None:
     forged(tmp_path / "a.json", format=number)
-    refused(tmp_path / "a.json", f"manifest format {number}, this edge reads 1")
+    refused(tmp_path / "a.json", f"manifest format {number}; this edge reads format 1")
 
 
 NAMES = ["../a", "..", ".", "", "a/b", "/etc/passwd", "a\\b", "..\\a", "a\0b", "a/../b"]
@@ -548,7 +548,7 @@ def test_a_folder_that_may_not_be_written(as_nobody: Path) -> None:
     as_nobody.chmod(0o555)
     with pytest.raises(StoreError, match="cannot write: Permission denied") as caught:
         write_bytes(as_nobody / "x", b"new")
-    assert caught.value.hint == "no permission: choose another folder, or change its owner"
+    assert caught.value.hint == "no permission: choose another folder or change its owner"
     assert (as_nobody / "x").read_bytes() == b"old"
     with pytest.raises(StoreError, match="Permission denied"):
         write_bytes(as_nobody / "made" / "x", b"new")
@@ -641,7 +641,7 @@ def test_a_lock_that_is_held_too_long_is_an_error_that_says_so(tmp_path: Path) -
             pass
         assert 0.15 < time.monotonic() - start < 5
     assert str(caught.value) == (
-        f"{path}: another process has been writing this for 0.2 s\n  try: wait for it, or end it"
+        f"{path}: another process has been writing this for 0.2 s\n  try: wait for that process or end it"
     )
 
 

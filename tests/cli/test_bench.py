@@ -206,7 +206,7 @@ def test_a_profile_may_switch_power_off_and_ask_for_a_mode(edge: Edge, built: Pl
     ended = edge(*BENCH, "--json")
     assert ended.code == 0, ended.err
     content = json.loads(ended.out)
-    assert content["power_unavailable"] == "none: not asked for"
+    assert content["power_unavailable"] == "none: not requested"
     assert any("asks for power mode 25W" in warning for warning in content["warnings"])
     assert "asks for power mode 25W" in ended.err
     ended = edge(*BENCH, "--set-power-mode")

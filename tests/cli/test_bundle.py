@@ -93,7 +93,7 @@ def test_what_it_refuses(place: Path, edge: Edge) -> None:
     for command in (("verify", "tiny.edge"), ("unpack", "tiny.edge", "out"), ("sign", "tiny.edge", "--key", "k")):
         done = edge("bundle", *command)
         assert (done.code, done.out) == (7, "")
-        assert "does not fit the sha256" in done.err
+        assert "does not match the sha256" in done.err
     assert "bundle.json" not in tree(place / "out")
     assert edge("bundle", "show", "nowhere.edge").code == 7
     assert edge("bundle", "show", "samples").code == 7

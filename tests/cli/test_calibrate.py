@@ -286,7 +286,7 @@ def test_a_read_only_cache(edge_process: Edge, place: Place, read_only: str) -> 
     ended = edge_process(*COMMAND, limit=read_only)
     assert (ended.code, ended.out) == (9, "")
     assert "cannot write: Permission denied" in ended.err
-    assert "try: no permission: choose another folder, or change its owner" in ended.err
+    assert "try: no permission: choose another folder or change its owner" in ended.err
     assert list((folder / "calib_cache").iterdir()) == []
 
 

@@ -89,7 +89,7 @@ def test_what_was_changed_on_the_device_is_not_run(edge: Edge, shipped: Path, na
     path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
     for command in ("run", "build", "bench"):
         ended = edge(command, "--profile", "current", *(["--images", "pictures"] if command != "build" else []))
-        assert (ended.code, "does not fit the sha256 in the manifest" in ended.err) == (7, True)
+        assert (ended.code, "does not match the sha256 in the manifest" in ended.err) == (7, True)
 
 
 def test_a_bundle_that_nobody_allowed_signed_is_not_run(edge: Edge, shipped: Path) -> None:

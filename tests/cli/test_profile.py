@@ -160,7 +160,7 @@ def test_check_finds_what_does_not_fit(
         ("family: toaster\n", "bad.yaml:1: family: 'toaster' is not one of host, "),
         ("extends: tiny\ninput: {batch: {max: 0}}\n", "bad.yaml:2: input.batch.max: "),
         ("extends: tinny\n", "bad.yaml:1: extends: there is no tinny.yaml (did you mean 'tiny'?)"),
-        ("extends: bad\n", "extends: goes round in a circle"),
+        ("extends: bad\n", "extends: extends itself in a cycle"),
         (
             "extends: tiny\nprecision: fp16\n",
             "bad.yaml:2: precision: ONNX Runtime on a CPU runs fp32 or int8, not fp16",

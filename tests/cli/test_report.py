@@ -73,7 +73,7 @@ def test_a_page_that_cannot_be_written_is_said_first(output: str, edge: Edge, tw
 
 @pytest.mark.parametrize(
     ("data", "words"),
-    [(b"", "not a run record"), (b'{"format": 1}', "run it again"), (b"\xff\xfe", "not a run record")],
+    [(b"", "not a run record"), (b'{"format": 1}', "repeat the run"), (b"\xff\xfe", "not a run record")],
 )
 def test_what_is_no_record_is_said_with_its_name(data: bytes, words: str, edge: Edge, two: tuple[str, str]) -> None:
     Path("bad.json").write_bytes(data)

@@ -54,7 +54,7 @@ def test_the_plain_output_names_labels_stages_and_why_there_is_no_power(edge: Ed
     built()
     ended = edge(*COMMAND)
     assert ended.code == 0
-    for words in ("000.jpg", "007.jpg", "class ", "8 pictures in ", "4 of 4 weighted layers in INT8", "power "):
+    for words in ("000.jpg", "007.jpg", "class ", "8 images in ", "4 of 4 weighted layers in INT8", "power "):
         assert words in ended.out
     for stage in ("decode", "preprocess", "infer", "postprocess", "total"):
         assert f"\n {stage} " in ended.out
@@ -124,7 +124,7 @@ def test_what_cannot_be_decoded_is_a_counted_and_named_skip(edge: Edge, built: P
     plain = edge(*COMMAND)
     assert plain.code == 0
     assert "8 pictures" not in plain.out
-    assert "5 pictures in " in plain.out
+    assert "5 images in " in plain.out
     assert ", 3 skipped" in plain.out
     assert "warning: skipped 001.jpg: the picture is empty (0 bytes)" in plain.err
 
@@ -255,7 +255,7 @@ def test_a_record_that_cannot_be_written_does_not_take_the_results_with_it(edge:
     assert "profiles/tiny.yaml/r.json: cannot write: " in ended.err
     assert [one.get("name", "summary") for one in lines(ended.out)] == [*(f"{i:03d}.jpg" for i in range(8)), "summary"]
     plain = edge(*COMMAND, "--record", "profiles/tiny.yaml/r.json")
-    assert (plain.code, "8 pictures in " in plain.out) == (9, True)
+    assert (plain.code, "8 images in " in plain.out) == (9, True)
 
 
 def test_a_full_disk_for_the_record(edge_process: Edge, built: Place, full_disk: str) -> None:

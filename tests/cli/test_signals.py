@@ -75,7 +75,7 @@ def test_a_run_says_in_plain_words_that_it_was_interrupted(start: Start, built: 
     third.let_through(writer)
     code, out, err = finish(process)
     assert code == 130
-    assert re.search(r"^[3-7] pictures in ", out, re.MULTILINE)
+    assert re.search(r"^[3-7] images in ", out, re.MULTILINE)
     assert "(interrupted)" in out
     assert "record: r.json" in err
 

@@ -105,7 +105,7 @@ def test_what_does_not_go_together(options: tuple[str, ...], words: str, edge: E
         ({"notify": [{"to": "http://127.0.0.1:9/", "for": "soon"}]}, (), 3, "invalid duration 'soon'"),
         ({"decision": {"min_confidence": 1.5}}, (), 3, "decision.min_confidence"),
         ({"decision": {"min_confidence": float("nan")}}, (), 3, "decision.min_confidence"),
-        ({"cameras": {"front door": "0"}}, (), 3, "a name has letters, digits, - and _ only"),
+        ({"cameras": {"front door": "0"}}, (), 3, "a name may only have letters, digits, - and _"),
         ({"cameras": {"front": {"source": 0, "widht": 3}}}, (), 3, "did you mean 'width'?"),
         ({"cameras": {"front": {"width": 3}}}, (), 3, "is missing"),
     ],

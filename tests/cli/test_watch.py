@@ -94,8 +94,8 @@ def test_a_port_in_use_is_said_before_anything_runs(edge: Edge, built: Place) ->
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (("--web", "nonsense"), 2, "no HOST:PORT"),
-        (("--metrics", "1:2:3"), 2, "no HOST:PORT"),
+        (("--web", "nonsense"), 2, "invalid HOST:PORT"),
+        (("--metrics", "1:2:3"), 2, "invalid HOST:PORT"),
         (("--web", "127.0.0.1:0"), 7, "cannot read the token"),
     ],
 )

@@ -213,7 +213,7 @@ def test_a_bundle_that_cannot_run_here_has_failed(made: Made, tmp_path: Path) ->
     (tmp_path / "bad" / "model" / "model.onnx").write_bytes(b"x" * bad.files["model/model.onnx"].size)
     report = canary.canary(bad, tmp_path / "state", against=None, gates={}, tools=tools(), nonce="0f")
     assert (report.passed, report.own, report.nonce, report.bundle) == (False, None, "0f", bad.digest)
-    assert "does not fit the sha256" in report.failed[0]
+    assert "does not match the sha256" in report.failed[0]
 
 
 def test_gates_are_read() -> None:

@@ -61,7 +61,7 @@ def test_what_a_host_says_outranks_the_defaults(tmp_path: Path) -> None:
         ("hosts:\n  a:\n    port: 0\n", 3, "hosts.a.port: expected `int` >= 1"),
         ("hosts:\n  a:\n    port: ssh\n", 3, "hosts.a.port: expected `int"),
         ("hosts:\n  a: orin\n", 2, "hosts.a: must be a mapping"),
-        ("hosts:\n  a:\n  b:\n  a:\n", 4, "hosts.a: given twice"),
+        ("hosts:\n  a:\n  b:\n  a:\n", 4, "hosts.a: duplicate key"),
         ("hosts:\n  a/b:\n", 2, "hosts.a/b: a name is letters"),
         ("hosts:\n  status:\n", 2, "means something else on the command line"),
         ("hosts:\n  all:\n", 2, "means something else on the command line"),
@@ -78,7 +78,7 @@ def test_what_a_host_says_outranks_the_defaults(tmp_path: Path) -> None:
         ("hosts:\n  a:\nrollout: {parallel: 0}\n", 3, "rollout.parallel: expected `int` >= 1"),
         ("hosts:\n  a:\nrollout:\n  canary: [b]\n", 4, "rollout.canary: there is no host or group 'b'"),
         ("hosts:\n  a:\nrolout: {}\n", 3, "rolout: unknown key (did you mean 'rollout'?)"),
-        ("hosts: {a: &x {jump: *x}}\n", None, "an alias that stands inside of what it names"),
+        ("hosts: {a: &x {jump: *x}}\n", None, "an alias refers to the value that contains it"),
     ],
 )
 def test_what_is_wrong_has_a_line(tmp_path: Path, text: str, line: int | None, words: str) -> None:

@@ -254,7 +254,7 @@ def test_a_bundle_that_is_damaged_here_changes_nothing_there(
     path = tmp_path / "b.edge"
     data = path.read_bytes()
     path.write_bytes(data.replace(b"other other", b"other 0ther", 1))
-    with pytest.raises(ArtifactError, match="does not fit the sha256"):
+    with pytest.raises(ArtifactError, match="does not match the sha256"):
         ship(second, folder, settings=QUICK)
     assert current(folder) == first.digest
 

@@ -180,7 +180,7 @@ def test_a_damaged_file_is_refused(name: str, make: Make) -> None:
 def test_a_missing_layers_file_is_refused(make: Make) -> None:
     path = make("int8")
     (path.parent / "model-int8.layers.json").unlink()
-    with pytest.raises(ArtifactError, match="named in the manifest and not there"):
+    with pytest.raises(ArtifactError, match="the manifest lists this file, but it is missing"):
         engine_report.load(path)
 
 

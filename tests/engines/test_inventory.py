@@ -152,7 +152,7 @@ def test_an_engine_of_a_later_edge_is_not_damaged(make: Make, look: Looks, tmp_p
     content = json.loads(path.read_bytes())
     path.write_text(json.dumps({**content, "format": 2}))
     entry = scan(tmp_path, look())["model-fp32"]
-    assert (entry.state, entry.why) == ("unknown", ["manifest format 2, this edge reads 1"])
+    assert (entry.state, entry.why) == ("unknown", ["manifest format 2; this edge reads format 1"])
 
 
 def test_a_link_to_nowhere_is_no_engine(make: Make, look: Looks, tmp_path: Path) -> None:

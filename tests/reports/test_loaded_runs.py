@@ -38,7 +38,7 @@ def test_runs_have_letters_and_words(keep: Keep) -> None:
 
 
 def test_no_record_and_too_many(keep: Keep) -> None:
-    with pytest.raises(UsageError, match="no record"):
+    with pytest.raises(UsageError, match="no records"):
         load_runs([])
     with pytest.raises(UsageError, match="at most"):
         load_runs([keep("a.json")] * (MOST_RUNS + 1))
@@ -84,7 +84,7 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "frames.jsonl"
     with path.open("wb") as file:
         file.truncate(10 << 30)
-    with pytest.raises(ArtifactError, match="no run record is larger"):
+    with pytest.raises(ArtifactError, match="a run record has at most"):
         load_runs([path])
 
 
@@ -107,7 +107,7 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_impossible_numbers(change: Callable[[dict[str, Any]], object], keep: Keep) -> None:
-    with pytest.raises(ArtifactError, match="a record that cannot be"):
+    with pytest.raises(ArtifactError, match="the record is inconsistent"):
         load_runs([changed(keep("a.json"), change)])
 
 

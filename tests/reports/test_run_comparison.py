@@ -44,7 +44,7 @@ def test_a_slower_run_differs_by_what_it_is_slower(keep: Keep) -> None:
 
 def test_the_same_again_cannot_be_told_apart(keep: Keep) -> None:
     found = compared(keep, made(live=False, seed=1), made(live=False, seed=2))
-    for name in ("latency", "inference", "age", "rate", "energy per picture"):
+    for name in ("latency", "inference", "age", "rate", "energy per image"):
         assert by_name(found)[name].differs is False, name
     labels = found.pairs[0].labels
     assert labels is not None
@@ -95,18 +95,18 @@ def test_age_from_a_shutter_is_not_age_from_a_file(keep: Keep) -> None:
 
 def test_energy_has_the_bound_of_both(keep: Keep) -> None:
     cheaper = made(power={**POWER, "joules": 400.0})
-    energy = by_name(compared(keep, made(), cheaper))["energy per picture"]
+    energy = by_name(compared(keep, made(), cheaper))["energy per image"]
     assert energy.difference is not None
     assert energy.difference.value == pytest.approx(-20 / 600 * 1e3)
     assert energy.difference.high - energy.difference.low == pytest.approx(2 * 2 * 7.0)
     assert energy.differs is True
     no_bound = made(power={name: value for name, value in POWER.items() if name != "error_joules"})
-    assert by_name(compared(keep, made(), no_bound))["energy per picture"].difference is None
+    assert by_name(compared(keep, made(), no_bound))["energy per image"].difference is None
 
 
 @pytest.mark.parametrize("change", [{"scope": "system_input"}, {"source": "tegrastats"}])
 def test_energy_of_another_scope_is_not_compared(change: dict[str, str], keep: Keep) -> None:
-    energy = by_name(compared(keep, made(), made(power={**POWER, **change})))["energy per picture"]
+    energy = by_name(compared(keep, made(), made(power={**POWER, **change})))["energy per image"]
     assert (energy.difference, energy.ratio, energy.differs) == (None, None, None)
     assert "not the same quantity" in (energy.refusal or "")
 

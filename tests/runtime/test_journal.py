@@ -76,7 +76,7 @@ def test_cut_off_anywhere_it_is_what_was_before(tmp_path: Path, state: RunRecord
         path.write_bytes(data[:size] + b"\0" * 100)
         assert run_record.load(path).status == "interrupted"
     path.write_bytes(data[: head // 2])
-    with pytest.raises(ArtifactError, match="the first line is cut off"):
+    with pytest.raises(ArtifactError, match="the first line is truncated"):
         run_record.load(path)
 
 
@@ -94,7 +94,7 @@ def test_another_format_is_refused(tmp_path: Path, state: RunRecord) -> None:
     path = tmp_path / "r.jsonl"
     settled(written(path, state))
     path.write_bytes(path.read_bytes().replace(b'"format":2', b'"format":9', 1))
-    with pytest.raises(ArtifactError, match="a record with format 9; this edge reads 2"):
+    with pytest.raises(ArtifactError, match="record with format 9; this edge reads format 2"):
         run_record.load(path)
 
 

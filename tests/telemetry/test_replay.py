@@ -219,7 +219,7 @@ def test_a_source_of_another_name_lists_those_that_there_are() -> None:
 def test_none_is_a_source_that_says_that_nobody_asked() -> None:
     nothing = probe(prefer="none")
     assert isinstance(nothing, NoSource)
-    assert str(nothing) == "none: not asked for"
+    assert str(nothing) == "none: not requested"
 
 
 def test_a_replay_says_that_it_is_one(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ class Bundle:
             what = "shorter" if size < entry.size else "longer"
             raise ArtifactError(f"{what} than the {entry.size} bytes in the manifest", where=where, hint=_HINT)
         if not hmac.compare_digest(state.hexdigest(), entry.sha256):
-            raise ArtifactError("the content does not fit the sha256 in the manifest", where=where, hint=_HINT)
+            raise ArtifactError("the content does not match the sha256 in the manifest", where=where, hint=_HINT)
         yield held
 
     def read(self, name: str) -> bytes:

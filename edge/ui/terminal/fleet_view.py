@@ -1,6 +1,6 @@
-"""Many devices at once: one row for each that is at work, and a count of how the others ended.
+"""Show work on many devices: one row per active device, and the number of finished devices by result.
 
-Without a terminal, there is a line when a device has ended.
+Without a terminal, one line is printed when a device is done.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PLAIN_INTERVAL_S = 5.0
 
 
 class FleetView:
-    """The progress on ``total`` devices. Its methods may be called from any thread."""
+    """Shows the progress on ``total`` devices. Its methods may be called from any thread."""
 
     def __init__(self, terminal: Terminal, *, total: int, unit: str = "devices") -> None:
         self._terminal = terminal
@@ -44,12 +44,12 @@ class FleetView:
         return self._terminal.drawing(self.drawn, refresh_hz=_REFRESH_HZ)
 
     def begun(self, name: str) -> None:
-        """Work on a device has begun."""
+        """Record that work on a device has begun."""
         with self._guard:
             self._running[name] = (None, time.monotonic())
 
     def ended(self, name: str, *, work: str, line: str) -> None:
-        """Work on a device has ended; ``line`` says how."""
+        """Record that work on a device has ended; ``line`` is the result."""
         with self._guard:
             self._running.pop(name, None)
             self._counts[work] = self._counts.get(work, 0) + 1
@@ -58,7 +58,7 @@ class FleetView:
             self._info(f"[{done}/{self._total}] {name}: {line}", style=STYLES.get(work, ""))
 
     def listener(self, name: str) -> Callable[[Event], None]:
-        """The listener of one device."""
+        """Return the listener for one device's events."""
 
         def listen(event: Event) -> None:
             if isinstance(event, Note):
@@ -72,7 +72,7 @@ class FleetView:
         return listen
 
     def drawn(self) -> RenderableType:
-        """The view as it is now, in the size that the terminal has now."""
+        """Return the view in the terminal's current size."""
         from rich.table import Table
 
         width, height = self._terminal.err.size
@@ -99,7 +99,7 @@ class FleetView:
             self._terminal.info(text, style=style)
 
     def _notify(self, name: str, event: Progress) -> None:
-        """A sign of life in plain lines, now and then."""
+        """Print a progress line now and then if there is no live view."""
         if self._terminal.is_live:
             return
         now = time.monotonic()

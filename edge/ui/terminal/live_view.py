@@ -1,7 +1,7 @@
-"""The live view of a run: what is seen, how fast, at what power. Without a terminal there are plain lines.
+"""The live view of a run on a terminal: labels, rate, latency and power. Without a terminal there are plain lines.
 
-It is drawn from :class:`~edge.runtime.RunStatistics` a few times a second, in as much space as the terminal has. Rows
-give way in the order of their priority, and below the size of a panel one line is left.
+It is drawn from :class:`~edge.runtime.RunStatistics` a few times a second to fit the terminal. In a small terminal the
+rows with the lowest priority disappear, down to a single line.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _STAGE_NAMES = {
 
 
 def render_summary(terminal: Terminal, record: RunRecord) -> None:
-    """The end of a run, on stdout."""
+    """Print the summary of a finished run on stdout."""
     subject = record.subject
     terminal.show(
-        f"{record.pictures} pictures in {record.measured_s:.2f} s"
+        f"{record.pictures} images in {record.measured_s:.2f} s"
         + (f", {record.rate_per_s:.1f} pictures/s" if record.rate_per_s else "")
         + (f", {record.skipped_count} skipped" if record.skipped_count else "")
         + (f"  ({record.status})" if record.status != "complete" else "")
@@ -73,7 +73,7 @@ def render_summary(terminal: Terminal, record: RunRecord) -> None:
 
 
 def energy_lines(energy: Mapping[str, Any]) -> list[str]:
-    """Power and energy per picture, with what it takes to judge them; ``energy`` as in a record."""
+    """Return lines with power and energy per image and the data to judge them; ``energy`` as in a record."""
     each, error = energy["joules_per_picture"], energy.get("error_joules_per_picture")
     value, unit = energy_text(each * 1e3, None if error is None else error * 1e3)
     first = (
@@ -90,7 +90,7 @@ def energy_lines(energy: Mapping[str, Any]) -> list[str]:
             f"(idle {energy['idle_mw'] / 1e3:.2f} W, over {energy['idle_s']:.0f} s)"
         )
     elif energy.get("idle_refusal"):
-        lines.append(f"above idle: not known, {energy['idle_refusal']}")
+        lines.append(f"above idle: unknown, {energy['idle_refusal']}")
     return lines
 
 
@@ -109,10 +109,10 @@ def _show_cameras(terminal: Terminal, record: RunRecord) -> None:
 
 
 def _live_line(record: RunRecord) -> str:
-    """The losses of a live source: what it lost: frames that were replaced by newer ones, and times without any."""
+    """Return a line with a live source's losses: dropped frames and gaps."""
     without_s = sum((gap.end_s if gap.end_s is not None else record.measured_s) - gap.start_s for gap in record.gaps)
     gaps = f"{len(record.gaps)} gap{'s' if len(record.gaps) > 1 else ''}, {without_s:.1f} s without frames"
-    return f"{record.dropped} frames dropped for newer ones; {gaps if record.gaps else 'no gaps'}"
+    return f"{record.dropped} frames replaced by newer ones; {gaps if record.gaps else 'no gaps'}"
 
 
 def _summary_row(name: str, values: Summary) -> tuple[str, ...]:
@@ -124,12 +124,12 @@ _WIDEST = 100
 _PANEL_WIDTH, _PANEL_HEIGHT = 30, 6
 _PLAIN_INTERVAL_S = 5.0
 _REFRESH_HZ = 5
-# Fewer than 100 have no 99th percentile to speak of.
+# With fewer than 100 values there is no meaningful 99th percentile.
 _FEW = 100
 
 
 class LiveView:
-    """Shows a run while it goes. ``headline`` says what runs, ``power`` how power is measured, or why it is not."""
+    """Shows a run while it goes on. ``headline`` names the engine, ``power`` the power source or why there is none."""
 
     def __init__(self, terminal: Terminal, statistics: RunStatistics, *, headline: str, power: str) -> None:
         self._terminal = terminal
@@ -144,7 +144,7 @@ class LiveView:
         return self._terminal.drawing(self.drawn, refresh_hz=_REFRESH_HZ)
 
     def on_event(self, event: Event) -> None:
-        """Say in plain lines what the panel would show; on a terminal, the panel does."""
+        """Print the event as a plain line if there is no live panel."""
         if self._terminal.is_live:
             return
         if isinstance(event, Skip):
@@ -162,7 +162,7 @@ class LiveView:
             self._throttling = throttling
 
     def drawn(self) -> RenderableType:
-        """The panel as it is now, in the size that the terminal has now."""
+        """Return the panel for the terminal's current size."""
         width, height = self._terminal.err.size
         return drawn(
             self._statistics.snapshot(), headline=self._headline, power=self._power, width=width, height=height,
@@ -171,7 +171,7 @@ class LiveView:
 
 
 def drawn(now: RunSnapshot, *, headline: str, power: str, width: int, height: int, glyphs: Glyphs) -> RenderableType:
-    """The panel for a terminal of ``width`` columns and ``height`` rows; one line where that is too small."""
+    """Return the panel for ``width`` columns and ``height`` rows, or one line if that is too small."""
     from rich import box
     from rich.console import Group
     from rich.panel import Panel
@@ -179,7 +179,7 @@ def drawn(now: RunSnapshot, *, headline: str, power: str, width: int, height: in
     if width < _PANEL_WIDTH or height < _PANEL_HEIGHT:
         return _one_line(now, width, glyphs)
     inner = min(width, _WIDEST) - 4
-    # A row less than the terminal has: with the cursor's line, a full one would scroll.
+    # Leave one row free: with the cursor's line, a full screen would scroll.
     rows = _fitting(_rows(now, inner, power, glyphs), height - 3)
     elapsed = int(now.t_s)
     clock = f"{elapsed // 3600}:{elapsed % 3600 // 60:02d}:{elapsed % 60:02d}"
@@ -192,7 +192,7 @@ def drawn(now: RunSnapshot, *, headline: str, power: str, width: int, height: in
 
 
 def _rows(now: RunSnapshot, width: int, power: str, glyphs: Glyphs) -> list[tuple[int, Text]]:
-    """All rows from top to bottom, each with its worth: where there is no room, the lowest go first."""
+    """Return all rows from top to bottom, each with its priority: the lowest disappear first."""
     rows: list[tuple[int, Text]] = []
     if now.gap is not None:
         rows.append((99, _text(_gap_line(now.gap), style="bold red")))
@@ -225,7 +225,7 @@ def _rows(now: RunSnapshot, width: int, power: str, glyphs: Glyphs) -> list[tupl
 
 
 def _seen_rows(now: RunSnapshot, width: int, glyphs: Glyphs) -> list[tuple[int, Text]]:
-    """Rows of what is seen: each camera of several in one row, or the guesses of the newest picture."""
+    """Return the label rows: one row per camera if there are several, else the guesses for the newest image."""
     if now.cameras:
         return [(96, _camera_row(camera, width, glyphs)) for camera in now.cameras]
     rows: list[tuple[int, Text]] = []
@@ -243,7 +243,7 @@ def _seen_rows(now: RunSnapshot, width: int, glyphs: Glyphs) -> list[tuple[int, 
 
 
 def _camera_row(camera: CameraSnapshot, width: int, glyphs: Glyphs) -> Text:
-    """One camera of several: what it sees, how fast, how old; or why it gives nothing."""
+    """Return the row of one camera: label, rate and age, or the reason why it delivers no frames."""
     name = f"{camera.name:<12} "
     if camera.gap is not None:
         return _text(_cut(name + _gap_line(camera.gap), width), style="bold red")
@@ -261,7 +261,7 @@ def _camera_row(camera: CameraSnapshot, width: int, glyphs: Glyphs) -> Text:
 
 
 def notify_line(target: NotifyCounts) -> str:
-    """The counts of the notifications to one target."""
+    """Format the counts of the notifications to one target."""
     words = [f"{target.target}: {target.sent} sent"]
     words += [
         f"{count} {name}"
@@ -362,7 +362,7 @@ def _words(label: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """``text`` without what moves a terminal's cursor or changes its colours."""
+    """Return ``text`` without control sequences, which could move the cursor or change colours."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 

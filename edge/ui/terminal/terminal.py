@@ -1,7 +1,7 @@
-"""The only place that draws on a terminal.
+"""The only module that draws on a terminal.
 
-Data goes to stdout, everything else to stderr. Markup, emoji and highlighting are off: a path with brackets must come
-out as it is. Without a terminal, or with ``NO_COLOR``, there are plain lines and no moving parts.
+Data goes to stdout, everything else to stderr. Markup, emoji and highlighting are off, because a path with brackets
+must be printed unchanged. Without a terminal, or with ``NO_COLOR``, there are only plain lines.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Style = Literal["", "bold", "dim", "green", "yellow", "red", "cyan"]
 
-# Plain progress lines (no terminal) come at most this often.
+# Minimum time between plain progress lines (no terminal).
 _PLAIN_INTERVAL_S = 5.0
 
 
@@ -36,12 +36,12 @@ class Terminal:
         from rich.console import Console
 
         for stream in (sys.stdout, sys.stderr):
-            # A Latin-1 or ASCII locale must not turn a file name or a × into a crash.
+            # In a Latin-1 or ASCII locale a file name or a × must not cause a crash.
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
         options = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
         if is_plain():
-            # Rich's own NO_COLOR takes the colours away and leaves bold and dim, which are escape codes as well.
+            # Rich's NO_COLOR removes colours but leaves bold and dim, which are escape codes, too.
             options["color_system"] = None  # type: ignore[assignment]
         self.out: Console = Console(file=sys.stdout, **options)  # type: ignore[arg-type]
         self.err: Console = Console(file=sys.stderr, **options)  # type: ignore[arg-type]
@@ -49,26 +49,26 @@ class Terminal:
 
     @property
     def is_live(self) -> bool:
-        """True if moving parts may be drawn on stderr."""
+        """True if live updates may be drawn on stderr."""
         return self.err.is_terminal and not is_plain() and not self.quiet
 
     def data(self, text: str) -> None:
-        """Write ``text`` to stdout as it is: no wrapping, no colour. For JSON and for lists that scripts read."""
+        """Write ``text`` unchanged to stdout, without wrapping or colour: for JSON and for lists that scripts read."""
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
 
     def show(self, item: RenderableType, *, style: Style = "") -> None:
-        """Draw a result on stdout."""
+        """Print a result on stdout."""
         self.out.print(item, style=style or None)
 
     def marked(self, mark: str, text: str, *, style: Style, on_stderr: bool = False) -> None:
-        """A line whose first word alone has a colour: results with a verdict in front."""
+        """Print a line whose first word has a colour: a result that begins with a verdict."""
         from rich.text import Text
 
         (self.err if on_stderr else self.out).print(Text.assemble((mark, style), text))
 
     def info(self, text: str, *, style: Style = "") -> None:
-        """One line for the person, on stderr."""
+        """Print a message on stderr."""
         if not self.quiet:
             self.err.print(text, style=style or None)
 
@@ -83,7 +83,7 @@ class Terminal:
     def table(
         self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), title: str = ""
     ) -> None:
-        """A table on stdout; ``right`` names the columns that are aligned to the right."""
+        """Print a table on stdout; ``right`` names the right-aligned columns."""
         from rich import box
         from rich.table import Table
 
@@ -111,7 +111,7 @@ class Terminal:
 
     @contextmanager
     def progress(self) -> Iterator[Listener]:
-        """A listener that draws a bar with rate and ETA on a terminal, plain lines elsewhere."""
+        """Return a listener that draws a bar with rate and ETA on a terminal, and plain lines elsewhere."""
         if self.is_live:
             yield from self._bars()
         else:
@@ -166,7 +166,7 @@ class Terminal:
 
 
 def is_plain() -> bool:
-    """True if the environment asks for plain lines: ``NO_COLOR`` (no-color.org), or a terminal that can do no more."""
+    """Return True if the environment asks for plain lines: ``NO_COLOR`` (no-color.org), or a dumb terminal."""
     return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
 
 
@@ -180,14 +180,14 @@ _EIGHTHS = "▏▎▍▌▋▊▉"
 
 
 class Glyphs:
-    """Characters for drawing; ``encoding`` is that of the stream."""
+    """Characters for drawing; ``encoding`` is the encoding of the stream."""
 
     def __init__(self, encoding: str) -> None:
         self.is_fine = "utf" in encoding.lower()
         self.dot, self.dash, self.degree = ("·", "–", "°C") if self.is_fine else ("|", "-", "C")
 
     def bar(self, share: float, width: int) -> tuple[str, str]:
-        """The filled and the empty part of a bar, together ``width`` characters; ``share`` from 0 to 1."""
+        """Return the filled and the empty part of a bar of ``width`` characters; ``share`` is 0 to 1."""
         share = min(max(share, 0.0), 1.0) if math.isfinite(share) else 0.0
         if not self.is_fine:
             filled = round(share * width)
@@ -198,7 +198,7 @@ class Glyphs:
         return drawn, "·" * (width - len(drawn))
 
     def sparkline(self, values: Sequence[float | None], width: int) -> str:
-        """The newest ``width`` values, scaled from 0 to the largest; a hole where there is none."""
+        """Draw the newest ``width`` values, scaled from 0 to the largest; a blank for a missing value."""
         shown = list(values)[-width:] if width > 0 else []
         top = max((value for value in shown if value is not None and math.isfinite(value)), default=0.0)
         if top <= 0:

@@ -1,4 +1,4 @@
-"""A run in a browser and for Prometheus: read-only pages, on loopback unless an address and a token say otherwise."""
+"""Web page and Prometheus metrics of a run: read-only, on loopback unless an address and a token are given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``HOST:PORT`` as it is typed, the socket for it, and who may be asked for by which name."""
+"""Parse ``HOST:PORT``, open the listening socket, and check the host name and token of requests."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ import msgspec
 from edge.artifacts import Secret
 from edge.errors import ArtifactError, DeviceError, UsageError
 
-# A client that takes nothing for so long is cut off by the kernel.
+# The kernel closes the connection of a client that reads nothing for this long.
 _STALLED_MS = 15_000
 _BACKLOG = 16
 
 
 class Address(msgspec.Struct, frozen=True):
-    """An address to listen on. ``port`` 0 means any that is free."""
+    """An address to listen on. ``port`` 0 means any free port."""
 
     host: str
     port: int
 
     @property
     def is_loopback(self) -> bool:
-        """True if only this machine can reach it."""
+        """True if only this machine can reach the address."""
         if self.host == "localhost":
             return True
         try:
@@ -38,7 +38,7 @@ class Address(msgspec.Struct, frozen=True):
 
     @property
     def url(self) -> str:
-        """The address that a browser on this machine or in its network is given."""
+        """The URL to open in a browser on this machine or in its network."""
         try:
             any_address = ipaddress.ip_address(self.host).is_unspecified
         except ValueError:
@@ -48,10 +48,10 @@ class Address(msgspec.Struct, frozen=True):
 
 
 def parse_address(text: str, *, option: str) -> Address:
-    """``8080``, ``:8080``, ``HOST:8080`` or ``[IPV6]:8080``; without a host it is the loopback address.
+    """Parse ``8080``, ``:8080``, ``HOST:8080`` or ``[IPV6]:8080``; the default host is the loopback address.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: ``text`` has none of these forms.
     """
     host, _, port = text.strip().rpartition(":")
     if host.startswith("[") and host.endswith("]"):
@@ -61,7 +61,7 @@ def parse_address(text: str, *, option: str) -> Address:
         valid = ":" not in host and "/" not in host and host.isprintable() and " " not in host
     if not valid or not port.isdecimal() or not port.isascii() or int(port) > 65535:
         raise UsageError(
-            f"{text!r} is no HOST:PORT", where=option, hint=f"{option} 127.0.0.1:8080, or {option} 0.0.0.0:8080"
+            f"invalid HOST:PORT {text!r}", where=option, hint=f"{option} 127.0.0.1:8080, or {option} 0.0.0.0:8080"
         )
     return Address(host or "127.0.0.1", int(port))
 
@@ -80,7 +80,7 @@ def listen(address: Address, *, option: str) -> socket.socket:
         raise DeviceError(f"cannot listen on {address.host}: {exc.strerror}", where=option) from exc
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted connections inherit these: bounded buffers, and an end for those who never read.
+        # Accepted connections inherit these: bounded buffers, and a timeout for clients that never read.
         made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 128 << 10)
         with contextlib.suppress(OSError):
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STALLED_MS)
@@ -97,8 +97,8 @@ def listen(address: Address, *, option: str) -> socket.socket:
 
 def _hint(exc: OSError, address: Address) -> str | None:
     hints = {
-        errno.EADDRINUSE: f"ss -ltnp 'sport = :{address.port}' shows who has it; choose another port",
-        errno.EACCES: "ports below 1024 are for root: choose another port",
+        errno.EADDRINUSE: f"ss -ltnp 'sport = :{address.port}' shows which process uses it; choose another port",
+        errno.EACCES: "ports below 1024 need root: choose another port",
         errno.EADDRNOTAVAIL: "this machine has no such address: ip -brief address lists them",
     }
     return hints.get(exc.errno or 0)
@@ -117,7 +117,7 @@ _HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]{2,45})\]|(?P<name>[a-z0-9._-]{1
 
 
 class Access:
-    """``token`` None lets everybody in who asks by a right name; for loopback only."""
+    """Access rules. ``token`` None admits every request with a valid host name; use it on loopback only."""
 
     def __init__(self, token: Secret | None) -> None:
         self.token = token
@@ -127,7 +127,7 @@ class Access:
         self._names = {"localhost", own, f"{own}.local", own.partition(".")[0]}
 
     def is_ours(self, host: str) -> bool:
-        """True if a ``Host`` header names this machine."""
+        """Return True if a ``Host`` header names this machine."""
         found = _HOST.fullmatch(host.strip().lower())
         if found is None:
             return False
@@ -136,7 +136,7 @@ class Access:
             ipaddress.ip_address(name)
         except ValueError:
             return found["name"] is not None and name.rstrip(".") in self._names
-        # An IPv6 address has brackets, and nothing else has.
+        # Only an IPv6 address has brackets.
         return (":" in name) == (found["address"] is not None)
 
     def is_token(self, given: str) -> bool:
@@ -144,7 +144,7 @@ class Access:
         return self.token is None or self.token == Secret(given)
 
     def may_look(self, *, cookie: str | None, authorization: str | None) -> bool:
-        """True if a request with this cookie or ``Authorization`` header is let in."""
+        """Return True if a request with this cookie or ``Authorization`` header is admitted."""
         if self.token is None:
             return True
         if cookie is not None and self.session == Secret(cookie):
@@ -158,7 +158,7 @@ def read_token(path: Path) -> Secret:
 
     Raises:
         ArtifactError: the file cannot be read.
-        UsageError: it is too short to be a secret, or has letters that no header may hold.
+        UsageError: it is too short to be a secret, or has characters that are invalid in a header.
     """
     try:
         lines = path.read_text(errors="replace").splitlines()
@@ -167,7 +167,7 @@ def read_token(path: Path) -> Secret:
     token = lines[0].strip() if lines else ""
     if len(token) < _FEWEST_LETTERS or not token.isascii() or not token.isprintable() or " " in token:
         raise UsageError(
-            f"a token has at least {_FEWEST_LETTERS} ASCII letters and no spaces", where=path,
+            f"a token must have at least {_FEWEST_LETTERS} ASCII characters and no spaces", where=path,
             hint=f"openssl rand -hex 24 > {path}",
         )  # fmt: skip
     return Secret(token)

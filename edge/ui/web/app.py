@@ -1,4 +1,4 @@
-"""The pages, as a Starlette application: who is let in, what every answer carries, and the handful of paths."""
+"""The web pages as a Starlette application: access checks, security headers, and the routes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _STATIC = Path(__file__).parent / "static"
 _MOST_BODY = 1024
-# Nothing from elsewhere, nothing inline, in nobody's frame; pictures made by our own script are blobs.
+# No foreign or inline content, no frames; images made by the page's own script are blobs.
 _HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
@@ -58,7 +58,7 @@ _FILES = {
 def application(access: Access, *, view: RunView | None, metrics: Metrics | None, cookie: str) -> ASGIApp:
     """Return the application for one address: the page with ``view``, ``/metrics`` with ``metrics``, or both.
 
-    ``cookie`` is a name of its own for this port: browsers share cookies among the ports of a machine.
+    ``cookie`` is a cookie name for this port only, because browsers share cookies among the ports of a machine.
     """
     routes: list[Route] = []
     if view is not None:
@@ -71,7 +71,7 @@ def application(access: Access, *, view: RunView | None, metrics: Metrics | None
 
 
 class _Guard:
-    """Answers for the application to those who ask by a wrong name or without the token; adds the headers."""
+    """Rejects requests with a wrong host name or without the token; adds the security headers to all answers."""
 
     def __init__(self, app: ASGIApp, access: Access, cookie: str, *, has_page: bool) -> None:
         self._app = app
@@ -97,7 +97,7 @@ class _Guard:
     def _refusal(self, request: Request) -> Response | None:
         if not self._access.is_ours(request.headers.get("host", "")):
             return PlainTextResponse(
-                "This address is asked for by a name that is not this machine's. Use its IP address.\n", 421
+                "The host name in this URL does not belong to this machine. Use its IP address.\n", 421
             )
         path = request.url.path
         if path in _FILES or path == "/enter":
@@ -107,7 +107,7 @@ class _Guard:
             return None
         if path == "/" and self._has_page:
             return Response(self._enter_page, 401, media_type="text/html")
-        return PlainTextResponse("a token is needed\n", 401, {"www-authenticate": 'Bearer realm="edge"'})
+        return PlainTextResponse("a token is required\n", 401, {"www-authenticate": 'Bearer realm="edge"'})
 
 
 def _page_routes(view: RunView) -> list[Route]:
@@ -170,7 +170,7 @@ def _json(content: object) -> Response:
 
 
 def _number(text: str) -> float:
-    """A finite number out of an address; -1, which is before everything, where it is none."""
+    """Parse a finite number from a URL; return -1, which is before everything, if it is invalid."""
     try:
         value = float(text)
     except ValueError:
@@ -178,7 +178,7 @@ def _number(text: str) -> float:
     return value if math.isfinite(value) else -1.0
 
 
-# More are answered with 503: what one of them may hold in memory (128 KiB to send, 64 KiB of headers) is bounded too.
+# More connections get a 503: the memory of each (128 KiB to send, 64 KiB of headers) is bounded, too.
 _MOST_CONNECTIONS = 32
 _MOST_OF_ONE_NETWORK = 12
 # From a connection, or the end of the last answer, to the end of the next one.
@@ -224,12 +224,12 @@ class _Protocol(H11Protocol):
 
     @property
     def is_busy(self) -> bool:
-        """True while a whole request is being answered."""
+        """True while a complete request is being answered."""
         cycle: Any = self.cycle
         return cycle is not None and not cycle.response_complete
 
     def _look(self) -> None:
-        """Cut off a connection whose request, or the answer to it, takes too long."""
+        """Close the connection if its request or answer takes too long."""
         if self.loop.time() - self._since_s > _REQUEST_S:
             self.transport.abort()
             return
@@ -249,7 +249,7 @@ def network_of(peer: tuple[Any, ...] | None) -> str:
 
 @final
 class Server:
-    """Serves ``app`` on a listening socket while its block runs. The socket is closed at the end."""
+    """Serves ``app`` on a listening socket while its block runs, and closes the socket at the end."""
 
     def __init__(self, app: ASGIApp, listening: socket.socket) -> None:
         self._socket = listening
@@ -260,7 +260,7 @@ class Server:
                 ws="none",
                 lifespan="off",
                 loop="asyncio",
-                # An access log would be a line in the journal for every picture that somebody looks at.
+                # An access log would write a line to the journal for every viewed image.
                 access_log=False,
                 log_config=None,
                 log_level=logging.ERROR,
@@ -280,7 +280,7 @@ class Server:
         while not self._server.started:
             if not self._thread.is_alive() or time.monotonic() > until:
                 self._socket.close()
-                raise DeviceError("the web server does not start")
+                raise DeviceError("the web server could not be started")
             time.sleep(0.005)
         return self
 

@@ -1,8 +1,8 @@
-"""A run for Prometheus. Names and units follow its conventions (seconds, watts, degrees Celsius, ``_total``).
+"""Export a run to Prometheus. Names and units follow its conventions (seconds, watts, degrees Celsius, ``_total``).
 
-The text is written by Prometheus' own client library (pure Python, no dependencies): escaping and the choice between
-the two formats are its business. docs/web.md lists every metric. No label of a picture becomes a metric: what a camera
-sees stays out of a time-series database, and so does a thousand series.
+Prometheus' own client library (pure Python, no dependencies) writes the text: it does the escaping and chooses between
+the two formats. docs/web.md lists every metric. Image labels never become metrics, so that neither a camera's view nor
+a thousand series enter a time-series database.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _BOUNDS_S = (
 
 
 def check() -> None:
-    """Make sure that metrics can be written.
+    """Check that metrics can be written.
 
     Raises:
         MissingDependencyError: prometheus_client is missing.
@@ -50,7 +50,7 @@ def check() -> None:
 
 
 class Metrics:
-    """The state of a run as Prometheus text. ``joules`` gives the energy since the beginning, where it is known.
+    """The state of a run as Prometheus text. ``joules`` returns the energy since the start, or None if unknown.
 
     Raises:
         MissingDependencyError: prometheus_client is missing.
@@ -77,7 +77,7 @@ class Metrics:
         self._registry.register(self)
 
     def text(self, accept: str = "") -> tuple[bytes, str]:
-        """Everything in the format that ``accept`` asks for, and its content type."""
+        """Return all metrics in the format that ``accept`` requests, and its content type."""
         encode, kind = self._exposition.choose_encoder(accept)
         data: bytes = encode(self._registry)
         return data, str(kind)
@@ -94,7 +94,7 @@ class Metrics:
     def _about(self) -> Iterator[Any]:
         subject, device = self._subject, self._subject.device
         yield self._core.InfoMetricFamily(
-            "edge_run", "What runs, where.",
+            "edge_run", "Engine, device and source of the run.",
             value={
                 "version": __version__, "profile": subject.profile, "model": subject.model.rpartition("/")[2],
                 "engine": subject.engine_sha256[:12], "precision": subject.precision,
@@ -107,19 +107,17 @@ class Metrics:
         yield gauge("edge_run_start_time_seconds", "Unix time at which the run began.", value=self._started_s)
 
     def _counts(self, now: RunSnapshot) -> Iterator[Any]:
-        """Counts of the run, or of each camera where there are several: then they have the label ``camera``."""
+        """Yield the counts of the run, or of each camera if there are several, with the label ``camera``."""
         each: list[tuple[list[str], RunSnapshot | CameraSnapshot]] = [([camera.name], camera) for camera in now.cameras]
         each = each or [([], now)]
         names = ["camera"] if now.cameras else []
-        frames = self._core.CounterMetricFamily(
-            "edge_frames", "Frames by what became of them.", labels=[*names, "outcome"]
-        )
+        frames = self._core.CounterMetricFamily("edge_frames", "Frames by outcome.", labels=[*names, "outcome"])
         up = self._core.GaugeMetricFamily(
             "edge_source_up", "1 while frames come, 0 while the source is being reopened.", labels=names
         )
-        gaps = self._core.CounterMetricFamily("edge_source_gaps", "Times without frames that began.", labels=names)
+        gaps = self._core.CounterMetricFamily("edge_source_gaps", "Number of times without frames.", labels=names)
         seconds = self._core.CounterMetricFamily(
-            "edge_source_gap_seconds", "Length of the times without frames that ended.", labels=names
+            "edge_source_gap_seconds", "Total length of the finished times without frames.", labels=names
         )
         for labels, counts in each:
             frames.add_metric([*labels, "labelled"], counts.pictures)
@@ -158,7 +156,7 @@ class Metrics:
 
     def _histograms(self, now: RunSnapshot) -> Iterator[Any]:
         family = self._core.HistogramMetricFamily(
-            "edge_stage_seconds", "Time of each stage for one picture; total is all of them, age is since capture.",
+            "edge_stage_seconds", "Time of each stage for one image; total is all of them, age is since capture.",
             labels=["stage"],
         )  # fmt: skip
         bounds, bounds_ms = [*map(str, _BOUNDS_S), "+Inf"], [bound * 1e3 for bound in _BOUNDS_S]
@@ -194,7 +192,7 @@ class Metrics:
             ("edge_temperature_celsius", "Temperatures.", "sensor", reading.temps_c),
             ("edge_load_ratio", "Load of each unit, 0 to 1.", "unit", _scaled(reading.loads_percent, 0.01)),
             ("edge_clock_hertz", "Clock of each unit.", "unit", _scaled(reading.clocks_mhz, 1e6)),
-            ("edge_throttling", "1 for what is slowed down for heat now.", "by", dict.fromkeys(reading.throttling, 1)),
+            ("edge_throttling", "1 for each throttled component.", "by", dict.fromkeys(reading.throttling, 1)),
         ):
             family = gauge(name, text, labels=[label])
             for key, value in values.items():

@@ -1,7 +1,7 @@
-"""The view: what a browser is shown of a run: the state as JSON, and the newest labelled frame as JPEG.
+"""Data for the web page of a run: the state as JSON, and the newest labelled frame as JPEG.
 
-Nothing is prepared for nobody: without a request in the last seconds a frame is not even kept, and one frame is encoded
-once however many look, at most eight times a second.
+No work is done without a viewer: a frame is stored only after a request in the last seconds, and encoded once for all
+viewers, at most eight times a second.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from edge.artifacts import FrameResult, RunRecord, Subject
 from edge.media import pictures
 from edge.runtime import CameraSnapshot, Clock, RunSnapshot, RunStatistics, seen_label
 
-# uint8 H×W×3 BGR; NumPy is not for this layer, which only passes it on.
+# uint8 H×W×3 BGR. This layer only passes it on and does not import NumPy.
 Pixels = Any
 
 _WANTED_S = 3.0
 _ENCODE_S = 0.125
-# Ticks that one answer holds at most; the page asks for those after the last one it has.
+# Maximum number of ticks in one answer; the page asks for those after its last one.
 _MOST_TICKS = 600
 
 
 class FrameImage(msgspec.Struct, frozen=True):
-    """A JPEG and the number of the frame that it shows."""
+    """A JPEG and the number of its frame."""
 
     seq: int
     data: bytes
 
 
 class RunView:
-    """``headline`` says what runs, ``power`` how power is measured or why it is not."""
+    """State of a run for its viewers. ``headline`` names the engine, ``power`` its source or why there is none."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class RunView:
         self._reported = threading.Event()
 
     def show(self, pixels: Pixels, result: FrameResult) -> None:
-        """Keep the newest labelled frame, if somebody has looked within the last seconds."""
+        """Store the newest labelled frame if there was a viewer within the last seconds."""
         if self._clock() - self._asked_s < _WANTED_S:
             self._frames[result.camera or ""] = (pixels, result.seq)
 
@@ -80,7 +80,7 @@ class RunView:
             return picture
 
     def state(self, *, since_s: float) -> dict[str, Any]:
-        """Everything on the page but the picture; of the history, what came after ``since_s``."""
+        """Return everything on the page except the image; the history starts after ``since_s``."""
         now = self.statistics.snapshot()
         summary = self.statistics.summary()
         with self._lock:

@@ -213,8 +213,8 @@ def renamed_from_another_device(kept: TimingStore) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (cut_off, "10 bytes, the manifest says"),
-        (bit_flipped, "does not fit the sha256"),
+        (cut_off, "10 bytes, but its manifest says"),
+        (bit_flipped, "does not match the sha256"),
         (no_manifest, "it has no manifest"),
         (no_cache, "not there"),
         (torn_manifest, "not a manifest"),

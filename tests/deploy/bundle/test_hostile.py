@@ -241,11 +241,11 @@ def test_swapped_contents_are_found(tmp_path: Path) -> None:
     for name, other in (("a", "b"), ("b", "a")):
         data[plan.offsets[name] : plan.offsets[name] + 600] = files[other]
     path.write_bytes(data)
-    with pytest.raises(ArtifactError, match="does not fit the sha256"):
+    with pytest.raises(ArtifactError, match="does not match the sha256"):
         verify_bundle(open_bundle(path))
     folder = folder_of(tmp_path / "folder", files)
     (folder / "a").write_bytes(files["b"])
-    with pytest.raises(ArtifactError, match="does not fit the sha256"):
+    with pytest.raises(ArtifactError, match="does not match the sha256"):
         verify_bundle(open_bundle(folder))
 
 

@@ -132,7 +132,7 @@ def test_a_broken_bundle_is_not_pushed(registry: Running, tmp_path: Path) -> Non
     at_content = data.index(b"weights weights")
     data[at_content] ^= 1
     (tmp_path / "a.edge").write_bytes(data)
-    with pytest.raises(ArtifactError, match="does not fit the sha256"):
+    with pytest.raises(ArtifactError, match="does not match the sha256"):
         push(bundle, parse_reference(at(registry.host)))
     assert tree(registry.storage) == {}
 

@@ -105,7 +105,7 @@ def test_a_token_from_a_file(tmp_path: Path) -> None:
     assert read_token(path).reveal() == "0123456789abcdef"
     for short in ("", "\n", "short", "a b c d e f g h i j k l", "ä" * 20, "0123456789abcdef\x00"):
         path.write_text(short)
-        with pytest.raises(UsageError, match="a token has at least"):
+        with pytest.raises(UsageError, match="a token must have at least"):
             read_token(path)
     with pytest.raises(ArtifactError, match="cannot read the token"):
         read_token(tmp_path / "absent")

@@ -68,7 +68,7 @@ def test_without_the_token_there_is_a_form_and_nothing_else(running: Make) -> No
     run.label()
     for path in ("/about", "/state", "/frame.jpg", "/metrics"):
         answer = run.ask(path)
-        assert (answer.status, answer.body) == (401, b"a token is needed\n")
+        assert (answer.status, answer.body) == (401, b"a token is required\n")
         assert answer.headers["www-authenticate"].startswith("Bearer")
     page = run.ask("/")
     assert page.status == 401
