@@ -17,7 +17,7 @@ from edge.errors import ArtifactError, UsageError
 
 MASK = "***"
 _URL = re.compile(r"(?P<scheme>.*?[a-zA-Z][a-zA-Z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
-# `user=admin_password=…_channel=1` and the like, as some cameras have it in the path.
+# `user=admin_password=…_channel=1` and similar: some cameras have such parts in the path.
 _KEY = (
     r"(?:(?:user|usr)(?:name|[_-]?id|[_-]?pw)?|login|pass(?:word|wd|phrase)?|pwd?|token|auth|secret|(?:api)?[_-]?key|"
     r"sig(?:nature)?)"
@@ -166,7 +166,7 @@ def read_secret(path: Path, *, what: str) -> Secret:
     except OSError as exc:
         raise ArtifactError(f"cannot read {what}: {exc.strerror or exc}", where=path) from exc
     if not line:
-        raise UsageError(f"the first line has no {what}", where=path)
+        raise UsageError(f"the first line is empty; it must be the {what}", where=path)
     return Secret.url(line) if "://" in line else Secret(line)
 
 

@@ -40,7 +40,7 @@ def temporary_folder(what: str) -> Iterator[Path]:
     """Make a folder that is removed when the block ends.
 
     Args:
-        what: What it is for, in lower-case letters: part of its name.
+        what: purpose of the folder in lower-case letters; part of its name.
 
     Raises:
         StoreError: there is no temporary folder that can be written.

@@ -45,7 +45,7 @@ Triple = tuple[float, float, float]
 
 
 class BatchRange(ConfigSection, frozen=True):
-    """Batch sizes that the engine must take, and the one that it is optimized for."""
+    """Batch sizes that the engine accepts (min to max), and the one it is optimized for (opt)."""
 
     min: Positive = 1
     opt: Positive = 1
@@ -61,7 +61,7 @@ class InputConfig(ConfigSection, frozen=True):
 
 
 class PreprocessConfig(ConfigSection, frozen=True):
-    """From a picture to the network's float input (:mod:`edge.model.preprocessing`); ``exif`` turns pictures upright.
+    """Preprocessing of an image to the network's input (:mod:`edge.model.preprocessing`); ``exif`` applies orientation.
 
     ``roi``: the region of every picture that the network sees, ``[x, y, width, height]`` in pixels or as fractions of
     the picture (0 to 1). Pictures of more than ``max_megapixels`` are not decoded. ``mean`` and ``std`` are per channel
@@ -81,7 +81,7 @@ class PreprocessConfig(ConfigSection, frozen=True):
 
 
 class CalibrationConfig(ConfigSection, frozen=True):
-    """Calibration: algorithm, pictures, and whether edge or the device's own TensorRT makes the table (``engine``)."""
+    """Calibration: algorithm, images, and who makes the table: edge, or the device's TensorRT (``engine``)."""
 
     algorithm: str = "auto"
     parameters: dict[str, float] = msgspec.field(default_factory=dict)
@@ -110,7 +110,7 @@ class QuantizationConfig(ConfigSection, frozen=True):
 
 
 class BuildConfig(ConfigSection, frozen=True):
-    """Build settings; a backend ignores those that it has no use for, and its manifest lists them.
+    """Build settings; a backend ignores those it does not support, and the manifest lists the ignored ones.
 
     ``min_int8_share`` is the share of convolution and matrix-product layers that must actually run in INT8.
     ``version_compatible`` and ``hardware_compatibility`` (AMPERE_PLUS …) make a TensorRT engine portable to more
@@ -131,7 +131,7 @@ class BuildConfig(ConfigSection, frozen=True):
 
 
 class TelemetryConfig(ConfigSection, frozen=True):
-    """Power measurement: source (``auto`` tries what there is), rate, and idle time before a run.
+    """Power measurement: source (``auto`` probes the available ones), rate, and idle time before a run.
 
     ``idle_s`` is the baseline for net energy; 0 means none. ``log`` is a file for every reading.
     ``set_power_mode`` switches to the profile's ``power_mode`` for the duration of a run, which needs root.
@@ -160,7 +160,7 @@ class OutputOptions(msgspec.Struct, frozen=True):
 
 
 class QualityConfig(ConfigSection, frozen=True):
-    """Limits that INT8 must keep; each that is missed is exit code 1.
+    """Limits for the accuracy of INT8; missing one of them gives exit code 1.
 
     ``min_top1`` and ``min_agreement`` in percent, ``max_drop`` of top-1 against FP32 in points, ``min_sqnr`` of the
     logits in dB. ``collapse: allow`` accepts an engine whose accuracy has collapsed (:mod:`edge.calibration.quality`).
@@ -219,7 +219,7 @@ class Profile(ConfigSection, frozen=True):
 
     @property
     def digest(self) -> str:
-        """Sha256 of the settings that an engine depends on; paths and run settings are not among them."""
+        """Sha256 of the settings that an engine depends on, without paths and run settings."""
         content = msgspec.to_builtins(self, enc_hook=encode_masked)
         for name in (
             "name",
@@ -305,7 +305,7 @@ def _check_together(profile: Profile, document: Document) -> None:
             raise document.error(("calibration", "parameters", name), f"must be finite, got {value}")
     # The name becomes the name of a folder of engines.
     if profile.name in {"", ".", ".."} or any(sign in profile.name for sign in "/\\\0"):
-        raise document.error(("name",), f"{profile.name!r} cannot be the name of a folder")
+        raise document.error(("name",), f"{profile.name!r} cannot be used as a folder name")
     if profile.preprocess.roi is not None and any(c.roi for c in (profile.camera, *profile.cameras.values())):
         raise document.error(
             ("preprocess", "roi"), "a camera has a roi as well, and they exclude each other",
@@ -314,7 +314,7 @@ def _check_together(profile: Profile, document: Document) -> None:
     check_camera(profile.camera, document, ("camera",))
     for name, camera in profile.cameras.items():
         if not is_camera_name(name):
-            raise document.error(("cameras", name), "a name has letters, digits, - and _ only, 32 at most")
+            raise document.error(("cameras", name), "a name may only have letters, digits, - and _, at most 32")
         check_camera(camera, document, ("cameras", name))
     for index, rule in enumerate(profile.notify):
         check_rule(rule, document, ("notify", str(index)))
@@ -355,7 +355,7 @@ def _check_units(pre: PreprocessConfig, document: Document) -> None:
         mean, std = (pasted(value * 255 for value in values) for values in (pre.mean, pre.std))
         raise document.error(
             ("preprocess", "mean"),
-            f"mean {pasted(pre.mean)} and std {pasted(pre.std)} are in units of 0 to 1 (torchvision), and pixel "
+            f"mean {pasted(pre.mean)} and std {pasted(pre.std)} are in units of 0 to 1 (torchvision), but pixel  "
             "values here are 0 to 255",
             hint=f"these two lines, or scale: 1/255 next to yours\n  mean: {mean}\n  std: {std}",
         )

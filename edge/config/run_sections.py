@@ -22,19 +22,19 @@ Roi = tuple[float, float, float, float]
 
 
 class ConfigSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of every section: frozen, keyword-only, unknown keys are errors."""
+    """Base class of every section: frozen, keyword-only; unknown keys are errors."""
 
 
 class RunConfig(ConfigSection, frozen=True):
     """Settings of the run loop. ``threads`` is for the CPU backend; None means all cores.
 
-    ``workers`` is how many sessions infer at the same time, and ``prepare`` how many threads read, decode and
-    preprocess; None leaves the choice to the run. ``preprocess_on``: the GPU where the backend can and its kernel
-    compiles (auto), the GPU or an error (device), or OpenCV (cpu).
+    ``workers`` is the number of sessions that infer concurrently, and ``prepare`` the number of threads that read,
+    decode and preprocess; None means automatic. ``preprocess_on``: auto uses the GPU if the backend supports it and the
+    kernel compiles, device requires the GPU, cpu uses OpenCV.
 
-    ``batch`` is the number of pictures from files per inference. Frames of several cameras share an inference when they
-    are there at the same time: one waits until it is ``batch_wait_ms`` old for those of the others. ``replay_speed``:
-    recorded frames at their own times, the newest one only (real), or every frame as soon as possible (fast).
+    ``batch`` is the number of files per inference. Frames of several cameras share one inference: a frame waits for
+    those of the other cameras until it is ``batch_wait_ms`` old. ``replay_speed``: real plays recorded frames at their
+    own times and drops late ones; fast plays every frame as soon as possible.
     """
 
     warmup: Annotated[int, msgspec.Meta(ge=0)] = 10
@@ -49,7 +49,7 @@ class RunConfig(ConfigSection, frozen=True):
 
 
 class DecisionSettings(ConfigSection, frozen=True):
-    """Settings that turn guesses into a decision: smoothed over the last ``window_s`` seconds of a camera, or not.
+    """Settings that turn guesses into a decision, smoothed over the last ``window_s`` seconds of a camera.
 
     Below ``min_confidence`` (0 to 1) the decision is ``unknown``.
     """
@@ -60,7 +60,7 @@ class DecisionSettings(ConfigSection, frozen=True):
 
 
 class NotifyRule(ConfigSection, frozen=True):
-    """A label to report, and where to.
+    """A label to report, and the targets.
 
     ``to`` has the addresses (``http://…``, ``mqtt://…``, ``exec:COMMAND``, or ``@FILE`` with one in it); without any,
     the rule is for ``--notify``. ``labels`` are names or class numbers, all where there are none. A label
@@ -77,12 +77,12 @@ class NotifyRule(ConfigSection, frozen=True):
 
     @property
     def for_s(self) -> float:
-        """Seconds that a label must be seen."""
+        """Seconds for which a label must be seen."""
         return parse_duration(self.hold)
 
     @property
     def every_s(self) -> float:
-        """Seconds between two reports of one camera at least."""
+        """Minimum number of seconds between two reports of one camera."""
         return parse_duration(self.every)
 
 
@@ -90,7 +90,7 @@ _UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d
 
 
 def parse_duration(text: float | str) -> float:
-    """Seconds of a duration: a number, or a text such as 10s, 1.5m, 2h, 7d.
+    """Parse a duration, a number or a text such as 10s, 1.5m, 2h, 7d, and return its seconds.
 
     Raises:
         ValueError: It is none.
@@ -109,9 +109,9 @@ def parse_duration(text: float | str) -> float:
 
 
 class ReconnectConfig(ConfigSection, frozen=True):
-    """Times after which a lost camera is tried again: after ``first_s``, then after twice as long, up to ``max_s``.
+    """Retry times for a lost camera: after ``first_s`` seconds, then after twice as long each time, up to ``max_s``.
 
-    ``give_up_s`` ends the run after that time without a frame; None tries for ever.
+    ``give_up_s`` seconds without a frame end the run; None retries for ever.
     """
 
     first_s: PositiveFloat = 0.5
@@ -120,7 +120,7 @@ class ReconnectConfig(ConfigSection, frozen=True):
 
 
 class CameraConfig(ConfigSection, frozen=True):
-    """Settings that a camera is opened with, and the time after which it counts as lost.
+    """Settings for opening a camera, and the time after which it is considered lost.
 
     Width, height in pixels and fps are asked for; what the camera gives is in the record. ``format`` and ``decoder``
     are for USB cameras, ``flip`` (0 to 7, nvvidconv's flip-method) for CSI, ``transport`` for RTSP. ``pipeline`` is a
@@ -144,13 +144,13 @@ class CameraConfig(ConfigSection, frozen=True):
 
 
 class NamedCameraConfig(CameraConfig, frozen=True, kw_only=True):
-    """One camera of several: where it is, and what is different from the section ``camera``."""
+    """One camera of several: its source, and its differences from the section ``camera``."""
 
     source: Secret
 
 
 class RecordConfig(ConfigSection, frozen=True):
-    """Settings of the record while the run goes.
+    """Settings for writing the record during the run.
 
     It is written every ``flush_s`` seconds, by default 10 for ``.jsonl`` and 60 for ``.json``. A ``.jsonl`` record has
     a line per frame with ``every_frame``, begins a new file at ``size_mib``, and keeps ``files`` of them.
@@ -215,12 +215,12 @@ def roi_box(roi: Roi | None, height: int, width: int) -> tuple[int, int, int, in
 
 
 def is_camera_name(name: str) -> bool:
-    """True when ``name`` can name a camera: it becomes part of messages, file names and metrics."""
+    """Return True if ``name`` is a valid camera name: it becomes part of messages, file names and metrics."""
     return re.fullmatch(r"[A-Za-z0-9_-]{1,32}", name) is not None
 
 
 def merge_cameras(document: Document) -> None:
-    """Give each of ``cameras`` what the section ``camera`` says; a plain value is its source."""
+    """Merge the section ``camera`` into each entry of ``cameras``; a plain value is the camera's source."""
     tree = document.tree
     named, base = tree.get("cameras"), tree.get("camera")
     if not isinstance(named, dict):

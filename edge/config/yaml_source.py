@@ -93,8 +93,8 @@ class Document:
             mark = getattr(exc, "problem_mark", None)
             line = f":{mark.line + 1}" if mark else ""
             problem = masked_text(str(getattr(exc, "problem", exc)))
-            # The most common mistake, and PyYAML's words for it name no tab.
-            hint = "indent with spaces: YAML takes no tabs" if "'\\t'" in problem else None
+            # The most common mistake; PyYAML's message for it does not mention tabs.
+            hint = "indent with spaces: YAML does not allow tabs" if "'\\t'" in problem else None
             raise ProfileError(f"not YAML: {problem}", where=f"{path}{line}", hint=hint) from exc
         except RecursionError as exc:
             raise ProfileError("cannot parse YAML: nested too deeply", where=path) from exc
@@ -194,7 +194,7 @@ class _Values:
             if at in self._paths and isinstance(value, str) and value not in self._words:
                 return str((self._path.parent / Path(value).expanduser()).resolve())
         except (yaml.YAMLError, ValueError, OverflowError, RuntimeError) as exc:
-            # An unknown tag, a date or number that is none, ~somebody who is not there, a path with NUL.
+            # An unknown tag, an invalid date or number, the ~home of an unknown user, a path with NUL.
             what = masked_text(f"{'.'.join(at)}: {getattr(exc, 'problem', exc)}")
             raise ProfileError(what, where=f"{self._path}:{node.start_mark.line + 1}") from exc
         return value
@@ -242,7 +242,7 @@ def parse_plain_yaml(data: bytes, *, where: str) -> dict[str, Any]:
         text = data.decode()
         if _nesting(text) > _MAX_NESTING:
             # PyYAML takes time with the square of it.
-            raise ArtifactError("not YAML that edge can read: nested too deeply", where=where)
+            raise ArtifactError("cannot parse YAML: nested too deeply", where=where)
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
                 line = event.start_mark.line + 1 if event.start_mark is not None else 1

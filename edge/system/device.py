@@ -111,7 +111,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def identify(root: Path = Path("/")) -> Device:
-    """The machine whose ``/proc``, ``/sys`` and ``/etc`` are under ``root``."""
+    """Identify the machine whose ``/proc``, ``/sys`` and ``/etc`` are below ``root``."""
     tree = device_tree(root)
     compatible = _text(tree / "compatible") or ""
     model = _text(tree / "model")
@@ -211,10 +211,10 @@ def _unsupported(family: Family | None, soc: str | None, l4t: str | None, *, has
         return None
     if not has_tree:
         return (
-            "the device tree cannot be read, so the module is not known; for a container, docker run "
+            "the device tree cannot be read, so the module is unknown; for a container, docker run "
             "-v /sys/firmware/devicetree/base:/run/host/device-tree:ro"
         )
-    return "neither the module number nor the model in the device tree is known"
+    return "edge knows neither the module number nor the model in the device tree"
 
 
 def _product(root: Path, module: str | None, memory_mib: int | None) -> str | None:

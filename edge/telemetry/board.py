@@ -124,7 +124,7 @@ class Board:
         self._explain(root)
 
     def _explain(self, root: Path) -> None:
-        """Note once what will be missing, and why; and where else the load of the GPU may come from."""
+        """Record once which values will be missing and why, and choose the source of the GPU's load."""
         soc = sysfs.read_text(device_tree(root) / "compatible") or ""
         if "tegra" not in soc:
             return

@@ -102,7 +102,7 @@ class Terminal:
             return
         from rich.live import Live
 
-        # Stdout is data, and may be a file: rich would print it on this console instead.
+        # Stdout is for data, and may be a file: rich would print such output on this console instead.
         with Live(
             console=self.err, refresh_per_second=refresh_hz, transient=True, get_renderable=drawn,
             redirect_stdout=False, vertical_overflow="crop",

@@ -181,7 +181,7 @@ def _number(text: str) -> float:
 # More connections get a 503: the memory of each (128 KiB to send, 64 KiB of headers) is bounded, too.
 _MOST_CONNECTIONS = 32
 _MOST_OF_ONE_NETWORK = 12
-# From a connection, or the end of the last answer, to the end of the next one.
+# Time limit from a connection, or the end of the last answer, to the end of the next one.
 _REQUEST_S = 15.0
 _LOOK_S = 1.0
 _START_S = 10.0
