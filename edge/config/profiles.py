@@ -355,7 +355,7 @@ def _check_units(pre: PreprocessConfig, document: Document) -> None:
         mean, std = (pasted(value * 255 for value in values) for values in (pre.mean, pre.std))
         raise document.error(
             ("preprocess", "mean"),
-            f"mean {pasted(pre.mean)} and std {pasted(pre.std)} are in units of 0 to 1 (torchvision), but pixel  "
+            f"mean {pasted(pre.mean)} and std {pasted(pre.std)} are in units of 0 to 1 (torchvision), but pixel "
             "values here are 0 to 255",
             hint=f"these two lines, or scale: 1/255 next to yours\n  mean: {mean}\n  std: {std}",
         )

@@ -181,7 +181,7 @@ class _Values:
             name = str(key_node.value)
             key = (*at, name)
             if name in result:
-                raise ProfileError(f"{masked_text('.'.join(key))}: given twice", where=f"{self._path}:{line}")
+                raise ProfileError(f"{masked_text('.'.join(key))}: duplicate key", where=f"{self._path}:{line}")
             self._places[key] = (self._path, line)
             result[name] = self.of(value_node, key)
         return {**merged, **result}

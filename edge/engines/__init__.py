@@ -1,4 +1,4 @@
-"""Engines: building, the engine report, the inventory, the comparison of two."""
+"""Engines: build, report on one, list all, compare two."""
 
 from __future__ import annotations
 

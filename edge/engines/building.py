@@ -1,4 +1,4 @@
-"""The operation ``build``: profile + model + table -> engine + manifest. Nothing is built that is there already."""
+"""Build an engine and its manifest from profile, model and table, unless exactly that engine already exists."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from edge.model import inspection, onnx_model, weighted_layers
 from edge.quantization import Table, TableFinding, calibration_table, float_layers_of, table_check
 from edge.system import device
 
-# Of the weighted layers of an FP16 engine whose precision is known, at least so many run in FP16 or INT8.
+# Minimum share of the weighted layers of an FP16 engine, of those with known precision, that run in FP16 or INT8.
 _MIN_FP16_SHARE = 0.5
 _OTHER_MAJOR = (
     "edge build --retarget writes the header for it and keeps the scales; or edge calibrate --engine tensorrt"
 )
-# Builds whose times a manifest remembers.
+# Number of past builds whose times are stored in the manifest.
 _KEPT_BUILDS = 5
 
 
 class BuildOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome of a build or, for a dry run, would do; ``why`` names what was missing or differed.
+    """The outcome of a build or a dry run; ``why`` lists the reasons for building.
 
-    ``route`` is how INT8 reached the engine and ``route_why`` why that way. ``timing`` is how the build used its timing
-    cache, where the backend has one. ``accuracy`` is that of INT8 on calibration pictures, where it was measured.
-    ``dla_layers`` are the layers of an engine for a DLA, each with the unit that runs it.
+    ``route`` is the way INT8 reached the engine and ``route_why`` the reason for it. ``timing`` describes the use of
+    the timing cache, if the backend has one. ``accuracy`` is the accuracy of INT8 on calibration images, if it was
+    measured. ``dla_layers`` are the layers of an engine for a DLA, each with the unit that runs it.
     """
 
     engine: Path | None
@@ -70,17 +70,17 @@ def build(
     error_on_miss: bool = False,
     listen: Listener = ignore_events,
 ) -> BuildOutcome:
-    """Build the engine that ``profile`` asks for, unless the one that is there is exactly that.
+    """Build the engine for ``profile`` unless it already exists.
 
-    ``retarget`` lets a table that another major version of TensorRT has made be used here. ``timing_cache``: False
-    measures every kernel again and leaves the kept timing cache alone; ``error_on_miss``: a kernel that it does not
-    know ends the build. Both leave the engine's identity as it is.
+    ``retarget`` allows a table from another major version of TensorRT. ``timing_cache``: False measures every kernel
+    again and leaves the stored timing cache unchanged; ``error_on_miss`` fails the build on a kernel that is not in the
+    cache. Neither is part of the engine's key.
 
     Raises:
-        ArtifactError: INT8 is asked for, and its table is missing, corrupt, bad, or made for something else.
-        QualityError: INT8 is asked for and too few layers got it, and the profile is strict; or its accuracy on the
+        ArtifactError: INT8 is requested, but its table is missing, corrupt, invalid, or made for something else.
+        QualityError: too few layers run in INT8 for a strict profile; or its accuracy on the
             calibration pictures has collapsed or misses a limit of the profile.
-        ModelError, DeviceError, MissingDependencyError, StoreError: as the words say.
+        ModelError, DeviceError, MissingDependencyError, StoreError: a build step failed..
     """
     start = time.monotonic()
     precision = precision or profile.precision
@@ -129,7 +129,7 @@ def build(
             warnings.append(warning)
             listen(Note(warning, "warning"))
     elif precision == "int8":
-        request, unmeasured = _without_table(request), "the model was quantized before it came here"
+        request, unmeasured = _without_table(request), "the model was already quantized"
     built = _built(backend, request, listen, path=path, warnings=warnings)
     engine = _save(
         path, built, key=key, warnings=warnings, seconds=time.monotonic() - start, model=model, before=existing,
@@ -144,7 +144,7 @@ def build(
 
 
 def _without_table(request: BuildRequest) -> BuildRequest:
-    """The request for a model with Q/DQ nodes of its own: nothing is added, and only the explicit route takes it."""
+    """Prepare the request for a model with its own Q/DQ nodes: no table, and the explicit route only."""
     nothing = calibration_table.from_ranges({}, algorithm="entropy2", trt_version=HEADER_VERSION)
     explicit = msgspec.structs.replace(request.profile, int8_route="explicit")
     return msgspec.structs.replace(request, table=nothing, profile=explicit)
@@ -153,9 +153,9 @@ def _without_table(request: BuildRequest) -> BuildRequest:
 def _accuracy(
     profile: Profile, quantized: Profile, table: FoundArtifact, content: Table, listen: Listener
 ) -> tuple[MeasuredAccuracy | None, str | None]:
-    """Accuracy of the table on calibration pictures, or why it is not known.
+    """Return the INT8 accuracy of the table on calibration images, or the reason why it is unknown.
 
-    It is what the calibration measured, else measured here where the calibration pictures are at hand.
+    The figures come from the calibration; otherwise they are measured now, if the calibration images are available.
     """
     known = _known_accuracy(table.manifest)
     if known is not None:
@@ -177,7 +177,7 @@ def _accuracy(
 
 
 def _calibration_pictures(profile: Profile, table: FoundArtifact) -> list[Picture] | None:
-    """The pictures that the table was made from, where they are at hand."""
+    """Return the images that the table was made from; None if they are not available."""
     source = profile.calibration.images or table.manifest.info.get("source")
     if source is None or not Path(str(source)).exists():
         return None
@@ -199,7 +199,7 @@ def _known_accuracy(manifest: store.Manifest) -> MeasuredAccuracy | None:
 
 
 def _stated(accuracy: MeasuredAccuracy | None, unmeasured: str | None) -> dict[str, Any]:
-    """Manifest fields for the accuracy: the figures, or why there are none."""
+    """Return the manifest fields for the accuracy: the figures, or the reason why there are none."""
     if accuracy is not None:
         return {"accuracy": msgspec.to_builtins(accuracy)}
     return {} if unmeasured is None else {"accuracy_unmeasured": unmeasured}
@@ -208,10 +208,10 @@ def _stated(accuracy: MeasuredAccuracy | None, unmeasured: str | None) -> dict[s
 def _judged(
     profile: Profile, accuracy: MeasuredAccuracy | None, layers: Callable[[], Sequence[str]] = list
 ) -> list[str]:
-    """Notes about the accuracy of INT8 by the one table of limits; ``layers`` finds those that cost the most.
+    """Return notes about the INT8 accuracy, judged by the limits; ``layers`` finds the layers with the largest loss.
 
     Raises:
-        QualityError: it has collapsed, or misses a limit of the profile.
+        QualityError: the accuracy has collapsed, or misses a limit of the profile.
     """
     if accuracy is None:
         return []
@@ -222,11 +222,11 @@ def _judged(
 def _built(
     backend: Backend, request: BuildRequest, listen: Listener, *, path: Path, warnings: list[str]
 ) -> BuiltEngine:
-    """Build, and say every warning once; ``warnings`` gets the new ones."""
+    """Build and report each warning once; new ones are appended to ``warnings``."""
     received: set[str] = set()
 
     def on_event(event: Event) -> None:
-        # What is said before the work starts, such as a lack of memory, comes back among the notes.
+        # Messages from before the work, such as a lack of memory, are among the notes, too.
         if isinstance(event, Note):
             received.add(event.text)
         listen(event)
@@ -234,7 +234,7 @@ def _built(
     try:
         built = backend.build(request, listen=on_event)
     except OSError as exc:
-        # Backends and their optional dependencies keep scratch files in the temporary folder.
+        # Backends and their libraries write scratch files to the temporary folder.
         raise os_error(exc, exc.filename or tempfile.tempdir or path) from exc
     built = _with_asked_precisions(built, request)
     warnings += built.notes + _delivered(built, request.profile, request.precision)
@@ -263,23 +263,23 @@ def _with_asked_precisions(built: BuiltEngine, request: BuildRequest) -> BuiltEn
 
 
 def _existing(path: Path, key: store.Key) -> tuple[store.Manifest | None, list[str]]:
-    """The manifest of the engine that is there, and why it is not the one asked for."""
+    """Return the manifest of the existing engine, and the reasons why it does not match ``key``."""
     if not path.is_file():
         return None, ["there is no engine yet"]
     try:
         manifest = store.load(path, kind=cache_keys.ENGINE)
     except ArtifactError as exc:
-        return None, [f"the engine that is there is not whole: {exc.what}"]
+        return None, [f"the existing engine is damaged: {exc.what}"]
     return manifest, [str(difference) for difference in store.differences(manifest.key, key)]
 
 
 def _checked(
     content: Table, table: FoundArtifact, activations: list[str], profile: Profile, plan: Int8Plan, *, retarget: bool
 ) -> list[str]:
-    """Check the table against the network, its route and who reads it; errors raise, the rest comes back as warnings.
+    """Check the table against the network, its route and its reader; raise errors and return warnings.
 
-    The version in the header binds only a table that one of TensorRT's calibrators has made: edge's own scales belong
-    to the ONNX graph, and its tables are written again for whichever TensorRT is to read them.
+    The version in the header only matters for a table from one of TensorRT's own calibrators: edge's scales belong to
+    the ONNX graph, and its tables are rewritten for any version of TensorRT.
     """
     made_here = table.manifest.key.get("engine") is None
     findings = table_check.check(
@@ -295,9 +295,10 @@ def _checked(
 
 
 def _of_another(finding: TableFinding) -> TableFinding:
-    """Translate a finding for a table that TensorRT itself has made.
+    """Translate a finding for a table that TensorRT itself made.
 
-    It names the tensors of its own network, which may lack some of the graph's; the build counts what that costs.
+    Such a table names the tensors of TensorRT's network, which may lack some of the graph's; the build reports the
+    effect.
     """
     if finding.code == "missing":
         return msgspec.structs.replace(finding, level="warning")
@@ -307,10 +308,10 @@ def _of_another(finding: TableFinding) -> TableFinding:
 
 
 def _delivered(built: BuiltEngine, profile: Profile, precision: Precision) -> list[str]:
-    """True if the precision that was asked for is what the engine runs; what is to be said about it.
+    """Check that the engine runs in the requested precision; return warnings.
 
     Raises:
-        QualityError: nothing runs in it; or too little, and the profile is strict.
+        QualityError: no layer runs in it, or too few for a strict profile.
     """
     layers = built.layers
     if precision == "fp32" or not layers.weighted:
@@ -327,14 +328,14 @@ def _delivered(built: BuiltEngine, profile: Profile, precision: Precision) -> li
     else:
         known = layers.reduced_share
         if known is None:
-            return ["FP16 was asked for, and the engine does not show which of its layers run in it"]
-        # Where FP32 is the faster kernel TensorRT may take it; most layers in FP32 is another engine than was wanted.
+            return ["FP16 was requested, but the engine does not show which of its layers run in FP16"]
+        # TensorRT may choose a faster FP32 kernel; with most layers in FP32 it is not the requested engine.
         delivered, share, wanted = layers.weighted_fp16 + layers.weighted_int8, known, _MIN_FP16_SHARE
-        limit, hint = "", "build again: TensorRT chooses by measuring, and another program on the GPU disturbs that"
+        limit, hint = "", "build again with no other program on the GPU: TensorRT chooses kernels by measuring"
     total = layers.weighted - (layers.weighted_float if precision == "int8" else 0)
     what = f"{precision.upper()} was asked for, and {delivered} of {total} weighted layers run in it"
     if layers.weighted_unknown:
-        what += f" (of {layers.weighted_unknown} the engine does not tell)"
+        what += f" (the precision of {layers.weighted_unknown} is unknown)"
     if delivered == 0:
         raise QualityError(what, hint=f"{hint}; edge doctor")
     quantized = _quantized_against_the_recipe(built)
@@ -394,7 +395,7 @@ def _save(
 
 
 def _builds(before: store.Manifest | None, info: dict[str, Any]) -> list[dict[str, Any]]:
-    """The last builds of this engine, the newest last: how long each took, and with which timing cache."""
+    """Return the last builds of this engine, newest last: duration and timing cache."""
     earlier = before.info.get("builds") if before is not None else None
     this = {name: info.get(name) for name in ("build_seconds", "peak_memory_mib", "timing_cache")}
     this["at_utc"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -402,7 +403,7 @@ def _builds(before: store.Manifest | None, info: dict[str, Any]) -> list[dict[st
 
 
 def _files(engine: Path, built: BuiltEngine) -> dict[str, bytes]:
-    """The engine first, then what is known of its inside."""
+    """Return the files to save: the engine first, then the information about its layers."""
     files = {engine.name: built.data}
     if built.inspection is not None:
         files[engine.stem + inspection.SUFFIX] = inspection.encode_inspection(built.inspection)

@@ -1,7 +1,7 @@
-"""Two engines next to each other: what they were built from, which nodes changed precision, what is fused in one only.
+"""Compare two engines: inputs of the build, nodes with another precision, and nodes fused in only one of them.
 
-Layers of two engines cannot be matched by name: FP32 and INT8, or two versions of TensorRT, cut the network
-differently. The ONNX nodes are the same, so each node is looked up in both.
+Layers of two engines cannot be matched by name: FP32 and INT8, or two versions of TensorRT, split the network
+differently. The ONNX nodes are the same, so each node is looked up in both engines.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from edge.engines import layer_times
 if TYPE_CHECKING:
     from edge.engines.engine_report import EngineReport
 
-# Nodes that a quantizer put in: they are in one of the two by design.
+# Nodes inserted by a quantizer: only one of the engines has them, by design.
 _MARKERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 class NodeChange(msgspec.Struct, frozen=True, kw_only=True):
-    """A node that runs in another precision, or inside of another kind of layer; None where no layer names it."""
+    """A node that runs in another precision or kind of layer; None if no layer names it."""
 
     node: str
     kind: str
@@ -42,9 +42,9 @@ class EnginePair(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineComparison(msgspec.Struct, frozen=True, kw_only=True):
-    """The differences of two engines. ``weighted`` and ``others`` count nodes by change of precision: ``fp32 -> int8``.
+    """The differences of two engines. ``weighted`` and ``others`` count nodes by precision change: ``fp32 -> int8``.
 
-    ``only_a`` and ``only_b`` are sets of nodes that one engine runs as one layer and the other does not.
+    ``only_a`` and ``only_b`` are sets of nodes that only one of the engines runs as one layer.
     """
 
     a: str
@@ -61,7 +61,7 @@ class EngineComparison(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_equal(self) -> bool:
-        """True if nothing differs but names, times and sizes."""
+        """True if only names, times and sizes differ."""
         return not (self.built_from or self.changes or self.only_a or self.only_b)
 
 
@@ -102,13 +102,13 @@ def compare(a: EngineReport, b: EngineReport) -> EngineComparison:
 
 
 def _places(card: EngineReport) -> dict[str, tuple[str | None, str, str]]:
-    """The layer of each node: precision, kind and name of its layer."""
+    """Return precision, kind and name of each node's layer."""
     found: dict[str, tuple[str | None, str, str]] = {}
     kinds = _kinds(card)
     for layer in card.inspection.layers if card.inspection else []:
         for name in layer.nodes:
             is_marker = kinds.get(name, ("", False))[0] in _MARKERS
-            # A copy may name the node that it serves; the layer that computes it outranks the copy.
+            # A copy may name the node it serves; the layer that computes the node takes precedence.
             if not is_marker and (name not in found or layer.role == "weighted"):
                 found[name] = (layer.precision, layer.kind, layer.name)
     return found
@@ -120,7 +120,7 @@ def _kinds(card: EngineReport) -> dict[str, tuple[str, bool]]:
 
 
 def _groups(card: EngineReport, common: set[str]) -> list[frozenset[str]]:
-    """Sets of two and more common nodes that run as one layer, in network order."""
+    """Return the sets of two or more common nodes that run as one layer, in network order."""
     listed = card.inspection.layers if card.inspection else []
     groups = (frozenset(common.intersection(layer.nodes)) for layer in listed if layer.role != "free")
     return list(dict.fromkeys(group for group in groups if len(group) > 1))
@@ -177,10 +177,10 @@ def _by_precision(changes: Any) -> dict[str, int]:  # noqa: ANN401 - an iterable
 
 def _notes(a: EngineReport, b: EngineReport, common: list[str]) -> list[str]:
     notes = [
-        f"{card.title}: {'its layers are not known' if card.inspection is None else card.inspection.absent}"
+        f"{card.title}: {'its layers are unknown' if card.inspection is None else card.inspection.absent}"
         for card in (a, b)
         if card.inspection is None or card.inspection.absent
     ]
     if not notes and not common:
-        notes.append("no ONNX node is named in both: these are engines of different models")
+        notes.append("the engines have no ONNX node in common: they are from different models")
     return notes

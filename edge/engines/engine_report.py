@@ -1,7 +1,7 @@
-"""The report card of one engine: what was asked for, what was built, and where the two part.
+"""The report on one engine: what was requested, what was built, and the differences.
 
-An engine is named by its own file, by its manifest, or by the layers next to it. A file that ``trtexec
---exportLayerInfo`` wrote is read as well: then nothing but the layers is known.
+An engine is given by its own file, its manifest, or its list of layers. A file from ``trtexec --exportLayerInfo`` is
+read as well; then only the layers are known.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _PRECISIONS = ("int8", "fp16", "bf16", "fp32")
 _LEGEND = {
     **{name: name.upper() for name in _PRECISIONS},
-    "unknown": "other, or not said",
+    "unknown": "other, or unknown",
     "reformat": "reformat",
-    "free": "view, takes no time",
-    "opaque": "hidden in one piece",
+    "free": "view, no computation",
+    "opaque": "hidden in one opaque layer",
 }
-# Operators and kinds that get a bar of their own.
+# Operators and kinds with a bar of their own.
 _BARS = 10
-# Layers that are named where the time goes.
+# Layers shown in the list of the slowest.
 _SLOWEST = 15
-# What of a manifest's info has a place of its own on the page.
+# Manifest fields with a place of their own on the page.
 _PLACED = frozenset({"layers", "warnings", "device", "builds", "counts", "input", "output", "why", "flags"})
 
-# TensorRT's phrases for its formats, and the names that its API has for them (NvInfer.h, TensorFormat).
+# TensorRT's descriptions of its formats, and their names in its API (NvInfer.h, TensorFormat).
 _LAYOUTS = {
     "thirty-two wide channel vectorized row major": "CHW32",
     "sixteen wide channel vectorized row major": "CHW16",
@@ -55,7 +55,7 @@ _LAYOUTS = {
 
 
 class TimeBar(msgspec.Struct, frozen=True):
-    """One line of a list with bars: its share is of the longest, 0 to 100."""
+    """One bar of a chart; the share is relative to the longest bar, 0 to 100."""
 
     name: str
     count: int
@@ -63,7 +63,7 @@ class TimeBar(msgspec.Struct, frozen=True):
 
 
 def render(card: EngineReport, times: LayerTimes | None = None) -> str:
-    """The page about ``card``, and where its time goes if that is known.
+    """Render the page about ``card``, with the times of its layers if known.
 
     Raises:
         MissingDependencyError: jinja2 is missing.
@@ -91,7 +91,7 @@ def render(card: EngineReport, times: LayerTimes | None = None) -> str:
 
 
 def render_difference(a: EngineReport, b: EngineReport, found: EngineComparison) -> str:
-    """The page about two engines.
+    """Render the page that compares two engines.
 
     Raises:
         MissingDependencyError: jinja2 is missing.
@@ -111,7 +111,7 @@ def render_difference(a: EngineReport, b: EngineReport, found: EngineComparison)
 
 
 def figures(found: EngineComparison) -> list[tuple[str, str, str, str]]:
-    """Name, both values in words, and their ratio, of every figure that one of the two has."""
+    """Return name, both values and their ratio for every figure of at least one engine."""
     rows = []
     for pair in found.figures:
         if pair.a is not None or pair.b is not None:
@@ -132,7 +132,7 @@ def size(count: float | None) -> str:
 
 
 def tensor(item: LayerTensor) -> str:
-    """A tensor's precision, layout and shape in a line."""
+    """Format a tensor's precision, layout and shape."""
     shape = None if item.shape is None else "×".join(map(str, item.shape))
     layout = item.layout
     if layout is not None:
@@ -154,7 +154,7 @@ def _bars(counts: dict[str, int]) -> list[TimeBar]:
 
 
 def _shares(card: EngineReport) -> list[tuple[str, int, float]]:
-    """Precision, number of weighted layers, and their share in percent."""
+    """Return each precision with its number of weighted layers and their share in percent."""
     counted: dict[str, int] = {}
     if card.layers is not None:
         has = card.layers
@@ -167,7 +167,7 @@ def _shares(card: EngineReport) -> list[tuple[str, int, float]]:
 
 
 def _changed_layers(card: EngineReport) -> list[tuple[str, str, str, int, bool]]:
-    """From, to, kind of layer, how many, and whether they compute nothing."""
+    """Return the layers that change precision: from, to, kind, number, and if they only convert."""
     counted = Counter((item.before, item.after, item.kind, item.reformat) for item in card.changes)
     return [(before, after, kind, count, moves) for (before, after, kind, moves), count in counted.most_common()]
 
@@ -179,7 +179,7 @@ def _colour(layer: Layer) -> str:
 
 
 def _legend(card: EngineReport) -> list[tuple[str, str]]:
-    """The colours that occur among the layers, and what they mean."""
+    """Return the colours that occur among the layers, with their meaning."""
     used = {_colour(layer) for layer in card.inspection.layers} if card.inspection else set()
     return [(colour, words) for colour, words in _LEGEND.items() if colour in used]
 
@@ -189,13 +189,13 @@ def _known(value: Any) -> dict[str, Any]:  # noqa: ANN401
 
 
 def short(value: object) -> str:
-    """A value of a key; a digest is cut."""
+    """Format a value of a key; a digest is shortened."""
     text = "–" if value is None else str(value)
     return f"{text[:12]}…" if len(text) == 64 and all(sign in "0123456789abcdef" for sign in text) else text
 
 
 def words(value: object) -> str:
-    """A value of a manifest's info in words."""
+    """Format a value of a manifest's info."""
     if isinstance(value, dict):
         return ", ".join(f"{name}: {words(item)}" for name, item in value.items())
     if isinstance(value, list):
@@ -203,14 +203,14 @@ def words(value: object) -> str:
     return short(value)
 
 
-# Integers of either sign are one precision here: the data is the same, shifted.
+# Signed and unsigned integers are one precision here: the data is the same, shifted.
 _SAME = {"uint8": "int8"}
 _FLOATS = frozenset({"fp32", "fp16", "bf16"})
 _LARGEST_JSON = 256 << 20
 
 
 class PrecisionChange(msgspec.Struct, frozen=True, kw_only=True):
-    """A layer behind which data has another precision than before it."""
+    """A layer whose output has another precision than its input."""
 
     layer: str
     kind: str
@@ -220,7 +220,7 @@ class PrecisionChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Island(msgspec.Struct, frozen=True, kw_only=True):
-    """Layers of one kind that run in float in an INT8 engine, and how many reformats stand around them."""
+    """Layers of one kind that run in float in an INT8 engine, and the number of reformats around them."""
 
     kind: str
     precision: str
@@ -229,7 +229,7 @@ class Island(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that is known of one engine.
+    """All information about one engine.
 
     ``short`` are weighted layers that are not in the precision asked for; ``in_float`` those that the recipe keeps in
     float, with the precision that they run in. ``chains`` are runs of two and more reformats
@@ -256,15 +256,15 @@ class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def engine(self) -> store.FileEntry | None:
-        """The engine's own file."""
+        """The entry of the engine file."""
         return None if self.manifest is None else next(iter(self.manifest.files.values()))
 
 
 def load(path: Path) -> EngineReport:
-    """The card of the engine at ``path``, every file verified.
+    """Load the report of the engine at ``path`` and verify every file.
 
     Raises:
-        ArtifactError: there is no such engine, it has no manifest, it is corrupt, or the file is something else.
+        ArtifactError: the engine does not exist, has no manifest, is corrupt, or is another kind of file.
     """
     whole = _whole_name(path)
     manifest_path = cache_keys.manifest_path(whole)
@@ -280,24 +280,24 @@ def load(path: Path) -> EngineReport:
         )  # fmt: skip
     if not manifest_path.is_file():
         raise ArtifactError(
-            "an engine without a manifest: edge did not build it, and knows nothing of it",
+            "the engine has no manifest: edge did not build it",
             where=path,
             hint="edge build; or trtexec --loadEngine=… --profilingVerbosity=detailed --exportLayerInfo=layers.json, "
             "then edge engine show layers.json",
         )
     manifest = store.load(manifest_path, kind=cache_keys.ENGINE)
     if whole.suffix != ".json" and whole.name not in manifest.files:
-        raise ArtifactError(f"the manifest next to it is that of {', '.join(manifest.files)}", where=path)
+        raise ArtifactError(f"the manifest next to it belongs to {', '.join(manifest.files)}", where=path)
     return of(manifest, manifest_path)
 
 
 def of(manifest: Manifest, manifest_path: Path) -> EngineReport:
-    """The card of an engine whose manifest was read already."""
+    """Make the report of an engine whose manifest is already read."""
     notes = [str(text) for text in _list(manifest.info.get("warnings"))]
     looked: Inspection | None = None
     name = next((name for name in manifest.files if name.endswith(SUFFIX)), None)
     if name is None:
-        notes.append("the layers were not kept: an earlier edge built this engine (edge build --force keeps them)")
+        notes.append("the layers are not stored: an earlier edge built this engine (edge build --force stores them)")
     else:
         try:
             where = manifest_path.parent / name
@@ -309,7 +309,7 @@ def of(manifest: Manifest, manifest_path: Path) -> EngineReport:
         counted = msgspec.convert(manifest.info.get("layers"), Layers | None)
     except msgspec.ValidationError:
         counted = None
-        notes.append("the manifest counts layers in a way that this edge does not know")
+        notes.append("the layer counts in the manifest have an unknown format")
     asked = manifest.key.get("precision")
     return _card(
         title=manifest_path.stem, path=manifest_path, asked=None if asked is None else str(asked),
@@ -342,7 +342,7 @@ def _read_plan(path: Path) -> bytes:
 
 
 def _whole_name(path: Path) -> Path:
-    """The engine's own name, where one of the files next to it was named."""
+    """Return the engine's own name if one of the files next to it was given."""
     for ending in (SUFFIX, RAW_SUFFIX):
         if path.name.endswith(ending):
             manifest = path.with_name(path.name.removesuffix(ending) + ".json")
@@ -354,12 +354,12 @@ def _is_manifest(path: Path) -> bool:
     try:
         content = msgspec.json.decode(_read(path), type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise ArtifactError(f"not the manifest of an engine, nor a list of its layers: {exc}", where=path) from exc
+        raise ArtifactError(f"neither an engine's manifest nor a list of layers: {exc}", where=path) from exc
     return "self_sha256" in content
 
 
 def _foreign(path: Path) -> EngineReport:
-    """The card of a file with layers and no more: our own, or an engine inspector's."""
+    """Make the report of a file that has only layers: edge's own, or an engine inspector's."""
     data = _read(path)
     looked = layer_report.read(data.decode(errors="replace"), source="a file of TensorRT's engine inspector")
     if looked is None:
@@ -367,13 +367,13 @@ def _foreign(path: Path) -> EngineReport:
             looked = decode_inspection(data, where=path)
         except ArtifactError as exc:
             raise ArtifactError(
-                "not the manifest of an engine, nor a list of its layers with their details",
+                "neither an engine's manifest nor a detailed list of layers",
                 where=path,
                 hint="edge engine show ENGINE; or a file of trtexec --profilingVerbosity=detailed --exportLayerInfo",
             ) from exc
     return _card(
         title=path.name, path=path, asked=None, manifest=None, layers=None, looked=looked,
-        notes=["only the layers are known: no manifest of edge belongs to this file"],
+        notes=["only the layers are known: this file has no manifest"],
     )  # fmt: skip
 
 
@@ -393,7 +393,7 @@ def _card(
     results = looked.results() if looked is not None else []
     in_float = [item for item in results if item.asked != "int8"]
     if looked is not None:
-        # The build's own warning says more about why nobody could look into it.
+        # The build's own warning has more details about a failed inspection.
         is_reported = any("look into it" in note for note in notes)
         notes += [*looked.notes, *([looked.absent] if looked.absent and not is_reported else [])]
     return EngineReport(
@@ -466,7 +466,7 @@ def _islands(listed: list[Layer], asked: str | None) -> list[Island]:
 
 
 def _chains(listed: list[Layer]) -> list[list[str]]:
-    """Runs of reformats, each taking what the one before it made."""
+    """Return sequences of reformats that read each other's output."""
     moving = {tensor.name: layer for layer in listed if layer.role == "reformat" for tensor in layer.inputs}
     inner = {
         moving[tensor.name].name
@@ -496,7 +496,7 @@ def _plain(precision: str | None) -> str | None:
 def _read(path: Path) -> bytes:
     try:
         if path.stat().st_size > _LARGEST_JSON:
-            raise ArtifactError("far too large for a list of layers", where=path)
+            raise ArtifactError("the file is too large for a list of layers", where=path)
         return path.read_bytes()
     except OSError as exc:
         raise StoreError(f"cannot read: {exc.strerror or exc}", where=path) from exc

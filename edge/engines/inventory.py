@@ -1,4 +1,4 @@
-"""The inventory of engines: current, outdated, and no longer needed."""
+"""Inventory of the engines: current, outdated, and no longer needed."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from edge.engines import layer_times
 from edge.errors import ArtifactError, EdgeError, StoreError, os_error
 from edge.model import inspection
 
-# current    exactly what its profile asks for on this machine
+# current    matches its profile on this machine
 # stale      its profile, model, table or runtime has changed: it is refused, and a build replaces it
-# elsewhere  built for another device or power mode, or with a backend that is not installed here: right there perhaps
-# orphan     there is no such profile, or it no longer names this model
-# damaged    it does not fit its manifest, or has none that can be read
-# unknown    what it depends on cannot be found here
+# elsewhere  built for another device, power mode or backend, where it may be current
+# orphan     its profile does not exist, or uses another model
+# damaged    it does not match its manifest, or has no readable one
+# unknown    its inputs cannot be found here
 State = Literal["current", "stale", "elsewhere", "orphan", "damaged", "unknown"]
-# Fields of an engine's key that say where it runs; the other fields say what it is.
+# Fields of an engine's key that describe the machine; the other fields describe the engine.
 _ENGINES = frozenset({".plan", ".onnx", ".fake"})
 _PLACE = frozenset({"module", "sm", "machine", "gpu", "gpus", "rtx", "multiprocessors", *ENGINE_SETTINGS})
 
 
 class InventoryEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One engine. ``why`` says what is not as it should be; ``files`` are its own, the manifest first."""
+    """One engine. ``why`` gives the reasons if it is not current; ``files`` are its files, the manifest first."""
 
     manifest: Path
     profile: str
@@ -49,10 +49,10 @@ class _ManifestHead(msgspec.Struct, frozen=True):
 
 
 class InventoryScan(msgspec.Struct, frozen=True, kw_only=True):
-    """Functions of the inventory scan: the profile of a name, the backend of a profile, and the calibration cache.
+    """Inputs of the inventory scan: functions for profiles and backends by name, and the calibration cache.
 
-    ``resolve`` and ``backend`` raise EdgeError where there is none. ``verify``: read every file and check its digest;
-    without it damaged files pass for whole.
+    ``resolve`` and ``backend`` raise EdgeError for an unknown name. With ``verify`` every file's digest is checked;
+    otherwise damaged files are not noticed.
     """
 
     resolve: Callable[[str], Profile]
@@ -62,7 +62,7 @@ class InventoryScan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def scan(folder: Path, look: InventoryScan) -> list[InventoryEntry]:
-    """Every engine under ``folder``, by profile and name; none where there is no such folder.
+    """List every engine under ``folder`` by profile and name; an empty list if the folder does not exist.
 
     Raises:
         StoreError: the folder cannot be read.
@@ -71,14 +71,14 @@ def scan(folder: Path, look: InventoryScan) -> list[InventoryEntry]:
 
 
 def judge(path: Path, look: InventoryScan) -> InventoryEntry | None:
-    """The engine whose manifest is at ``path``, and whether it is the one that its profile asks for today.
+    """Classify the engine whose manifest is at ``path``: is it the one its profile needs today?
 
-    None when the file is no manifest of an engine, nor ever was one.
+    Returns None if the file was never an engine's manifest.
     """
     try:
         manifest = store.load(path, kind=cache_keys.ENGINE, check_files=look.verify)
     except StoreError as exc:
-        # What cannot be read may be whole.
+        # The content may be intact although it cannot be read.
         return _unreadable(path, "unknown", exc.what)
     except ArtifactError as exc:
         state = _what_it_was(path)
@@ -100,13 +100,13 @@ def judge(path: Path, look: InventoryScan) -> InventoryEntry | None:
 
 
 def useless(entries: Iterable[InventoryEntry], *, elsewhere: bool = False) -> list[InventoryEntry]:
-    """Those that can go: stale and damaged ones; with ``elsewhere`` also those of other devices and gone profiles."""
+    """Return the removable engines: stale and damaged; with ``elsewhere`` also those of other devices and profiles."""
     gone = {"stale", "damaged"} | ({"elsewhere", "orphan"} if elsewhere else set())
     return [entry for entry in entries if entry.state in gone]
 
 
 def remove(entry: InventoryEntry, look: InventoryScan) -> bool:
-    """Remove an engine, its manifest first; False where it changed meanwhile: somebody may have built it again.
+    """Remove an engine, its manifest first; return False if it changed in the meantime, perhaps by a new build.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -126,7 +126,7 @@ def remove(entry: InventoryEntry, look: InventoryScan) -> bool:
 
 
 def runtime(key: store.Key) -> str:
-    """Backend and version in words, from an engine's key."""
+    """Format backend and version from an engine's key."""
     name = str(key.get("backend", "?"))
     if name == "tensorrt":
         return f"TensorRT{' for RTX' if key.get('rtx') else ''} {key.get('tensorrt', '?')}"
@@ -153,7 +153,7 @@ def _unreadable(path: Path, state: State, why: str) -> InventoryEntry:
 
 
 def _what_it_was(path: Path) -> State | None:
-    """Classify a manifest that is refused: a damaged engine, one of another edge, or somebody else's file."""
+    """Classify a refused manifest: a damaged engine, one of another edge version, or a foreign file."""
     try:
         head = msgspec.json.decode(path.read_bytes(), type=_ManifestHead)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -194,12 +194,12 @@ def _verdict(changed: list[KeyDifference], lost: str | None) -> tuple[State, lis
     why = [str(item) for item in changed] + ([lost] if lost else [])
     if not changed:
         return ("unknown", why) if lost else ("current", [])
-    # On another device its versions say nothing about whether it is the right one there.
+    # On another device, the versions here do not decide if it is current.
     return ("elsewhere" if any(item.field in _PLACE for item in changed) else "stale"), why
 
 
 def _beside(path: Path) -> list[Path]:
-    """Files that go with a manifest which cannot be trusted to name them: those with its own name."""
+    """Return the files with the same base name as a manifest that cannot be trusted to list them."""
     with contextlib.suppress(OSError):
         named = sorted(item for item in path.parent.iterdir() if item.name.startswith(f"{path.stem}."))
         return [path, *(item for item in named if item != path and _is_ours(item))]

@@ -47,7 +47,7 @@ class TimedLayer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LayerTimes(msgspec.Struct, frozen=True, kw_only=True):
-    """``total_ms`` is the sum over ``layers``, slowest first. ``by_role`` adds up milliseconds per role of a layer.
+    """``total_ms`` is the sum over ``layers``, slowest first. ``by_role`` has the sum in milliseconds per layer role.
 
     ``statistic`` is what a layer's time is over the ``runs`` of the profiler: median or mean. ``whole_ms`` is the
     median of an inference without the profiler, where it was measured.
@@ -194,7 +194,7 @@ def read(path: Path, card: EngineReport) -> LayerTimes:
     """Times of the layers of ``card``, from a file of edge's or of trtexec's.
 
     Raises:
-        ArtifactError: not such a file, or of another engine.
+        ArtifactError: the file is not such a profile, or of another engine.
         StoreError: it cannot be read.
     """
     try:

@@ -1,4 +1,4 @@
-"""Pictures, lists, TFRecord shards and labels; videos, cameras, recording and replay."""
+"""Images, lists, TFRecord shards and labels; videos, cameras, recording and replay."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Several cameras as one stream: the newest frame of each, in turns, so that none is starved.
+"""Combine several cameras into one stream: the newest frame of each, in turns, so that none is starved.
 
-A thread per camera asks its stream for frames and decodes them. What one camera does, also nothing for a long time,
-never holds up another: its outages are reported under its name, and when it is given up the others go on.
+One thread per camera requests and decodes its frames. A stalled camera never blocks the others: its outages are
+reported under its name, and when it is given up the others continue.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 from edge.errors import DataError, DeviceError, EdgeError
 from edge.media.streams import Clock, Frame, OpenedSource, Outage, Stream
 
-# A wait is never longer than this, so that a stop is noticed in time.
+# No wait is longer than this, so that a stop is noticed in time.
 _LOOK_S = 0.1
 _RELEASE_S = 4.0
 
 
 class _Member:
-    """One camera: its stream, its newest frame that was not taken yet, and how it ended."""
+    """One camera: its stream, its newest unread frame, and how it ended."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -36,7 +36,7 @@ class _Member:
 
     @property
     def dropped(self) -> int:
-        """Frames that were replaced by newer ones, here and in the stream."""
+        """Number of frames replaced by newer ones, here and in the stream."""
         return self.replaced + ((self.stream.dropped or 0) if self.stream is not None else 0)
 
 
@@ -44,12 +44,12 @@ class CameraGroup:
     """Frames of several cameras, each under the name of its camera.
 
     Args:
-        cameras: What opens the stream of each camera, by its name. They are opened at the same time.
-        wait: Begin although no camera gives frames yet. Without it, one that does is enough: the others are tried again
-            while the run goes.
+        cameras: functions that open each camera's stream, by camera name. They are called concurrently.
+            wait: start even if no camera delivers frames yet. Without it, one working camera is enough; the others are
+                retried during the run.
 
     Raises:
-        EdgeError: None of them gives frames (the error of the first), or one cannot be opened at all.
+        EdgeError: no camera delivers frames (the error of the first), or the settings of one are invalid.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class CameraGroup:
 
     @property
     def dropped(self) -> int:
-        """Frames of all cameras that were replaced by newer ones before they were taken."""
+        """Number of frames of all cameras that were replaced by newer ones before they were read."""
         return sum(member.dropped for member in self._members.values())
 
     @property
     def cameras(self) -> dict[str, Callable[[], int | None]]:
-        """By the name of each camera, what tells how many of its frames were dropped."""
+        """Functions that return the number of dropped frames, by camera name."""
         return {name: lambda member=member: member.dropped for name, member in self._members.items()}  # type: ignore[misc]
 
     @property
@@ -93,10 +93,10 @@ class CameraGroup:
         return [*found, *self._own_notes]
 
     def next(self) -> Frame | Outage | None:
-        """The newest frame of the camera whose turn it is, or an outage; waits for one. None at the end.
+        """Return the newest frame of the next camera in turn, or an outage; wait for one. None at the end.
 
         Raises:
-            EdgeError: every camera has ended, the last one with this error.
+            EdgeError: every camera has ended; this is the error of the last one.
         """
         with self._changed:
             while not self._closed:
@@ -111,7 +111,7 @@ class CameraGroup:
             return None
 
     def next_within(self, wait_s: float) -> Frame | Outage | None:
-        """As :meth:`next`; None when nothing came within ``wait_s`` seconds."""
+        """Work like :meth:`next`, but return None if nothing arrives within ``wait_s`` seconds."""
         end_s = self._clock() + wait_s
         with self._changed:
             while not self._closed:
@@ -123,7 +123,7 @@ class CameraGroup:
             return None
 
     def close(self) -> None:
-        """Release every camera; a call that never returns is left alone."""
+        """Release every camera; do not wait for a call that never returns."""
         with self._changed:
             if self._closed:
                 return
@@ -141,7 +141,7 @@ class CameraGroup:
         for member in self._order:
             if member.newest is not None:
                 frame, member.newest = member.newest, None
-                # The others come first now.
+                # The other cameras come first now.
                 self._order.remove(member)
                 self._order.append(member)
                 return frame
@@ -212,13 +212,13 @@ class CameraGroup:
             if isinstance(exc, EdgeError):
                 self._own_notes.append(f"{member.name}: given up: {exc.what}")
                 return
-            # A bug of ours ends the run.
+            # A bug in edge ends the run.
             for other in self._members.values():
                 other.has_ended = True
 
 
 def _named(item: Frame | Outage, camera: str) -> Frame | Outage:
-    """The frame with its pixels loaded, or the outage, under the name of its camera."""
+    """Return the frame with its pixels loaded, or the outage, with the camera's name."""
     if isinstance(item, Outage):
         return dataclasses.replace(item, camera=camera)
     start_s = time.monotonic()
@@ -238,7 +238,7 @@ def _named(item: Frame | Outage, camera: str) -> Frame | Outage:
 
 
 def _in_parallel(calls: list[Callable[[], None]], timeout_s: float | None) -> None:
-    """Make the calls at the same time and wait for all of them, for ``timeout_s`` seconds at most."""
+    """Run the calls concurrently and wait for all of them, at most ``timeout_s`` seconds."""
 
     def quietly(call: Callable[[], None]) -> None:
         with contextlib.suppress(DeviceError):

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     Pixels = npt.NDArray[np.uint8]
     Offer = Callable[["Reader", Pixels | DataError, float, float], None]
 
-# So many failures in a row are the end of it: some drivers fail now and then, all fail fast.
+# This many failures in a row end the stream: some drivers fail now and then, and a dead one fails at once.
 _FAILURES = 5
 _PAUSE_S = 0.02
 
@@ -76,12 +76,12 @@ class Reader:
         self._thread = threading.Thread(target=self._run, name=f"grab {address.name}", daemon=True)
 
     def start(self) -> None:
-        """Open and grab from now on."""
+        """Open the source and start to grab."""
         self._thread.start()
 
     @property
     def is_alive(self) -> bool:
-        """True if the thread still runs, or is stuck."""
+        """True if the thread still runs or is stuck."""
         return self._thread.is_alive()
 
     def stop(self) -> None:
@@ -90,7 +90,7 @@ class Reader:
         self._has_ended.set()
 
     def join(self, timeout_s: float) -> None:
-        """Wait for its end, but not for longer."""
+        """Wait at most ``timeout_s`` seconds for the end of the thread."""
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
@@ -171,16 +171,16 @@ def problem_and_hint(error: BaseException) -> tuple[str, str | None]:
     raise error
 
 
-# Threads that may be stuck in a driver at the same time.
+# Maximum number of threads that may be stuck in a driver.
 _MOST_STUCK = 3
-# How long nothing is opened for their sake, in lengths of ``timeout_s``.
+# Time without opening anything because of stuck threads, as a multiple of ``timeout_s``.
 _STUCK_TIMES = 10
-# A wait is never longer than this, so that timeouts are noticed in time.
+# No wait is longer than this, so that timeouts are noticed in time.
 _LOOK_S = 0.1
 _RELEASE_S = 2.0
 # Seconds between two looks at the size that a server announces.
 _CHECK_SIZE_S = 10.0
-# Every so many pixels in each direction are compared to see whether a picture stands still.
+# Step in pixels of the comparison that finds a frozen image.
 _STRIDE = 8
 
 
@@ -194,11 +194,11 @@ class _Grabbed(NamedTuple):
 class LiveStream:
     """Frames of ``address``, newest first and no other.
 
-    A source that is not there when this begins is an outage with ``wait``, which ends when it comes; its size is not
-    known then, and ``first_error`` says why.
+    With ``wait``, a source that does not exist at the start is an outage, which ends when it appears; its size is then
+    unknown, and ``first_error`` gives the reason.
 
     Raises:
-        DeviceError: without ``wait``, the first frame did not come in time, and why.
+        DeviceError: without ``wait``, the first frame did not arrive in time.
     """
 
     def __init__(
@@ -240,11 +240,11 @@ class LiveStream:
 
     @property
     def dropped(self) -> int:
-        """Frames that were replaced by newer ones before they were taken."""
+        """Number of frames replaced by newer ones before they were read."""
         return self._dropped
 
     def next(self) -> Frame | Outage | None:
-        """The newest frame that was not taken yet; waits for one. None after ``close``.
+        """Return the newest unread frame; wait for one. None after ``close``.
 
         Raises:
             DeviceError: no frame for ``reconnect.give_up_s``, or calls into the driver never return.
@@ -261,7 +261,7 @@ class LiveStream:
             return None
 
     def close(self) -> None:
-        """Give the camera back, waiting a moment for a read that is under way."""
+        """Release the camera; wait a moment for the current read."""
         with self._changed:
             if self._closed:
                 return
@@ -315,7 +315,7 @@ class LiveStream:
         return self._outage
 
     def _in_outage(self) -> Outage | None:
-        """Try again when it is time to; the outage as it ended, once frames come."""
+        """Retry when it is time; return the finished outage when frames arrive."""
         outage, now = self._outage, self._clock()
         assert outage is not None  # noqa: S101 - for mypy
         if self._slot is not None and self._reader is not None:
@@ -441,7 +441,7 @@ class LiveStream:
             if is_damaged or found != self._checksum:
                 self._checksum, self._moved_s = found, now
             elif self._frozen:
-                # Opened again, and still the picture that stood still.
+                # Opened again, and the image is still frozen.
                 return
             if self._slot is not None:
                 self._dropped += 1

@@ -1,7 +1,7 @@
-"""The kinds of live source: how each is opened, and what to say when it is not there.
+"""The kinds of live source: how to open each, and how to diagnose a failure.
 
-Pipelines and settings: docs/running.md names their sources. None of the CSI and hardware-decoder pipelines was run on a
-Jetson; they are the ones that NVIDIA's and others' examples use.
+docs/running.md lists the sources of the pipelines and settings. The pipelines for CSI and hardware decoding follow
+published examples of NVIDIA and others; none was run on a Jetson.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LINKS = ("dev/v4l/by-id", "dev/v4l/by-path")
 
 
 class VideoNode(msgspec.Struct, frozen=True):
-    """A video node: its path as the machine calls it, the camera's name, and the links of udev that lead to it."""
+    """A video node: its path, the camera's name, and the udev links to it."""
 
     path: str
     name: str | None
@@ -36,7 +36,7 @@ class VideoNode(msgspec.Struct, frozen=True):
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """A process that has a node open."""
+    """A process that has a video node open."""
 
     pid: int
     name: str
@@ -46,7 +46,7 @@ class Holder(msgspec.Struct, frozen=True):
 
 
 def cameras(root: Path = Path("/")) -> list[VideoNode]:
-    """The nodes that give pictures, by number; the metadata nodes next to them are left out."""
+    """List the nodes that deliver images, by number, without the metadata nodes next to them."""
     return [
         look(f"/dev/{path.name}", root)
         for path in sorted((root / "dev").glob("video*"), key=lambda path: (len(path.name), path.name))
@@ -55,7 +55,7 @@ def cameras(root: Path = Path("/")) -> list[VideoNode]:
 
 
 def look(path: str, root: Path = Path("/")) -> VideoNode:
-    """The facts about the node at ``path``, which need not be there."""
+    """Return the facts about the node at ``path``, which need not exist."""
     name = Path(path).name
     links = tuple(
         f"/{folder}/{link.name}"
@@ -67,13 +67,13 @@ def look(path: str, root: Path = Path("/")) -> VideoNode:
 
 
 def resolve(path: str, root: Path = Path("/")) -> str | None:
-    """The node that ``path``, a node or a link to one, stands for now; None when it is not there."""
+    """Return the node that ``path``, a node or a link to one, currently refers to; None if it does not exist."""
     real = Path(os.path.realpath(root / path.lstrip("/")))
     return f"/dev/{real.name}" if real.exists() else None
 
 
 def find_again(lost: VideoNode, root: Path = Path("/")) -> str | None:
-    """Find the camera that was ``lost``: by udev's links to it, then by its name, then by its number."""
+    """Find a ``lost`` camera: by its udev links, then by its name, then by its number."""
     for link in lost.links:
         found = resolve(link, root)
         if found is not None:
@@ -82,12 +82,12 @@ def find_again(lost: VideoNode, root: Path = Path("/")) -> str | None:
         named = [node.path for node in cameras(root) if node.name == lost.name]
         if named:
             return lost.path if lost.path in named else named[0]
-    # A name that is known and not there is another camera under the old number.
+    # A known name that is missing means that another camera has the old number.
     return resolve(lost.path, root) if lost.name is None else None
 
 
 def holders(path: str, root: Path = Path("/")) -> list[Holder]:
-    """Processes other than this one that have the node open, as far as this user may see."""
+    """List the other processes that have the node open, as far as this user may see them."""
     found = [
         Holder(int(folder.name), _text(folder / "comm") or "?")
         for folder in (root / "proc").glob("[0-9]*")
@@ -127,17 +127,17 @@ HasBackend = Callable[[Api], bool]
 
 
 class CameraAddress(Protocol):
-    """A live source that may come and go."""
+    """A live source that may disappear and return."""
 
     kind: str
     name: str
     announces_size: bool
 
     def request(self) -> Request:
-        """The request that opens it now; where it is may have changed.
+        """Return the request that opens the source now; its node may have changed.
 
         Raises:
-            DeviceError: it is not there.
+            DeviceError: the source does not exist.
         """
 
     def diagnose(self, what: str, *, ask: bool = False) -> DeviceError:
@@ -153,11 +153,11 @@ class CameraAddress(Protocol):
 def camera_source(
     address: Secret | str, camera: CameraConfig, *, root: Path = Path("/"), backend: HasBackend = has_backend
 ) -> CameraAddress:
-    """The source that ``address`` names, as ``--camera`` takes it.
+    """Make the source for ``address``, a value of ``--camera``.
 
     Raises:
-        UsageError: the address is of no known form.
-        MissingDependencyError: this OpenCV was built without what it needs.
+        UsageError: the address has an unknown form.
+        MissingDependencyError: this OpenCV lacks the backend for it.
     """
     secret = Secret.url(address) if isinstance(address, str) else address
     address = secret.reveal()
@@ -171,14 +171,14 @@ def camera_source(
     elif scheme in _NETWORK:
         found = NetworkCamera(secret, camera, api="ffmpeg" if backend("ffmpeg") else "gstreamer")
     else:
-        raise UsageError(f"'{secret}' is not the name of a camera", hint=f"--camera {_FORMS}")
+        raise UsageError(f"'{secret}' is not a camera address", hint=f"--camera {_FORMS}")
     if not backend(found.api):
         raise missing_backend(found.api)
     return found
 
 
 class UsbCamera:
-    """A V4L2 camera, by node or by one of udev's links."""
+    """A V4L2 camera, given by its node or by a udev link."""
 
     kind = "v4l2"
     announces_size = False
@@ -192,12 +192,12 @@ class UsbCamera:
         self.api: Api = "gstreamer" if by_pipeline else "v4l2"
 
     def request(self) -> Request:
-        """The request that opens it; after it was lost, also under another number."""
+        """Return the request that opens the camera, perhaps under another number after it was lost."""
         node = resolve(self.name, self._root)
         if self._known is not None:
             node = find_again(self._known, self._root)
         if node is None:
-            raise self.diagnose("it is not there")
+            raise self.diagnose("the source does not exist")
         if self._known is None:
             self._known = look(node, self._root)
         camera = self._camera
@@ -218,7 +218,7 @@ class UsbCamera:
         return None
 
     def diagnose(self, what: str, *, ask: bool = False) -> DeviceError:  # noqa: ARG002
-        """Find out what is wrong with the node: gone, not permitted, held by another process."""
+        """Find the problem with the node: missing, not permitted, or used by another process."""
         node = resolve(self.name, self._root)
         if node is None and self._known is not None:
             node = find_again(self._known, self._root)
@@ -232,7 +232,7 @@ class UsbCamera:
         held = holders(node, self._root)
         if held:
             names = "; ".join(str(holder) for holder in held)
-            return DeviceError(f"{what}: {node} is busy, held by {names}", where=self.name, hint=f"kill {held[0].pid}")
+            return DeviceError(f"{what}: {node} is in use by {names}", where=self.name, hint=f"kill {held[0].pid}")
         if not os.access(self._root / node.lstrip("/"), os.R_OK | os.W_OK):
             return DeviceError(
                 f"{what}: no permission for {node}",
@@ -264,7 +264,7 @@ class CsiCamera:
         self._camera = camera
 
     def request(self) -> Request:
-        """The request that opens it; whether the sensor is there only argus knows."""
+        """Return the request that opens the camera; only argus knows if the sensor exists."""
         camera = self._camera
         size = f"width={camera.width},height={camera.height}"
         pipeline: str | Secret = (
@@ -284,7 +284,7 @@ class CsiCamera:
         return None
 
     def diagnose(self, what: str, *, ask: bool = False) -> DeviceError:  # noqa: ARG002
-        """Argus keeps the session of a client that was killed, until it is started again."""
+        """Suggest to restart argus, which keeps the session of a killed client until then."""
         return DeviceError(
             what,
             where=self.name,
@@ -306,7 +306,7 @@ class NetworkCamera:
         self.api: Api = "gstreamer" if camera.pipeline is not None else api
 
     def request(self) -> Request:
-        """The request that opens it. TCP is OpenCV's own choice."""
+        """Return the request that opens the stream; OpenCV uses TCP by default."""
         camera = self._camera
         target = self._url
         if self.api == "gstreamer":

@@ -1,4 +1,4 @@
-"""List files: one path per line, relative to the folder of the list, with a class index after a tab where known."""
+"""List files: one path per line, relative to the list's folder, and optionally a tab and a class index."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from edge.media import labels
 from edge.media.labels import shown
 from edge.media.pictures import FileOrigin, Picture
 
-# `path<tab>label`, `path label`, and `path: label` as some published lists have it.
+# `path<tab>label`, `path label`, and `path: label` as in some published lists.
 _WITH_LABEL = re.compile(r"(?P<path>\S.*?):?\s+(?P<label>[+-]?[0-9]+)")
 
 
 class Rendered(msgspec.Struct, frozen=True):
-    """A list file: its bytes, how many lines, how many with a label, and how many are outside the list's folder."""
+    """A list file: its bytes, and the numbers of lines, of labels, and of images outside the list's folder."""
 
     data: bytes
     pictures: int
@@ -28,10 +28,10 @@ class Rendered(msgspec.Struct, frozen=True):
 
 
 def read_list(path: Path) -> list[Picture]:
-    """Pictures that a list file names, in its order. Blank lines and lines from ``#`` do not count.
+    """Read a list file in its order, ignoring blank lines and lines that start with ``#``.
 
     Raises:
-        DataError: files are not there, a label is not an integer, or the list names nothing.
+        DataError: files are missing, a label is not an integer, or the list is empty.
     """
     listing = _Listing(path)
     for number, line in enumerate(labels.read_text(path).split("\n"), start=1):
@@ -42,12 +42,12 @@ def read_list(path: Path) -> list[Picture]:
 
 
 def read_csv(path: Path, names: labels.ClassNames | None = None) -> list[Picture]:
-    """List the pictures that a CSV names, in its order; columns as :mod:`edge.media.labels` has them.
+    """Read the images of a CSV in its order; columns as in :mod:`edge.media.labels`.
 
-    The class may be missing. A class name counts only where ``names`` says which class it is.
+    The class may be missing. A class name is ignored unless ``names`` maps it to a class.
 
     Raises:
-        DataError: files are not there, columns are missing, a label is unknown, or the CSV names nothing.
+        DataError: files or columns are missing, a label is unknown, or the CSV is empty.
     """
     listing = _Listing(path)
     rows = labels.read_rows(path, needs_label=False, names=names)
@@ -59,7 +59,7 @@ def read_csv(path: Path, names: labels.ClassNames | None = None) -> list[Picture
 
 
 def _label(text: str | None, names: labels.ClassNames | None, *, where: str, has_indices: bool) -> int | None:
-    """Class index of a row; names without ``names`` say nothing, unless other rows have indices."""
+    """Return the class index of a row; without ``names``, a class name is ignored unless other rows have indices."""
     if text is None:
         return None
     if names is not None and (names.matches(text) or not labels.is_index(text)):
@@ -68,17 +68,17 @@ def _label(text: str | None, names: labels.ClassNames | None, *, where: str, has
 
 
 def render_list(pictures: Iterable[Picture], *, folder: Path) -> Rendered:
-    """A list file to be kept in ``folder``: as portable as the place of the pictures allows.
+    """Render a list file for ``folder``, with relative paths where possible.
 
     Raises:
-        DataError: a picture is not a file of its own (it is in a shard), or its name cannot be on a line.
+        DataError: an image is inside a shard, or its name cannot be written on one line.
     """
     lines = []
     labelled = outside = 0
     for picture in pictures:
         if not isinstance(picture.origin, FileOrigin):
             raise DataError(
-                "a list names files, and this picture is inside a shard",
+                "a list can only name files, but this image is inside a shard",
                 where=picture.where,
                 hint="edge data extract SHARD -o FOLDER, then list that folder",
             )
@@ -91,22 +91,22 @@ def render_list(pictures: Iterable[Picture], *, folder: Path) -> Rendered:
 
 
 def natural(picture: Picture) -> tuple[tuple[int, int, str], ...]:
-    """Sort key under which ``image_2`` comes before ``image_10``."""
+    """Return a sort key that puts ``image_2`` before ``image_10``."""
     parts = re.split(r"([0-9]+)", picture.name)
     return tuple((0, int(part), part) if part[0] in "0123456789" else (1, 0, part.casefold()) for part in parts if part)
 
 
 def picture_at(folder: Path, name: str, label: int | None) -> Picture:
-    """The picture ``folder/name``, called by ``name``."""
+    """Make the image ``folder/name`` with the name ``name``."""
     path = folder / name
     if Path(name).is_absolute() and path.is_relative_to(folder.absolute()):
-        # As near to portable as an absolute path comes.
+        # The most portable form of an absolute path.
         name = str(path.relative_to(folder.absolute()))
     return Picture(shown(Path(os.path.normpath(name)).as_posix()), label, FileOrigin(str(path)))
 
 
 class _Listing:
-    """Pictures that a list names, and the lines whose files are not there."""
+    """Images named by a list, and the lines whose files are missing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -114,7 +114,7 @@ class _Listing:
         self.missing: list[tuple[int, str]] = []
 
     def add(self, line: int, text: str) -> None:
-        """A line of a list: a path, or a path and a label."""
+        """Add a line of a list: a path, or a path and a label."""
         where = f"{shown(str(self.path))}:{line}"
         match = _WITH_LABEL.fullmatch(text)
         if match and (self._find(match["path"]) or not self._find(text)):
@@ -126,7 +126,7 @@ class _Listing:
             self.add_file(line, text, None)
 
     def add_file(self, line: int, name: str, label: int | None) -> None:
-        """A file name, relative to the folder of the list."""
+        """Add a file name, relative to the folder of the list."""
         found = self._find(name)
         if found is None:
             self.missing.append((line, name))
@@ -134,12 +134,12 @@ class _Listing:
             self.pictures.append(picture_at(self.path.parent, found, label))
 
     def done(self) -> list[Picture]:
-        """All pictures, or the DataError that says which files are not there."""
+        """Return all images, or raise a DataError that names missing files."""
         total = len(self.missing) + len(self.pictures)
         if self.missing:
             line, name = self.missing[0]
             raise DataError(
-                f"{len(self.missing)} of {total} files are not there; the first is {shown(name)}",
+                f"{len(self.missing)} of {total} files are missing; the first is {shown(name)}",
                 where=f"{shown(str(self.path))}:{line}",
                 hint=f"paths are relative to the folder of the list, {shown(str(self.path.parent))}",
             )
@@ -148,30 +148,30 @@ class _Listing:
         return self.pictures
 
     def _find(self, name: str) -> str | None:
-        """``name``, or what it is here: lists made on Windows have backslashes."""
+        """Return ``name`` or its local form: lists made on Windows have backslashes."""
         plain = name.replace("\\", "/")
         # A name without a suffix is an id, as in Kaggle's tables.
         guesses = [] if "." in plain else [plain + suffix for suffix in (".jpg", ".png", ".jpeg")]
         candidates = (name, plain, *guesses)
-        # os.path, not Path: a name that no file can have (too long) is just not there.
+        # os.path, not Path: an impossible name (too long) is treated as missing.
         return next((name for name in candidates if os.path.isfile(self.path.parent / name)), None)  # noqa: PTH113
 
 
 def _relative(path: Path, folder: Path) -> str:
-    """``path`` as seen from ``folder``, with ``/``."""
+    """Return ``path`` relative to ``folder``, with ``/``."""
     name = os.path.relpath(path, folder)
     try:
         if (folder / name).samefile(path):
             return Path(name).as_posix()
     except OSError:
         pass
-    # Up from a linked folder leads elsewhere than its name says: go by the real places.
+    # From a linked folder, ``..`` leads to the parent of the target: use real paths.
     return Path(os.path.relpath(path.parent.resolve() / path.name, folder.resolve())).as_posix()
 
 
 def _line(name: str, label: int | None) -> str:
     if "\n" in name or "\r" in name or name != name.rstrip():
-        raise DataError("a list cannot hold this name: it has a line end, or ends in a blank", where=shown(name))
+        raise DataError("a list cannot contain this name: it has a line break or ends in a blank", where=shown(name))
     if name.startswith("#") or name != name.lstrip():
         name = f"./{name}"
     return name if label is None else f"{name}\t{label}"

@@ -1,4 +1,4 @@
-"""Class names, true classes, and whether the two belong together.
+"""Read class names and true classes, and check that they belong together.
 
 A label file is a CSV or TSV (``,``, ``;``, tab or ``|``), with or without a header. One column names the picture,
 another its class, by index (counting from 0) or by name. The usual column names are known, in any case; docs/labels.md
@@ -39,7 +39,7 @@ LABEL_COLUMNS = (
     "breed", "y",
 )  # fmt: skip
 
-# Fewer answers than this say nothing about the map: a good network is wrong on the first five at times.
+# With fewer answers no conclusion about the map is possible: a good network may be wrong on the first five.
 _MIN_ANSWERS = 20
 # Nor do answers about fewer classes say that a map is shifted: two classes confused with each other look like that.
 _MIN_CLASSES = 5
@@ -60,10 +60,10 @@ _P = TypeVar("_P", bound=_Named)
 
 
 class ClassNames:
-    """The class names of a network in the order of its classes, looked up by name.
+    """The class names of a network in class order, with a lookup by name.
 
-    A name is found as it is written or, where that fits one class only, in other case or with other separators
-    (``Blue_Ball`` for ``blue ball``). ``source`` is for messages: the file that the names are from.
+    A name matches exactly or, if that is unambiguous, with other case or separators (``Blue_Ball`` for ``blue ball``).
+    ``source`` is the file of the names, for messages.
     """
 
     def __init__(self, names: Sequence[str], *, source: Path | str = "the profile's labels") -> None:
@@ -79,14 +79,14 @@ class ClassNames:
         return len(self.names)
 
     def matches(self, text: str) -> list[int]:
-        """Indices of the classes that are called ``text``; none where there is no such class."""
+        """Return the indices of the classes called ``text``; an empty list if there is none."""
         return self._exact.get(text) or self._loose.get(_loose(text)) or []
 
     def index(self, text: str, *, where: str) -> int:
-        """Index of the class that is called ``text``.
+        """Return the index of the class called ``text``.
 
         Raises:
-            DataError: no class is called so (with the nearest name), or several are.
+            DataError: no class has this name (with the nearest name), or several have it.
         """
         found = self.matches(text)
         if len(found) == 1:
@@ -104,7 +104,7 @@ class ClassNames:
 
 
 class LabelRow(msgspec.Struct, frozen=True):
-    """One line of a label file: a picture, and what the file says of its class (``text`` is None for nothing)."""
+    """One line of a label file: an image and its class (``text`` is None without one)."""
 
     line: int
     file: str
@@ -112,7 +112,7 @@ class LabelRow(msgspec.Struct, frozen=True):
 
 
 class TrueLabels(dict[str, int]):
-    """Class index by picture name as the label file ``path`` has it; ``lines`` holds the line of each name."""
+    """Class index by image name from the label file ``path``; ``lines`` has the line of each name."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -120,12 +120,12 @@ class TrueLabels(dict[str, int]):
         self.lines: dict[str, int] = {}
 
     def where(self, name: str) -> str:
-        """``file:line`` of a name."""
+        """Return ``file:line`` of a name."""
         return f"{shown(str(self.path))}:{self.lines[name]}"
 
 
 def load_names(path: Path) -> list[str]:
-    """Read class names, one per line; the first is class 0. Blank lines at the end do not count, others are an error.
+    """Read class names, one per line, beginning with class 0. Trailing blank lines are ignored, others are errors.
 
     Raises:
         DataError: the file is missing, empty, not text, or has an empty line between names.
@@ -144,9 +144,9 @@ def load_truth(path: Path, *, names: ClassNames | None = None, offset: int = 0) 
     """Read the class index of each picture from the label file at ``path``.
 
     Args:
-        path: a CSV or TSV, see the module's docstring.
+        path: a CSV or TSV; see the module's docstring.
         names: class names of the network. With them a label may be a name, and an index must be below their number.
-        offset: added to every class index; not to names.
+        offset: added to every class index, but not to class names.
 
     Raises:
         DataError: the file is missing or no label file, a label is neither an index nor a known name, an index is out
@@ -157,7 +157,7 @@ def load_truth(path: Path, *, names: ClassNames | None = None, offset: int = 0) 
         if row.text is None:
             raise DataError(f"no class for {shown(row.file)}", where=f"{path}:{row.line}")
     if not rows:
-        raise DataError("the label file has a header and nothing else", where=path)
+        raise DataError("the label file has only a header", where=path)
     indices = _indices(rows, path, names=names, offset=offset)
     truth = TrueLabels(path)
     for row, index in zip(rows, indices, strict=True):
@@ -200,10 +200,10 @@ def _check_range(rows: Sequence[LabelRow], indices: Sequence[int], path: Path, *
 
 
 def join(pictures: Iterable[_P], truth: Mapping[str, int], *, partial: bool = False) -> list[tuple[_P, int]]:
-    """Give each picture its true class, in the order of ``pictures``.
+    """Return each image with its true class, in the order of ``pictures``.
 
-    A picture is looked up by its name, then by the longest common end of the two paths, since a label file often lies
-    elsewhere or has absolute paths; a name without a suffix (``image_id``) stands for the picture of that stem.
+    An image is looked up by its name, then by the longest common end of the two paths, because a label file is often in
+    another folder or has absolute paths; a name without a suffix (``image_id``) matches the image with that stem.
 
     Raises:
         DataError: pictures without a label (unless ``partial``), none with one, or a name that fits several pictures.
@@ -262,14 +262,14 @@ def _ambiguous(name: str, truth: Mapping[str, int]) -> DataError:
     )
 
 
-# Folders that hold a part of a data set rather than a class.
+# Folders that are parts of a data set rather than classes.
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 
 def folder_labels(pictures: Sequence[_P], names: ClassNames, *, folder: Path) -> list[int] | None:
-    """True classes of pictures in a folder per class (ImageFolder, YOLO): None where the folders are not classes.
+    """Return the true classes of images in class folders (ImageFolder, YOLO); None if the folders are not classes.
 
-    A folder is found among ``names`` by its name, whatever the order of either. Folders below it belong to the class.
+    Folders are matched to ``names`` by name, in any order. Their subfolders belong to the same class.
 
     Raises:
         DataError: some of the folders are classes and others not, pictures are outside of them, or the folder holds
@@ -337,7 +337,7 @@ def _out_of_range(truth: Sequence[int], classes: int | None) -> str | None:
     text = f"{above} of {len(truth)} labels are above {classes - 1}, {highest}"
     if max(truth) == classes and min(truth) >= 1:
         return f"{text}: they count from 1; use --label-offset -1 (an option of this command)"
-    return f"{text}: they are of another label map; use the one that the network was trained with"
+    return f"{text}: they use another class map; use the one that the network was trained with"
 
 
 def _shifted_or_foreign(
@@ -349,7 +349,7 @@ def _shifted_or_foreign(
     kinds = classes if classes is not None else max(*truth, *predictions) + 1
     hits = {by: sum(p == t + by for p, t in zip(predictions, truth, strict=True)) / count for by in (-1, 0, 1)}
     best = max((-1, 1), key=lambda by: hits[by])
-    # Neighbours in a map are often alike (dog breeds), so a shift must win clearly, and be good in itself.
+    # Neighbouring classes are often similar (dog breeds), so a shift must win clearly and be good in itself.
     is_possible = min(truth) + best >= 0 and max(truth) + best < kinds and len(set(truth)) >= _MIN_CLASSES
     if is_possible and hits[best] >= 0.2 and hits[best] > 3 * hits[0] and hits[best] - hits[0] > 0.15:
         return (
@@ -374,7 +374,7 @@ def _shifted_or_foreign(
     has_many = kinds >= 10 and len(set(truth)) >= _MIN_CLASSES
     if hits[0] <= usual or (has_many and hits[0] < max(0.02, 1.5 / kinds)):
         return (
-            f"top-1 is {hits[0]:.1%} of {count} pictures, no better than chance: the labels are of another map than "
+            f"top-1 is {hits[0]:.1%} of {count} pictures, no better than chance: the labels use another class map than "
             "the network's, the preprocessing is not what it was trained with, or the engine is broken"
         )
     return None
@@ -428,7 +428,7 @@ def _other_order(predictions: Sequence[int], truth: Sequence[int], names: Sequen
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of the folders in ``folder`` that hold pictures, sorted as ImageFolder sorts them."""
+    """List the subfolders of ``folder`` that contain images, sorted as by ImageFolder."""
     inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     splits = [path for path in inner if path.name.lower() in SPLITS]
     if inner and len(splits) == len(inner):
@@ -437,7 +437,7 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def render_truth(labels: dict[str, int]) -> bytes:
-    """Write a label file that :func:`load_truth` reads, ordered by picture name."""
+    """Render a label file for :func:`load_truth`, ordered by image name."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow((FILE_COLUMNS[0], LABEL_COLUMNS[0]))
@@ -448,10 +448,10 @@ def render_truth(labels: dict[str, int]) -> bytes:
 def read_rows(path: Path, *, needs_label: bool, names: ClassNames | None = None) -> list[LabelRow]:
     """Read the rows of a label file; see the module's docstring for its forms.
 
-    Where several columns could be the class, ``names`` decides: the first column whose cells are all class names.
+    If several columns could be the class, the first one whose cells are all in ``names`` is used.
 
     Raises:
-        DataError: missing, not text, no CSV, or no column names pictures.
+        DataError: the file is missing, not text, not a CSV, or has no column of images.
     """
     text = read_text(path)
     first_line = text.lstrip("\n").partition("\n")[0]
@@ -472,7 +472,7 @@ def read_rows(path: Path, *, needs_label: bool, names: ClassNames | None = None)
         candidates = [at for at in candidates if at != file_at]
         body = cells[1:]
     else:
-        # No header: the column of pictures is the one whose first cell looks like one.
+        # No header: the image column is the one whose first cell looks like an image file.
         first = cells[0][1] if cells else []
         file_at = next((at for at, cell in enumerate(first) if _is_picture_name(cell)), None)
         candidates = [at for at in range(len(first)) if at != file_at]
@@ -499,13 +499,13 @@ def _label_column(body: Sequence[Sequence[str]], candidates: Sequence[int], name
 
 
 def read_text(path: Path) -> str:
-    r"""Read text that a person wrote: UTF-8 with or without a byte-order mark, or UTF-16 with one; any line ends.
+    r"""Read hand-written text: UTF-8 with or without a byte-order mark, or UTF-16 with one; any line ends.
 
     Line ends come out as ``\n``. Bytes that are not UTF-8 are kept as lone surrogates, as Python does for file names:
     a list can name any file.
 
     Raises:
-        DataError: it cannot be read, or holds zero bytes (it is not text).
+        DataError: the file cannot be read, or contains zero bytes (it is not text).
     """
     try:
         data = path.read_bytes()
@@ -523,7 +523,7 @@ def read_text(path: Path) -> str:
     else:
         text = data.decode("utf-8-sig", "surrogateescape")
     if "\0" in text:
-        raise DataError("this is not text: it holds zero bytes", where=path)
+        raise DataError("not a text file: it contains zero bytes", where=path)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -531,7 +531,7 @@ def to_label(text: str, *, where: str) -> int:
     """Read a class index.
 
     Raises:
-        DataError: it is not an integer.
+        DataError: ``text`` is not an integer.
     """
     if not is_index(text):
         raise DataError(
@@ -542,7 +542,7 @@ def to_label(text: str, *, where: str) -> int:
 
 
 def shown(text: str) -> str:
-    r"""Write bytes of ``text`` that are not UTF-8 (lone surrogates) as ``\xNN``: safe to print and to encode."""
+    r"""Write bytes of ``text`` that are not UTF-8 (lone surrogates) as ``\xNN``, which is safe to print and encode."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

@@ -1,6 +1,6 @@
-"""The one place that opens cameras, streams and videos with OpenCV.
+"""Open cameras, streams and videos with OpenCV. No other module does.
 
-Behind :class:`Capture`, so that everything else can be tried with captures that misbehave on purpose.
+The interface :class:`Capture` allows tests with captures that fail on purpose.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Pixels = npt.NDArray[np.uint8]
-# Containers estimate their number of frames; this much less than they say is an end that was not meant.
+# Containers estimate their number of frames; if this many are missing, the file ended early.
 _SHORTAGE = 0.01
 
 
@@ -39,7 +39,7 @@ class _Read(NamedTuple):
 
 
 class _VideoLoad:
-    """The pixels that were decoded already."""
+    """Returns pixels that are already decoded."""
 
     __slots__ = ("_pixels",)
 
@@ -54,12 +54,12 @@ class _VideoLoad:
 
 Api = Literal["v4l2", "gstreamer", "ffmpeg"]
 _CONSTANTS: Mapping[str, str] = {"v4l2": "CAP_V4L2", "gstreamer": "CAP_GSTREAMER", "ffmpeg": "CAP_FFMPEG"}
-# A driver's time of capture that is older than this is on another clock.
+# A driver's capture time that is older than this uses another clock.
 _OLDEST_S = 60.0
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """A capture to open: a node, URL, file or GStreamer pipeline, with the size, rate and FOURCC that are asked for.
+    """A capture to open: a node, URL, file or GStreamer pipeline, with the requested size, rate and FOURCC.
 
     ``opened_as`` is how it is called in records. With ``checks_jpegs``, the JPEGs of an MJPEG stream are decoded one by
     one: a damaged one is an error of its frame, and each has its own size.
@@ -78,21 +78,21 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Capture(Protocol):
-    """An open source of frames, for one thread."""
+    """An open source of frames, for use in one thread."""
 
     @property
     def fps(self) -> float | None:
-        """Frames per second as the source says; None when it does not."""
+        """Frames per second according to the source; None if unknown."""
 
     @property
     def frames(self) -> int | None:
-        """Number of frames of a file as it says; None for what has no end."""
+        """Number of frames of a file according to its header; None for a live source."""
 
     def grab(self) -> bool:
-        """Wait for the next frame; False when there is none."""
+        """Wait for the next frame; return False at the end."""
 
     def captured_s(self) -> float:
-        """Time of capture of the grabbed frame, on the monotonic clock."""
+        """Return the capture time of the grabbed frame, on the monotonic clock."""
 
     def retrieve(self) -> npt.NDArray[np.uint8] | None:
         """Decode the grabbed frame: uint8 H×W×3 BGR; None when it cannot be.
@@ -109,11 +109,11 @@ OpenCapture = Callable[[Request], Capture]
 
 
 def open_opencv_capture(request: Request) -> Capture:
-    """Open what is asked for.
+    """Open the source that ``request`` describes.
 
     Raises:
-        DeviceError: it cannot be opened; why is for the caller to find out, OpenCV does not say.
-        MissingDependencyError: OpenCV is missing, or was built without what this needs.
+        DeviceError: it cannot be opened; OpenCV gives no reason, so the caller must find it.
+        MissingDependencyError: OpenCV is missing, or was built without the needed backend.
     """
     cv2 = opencv()
     if not cv2.videoio_registry.hasBackend(getattr(cv2, _CONSTANTS[request.api])):
@@ -126,19 +126,19 @@ def open_opencv_capture(request: Request) -> Capture:
     except cv2.error as exc:
         text = str(getattr(exc, "err", "") or exc)
         text = request.target.scrub(text) if isinstance(request.target, Secret) else text
-        # The cause holds the address as it is: it is not kept.
-        raise DeviceError(f"OpenCV refuses it: {text}", where=request.opened_as) from None
+        # The cause contains the unmasked address, so it is dropped.
+        raise DeviceError(f"OpenCV cannot open it: {text}", where=request.opened_as) from None
     if not capture.isOpened():
         capture.release()
-        raise DeviceError("it does not open", where=request.opened_as)
+        raise DeviceError("it cannot be opened", where=request.opened_as)
     if request.api == "v4l2":
-        # The pixel format first: OpenCV would settle for raw YUYV before it tries MJPG, at a few frames per second.
+        # The pixel format first: OpenCV would otherwise choose raw YUYV at a few frames per second before MJPG.
         _ask(cv2, capture, request)
     return _OpenCv(cv2, capture, request)
 
 
 def has_backend(api: Api) -> bool:
-    """True if this OpenCV was built with it.
+    """Return True if this OpenCV was built with the backend ``api``.
 
     Raises:
         MissingDependencyError: OpenCV is not installed.
@@ -148,7 +148,7 @@ def has_backend(api: Api) -> bool:
 
 
 def missing_backend(api: Api) -> MissingDependencyError:
-    """The error for an OpenCV that was built without ``api``, with what to install."""
+    """Return the error for an OpenCV built without ``api``, with an install hint."""
     version = getattr(opencv(), "__version__", "?")
     if api == "gstreamer":
         return MissingDependencyError(
@@ -183,7 +183,7 @@ def _fourcc(cv2: Any, capture: Any) -> str | None:  # noqa: ANN401
 
 
 class _OpenCv:
-    """A capture of OpenCV's."""
+    """A capture of OpenCV."""
 
     def __init__(self, cv2: Any, capture: Any, request: Request) -> None:  # noqa: ANN401
         self._cv2 = cv2
@@ -208,8 +208,8 @@ class _OpenCv:
     def captured_s(self) -> float:
         now = time.monotonic()
         if self._api == "v4l2":
-            # The driver's own time stamp, on CLOCK_MONOTONIC for uvcvideo and most others. Frames that lay in the
-            # driver's buffers are as old as they are.
+            # The driver's own time stamp, on CLOCK_MONOTONIC for uvcvideo and most others. Frames from the
+            # driver's buffers have their true age.
             stamped = float(self._capture.get(self._cv2.CAP_PROP_POS_MSEC)) / 1e3
             if 0.0 <= now - stamped < _OLDEST_S:
                 return stamped
@@ -226,7 +226,7 @@ class _OpenCv:
         channels = pixels.shape[2] if pixels.ndim == 3 else 1
         if channels == 3:
             return pixels
-        # A pipeline of the profile's may end in grey or BGRx.
+        # A pipeline from the profile may deliver grey or BGRx.
         return self._cv2.cvtColor(pixels, self._cv2.COLOR_GRAY2BGR if channels == 1 else self._cv2.COLOR_BGRA2BGR)
 
     def release(self) -> None:
@@ -324,10 +324,10 @@ _FFMPEG_OPTIONS = _FfmpegOptions()
 
 
 def _set_environment(request: Request) -> None:
-    """OpenCV takes these from the environment alone, some of them only when it opens its first capture."""
+    """Set environment variables for OpenCV, which has no other interface for these options."""
     if request.timeout_s is not None:
         os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(max(math.ceil(request.timeout_s), 1)))
-    # FFmpeg's own lines on stderr (-8 is "quiet"): each failure is an error or an outage of ours already.
+    # FFmpeg's log lines on stderr (-8 is "quiet"): edge already reports each failure.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     if request.options:
         options = "|".join(f"{name};{value}" for name, value in request.options.items())
@@ -338,7 +338,7 @@ class VideoStream:
     """A video, from its first frame to its last.
 
     Raises:
-        DataError: there is no such file, or not one frame can be had from it.
+        DataError: the file does not exist, or no frame of it can be decoded.
         MissingDependencyError: this OpenCV was built without FFmpeg.
     """
 
@@ -372,7 +372,7 @@ class VideoStream:
         )  # fmt: skip
 
     def next(self) -> Frame | None:
-        """The next frame, decoded: video has to be decoded in order."""
+        """Return the next frame, already decoded: video must be decoded in order."""
         if self._closed:
             return None
         read, self._first = self._first or self._read(), None
@@ -384,7 +384,7 @@ class VideoStream:
         return Frame(seq, name, f"{self._where}: {name}", read.since_s, _VideoLoad(read.pixels), read.decode_ms)
 
     def close(self) -> None:
-        """No more frames. The file is given back with the stream: somebody may be reading it now."""
+        """End the stream. The file is closed later, because another thread may be reading from it."""
         self._closed = True
 
     def _read(self) -> _Read | None:
@@ -399,7 +399,7 @@ class VideoStream:
         self._capture.release()
         total = self.opened.total
         if total is not None and self._seq < total * (1 - _SHORTAGE) - 1:
-            self.notes.append(f"{self._where} says that it has {total} frames, and ends after {self._seq}: cut off?")
+            self.notes.append(f"{self._where} ends after {self._seq} of {total} frames: it may be truncated")
 
     def _no_video(self) -> DataError:
         codec = codec_of(self._path)

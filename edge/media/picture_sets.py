@@ -1,4 +1,4 @@
-"""Check every picture of a source; copy the pictures of TFRecord shards to files."""
+"""Check every image of a source; extract the images of TFRecord shards to files."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from edge.media.pictures import Picture, decode
 
 
 class Bad(msgspec.Struct, frozen=True):
-    """One thing that is wrong with a source: where, and what."""
+    """One problem of a source, and its location."""
 
     name: str
     problem: str
 
 
 class Checked(msgspec.Struct, frozen=True):
-    """Result of a check: the number of pictures, and every problem."""
+    """Result of a check: the number of images, and every problem."""
 
     pictures: int
     bad: list[Bad]
@@ -37,23 +37,23 @@ def check(
     label_offset: int = 0,
     listen: Listener = ignore_events,
 ) -> Checked:
-    """Decode every picture of ``source``; with ``labels``, a picture without a class index there is bad too.
+    """Decode every image of ``source``; with ``labels``, report images without a class index, too.
 
     Raises:
-        DataError: the source cannot be opened, or the labels are unusable. A bad picture is no error, but a result.
-        MissingDependencyError: OpenCV, or what TFRecord shards need, is not installed.
+        DataError: the source cannot be opened, or the labels are unusable. A bad image is a result, not an error.
+        MissingDependencyError: OpenCV, or a library for TFRecord shards, is not installed.
     """
     bad: list[Bad] = []
     pictures: list[Picture] = []
     shards = shards_of(source)
-    # Shards one by one: damage in one says nothing about the next.
+    # Shards one by one: damage in one does not affect the next.
     for part in shards or [source]:
         listed, damage = list_all(part, listen=listen)
         pictures.extend(listed)
         if damage is not None and not shards:
             raise damage
         if damage is not None:
-            bad.append(Bad(shown(damage.where or str(part)), f"{damage.what}; the rest of the shard was not looked at"))
+            bad.append(Bad(shown(damage.where or str(part)), f"{damage.what}; the rest of the shard was not checked"))
     bad.extend(_undecodable(pictures, listen=listen))
     if labels is not None:
         bad.extend(_unlabelled(pictures, labels, load_truth(labels, names=names, offset=label_offset)))
@@ -63,7 +63,7 @@ def check(
 def list_all(
     source: Path, *, limit: int | None = None, listen: Listener = ignore_events
 ) -> tuple[list[Picture], DataError | None]:
-    """Pictures of ``source``, at most ``limit``; and what ended the listing before its end, if something did."""
+    """List at most ``limit`` images of ``source``; return them and the error that ended the list early, if any."""
     listed: list[Picture] = []
     try:
         for picture in open_pictures(source):
@@ -99,7 +99,7 @@ TRUTH = "labels.csv"
 
 
 class Extracted(msgspec.Struct, frozen=True):
-    """Result of an extraction; ``kept`` pictures were there before."""
+    """Result of an extraction; ``kept`` is the number of images that already existed."""
 
     pictures: int
     written: int
@@ -117,15 +117,15 @@ def extract(
     force: bool = False,
     listen: Listener = ignore_events,
 ) -> Extracted:
-    """Write ``pictures`` to files in ``folder`` and their class indices, plus ``label_offset``, to its labels.csv.
+    """Write ``pictures`` to files in ``folder``, and their class indices plus ``label_offset`` to its labels.csv.
 
-    What is there with the same content stays as it is, so an extraction that was interrupted goes on where it was, and
-    the pictures of several shards can go to one folder.
+    Existing files with the same content are kept, so an interrupted extraction can be continued, and several shards can
+    be extracted to one folder.
 
     Raises:
-        DataError: a picture cannot be read, the labels.csv that is there is unusable, or a class index gets negative.
-        UsageError: another picture or another class index is there under a name, and not ``force``.
-        StoreError: the disk refused.
+        DataError: a picture cannot be read, the existing labels.csv is unusable, or a class index gets negative.
+        UsageError: a different image or class index exists under the same name, without ``force``.
+        StoreError: a file cannot be written.
     """
     before = load_truth(folder / TRUTH) if (folder / TRUTH).exists() else {}
     truth = dict(before)
@@ -138,9 +138,9 @@ def extract(
             label = _shifted(picture, label_offset)
             if not force and label is not None and truth.get(name, label) != label:
                 raise UsageError(
-                    f"{name} is class {truth[name]} there and {label} now",
+                    f"{name} has class {truth[name]} in this file, and class {label} now",
                     where=folder / TRUTH,
-                    hint="the same --label-offset as before, another folder, or --force",
+                    hint="use the same --label-offset as before, another folder, or --force",
                 )
             written += _write(folder / name, picture.read(), force=force)
             if label is not None:
@@ -148,7 +148,7 @@ def extract(
                 indices.append(label)
             listen(Progress("extract", done, len(pictures)))
     finally:
-        # Also after an interruption: what was extracted is usable, and the next run goes on from it.
+        # Also after an interruption: the extracted files are usable, and the next run continues.
         if truth != before:
             store.write_bytes(folder / TRUTH, render_truth(truth))
     lowest, highest = (min(indices), max(indices)) if indices else (None, None)
@@ -156,7 +156,7 @@ def extract(
 
 
 def counts_from_one(done: Extracted) -> Note | None:
-    """A warning where the class indices look as if they counted from 1.
+    """Return a warning if the class indices seem to start at 1.
 
     Among 200 pictures of 10 classes, class 0 is practically never missing by chance; of 1000 classes it can be, which
     is why the warning says "if".
@@ -173,22 +173,24 @@ def counts_from_one(done: Extracted) -> Note | None:
 
 
 def _write(path: Path, data: bytes, *, force: bool) -> bool:
-    """Write ``data`` to ``path`` unless it is there; whether it was written."""
+    """Write ``data`` to ``path`` unless it exists; return True if it was written."""
     try:
         is_there = path.exists()
         is_same = is_there and path.stat().st_size == len(data) and path.read_bytes() == data
     except OSError as exc:
-        raise StoreError(f"cannot read what is there: {exc.strerror or exc}", where=path) from exc
+        raise StoreError(f"cannot read the existing file: {exc.strerror or exc}", where=path) from exc
     if is_same:
         return False
     if is_there and not force:
-        raise UsageError("another picture has this name", where=path, hint="another folder, or --force to overwrite it")
+        raise UsageError(
+            "another picture has this name", where=path, hint="use another folder, or --force to overwrite it"
+        )
     store.write_bytes(path, data)
     return True
 
 
 def _unused(name: str, used: set[str]) -> str:
-    """``name``, or with a number where it was used before; on some disks upper and lower case are the same."""
+    """Return ``name``, with a number if it is taken; on some disks upper and lower case are the same."""
     path, number, result = PurePosixPath(name), 1, name
     while result.casefold() in used:
         number += 1

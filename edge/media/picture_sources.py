@@ -1,4 +1,4 @@
-"""From what the user names (a folder, a picture, a list, a CSV, TFRecord shards) to :class:`~edge.media.Pictures`."""
+"""Open a user's source (folder, image, list, CSV, TFRecord shards) as :class:`~edge.media.Pictures`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LOOKED_FOR = f"pictures ({', '.join(sorted(s[1:] for s in SUFFIXES))}) or TFRec
 def open_pictures(
     source: Path, *, labels: Path | None = None, names: ClassNames | None = None, label_offset: int = 0
 ) -> Pictures:
-    """List the pictures that ``source`` names, in a fixed order.
+    """List the images of ``source`` in a fixed order.
 
     ======================  ========================================================================================
     a folder                every picture below it, by name; hidden files and other kinds of files do not count.
@@ -39,14 +39,14 @@ def open_pictures(
     ======================  ========================================================================================
 
     Args:
-        source: as the table says.
+        source: one of the sources in the table.
         labels: a label file (see :func:`edge.media.labels.load_truth`); its classes replace those of the source.
         names: class names of the network. With them a label may be a name, in a folder per class each picture has its
             folder's class, and indices must be in range.
         label_offset: added to every class index of ``labels`` and of the source.
 
     Raises:
-        DataError: there is no such source, it is empty, names files that are not there, or pictures have no label in
+        DataError: the source does not exist, is empty, names missing files, or images have no label in
             ``labels``. A damaged shard is noticed where its records are listed.
     """
     source = _home(source)
@@ -81,7 +81,7 @@ def _in_range(pictures: Pictures, names: ClassNames | None, offset: int) -> Iter
 
 
 def shards_of(source: Path) -> list[Path]:
-    """TFRecord shards that ``source`` names (a shard, folder or pattern), by name; none where it is something else.
+    """Return the TFRecord shards of ``source`` (a shard, folder or pattern) by name; an empty list if it has none.
 
     Raises:
         DataError: a folder holds both shards and pictures, or cannot be read.
@@ -99,9 +99,9 @@ def _shards_in(folder: Path) -> list[Path]:
     picture = next(_walk(folder), None) if shards else None
     if picture is not None:
         raise DataError(
-            f"the folder holds both pictures ({shown(picture)}, …) and TFRecord shards ({shards[0].name}, …)",
+            f"the folder contains both images ({shown(picture)}, …) and TFRecord shards ({shards[0].name}, …)",
             where=folder,
-            hint="name one of the two: a pattern such as 'folder/train-*', or a folder of pictures alone",
+            hint="choose one: a pattern such as 'folder/train-*', or a folder of pictures alone",
         )
     return shards
 
@@ -133,19 +133,21 @@ def _open(source: Path, names: ClassNames | None) -> Pictures:
         return tfrecord.open_shards(source, shards)
     if source.exists():
         if suffix in _VIDEOS:
-            what, hint = "this is a video, not a set of pictures", f"--video {shown(str(source))}"
+            what, hint = "this is a video, not a set of images", f"--video {shown(str(source))}"
         else:
             what = "edge does not know this kind of file"
-            hint = "a folder, picture, list (.txt), .csv, .tsv, or TFRecord shards (.tfrecord, name-00000-of-01024)"
+            hint = "use a folder, image, list (.txt), .csv, .tsv, or TFRecord shards (.tfrecord, name-00000-of-01024)"
         raise DataError(what, where=source, hint=hint)
-    # A URL as a path has one slash.
+    # In a URL given as a path, the two slashes have become one.
     if re.match(r"(rtsp|rtsps|https?|rtmp|tcp|udp):/", str(source)):
         raise _no_url(str(source).replace(":/", "://", 1), path=source)
     if source.name.isdecimal() or str(source).startswith("/dev/video"):
         raise DataError("this is a camera, not a set of pictures", where=source, hint=f"--camera {source}")
     pictures = [path for path in _matches(source) if path.suffix.lower() in SUFFIXES]
     if not pictures:
-        raise DataError("there is nothing here", where=source, hint=f"name a folder, list or pattern of {_LOOKED_FOR}")
+        raise DataError(
+            "this file or folder does not exist", where=source, hint=f"name a folder, list or pattern of {_LOOKED_FOR}"
+        )
     base = Path(os.path.commonpath([path.parent for path in pictures]))
     return Pictures(source, [picture_at(base, path.relative_to(base).as_posix(), None) for path in pictures])
 
@@ -179,9 +181,9 @@ def _open_folder(folder: Path) -> Pictures:
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """Names relative to ``root`` of the pictures in it and below it, in any order.
+    """Yield the paths of images in and below ``root``, relative to it and in any order.
 
-    A folder is entered once, however many links lead to it, and by its own name before that of any link.
+    Each folder is entered once, even if several links lead to it, and under its own name rather than a link's.
     """
     seen: set[tuple[int, int]] = set()
     folders, links = [root], deque[Path]()
@@ -202,5 +204,5 @@ def _walk(root: Path) -> Iterator[str]:
             if os.path.isdir(path):  # noqa: PTH112 - links that go round in a circle are no folders, and no errors
                 (links if entry.is_symlink() else folders).append(path)
             elif path.suffix.lower() in SUFFIXES and (entry.is_symlink() or entry.is_file()):
-                # A broken link is listed: reading it is an error then, where leaving it out would go unnoticed.
+                # A broken link is listed: an error on reading is better than a silently shorter set.
                 yield path.relative_to(root).as_posix()

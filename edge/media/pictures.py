@@ -1,7 +1,7 @@
-"""One picture, and an ordered set of them.
+"""One image, and an ordered set of images.
 
-A picture here is its encoded bytes, wherever they lie; nothing is decoded. Its sha256 is kept once computed, so that
-every later :meth:`Picture.read_checked` notices a file that changed while edge was working with it.
+An image here is the encoded file content, wherever it is stored; nothing is decoded. Its sha256 is computed once, so
+that later calls of :meth:`Picture.read_checked` notice a file that changed in the meantime.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _by_pillow(data: bytes, kind: str, *, name: str, exif: bool) -> npt.NDArray[
 
 @functools.cache
 def opencv() -> ModuleType:
-    """OpenCV with its own log lines switched off: each failure is an EdgeError already."""
+    """Import OpenCV with its log lines switched off: edge already reports each failure."""
     cv2 = require("cv2")
     if "OPENCV_LOG_LEVEL" not in os.environ:
         logging = getattr(cv2.utils, "logging", None)
@@ -118,9 +118,9 @@ def opencv() -> ModuleType:
 
 
 def encode(pixels: npt.NDArray[np.uint8], *, longest_px: int = 640, quality: int = 75) -> bytes:
-    """``pixels`` (uint8 H×W×3 BGR) as a JPEG whose longer side has at most ``longest_px``; never enlarged.
+    """Encode ``pixels`` (uint8 H×W×3 BGR) as JPEG, scaled down to at most ``longest_px`` on the longer side.
 
-    Costs 1 to 3 ms whatever the size of the frame: a large one is thinned out before it is averaged.
+    This takes 1 to 3 ms for any frame size: a large frame is subsampled before it is averaged.
 
     Raises:
         DataError: OpenCV cannot encode it.
@@ -147,17 +147,17 @@ _SOI, _EOI, _SOS, _TEM = 0xD8, 0xD9, 0xDA, 0x01
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNM = re.compile(rb"P[1-6][\s#]")
-_CUT = "the picture is cut off: "
+_CUT = "the image is truncated: "
 
-# What is found under a picture's name when a download went wrong.
+# Typical content of a file after a failed download.
 _OTHERS = (
-    (re.compile(rb"\s*<(!doctype|html)", re.IGNORECASE), "this is an HTML page under a picture's name"),
-    (re.compile(rb"version https://git-lfs"), "this is a Git LFS pointer, not the picture (git lfs pull gets it)"),
+    (re.compile(rb"\s*<(!doctype|html)", re.IGNORECASE), "this is an HTML page with the name of an image"),
+    (re.compile(rb"version https://git-lfs"), "this is a Git LFS pointer, not the image (git lfs pull downloads it)"),
 )
 
 
 def problem(data: bytes) -> str | None:
-    """Find what is wrong with the encoded picture ``data`` as a whole: a sentence, or None."""
+    """Return a sentence about what is wrong with the encoded image ``data``, or None."""
     if not data:
         return "the picture is empty (0 bytes)"
     if data.startswith(b"\xff\xd8\xff"):
@@ -266,7 +266,7 @@ def _jpeg(data: bytes) -> str | None:
             continue
         if at + 2 > len(data):
             break
-        # Inside a scan only DNL, DHT and the like can come here, and each has a length as well.
+        # Inside a scan only DNL and similar markers can occur, and each has a length as well.
         at += int.from_bytes(data[at : at + 2], "big")
         scanned = scanned or code == _SOS
     return f"{_CUT}a JPEG of {len(data)} bytes without its end (EOI marker)"
@@ -291,7 +291,7 @@ def _png(data: bytes) -> str | None:
 
 def _webp(data: bytes) -> str | None:
     needed = 8 + int.from_bytes(data[4:8], "little")
-    return None if len(data) >= needed else f"{_CUT}{len(data)} bytes, its header says {needed}"
+    return None if len(data) >= needed else f"{_CUT}{len(data)} bytes, but its header says {needed}"
 
 
 def _bmp(data: bytes) -> str | None:
@@ -310,36 +310,36 @@ def _bmp(data: bytes) -> str | None:
         row = (abs(width) * bits + 31) // 32 * 4
         unpadded = (abs(width) * bits + 7) // 8
         needed = pixels_at + row * (abs(height) - 1) + unpadded if height else pixels_at
-    return None if len(data) >= needed else f"{_CUT}{len(data)} bytes, its header asks for {needed}"
+    return None if len(data) >= needed else f"{_CUT}{len(data)} bytes, but its header requires {needed}"
 
 
 class PictureOrigin(Protocol):
-    """Location of the encoded bytes of one picture."""
+    """Location of the encoded bytes of one image."""
 
     @property
     def where(self) -> str:
-        """The place, for messages: a path, or a shard and a record number."""
+        """Location for messages: a path, or a shard and a record number."""
 
     def read(self) -> bytes:
-        """The encoded bytes; DataError when they cannot be had."""
+        """Return the encoded bytes; raise DataError if the bytes cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FileOrigin:
-    """A file that holds one picture."""
+    """A file with one image."""
 
     path: str
 
     @property
     def where(self) -> str:
-        """Its path, without bytes that a terminal cannot show."""
+        """The file's path, without bytes that a terminal cannot show."""
         return shown(self.path)
 
     def read(self) -> bytes:
-        """All bytes of the file.
+        """Return all bytes of the file.
 
         Raises:
-            DataError: it is gone, not permitted, or the disk failed.
+            DataError: the file is missing, not permitted, or the disk failed.
         """
         try:
             return Path(self.path).read_bytes()
@@ -348,7 +348,7 @@ class FileOrigin:
 
 
 class _Memo:
-    """Facts about a picture that are computed once: its sha256."""
+    """Values that are computed once for an image: its sha256."""
 
     __slots__ = ("sha256",)
 
@@ -360,7 +360,7 @@ class _Memo:
 class Picture:
     """One encoded picture.
 
-    ``name`` is relative to the source, with ``/``, the same on every machine (it leads upwards only where a list says
+    ``name`` is relative to the source, with ``/``, the same on every machine (it contains ``..`` only if a list does
     so); ``label`` is its class index, if known.
     """
 
@@ -376,28 +376,28 @@ class Picture:
 
     @property
     def sha256(self) -> str:
-        """Hex sha256 of the encoded bytes; they are read on the first call only.
+        """Hex sha256 of the encoded bytes, which are read on the first call only.
 
         Raises:
-            DataError: they cannot be read.
+            DataError: the bytes cannot be read.
         """
         if self._memo.sha256 is None:
             self._memo.sha256 = sha256_bytes(self.origin.read())
         return self._memo.sha256
 
     def read(self) -> bytes:
-        """The original encoded bytes, unchanged.
+        """Return the original encoded bytes.
 
         Raises:
-            DataError: they cannot be read.
+            DataError: the bytes cannot be read.
         """
         return self.origin.read()
 
     def read_checked(self) -> bytes:
-        """The original encoded bytes, which must be those that were hashed first.
+        """Return the original encoded bytes after checking that they have not changed since they were first hashed.
 
         Raises:
-            DataError: they cannot be read, or they changed since.
+            DataError: the bytes cannot be read, or they changed since.
         """
         data = self.origin.read()
         found = sha256_bytes(data)
@@ -405,22 +405,22 @@ class Picture:
             self._memo.sha256 = found
         elif self._memo.sha256 != found:
             raise DataError(
-                "the picture changed since it was first read",
+                "the image changed since it was first read",
                 where=self.where,
-                hint="leave the source alone while edge works with it, and run the same command again",
+                hint="do not change the source while edge uses it; run the command again",
             )
         return data
 
     def labelled(self, label: int | None) -> Picture:
-        """The same picture with another label."""
+        """Return the same image with another label."""
         return dataclasses.replace(self, label=label)
 
 
 class Pictures:
-    """Pictures in a fixed order, listed as far as somebody looked: ``take(100)`` of a shard reads 100 records of it.
+    """Images in a fixed order, listed lazily: ``take(100)`` of a shard reads 100 of its records.
 
-    It can be pickled (which lists all of it), and the sets made from it share its pictures and their digests.
-    Looking at pictures can raise DataError where listing goes on behind the scenes, as it does for TFRecord shards.
+    The set can be pickled (which lists all of it), and sets made from it share its images and their digests. Any
+    access can raise DataError if it lists more of a source, as with TFRecord shards.
     """
 
     def __init__(self, source: Path, pictures: Iterable[Picture]) -> None:
@@ -457,31 +457,31 @@ class Pictures:
         self.__init__(state["source"], state["known"])  # type: ignore[misc]
 
     def take(self, count: int) -> Pictures:
-        """The first ``count`` pictures, or all where there are fewer.
+        """Return the first ``count`` images, or all if there are fewer.
 
         Raises:
             UsageError: ``count`` is not above 0.
         """
         if count < 1:
-            raise UsageError(f"cannot take {count} pictures: at least 1")
+            raise UsageError(f"cannot take {count} images: the minimum is 1")
         self._list(count)
         return Pictures(self.source, self._known[:count])
 
     def shard(self, index: int, count: int) -> Pictures:
-        """Every ``count``-th picture from ``index`` on: the shards 0 to ``count - 1`` hold each picture once.
+        """Return every ``count``-th image from ``index`` on: shards 0 to ``count - 1`` are a partition of the set.
 
         Raises:
-            UsageError: not ``0 <= index < count``.
+            UsageError: ``index`` is not in 0 to ``count - 1``.
         """
         if not 0 <= index < count:
-            raise UsageError(f"there is no shard {index} of {count}: count from 0")
+            raise UsageError(f"there is no shard {index} of {count}: shards are numbered from 0")
         self._list(None)
         return Pictures(self.source, self._known[index::count])
 
     def digest(self, listen: Listener = ignore_events) -> str:
-        """Hex sha256 that names the set: of the sorted list of its pictures' sha256, as canonical JSON.
+        """Return a hex sha256 that identifies the set: that of the sorted sha256 list of its images, as canonical JSON.
 
-        Names, labels and order do not matter; a picture that is there twice counts twice. Reads every picture.
+        Names, labels and order do not matter; a duplicate image counts twice. Reads every image.
 
         Raises:
             DataError: a picture cannot be read.
@@ -494,12 +494,12 @@ class Pictures:
         return canonical_digest(sorted(found))
 
     def _list(self, count: int | None) -> None:
-        """List until ``count`` pictures are known, or all of them for None."""
+        """List until ``count`` images are known, or all of them for None."""
         if self._rest is None:
             return
         with self._lock:
             if self._failure is not None and (count is None or count > len(self._known)):
-                # A generator that raised is at its end: without this, the second look would see a shorter set.
+                # A generator that raised is finished: without this, a second access would see a shorter set.
                 raise self._failure
             try:
                 while self._rest is not None and (count is None or len(self._known) < count):

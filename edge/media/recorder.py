@@ -1,9 +1,9 @@
-"""Frames of a run, kept with their times so that the run can be played again.
+"""Record the frames of a run with their times, so that the run can be replayed.
 
-A folder with ``frames.jsonl``: a header, then one line per frame (file, number, capture time since the first frame) and
-per outage. Frames are JPEG of quality 95: good for looking and for replaying faults, not for calibration. A thread of
-its own writes; what comes while it is behind is left out and counted, and a disk that refuses ends the saving, not the
-run.
+A recording is a folder with ``frames.jsonl``: a header, then one line per frame (file, number, capture time since the
+first frame) and per outage. Frames are JPEG of quality 95: good for viewing and for replaying faults, not for
+calibration. A separate thread writes. Frames that arrive while it is behind are skipped and counted; a write error ends
+the recording, not the run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TIMEOUT_S = 10.0
 
 
 class RecordingHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """First line: format, and what the frames came from."""
+    """First line: format, and the source of the frames."""
 
     edge_frames: int
     source: OpenedSource
@@ -68,16 +68,16 @@ class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class SavingStream:
-    """``stream``, with every frame that is taken from it kept in ``folder``.
+    """Passes ``stream`` on and saves every frame that is read from it in ``folder``.
 
     Raises:
-        UsageError: the folder holds frames already.
+        UsageError: the folder already contains frames.
         StoreError: it cannot be written.
     """
 
     def __init__(self, stream: Stream, folder: Path) -> None:
         if (folder / INDEX).exists():
-            raise UsageError(f"{folder} holds the frames of another run", hint="name a new folder")
+            raise UsageError(f"{folder} already contains the frames of another run", hint="use a new folder")
         self.opened = stream.opened
         self._stream = stream
         self._folder = folder
@@ -95,17 +95,17 @@ class SavingStream:
 
     @property
     def dropped(self) -> int | None:
-        """As the stream says."""
+        """Number of frames that the stream dropped."""
         return self._stream.dropped
 
     @property
     def notes(self) -> list[str]:
-        """The stream's notes, and what was not saved."""
-        behind = [f"{self._behind} frames were not saved: the disk was behind"] if self._behind else []
+        """The stream's notes, and the frames that were not saved."""
+        behind = [f"{self._behind} frames were not saved: the disk was too slow"] if self._behind else []
         return [*self._stream.notes, *self._own_notes, *behind]
 
     def next(self) -> Frame | Outage | None:
-        """The next item of the stream; its pixels are saved when somebody has loaded them."""
+        """Return the next item of the stream; its pixels are saved when they are loaded."""
         following = self._stream.next()
         if isinstance(following, Frame):
             frame = following
@@ -123,7 +123,7 @@ class SavingStream:
         return following
 
     def close(self) -> None:
-        """Close the stream, and wait for what is still being written."""
+        """Close the stream, and wait until the queued frames are written."""
         self._stream.close()
         if not self._closed:
             self._closed = True

@@ -1,8 +1,8 @@
-"""Recorded frames, played again: at their own pace, as a camera would give them, or one after the other.
+"""Replay recorded frames, either at their recorded times like a camera, or as fast as possible.
 
-A recording is a folder that ``edge run --save-frames`` made, or a video, whose frames have the times that its rate
-gives. At its own pace the stream is live: the newest frame that is due is given, and those before it are dropped. What
-comes out says that it is replayed.
+A recording is a folder made by ``edge run --save-frames``, or a video, whose frame times follow from its rate. At the
+recorded times the stream is live: it delivers the newest frame that is due and drops earlier ones. The stream is marked
+as replayed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LOOK_S = 0.1
 
 
 class _Due(msgspec.Struct, frozen=True):
-    """A frame or an outage, and when it is due, since the first frame."""
+    """A frame or an outage, and its due time since the first frame."""
 
     t_s: float
     item: SavedFrame | SavedOutage | Frame
@@ -41,17 +41,17 @@ class _Recording(Protocol):
 
 
 def recordings(path: Path) -> list[Path]:
-    """The recordings of several cameras below ``path``, one folder each; none where it is one recording or a video."""
+    """List the recordings of several cameras below ``path``, one folder each; empty for one recording or a video."""
     if not path.is_dir() or (path / INDEX).exists():
         return []
     return sorted(folder.parent for folder in path.glob(f"*/{INDEX}"))
 
 
 class ReplayStream:
-    """The recording at ``path``; ``fast`` gives every frame as soon as it is asked for.
+    """The recording at ``path``; with ``fast`` every frame is delivered as soon as it is requested.
 
     Raises:
-        DataError: there is no recording, or it is damaged.
+        DataError: the recording does not exist or is damaged.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ReplayStream:
         self._closed = threading.Event()
 
     def next(self) -> Frame | Outage | None:
-        """The next frame, or the newest one that is due; waits for its time."""
+        """Return the next frame or, at the recorded times, wait for and return the newest one that is due."""
         due = self._following()
         if due is None or self._closed.is_set():
             return None
@@ -96,7 +96,7 @@ class ReplayStream:
         self._closed.set()
 
     def _newest(self, due: _Due) -> _Due | None:
-        """Wait until ``due`` is; then skip to the newest frame that is due too, but over no outage."""
+        """Wait until ``due`` is due; then skip to the newest frame that is also due, but not beyond an outage."""
         assert self._start_s is not None  # noqa: S101 - for mypy
         while (left_s := self._start_s + due.t_s - self._clock()) > 0:
             if self._closed.wait(min(left_s, _LOOK_S)):
@@ -119,7 +119,7 @@ class ReplayStream:
             return Outage(
                 start_s + outage.start_s, end_s, outage.reason, outage.hint, outage.reopened_as, outage.attempts
             )
-        # At its own pace a frame is as old as its time says; else its turn has just come.
+        # At the recorded times a frame has its real age; otherwise it is due just now.
         return self._recording.frame(due, self._clock() if self._fast else start_s + due.t_s)
 
     def _following(self) -> _Due | None:
@@ -143,7 +143,9 @@ class _Folder:
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             raise DataError(f"not a recording: line 1: {exc}", where=self._where) from exc
         if header.edge_frames != FORMAT:
-            raise DataError(f"a recording of format {header.edge_frames}; this edge reads {FORMAT}", where=self._where)
+            raise DataError(
+                f"recording of format {header.edge_frames}; this edge reads format {FORMAT}", where=self._where
+            )
         self._saved = list(self._read())
         frames = sum(saved.frame is not None for saved in self._saved)
         if not frames:
@@ -151,11 +153,11 @@ class _Folder:
         self.opened = msgspec.structs.replace(header.source, total=frames)
 
     def due(self) -> Iterator[_Due]:
-        """Everything in the order of its times: several threads loaded the frames, and their lines may be mixed up."""
+        """Yield everything sorted by time: several threads loaded the frames, so their lines may be out of order."""
         return iter(sorted((_due(saved) for saved in self._saved), key=lambda due: due.t_s))
 
     def frame(self, due: _Due, since_s: float) -> Frame:
-        """A frame whose file is read when it is loaded."""
+        """Return a frame whose file is read when it is loaded."""
         assert isinstance(due.item, SavedFrame)  # noqa: S101 - for mypy
         path = self._folder / Path(due.item.file).name
         origin = FileOrigin(str(path))
@@ -173,7 +175,7 @@ class _Folder:
                     yield saved
             except (msgspec.DecodeError, UnicodeDecodeError) as exc:
                 if number == len(self._lines) + 1:
-                    # Cut off when the run was killed.
+                    # Truncated when the run was killed.
                     return
                 raise DataError(f"the recording is damaged: line {number}: {exc}", where=self._where) from exc
 
@@ -193,15 +195,15 @@ class _Video:
         self._video = VideoStream(path, open_capture=open_capture)
         self.opened = self._video.opened
         if self.opened.fps is None:
-            raise DataError("the video does not say how many frames it has per second", where=shown(str(path)))
+            raise DataError("the video file does not contain its frame rate", where=shown(str(path)))
 
     def due(self) -> Iterator[_Due]:
-        """Every frame with its time."""
+        """Yield every frame with its time."""
         while (frame := self._video.next()) is not None:
             yield _Due(frame.seq / (self.opened.fps or 1.0), frame)
 
     def frame(self, due: _Due, since_s: float) -> Frame:
-        """A frame that is decoded already."""
+        """Return a frame that is already decoded."""
         frame = due.item
         assert isinstance(frame, Frame)  # noqa: S101 - for mypy
         return Frame(frame.seq, frame.name, frame.where, since_s, frame.load, frame.decoded_ms)

@@ -1,7 +1,7 @@
-"""Frames in order, whatever they come from: pictures, a video, a camera, a recording.
+"""Frames in order from any source: images, a video, a camera, a recording.
 
-A stream of files gives every frame, as fast as it is asked. A live stream gives the newest frame when it is asked, and
-counts those that nobody asked for in time.
+A stream of files delivers every frame, as fast as requested. A live stream delivers the newest frame when requested,
+and counts the frames that were not read in time.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Clock = Callable[[], float]
 
 
 class OpenedSource(msgspec.Struct, frozen=True, kw_only=True):
-    """Description of an open stream: kind, what it was opened as, size in pixels and rate where known, and live or not.
+    """Description of an open stream: kind, address, size in pixels and rate if known, live or not.
 
-    ``replayed`` names the recording when the frames were captured at another time. ``cameras`` describes each camera of
+    ``replayed`` names the recording if the frames come from one. ``cameras`` describes each camera if there are
     several.
     """
 
@@ -44,12 +44,12 @@ class OpenedSource(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame: its number (from 0, gaps where frames were dropped), its name, and when it was captured.
+    """One frame: its number (from 0, with gaps for dropped frames), its name, and its capture time.
 
-    ``since_s`` is the time of capture for a live stream, and of its turn for files, on the stream's monotonic clock.
-    ``load`` gives the pixels, uint8 H×W×3 BGR; it may be called once, in any thread, and raises DataError when they
-    cannot be had. ``decoded_ms`` is time that was spent on them before, reading a video for example. ``camera`` is the
-    name of the one that it comes from, where there are several.
+    ``since_s`` is the capture time of a live frame, and the due time of a file, on the stream's monotonic clock.
+    ``load`` returns the pixels, uint8 H×W×3 BGR; it may be called once, in any thread, and raises DataError if they
+    cannot be read. ``decoded_ms`` is the time already spent on them, such as for reading a video. ``camera`` is the
+    camera's name if there are several.
     """
 
     seq: int
@@ -63,7 +63,7 @@ class Frame:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outage:
-    """A live stream is without frames since ``start_s`` (its clock): still, or until ``end_s``."""
+    """A live stream has no frames since ``start_s`` (its clock): still, or until ``end_s``."""
 
     start_s: float
     end_s: float | None
@@ -75,7 +75,7 @@ class Outage:
 
 
 class Stream(Protocol):
-    """A source of frames. One thread at a time asks; ``close`` may be called from any, and ends a wait."""
+    """A source of frames for one thread at a time. ``close`` may be called from any thread and ends a wait."""
 
     @property
     def opened(self) -> OpenedSource:
@@ -83,21 +83,21 @@ class Stream(Protocol):
 
     @property
     def dropped(self) -> int | None:
-        """Frames of a live stream that were replaced before somebody asked; None for files."""
+        """Number of frames of a live stream that were replaced before they were read; None for files."""
 
     @property
     def notes(self) -> list[str]:
-        """Notes for the record: a file that ended early, a size that was not the one asked for."""
+        """Notes for the record: a file that ended early, a size other than the requested one."""
 
     def next(self) -> Frame | Outage | None:
-        """The next frame, or an outage as it begins and as it ends; None at the end, and after ``close``.
+        """Return the next frame, or an outage when it begins and when it ends; None at the end and after ``close``.
 
         Raises:
-            DataError, DeviceError: it cannot go on.
+            DataError, DeviceError: the stream cannot continue.
         """
 
     def close(self) -> None:
-        """Release the source; a second call does nothing."""
+        """Release the source; further calls do nothing."""
 
 
 @runtime_checkable
@@ -106,14 +106,14 @@ class GroupStream(Stream, Protocol):
 
     @property
     def cameras(self) -> dict[str, Callable[[], int | None]]:
-        """By the name of each camera, what tells how many of its frames were dropped."""
+        """Functions that return the number of dropped frames, by camera name."""
 
     def next_within(self, wait_s: float) -> Frame | Outage | None:
-        """As ``next``; None when nothing came within ``wait_s`` seconds."""
+        """Work like ``next``, but return None if nothing arrives within ``wait_s`` seconds."""
 
 
 class PictureStream:
-    """Every picture of a set, in its order; ``exif`` turns them as their EXIF orientation says."""
+    """Every image of a set in its order; ``exif`` rotates them by their EXIF orientation."""
 
     def __init__(
         self, pictures: Pictures, *, exif: bool = True, max_megapixels: float = MOST_MEGAPIXELS,
@@ -128,7 +128,7 @@ class PictureStream:
         self._closed = False
 
     def next(self) -> Frame | None:
-        """The next picture; its bytes are read when it is loaded."""
+        """Return the next image; its bytes are read when it is loaded."""
         if self._closed:
             return None
         since_s = self._clock()
@@ -143,7 +143,7 @@ class PictureStream:
 
 
 class _Load:
-    """Reads and decodes a picture when called."""
+    """Reads and decodes an image when called."""
 
     __slots__ = ("_options", "_picture")
 
@@ -175,7 +175,7 @@ class LimitedStream:
         return self._stream.notes
 
     def next(self) -> Frame | Outage | None:
-        """The next one, until there were enough."""
+        """Return the next item until ``count`` frames were delivered."""
         return self._counted(self._stream.next()) if self._left else None
 
     def _counted(self, following: Frame | Outage | None) -> Frame | Outage | None:
@@ -201,5 +201,5 @@ class LimitedGroup(LimitedStream):
         return self._group.cameras
 
     def next_within(self, wait_s: float) -> Frame | Outage | None:
-        """The next one in time, until there were enough."""
+        """Return the next item that arrives in time, until ``count`` frames were delivered."""
         return self._counted(self._group.next_within(wait_s)) if self._left else None

@@ -1,7 +1,7 @@
-"""ImageNet TFRecord shards, read directly: the original JPEG bytes, without TensorFlow.
+"""Read ImageNet TFRecord shards directly: the original JPEG bytes, without TensorFlow.
 
-A shard is a row of records: length (uint64, little-endian), masked CRC-32C of the length, data, masked CRC-32C of the
-data (https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details). The data is a serialized
+A shard is a sequence of records: length (uint64, little-endian), masked CRC-32C of the length, data, masked CRC-32C of
+the data (https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details). The data is a serialized
 ``tf.train.Example`` with the features ``image/encoded``, ``image/class/label`` and ``image/filename``.
 
 No reader on PyPI that is kept and light checks both checksums (looked at in 2026): ``tfrecord`` 1.14.6 and
@@ -11,8 +11,8 @@ pure Python at about 6 MB/s, with gRPC and a web server behind it. So the two ha
 them, ``google-crc32c`` (checksums in hardware, some GB/s) and ``protobuf`` (the Example; ONNX needs it anyway), and the
 16 bytes of framing are read here. Both have wheels for CPython 3.10 to 3.13 on x86-64 and aarch64.
 
-What the format cannot say: a shard cut exactly between two records is a shorter shard. Shards that were compressed as a
-whole are refused.
+A limit of the format: a shard truncated exactly between two records looks like a shorter shard. Shards that were
+compressed as a whole are refused.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _NAME = re.compile(r"-\d{5}-of-\d{5}$")
 _SUFFIXES = (".tfrecord", ".tfrecords")
 _HEADER, _FOOTER = 12, 4
 _MASK_DELTA = 0xA282EAD8
-# No picture comes near this; a length above it is damage that happens to have a matching checksum.
+# No image is this large; a length above it is damage with an accidentally matching checksum.
 _MAX_RECORD = 1 << 30
 
 
 def is_shard(path: Path) -> bool:
-    """True if the name is one that TFRecord shards have: ``train-00000-of-01024``, ``*.tfrecord``, or both."""
+    """Return True if the name is that of a TFRecord shard: ``train-00000-of-01024``, ``*.tfrecord``, or both."""
     return path.name.lower().endswith(_SUFFIXES) or _NAME.search(path.name) is not None
 
 
@@ -55,7 +55,7 @@ _ENDINGS = ((b"\xff\xd8\xff", ".jpg"), (b"\x89PNG", ".png"), (b"RIFF", ".webp"),
 
 
 class Example(msgspec.Struct, frozen=True):
-    """The fields of a ``tf.train.Example`` that edge reads; ``filename`` is as it was written, unsafe as a path."""
+    """The fields of a ``tf.train.Example`` that edge reads; ``filename`` is unchecked and unsafe as a path."""
 
     encoded: bytes
     label: int | None
@@ -75,10 +75,10 @@ class RecordOrigin(msgspec.Struct, frozen=True):
         return f"{shown(self.shard)}: record {self.index} at byte {self.offset}"
 
     def read(self) -> bytes:
-        """The encoded picture in the record, unchanged; both checksums are compared again.
+        """Return the encoded image in the record after comparing both checksums again.
 
         Raises:
-            DataError: the shard is gone, cut off or damaged here.
+            DataError: the shard is missing, truncated or damaged here.
         """
         try:
             with Path(self.shard).open("rb") as file:
@@ -92,7 +92,7 @@ class RecordOrigin(msgspec.Struct, frozen=True):
 
 
 def open_shards(source: Path, shards: Sequence[Path]) -> Pictures:
-    """The pictures in ``shards``, listed as they are asked for; one record at a time is in memory.
+    """Open the images in ``shards`` as a lazy list; one record at a time is in memory.
 
     Raises:
         DataError: the first shard is not a TFRecord file, or no shard has a record; later damage is found on listing.
@@ -104,10 +104,10 @@ def open_shards(source: Path, shards: Sequence[Path]) -> Pictures:
 
 
 def parse(data: bytes, *, where: str) -> Example:
-    """Take the picture, label and file name from the bytes of a record.
+    """Extract the image, label and file name from the bytes of a record.
 
     Raises:
-        DataError: not a ``tf.train.Example``, or one without a picture.
+        DataError: the record is not a ``tf.train.Example``, or has no image.
     """
     message_type, decode_error = _schema()
     message = message_type()
@@ -119,17 +119,17 @@ def parse(data: bytes, *, where: str) -> Example:
     encoded = _first(features, _ENCODED, "bytes_list")
     if not encoded:
         found = ", ".join(sorted(features)[:8]) or "nothing"
-        raise DataError(f"the record has no picture: looked for {' or '.join(_ENCODED)}, found {found}", where=where)
+        raise DataError(f"the record has no image: looked for {' or '.join(_ENCODED)}, found {found}", where=where)
     label = _first(features, _LABEL, "int64_list")
     filename = _first(features, _FILENAME, "bytes_list") or b""
     return Example(bytes(encoded), None if label is None else int(label), filename.decode("utf-8", "backslashreplace"))
 
 
 def portable_name(example: Example, shard: str, index: int) -> str:
-    """A relative path for the picture, made from its file name, else from the shard's name and its number there.
+    """Make a relative path for the image from its file name, or else from the shard's name and the record number.
 
-    It never leads out of a folder (no root, no drive, no ``..``, no control characters), and a folder that holds it is
-    read back whole: no hidden names, and an ending that pictures have.
+    The path never leads out of a folder (no root, no drive, no ``..``, no control characters), and a folder of such
+    files can be read completely: no hidden names, and a suffix of an image file.
     """
     ending = next((ending for magic, ending in _ENDINGS if example.encoded.startswith(magic)), ".jpg")
     plain = "".join(c if c.isprintable() and c not in ':*?"<>|' else "_" for c in example.filename.replace("\\", "/"))
@@ -149,11 +149,11 @@ def _list(source: Path, shards: Sequence[Path]) -> Iterator[Picture]:
             yield Picture(portable_name(example, shard.name, origin.index), example.label, origin)
             empty = False
     if empty:
-        raise DataError(f"{len(shards)} TFRecord shard(s), and no record in any", where=source)
+        raise DataError(f"{len(shards)} TFRecord shard(s), but none has a record", where=source)
 
 
 def _records(shard: Path) -> Iterator[tuple[RecordOrigin, bytes]]:
-    """Every record of a shard with both checksums compared."""
+    """Yield every record of a shard with both checksums compared."""
     try:
         with shard.open("rb") as file:
             if file.read(2) == b"\x1f\x8b":
@@ -172,19 +172,19 @@ def _records(shard: Path) -> Iterator[tuple[RecordOrigin, bytes]]:
 
 
 def _next_record(file: IO[bytes], *, where: str) -> bytes | None:
-    """The data of the record at the file's position; None at the end of the file."""
+    """Return the data of the record at the file's position; None at the end of the file."""
     header = file.read(_HEADER)
     if not header:
         return None
     if len(header) < _HEADER:
-        raise DataError(f"the shard is cut off: {_HEADER - len(header)} bytes are missing in a header", where=where)
+        raise DataError(f"the shard is truncated: {_HEADER - len(header)} bytes are missing in a header", where=where)
     length, length_crc = struct.unpack("<QI", header)
     if _masked_crc(header[:8]) != length_crc or length > _MAX_RECORD:
         raise DataError("damaged, or not a TFRecord file: the checksum of the record's length is wrong", where=where)
     body = file.read(length + _FOOTER)
     if len(body) < length + _FOOTER:
         lost = length + _FOOTER - len(body)
-        raise DataError(f"the shard is cut off: {lost} of the record's {length} bytes are missing", where=where)
+        raise DataError(f"the shard is truncated: {lost} of the record's {length} bytes are missing", where=where)
     data = body[:length]
     if _masked_crc(data) != int.from_bytes(body[length:], "little"):
         raise DataError("the record is damaged: the checksum of its data is wrong", where=where, hint=_DAMAGED)
@@ -192,13 +192,13 @@ def _next_record(file: IO[bytes], *, where: str) -> bytes | None:
 
 
 def _masked_crc(data: bytes) -> int:
-    """CRC-32C, rotated right by 15 bits and offset, as TensorFlow's ``crc32c::Mask`` does."""
+    """Return the CRC-32C, rotated right by 15 bits and offset, as TensorFlow's ``crc32c::Mask`` does."""
     crc: int = _dependency("google_crc32c").value(data)
     return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
 
 
 def _first(features: dict[str, Any], names: Sequence[str], kind: str) -> Any:  # noqa: ANN401
-    """First value of the first of ``names`` that is there with the right kind."""
+    """Return the first value of the first of ``names`` that exists with the right type."""
     for name in names:
         if name in features and getattr(features[name], kind).value:
             return getattr(features[name], kind).value[0]
@@ -207,10 +207,10 @@ def _first(features: dict[str, Any], names: Sequence[str], kind: str) -> Any:  #
 
 @functools.cache
 def _schema() -> tuple[Any, type[Exception]]:
-    """Message class of ``tf.train.Example`` (tensorflow/core/example/{example,feature}.proto) and protobuf's error.
+    """Return the message class of ``tf.train.Example`` (tensorflow/core/example/*.proto) and protobuf's error class.
 
-    It is put together in a pool of its own, so that it does not meet TensorFlow's, where that is loaded. The map of
-    features is written as the repeated entry that it is on the wire.
+    A separate descriptor pool avoids a conflict with TensorFlow's, if that is loaded. The map of features is declared
+    as the repeated entry that it is in the wire format.
     """
     schema = _dependency("google.protobuf.descriptor_pb2").FileDescriptorProto(
         name="edge/example.proto", package="edge", syntax="proto3"

@@ -199,7 +199,7 @@ def decode_inspection(data: bytes, *, where: Path) -> Inspection:
         reported = msgspec.json.decode(data, type=_Head)
         if reported.format != FORMAT:
             raise ArtifactError(
-                f"layers in format {reported.format}; this edge reads {FORMAT}", where=where, hint=_AGAIN
+                f"layers in format {reported.format}; this edge reads format {FORMAT}", where=where, hint=_AGAIN
             )
         return msgspec.json.decode(data, type=Inspection)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:

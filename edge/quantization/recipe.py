@@ -271,7 +271,7 @@ def decode_recipe(data: bytes, *, where: Path | str) -> Recipe:
     except (msgspec.ValidationError, msgspec.DecodeError) as exc:
         raise ArtifactError(f"not a quantization recipe: {exc}", where=where, hint="edge calibrate") from exc
     if recipe.format != FORMAT:
-        raise ArtifactError(f"recipe format {recipe.format}, this edge reads {FORMAT}", where=where)
+        raise ArtifactError(f"recipe format {recipe.format}; this edge reads format {FORMAT}", where=where)
     return recipe
 
 

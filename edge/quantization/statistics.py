@@ -177,7 +177,7 @@ class Statistics(msgspec.Struct):
                 f"not a statistics file: {exc}", where=where, hint="calibrate again with --force"
             ) from exc
         if statistics is None:
-            raise ArtifactError(f"statistics format {found}, this edge reads {FORMAT}", where=where)
+            raise ArtifactError(f"statistics format {found}; this edge reads format {FORMAT}", where=where)
         return statistics
 
     @classmethod

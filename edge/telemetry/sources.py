@@ -166,7 +166,7 @@ def _nvml(_root: Path, clock: Clock) -> TelemetrySource | Unavailable:
 
 @telemetry_source("none")
 def _none(_root: Path, _clock: Clock) -> TelemetrySource | Unavailable:
-    return Unavailable("none", "not asked for")
+    return Unavailable("none", "not requested")
 
 
 def source_names() -> list[str]:

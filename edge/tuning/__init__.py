@@ -1,4 +1,4 @@
-"""The calibration sweep: algorithms, batch sizes and numbers of pictures, scored on labelled pictures."""
+"""Calibration sweep and tuning: compare calibrations, and choose the layers that stay in float."""
 
 from __future__ import annotations
 

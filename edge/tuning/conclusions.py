@@ -1,4 +1,4 @@
-"""Conclusions of a sweep in sentences: which algorithm, and how many pictures."""
+"""State the conclusions of a sweep in sentences: which algorithm, and how many images."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from edge.tuning.sweep_comparison import LEVEL, ConfigurationPair, Configuration
 from edge.tuning.sweep_record import Record
 
 MARKS: dict[Mark, str] = {"best": "*", "same": "=", "top-1 alike": "~", "different": ""}
-# Pairs of algorithms that are named one by one.
+# Pairs of algorithms that are listed individually.
 _PAIRS = 3
 
 
 class Conclusion(msgspec.Struct, frozen=True):
-    """A question, its answer in short (a sentence without its full stop), and what that rests on."""
+    """A question, its short answer (a sentence without its full stop), and the reasons."""
 
     question: str
     short: str
@@ -22,7 +22,7 @@ class Conclusion(msgspec.Struct, frozen=True):
 
 
 def conclusions(record: Record) -> list[Conclusion]:
-    """Conclude which algorithm and how many pictures are best; empty when nothing was scored."""
+    """Conclude which algorithm and how many images are best; empty if nothing was scored."""
     if record.findings is None:
         return []
     return [_which_algorithm(record.findings), _how_many(record.findings)]
@@ -102,7 +102,7 @@ def _against_fp32(found: Findings) -> str:
 
 
 def interval(value: Interval, digits: int = 2) -> str:
-    """``18.24 [17.78, 18.66]``."""
+    """Format an interval as ``18.24 [17.78, 18.66]``."""
     return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
 
 

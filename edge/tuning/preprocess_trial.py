@@ -1,8 +1,8 @@
 """Try the usual preprocessings of image classifiers on some pictures, to find the one that a model was trained with.
 
-The preprocessing of a model that came without papers is one of a few. Each is tried on the same pictures, and the
-answers are compared picture by picture: with labels by the log-probability of the true class, without by how much the
-answers tell (see :func:`information`). A guess is given up only for one that is significantly better.
+A model without documentation usually has one of a few preprocessings. Each is tried on the same images, and the outputs
+are compared image by image: with labels by the log-probability of the true class, without labels by the information in
+the outputs (see :func:`information`). The first candidate is replaced only by a significantly better one.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class PreprocessCandidate(msgspec.Struct, frozen=True):
 
 
 class TrialRow(msgspec.Struct, frozen=True, kw_only=True):
-    """Result of a candidate: ``top1`` in percent where labels are known, ``score`` the higher the better.
+    """Result of one candidate: ``top1`` in percent if labels are known, and ``score``, where higher is better.
 
-    ``difference`` is this minus the best, and ``is_worse`` whether that is significant (99 %).
+    ``difference`` is this score minus the best one, and ``is_worse`` is true if that is significant (99 %).
     """
 
     name: str
@@ -83,7 +83,7 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def normalizations(base: PreprocessConfig) -> list[PreprocessCandidate]:
-    """The usual normalizations in the color order of ``base``, which comes first."""
+    """Return the usual normalizations in the color order of ``base``, which comes first."""
     found = [PreprocessCandidate(f"the guess, {base.color.upper()}", base)]
     step = -1 if base.color == "bgr" else 1
     for name, (mean, std) in NORMALIZATIONS.items():
@@ -96,13 +96,13 @@ def normalizations(base: PreprocessConfig) -> list[PreprocessCandidate]:
 
 
 def bgr(base: PreprocessConfig) -> list[PreprocessCandidate]:
-    """``base``, and the same in BGR."""
+    """Return ``base``, and the same in BGR."""
     swapped = msgspec.structs.replace(base, color="bgr", mean=base.mean[::-1], std=base.std[::-1])
     return [PreprocessCandidate("RGB", base), PreprocessCandidate("BGR", swapped)]
 
 
 def regions(base: PreprocessConfig, target: InputConfig) -> list[PreprocessCandidate]:
-    """The usual ways from a picture to the input's size, ``base`` first."""
+    """Return the usual ways to fit an image to the input's size, ``base`` first."""
     side = max(target.height, target.width)
     usual = round(side / USUAL_CROP)
     found: list[PreprocessCandidate] = []
@@ -127,7 +127,7 @@ class AnswerFunction(Protocol):
 
 
 def answers_of(session: Session, *, kind: OutputKind, batch: int | None) -> AnswerFunction:
-    """Make a function of an open engine; ``batch`` is the only size that it takes, None for any."""
+    """Make an answer function from an open engine; ``batch`` is its only batch size, None for any."""
 
     def answers(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         size = batch or len(inputs)
@@ -151,10 +151,10 @@ def compare(
     is_order_known: bool = True,
     listen: Listener = ignore_events,
 ) -> TrialResult:
-    """Run every candidate on the same pictures and compare.
+    """Run every candidate on the same images and compare the outputs.
 
     Args:
-        candidates: the first is kept where nothing is significantly better.
+        candidates: the first is chosen unless another one is significantly better.
         pictures: functions that decode a picture to uint8 H×W×3 BGR, each called once.
         answers: the network.
         target: the network's height and width.
@@ -245,11 +245,11 @@ def _order(answers: NDArray[np.float32], truth: Sequence[int]) -> list[int] | No
 
 
 def information(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Measure how much each answer tells, in nats: its divergence from the mean of all answers.
+    """Measure the information in each answer, in nats: its divergence from the mean of all answers.
 
-    The mean over pictures is the mutual information of picture and class: high where single answers are sure
-    (low entropy) and different pictures get different answers. Entropy alone would prefer a network that is sure of the
-    same class always, as with pixel values that are far too large.
+    The mean over images is the mutual information of image and class. It is high if single answers are confident (low
+    entropy) and different images get different answers. Entropy alone would prefer a network that always predicts the
+    same class, as happens with pixel values that are far too large.
     """
     p = np.maximum(probabilities.astype(np.float64), 1e-12)
     mean = p.mean(axis=0)

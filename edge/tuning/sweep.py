@@ -1,7 +1,7 @@
 """The calibration sweep: algorithms × number of pictures × seed, scored on labelled pictures.
 
-Each calibration picture runs through the FP32 network once, however many algorithms, sizes and seeds there are
-(:mod:`edge.tuning.sweep_tables`); then each *different* table is scored once on the labelled pictures, in the TensorRT
+Each calibration image runs through the FP32 network once, for all algorithms, sizes and seeds
+(:mod:`edge.tuning.sweep_tables`). Then each *different* table is scored once on the labelled images, in the TensorRT
 form with faithful arithmetic (:mod:`edge.calibration.scoring`).
 """
 
@@ -45,26 +45,26 @@ def sweep(
     listen: Listener = ignore_events,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Record | None:
-    """Calibrate with ``pictures`` in every way that ``settings`` names, and score each table on ``labelled``.
+    """Calibrate with ``pictures`` in every way that ``settings`` defines, and score each table on ``labelled``.
 
     Args:
         profile: Model, preprocessing and batch.
         pictures: Calibration pictures.
         labelled: Pictures to score with; none of them may be a calibration picture.
-        settings: What to try.
+        settings: the configurations to try.
         cache: Folder of calibration tables and statistics.
-        output: File of the record, written after every table; answers that it holds already are not computed again.
-        force: Write over an ``output`` about something else.
-        listen: Gets progress and notes.
-        should_stop: Asked between pictures.
+        output: File of the record, written after every table; its stored answers are not computed again.
+        force: overwrite an ``output`` from a different sweep.
+        listen: receives progress and notes.
+        should_stop: checked between images.
 
     Returns:
-        The record, marked interrupted where ``should_stop`` ended it early.
+        The record, marked interrupted if ``should_stop`` ended it early.
 
     Raises:
-        DataError: a picture is in both sets, has no label, or cannot be used.
-        UsageError: the settings do not fit the pictures, or ``output`` is about something else (unless ``force``).
-        ArtifactError: ``output`` is not a sweep's record.
+        DataError: an image is in both sets, has no label, or cannot be used.
+        UsageError: the settings do not suit the images, or ``output`` is from a different sweep (unless ``force``).
+        ArtifactError: ``output`` is not the record of a sweep.
         ModelError, DeviceError, MissingDependencyError, StoreError: from the steps.
     """
     start = time.monotonic()
@@ -113,7 +113,7 @@ def _score(
     truth: list[int],
     listen: Listener,
 ) -> None:
-    """Score the tables that ``writer`` has no answers of, and save after each."""
+    """Score the tables whose answers ``writer`` does not have, and save after each."""
     left = {name: table for name, table in tables.items() if name not in writer.answers}
     if len(left) < len(tables):
         listen(Note(f"{len(tables) - len(left)} of {len(tables)} tables were scored before"))
@@ -149,7 +149,7 @@ def _answers(
 def _truth(labelled: Sequence[Picture]) -> list[int]:
     truth = [picture.label for picture in labelled if picture.label is not None]
     if not labelled:
-        raise DataError("no pictures to score with", hint="--eval DIR --labels labels.csv")
+        raise DataError("no images to score with", hint="--eval DIR --labels labels.csv")
     if len(truth) < len(labelled):
         missing = next(picture for picture in labelled if picture.label is None)
         raise DataError(
@@ -160,7 +160,7 @@ def _truth(labelled: Sequence[Picture]) -> list[int]:
 
 
 def _hashed(pictures: Sequence[Picture], *, listen: Listener, should_stop: Callable[[], bool]) -> bool:
-    """Read every picture once, so that its sha256 is known; False when ``should_stop`` ended it early."""
+    """Read every image once to compute its sha256; return False if ``should_stop`` ended it early."""
     for done, picture in enumerate(pictures):
         if should_stop():
             return False
@@ -182,7 +182,7 @@ def _check_apart(pictures: Pictures, labelled: Sequence[Picture]) -> None:
 
 
 def _to_score(found: ConfigurationTables) -> dict[str, Table]:
-    """Different tables by digest, those of all pictures first: they matter most when the sweep is stopped early."""
+    """Return the different tables by digest, those of all images first: they matter most if the sweep is stopped."""
     ordered = sorted(found, key=lambda pair: (pair[0].seed or 0, -pair[0].pictures))
     return {configuration.table: table for configuration, table in ordered}
 

@@ -1,11 +1,11 @@
-"""From answers to findings: every configuration with its intervals, against FP32 and against the others.
+"""Compute the findings of a sweep: each configuration with intervals, compared with FP32 and with the others.
 
-All comparisons are paired: the same pictures, answered by two networks.
+All comparisons are paired: two networks on the same images.
 
 ========================  ============================================================================================
 shares                    Wilson's score interval
 differences of shares     Agresti and Min's interval; p value of McNemar's exact test
-SQNR, and its             bootstrap over pictures (percentiles of 10 000 resamples, the same ones for everybody);
+SQNR, and its             bootstrap over pictures (percentiles of 10 000 resamples, the same ones for all);
 differences               p value: twice the share of resamples on the other side of 0
 several seeds together    SQNR: of their mean noise; shares: means of the seeds' values and of the ends of their
                           intervals (a mean of dependent values spreads no wider than one of them)
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 RESAMPLES = 10_000
 _BLOCK = 500
 _SEED = 20_231_117
-# The noise of equal logits is 0: 200 dB stand for that, far above what any float arithmetic gives.
+# The noise of equal logits is 0; 200 dB represents it, far above any float arithmetic.
 _LEAST_NOISE = 1e-20
 LEVEL = 0.05
 
@@ -38,7 +38,7 @@ Mark = Literal["best", "same", "top-1 alike", "different"]
 
 
 class Answers(msgspec.Struct, frozen=True, kw_only=True):
-    """Answers of one network to the labelled pictures, in their order.
+    """Answers of one network to the labelled images, in their order.
 
     ``predicted`` is the top-1 class; ``top5`` has ``1`` where the true class is among the first five, else ``0``.
     ``energy`` is the sum of squares of a picture's logits; for INT8 that of their difference from FP32's, to seven
@@ -53,7 +53,7 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
-    """One way to calibrate, and which table it gave: ``table`` is the digest of its scales.
+    """One way to calibrate, and its table: ``table`` is the digest of the table's scales.
 
     ``seed`` is None for all pictures. ``batch`` differs from 1 only in records of edge 0.1, which compared batches.
     """
@@ -66,9 +66,10 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Against(msgspec.Struct, frozen=True, kw_only=True):
-    """This minus the other: shares in points, SQNR in dB, each with its 95 % interval.
+    """This configuration minus another one: shares in points, SQNR in dB, each with its 95 % interval.
 
-    ``p`` are as they come, ``_holm`` corrected for the number of comparisons. ``sqnr_db`` and ``agreement`` are absent
+    Values ``p`` are uncorrected, ``_holm`` corrected for the number of comparisons. ``sqnr_db`` and ``agreement`` are
+    absent
     against FP32, which they themselves compare with.
     """
 
@@ -100,7 +101,7 @@ class ConfigurationRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Spread(msgspec.Struct, frozen=True):
-    """All seeds together with the 95 % interval over pictures, and the lowest and highest seed."""
+    """Mean over all seeds with its 95 % interval over images, and the lowest and highest seed."""
 
     mean: Interval
     lowest: float
@@ -108,7 +109,7 @@ class Spread(msgspec.Struct, frozen=True):
 
 
 class ConfigurationGroup(msgspec.Struct, frozen=True, kw_only=True):
-    """All seeds of one algorithm with one number of pictures.
+    """All seeds of one algorithm with one number of images.
 
     ``sqnr_gain_db`` is the SQNR minus that of the same algorithm with the most pictures, ``sqnr_behind_db`` minus that
     of the best group; each absent for that one itself. ``top1_against_fp32`` is in points.
@@ -126,7 +127,7 @@ class ConfigurationGroup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ConfigurationPair(msgspec.Struct, frozen=True):
-    """Two algorithms with the same pictures: ``a`` minus ``b``."""
+    """Two algorithms with the same images: ``a`` minus ``b``."""
 
     a: str
     b: str
@@ -135,10 +136,11 @@ class ConfigurationPair(msgspec.Struct, frozen=True):
 
 
 class Findings(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of a sweep. ``rows`` from the highest SQNR down.
+    """The result of a sweep; ``rows`` are sorted by SQNR, highest first.
 
-    ``visible_points`` is the smallest difference of top-1 that so many pictures could show in one comparison, and
-    ``visible_points_holm`` in as many as there are against the best; in points, where nothing speaks against it.
+    ``visible_points`` is the smallest significant difference of top-1 with this number of images in one comparison, in
+    points, if all changes have one direction; ``visible_points_holm`` is the same with all comparisons against the
+    best.
     """
 
     n: int
@@ -155,10 +157,10 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
 def findings(
     configurations: Sequence[Configuration], exact: Answers, answers: Mapping[str, Answers], truth: Sequence[int]
 ) -> Findings:
-    """Findings about the configurations whose table is among ``answers``; at least one must be."""
+    """Compute the findings about the configurations whose table is in ``answers``; at least one must be."""
     known = [item for item in configurations if item.table in answers]
     sheet = _ResampledScores(exact, {item.table: answers[item.table] for item in known}, np.asarray(truth))
-    # Of equal ones the cheaper comes first.
+    # Of equal configurations the cheaper comes first.
     known.sort(key=lambda item: (-sheet.sqnr(item.table), item.pictures, item.seed or 0))
     rows = _rows(known, sheet)
     others = max(len(sheet.tables) - 1, 1)
@@ -176,7 +178,7 @@ def findings(
 
 
 class _ResampledScores:
-    """Per table and picture: right or not, as FP32 or not, how much noise; and the resampled sums of the noise."""
+    """Correctness, agreement with FP32 and noise per table and image, and resampled sums of the noise."""
 
     def __init__(self, exact: Answers, answers: Mapping[str, Answers], truth: NDArray[np.int64]) -> None:
         self.tables = list(answers)
@@ -196,18 +198,18 @@ class _ResampledScores:
         self._noises = dict(zip(self.tables, sums[:, 1:].T, strict=True))
 
     def sqnr(self, *tables: str) -> float:
-        """SQNR in dB of the mean noise of some tables."""
+        """Return the SQNR in dB of the mean noise of some tables."""
         return float(_decibels(self._signal, float(np.mean([self._noise[name] for name in tables]))))
 
     def sqnrs(self, *tables: str) -> NDArray[np.float64]:
-        """The same in every resample."""
+        """Return the SQNR of the tables in every resample."""
         return _decibels(self._signals, np.mean([self._noises[name] for name in tables], axis=0))
 
     def sqnr_interval(self, *tables: str) -> Interval:
         return _interval(self.sqnr(*tables), self.sqnrs(*tables))
 
     def sqnr_difference(self, a: Sequence[str], b: Sequence[str]) -> tuple[Interval, float]:
-        """SQNR of ``a`` minus that of ``b``, in dB, and its p value."""
+        """Return the SQNR of ``a`` minus that of ``b``, in dB, and its p value."""
         resampled = self.sqnrs(*a) - self.sqnrs(*b)
         sides = min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))
         return _interval(self.sqnr(*a) - self.sqnr(*b), resampled), min(2.0 * (1 + sides) / (1 + resampled.size), 1.0)
@@ -217,11 +219,11 @@ class _ResampledScores:
         return _percent(wilson(int(self.hit[table].sum()), self.n))
 
     def agreement(self, table: str) -> Interval:
-        """Share in percent with the same top-1 as FP32."""
+        """Return the share in percent with the same top-1 as FP32."""
         return _percent(wilson(int(self.same[table].sum()), self.n))
 
     def against(self, a: str, b: str | None) -> Against:
-        """``a`` minus ``b``, or minus FP32; p values not corrected yet."""
+        """Compare ``a`` with ``b``, or with FP32 for None; p values are not corrected yet."""
         hit, hit5 = (self.exact_hit, self.exact_hit5) if b is None else (self.hit[b], self.hit5[b])
         top1, top1_p = self._paired(self.hit[a], hit)
         top5, top5_p = self._paired(self.hit5[a], hit5)
@@ -269,7 +271,7 @@ def _mark(against: Against | None) -> Mark:
 
 
 def _corrected(comparisons: list[Against]) -> list[Against]:
-    """The same with Holm's correction over all of them; each measure is a family of its own."""
+    """Apply Holm's correction over all comparisons; each measure is a family of its own."""
     top1 = holm([item.top1_p for item in comparisons])
     sqnr = holm([item.sqnr_p_holm if item.sqnr_p_holm is not None else 1.0 for item in comparisons])
     return [
@@ -283,7 +285,7 @@ def _corrected(comparisons: list[Against]) -> list[Against]:
 def _groups(
     configurations: Sequence[Configuration], known: Sequence[Configuration], sheet: _ResampledScores
 ) -> list[ConfigurationGroup]:
-    """Algorithms in the order in which they were asked for, then by number of pictures."""
+    """Group by algorithm in the requested order, then by number of images."""
     members: dict[tuple[str, int], list[str]] = {}
     for item in known:
         members.setdefault((item.algorithm, item.pictures), []).append(item.table)
@@ -319,7 +321,7 @@ def _together(seeds: Sequence[Interval]) -> Spread:
 def _pairs(
     configurations: Sequence[Configuration], known: Sequence[Configuration], sheet: _ResampledScores
 ) -> list[ConfigurationPair]:
-    """Every two algorithms with the most pictures that all were tried with; the first seed where there are several."""
+    """Compare every two algorithms with the largest number of images that all have; the first of several seeds."""
     most = max(item.pictures for item in configurations)
     chosen: dict[str, Configuration] = {}
     for item in sorted(known, key=lambda item: item.seed or 0):
@@ -332,7 +334,7 @@ def _pairs(
 
 
 def _resampled_sums(columns: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Column sums of ``columns``, n×k, over RESAMPLES draws of n pictures with replacement: RESAMPLES×k."""
+    """Return column sums of ``columns``, n×k, over RESAMPLES draws of n images with replacement: RESAMPLES×k."""
     n = len(columns)
     rng = np.random.default_rng(_SEED)
     shares = np.full(n, 1.0 / n)
@@ -345,7 +347,7 @@ def _resampled_sums(columns: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _decibels(signal: float | NDArray[np.float64], noise: float | NDArray[np.float64]) -> NDArray[np.float64]:
-    # A resample may hold nothing but pictures whose logits are zero.
+    # A resample may contain only images whose logits are zero.
     signal = np.maximum(signal, np.finfo(np.float64).tiny)
     decibels: NDArray[np.float64] = 10.0 * np.log10(signal / np.maximum(noise, _LEAST_NOISE * signal))
     return decibels

@@ -1,4 +1,4 @@
-"""The sweep as one HTML file with its plots: no script, no network, light and dark, for phones and for print."""
+"""Render a sweep as one HTML file with plots: no scripts or network access, for screens, phones and print."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 class Cell(msgspec.Struct, frozen=True):
-    """One cell of the matrix of algorithms: a difference, its p value, and whether it counts as one."""
+    """One cell of the matrix of algorithms: a difference, its p value, and whether it is significant."""
 
     value: Interval
     p: float
@@ -29,12 +29,12 @@ def render(record: Record) -> str:
     """Render ``record`` as a page.
 
     Raises:
-        DataError: nothing was scored.
+        DataError: no table was scored.
         MissingDependencyError: jinja2 or matplotlib is missing.
     """
     found = record.findings
     if found is None:
-        raise DataError("nothing was scored: there is nothing to show")
+        raise DataError("no table was scored: there is nothing to show")
     names = list(dict.fromkeys(group.algorithm for group in found.groups))
     return html.render(
         _TEMPLATES / "sweep.html",
@@ -88,7 +88,7 @@ def _ranking(found: Findings, names: Sequence[str], measure: str, *, unit: str, 
 
 
 def _matrix(pairs: Sequence[ConfigurationPair]) -> tuple[list[str], dict[tuple[str, str], Cell]]:
-    """Names from the best down; above the diagonal SQNR, row minus column; below it top-1, likewise."""
+    """Return the names, best first, and the matrix: SQNR above the diagonal, row minus column; top-1 below it."""
     names = list(dict.fromkeys(name for pair in pairs for name in (pair.a, pair.b)))
     cells = {}
     for pair in pairs:
@@ -114,7 +114,7 @@ def _p(value: float) -> str:
 
 
 class Point(msgspec.Struct, frozen=True):
-    """One number of pictures: mean with interval, and each seed's extreme."""
+    """One number of images: mean with interval, and the extremes of the seeds."""
 
     pictures: int
     mean: Interval
@@ -123,7 +123,7 @@ class Point(msgspec.Struct, frozen=True):
 
 
 class RankingBar(msgspec.Struct, frozen=True):
-    """One line of a ranking; ``colour`` is the algorithm's number, ``value`` None for the one compared with."""
+    """One line of a ranking; ``colour`` is the algorithm's number, ``value`` None for the reference."""
 
     label: str
     colour: int
@@ -139,7 +139,7 @@ def trend_chart(
     unit: str,
     title: str,
 ) -> str:
-    """One algorithm against the number of pictures, the ``others`` faintly behind it; ``title`` is read out."""
+    """Plot one algorithm against the number of images, with the ``others`` in pale; ``title`` is for screen readers."""
     with html.style(title):
         figure, [axes] = html.figure(3.3, 2.35)
         ticks = sorted({point.pictures for line in (points, *others) for point in line})
@@ -176,7 +176,7 @@ def trend_chart(
 
 
 def ranking_chart(bars: Sequence[RankingBar], *, unit: str, title: str) -> str:
-    """Differences with their intervals, the first on top; a line at 0."""
+    """Plot differences with their intervals, the first on top, and a line at 0."""
     with html.style(title):
         figure, [axes] = html.figure(4.6, 0.7 + 0.2 * len(bars))
         axes.axvline(0.0, color=SOFT, linewidth=1.0, zorder=1)

@@ -1,8 +1,8 @@
-"""The record of a sweep: settings, the answers of every table, findings; and the file that it is kept in. Versioned.
+"""The record of a sweep (settings, the answers of every table, findings) and its file. Versioned.
 
-It holds each picture's answers, so every figure can be recomputed, and a sweep that was stopped continues without
-scoring a table twice. Answers are kept under the digest of their table's scales, and only together with the ``key``:
-model, preprocessing, labelled pictures, and what ran them.
+The record has the answers for each image, so every figure can be recomputed, and a stopped sweep continues without
+scoring a table twice. Answers are stored by the digest of their table's scales, and only together with the ``key``:
+model, preprocessing, labelled images, and the software that ran them.
 
 Format history:
     1  first
@@ -37,7 +37,7 @@ KIND: Literal["edge sweep"] = "edge sweep"
 
 
 class Exact(msgspec.Struct, frozen=True, kw_only=True):
-    """The labelled pictures (name, true class) in their order, and the answers of the FP32 network."""
+    """The labelled images (name, true class) in their order, and the answers of the FP32 network."""
 
     pictures: list[str]
     truth: list[int]
@@ -45,7 +45,7 @@ class Exact(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """One sweep. ``seconds`` says how long each stage took in the run that wrote this; None until it is through."""
+    """One sweep. ``seconds`` is the duration of each stage in the run that wrote this; None until it is finished."""
 
     kind: Literal["edge sweep"] = KIND
     format: int = FORMAT
@@ -67,7 +67,7 @@ def save(path: Path, record: Record) -> None:
     """Write a record.
 
     Raises:
-        StoreError: the disk refused.
+        StoreError: the file cannot be written.
     """
     store.write_bytes(path, msgspec.json.encode(record) + b"\n")
 
@@ -76,7 +76,7 @@ def load(path: Path) -> Record:
     """Read a record.
 
     Raises:
-        ArtifactError: not a sweep's record, or of a format that this edge does not read.
+        ArtifactError: the file is not the record of a sweep, or has an unknown format.
         StoreError: it cannot be read.
     """
     try:
@@ -86,23 +86,23 @@ def load(path: Path) -> Record:
     try:
         head = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         if "kind" not in head or msgspec.json.decode(head["kind"]) != KIND:
-            raise ArtifactError("this is not what edge sweep writes", where=path)
+            raise ArtifactError("not a record of edge sweep", where=path)
         if (version := msgspec.json.decode(head.get("format", b"null"))) != FORMAT:
-            raise ArtifactError(f"a sweep of format {version}; this edge reads {FORMAT}", where=path)
+            raise ArtifactError(f"sweep record of format {version}; this edge reads format {FORMAT}", where=path)
         found = msgspec.json.decode(data, type=Record)
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise ArtifactError(f"not what edge sweep writes: {exc}", where=path) from exc
+        raise ArtifactError(f"not a record of edge sweep: {exc}", where=path) from exc
     if found.exact is None:
         return msgspec.structs.replace(found, answers={})
     n = len(found.exact.truth)
     for item in (found.exact.answers, *found.answers.values()):
         if not len(item.predicted) == len(item.top5) == len(item.energy) == n:
-            raise ArtifactError(f"the answers of a table are not those to {n} pictures", where=path)
+            raise ArtifactError(f"the answers of a table do not cover the {n} images", where=path)
     return found
 
 
 def sweep_summary(record: Record) -> dict[str, Any]:
-    """The record without each picture's answers, as plain values: what ``--json`` prints."""
+    """Return the record without the answers for each image, as plain values for ``--json``."""
     content: dict[str, Any] = msgspec.to_builtins(record)
     for name in ("exact", "answers"):
         del content[name]
@@ -167,16 +167,16 @@ class SweepWriter:
         changed = store.differences(before.key, self._key)
         if changed:
             raise UsageError(
-                f"the sweep in there was made with something else ({'; '.join(str(item) for item in changed)})",
+                f"the file contains a sweep with other inputs ({'; '.join(str(item) for item in changed)})",
                 where=output,
-                hint="another -o, or --force to write over it",
+                hint="use another -o, or --force to overwrite it",
             )
         self.answers = dict(before.answers)
         self.exact = before.exact
         self._before = before
 
     def record(self, findings: sweep_comparison.Findings | None, *, complete: bool) -> Record:
-        """The record as it stands."""
+        """Return the record in its current state."""
         return Record(
             started_utc=self._started,
             status="complete" if complete else "interrupted",
@@ -192,21 +192,21 @@ class SweepWriter:
         )
 
     def open(self) -> None:
-        """Write the file once as it is, so that a folder that cannot be written is known before the work.
+        """Write the file once unchanged, so that an unwritable folder is noticed before the work.
 
         Raises:
-            StoreError: the disk refused.
+            StoreError: the file cannot be written.
         """
         if self._output is not None:
             save(self._output, self._before or self.record(None, complete=False))
 
     def save(self) -> None:
-        """Keep what is there, if it is to be kept."""
+        """Save the current state, if there is an output file."""
         if self._output is not None:
             save(self._output, self.record(None, complete=False))
 
     def finish(self, truth: list[int] | None, start: float) -> Record:
-        """The last form of the record, kept; ``truth`` is None when nothing could be scored."""
+        """Save and return the final record; ``truth`` is None if nothing could be scored."""
         found = None
         scored = [item for item in self.configurations if item.table in self.answers]
         if truth is not None and self.exact is not None and scored:
@@ -214,7 +214,7 @@ class SweepWriter:
         self.seconds["total"] = time.monotonic() - start
         complete = bool(scored) and len(scored) == len(self.configurations)
         result = self.record(found, complete=complete)
-        # Stopped before there is anything new: what the file holds is worth more.
+        # Stopped without new results: keep the content of the file.
         if self._output is not None and (found is not None or self._before is None):
             save(self._output, result)
         return result

@@ -1,4 +1,4 @@
-"""The configurations of a sweep, and the calibration table of every configuration, with one pass over the pictures."""
+"""Make the calibration table of every configuration of a sweep with one pass over the images."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from edge.model import onnx_model
 from edge.quantization import Algorithm, Statistics, Table, algorithms, calibration_table
 from edge.tuning.sweep_comparison import Configuration
 
-# Pictures that are counted into one set of histograms before it is added to its segments.
+# Images per set of histograms before it is added to its segments.
 _UNIT = 16
 
 Segment = tuple[int, int]  # seed, index of the size at which the picture comes in
 
 
 class Subset(msgspec.Struct, frozen=True):
-    """``pictures`` pictures drawn with ``seed``; the whole set has no seed."""
+    """``pictures`` images drawn with ``seed``; the whole set has no seed."""
 
     pictures: int
     seed: int | None
 
 
 class SubsetPlan(msgspec.Struct, frozen=True):
-    """The segments of each picture; ``units`` are indices into the pictures, with their segments."""
+    """The segments of each image; ``units`` are indices of images, with their segments."""
 
     subsets: list[Subset]
     segments: dict[Subset, list[Segment]]
@@ -43,30 +43,30 @@ class SubsetPlan(msgspec.Struct, frozen=True):
 
     @property
     def counted(self) -> int:
-        """Number of pictures that are in at least one subset."""
+        """Number of images in at least one subset."""
         return sum(len(members) for members, _segments in self.units)
 
 
 def order(digests: Sequence[str], seed: int) -> list[int]:
-    """Indices of ``digests`` in the random order of ``seed``.
+    """Return the indices of ``digests`` in the random order of ``seed``.
 
-    Sorted by sha256 of seed and digest: the same on every machine, whatever the order of the files, and a picture that
-    is added later changes nothing about the order of the others.
+    The order is by sha256 of seed and digest: it is the same on every machine and for any order of the files, and an
+    added image does not change the order of the others.
     """
     seen: dict[str, int] = {}
     keys = []
     for index, digest in enumerate(digests):
-        # The second of two equal pictures gets a place of its own.
+        # The second of two equal images gets its own position.
         again = seen[digest] = seen.get(digest, -1) + 1
         keys.append((hashlib.sha256(f"{seed} {digest} {again}".encode()).hexdigest(), index))
     return [index for _key, index in sorted(keys)]
 
 
 def draw(digests: Sequence[str], *, sizes: Sequence[int], seeds: int) -> SubsetPlan:
-    """Subsets of every size with the seeds 1 to ``seeds``, smallest first; the whole set is there once.
+    """Plan subsets of every size with the seeds 1 to ``seeds``, smallest first; the whole set occurs once.
 
     Raises:
-        UsageError: no seed, no size, or a size below 1 or above the number of pictures.
+        UsageError: there is no seed or size, or a size is below 1 or above the number of images.
     """
     total = len(digests)
     if seeds < 1:
@@ -76,14 +76,14 @@ def draw(digests: Sequence[str], *, sizes: Sequence[int], seeds: int) -> SubsetP
         raise UsageError("a number of pictures must be at least 1", hint="--pictures 50,100,all")
     if wanted[-1] > total:
         raise UsageError(
-            f"{wanted[-1]} pictures are asked for, and there are {total}",
+            f"{wanted[-1]} images are requested, but there are only {total}",
             hint=f"--pictures …,{total}, or --pictures all",
         )
     found: dict[Subset, list[Segment]] = {}
     places: list[list[Segment]] = [[] for _ in range(total)]
     for seed in range(1, seeds + 1):
         whole = wanted[-1] == total
-        # Everybody's last segment together is the whole set: the first seed's will do.
+        # The last segments of all seeds are the same whole set: use the first seed's.
         own = wanted if seed == 1 or not whole else wanted[:-1]
         for step, size in enumerate(own):
             subset = Subset(size, None if size == total else seed)
@@ -114,10 +114,10 @@ def count(
     listen: Listener = ignore_events,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[Subset, Statistics]] | None:
-    """Statistics of each subset, one after the other; None when ``should_stop`` ended it early.
+    """Yield the statistics of each subset, one after the other; stop early if ``should_stop`` returns True.
 
-    What is yielded grows into the next subset of its seed: use it before asking for the next. ``task.threads`` must be
-    1: here the threads share out units of pictures.
+    The yielded object grows into the next subset of its seed: use it before requesting the next. ``task.threads`` must
+    be 1, because here the threads work on different images.
 
     Raises:
         DataError, ModelError: as :func:`edge.calibration.collection.count`.
@@ -141,7 +141,7 @@ def count(
 
     done = 0
     with ThreadPoolExecutor(threads, thread_name_prefix="sweep") as pool:
-        # The largest first, so that no thread is left alone with one at the end.
+        # The largest first, so that no thread has one left at the end.
         waiting = [pool.submit(work, *unit) for unit in sorted(drawn.units, key=lambda unit: -len(unit[0]))]
         try:
             for future in as_completed(waiting):
@@ -170,12 +170,12 @@ def _grown(drawn: SubsetPlan, totals: Mapping[Segment, Statistics]) -> Iterator[
 
 
 ConfigurationTables = list[tuple[Configuration, Table]]
-# Numbers of pictures that are tried where the user names none.
+# Default numbers of images.
 SIZES = (50, 100, 200, 400)
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """An algorithm with its parameters; ``label`` is how the user would write it."""
+    """An algorithm with its parameters; ``label`` is its form on the command line."""
 
     label: str
     algorithm: Algorithm
@@ -183,7 +183,7 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class SweepSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings of a sweep: ``sizes`` are numbers of pictures, ``seeds`` how many subsets of each are drawn."""
+    """Settings of a sweep: ``sizes`` are numbers of images, ``seeds`` is the number of subsets drawn for each."""
 
     candidates: list[Candidate]
     sizes: list[int]
@@ -192,10 +192,10 @@ class SweepSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def candidates(words: Sequence[str]) -> list[Candidate]:
-    """Read words as :func:`edge.quantization.algorithms.read` does; no word means every algorithm.
+    """Parse algorithms like :func:`edge.quantization.algorithms.read`; an empty list means every algorithm.
 
     Raises:
-        UsageError: no such algorithm or parameter, not a number, or the same one twice.
+        UsageError: an algorithm or parameter is unknown, a value is not a number, or an entry is repeated.
     """
     found: dict[tuple[str, tuple[tuple[str, float], ...]], Candidate] = {}
     for word in words or list(algorithms.REGISTRY):
@@ -209,10 +209,10 @@ def candidates(words: Sequence[str]) -> list[Candidate]:
 
 
 def sizes(words: Sequence[str], total: int) -> list[int]:
-    """Read numbers of pictures, ``all`` among them; no word means those of 50, 100, 200, 400 that there are, and all.
+    """Parse numbers of images, including ``all``; the default is those of 50, 100, 200, 400 that exist, and all.
 
     Raises:
-        UsageError: not a number above 0, or more than ``total``.
+        UsageError: a value is not a number above 0, or exceeds ``total``.
     """
     if not words:
         return sorted({*(size for size in SIZES if size < total), total})
@@ -229,7 +229,7 @@ def sizes(words: Sequence[str], total: int) -> list[int]:
 
 
 class SweepTables:
-    """Makes the table of every algorithm, number of pictures and seed; ``seconds`` says how long each stage took."""
+    """Makes the table of every algorithm, number of images and seed; ``seconds`` has the duration of each stage."""
 
     def __init__(
         self,
@@ -243,7 +243,7 @@ class SweepTables:
         should_stop: Callable[[], bool],
     ) -> None:
         self.seconds: dict[str, float] = {}
-        # The sweep compares algorithms on the user's own network.
+        # The sweep compares algorithms on the user's unprepared network.
         plain = msgspec.structs.replace(profile.quantization, recipe=cache_keys.NO_RECIPE)
         profile = msgspec.structs.replace(profile, quantization=plain)
         self._profile, self._model, self._pictures, self._settings = profile, model, pictures, settings
@@ -257,10 +257,10 @@ class SweepTables:
         )  # fmt: skip
 
     def make(self, cache: Path, digest: str) -> ConfigurationTables | None:
-        """Every configuration with its table; None when stopped.
+        """Make every configuration with its table; return None if stopped.
 
         Args:
-            cache: Folder of the statistics that ``edge calibrate`` keeps.
+            cache: folder of the statistics stored by ``edge calibrate``.
             digest: Digest of the set of pictures.
         """
         at = time.monotonic()
@@ -288,7 +288,7 @@ class SweepTables:
         return found
 
     def _whole(self, cache: Path, digest: str) -> Statistics | None:
-        """Statistics of all pictures as ``edge calibrate`` collects and keeps them."""
+        """Return the statistics of all images, collected and stored like those of ``edge calibrate``."""
         path = cache_keys.table_path(self._profile, cache)
         key = {**cache_keys.table_key(self._profile), "images": digest}
         with store.lock(path):

@@ -1,9 +1,9 @@
-"""Tuning: which weighted layers stay in float so that INT8 keeps its accuracy, by measure.
+"""Tune the quantization: choose by measurement the weighted layers that stay in float.
 
-The stack (:mod:`edge.calibration.preparation`) prepares the network; then each layer is quantized alone
-(:mod:`edge.calibration.scoring`), the noisiest layers go to float one after the other, and the curve of SQNR and
-agreement against their number is predicted and measured. Everything that was measured is kept after each step, and the
-same command continues from there. A layer in float runs in FP16 on a device and is scored in FP32 here.
+The steps of :mod:`edge.calibration.preparation` prepare the network. Then each layer is quantized alone
+(:mod:`edge.calibration.scoring`), the noisiest layers are moved to float one after the other, and SQNR and agreement
+are predicted and measured as a curve over their number. All measurements are saved after each step, and the same
+command continues from there. A float layer runs in FP16 on a device and is scored in FP32 here.
 """
 
 from __future__ import annotations
@@ -49,25 +49,25 @@ from edge.tuning.tune_page import layer_macs, reason_for
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    # True classes of the judging pictures; None without labels.
+    # True classes of the images for scoring; None without labels.
     Truth = NDArray[np.int64] | None
 
 FORMAT = 1
-# Pictures that judge the curve, and the first of them that rank the layers.
+# Images that score the curve, and the number of them that rank the layers.
 JUDGING_PICTURES, RANKING_PICTURES = 64, 16
-# Pictures that decide about the steps of the stack.
+# Images that decide about the preparation steps.
 PREPARING_PICTURES = 32
-# Share of the weighted layers that may stay in float where the user does not say.
+# Default maximum share of weighted layers in float.
 DEFAULT_MAX_FLOAT = 0.10
-# Shares of float layers at which the curve is measured, next to none, one, two and the limit.
+# Shares of float layers at which the curve is measured, in addition to none, one, two and the limit.
 _MEASURED_SHARES = (0.05, 0.10, 0.15, 0.20, 0.30, 0.50)
-# Of two numbers of float layers whose SQNR differs by less, in dB, the smaller is taken.
+# If the SQNR of two numbers of float layers differs by less, in dB, the smaller number is chosen.
 _SAME_DB = 0.1
 _EQUAL_DB = 200.0
 
 
 class TuneSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The aim: targets to reach with at most ``max_float`` (0 to 1) of the weighted layers in float.
+    """The targets, and the maximum share ``max_float`` (0 to 1) of the weighted layers in float.
 
     With ``target_sqnr`` (dB) or ``target_agreement`` (percent) the fewest float layers that reach both are taken;
     without them the number with the highest SQNR. ``times_ms`` is the time of each layer, from an engine report.
@@ -81,14 +81,14 @@ class TuneSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def target(self) -> str | None:
-        """The targets in words."""
+        """The targets as text."""
         sqnr = None if self.target_sqnr is None else f"{self.target_sqnr:g} dB"
         share = None if self.target_agreement is None else f"{self.target_agreement:g} % agreement"
         return " and ".join(filter(None, (sqnr, share))) or None
 
 
 class CurvePoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Accuracy with the ``float_layers`` noisiest layers in float; what was not measured is absent.
+    """Accuracy with the ``float_layers`` noisiest layers in float; unmeasured values are absent.
 
     ``macs`` is the share (0 to 1) of the multiply-accumulate operations in float; ``agreement`` and ``top1`` are shares
     in percent. ``float_ms`` is the time of the layers in float, by the engine report that was given.
@@ -104,7 +104,7 @@ class CurvePoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RankedLayer(msgspec.Struct, frozen=True, kw_only=True):
-    """A weighted layer: its share (0 to 1) of the sum of all noise, of the operations, and the cause of its noise."""
+    """A weighted layer: its share (0 to 1) of the total noise and of the operations, and the cause of its noise."""
 
     layer: str
     op_type: str
@@ -115,9 +115,9 @@ class RankedLayer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TuningRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of a tuning. ``chosen`` is the number of float layers in the recipe; ``steps`` are those of the stack.
+    """The result of a tuning; ``chosen`` is the number of float layers in the recipe, ``steps`` the preparation steps.
 
-    ``reached`` is false where the targets were missed with all float layers that were allowed.
+    ``reached`` is false if the targets were missed even with the maximum number of float layers.
     """
 
     format: int = FORMAT
@@ -140,17 +140,17 @@ class TuningRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def result(self) -> CurvePoint:
-        """The point of the curve that the recipe stands for."""
+        """The point of the curve for the chosen recipe."""
         return next(point for point in self.curve if point.float_layers == self.chosen)
 
     @property
     def accuracy(self) -> MeasuredAccuracy:
-        """The same for the table of limits."""
+        """The chosen point as accuracy for the table of limits."""
         return accuracy_of(self.result, self.pictures)
 
 
 def accuracy_of(point: CurvePoint, pictures: int) -> MeasuredAccuracy:
-    """A measured point of the curve for the table of limits."""
+    """Convert a measured point of the curve to an accuracy for the table of limits."""
     agreement = point.agreement or Interval(0.0, 0.0, 0.0)
     between = (agreement.low, agreement.high)
     return MeasuredAccuracy(
@@ -159,7 +159,7 @@ def accuracy_of(point: CurvePoint, pictures: int) -> MeasuredAccuracy:
 
 
 class _MeasuredScores(msgspec.Struct, frozen=True):
-    """Scores of one number of float layers; ``ranking_db`` is the SQNR on the pictures that rank the layers."""
+    """Scores of one number of float layers; ``ranking_db`` is the SQNR on the images that rank the layers."""
 
     sqnr_db: float | None
     ranking_db: float
@@ -168,7 +168,7 @@ class _MeasuredScores(msgspec.Struct, frozen=True):
 
 
 class _TuningState(msgspec.Struct):
-    """The file that a tuning continues from; ``key`` names everything that the measurements depend on."""
+    """Saved state to continue a tuning from; ``key`` names everything that the measurements depend on."""
 
     key: dict[str, store.Scalar]
     format: int = FORMAT
@@ -191,15 +191,15 @@ def tune(
 
     Args:
         profile: Model, preprocessing, and its ``quantization:`` section.
-        pictures: Calibration pictures; where all have a label, top-1 is measured as well.
-        settings: What to reach.
+        pictures: Calibration pictures; if all have a label, top-1 is measured, too.
+        settings: the targets.
         cache: Folder of tables and statistics.
-        force: Measure everything again.
-        listen: Gets progress and notes.
-        should_stop: Asked between pictures.
+        force: ignore saved measurements.
+        listen: receives progress and notes.
+        should_stop: checked between images.
 
     Returns:
-        The result; None when stopped. What was measured until then is kept.
+        The result; None when stopped. The measurements so far are saved.
 
     Raises:
         ModelError: The model cannot be used, or has no layer to quantize.
@@ -282,7 +282,7 @@ class _Tuning:
         return [layer for layer in self.layers.values() if layer.name not in excluded]
 
     def _alone(self, name: str, statistics: Statistics, recipe: Recipe) -> Any:  # noqa: ANN401 - an onnx.ModelProto
-        """The Q/DQ form in which only one layer is rounded and quantized."""
+        """Return the Q/DQ form in which only one layer is rounded and quantized."""
         others = tuple(FloatLayer(other, "another layer is measured") for other in self.layers if other != name)
         return finish(self.folded, statistics, msgspec.structs.replace(recipe, float_layers=others)).form(only=[name])
 
@@ -313,7 +313,7 @@ class _Tuning:
         )  # fmt: skip
 
     def _recipe(self, statistics: Statistics, scorer: Scorer) -> Recipe:
-        """The recipe of the stack, with what the profile keeps in float."""
+        """Return the recipe of the preparation, with the layers that the profile keeps in float."""
         if self._kept.recipe is None:
             start = Recipe(
                 model=self._model.sha256,
@@ -329,7 +329,7 @@ class _Tuning:
         return self._kept.recipe
 
     def _key(self) -> dict[str, store.Scalar]:
-        """As that of the table that `edge calibrate` makes, which this one replaces."""
+        """Return the key of the table that `edge calibrate` makes, which this one replaces."""
         return {
             **cache_keys.table_key(self._profile),
             "images": self._pictures.digest(),
@@ -365,7 +365,7 @@ class _Tuning:
             self._write()
 
     def measured(self, prepared: Prepared, float_layers: int, scorer: Scorer, truth: Truth) -> _MeasuredScores:
-        """Scores with so many float layers; those of an earlier run where they are kept."""
+        """Return the scores with ``float_layers`` float layers, from an earlier run if they are saved."""
         found = self._kept.scores.get(float_layers)
         if found is None or (truth is not None and found.hits is None):
             logits = scorer.logits(prepared.form(), stage=f"score, {float_layers} float layers", listen=self._listen)
@@ -443,7 +443,7 @@ class _Curve:
         self.fp32_top1 = None if truth is None else self._share(int((scorer.reference.argmax(axis=1) == truth).sum()))
 
     def prepared(self, count: int) -> Prepared:
-        """The prepared network with the ``count`` noisiest layers in float, next to those that the profile excludes."""
+        """Return the network with the ``count`` noisiest layers in float, besides those that the profile excludes."""
         added = tuple(
             FloatLayer(item.layer, "among the noisiest layers", gain_db=self._gain_db(index))
             for index, item in enumerate(self.noises[:count])
@@ -452,7 +452,7 @@ class _Curve:
         return finish(self._work.folded, self.statistics, recipe)
 
     def choose(self, settings: TuneSettings) -> tuple[int, bool]:
-        """Measure the curve; the number of float layers to take, and whether the targets are reached with it."""
+        """Measure the curve; return the number of float layers to use, and True if it reaches the targets."""
         already = len(self._recipe.float_layers)
         limit = max(min(int(settings.max_float * len(self._work.layers)) - already, len(self.noises)), 0)
         shares = [round(share * len(self._work.layers)) for share in _MEASURED_SHARES]
@@ -460,7 +460,7 @@ class _Curve:
         for count in counts:
             self._measure(count)
             if settings.target is not None and self._reaches(count, settings):
-                # Fewer may do: between the last that missed and this one.
+                # A smaller number may do: between the last one that missed and this one.
                 before = max((other for other in self._measured if other < count), default=-1)
                 for fewer in range(before + 1, count):
                     self._measure(fewer)
@@ -503,7 +503,7 @@ class _Curve:
         )  # fmt: skip
 
     def _finished(self, chosen: int) -> int:
-        """Fill ``points``: predicted for every number up to 50 %, measured where it was."""
+        """Fill ``points``: predicted for every number up to 50 %, and measured where available."""
         last = max(*self._measured, min(len(self.noises), round(0.5 * len(self._work.layers))))
         times = self._work.times_ms
         in_float, float_ms = 0.0, 0.0

@@ -1,4 +1,4 @@
-"""A tuning as one HTML file: the curve, the layers with the reason of their noise, the steps of the stack."""
+"""Render a tuning as one HTML file: the curve, the layers with the cause of their noise, the preparation steps."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from edge.stats import Interval
 if TYPE_CHECKING:
     from edge.tuning.tune import TuningRecord
 
-# From this ratio of the largest magnitude to the typical one (median, zeros left out) on, a tensor has outliers.
+# A tensor has outliers if the ratio of its largest to its typical magnitude (median without zeros) exceeds this.
 _OUTLIER_RATIO = 50.0
-# Where the typical magnitude reaches fewer of the 127 levels, few bits are used.
+# If the typical magnitude uses fewer of the 127 levels, few bits are used.
 _FEW_LEVELS = 4.0
-# A range counts as one-sided where the other side is smaller than this share of it.
+# A range is one-sided if the other side is smaller than this share of it.
 _ONE_SIDED = 0.1
 
 
 def reason_for(graph: GraphIndex, layer: WeightedLayer, statistics: Statistics, ranges: Mapping[str, float]) -> str:
-    """The causes of a layer's noise in words, the most telling first.
+    """Describe the causes of a layer's noise, the most important first.
 
     Args:
         graph: The folded network.
-        layer: Which layer.
-        statistics: Of the network's activation tensors.
+        layer: the layer.
+        statistics: statistics of the network's activation tensors.
         ranges: Largest magnitude that INT8 represents, by tensor name.
     """
     found = []
@@ -62,7 +62,7 @@ def _of_activation(tensor: TensorStatistics, covered: float) -> list[str]:
 
 
 def _typical(tensor: TensorStatistics) -> float:
-    """Median magnitude, values near zero left out; 0 where there are none."""
+    """Return the median magnitude without values near zero; 0 if there are none."""
     histogram = tensor.histogram()
     counts = histogram.counts[1:]
     total = int(counts.sum())
@@ -72,7 +72,7 @@ def _typical(tensor: TensorStatistics) -> float:
 
 
 def layer_macs(graph: GraphIndex, layer: WeightedLayer, statistics: Statistics) -> float:
-    """Multiply-accumulate operations of a layer per picture: its weights times the positions of its output."""
+    """Return a layer's multiply-accumulate operations per image: weights times output positions."""
     weights = graph.constants.get(layer.weight)
     outputs = statistics.tensors.get(layer.output)
     if weights is None or outputs is None or layer.axis is None or not statistics.pictures:
@@ -100,12 +100,12 @@ def render_tuning(record: TuningRecord) -> str:
 
 
 def decibels(value: float | None) -> str:
-    """``31.3 dB``; equal logits have none."""
+    """Format a ratio as ``31.3 dB``; None stands for equal logits."""
     return "equal logits" if value is None else f"{value:.1f} dB"
 
 
 def share(value: Interval | None) -> str:
-    """``97.0 % [91.5, 99.0]``."""
+    """Format a share as ``97.0 % [91.5, 99.0]``."""
     return "–" if value is None else f"{value.value:.1f} % [{value.low:.1f}, {value.high:.1f}]"
 
 

@@ -148,7 +148,7 @@ def test_a_list_with_missing_files_names_the_first(edge: Edge, place: Place) -> 
     (folder / "list.txt").write_text("pictures/000.jpg\n# comment\nnowhere/a.jpg\nnowhere/b.jpg\n")
     ended = edge("calibrate", "--profile", "tiny", "--images", "list.txt")
     assert ended.code == 6
-    assert "list.txt:3: 2 of 3 files are not there; the first is nowhere/a.jpg" in ended.err
+    assert "list.txt:3: 2 of 3 files are missing; the first is nowhere/a.jpg" in ended.err
     assert "try: paths are relative to the folder of the list" in ended.err
 
 
@@ -167,7 +167,11 @@ def test_no_pictures_named_at_all(edge: Edge, place: Place) -> None:
 
 @pytest.mark.parametrize(
     ("source", "words"),
-    [("empty", "no pictures"), ("nowhere", "there is nothing here"), ("profiles/labels.txt.gz", "nothing here")],
+    [
+        ("empty", "no pictures"),
+        ("nowhere", "this file or folder does not exist"),
+        ("profiles/labels.txt.gz", "this file or folder does not exist"),
+    ],
 )
 def test_nothing_to_calibrate_with(source: str, words: str, edge: Edge, place: Place) -> None:
     folder = place()

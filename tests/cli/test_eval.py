@@ -184,7 +184,7 @@ def test_a_broken_picture_is_an_error(edge: Edge, painted: Place) -> None:
     (folder / "painted" / "07.png").write_bytes((folder / "painted" / "07.png").read_bytes()[:-20])
     ended = edge(*COMMAND)
     assert (ended.code, ended.out) == (6, "")
-    assert "error: painted/07.png: the picture is cut off" in ended.err
+    assert "error: painted/07.png: the image is truncated" in ended.err
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_broken_picture_is_an_error(edge: Edge, painted: Place) -> None:
         (("--images", "painted", "--labels", "labels.csv", "--max-drop", "-1"), 2, "--max-drop"),
         (("--labels", "labels.csv"), 2, "--images DIR --labels labels.csv"),
         (("--images", "painted", "--labels", "none.csv"), 6, "none.csv: there is no such file"),
-        (("--images", "none", "--labels", "labels.csv"), 6, "there is nothing here"),
+        (("--images", "none", "--labels", "labels.csv"), 6, "this file or folder does not exist"),
         (("--images", "painted", "--labels", "labels.csv", "--against", "fp16"), 2, "cannot compare with 'fp16'"),
         (("--images", "painted", "--labels", "labels.csv", "--engine-dir", "x"), 7, "no int8 engine for tiny"),
     ],

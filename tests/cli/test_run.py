@@ -142,8 +142,8 @@ def test_not_one_picture_can_be_decoded(edge: Edge, built: Place) -> None:
     ("source", "code", "words"),
     [
         (("--images", "empty"), 6, "no pictures"),
-        (("--images", "nowhere"), 6, "there is nothing here"),
-        (("--images", "list.txt"), 6, "list.txt:2: 1 of 2 files are not there; the first is gone.jpg"),
+        (("--images", "nowhere"), 6, "this file or folder does not exist"),
+        (("--images", "list.txt"), 6, "list.txt:2: 1 of 2 files are missing; the first is gone.jpg"),
         (("--images", "blank.txt"), 6, "names no pictures"),
         ((), 2, "--images DIR"),
     ],

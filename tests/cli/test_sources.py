@@ -74,7 +74,7 @@ def test_the_same_pictures_one_by_one_in_batches_and_by_several_workers(edge: Ed
     ("options", "words"),
     [
         (("--images", "pictures", "--camera", "0"), "--images and --camera exclude each other"),
-        (("--camera", "nothing"), "is not the name of a camera"),
+        (("--camera", "nothing"), "is not a camera address"),
         ((), "no source"),
         (("--images", "pictures", "--wait-for-camera"), "--wait-for-camera has no effect without --camera"),
         (("--images", "pictures", "--batch", "4"), "try: use run.batch in the profile"),

@@ -164,7 +164,7 @@ def test_bad_input(edge: Run, sets: tuple, more: tuple, code: int, what: str) ->
         (("-i", "calibration"), 2, "no pictures to score with"),
         (("-i", "calibration", "--eval", "scored"), 6, "have no label"),
         (("--from", "missing.json"), 9, "missing.json"),
-        (("--from", "scored/labels.csv"), 7, "not what edge sweep writes"),
+        (("--from", "scored/labels.csv"), 7, "not a record of edge sweep"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

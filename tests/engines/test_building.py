@@ -236,7 +236,7 @@ def test_a_damaged_engine_is_built_again(suffix: str, run: Callable[..., buildin
     path.write_bytes(path.read_bytes()[:-5])
     again = run()
     assert again.work == "built"
-    assert again.why[0].startswith("the engine that is there is not whole: ")
+    assert again.why[0].startswith("the existing engine is damaged: ")
     assert run().work == "unchanged"
 
 

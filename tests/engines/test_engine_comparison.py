@@ -39,7 +39,7 @@ def test_layers_without_manifests_and_of_different_models(tmp_path: Path, make: 
     path.write_text(json.dumps(listed))
     found = engine_comparison.compare(engine_report.load(path), engine_report.load(make("int8")))
     assert found.built_from == []
-    assert found.notes == ["no ONNX node is named in both: these are engines of different models"]
+    assert found.notes == ["the engines have no ONNX node in common: they are from different models"]
 
 
 def test_two_versions_of_tensorrt(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_counts_that_nobody_knows(make: Make, rewrite: Callable[..., None]) -> N
     rewrite(path, layers={"heavy": 4}, warnings="none", builds="many", device=3)
     found = engine_report.load(path)
     assert found.layers is None
-    assert "in a way that this edge does not know" in found.notes[0]
+    assert "in the manifest have an unknown format" in found.notes[0]
     engine_report.render(found)
 
 
@@ -187,13 +187,13 @@ def test_a_missing_layers_file_is_refused(make: Make) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("model.plan", b"ftrt....", "an engine without a manifest"),
-        ("model.json", b"", "not the manifest of an engine, nor"),
-        ("model.json", b"[1, 2]", "not the manifest of an engine, nor"),
-        ("model.json", b'{"Layers": ["names", "only"]}', "nor a list of its layers with their details"),
-        ("model.json", b'{"some": "thing"}', "nor a list of its layers with their details"),
+        ("model.plan", b"ftrt....", "the engine has no manifest"),
+        ("model.json", b"", "neither an engine's manifest nor"),
+        ("model.json", b"[1, 2]", "neither an engine's manifest nor"),
+        ("model.json", b'{"Layers": ["names", "only"]}', "nor a detailed list of layers"),
+        ("model.json", b'{"some": "thing"}', "nor a detailed list of layers"),
         ("model.json", b'{"self_sha256": "x"}', "not a manifest"),
-        ("model.layers.json", b"\x00\x01", "not the manifest of an engine, nor"),
+        ("model.layers.json", b"\x00\x01", "neither an engine's manifest nor"),
     ],
 )
 def test_what_is_no_engine(name: str, content: bytes, words: str, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_the_manifest_of_another_engine(make: Make) -> None:
     path = make("int8")
     other = path.with_name("model-int8.plan")
     other.write_bytes(b"another")
-    with pytest.raises(ArtifactError, match=r"that of model-int8\.onnx"):
+    with pytest.raises(ArtifactError, match=r"belongs to model-int8\.onnx"):
         engine_report.load(other)
 
 

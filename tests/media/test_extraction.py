@@ -86,7 +86,7 @@ def test_an_offset_that_makes_a_label_negative(pictures: list[Picture], tmp_path
 
 def test_another_offset_is_refused_and_force_takes_it(pictures: list[Picture], tmp_path: Path) -> None:
     extract(pictures, tmp_path / "out")
-    with pytest.raises(UsageError, match=r"n0\.JPEG is class 1 there and 0 now"):
+    with pytest.raises(UsageError, match=r"n0\.JPEG has class 1 in this file, and class 0 now"):
         extract(pictures, tmp_path / "out", label_offset=-1)
     assert labels.load_truth(tmp_path / "out" / "labels.csv")["n0.JPEG"] == 1
     extract(pictures, tmp_path / "out", label_offset=-1, force=True)

@@ -75,7 +75,7 @@ def test_absolute_paths_are_named_from_the_list_where_they_can_be(folder: Path, 
 
 
 def test_missing_files_are_counted_and_the_first_is_named(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"2 of 4 files are not there; the first is x\.jpg") as caught:
+    with pytest.raises(DataError, match=r"2 of 4 files are missing; the first is x\.jpg") as caught:
         _open(folder, "a.jpg\n# comment\nx.jpg\nb.jpg 3\nsub/y.jpg 4\n")
     assert caught.value.where == f"{folder}/list.txt:3"
     assert str(folder) in str(caught.value.hint)
@@ -84,13 +84,13 @@ def test_missing_files_are_counted_and_the_first_is_named(folder: Path) -> None:
 BAD_LISTS = {
     "empty": (b"", "names no pictures"),
     "comments-only": (b"# nothing\n\n", "names no pictures"),
-    "folder": (b"sub\n", "1 of 1 files are not there"),
+    "folder": (b"sub\n", "1 of 1 files are missing"),
     "word-for-a-label": (b"a.jpg\tdog\n", r":1: the class index must be an integer, got 'dog'"),
     "fraction-for-a-label": (b"a.jpg\n\nb.jpg\t1.5\n", r":3: the class index must be an integer, got '1.5'"),
     "endless-label": (b"a.jpg 99999999999999999999\n", "must be an integer"),
     "utf-16": (b"\xff\xfex", "damaged UTF-16"),
-    "binary": (b"\x7fELF\0\0\0", "not text"),
-    "name-too-long": (b"x" * 5000 + b"\n", "1 of 1 files are not there"),
+    "binary": (b"\x7fELF\0\0\0", "not a text"),
+    "name-too-long": (b"x" * 5000 + b"\n", "1 of 1 files are missing"),
     "not-utf8-and-not-there": (b"caf\xe9.jpg\n", r"the first is caf\\xe9\.jpg"),
 }
 
@@ -128,7 +128,7 @@ BAD_CSVS = {
     "header-only": (b"file,label\n", "names no pictures"),
     "bad-label": (b"file,label\na.jpg,3\nb.jpg,cat\n", r"set\.csv:3: the class index must be an integer, got 'cat'"),
     "no-file": (b"file,label\n,3\n", r"set\.csv:2: no file name"),
-    "missing-file": (b"file,label\na.jpg,1\nx.jpg,3\n", r"set\.csv:3: 1 of 2 files are not there"),
+    "missing-file": (b"file,label\na.jpg,1\nx.jpg,3\n", r"set\.csv:3: 1 of 2 files are missing"),
     "open-quote": (b'file,label\n"a.jpg,3\n', "not a CSV"),
     "huge-field": (b"file,label\n" + b"x" * 200_000 + b",3\n", "not a CSV"),
 }
@@ -185,7 +185,7 @@ def test_a_rendered_list_in_a_linked_folder_leads_back(folder: Path, tmp_path: P
 
 def test_a_name_with_a_line_end_cannot_be_listed(tmp_path: Path) -> None:
     (tmp_path / "two\nlines.jpg").write_bytes(b"x")
-    with pytest.raises(DataError, match="cannot hold this name"):
+    with pytest.raises(DataError, match="cannot contain this name"):
         render_list(open_pictures(tmp_path), folder=tmp_path)
 
 

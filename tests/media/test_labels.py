@@ -44,7 +44,7 @@ BAD_NAMES = {
     "blank": (b" \n\n", "is empty"),
     "gap": (b"tench\n\ngoldfish\n", r"file\.csv:2: empty line between class names"),
     "gap-at-the-start": (b"\ntench\n", r"file\.csv:1: empty line"),
-    "binary": (b"tench\0", "not text"),
+    "binary": (b"tench\0", "not a text"),
     "utf-16": (b"\xff\xfex", "damaged UTF-16"),
 }
 
@@ -82,7 +82,7 @@ def test_truth(content: str | bytes, expected: dict[str, int], file: Path) -> No
 BAD_TRUTHS = {
     "empty": ("", r"file\.csv:1: the first line must name a column of pictures"),
     "no-label-column": ("file,kind\na.jpg,3\n", "class_index, label, class, .*; it is 'file,kind'"),
-    "header-only": ("file,label\n", "a header and nothing else"),
+    "header-only": ("file,label\n", "has only a header"),
     "two-labels": (
         "file,label\na.jpg,3\nb.jpg,1\na.jpg,4\n",
         r"file\.csv:4: a\.jpg is class 4 here and class 3 on",
@@ -209,7 +209,7 @@ def test_labels_of_another_map_by_range() -> None:
     sentence = labels.shape_of_errors([0, 1, 2], [0, 21000, 5000], classes=1000)
     assert sentence is not None
     assert "2 of 3 labels are above 999" in sentence
-    assert "another label map" in sentence
+    assert "another class map" in sentence
 
 
 def test_labels_that_are_not_published() -> None:

@@ -37,7 +37,7 @@ def test_every_bad_picture_is_named_with_what_is_wrong(folder: Path, encode: Enc
     assert found.pictures == 8
     problems = {bad.name: bad.problem for bad in found.bad}
     assert list(problems) == ["cut.jpg", "empty.png", "link.jpg", "page.jpg"]
-    assert "cut off" in problems["cut.jpg"]
+    assert "truncated" in problems["cut.jpg"]
     assert "0 bytes" in problems["empty.png"]
     assert "No such file" in problems["link.jpg"]
     assert "HTML" in problems["page.jpg"]
@@ -62,11 +62,11 @@ def test_damage_in_one_shard_does_not_hide_the_next(tmp_path: Path, encode: Enco
         "t-00000-of-00002: record 2",
         "c.jpg",
     ]
-    assert "the rest of the shard was not looked at" in found.bad[0].problem
+    assert "the rest of the shard was not checked" in found.bad[0].problem
 
 
 def test_a_source_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is nothing here"):
+    with pytest.raises(DataError, match="this file or folder does not exist"):
         check(tmp_path / "nothing")
 
 

@@ -112,7 +112,7 @@ def test_a_picture_that_is_a_bad_link_is_listed_and_fails_on_reading(target: str
 
 def test_a_pipe_is_no_picture(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         open_pictures(tmp_path)
 
 
@@ -175,9 +175,9 @@ def test_labels_must_cover_the_source(tmp_path: Path) -> None:
 
 def test_a_folder_with_pictures_and_shards_is_ambiguous(tmp_path: Path) -> None:
     _fill(tmp_path, "a.jpg", "train-00000-of-00001")
-    with pytest.raises(DataError, match="holds both pictures"):
+    with pytest.raises(DataError, match="contains both images"):
         open_pictures(tmp_path)
-    with pytest.raises(DataError, match="holds both pictures"):
+    with pytest.raises(DataError, match="contains both images"):
         shards_of(tmp_path)
 
 

@@ -51,7 +51,7 @@ def test_take(folder: Path) -> None:
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_taking_nothing_is_refused(count: int, folder: Path) -> None:
-    with pytest.raises(UsageError, match="at least 1"):
+    with pytest.raises(UsageError, match="minimum is 1"):
         open_pictures(folder).take(count)
 
 
@@ -118,7 +118,7 @@ def test_a_picture_that_changes_under_us_is_noticed(folder: Path) -> None:
     pictures.digest()
     (folder / "2.jpg").write_bytes(b"PICTURE 2")
     assert pictures[1].read_checked() == b"picture 1"
-    with pytest.raises(DataError, match=r"2\.jpg: the picture changed since it was first read"):
+    with pytest.raises(DataError, match=r"2\.jpg: the image changed since it was first read"):
         pictures[2].read_checked()
     assert pictures[2].read() == b"PICTURE 2"
 

@@ -155,7 +155,7 @@ def test_freeze_new_size_and_kill_are_all_recovered(server: RtspServer, opened: 
     camera = CameraConfig(timeout_s=2.0, freeze_s=0.7, reconnect=ReconnectConfig(first_s=0.1, max_s=4.0))
     stream = opened(server.url("h264"), camera, check_size_s=0.2)
     server.tell("freeze")
-    assert until(stream, began).reason == "the same frame over and over for 0.7 s"
+    assert until(stream, began).reason == "the image has not changed for 0.7 s"
     server.tell("move")
     until(stream, ended)
     assert isinstance(stream.next(), Frame)

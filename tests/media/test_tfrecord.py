@@ -183,7 +183,7 @@ def test_every_cut_is_right_records_or_an_error_that_names_the_place(shard: Path
             assert len(open_pictures(shard)) == ends.index(cut)
             continue
         record = sum(end <= cut for end in ends) - 1
-        with pytest.raises(DataError, match=rf"00002: record {record} at byte {ends[record]}: the shard is cut off"):
+        with pytest.raises(DataError, match=rf"00002: record {record} at byte {ends[record]}: the shard is truncated"):
             len(open_pictures(shard))
 
 
@@ -233,16 +233,16 @@ def test_damage_after_listing_is_found_on_reading(shard: Path) -> None:
 
 
 BAD_SHARDS: dict[str, tuple[Callable[[SimpleNamespace], bytes], str]] = {
-    "empty": (lambda w: b"", "no record in any"),
+    "empty": (lambda w: b"", "but none has a record"),
     "text": (lambda w: b"not a record file at all", "record 0 at byte 0: damaged, or not a TFRecord file"),
-    "tiny": (lambda w: b"abc", "cut off: 9 bytes are missing in a header"),
+    "tiny": (lambda w: b"abc", "truncated: 9 bytes are missing in a header"),
     "gzip": (lambda w: gzip.compress(w.frame(b"x")), "the shard is compressed"),
     "not-an-example": (lambda w: w.frame(b"\xff\xff\xff"), "record 0 at byte 0: the record is not a tf.train.Example"),
     "no-picture": (
         lambda w: w.frame(w.example(None, 1, b"a", height=b"1")),
-        "no picture: looked for image/encoded or image, found height, image/class/label, image/filename",
+        "no image: looked for image/encoded or image, found height, image/class/label, image/filename",
     ),
-    "empty-picture": (lambda w: w.frame(w.example(b"", 1, b"a.JPEG")), "the record has no picture"),
+    "empty-picture": (lambda w: w.frame(w.example(b"", 1, b"a.JPEG")), "the record has no image"),
     "empty-example": (lambda w: w.frame(b""), "found nothing"),
     "second-record-bad": (
         lambda w: w.frame(w.example(JPEG, 1, b"a")) + w.frame(b"\xff"),

@@ -68,7 +68,7 @@ def test_cut_off_pictures_are_noticed(name: str) -> None:
     for share in (0.02, 0.1, 0.3, 0.5, 0.8, 0.95, 0.99):
         cut = problem(data[: max(20, int(len(data) * share))])
         assert cut is not None, share
-        assert cut.startswith("the picture is cut off"), share
+        assert cut.startswith("the image is truncated"), share
 
 
 @pytest.mark.parametrize("name", ["jpeg", "jpeg-progressive", "jpeg-thumbnail", "png", "webp", "bmp-odd-width"])
@@ -136,11 +136,11 @@ OTHERS = {
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\n", "Git LFS pointer"),
     "pdf": (b"%PDF-1.7", "not a JPEG"),
     "riff-not-webp": (b"RIFF\x10\0\0\0WAVEfmt ", "not a JPEG"),
-    "bmp-header-only": (b"BM\0\0\0\0", "cut off"),
-    "bmp-short-header": (b"BM" + bytes(26), "cut off"),
-    "png-signature-only": (b"\x89PNG\r\n\x1a\n", "cut off"),
-    "jpeg-soi-only": (b"\xff\xd8\xff", "cut off"),
-    "webp-signature-only": (b"RIFF\xff\xff\0\0WEBP", "cut off"),
+    "bmp-header-only": (b"BM\0\0\0\0", "truncated"),
+    "bmp-short-header": (b"BM" + bytes(26), "truncated"),
+    "png-signature-only": (b"\x89PNG\r\n\x1a\n", "truncated"),
+    "jpeg-soi-only": (b"\xff\xd8\xff", "truncated"),
+    "webp-signature-only": (b"RIFF\xff\xff\0\0WEBP", "truncated"),
 }
 
 

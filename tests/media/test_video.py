@@ -67,7 +67,7 @@ def test_a_truncated_video_gives_what_is_there_and_says_so(video: Callable[..., 
     stream = VideoStream(path)
     count = len(everything(stream))
     assert 20 < count < 80
-    assert stream.notes == [f"{path} says that it has 100 frames, and ends after {count}: cut off?"]
+    assert stream.notes == [f"{path} ends after {count} of 100 frames: it may be truncated"]
 
 
 @pytest.mark.parametrize("data", [b"", b"no video", b"RIFF\x00\x00\x00\x00AVI LIST"])
@@ -194,7 +194,10 @@ def test_a_recording_that_was_cut_off_ends_there(recording: Path) -> None:
     ("damage", "words"),
     [
         (lambda text: "", "not a recording: line 1"),
-        (lambda text: text.replace('"edge_frames":1', '"edge_frames":9'), "a recording of format 9; this edge reads 1"),
+        (
+            lambda text: text.replace('"edge_frames":1', '"edge_frames":9'),
+            "recording of format 9; this edge reads format 1",
+        ),
         (lambda text: text.replace('"seq":2', '"seq":"two"'), "the recording is damaged: line 3"),
         (lambda text: text.split("\n")[0] + "\n", "the recording has no frames"),
     ],
@@ -228,7 +231,7 @@ def test_a_file_name_in_a_recording_leads_nowhere_else(recording: Path) -> None:
 
 
 def test_frames_are_not_saved_over_those_of_another_run(recording: Path) -> None:
-    with pytest.raises(UsageError, match="holds the frames of another run"):
+    with pytest.raises(UsageError, match="already contains the frames of another run"):
         SavingStream(Told(), recording)
 
 

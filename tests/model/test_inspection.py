@@ -50,7 +50,7 @@ def test_counts() -> None:
         (b"", "not the layers of an engine"),
         (b"\xff\xfe", "not the layers of an engine"),
         (b"[]", "not the layers of an engine"),
-        (b'{"format": 2, "later": true}', "format 2; this edge reads 1"),
+        (b'{"format": 2, "later": true}', "format 2; this edge reads format 1"),
         (b'{"format": "1"}', "not the layers of an engine"),
         (b'{"format": 1, "source": "x"}', "missing required field"),
         (b'{"Layers": []}', "not the layers of an engine"),

@@ -102,7 +102,7 @@ def test_units_are_small_enough_to_share_out() -> None:
         ([10], -1, "-1 seeds"),
         ([], 1, "at least 1"),
         ([0, 10], 1, "at least 1"),
-        ([10, 31], 1, "31 pictures are asked for, and there are 30"),
+        ([10, 31], 1, "31 images are requested, but there are only 30"),
     ],
 )
 def test_what_cannot_be_drawn(sizes: list[int], seeds: int, what: str) -> None:

@@ -250,12 +250,12 @@ def test_a_file_about_something_else_is_not_written_over(bench: Bench, tmp_path:
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda data: data[:100], "not what edge sweep writes"),
-        (lambda data: b"", "not what edge sweep writes"),
-        (lambda data: b"[1]", "not what edge sweep writes"),
-        (lambda data: b'{"kind": "calibration table"}', "not what edge sweep writes"),
-        (lambda data: b"\xff\xfe", "not what edge sweep writes"),
-        (lambda data: data.replace(b'"format":1', b'"format":2'), "format 2; this edge reads 1"),
+        (lambda data: data[:100], "not a record of edge sweep"),
+        (lambda data: b"", "not a record of edge sweep"),
+        (lambda data: b"[1]", "not a record of edge sweep"),
+        (lambda data: b'{"kind": "calibration table"}', "not a record of edge sweep"),
+        (lambda data: b"\xff\xfe", "not a record of edge sweep"),
+        (lambda data: data.replace(b'"format":1', b'"format":2'), "format 2; this edge reads format 1"),
         (lambda data: data.replace(b'"format":1,', b""), "format None"),
         (lambda data: data.replace(b'"seconds"', b'"minutes"'), "seconds"),
         (lambda data: _with(data, lambda tree: tree["exact"]["truth"].pop()), "the answers of a table"),
@@ -325,12 +325,12 @@ def test_pictures_without_a_label_are_refused(bench: Bench) -> None:
 
 
 def test_nothing_to_score_with_is_refused(bench: Bench) -> None:
-    with pytest.raises(DataError, match="no pictures to score with"):
+    with pytest.raises(DataError, match="no images to score with"):
         bench()._replace(labelled=[])()
 
 
 @pytest.mark.parametrize(
-    ("more", "what"), [({"seeds": 0}, "0 seeds"), ({"sizes": (13,)}, "13 pictures are asked for, and there are 12")]
+    ("more", "what"), [({"seeds": 0}, "0 seeds"), ({"sizes": (13,)}, "13 images are requested, but there are only 12")]
 )
 def test_settings_that_ask_for_what_there_is_not(bench: Bench, more: dict[str, Any], what: str) -> None:
     with pytest.raises(UsageError, match=what):

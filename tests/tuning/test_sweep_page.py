@@ -112,7 +112,7 @@ def test_a_table_from_another_batch_is_named_as_such(found: Record) -> None:
 
 
 def test_nothing_found_is_no_page(found: Record) -> None:
-    with pytest.raises(DataError, match="nothing was scored"):
+    with pytest.raises(DataError, match="no table was scored"):
         sweep_page.render(msgspec.structs.replace(found, findings=None))
 
 

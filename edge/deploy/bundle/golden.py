@@ -166,7 +166,7 @@ def decode_expected(data: bytes, *, where: str) -> Expected:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise ArtifactError(f"not the references of golden pictures: {printable_name(str(exc))}", where=where) from exc
     if found.format != FORMAT:
-        raise ArtifactError(f"golden format {found.format}, this edge reads {FORMAT}", where=where)
+        raise ArtifactError(f"golden format {found.format}; this edge reads format {FORMAT}", where=where)
     lengths = {len(answer.logits) for answers in found.pictures.values() for answer in answers.values()}
     if not found.pictures or len(lengths) != 1 or any("fp32" not in answers for answers in found.pictures.values()):
         raise ArtifactError("references of different lengths, or none", where=where)

@@ -89,7 +89,7 @@ def decode_manifest(data: bytes, *, where: str) -> BundleManifest:
     found = content.get("format")
     if found != FORMAT or isinstance(found, bool):
         raise ArtifactError(
-            f"bundle format {printable_name(repr(found))}, this edge reads {FORMAT}",
+            f"bundle format {printable_name(repr(found))}; this edge reads format {FORMAT}",
             where=where,
             hint="use the edge that made it",
         )

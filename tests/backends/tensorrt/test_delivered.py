@@ -117,7 +117,7 @@ def test_a_table_that_lacks_every_tensor_is_never_an_fp32_engine(
 @pytest.mark.parametrize("version", ["8.6.1", "10.0.1", "10.3.0", "10.7.0", "10.13.3.9", "10.16.1.11"])
 def test_fp16_that_became_fp32(version: str, binding: Bind, tiny: Tiny, run: Any) -> None:
     binding(version, prefers_fp32=True)
-    with pytest.raises(QualityError, match="FP16 was asked for, and 0 of 4 weighted layers run in it"):
+    with pytest.raises(QualityError, match="FP16 was requested, but only 0 of 4 weighted layers run in it"):
         run(tiny(build={"strict": False}), precision="fp16")
 
 
