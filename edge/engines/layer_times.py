@@ -1,8 +1,8 @@
-"""Time per layer: measured by :func:`measure`, kept as JSON, read by the engine report, the comparison, ``edge tune``.
+"""Measure the time per layer and store it as JSON for the engine report, the comparison and ``edge tune``.
 
-The profiler of the backend times the layers, in runs of its own: a profiler inside of the engine takes time itself, so
-the sum over the layers is not the time of an inference, which is measured beside it. Files that ``trtexec
---exportProfile`` wrote are read as well.
+The profiler of the backend times the layers in separate runs. A profiler inside the engine takes time itself, so the sum
+over the layers is not the time of an inference, which is measured as well. Files of ``trtexec --exportProfile`` are
+read, too.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _HINT = "edge bench --layers; or trtexec --loadEngine=ENGINE --exportProfile=tim
 
 
 class TimedLayer(msgspec.Struct, frozen=True, kw_only=True):
-    """One layer's time in milliseconds; ``layer`` is None for one that the engine does not list.
+    """Time of one layer in milliseconds; ``layer`` is None if the engine does not list it.
 
-    ``p10_ms`` and ``p90_ms`` are its spread over the runs, where it is known.
+    ``p10_ms`` and ``p90_ms`` are percentiles over the runs, if known.
     """
 
     name: str
@@ -49,8 +49,8 @@ class TimedLayer(msgspec.Struct, frozen=True, kw_only=True):
 class LayerTimes(msgspec.Struct, frozen=True, kw_only=True):
     """``total_ms`` is the sum over ``layers``, slowest first. ``by_role`` has the sum in milliseconds per layer role.
 
-    ``statistic`` is what a layer's time is over the ``runs`` of the profiler: median or mean. ``whole_ms`` is the
-    median of an inference without the profiler, where it was measured.
+    ``statistic`` is the aggregate of a layer's time over the ``runs`` of the profiler: median or mean. ``whole_ms`` is
+    the median time of an inference without the profiler, if measured.
     """
 
     source: str
@@ -191,7 +191,7 @@ def beside(manifest: Path) -> Path:
 
 
 def read(path: Path, card: EngineReport) -> LayerTimes:
-    """Times of the layers of ``card``, from a file of edge's or of trtexec's.
+    """Read the times of the layers of ``card`` from a file of edge or trtexec.
 
     Raises:
         ArtifactError: the file is not such a profile, or of another engine.
@@ -210,7 +210,7 @@ def of(found: LayerTimesFile, card: EngineReport, *, source: str) -> LayerTimes:
     """The layer times of a file, each with the layer of ``card`` that it belongs to.
 
     Raises:
-        ArtifactError: no name is one of the engine's layers.
+        ArtifactError: no name matches a layer of the engine.
     """
     medians = {entry.name: entry.median_ms for entry in found.layers}
     spread = {entry.name: (entry.p10_ms, entry.p90_ms) for entry in found.layers}
@@ -279,17 +279,17 @@ def _of_trtexec(content: bytes, path: Path, card: EngineReport) -> LayerTimes:
 
 def _check(name: str, ms: float | None, path: Path) -> float:
     if ms is None or not math.isfinite(ms) or ms < 0:
-        raise ArtifactError(f"no time of {name!r}", where=path, hint=_HINT)
+        raise ArtifactError(f"no time for layer {name!r}", where=path, hint=_HINT)
     return ms
 
 
 def _collected(
     spent: dict[str, float], path: Path, card: EngineReport, *, statistic: str, runs: int | None
 ) -> LayerTimes:
-    """Match names and layers, and add up.
+    """Match names with layers, and add up the times.
 
     Raises:
-        ArtifactError: no name is one of the engine's layers.
+        ArtifactError: no name matches a layer of the engine.
     """
     listed = {layer.name: layer for layer in card.inspection.layers} if card.inspection else {}
     if not listed.keys() & spent.keys():

@@ -23,7 +23,7 @@ from edge.config import did_you_mean
 from edge.errors import DataError
 from edge.stats import best_assignment, mcnemar
 
-# Endings of the files that count as pictures, in lower case.
+# Suffixes of image files, in lower case.
 SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif", ".jp2", ".j2k", ".avif",
     ".heic", ".heif", ".jxl",

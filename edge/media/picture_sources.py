@@ -163,7 +163,7 @@ def _no_url(url: str, *, path: Path) -> DataError:
             "this is the URL of a video, not a set of pictures", where=url,
             hint=f"curl -LO '{url}'; --video {path.name}; a live stream: --camera {url}",
         )  # fmt: skip
-    return DataError("this is a URL, not a set of pictures", where=url, hint=f"--camera {url}")
+    return DataError("this is a URL, not a set of images", where=url, hint=f"--camera {url}")
 
 
 def _matches(pattern: Path) -> list[Path]:

@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-# A larger picture than this is not decoded unless the profile says so: 100 million pixels are 300 MB.
+# A larger image is not decoded unless the profile allows it: 100 million pixels are 300 MB.
 MOST_MEGAPIXELS = 100.0
 
 
 def decode(
     data: bytes, *, name: str, exif: bool = True, max_megapixels: float = MOST_MEGAPIXELS
 ) -> npt.NDArray[np.uint8]:
-    """Pixels of an encoded picture: H × W × 3, uint8, BGR, contiguous.
+    """Decode an image to pixels: H × W × 3, uint8, BGR, contiguous.
 
     Grey becomes three equal channels, transparency is dropped, 16 bits per channel become 8; of an animation, the first
     picture counts. ``name`` is for messages. ``exif`` turns the picture upright as its EXIF orientation says, if it
@@ -45,7 +45,7 @@ def decode(
     HEIC.
 
     Raises:
-        DataError: no bytes, not a picture, cut off, damaged, of a format that is not read here, or larger than
+        DataError: the data is empty, not an image, truncated, damaged, of an unsupported format, or larger than
             ``max_megapixels``.
         MissingDependencyError: OpenCV is not installed.
     """
@@ -63,7 +63,7 @@ def decode(
     try:
         pixels = cv2.imdecode(numpy.frombuffer(data, numpy.uint8), flags)
     except cv2.error as exc:
-        raise DataError(f"OpenCV refuses the picture: {getattr(exc, 'err', '') or exc}", where=name) from exc
+        raise DataError(f"OpenCV cannot decode the image: {getattr(exc, 'err', '') or exc}", where=name) from exc
     kind = _other_format(data)
     if pixels is None and kind is not None:
         pixels = _by_pillow(data, kind, name=name, exif=exif)

@@ -85,9 +85,9 @@ def test_nothing_takes_time(shown: EngineReport, profiled: Callable[..., Path]) 
         ("[" * 100_000, "not a profile that trtexec exported"),
         ([{"name": "/z", "averageMs": 1.0}], "layer timings do not match this engine"),
         ([{"count": 3}], "layer timings do not match this engine"),
-        ([{"name": "/a"}], "no time of '/a'"),
-        ([{"name": "/a", "averageMs": -1.0}], "no time of '/a'"),
-        ('[{"name": "/a", "averageMs": 1e999}]', "not a profile|no time of '/a'"),
+        ([{"name": "/a"}], "no time for layer '/a'"),
+        ([{"name": "/a", "averageMs": -1.0}], "no time for layer '/a'"),
+        ('[{"name": "/a", "averageMs": 1e999}]', "not a profile|no time for layer '/a'"),
     ],
 )
 def test_bad_files(content: Any, words: str, shown: EngineReport, profiled: Callable[..., Path]) -> None:
