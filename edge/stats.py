@@ -345,7 +345,7 @@ def fewest_visible(comparisons: int = 1, *, level: float = 0.05) -> int:
 
 
 def energy_text(value_mj: float, error_mj: float | None) -> tuple[str, str]:
-    """An energy and its error bound as text, in the unit that reads best; and that unit.
+    """Format an energy and its error bound in the unit that reads best; return text and unit.
 
     The value has as many decimal places as the error's two first digits ask for, three digits without one.
     """

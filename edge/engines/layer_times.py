@@ -1,8 +1,8 @@
 """Measure the time per layer and store it as JSON for the engine report, the comparison and ``edge tune``.
 
 The profiler of the backend times the layers in separate runs. A profiler inside the engine takes time itself, so
-the sum over the layers is not the time of an inference, which is measured as well. Files of ``trtexec --exportProfile`` are
-read, too.
+the sum over the layers is not the time of an inference, which is measured as well. Files of ``trtexec
+--exportProfile`` are read, too.
 """
 
 from __future__ import annotations
