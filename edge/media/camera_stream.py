@@ -152,7 +152,7 @@ class Reader:
                 continue
             failures += 1
             if failures >= _FAILURES:
-                raise self._address.diagnose("it gives no more frames")
+                raise self._address.diagnose("it delivers no more frames")
             time.sleep(_PAUSE_S)
 
 
@@ -165,7 +165,7 @@ def needs_longer(error: DeviceError, timeout_s: float) -> DeviceError:
 
 
 def problem_and_hint(error: BaseException) -> tuple[str, str | None]:
-    """The problem and the hint of a reader's error."""
+    """Return the problem and the hint of a reader's error."""
     if isinstance(error, EdgeError):
         return error.what, error.hint
     raise error
@@ -279,8 +279,8 @@ class LiveStream:
         freeze_s = self._camera.freeze_s
         if freeze_s is not None and self._seq and now - self._moved_s > freeze_s and self._newest_s > self._moved_s:
             self._slot, self._frozen = None, True
-            error = self._address.diagnose(f"the same frame over and over for {freeze_s:g} s")
-            hint = f"{error.hint}; if the picture may stand still: camera.freeze_s: null in the profile"
+            error = self._address.diagnose(f"the image has not changed for {freeze_s:g} s")
+            hint = f"{error.hint}; if a still image is normal, set camera.freeze_s: null in the profile"
             return self._lost(self._moved_s, error.what, hint)
         if self._slot is not None:
             return self._take()
@@ -310,7 +310,7 @@ class LiveStream:
         self._pause_s = self._camera.reconnect.first_s
         self._release_reader()
         if not self._frozen:
-            # What comes next is new, whatever it shows.
+            # The next frame is new, whatever it shows.
             self._checksum = None
         return self._outage
 
@@ -345,9 +345,11 @@ class LiveStream:
             self._reader = self._new_reader()
         elif now - self._retry_s > _STUCK_TIMES * self._camera.timeout_s:
             raise DeviceError(
-                f"{_MOST_STUCK} calls into the driver do not return, and nothing can be opened: {outage.reason}",
+                f"{_MOST_STUCK} calls into the driver do not return, so the camera cannot be opened: {outage.reason}",
                 where=self._address.name,
-                hint=f"start edge again, which gets rid of them; {outage.hint}" if outage.hint else "start edge again",
+                hint=f"restart edge to end these calls; {outage.hint}"
+                if outage.hint
+                else "restart edge to end these calls",
             )
 
     def _release_reader(self) -> None:
@@ -398,7 +400,7 @@ class LiveStream:
                 self._changed.wait(_LOOK_S)
         error: BaseException | None = None
         if self._slot is None:
-            opening = "it did not open" if reader.opened_as is None else "no frame came"
+            opening = "it did not open" if reader.opened_as is None else "no frame arrived"
             error = reader.error or needs_longer(
                 self._address.diagnose(f"{opening} within {self._camera.timeout_s:g} s", ask=True),
                 self._camera.timeout_s,
@@ -460,7 +462,7 @@ class LiveStream:
         if self._size is not None:
             self._note(f"the frames changed from {_by(self._size)} to {_by(size)}")
         elif size != asked and self._address.kind != "network":
-            self._note(f"asked for {_by(asked)}, the camera gives {_by(size)}: v4l2-ctl --list-formats-ext")
+            self._note(f"requested {_by(asked)}, but the camera delivers {_by(size)}: v4l2-ctl --list-formats-ext")
         self._size = size
 
     def _cropped(self, pixels: Pixels) -> Pixels | DataError:

@@ -120,7 +120,7 @@ _FORMS = "0, /dev/video0, /dev/v4l/by-id/…, csi://0, rtsp://… or http://…"
 _BGR = "videoconvert ! video/x-raw,format=BGR ! appsink drop=true max-buffers=1 sync=false"
 # A network stream may have pixels that are not square.
 _SQUARE_BGR = _BGR.replace("! video/x-raw,format=BGR", "! videoscale ! video/x-raw,format=BGR,pixel-aspect-ratio=1/1")
-# From the module's video memory to what videoconvert takes.
+# From the module's video memory to the input of videoconvert.
 _FROM_NVMM = f"nvvidconv ! video/x-raw,format=BGRx ! {_BGR}"
 
 HasBackend = Callable[[Api], bool]
