@@ -30,7 +30,7 @@ _Z = 2.576
 _SMALLEST = 1e-7
 # Pictures of each class that it takes to find out which output is that class.
 _PER_CLASS = 4
-# The share of the shorter side that torchvision's and most of timm's networks see.
+# The share of the shorter side that most networks of torchvision and timm see.
 USUAL_CROP = 0.875
 
 NORMALIZATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
@@ -161,7 +161,7 @@ def compare(
         truth: class index of each picture, where known.
         is_order_known: the indices of ``truth`` are the network's outputs. If not, they only say which pictures are of
             one class: a wrong order would make another preprocessing look best.
-        listen: gets the progress.
+        listen: receives the progress.
     """
     workers = [Preprocessor(candidate.preprocess, target) for candidate in candidates]
     found = []
