@@ -95,7 +95,7 @@ def command(  # noqa: PLR0913 - one argument per option
     open_stream = source.plan(chosen, cameras)
     names = labels.load_names(Path(chosen.labels))
     kept: list[RunRecord] = []
-    with _printed(terminal, kept, as_json=as_json), contextlib.ExitStack() as stack:
+    with _printed(terminal, kept, as_json=as_json, has_rows=str(csv) == "-"), contextlib.ExitStack() as stack:
         ports = run_options.open_ports(run_options.HttpOptions(web, metrics, chosen.web.token_file), stack, terminal)
         notifications = observers.open_notifications(notify or (), chosen, path, names=names, warn=terminal.warn)
         if notifications is not None:
@@ -144,12 +144,15 @@ def _settings(chosen: Profile, found: FoundArtifact, width: Width, *, duration_s
 
 
 @contextlib.contextmanager
-def _printed(terminal: Terminal, kept: list[RunRecord], *, as_json: bool) -> Iterator[None]:
-    """Print what was found when the block ends: also when the run failed, or the disk refused the record."""
+def _printed(terminal: Terminal, kept: list[RunRecord], *, as_json: bool, has_rows: bool) -> Iterator[None]:
+    """Print what was found when the block ends: also when the run failed, or the disk refused the record.
+
+    Nothing is printed where standard output ``has_rows`` of a CSV.
+    """
     try:
         yield
     finally:
-        if kept:
+        if kept and not has_rows:
             _print_end(terminal, kept[-1], as_json=as_json)
 
 

@@ -41,8 +41,11 @@ def test_a_row_per_picture_beside_the_json(edge: Edge, built: Place) -> None:
     assert "JPEG" in found[-1]["skipped"]
 
 
-def test_a_csv_on_standard_output(edge: Edge, built: Place) -> None:
+def test_a_csv_on_standard_output(edge: Edge, edge_process: Edge, built: Place) -> None:
     built(3)
+    alone = edge_process(*RUN, "--images", "pictures", "--csv", "-")
+    assert (alone.code, len(list(csv.DictReader(io.StringIO(alone.out))))) == (0, 3)
+    assert len(alone.out.splitlines()) == 4
     ended = edge(*RUN, "--images", "pictures", "--csv", "-", "--json")
     assert (ended.code, "both write to standard output" in ended.err) == (2, True)
 

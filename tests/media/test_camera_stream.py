@@ -293,9 +293,9 @@ def test_a_read_that_never_returns_is_left_alone_and_the_camera_opened_again(roo
 def test_no_more_than_a_few_threads_are_stuck_and_then_it_is_an_error(root: Path, opened: Any) -> None:
     """Waiting for ever without trying would look alive to a supervisor; a new process may open it."""
     bench = Bench(then(frames(2), hang), *[hang] * 20)
-    camera = CameraConfig(timeout_s=0.4, freeze_s=None, reconnect=ReconnectConfig(first_s=0.01, max_s=0.01))
+    camera = CameraConfig(timeout_s=0.2, freeze_s=None, reconnect=ReconnectConfig(first_s=0.01, max_s=0.01))
     stream = opened(root, bench, camera=camera)
-    with pytest.raises(DeviceError, match=r"3 calls into the driver do not return.*no frame for 0\.4 s") as caught:
+    with pytest.raises(DeviceError, match=r"3 calls into the driver do not return.*no frame for 0\.2 s") as caught:
         until(stream, ended)
     assert "restart edge to end these calls" in str(caught.value.hint)
     assert len(bench.captures) == 3
