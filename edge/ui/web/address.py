@@ -163,7 +163,8 @@ def read_token(path: Path) -> Secret:
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError as exc:
-        raise ArtifactError(f"cannot read the token: {exc.strerror}", where=path) from exc
+        hint = f"openssl rand -hex 24 > {path}; chmod 600 {path}"
+        raise ArtifactError(f"cannot read the token: {exc.strerror}", where=path, hint=hint) from exc
     token = lines[0].strip() if lines else ""
     if len(token) < _FEWEST_LETTERS or not token.isascii() or not token.isprintable() or " " in token:
         raise UsageError(
