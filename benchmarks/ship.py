@@ -254,6 +254,7 @@ def compare(
     """Ship to the good devices alone, then to everyone; when the last good one had ended, and what was lost."""
     good = {name: place for name, place in everyone.items() if name.startswith("good")}
     seconds: dict[str, float] = {}
+    each: dict[str, dict[str, float]] = {}
     for attempt, devices in (("alone", good), ("with the others", everyone)):
         for place in good.values():
             shutil.rmtree(place, ignore_errors=True)
@@ -279,12 +280,16 @@ def compare(
             process.wait()
         content = json.loads((folder / "result.json").read_text())
         seconds[attempt] = last
+        each[attempt] = {one["target"]: one["seconds"] for one in content["targets"] if one["target"] in good}
         ok = sum(one["work"] == "ok" for one in content["targets"] if one["target"].startswith("good"))
         found = f"{ok} of {len(good)} good ones ok, the last after {last:.1f} s; all {len(devices)} {content['counts']}"
         say(f"{kind}, {attempt}", f"{found} in {time.monotonic() - start:.1f} s, peak {peak_kib / 1024:.0f} MB")
         if "Traceback" in "".join(said):
             say("", "TRACEBACK")
     say(f"{kind}: last good one, with the others / alone", f"{seconds['with the others'] / seconds['alone']:.2f}")
+    ratios = [each["with the others"][name] / own for name, own in each["alone"].items() if own]
+    spread = f"n {len(ratios)}, {min(ratios):.2f} to {max(ratios):.2f}"
+    say(f"{kind}: time of each good one, likewise", f"{statistics.median(ratios):.2f} (median; {spread})")
 
 
 def fuzz(count: int, seed: int) -> None:
