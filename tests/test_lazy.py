@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from edge.cli import COMMANDS
+from edge.config import read_profile
+from tests.support import calibrated
 
 OPTIONAL = (
     "numpy", "cv2", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda", "jtop", "pynvml",
@@ -187,11 +189,11 @@ WORK = {
     ("command", "library"),
     [
         ("calibrate", "onnx"),
-        ("calibrate", "onnxruntime"),
         ("calibrate", "cv2"),
-        ("build", "onnx"),
         ("build", "onnxruntime"),
-        *((name, "numpy") for name in WORK),
+        ("build", "numpy"),
+        ("run", "numpy"),
+        ("eval", "numpy"),
     ],
 )
 def test_a_command_without_its_dependency_ends_with_exit_code_4(
@@ -236,3 +238,32 @@ def test_every_module_of_a_command_is_in_the_table_of_contents() -> None:
         or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "app")
     }
     assert reachable == set(COMMANDS)
+
+
+STARTUP = """
+import os, runpy, sys
+
+def look(event, arguments):
+    if event == "open" and str(arguments[0]).endswith(".jpg"):
+        names = [name for name, module in sys.modules.items() if name.split(".")[0] == "edge" and module.__spec__]
+        os.write(1, "\\n".join(sorted(names)).encode())
+        os._exit(0)
+
+sys.addaudithook(look)
+runpy.run_module("edge", run_name="__main__")
+"""
+# Files of edge that a run executes before it reads its first picture, those of its packages included.
+MOST_FILES = 70
+
+
+def test_a_run_executes_few_files_before_its_first_picture(
+    tiny_profile: Callable[..., Path], pictures: Callable[..., list[Path]], tmp_path: Path
+) -> None:
+    path = tiny_profile(tmp_path / "profiles")
+    pictures(tmp_path / "p", 2)
+    calibrated.built(read_profile(path), tmp_path / "p", cache=tmp_path / "calib_cache", engines=tmp_path / "engines")
+    command = [sys.executable, "-c", STARTUP, "run", "--profile", "tiny", "--images", "p"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    names = done.stdout.split()
+    assert "edge.runtime.run_loop" in names, done.stderr
+    assert len(names) <= MOST_FILES, names

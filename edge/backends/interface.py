@@ -12,12 +12,12 @@ from edge.artifacts import Key, Scalar
 from edge.config import Precision, Profile
 from edge.errors import DeviceError
 from edge.events import Listener, ignore_events
-from edge.model import Inspection
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edge.model import Inspection
     from edge.quantization import Table, TrtVersion
 
 

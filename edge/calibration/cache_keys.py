@@ -12,21 +12,12 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from edge import quantization
 from edge.artifacts import Key, KeyDifference, Manifest, sha256_bytes, sha256_file, store
 from edge.backends import ENGINE_SETTINGS, Backend
 from edge.config import Precision, Profile, did_you_mean
 from edge.errors import ArtifactError, ModelError, ProfileError, UsageError
-from edge.model import has_qdq, onnx_model, preprocessing
-from edge.quantization import (
-    DEFINITION,
-    FORMAT,
-    Recipe,
-    TableFinding,
-    algorithms,
-    apply,
-    calibration_table,
-    decode_recipe,
-)
+from edge.model import onnx_model, preprocessing
 
 # What TensorRT's legacy calibrator is asked for when the profile does not say: the values of NVIDIA's MLPerf code.
 _LEGACY = {"quantile": 0.99999, "cutoff": 1.0}
@@ -48,7 +39,7 @@ class TableOrigin(msgspec.Struct, frozen=True):
     ``zero_tensors`` were zero for every picture: their scale of 0 is meant.
     """
 
-    finding: TableFinding | None = None
+    finding: quantization.TableFinding | None = None
     zero_tensors: tuple[str, ...] = ()
 
 
@@ -230,12 +221,14 @@ def table_key(profile: Profile) -> dict[str, store.Scalar]:
         # The device's own calibrators: edge's statistics have no part in it.
         own = {f"algorithm.{name}": value for name, value in sorted(device_parameters(profile).items())}
         return common | own | {"engine": calibration.engine}
+    from edge.quantization import algorithms
+
     parameters = algorithms.complete(calibration.algorithm, calibration.parameters)
     prepared = {} if profile.quantization.recipe == NO_RECIPE else {"quantization": quantization_key(profile)}
     return {
         **common,
         **{f"algorithm.{name}": value for name, value in sorted(parameters.items())},
-        "statistics_format": FORMAT,
+        "statistics_format": quantization.FORMAT,
         **prepared,
     }
 
@@ -312,6 +305,8 @@ def is_quantized(profile: Profile) -> bool:
     Raises:
         ModelError: the model cannot be read.
     """
+    from edge.model import has_qdq
+
     return has_qdq(onnx_model.read(Path(profile.model), profile.outputs))
 
 
@@ -330,6 +325,8 @@ def _without_recipe(profile: Profile, cache: Path, path: Path) -> tuple[Profile,
     section, calibration = profile.quantization, profile.calibration
     if section.recipe == AUTO_RECIPE and not _chosen_layers(profile):
         plain = msgspec.structs.replace(profile, quantization=msgspec.structs.replace(section, recipe=NO_RECIPE))
+        from edge.quantization import algorithms
+
         if calibration.algorithm == algorithms.AUTO:
             # What a profile without an algorithm asked for.
             named = msgspec.structs.replace(calibration, algorithm="entropy2")
@@ -340,14 +337,14 @@ def _without_recipe(profile: Profile, cache: Path, path: Path) -> tuple[Profile,
     return profile, path
 
 
-def find_recipe(found: FoundArtifact) -> Recipe | None:
+def find_recipe(found: FoundArtifact) -> quantization.Recipe | None:
     """The recipe next to a table; None for a table of the user's own network as it is.
 
     Raises:
         ArtifactError: it is damaged.
     """
     path = found.path.with_suffix(RECIPE_SUFFIX)
-    return decode_recipe(path.read_bytes(), where=path) if path.name in found.manifest.files else None
+    return quantization.decode_recipe(path.read_bytes(), where=path) if path.name in found.manifest.files else None
 
 
 def quantized_profile(profile: Profile, found: FoundArtifact) -> Profile:
@@ -371,7 +368,7 @@ def quantized_profile(profile: Profile, found: FoundArtifact) -> Profile:
     except (ArtifactError, KeyError):
         current = False
     if not current:
-        data = prepared_bytes(apply(onnx_model.folded(Path(profile.model), profile.outputs), recipe))
+        data = prepared_bytes(quantization.apply(onnx_model.folded(Path(profile.model), profile.outputs), recipe))
         if sha256_bytes(data) != wanted:
             raise ArtifactError(
                 "the prepared model cannot be made again from model and recipe",
@@ -415,19 +412,21 @@ def origin(path: Path, profile: Profile) -> TableOrigin:
     again = f"edge calibrate --profile {profile.name} --images DIR"
     if store.sha256_file(path) != manifest.files[path.name].sha256:
         text = "the table is not the one that its manifest was written for"
-        return TableOrigin(TableFinding("error", "changed", text, hint=again))
+        return TableOrigin(quantization.TableFinding("error", "changed", text, hint=again))
     wanted = {name: value for name, value in table_key(profile).items() if name in {"model", "preprocess"}}
     if store.differences({name: manifest.key.get(name) for name in wanted}, wanted):
         text = f"this table was made with {_difference_in_words(manifest, profile)}"
-        return TableOrigin(TableFinding("error", "origin", text, hint=again))
+        return TableOrigin(quantization.TableFinding("error", "origin", text, hint=again))
     return TableOrigin(
-        TableFinding("ok", "origin", "its manifest says it was made for this model and preprocessing"),
+        quantization.TableFinding("ok", "origin", "its manifest says it was made for this model and preprocessing"),
         tuple(manifest.info["zero_tensors"]),
     )
 
 
-def read_table(found: FoundArtifact) -> calibration_table.Table:
+def read_table(found: FoundArtifact) -> quantization.Table:
     """The table behind ``found``."""
+    from edge.quantization import calibration_table
+
     return calibration_table.parse(found.path.read_bytes(), where=str(found.path))
 
 
@@ -452,7 +451,7 @@ def engine_key(profile: Profile, backend: Backend, *, precision: Precision, tabl
         "int8_route": profile.int8_route if precision == "int8" else None,
         "table": table.sha256 if table else None,
         **({"recipe": recipe} if (recipe := recipe_sha256(table)) else {}),
-        "qdq": DEFINITION if precision == "int8" else None,
+        "qdq": quantization.DEFINITION if precision == "int8" else None,
         "batch": f"{batch.min}-{batch.opt}-{batch.max}",
         "dla_core": profile.build.dla_core,
         **backend.identity(),

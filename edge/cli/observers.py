@@ -14,12 +14,12 @@ import msgspec
 from edge.artifacts import FrameResult, Gap, RunRecord, Secret, Skip, Subject, hides, masked_url, read_address
 from edge.cli import run_options
 from edge.errors import UsageError
-from edge.runtime import Event, Heartbeat, Notifications, Notifier, Observers, ResultFiles, watchdog_s
+from edge.runtime import Event, Observers
 from edge.ui.terminal import LiveView
 
 if TYPE_CHECKING:
     from edge.config import Profile
-    from edge.runtime import RunStatistics
+    from edge.runtime import Notifications, ResultFiles, RunStatistics
     from edge.telemetry import Sampler
     from edge.ui.terminal import Terminal
 
@@ -49,6 +49,8 @@ def gather(
         panel = LiveView(terminal, statistics, headline=run.headline, power=run.power)
         listeners: list[Callable[[Event], None]] = [_printer(terminal) if as_json else panel.on_event]
         if os.environ.get("NOTIFY_SOCKET"):
+            from edge.runtime import Heartbeat, Notifier, watchdog_s
+
             notifier = Notifier.from_environment()
             heartbeat = Heartbeat(notifier, watchdog_s=watchdog_s(), state=lambda: statistics.snapshot().status_line)
             listeners.append(stack.enter_context(heartbeat).on_event)
@@ -104,7 +106,6 @@ def open_notifications(
         UsageError: A target or a rule is wrong, or a command of a shipped bundle is not allowed on this device.
     """
     from edge.config import NotifyRule
-    from edge.runtime import Notifications
 
     typed = [read_address(Secret.url(text), what="target", warn=warn) for text in targets]
     for text in targets:
@@ -123,6 +124,8 @@ def open_notifications(
     rules = [(rule, addresses) for rule, addresses in rules if addresses]
     if not rules:
         return None
+    from edge.runtime import Notifications
+
     about = {"profile": profile.name, "model": Path(profile.model).name}
     return Notifications(rules, names=names, about=about)
 

@@ -202,17 +202,14 @@ def measured(
     Enter it when the engine is loaded and before cameras are opened: what is idle then is what inference is added to.
     """
     from edge import telemetry
-    from edge.cli.power import this_command
-    from edge.system import power_modes
     from edge.telemetry import Sampler, Telemetry
 
     asked.check(profile)
     idle_s = asked.idle_s(profile)
     with contextlib.ExitStack() as stack:
-        if asked.set_power_mode and profile.power_mode is not None:
-            state = stack.enter_context(power_modes.during(profile.power_mode, again=this_command()))
-            terminal.info(f"power mode {state.mode}; the one before comes back at the end", style="dim")
-        notes = [warning for warning in [power_modes.mode_warning(profile.power_mode)] if warning is not None]
+        notes: list[str] = []
+        if profile.power_mode is not None:
+            notes += _power_mode(profile.power_mode, stack, terminal, set_it=asked.set_power_mode)
         source = telemetry.probe(prefer=asked.power or profile.telemetry.source)
         sampler, idle, replayed = None, None, None
         if not isinstance(source, telemetry.NoSource):
@@ -238,6 +235,18 @@ def measured(
             replayed=replayed,
             notes=tuple(notes),
         )
+
+
+def _power_mode(wanted: str, stack: contextlib.ExitStack, terminal: Terminal, *, set_it: bool) -> list[str]:
+    """Set the power mode until the stack is unwound, if asked to; warnings about the mode that is set then."""
+    from edge.cli.power import this_command
+    from edge.system import power_modes
+
+    if set_it:
+        state = stack.enter_context(power_modes.during(wanted, again=this_command()))
+        terminal.info(f"power mode {state.mode}; the one before comes back at the end", style="dim")
+    warning = power_modes.mode_warning(wanted)
+    return [] if warning is None else [warning]
 
 
 def _log(

@@ -74,14 +74,17 @@ def command(  # noqa: PLR0913 - one argument per option
     """Run an engine on frames."""
     from edge.cli import observers, options, paths, signals
     from edge.media import labels
-    from edge.runtime import ResultFiles, run_loop
+    from edge.runtime import run_loop
 
     source = run_options.FrameSource(
         images=images, camera=list(camera or ()), video=video, replay=replay, limit=limit, save=save_frames,
         wait=wait_for_camera,
     )  # fmt: skip
     source.check()
-    ResultFiles.check(csv=csv, video=save_video, has_json=as_json)
+    if has_files := csv is not None or save_video is not None:
+        from edge.runtime import ResultFiles
+
+        ResultFiles.check(csv=csv, video=save_video, has_json=as_json)
     remove_leftovers()
     duration_s = None if duration is None else options.seconds(duration, option="--duration")
     chosen, path = paths.load_profile(profile)
@@ -114,7 +117,9 @@ def command(  # noqa: PLR0913 - one argument per option
         run = observers.ObservedRun(
             subject=paths.subject(chosen, backend, found, wanted, run_options.source_name(source, cameras)),
             power=options.power_line(telemetry), notifications=notifications,
-            files=ResultFiles(csv=csv, video=save_video, opened=stream.opened, warn=terminal.warn),
+            files=(
+                ResultFiles(csv=csv, video=save_video, opened=stream.opened, warn=terminal.warn) if has_files else None
+            ),
             headline=f"{chosen.name} · {Path(chosen.model).stem} · {wanted}", kept=kept,
         )  # fmt: skip
         with observers.gather(terminal, statistics, telemetry.sampler, run, seen=ports, as_json=as_json) as observed:

@@ -126,12 +126,14 @@ class FrameSource(msgspec.Struct, frozen=True, kw_only=True):
         opening = self._plan(profile, cameras)
 
         def opened() -> Stream:
-            from edge.media import GroupStream, LimitedGroup, LimitedStream, SavingStream
+            from edge.media import GroupStream, LimitedGroup, LimitedStream
 
             stream = opening()
             with contextlib.ExitStack() as stack:
                 stack.callback(stream.close)
                 if self.save is not None and len(cameras) < 2:
+                    from edge.media import SavingStream
+
                     stream = SavingStream(stream, self.save)
                 if self.limit is not None:
                     is_group = isinstance(stream, GroupStream)

@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING
 
 from edge import lazy_exports
 
+# Raised when the same model and table give another Q/DQ network: engines of before are built again. Here, because a run
+# compares it and needs nothing else of the modules that make the network.
+DEFINITION = 3
+
 if TYPE_CHECKING:
     from edge.quantization.algorithms import Algorithm
     from edge.quantization.calibration_table import LEVELS, AlgorithmName, Table, TrtVersion
     from edge.quantization.migration import migrated_name, migration_candidates, migration_of
     from edge.quantization.prepare import apply, table_ranges
-    from edge.quantization.qdq import DEFINITION, QdqResult, insert
+    from edge.quantization.qdq import QdqResult, insert
     from edge.quantization.recipe import (
         Attention,
         BiasCorrection,
@@ -40,7 +44,7 @@ else:
             "calibration_table": ["AlgorithmName", "LEVELS", "Table", "TrtVersion"],
             "migration": ["migrated_name", "migration_candidates", "migration_of"],
             "prepare": ["apply", "table_ranges"],
-            "qdq": ["DEFINITION", "QdqResult", "insert"],
+            "qdq": ["QdqResult", "insert"],
             "recipe": [
                 "Attention",
                 "BiasCorrection",

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto, NodeProto
 
-# Raised when the same model and table give another network: engines of before are built again.
-DEFINITION = 3
-
 Target = Literal["tensorrt", "onnxruntime"]
 Scales = Mapping[str, float]
 

@@ -8,10 +8,10 @@ from edge import lazy_exports
 
 if TYPE_CHECKING:
     from edge.runtime.benchmark import BenchSettings
-    from edge.runtime.classifier import output_kind, probabilities
+    from edge.runtime.classifier import output_kind, probabilities, seen_label
     from edge.runtime.evaluation import Scores
     from edge.runtime.journal import Journal, Rotation
-    from edge.runtime.notify import Notifications, seen_label
+    from edge.runtime.notify import Notifications
     from edge.runtime.pipeline import Width
     from edge.runtime.result_files import ResultFiles
     from edge.runtime.run_loop import Observers, RunSettings
@@ -22,10 +22,10 @@ else:
         __name__,
         {
             "benchmark": ["BenchSettings"],
-            "classifier": ["output_kind", "probabilities"],
+            "classifier": ["output_kind", "probabilities", "seen_label"],
             "evaluation": ["Scores"],
             "journal": ["Journal", "Rotation"],
-            "notify": ["Notifications", "seen_label"],
+            "notify": ["Notifications"],
             "pipeline": ["Width"],
             "result_files": ["ResultFiles"],
             "run_loop": ["Observers", "RunSettings"],

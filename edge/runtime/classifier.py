@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from edge.artifacts import Guess, LabelDecision
+from edge.artifacts import FrameResult, Guess, LabelDecision
 from edge.config import DecisionSettings, OutputKind
 from edge.errors import DeviceError
 
@@ -187,3 +187,11 @@ class _Majority:
         winner = max(counts, key=lambda index: counts[index][0])
         count, total = counts[winner]
         return winner, total / count * count / len(self._votes)
+
+
+def seen_label(result: FrameResult) -> tuple[int | None, str, float]:
+    """Index, label and confidence of the decision, or of the best guess where nothing is decided."""
+    if result.decision is not None:
+        return result.decision.index, result.decision.label, result.decision.confidence
+    best = result.guesses[0] if result.guesses else None
+    return (None, UNKNOWN, 0.0) if best is None else (best.index, best.label, best.confidence)

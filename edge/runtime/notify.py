@@ -35,7 +35,7 @@ from edge import __version__
 from edge.artifacts import FrameResult, Gap, NotifyCounts, Secret, Skip
 from edge.config import NotifyRule, did_you_mean
 from edge.errors import DeviceError, EdgeError, UsageError, require
-from edge.runtime.classifier import UNKNOWN
+from edge.runtime.classifier import UNKNOWN, seen_label
 
 # One request, one command, or one publication may take this long.
 _TIMEOUT_S = 10.0
@@ -296,14 +296,6 @@ class _Seen:
         self.since_s = 0.0
         self.reported: str | None = None
         self.reported_s = float("-inf")
-
-
-def seen_label(result: FrameResult) -> tuple[int | None, str, float]:
-    """Index, label and confidence of the decision, or of the best guess where nothing is decided."""
-    if result.decision is not None:
-        return result.decision.index, result.decision.label, result.decision.confidence
-    best = result.guesses[0] if result.guesses else None
-    return (None, UNKNOWN, 0.0) if best is None else (best.index, best.label, best.confidence)
 
 
 class _Sender:

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, final
 from edge.artifacts import FrameResult, Skip, store
 from edge.errors import StoreError, UsageError
 from edge.media import OpenedSource, OpenWriter, VideoWriter, check_video_path, open_opencv_writer
-from edge.runtime.classifier import UNKNOWN
-from edge.runtime.notify import seen_label
+from edge.runtime.classifier import UNKNOWN, seen_label
 from edge.runtime.run_statistics import Event
 
 if TYPE_CHECKING:

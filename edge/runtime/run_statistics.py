@@ -34,8 +34,7 @@ from edge.artifacts import (
     Warmup,
 )
 from edge.backends import BackendMessage
-from edge.runtime.benchmark import measurement_warnings
-from edge.runtime.notify import seen_label
+from edge.runtime.classifier import seen_label
 from edge.runtime.timeline import Timeline
 from edge.stats import QuantileSketch, Summary, percentile, summarize
 from edge.telemetry import Reading, Telemetry, Window
@@ -466,6 +465,8 @@ class RunStatistics:
             summaries = {stage: found.summary() for stage, found in self._stages.items()}
             latency = {stage: summary for stage, summary in summaries.items() if summary is not None}
             absent = {stage: _why_absent(stage) for stage in STAGES if stage not in latency} if counts.pictures else {}
+            from edge.runtime.benchmark import measurement_warnings
+
             warnings = measurement_warnings(self._stages["total"].first, timeline, conditions, pictures=counts.pictures)
             return RunRecord(
                 format=FORMAT,

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from edge.cli import paths
+from edge.config import profiles
+from tests.support import calibrated
 
 Edge = Callable[..., Any]
 
@@ -29,8 +31,9 @@ def shipped(
     monkeypatch.setenv("HOME", str(home))
     place(n=6)
     state = home / ".local" / "share" / "edge"
+    tiny = profiles.read_profile(Path("profiles/tiny.yaml"))
+    calibrated.calibrated(tiny, Path("pictures"), cache=Path("calib_cache"))
     for arguments in (
-        ("calibrate", "--profile", "tiny", "--images", "pictures"),
         ("bundle", "--profile", "tiny", "--golden", "pictures", "-o", "a.edge"),
         ("ship", state, "--bundle", "a.edge", "--no-canary"),
     ):

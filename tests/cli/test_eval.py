@@ -17,8 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge.artifacts import store
 from edge.calibration import cache_keys
+from edge.config import profiles
 from edge.quantization import calibration_table
 from edge.quantization.calibration_table import TrtVersion
+from tests.support import calibrated
 
 Edge = Callable[..., Any]
 Place = Callable[..., Path]
@@ -29,7 +31,7 @@ N = 60
 
 
 @pytest.fixture
-def painted(place: Place, edge: Edge) -> Callable[..., Path]:
+def painted(place: Place) -> Callable[..., Path]:
     """60 pictures of the ten colours, and the engines of a network that tells which one is nearest."""
 
     def make(*, labels: Callable[[int], int] = lambda label: label) -> Path:
@@ -41,9 +43,10 @@ def painted(place: Place, edge: Edge) -> Callable[..., Path]:
             colour = np.array(COLOURS[index % 10][::-1]) + rng.integers(-20, 21, (40, 48, 3))
             cv2.imwrite(str(folder / "painted" / f"{index:02d}.png"), np.clip(colour, 0, 255).astype(np.uint8))
         write_labels(folder, labels)
-        assert edge("calibrate", "--profile", "tiny", "--images", "painted").code == 0
-        for precision in ("fp32", "int8"):
-            assert edge("build", "--profile", "tiny", "--precision", precision).code == 0
+        calibrated.built(
+            profiles.read_profile(folder / "profiles" / "tiny.yaml"), folder / "painted",
+            cache=folder / "calib_cache", engines=folder / "engines",
+        )  # fmt: skip
         return folder
 
     return make

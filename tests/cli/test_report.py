@@ -18,8 +18,8 @@ Place = Callable[..., Path]
 
 @pytest.fixture
 def two(tmp_path: Path) -> tuple[str, str]:
-    run_record.save(tmp_path / "a.json", made(100, live=False))
-    run_record.save(tmp_path / "b.json", made(100, live=False, slower=1.5, seed=1))
+    run_record.save(tmp_path / "a.json", made(100, live=False, timeline=[]))
+    run_record.save(tmp_path / "b.json", made(100, live=False, timeline=[], slower=1.5, seed=1))
     return "a.json", "b.json"
 
 

@@ -259,21 +259,23 @@ def spiky(seed: int, bins: int, rate: float) -> np.ndarray:
 
 
 HISTOGRAMS = {
-    "uniform": np.full(200, 7),
+    "uniform": np.full(150, 7),
     "gaussian": np.random.default_rng(0).poisson(1000 * np.exp(-(np.linspace(0, 5, 260) ** 2))),
-    "spiky": spiky(1, 230, 0.3),
-    "sparse": spiky(2, 300, 0.03),
+    "spiky": spiky(1, 180, 0.3),
+    "sparse": spiky(2, 200, 0.03),
     "one-bin": np.eye(1, 180, 179, dtype=np.int64)[0] * 5,
     "two-bins": np.eye(1, 180, 0, dtype=np.int64)[0] * 100 + np.eye(1, 180, 179, dtype=np.int64)[0],
     "just-enough": np.arange(1, 129),
     "where-borders-meet": np.random.default_rng(3).integers(0, 9, 2 * 127 + 64),
-    "rising": np.arange(1, 250) ** 2,
+    "rising": np.arange(1, 170) ** 2,
     "large-counts": np.random.default_rng(4).integers(0, 2**40, 150),
 }
 
 
-@pytest.mark.parametrize("first", [8, LEVELS])
-@pytest.mark.parametrize("case", HISTOGRAMS)
+@pytest.mark.parametrize(
+    ("case", "first"),
+    [*((name, LEVELS) for name in HISTOGRAMS), *((n, 8) for n in ("just-enough", "sparse", "two-bins"))],
+)
 def test_the_search_agrees_with_the_slow_one(case: str, first: int) -> None:
     counts = HISTOGRAMS[case].astype(np.int64)
     fast = fast_divergences(counts, first)

@@ -49,7 +49,7 @@ def run(checked_program: Path, tmp_path: Path) -> Run:
     return lambda items: results(checked_program, items, tmp_path)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_random_pictures(run: Run, seed: int) -> None:
     items = list(cases(seed, 150))
     for item, result in zip(items, run(items), strict=True):
@@ -76,7 +76,7 @@ def test_factors(run: Run, factor: int) -> None:
     items = [
         case(
             rng,
-            size=(40 * down + int(rng.integers(down)), 37 * factor + int(rng.integers(factor))),
+            size=((40 if factor < 20 else 5) * down + int(rng.integers(down)), 37 * factor + int(rng.integers(factor))),
             target=(31, 30),
             fit="squash",
             interpolation=kind,
@@ -89,7 +89,7 @@ def test_factors(run: Run, factor: int) -> None:
 
 
 def test_all_kernels_are_among_the_cases() -> None:
-    seen = {item.kernel for seed in range(4) for item in cases(seed, 150)}
+    seen = {item.kernel for seed in range(2) for item in cases(seed, 150)}
     assert seen == {f"edge_{name}_{kind}" for name in ("filter", "nearest") for kind in ("f32", "f16")}
 
 

@@ -1,21 +1,16 @@
-"""Wheels for a bare device: the right ones, all of them, and an installation from nothing else."""
+"""Wheels for a bare device: the right ones, and all of them. tests/deploy/test_bootstrap.py installs from them."""
 
 from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edge.deploy.bundle import wheels
-from edge.deploy.bundle.reader import Bundle
-from edge.deploy.bundle.unpacking import unpack_bundle
 from edge.errors import ArtifactError, MissingDependencyError, UsageError
 
 pytest.importorskip("packaging")
@@ -103,46 +98,3 @@ def test_no_index_can_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PIP_RETRIES", "0")
     with pytest.raises(MissingDependencyError, match="pip download failed"):
         wheels.gather(tmp_path, wheels.targets("host", []))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("bash") is None, reason="install.sh needs bash")
-def test_installed_for_real_without_a_network(made: Callable[..., Bundle], tmp_path: Path) -> None:
-    """Wheels from the index, a bundle, an empty home, no network: then edge builds the bundle's engine."""
-    pytest.importorskip("pip")
-    try:
-        bundle = made(with_wheels=True)
-    except MissingDependencyError as exc:
-        if "pip wheel" in exc.what:
-            raise  # edge's own wheel: that is not a matter of the network
-        pytest.skip(f"the wheels cannot be fetched here: {exc.what}")
-    device = unpack_bundle(bundle, tmp_path / "the device").path
-    home = tmp_path / "home"
-    home.mkdir()
-    cut_off = ["unshare", "-rn"] if _can_unshare() else []
-    # Without a name space of its own, at least nothing that leads to an index.
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(home), "EDGE_PYTHON": sys.executable, "no_proxy": "*"}
-
-    def run(*command: object) -> str:
-        done = subprocess.run(
-            [*cut_off, *map(str, command)], env=environment, cwd="/", capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    script = device / "wheels" / "install.sh"
-    assert "ready: edge" in run("bash", script, "--offline", script.parent)
-    edge = home / ".local" / "bin" / "edge"
-    built = run(
-        edge, "build", "-p", device / "profile.yaml", "--cache-dir", device / "tables", "--engine-dir", home / "engines"
-    )
-    assert "int8 built" in built
-    assert "signers" in run(edge, "bundle", "verify", "--here", "--json", device)
-    assert "up to date" in run("bash", script)
-    run(home / ".local/share/edge/venv/bin/python", "-c", "import oras.provider")  # for edge bundle pull
-
-
-def _can_unshare() -> bool:
-    if shutil.which("unshare") is None:
-        return False
-    return subprocess.run(["unshare", "-rn", "true"], check=False, capture_output=True).returncode == 0

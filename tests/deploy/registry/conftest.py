@@ -29,9 +29,9 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """``start(http={…}, auth={…})`` starts a registry with these parts of its configuration."""
+@contextlib.contextmanager
+def registries(folder: Path) -> Iterator[Start]:
+    """A function that starts a registry with these parts of its configuration; all end with the context."""
     if PROGRAM is None:
         pytest.skip("docker-registry is not on this machine")
     running: list[subprocess.Popen[bytes]] = []
@@ -40,32 +40,48 @@ def start(tmp_path: Path) -> Iterator[Start]:
     def run(
         *, name: str = "registry", http: dict[str, Any] | None = None, auth: dict[str, Any] | None = None
     ) -> Running:
-        storage, host = tmp_path / name, addresses.enter_context(reserved())
+        storage, host = folder / name, addresses.enter_context(reserved())
         config: dict[str, Any] = {
             "version": 0.1, "log": {"level": "error", "accesslog": {"disabled": True}},
             "storage": {"filesystem": {"rootdirectory": str(storage)}}, "http": {"addr": host, **(http or {})},
         }  # fmt: skip
         if auth:
             config["auth"] = auth
-        path = tmp_path / f"{name}.yml"
+        path = folder / f"{name}.yml"
         path.write_text(yaml.safe_dump(config))
-        with (tmp_path / f"{name}.log").open("wb") as log:
+        with (folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen([str(PROGRAM), "serve", str(path)], stdout=log, stderr=log)
         running.append(process)
-        wait_for(host, process, log=tmp_path / f"{name}.log")
+        wait_for(host, process, log=folder / f"{name}.log")
         return Running(host, storage)
 
-    yield run
-    for process in running:
-        process.kill()
-        process.wait()
-    addresses.close()
+    try:
+        yield run
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+        addresses.close()
 
 
 @pytest.fixture
-def registry(start: Start) -> Running:
-    """An open registry."""
-    return start()
+def start(tmp_path: Path) -> Iterator[Start]:
+    """``start(http={…}, auth={…})`` starts a registry with these parts of its configuration."""
+    with registries(tmp_path) as run:
+        yield run
+
+
+@pytest.fixture(scope="session")
+def open_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with registries(tmp_path_factory.mktemp("registry")) as run:
+        yield run()
+
+
+@pytest.fixture
+def registry(open_registry: Running) -> Running:
+    """An open registry with nothing in it."""
+    shutil.rmtree(open_registry.storage, ignore_errors=True)
+    return open_registry
 
 
 @pytest.fixture
