@@ -8,7 +8,7 @@ from edge import lazy_exports
 
 # Raised when the same model and table give another Q/DQ network: engines of before are built again. Here, because a run
 # compares it and needs nothing else of the modules that make the network.
-DEFINITION = 3
+DEFINITION: int = 3
 
 if TYPE_CHECKING:
     from edge.quantization.algorithms import Algorithm
