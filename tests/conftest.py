@@ -6,6 +6,7 @@ Everything is made here from fixed seeds; nothing is downloaded, and nothing out
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Sequence
@@ -36,10 +37,14 @@ MEMORY = Path("/dev/shm")
 MEMORY_FREE = 4 << 30
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Choose where temporary files are, and restore the signals that a shell ignores for a process behind "&"."""
     if "TMPDIR" not in os.environ and _is_roomy(MEMORY):
-        os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
+        # Of programs that are killed, much stays behind: in a folder of its own, which goes with this run.
+        folder = tempfile.mkdtemp(prefix="edge-tests-", dir=MEMORY)
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     # Under nohup, commands that tests stop would inherit ignored signals.
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:

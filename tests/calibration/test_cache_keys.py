@@ -131,7 +131,7 @@ def test_a_table_for_something_else_is_refused_by_field(
 def test_a_table_of_the_first_preprocessing_is_refused_by_name(tiny: Profile, tmp_path: Path, calibrated: Path) -> None:
     """Version 0.1 took whole pixels and OpenCV's filters; its key had no EXIF setting either."""
     content = msgspec.to_builtins(tiny.preprocess)
-    del content["exif"]
+    del content["exif"], content["roi"], content["max_megapixels"]
     size = {"height": tiny.input.height, "width": tiny.input.width}
     digest = canonical_digest({"definition": 1, **size, **content})
     rewrite(cache_keys.manifest_path(calibrated), kind=cache_keys.TABLE, changes={"preprocess": digest})
