@@ -43,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
         # Of programs that are killed, much stays behind: in a folder of its own, which goes with this run.
         folder = tempfile.mkdtemp(prefix="edge-tests-", dir=MEMORY)
+        Path(folder).chmod(0o1777)
         os.environ["TMPDIR"] = tempfile.tempdir = folder
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     # Under nohup, commands that tests stop would inherit ignored signals.
