@@ -184,7 +184,7 @@ def test_nothing_to_calibrate_with(source: str, words: str, edge: Edge, place: P
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"", "empty"), (b"hello\n", "not a JPEG"), (None, "cut off")],
+    [(b"", "empty"), (b"hello\n", "not a JPEG"), (None, "truncated")],
     ids=["zero bytes", "not a picture", "truncated"],
 )
 def test_a_picture_that_cannot_be_decoded_is_an_error(

@@ -215,7 +215,7 @@ def test_check_prints_its_findings_as_a_table_and_as_json(folder: Path, capsys: 
             make_app(words)(words, standalone_mode=False)
         out = capsys.readouterr().out
         assert "cut.jpg" in out
-        assert "cut off" in out
+        assert "truncated" in out
     assert [item["name"] for item in json.loads(out)["bad"]] == ["cut.jpg"]
 
 

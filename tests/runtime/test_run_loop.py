@@ -215,7 +215,7 @@ def test_what_cannot_be_decoded_is_skipped_counted_and_named(run: Callable[..., 
     assert [(skip.seq, skip.name) for skip in finished.skipped] == [
         (0, "000.jpg"), (2, "002.jpg"), (3, "003.jpg"), (4, "004.jpg"),
     ]  # fmt: skip
-    words = ("empty", "cut off", "not a JPEG", "cannot read the picture")
+    words = ("empty", "truncated", "not a JPEG", "cannot read the picture")
     assert all(word in skip.reason for word, skip in zip(words, finished.skipped, strict=True))
     assert (finished.pictures, [result.seq for result in finished.results]) == (1, [1])
     assert [type(one).__name__ for one in heard] == ["Skip", "FrameResult", "Skip", "Skip", "Skip"]
