@@ -32,7 +32,7 @@ from edge.errors import (
     require,
 )
 from edge.events import Listener, ignore_events
-from edge.model import Inspection, Layer, LayerTensor, Port, Role, inspection
+from edge.model import Inspection, Layer, LayerTensor, Port, Role, has_qdq, inspection
 
 if TYPE_CHECKING:
     import numpy as np
@@ -315,6 +315,7 @@ class OnnxRuntime:
         info: dict[str, Any] = {}
         notes: list[str] = []
         unscaled: list[str] = []
+        is_quantized = has_qdq(proto)
         if request.precision == "int8":
             proto, info, unscaled = _quantized(proto, request)
             notes = _unscaled_note(unscaled)
@@ -326,9 +327,8 @@ class OnnxRuntime:
         data = bytes(proto.SerializeToString())
         looked = inspect(proto, _optimized(data), unscaled=unscaled)
         layers = _layers(looked)
-        if request.table is not None and not request.table.bits and layers.weighted_int8 < info["qdq_quantized"]:
+        if is_quantized and (own := info.get("qdq_quantized", 0) - layers.weighted_int8) > 0:
             # Somebody else's Q/DQ nodes, placed for another runtime: rounded as they say, and computed in float.
-            own = info["qdq_quantized"]
             notes = [f"{own} layers have Q/DQ nodes of the model's own: values are rounded, the arithmetic is float"]
             layers = msgspec.structs.replace(layers, weighted_int8=info["qdq_quantized"])
         return BuiltEngine(

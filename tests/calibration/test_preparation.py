@@ -270,3 +270,17 @@ def test_a_model_with_q_dq_nodes_is_built_without_a_table(calibrated: Calibrate,
     assert done.layers is not None
     assert done.layers.weighted == 4
     assert outcome.table.is_file()
+
+
+def test_a_model_with_q_dq_nodes_is_built_with_a_table_all_the_same(calibrated: Calibrate, tmp_path: Path) -> None:
+    profile, _ = calibrated()
+    found = cache_keys.find_table(profile, tmp_path / "cache")
+    own = cache_keys.quantized_profile(profile, found)
+    form = insert(onnx_model.read(Path(own.model)), cache_keys.read_table(found), target="tensorrt")
+    onnx.save(form.model, tmp_path / "quantized.onnx")
+    quantized = msgspec.structs.replace(profile, model=str(tmp_path / "quantized.onnx"))
+    assert workflow.calibrate(quantized, open_pictures(tmp_path / "p"), cache=tmp_path / "cache") is not None
+    done = built(quantized, tmp_path)
+    assert done.table is not None
+    assert done.layers is not None
+    assert (done.layers.weighted, done.layers.weighted_int8) == (4, 4)
