@@ -1,9 +1,10 @@
-"""Draw the pictures of docs/: the live view, the web page, the report. All from real runs over samples/.
+"""Draw the images of docs/: the live view and the web page from samples/, the report from a folder of distinct images.
 
-    python docs/screens.py     (after ./install.sh test, and edge build in int8 and fp32; needs chromium, chromedriver)
+    python docs/screens.py DIR [report]
 
-Twelve pictures are soon classified, so they are recorded over and over and played again at the rate of a camera. What
-this machine does not measure, power for example, the pictures do not show.
+DIR has a few hundred distinct images; with ``report`` only the report is drawn. Needs ./install.sh test, edge build in
+int8 and fp32, chromium and chromedriver. The samples are soon classified, so they are recorded over and over and played
+again at the rate of a camera. What this machine does not measure, power for example, the images do not show.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ def main() -> None:
     """Everything into docs/."""
     with tempfile.TemporaryDirectory(prefix="edge-screens-") as name:
         folder = Path(name)
+        if sys.argv[2:] == ["report"]:
+            report(folder, Path(sys.argv[1]))
+            return
         recording = recorded(folder / "recording", frames=int(60 * RATE_HZ))
         terminal(recording)
         with watched(recording) as address, browser(size=(1180, 980)) as window:
@@ -46,7 +50,7 @@ def main() -> None:
             time.sleep(25)
             picture(window, "web.png", width=1180, height=980)
             picture(window, "web_phone.png", width=390, height=1180, dark=True)
-        report(folder)
+        report(folder, Path(sys.argv[1]))
 
 
 def recorded(folder: Path, *, frames: int) -> Path:
@@ -103,15 +107,13 @@ def watched(recording: Path) -> Iterator[str]:
         process.communicate()
 
 
-def report(folder: Path) -> None:
-    """The report of an INT8 and an FP32 run over the same pictures."""
-    many = folder / "many-once"
-    many.mkdir()
-    for number in range(25):
-        for picture_file in sorted((ROOT / "samples").glob("*.jpg")):
-            shutil.copy(picture_file, many / f"{picture_file.stem}-{number:02}.jpg")
+def report(folder: Path, images: Path) -> None:
+    """The report of an INT8 and an FP32 run over the same images."""
     for precision in ("int8", "fp32"):
-        run("run", "--images", many, "--precision", precision, "--record", folder / f"{precision}.json")
+        run(
+            "run", "--profile", "host", "--images", images.resolve(), "--precision", precision,
+            "--record", folder / f"{precision}.json",
+        )  # fmt: skip
     run("report", folder / "int8.json", folder / "fp32.json", "-o", folder / "report.html")
     with browser(size=(1180, 1900)) as window:
         window.open((folder / "report.html").as_uri())

@@ -78,7 +78,7 @@ fi
 [ -n "$root" ] || root="$(mktemp -d /var/tmp/edge-aarch64.XXXXXX)"
 if [ ! -x "$root/usr/bin/python3" ]; then
   say "making an arm64 Debian $suite in $root"
-  mmdebstrap --quiet --arch=arm64 --variant=apt --include=ca-certificates,python3,python3-venv "$suite" "$root" "$mirror"
+  mmdebstrap --quiet --arch=arm64 --variant=apt --include=python3,python3-venv "$suite" "$root" "$mirror"
 fi
 
 say "copying the committed files of this checkout"
@@ -86,6 +86,7 @@ rm -rf -- "$root/edge" && mkdir "$root/edge"
 git -c safe.directory="$here" -C "$here" archive HEAD | tar -x -C "$root/edge"
 cp -L -- /etc/resolv.conf "$root/etc/resolv.conf"
 # A network may have a certificate authority of its own.
+mkdir -p -- "$root/etc/ssl/certs"
 cp -L -- /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
 
 # The settings of pip in the environment hold inside, too, but for folders that only this machine has.
