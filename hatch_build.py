@@ -1,6 +1,6 @@
-"""Build hook of hatchling: write the man page ``edge(1)`` from the help of every command, and put it into the wheel.
+"""Build hook of hatchling: the man page ``edge(1)``, from the help of every command, and the sample model's tables.
 
-pip installs it as ``share/man/man1/edge.1`` beside ``bin/edge``, where ``man edge`` looks for it.
+pip installs the page as ``share/man/man1/edge.1`` beside ``bin/edge``, where ``man edge`` looks for it.
 """
 
 from __future__ import annotations
@@ -40,8 +40,13 @@ profiles/NAME.yaml, calib_cache/, engines/ in the working folder or the checkout
 """
 
 
-class ManPage(BuildHookInterface):
-    """Add the man page to a wheel."""
+_TABLES = "calib_cache/efficientnet_lite0"
+# What a used checkout has beside the tables, and what git ignores: 18 MB and more.
+_MADE_AGAIN = (".prepared.", ".stats.", ".partial.", ".lock")
+
+
+class ManPageAndTables(BuildHookInterface):
+    """Add the man page and the sample model's tables to a wheel."""
 
     PLUGIN_NAME = "custom"
 
@@ -52,6 +57,9 @@ class ManPage(BuildHookInterface):
         page.parent.mkdir(exist_ok=True)
         page.write_text(render(Path(self.root)), encoding="utf-8")
         build_data["shared_data"][str(page)] = "share/man/man1/edge.1"
+        for path in sorted((Path(self.root) / _TABLES).iterdir()):
+            if not any(part in path.name for part in _MADE_AGAIN):
+                build_data["force_include"][str(path)] = f"edge/data/{_TABLES}/{path.name}"
 
 
 def render(root: Path) -> str:

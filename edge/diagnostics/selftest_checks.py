@@ -141,12 +141,17 @@ def table(bench: SelfTestContext) -> StepOutcome:
     source = bench.table.path
     manifest = bench.table.manifest
     tried, wrong = [], []
+    has_todays_name = source.name == cache_keys.table_path(bench.profile, bench.own_cache).name
     for field in ("model", "preprocess", "algorithm"):
         cache = bench.work / f"foreign-table-{field}"
         target = _table_in(bench, cache)
         _sealed(cache_keys.manifest_path(target), manifest, key={**manifest.key, field: "another"})
         tried.append(f"other {field}")
-        wrong += _refused(lambda cache=cache: cache_keys.find_table(bench.profile, cache), tried[-1], messages=field)  # type: ignore[misc]
+        wrong += _refused(
+            lambda cache=cache: cache_keys.find_table(bench.profile, cache),
+            tried[-1],
+            messages=field if has_todays_name else "",
+        )  # type: ignore[misc]
     cache = bench.work / "damaged-table"
     _flip(_table_in(bench, cache))
     tried.append("one bit flipped")
@@ -188,7 +193,9 @@ def _copied(source: Path, engines: Path, variant: Variant) -> Path:
 
 def _table_in(bench: SelfTestContext, cache: Path) -> Path:
     shutil.copytree(bench.own_cache, cache)
-    return cache_keys.table_path(bench.profile, cache)
+    # A table of an earlier edge has another name than one that would be made today.
+    name = cache_keys.table_path(bench.profile, cache).name if bench.table is None else bench.table.path.name
+    return next(cache.rglob(name))
 
 
 def _sealed(path: Path, manifest: store.Manifest, *, key: store.Key) -> None:

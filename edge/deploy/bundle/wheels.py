@@ -205,7 +205,7 @@ def _shorten(folder: Path, target: WheelTarget) -> None:
 def _build_edge(root: Path, folder: Path) -> None:
     """Build edge's own wheel from a copy of what it is made of, so that nothing is written into the checkout."""
     copy = folder / "source"
-    ignore = shutil.ignore_patterns("__pycache__", "*.stats.*", "*.partial.*", "*.lock")
+    ignore = shutil.ignore_patterns("__pycache__", "*.prepared.*", "*.stats.*", "*.partial.*", "*.lock")
     for name in _BUILT_FROM:
         shutil.copytree(root / name, copy / name, ignore=ignore)
     for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
