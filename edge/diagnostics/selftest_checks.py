@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -147,11 +148,8 @@ def table(bench: SelfTestContext) -> StepOutcome:
         target = _table_in(bench, cache)
         _sealed(cache_keys.manifest_path(target), manifest, key={**manifest.key, field: "another"})
         tried.append(f"other {field}")
-        wrong += _refused(
-            lambda cache=cache: cache_keys.find_table(bench.profile, cache),
-            tried[-1],
-            messages=field if has_todays_name else "",
-        )  # type: ignore[misc]
+        attempt = functools.partial(cache_keys.find_table, bench.profile, cache)
+        wrong += _refused(attempt, tried[-1], messages=field if has_todays_name else "")
     cache = bench.work / "damaged-table"
     _flip(_table_in(bench, cache))
     tried.append("one bit flipped")
