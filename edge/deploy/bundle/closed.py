@@ -21,7 +21,8 @@ from edge.model import external_locations
 if TYPE_CHECKING:
     from edge.deploy.bundle.reader import Bundle
 
-MAX_PROFILE_BYTES = 1 << 20
+# PyYAML reads some 30 kB a second of the worst text.
+MAX_PROFILE_BYTES = 1 << 17
 # Keys whose value is a file, wherever they are in the profile, beside those that edge.config knows.
 _FILE_KEYS = frozenset({"model", "labels", "images", "file", "path", "folder", "table"})
 # Files that the device reads for itself, or writes: none of a bundle's.
