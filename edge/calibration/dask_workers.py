@@ -70,7 +70,8 @@ class _RemoteCall:
 class Cluster:
     """An executor of Dask workers; see :func:`connect`."""
 
-    def __init__(self, client: Any, address: str) -> None:  # noqa: ANN401
+    def __init__(self, client: Any, address: str, *, worker_timeout_s: float) -> None:  # noqa: ANN401
+        self._worker_timeout_s = worker_timeout_s
         self._client = client
         self._address = address
         self._here = _machine()
@@ -172,8 +173,8 @@ class Cluster:
         self._slots = max(sum(threads.values()), 1)
         if threads:
             self._seen_worker = now
-        elif now - self._seen_worker > _NO_WORKER_S:
-            raise _no_workers(self._address, _NO_WORKER_S)
+        elif now - self._seen_worker > self._worker_timeout_s:
+            raise _no_workers(self._address, self._worker_timeout_s)
 
     def _gone(self) -> DeviceError:
         return DeviceError("the Dask scheduler went away", where=self._address, hint=_GOES_ON)
@@ -201,7 +202,7 @@ def connect(
     Raises:
         MissingDependencyError: ``distributed`` is not installed.
         UsageError: ``address`` is not one.
-        DeviceError: no scheduler answers there within ``timeout_s``, or no worker comes within ``worker_timeout_s``.
+        DeviceError: no scheduler answers there within ``timeout_s``, or there is no worker for ``worker_timeout_s``.
     """
     distributed = require("distributed")
     if "://" not in address:
@@ -231,7 +232,7 @@ def connect(
             client.wait_for_workers(1, timeout=worker_timeout_s)
         except distributed.TimeoutError as exc:
             raise _no_workers(address, worker_timeout_s) from exc
-        yield Cluster(client, address)
+        yield Cluster(client, address, worker_timeout_s=worker_timeout_s)
     finally:
         # One that cannot be told does not matter, and must not hide why this ends.
         with contextlib.suppress(OSError, asyncio.TimeoutError):
