@@ -80,7 +80,7 @@ def test_place_and_hint_cannot_be_mixed_up() -> None:
 
 @pytest.mark.parametrize("travel", [copy.copy, lambda exc: pickle.loads(pickle.dumps(exc))], ids=["copy", "pickle"])
 def test_an_error_survives_the_way_from_another_process(travel) -> None:
-    original = ModelError("no such model", where=Path("a/b.onnx"), hint="export it")
+    original = ModelError("model file does not exist", where=Path("a/b.onnx"), hint="export it")
     back = travel(original)
     assert (type(back), str(back), back.where, back.hint) == (ModelError, str(original), "a/b.onnx", "export it")
 

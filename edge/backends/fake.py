@@ -1,4 +1,4 @@
-"""A public test double: a backend that needs no optional dependency and takes exactly as long as it is told.
+"""A public test double: a backend without optional dependencies that takes a configured time per batch.
 
 Its logits depend on nothing but the batch, so runs can be compared. It is a double, not a device: records say
 ``backend: fake``, and no figure made with it is a measurement of a device.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Fake:
-    """The ``fake`` backend: ``infer_ms`` per batch, ``classes`` logits."""
+    """The ``fake`` backend: it takes ``infer_ms`` per batch and returns ``classes`` logits."""
 
     name = "fake"
 
@@ -33,16 +33,16 @@ class Fake:
         self.fail_at = fail_at
 
     def identity(self) -> Mapping[str, Scalar]:
-        """Name and number of classes."""
+        """Return name and number of classes."""
         return {"backend": self.name, "classes": self.classes}
 
     def int8_plan(self, profile: Profile) -> Int8Plan:
-        """Explicit: nothing reads the table."""
+        """Return the explicit route: this backend reads no table."""
         del profile
-        return Int8Plan(route="explicit", why="a double reads no table")
+        return Int8Plan(route="explicit", why="the test double reads no table")
 
     def build(self, request: BuildRequest, *, listen: Listener = ignore_events) -> BuiltEngine:
-        """An engine that says what was asked for."""
+        """Build an engine file that describes the request."""
         del listen
         int8 = 1 if request.precision == "int8" else 0
         return BuiltEngine(
@@ -57,7 +57,7 @@ class Fake:
     def open(
         self, engine: Path, *, precision: str, threads: int | None = None, built_for: Key | None = None
     ) -> FakeSession:
-        """Open the engine; ``threads`` and ``built_for`` mean nothing here."""
+        """Open the engine; ``threads`` and ``built_for`` are ignored."""
         del threads, built_for
         if not engine.read_bytes().startswith(b"fake engine"):
             raise DeviceError("not an engine of the fake backend", where=engine)
@@ -74,7 +74,7 @@ class FakeSession:
         self._calls = 0
 
     def infer(self, batch: NDArray[np.float32]) -> Inference:
-        """One-hot logits: the class is the sum of the picture, so the same picture always gives the same label."""
+        """Return one-hot logits: the class is the sum of the image, so the same image always gives the same label."""
         np = require("numpy")
         self._calls += 1
         if self._backend.fail_at == self._calls:
@@ -83,7 +83,7 @@ class FakeSession:
         logits = np.zeros((batch.shape[0], self._backend.classes), np.float32)
         sums = np.abs(batch.reshape(batch.shape[0], -1).sum(axis=1)).astype(np.int64) % self._backend.classes
         logits[np.arange(batch.shape[0]), sums] = 1.0
-        # The answer is part of the time that it is told to take.
+        # The configured time includes the computation of the answer.
         left_s = self._backend.infer_ms / 1e3 - (time.perf_counter() - start)
         if left_s > 0:
             self._wait(left_s)

@@ -26,10 +26,10 @@ Route = Literal["implicit", "explicit"]
 
 
 class TimingUse(msgspec.Struct, frozen=True, kw_only=True):
-    """The use of timing caches by a build, where its backend has them.
+    """How a build uses timing caches, if its backend has them.
 
-    ``folder`` holds them, None where none is kept. ``ask`` is False for a build that measures every kernel again and
-    keeps nothing. ``only``: a kernel that the cache does not know is an error.
+    ``folder`` contains them; None stores none. ``ask`` is False for a build that measures every kernel again and stores
+    nothing. With ``only``, a kernel that is not in the cache is an error.
     """
 
     folder: Path | None = None
@@ -38,7 +38,7 @@ class TimingUse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that a build may use. ``table`` is there exactly when ``precision`` is int8."""
+    """Inputs of a build. ``table`` is set exactly if ``precision`` is int8."""
 
     profile: Profile
     model: Path
@@ -48,7 +48,7 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Int8Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """The INT8 route of an engine, the reason, and the TensorRT that reads the table (None where none reads it)."""
+    """The INT8 route of an engine, the reason, and the TensorRT version that reads the table, if any."""
 
     route: Route
     why: str
@@ -56,10 +56,10 @@ class Int8Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Layers(msgspec.Struct, frozen=True, kw_only=True):
-    """The layers that the engine really runs: weighted layers (convolutions, matrix products) by precision.
+    """The layers that the engine actually runs: weighted layers (convolutions, matrix products) by precision.
 
-    ``weighted_unknown`` are those that the engine hides inside of something larger: their precision is not known.
-    ``weighted_float`` is how many of all the recipe keeps in float: INT8 is not wanted for them.
+    ``weighted_unknown`` are hidden inside larger layers of the engine, so their precision is unknown.
+    ``weighted_float`` is the number of layers that the recipe keeps in float on purpose.
     ``by_type`` counts all operators of the optimized graph.
     """
 
@@ -72,21 +72,21 @@ class Layers(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def int8_share(self) -> float:
-        """Share of the weighted layers that INT8 is wanted for and that run in it, 0 to 1; 1 when there are none."""
+        """Share of the weighted layers to be quantized that run in INT8, 0 to 1; 1 if there are none."""
         wanted = self.weighted - self.weighted_float
         return min(self.weighted_int8 / wanted, 1.0) if wanted > 0 else 1.0
 
     @property
     def reduced_share(self) -> float | None:
-        """Share of the weighted layers whose precision is known that run in FP16 or INT8; None when none is known."""
+        """Share of the weighted layers of known precision that run in FP16 or INT8; None if no precision is known."""
         known = self.weighted - self.weighted_unknown
         return (self.weighted_int8 + self.weighted_fp16) / known if known > 0 else None
 
 
 class BuiltEngine(msgspec.Struct, frozen=True, kw_only=True):
-    """A built engine: its bytes, file suffix, layer counts, and what the manifest should say besides.
+    """A built engine: its bytes, file suffix, layer counts, and further fields for the manifest.
 
-    ``inspection`` describes its layers; ``raw_inspection`` is what the backend's own inspector said, as JSON.
+    ``inspection`` describes its layers; ``raw_inspection`` is the JSON of the backend's own inspector.
     """
 
     data: bytes
@@ -100,7 +100,7 @@ class BuiltEngine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Inference(msgspec.Struct, frozen=True, kw_only=True):
-    """Outputs of one batch and where its time went, in milliseconds; None where a stage does not exist."""
+    """Outputs of one batch and the time of each stage in milliseconds; None for a stage that does not exist."""
 
     logits: Any  # float32 N×classes
     infer_ms: float
@@ -109,15 +109,15 @@ class Inference(msgspec.Struct, frozen=True, kw_only=True):
     preprocess_ms: float | None = None
 
 
-# Fields of an engine's key that say how the device was set when it was built: an engine of another setting runs, and is
-# not as fast as it could be.
+# Key fields of device settings at build time: an engine built with other settings runs, but
+# perhaps not as fast as possible.
 ENGINE_SETTINGS = frozenset({"power_mode", "clocks_locked"})
 
 
 class BackendMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A warning or error that a backend's library logged while an engine was opened or ran.
 
-    ``count`` is how often it came; ``hint`` is what to do about it, where that is known.
+    ``count`` is the number of occurrences; ``hint`` is what to do about it, if known.
     """
 
     severity: Literal["warning", "error"]
@@ -159,7 +159,7 @@ class FrameSession(Protocol):
         """Preprocess and run uint8 H×W×3 BGR frames; the result's ``preprocess_ms`` is the device's time for it.
 
         Raises:
-            DataError: a frame is not such an array.
+            DataError: a frame has another type or shape.
             DeviceError: the backend failed.
         """
 
@@ -201,7 +201,7 @@ class LayerTimer(Protocol):
 
 
 def session_messages(sessions: Iterable[object]) -> tuple[BackendMessage, ...]:
-    """Warnings and errors that the libraries behind ``sessions`` have logged, equal ones counted together."""
+    """Return the warnings and errors logged by the libraries behind ``sessions``, with equal ones combined."""
     found: dict[tuple[str, str], BackendMessage] = {}
     for session in sessions:
         messages: Callable[[], Iterable[BackendMessage]] = getattr(session, "messages", tuple)
@@ -213,7 +213,7 @@ def session_messages(sessions: Iterable[object]) -> tuple[BackendMessage, ...]:
 
 
 def report_messages(sessions: Iterable[object], warn: Callable[[str], None]) -> None:
-    """Call ``warn`` with each message of :func:`session_messages`, now and while they run, each text once."""
+    """Call ``warn`` once with each message of :func:`session_messages`, now and during the block."""
     reported: set[str] = set()
 
     def report(message: BackendMessage) -> None:
@@ -228,16 +228,16 @@ def report_messages(sessions: Iterable[object], warn: Callable[[str], None]) -> 
 
 
 class Backend(Protocol):
-    """A way to build and run engines."""
+    """A backend, which builds and runs engines."""
 
     @property
     def name(self) -> str:
-        """Name as in a profile."""
+        """Name in a profile."""
 
     def identity(self) -> Mapping[str, Scalar]:
-        """Give what an engine of this backend depends on besides profile, model and table: versions and device.
+        """Return what an engine of this backend depends on besides profile, model and table: versions and device.
 
-        Must be cheap: it is asked on every no-op build, before any optional dependency is imported.
+        Must be fast: it runs in every no-op build, before any optional dependency is imported.
 
         Raises:
             MissingDependencyError: the optional dependency is not installed.
@@ -247,12 +247,12 @@ class Backend(Protocol):
         """Choose the INT8 route of an engine for ``profile`` on this machine.
 
         Raises:
-            ProfileError: the profile asks for a route or a unit that is not here.
+            ProfileError: the profile requires a route or a unit that this machine lacks.
             MissingDependencyError: the optional dependency is not installed.
         """
 
     def build(self, request: BuildRequest, *, listen: Listener = ignore_events) -> BuiltEngine:
-        """Build an engine; ``listen`` receives how far it is, and warnings before the work starts.
+        """Build an engine; ``listen`` receives the progress, and warnings before the work starts.
 
         Raises:
             DeviceError, ModelError, MissingDependencyError: it cannot be built.
@@ -264,14 +264,14 @@ class Backend(Protocol):
         """Open a verified engine file; ``built_for`` is the key of its manifest.
 
         Raises:
-            DeviceError: the backend refuses it.
+            DeviceError: the backend cannot load it.
         """
 
 
 def get(name: str, profile: Profile | None = None) -> Backend:
-    """The backend called ``name``; its optional dependency is imported when it is first used.
+    """Return the backend called ``name``; its optional dependency is imported on first use.
 
-    ``profile`` tells it what the engines are for: with TensorRT, an engine may belong to this very GPU or to many.
+    ``profile`` determines the kind of engines: with TensorRT, for exactly this GPU or for several.
 
     Raises:
         DeviceError: there is no such backend in this version.
@@ -289,13 +289,13 @@ def get(name: str, profile: Profile | None = None) -> Backend:
 
         return Fake()
     raise DeviceError(
-        f"backend {name!r} is not in this version of edge",
+        f"backend {name!r} is not available in this version of edge",
         hint="use --profile host, or a profile with `backend: onnxruntime`",
     )
 
 
 def of(profile: Profile) -> Backend:
-    """The backend of ``profile``.
+    """Return the backend of ``profile``.
 
     Raises:
         DeviceError: there is no such backend in this version.

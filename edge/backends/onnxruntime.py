@@ -1,7 +1,7 @@
-"""ONNX Runtime on the CPU: the only module that runs ``onnxruntime`` sessions.
+"""ONNX Runtime on the CPU. Only this module runs ``onnxruntime`` sessions.
 
 INT8 here is real integer arithmetic (QLinearConv and friends) with the scales of the calibration table. It exists to
-prove the table, not to be fast: an x86 CPU takes 1.0 to 2.0 times as long as for FP32.
+verify the table, not to be fast: on an x86 CPU it takes 1.0 to 2.0 times as long as FP32.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _INTEGER = ("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat")
 INT8_WEIGHTED = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", *_INTEGER})
 _REFORMATS = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast"})
 _VIEWS = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity"})
-# What onnxruntime appends to the name of a node or tensor that it replaces.
+# Suffixes that onnxruntime appends to the name of a node or tensor that it replaces.
 _ENDING = re.compile(r"(_nchwc|_token_\d+|_transformed|_output_quantized)+$")
 
 
@@ -53,8 +53,8 @@ def inspect(source: Any, optimized: Any, *, unscaled: Collection[str] = ()) -> I
 
     Args:
         source: the onnx.ModelProto that was given to onnxruntime.
-        optimized: the one that it wrote back.
-        unscaled: tensors that INT8 was wanted for and that the table has no usable scale for.
+        optimized: the model that onnxruntime wrote.
+        unscaled: tensors to be quantized for which the table has no usable scale.
     """
     before = _Source(source)
     after = _Optimized(optimized, before)
@@ -74,7 +74,7 @@ def inspect(source: Any, optimized: Any, *, unscaled: Collection[str] = ()) -> I
 
 
 class _Source:
-    """The graph before: who makes which tensor, and its shape."""
+    """The graph before optimization: the producer and shape of each tensor."""
 
     def __init__(self, proto: Any) -> None:  # noqa: ANN401
         onnx = require("onnx")
@@ -94,7 +94,7 @@ class _Source:
         self._order = {node.name: index for index, node in enumerate(inspection.nodes(proto))}
 
     def anchor(self, node: Any) -> str | None:  # noqa: ANN401
-        """The tensor of this graph that an optimized node computes, or None where its name is lost."""
+        """Return the tensor of this graph that an optimized node computes, or None if its name is lost."""
         if self.is_inserted(node):
             return str(node.output[0]) if node.output[0] in self.producer else None
         name = _ENDING.sub("", node.name)
@@ -105,17 +105,17 @@ class _Source:
             return None
         output = str(self.by_name[name].output[0])
         if node.op_type in INT8_WEIGHTED or node.op_type.startswith("QLinear"):
-            # It takes the quantization behind it along.
+            # The fused node includes the quantization after it.
             following = [item for item in self.consumers.get(output, []) if item.op_type == "QuantizeLinear"]
             return str(following[0].output[0]) if following else output
         return output
 
     def is_inserted(self, node: Any) -> bool:  # noqa: ANN401
-        """True if onnxruntime added a node that only moves data."""
+        """Return True if onnxruntime added a node that only moves data."""
         return node.op_type in {"Transpose", "ReorderInput", "ReorderOutput"} and node.name not in self.by_name
 
     def between(self, tensor: str, stops: Collection[str]) -> list[str]:
-        """Names of the nodes that compute ``tensor`` from the tensors in ``stops``, in graph order."""
+        """Return the names of the nodes that compute ``tensor`` from the tensors in ``stops``, in graph order."""
         found: set[str] = set()
         left = [tensor]
         while left:
@@ -131,7 +131,7 @@ class _Source:
         return sorted(found & self._order.keys(), key=self._order.__getitem__)
 
     def _past_sum(self, node: Any, tensor: str) -> str:  # noqa: ANN401
-        """A blocked convolution with a fourth input has the sum behind it inside, and keeps its own name."""
+        """Skip the sum that a blocked convolution with a fourth input includes under its own name."""
         following = self.consumers.get(tensor, [])
         has_sum = node.domain.endswith("nchwc") and node.op_type == "Conv" and len(node.input) > 3
         if has_sum and len(following) == 1 and following[0].op_type == "Add":
@@ -140,7 +140,7 @@ class _Source:
 
 
 class _Optimized:
-    """The graph after: precisions, layouts and sizes, as far as the operators say."""
+    """The graph after optimization: precisions, layouts and sizes, as far as the operators show them."""
 
     def __init__(self, proto: Any, source: _Source) -> None:  # noqa: ANN401
         self._source = source
@@ -180,7 +180,7 @@ class _Optimized:
         )
 
     def _flow(self, node: Any) -> None:  # noqa: ANN401
-        """Precision and layout of a node's outputs from its operator and its inputs."""
+        """Determine precision and layout of a node's outputs from its operator and its inputs."""
         first = self._precision.get(node.input[0]) if node.input else None
         made = first
         if node.op_type == "QuantizeLinear":
@@ -234,7 +234,7 @@ class _Optimized:
 
 
 def _possible_weights(graph: Any) -> set[str]:  # noqa: ANN401
-    """Constant tensors of rank 2 and more: initializers, and what follows from constants alone."""
+    """Return the constant tensors of rank 2 and more: initializers, and results of constants only."""
     fixed = {item.name for item in graph.initializer}
     found = {item.name for item in graph.initializer if len(item.dims) > 1}
     for node in graph.node:
@@ -257,7 +257,7 @@ def _precision_of(value: Any) -> str | None:  # noqa: ANN401
 
 
 def _words(kind: int) -> str | None:
-    """Data type of ONNX (TensorProto.DataType) in one word."""
+    """Return a data type of ONNX (TensorProto.DataType) as one word."""
     return {
         1: "fp32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "fp16", 11: "fp64", 16: "bf16",
     }.get(kind)  # fmt: skip
@@ -276,7 +276,7 @@ def _sizes(dims: Any) -> Iterator[int | str]:  # noqa: ANN401
 
 
 _PROVIDERS = ["CPUExecutionProvider"]
-# Its words for a model that is newer than it is [onnxruntime/core/graph/model.cc, model_load_utils.h].
+# Its messages for a model that is too new [onnxruntime/core/graph/model.cc, model_load_utils.h].
 _IR_LIMIT = re.compile(r"max supported IR version: (\d+)")
 _OPSET_LIMIT = re.compile(r"Opset (\d+) is under development.*is till opset (\d+)", re.DOTALL)
 _OLDEST_IR = 8
@@ -288,7 +288,7 @@ class OnnxRuntime:
     name = "onnxruntime"
 
     def identity(self) -> Mapping[str, Scalar]:
-        """Version of onnxruntime and the processor architecture; nothing is imported for it."""
+        """Return the version of onnxruntime and the processor architecture, without imports."""
         try:
             version = metadata.version("onnxruntime")
         except metadata.PackageNotFoundError as exc:
@@ -296,17 +296,17 @@ class OnnxRuntime:
         return {"backend": self.name, "onnxruntime": version, "machine": platform.machine()}
 
     def int8_plan(self, profile: Profile) -> Int8Plan:
-        """Explicit: ONNX Runtime takes INT8 as Q/DQ nodes and in no other way."""
+        """Return the explicit route: ONNX Runtime supports INT8 only as Q/DQ nodes."""
         if profile.int8_route == "implicit":
             raise ProfileError(
-                "int8_route: implicit, and ONNX Runtime has no calibrators",
+                "int8_route: implicit is impossible: ONNX Runtime has no calibrators",
                 where=profile.name,
                 hint="int8_route: auto or explicit; the same table becomes Q/DQ nodes",
             )
-        return Int8Plan(route="explicit", why="ONNX Runtime takes INT8 as Q/DQ nodes in the graph")
+        return Int8Plan(route="explicit", why="ONNX Runtime needs INT8 as Q/DQ nodes in the graph")
 
     def build(self, request: BuildRequest, *, listen: Listener = ignore_events) -> BuiltEngine:
-        """FP32: the model itself. INT8: its Q/DQ form with the table's scales."""
+        """Build an engine. FP32: the model itself. INT8: its Q/DQ form with the table's scales."""
         del listen
         from edge.model import onnx_model
 
@@ -338,7 +338,7 @@ class OnnxRuntime:
     def open(
         self, engine: Path, *, precision: str, threads: int | None = None, built_for: Key | None = None
     ) -> OrtSession:
-        """Open an engine file; what it was built for has been compared already."""
+        """Open an engine file, whose key has already been checked."""
         del built_for
         return OrtSession(engine.read_bytes(), precision=precision, threads=threads)
 
@@ -396,7 +396,7 @@ class _ProfileEvent(msgspec.Struct, frozen=True):
 class OrtSession:
     """One onnxruntime session with one input and one or more outputs.
 
-    ``lean`` trades a little speed for memory; for networks that give out all of their tensors. The graph that
+    ``lean`` saves memory at a small cost in speed, for networks that output all of their tensors. The graph that
     onnxruntime makes of the model goes into the file ``optimized``; not ``optimize`` is for a model that is such a one.
     """
 
@@ -428,7 +428,7 @@ class OrtSession:
         return Inference(logits=logits, infer_ms=(time.perf_counter() - start) * 1e3)
 
     def outputs(self, batch: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
-        """All outputs for a batch. Several threads may call this at once."""
+        """Return all outputs for a batch. Thread-safe."""
         if self._session is None:
             raise DeviceError("the session is closed")
         try:
@@ -439,7 +439,7 @@ class OrtSession:
     def into(
         self, arrays: Sequence[NDArray[np.float32]]
     ) -> Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]]:
-        """As :meth:`outputs`, into ``arrays``, for one thread; they must have the shapes of the outputs."""
+        """Write the outputs into ``arrays``, which must have their shapes; see :meth:`outputs`. Not thread-safe."""
         session, name = self._session, self._input
         binding = session.io_binding()
         for given, array in zip(session.get_outputs(), arrays, strict=True):
@@ -456,12 +456,12 @@ class OrtSession:
         return run
 
     def close(self) -> None:
-        """Give the session back."""
+        """Close the session."""
         self._session = None
 
 
 def _quantized(proto: Any, request: BuildRequest) -> tuple[Any, dict[str, Any], list[str]]:  # noqa: ANN401
-    """The Q/DQ form, what to say about it, and the tensors without a usable scale."""
+    """Return the Q/DQ form, notes about it, and the tensors without a usable scale."""
     from edge.quantization import qdq
 
     if request.table is None:
@@ -490,8 +490,10 @@ def _optimized(model: bytes) -> Any:  # noqa: ANN401
         except ModelError as exc:
             if "serialization failed" not in exc.what:
                 raise
-            # Its words for a file that it cannot write; the model itself has been read.
-            raise StoreError("cannot write the optimized graph", where=path.parent, hint="is the disk full?") from exc
+            # Its message for a file that it cannot write; the model itself has been read.
+            raise StoreError(
+                "cannot write the optimized graph", where=path.parent, hint="free some disk space"
+            ) from exc
         return onnx.load(str(path))
 
 
@@ -517,7 +519,7 @@ def _options(threads: int | None) -> Any:  # noqa: ANN401
 
 
 def _use_exact_arena(options: Any) -> None:  # noqa: ANN401
-    """Let the session's arena grow by what is asked for, instead of doubling, and plan no peak in advance."""
+    """Let the session's arena grow by the requested size instead of doubling, without planning a peak in advance."""
     _register_exact_arena()
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.use_env_allocators", "1")
@@ -525,7 +527,7 @@ def _use_exact_arena(options: Any) -> None:  # noqa: ANN401
 
 @functools.cache
 def _register_exact_arena() -> None:
-    # One arena for the process: sessions use it only where their options say so.
+    # One arena for the process: sessions use it only if their options enable it.
     ort = require("onnxruntime")
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     same_as_requested = 1
@@ -547,10 +549,10 @@ def _open(model: bytes, options: Any) -> Any:  # noqa: ANN401
 
 
 def check_readable(opset: int) -> None:
-    """Check that the installed onnxruntime reads models of that opset; a model of one node shows it.
+    """Check that the installed onnxruntime reads models of that opset, by loading a model with one node.
 
     Raises:
-        ModelError: it is too old for them.
+        ModelError: onnxruntime is too old.
     """
     helper = require("onnx").helper
     given, result = (helper.make_tensor_value_info(name, 1, [1]) for name in "xy")
@@ -560,9 +562,9 @@ def check_readable(opset: int) -> None:
 
 
 def _with_older_ir(model: bytes, words: str) -> bytes | None:
-    """The model stamped with the newest IR version that this onnxruntime reads; None where that is not what is wrong.
+    """Return the model with the newest IR version that this onnxruntime reads; None if the version is not the problem.
 
-    Exporters stamp the newest IR version that they know. What a model needs follows from its opsets.
+    Exporters write the newest IR version that they know, but the requirements of a model follow from its opsets.
     """
     found = _IR_LIMIT.search(words)
     if found is None:

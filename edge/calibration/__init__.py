@@ -1,4 +1,4 @@
-"""Pictures to statistics to a calibration table: collection, checkpoints, worker processes, Dask."""
+"""Calibration from images to a table: statistics collection, checkpoints, worker processes, Dask, scoring."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Cache keys: the table and the engine that belong to a profile, and the check that those on disk are they.
+"""Cache keys: find and verify the calibration table and the engine that belong to a profile.
 
-A key names everything that an artifact depends on. An artifact whose key differs in one field is another artifact:
-it is never used, and the difference is said.
+A key contains everything that an artifact depends on. An artifact whose key differs in any field is never used, and the
+difference is reported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edge.config import Precision, Profile, did_you_mean
 from edge.errors import ArtifactError, ModelError, ProfileError, UsageError
 from edge.model import onnx_model, preprocessing
 
-# What TensorRT's legacy calibrator is asked for when the profile does not say: the values of NVIDIA's MLPerf code.
+# Default parameters of TensorRT's legacy calibrator: the values of NVIDIA's MLPerf code.
 _LEGACY = {"quantile": 0.99999, "cutoff": 1.0}
 TABLE = "calibration table"
 PREPARED = "prepared model"
@@ -34,9 +34,9 @@ OnnxModel: TypeAlias = Any
 
 
 class TableOrigin(msgspec.Struct, frozen=True):
-    """Origin of a table as the manifest next to it says; empty where there is none, as with most tables from elsewhere.
+    """Origin of a table according to its manifest; empty without one, as for most foreign tables.
 
-    ``zero_tensors`` were zero for every picture: their scale of 0 is meant.
+    ``zero_tensors`` were zero for every image: their scale of 0 is intended.
     """
 
     finding: quantization.TableFinding | None = None
@@ -44,19 +44,19 @@ class TableOrigin(msgspec.Struct, frozen=True):
 
 
 class FoundArtifact(msgspec.Struct, frozen=True):
-    """A verified artifact that is the one asked for."""
+    """A verified artifact with the requested key."""
 
     path: Path
     manifest: Manifest
 
     @property
     def sha256(self) -> str:
-        """Digest of the artifact's first file."""
+        """Sha256 of the artifact's first file."""
         return self.manifest.files[self.path.name].sha256
 
 
 def table_path(profile: Profile, cache: Path) -> Path:
-    """Path of the profile's table: ``<cache>/<model>/<algorithm>[-<parameters>][-tensorrt].table``."""
+    """Return the path of the profile's table: ``<cache>/<model>/<algorithm>[-<parameters>][-tensorrt].table``."""
     calibration, quantization = profile.calibration, profile.quantization
     parts = [calibration.algorithm, *(f"{value:g}" for _, value in sorted(calibration.parameters.items()))]
     if calibration.engine != "edge":
@@ -72,9 +72,9 @@ def table_path(profile: Profile, cache: Path) -> Path:
 
 
 def model_folder(profile: Profile, cache: Path) -> Path:
-    """Folder of a model's statistics and tables: ``<cache>/<model>``, or beside it where that is another's.
+    """Return the folder of a model's statistics and tables: ``<cache>/<model>``, or a second one if that is taken.
 
-    Two models with one file name, or two preprocessings of one model, get folders of their own: the second is
+    Two models with the same file name, or two preprocessings of a model, get separate folders: the second is
     ``<cache>/<model>-<digest>``.
     """
     path = Path(profile.model)
@@ -88,7 +88,7 @@ def model_folder(profile: Profile, cache: Path) -> Path:
 
 
 def tables_in(folder: Path) -> list[tuple[Path, Manifest]]:
-    """Tables of one folder with their manifests, which are not checked against the files; without unreadable ones."""
+    """List the tables of one folder with their unverified manifests; unreadable ones are left out."""
     found = []
     for path in sorted(folder.glob("*.json")):
         with contextlib.suppress(ArtifactError):
@@ -101,11 +101,11 @@ class TableEntry(msgspec.Struct, frozen=True):
     """One calibration table of a cache, for lists.
 
     Attributes:
-        folder: of the cache, called like the model.
+        folder: name of the model's folder in the cache.
         table: file name.
-        algorithm: as the manifest says.
-        pictures: number of pictures, None where the manifest does not say.
-        preprocess: mean and std in words; empty in tables of earlier versions.
+        algorithm: according to the manifest.
+        pictures: number of pictures, None if unknown.
+        preprocess: mean and std as text; empty in tables of earlier versions.
         bytes: size of the folder: tables, statistics, recipes and prepared models.
     """
 
@@ -131,10 +131,10 @@ def list_tables(cache: Path) -> list[TableEntry]:
 
 
 def clear_tables(cache: Path, folder: str, *, dry_run: bool) -> list[Path]:
-    """Remove the files of one folder of a cache: tables, statistics, recipes and prepared models.
+    """Remove the files in one folder of a cache: tables, statistics, recipes and prepared models.
 
     Returns:
-        The files that were removed, or would be.
+        The removed files, or the files to remove.
 
     Raises:
         UsageError: the cache has no such folder of tables.
@@ -158,13 +158,13 @@ def clear_tables(cache: Path, folder: str, *, dry_run: bool) -> list[Path]:
 
 
 def preprocess_info(profile: Profile) -> dict[str, Any]:
-    """Preprocessing as a table's manifest keeps it, for messages."""
+    """Return the preprocessing for a table's manifest, to be used in messages."""
     content: dict[str, Any] = msgspec.to_builtins(profile.preprocess)
     return {**content, "height": profile.input.height, "width": profile.input.width}
 
 
 def _difference_in_words(manifest: Manifest, profile: Profile) -> str:
-    """Describe how the model and preprocessing of a table differ from the profile's; empty where they do not."""
+    """Describe how the model and preprocessing of a table differ from the profile's; empty if they agree."""
     words = []
     if manifest.key.get("model") != onnx_model.fingerprint(Path(profile.model)):
         words.append(f"another {Path(profile.model).name}")
@@ -191,7 +191,7 @@ def _value(value: object) -> str:
 
 
 def _chosen_layers(profile: Profile) -> dict[str, object]:
-    """Settings of the section ``quantization`` about layers, where it is not the default."""
+    """Return the layer settings of the section ``quantization``, if they are not the default."""
     section = profile.quantization
     default = type(section)()
     names = ("exclude", "include", "attention", "residual")
@@ -199,7 +199,7 @@ def _chosen_layers(profile: Profile) -> dict[str, object]:
 
 
 def quantization_key(profile: Profile) -> str:
-    """Digest of the settings that a recipe depends on."""
+    """Return the digest of the settings that a recipe depends on."""
     section = profile.quantization
     recipe = section.recipe
     if recipe not in {AUTO_RECIPE, NO_RECIPE}:
@@ -208,7 +208,7 @@ def quantization_key(profile: Profile) -> str:
 
 
 def table_key(profile: Profile) -> dict[str, store.Scalar]:
-    """Everything that a table depends on, as far as the profile says it; only ``calibrate`` knows the pictures."""
+    """Return the part of a table's key that follows from the profile; ``calibrate`` adds the images."""
     calibration = profile.calibration
     common: dict[str, store.Scalar] = {
         "model": onnx_model.fingerprint(Path(profile.model)),
@@ -234,10 +234,10 @@ def table_key(profile: Profile) -> dict[str, store.Scalar]:
 
 
 def device_parameters(profile: Profile) -> dict[str, float]:
-    """Parameters of the device's own calibrator: quantile and cutoff of ``legacy``, none of the others.
+    """Return the parameters of TensorRT's own calibrator: quantile and cutoff of ``legacy``, otherwise none.
 
     Raises:
-        ProfileError: the profile names one that it does not have.
+        ProfileError: the profile has a parameter that the calibrator does not have.
     """
     calibration = profile.calibration
     known = dict(_LEGACY) if calibration.algorithm == "legacy" else {}
@@ -253,15 +253,15 @@ def device_parameters(profile: Profile) -> dict[str, float]:
 
 
 def manifest_path(path: Path) -> Path:
-    """The manifest next to an artifact."""
+    """Return the path of the manifest next to an artifact."""
     return path.with_suffix(".json")
 
 
 def find_table(profile: Profile, cache: Path) -> FoundArtifact:
-    """The table that belongs to ``profile``, verified.
+    """Find and verify the table that belongs to ``profile``.
 
     Raises:
-        ArtifactError: there is none, it is corrupt, or it was made for something else (which field is said).
+        ArtifactError: the table is missing, corrupt, or has another key (the message names the field).
     """
     path = table_path(profile, cache)
     if not manifest_path(path).is_file():
@@ -272,20 +272,20 @@ def find_table(profile: Profile, cache: Path) -> FoundArtifact:
         raise ArtifactError(_missing(profile, path, cache), where=path, hint=again)
     manifest = _loaded(manifest_path(path), kind=TABLE, again=again)
     if path.name not in manifest.files:
-        raise ArtifactError(f"the manifest next to it is that of {', '.join(manifest.files)}", where=path, hint=again)
+        raise ArtifactError(f"the manifest next to it belongs to {', '.join(manifest.files)}", where=path, hint=again)
     wanted = table_key(profile)
     known = {name: manifest.key.get(name) for name in wanted}
     known |= {name: value for name, value in manifest.key.items() if name.startswith("algorithm.")}
     changed = store.differences(known, wanted)
     if changed:
         older = preprocessing.older_definition(str(known["preprocess"]), profile.preprocess, profile.input)
-        what = f"with {older}" if older else f"for something else ({_reported(changed)})"
+        what = f"with {older}" if older else f"with other inputs ({_reported(changed)})"
         raise ArtifactError(f"the table was made {what}", where=path, hint=f"{again} (or --force)")
     return FoundArtifact(path, manifest)
 
 
 def find_table_if_needed(profile: Profile, cache: Path) -> FoundArtifact | None:
-    """As :func:`find_table`; None where there is no table and the model holds Q/DQ nodes already.
+    """Find a table like :func:`find_table`; return None without a table if the model already has Q/DQ nodes.
 
     Raises:
         ArtifactError: as there.
@@ -300,7 +300,7 @@ def find_table_if_needed(profile: Profile, cache: Path) -> FoundArtifact | None:
 
 
 def is_quantized(profile: Profile) -> bool:
-    """True for a model that holds Q/DQ nodes already (quantization-aware training, Model Optimizer, our own export).
+    """Return True if the model already has Q/DQ nodes (quantization-aware training, Model Optimizer, edge's export).
 
     Raises:
         ModelError: the model cannot be read.
@@ -312,7 +312,7 @@ def is_quantized(profile: Profile) -> bool:
 
 def _missing(profile: Profile, path: Path, cache: Path) -> str:
     if path.is_file():
-        return "a table without its manifest"
+        return "the table has no manifest"
     what = f"no calibration table for {profile.name}"
     for other, manifest in tables_in(cache / Path(profile.model).stem):
         if other.name == path.name and (difference := _difference_in_words(manifest, profile)):
@@ -321,14 +321,14 @@ def _missing(profile: Profile, path: Path, cache: Path) -> str:
 
 
 def _without_recipe(profile: Profile, cache: Path, path: Path) -> tuple[Profile, Path]:
-    """The profile and path of the table that an edge without recipes has made, where there is one; else as given."""
+    """Return profile and path of a table from an edge version without recipes, if there is one; else unchanged."""
     section, calibration = profile.quantization, profile.calibration
     if section.recipe == AUTO_RECIPE and not _chosen_layers(profile):
         plain = msgspec.structs.replace(profile, quantization=msgspec.structs.replace(section, recipe=NO_RECIPE))
         from edge.quantization import algorithms
 
         if calibration.algorithm == algorithms.AUTO:
-            # What a profile without an algorithm asked for.
+            # The default algorithm of profiles at that time.
             named = msgspec.structs.replace(calibration, algorithm="entropy2")
             plain = msgspec.structs.replace(plain, calibration=named)
         older = table_path(plain, cache)
@@ -341,19 +341,19 @@ def find_recipe(found: FoundArtifact) -> quantization.Recipe | None:
     """The recipe next to a table; None for a table of the user's own network as it is.
 
     Raises:
-        ArtifactError: it is damaged.
+        ArtifactError: the recipe is damaged.
     """
     path = found.path.with_suffix(RECIPE_SUFFIX)
     return quantization.decode_recipe(path.read_bytes(), where=path) if path.name in found.manifest.files else None
 
 
 def quantized_profile(profile: Profile, found: FoundArtifact) -> Profile:
-    """``profile`` with the model that the table ``found`` is for: the prepared one, or the user's own.
+    """Return ``profile`` with the model for the table ``found``: the prepared one, or the user's own.
 
-    A prepared model that is missing, as in a checkout, is made again from the user's model and the recipe.
+    A missing prepared model, as in a checkout, is made again from the user's model and the recipe.
 
     Raises:
-        ArtifactError: what is there or was made is not the one that the table was made with.
+        ArtifactError: the prepared model is not the one for the table.
         ModelError: the recipe is for another model.
     """
     recipe = find_recipe(found)
@@ -380,19 +380,19 @@ def quantized_profile(profile: Profile, found: FoundArtifact) -> Profile:
 
 
 def prepared_key(found: FoundArtifact) -> Key:
-    """Everything that a prepared model depends on: the user's model, and the recipe."""
+    """Return the key of a prepared model: the user's model and the recipe."""
     recipe = found.manifest.files[found.path.with_suffix(RECIPE_SUFFIX).name]
     return {"model": found.manifest.key["model"], "recipe": recipe.sha256}
 
 
 def prepared_bytes(model: OnnxModel) -> bytes:
-    """The file of a prepared model (an onnx.ModelProto): the same model gives the same bytes."""
+    """Serialize a prepared model (an onnx.ModelProto): the same model gives the same bytes."""
     try:
         return bytes(model.SerializeToString(deterministic=True))
     except (ValueError, RuntimeError) as exc:
         raise ModelError(
-            "the prepared model is above 2 GB, which ONNX cannot hold in one piece",
-            hint="quantization: {recipe: none} in the profile",
+            "the prepared model is above 2 GB, which ONNX cannot store in one file",
+            hint="set quantization: {recipe: none} in the profile",
         ) from exc
 
 
@@ -402,7 +402,7 @@ def save_prepared(path: Path, data: bytes, key: Key) -> None:
 
 
 def origin(path: Path, profile: Profile) -> TableOrigin:
-    """Read from the manifest next to a table what it says of the model and the preprocessing that it was made for."""
+    """Read the origin of a table (model and preprocessing) from its manifest."""
     try:
         manifest = store.load(manifest_path(path), kind=TABLE, check_files=False)
     except ArtifactError:
@@ -431,18 +431,18 @@ def read_table(found: FoundArtifact) -> quantization.Table:
 
 
 def engine_manifest_path(profile: Profile, engines: Path, precision: Precision) -> Path:
-    """Path of the manifest of a profile's engine."""
+    """Return the path of the manifest of a profile's engine."""
     return engines / profile.name / f"{Path(profile.model).stem}-{precision}.json"
 
 
 def recipe_sha256(table: FoundArtifact | None) -> str | None:
-    """Digest of the recipe next to a table, where there is one."""
+    """Return the sha256 of the recipe next to a table, if there is one."""
     entry = None if table is None else table.manifest.files.get(table.path.with_suffix(RECIPE_SUFFIX).name)
     return None if entry is None else entry.sha256
 
 
 def engine_key(profile: Profile, backend: Backend, *, precision: Precision, table: FoundArtifact | None) -> Key:
-    """Everything that an engine depends on."""
+    """Return the key of an engine: everything that it depends on."""
     batch = profile.input.batch
     return {
         "model": onnx_model.fingerprint(Path(profile.model)),
@@ -462,13 +462,13 @@ def find_engine(
     profile: Profile, backend: Backend, *, precision: Precision, cache: Path, engines: Path, called: str | None = None,
     exact: bool = False,
 ) -> FoundArtifact:  # fmt: skip
-    """The engine that belongs to ``profile`` on this machine, verified before anything reads it.
+    """Find the engine that belongs to ``profile`` on this machine, and verify it before use.
 
-    ``called``: what its user calls the profile, where that is not its own name. ``exact``: an engine that was built in
-    another power mode, or with other clocks, is refused as well; else the session warns of it.
+    ``called`` is the user's name for the profile, if it differs. ``exact`` also refuses an engine that was built in
+    another power mode or with other clocks; otherwise the session only warns of them.
 
     Raises:
-        ArtifactError: there is none, it is corrupt, or it was built from or for something else (which field is said).
+        ArtifactError: the engine is missing, corrupt, or has another key (the message names the field).
     """
     path = engine_manifest_path(profile, engines, precision)
     again = f"edge build --profile {called or profile.name}" + (
@@ -482,18 +482,18 @@ def find_engine(
     if not exact:
         changed = [item for item in changed if not _is_tolerable(item)]
     if changed:
-        raise ArtifactError(f"the engine was built for something else ({_reported(changed)})", where=path, hint=again)
+        raise ArtifactError(f"the engine was built with other inputs ({_reported(changed)})", where=path, hint=again)
     return FoundArtifact(path.parent / next(iter(manifest.files)), manifest)
 
 
 def _is_tolerable(difference: KeyDifference) -> bool:
-    """True for a setting of the device, and for what cannot be known of an engine that an earlier edge has built."""
+    """Return True for a device setting, and for values that are unknown for engines from earlier versions of edge."""
     is_unknown = difference.field == "multiprocessors" and None in (difference.old, difference.new)
     return difference.field in ENGINE_SETTINGS or is_unknown
 
 
 def _loaded(path: Path, *, kind: str, again: str) -> Manifest:
-    """The manifest at ``path``, its files verified; ``again`` is the command that makes them again."""
+    """Load the manifest at ``path`` and verify its files; ``again`` is the command that rebuilds them."""
     try:
         return store.load(path, kind=kind)
     except ArtifactError as exc:

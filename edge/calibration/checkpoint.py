@@ -1,7 +1,7 @@
-"""Statistics while they grow, and where they are kept: finished ones, and checkpoints of unfinished ones.
+"""Checkpoints of unfinished statistics, and the files of finished ones.
 
-Pictures are counted in chunks of a fixed size, in any order. A checkpoint names the chunks that it holds: whoever goes
-on from it may count with other processes, on other machines, in another order.
+Images are processed in chunks of a fixed size, in any order. A checkpoint names its chunks, so it can be continued with
+other processes, on other machines, and in another order.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from edge.quantization import Statistics
 
 KIND = "calibration statistics"
 PARTIAL = "unfinished calibration statistics"
-# Pictures per chunk. A checkpoint that was written with another number is not gone on with.
+# Images per chunk. A checkpoint with another number is not continued.
 CHUNK = 4
 
 Info = Mapping[str, object]
 
 
 def chunk_size(fixed_batch: int | None) -> int:
-    """Pictures per chunk: a whole number of batches where the network takes one size only."""
+    """Return the number of images per chunk: a whole number of batches if the network has a fixed batch size."""
     return CHUNK if fixed_batch is None else fixed_batch * -(-CHUNK // fixed_batch)
 
 
 class _Kept(msgspec.Struct, frozen=True):
-    """Pictures that a checkpoint holds: numbers of chunks, and how many pictures make a chunk."""
+    """Content of a checkpoint: the numbers of its chunks, and the number of images per chunk."""
 
     chunk: int = 0
     done: list[int] = []
 
 
 class Checkpoint:
-    """Statistics of the chunks that have been counted so far, and their checkpoint.
+    """Statistics of the chunks processed so far, and their checkpoint file.
 
-    ``pictures`` are in the order in which they are cut into chunks; ``manifest`` is where the checkpoint's lies.
+    ``pictures`` are in the order in which they are divided into chunks; ``manifest`` is that of the checkpoint.
     """
 
     def __init__(
@@ -57,40 +57,40 @@ class Checkpoint:
 
     @property
     def left(self) -> dict[int, Sequence[Picture]]:
-        """The chunks that are still to be counted, by number."""
+        """Numbers of the remaining chunks."""
         return {number: self._chunk(number) for number in self._numbers if number not in self._done}
 
     @property
     def complete(self) -> bool:
-        """True if every picture is in."""
+        """True if every image is included."""
         return len(self._done) == len(self._numbers)
 
     def resume(self, listen: Listener) -> None:
-        """Go on from the checkpoint, if there is a usable one."""
+        """Continue from the checkpoint if there is a usable one."""
         found = load(self._manifest, kind=PARTIAL, key=self._key, listen=listen, check=self._check)
         if found is not None:
             self.total, info = found
             self._done = set(_kept(info).done)
             self._saved = self.total.pictures
-            listen(Note(f"going on after {self._saved} of {len(self._pictures)} pictures"))
+            listen(Note(f"continuing after {self._saved} of {len(self._pictures)} images"))
 
     def add(self, numbers: Sequence[int], part: Statistics) -> None:
         """Add the statistics of some chunks."""
-        # A second Ctrl-C can end this anywhere: half a sum must not be saved.
+        # A second Ctrl-C can interrupt this anywhere: an incomplete sum must not be saved.
         self._whole = False
         self.total.merge(part)
         self._done.update(numbers)
         self._whole = True
 
     def save(self) -> None:
-        """Write the checkpoint, if there is anything new.
+        """Write the checkpoint if it has changed.
 
         Raises:
-            StoreError: the disk refused; the checkpoint that was there before is whole.
+            StoreError: the file cannot be written; the previous checkpoint is intact.
         """
         if not self._whole or self.total.pictures == self._saved:
             return
-        # A name of its own: until the new manifest stands, the one before it still finds its file.
+        # A new name: until the new manifest is written, the previous one still finds its file.
         name = f"{_stem(self._manifest)}-{self.total.pictures}.partial.npz"
         info = {"chunk": self._size, "done": sorted(self._done)}
         save(self._manifest, name, self.total, kind=PARTIAL, key=self._key, info=info)
@@ -119,11 +119,11 @@ class Checkpoint:
         known = kept.chunk == self._size and set(kept.done) <= set(self._numbers)
         if known and statistics.pictures == sum(len(self._chunk(number)) for number in set(kept.done)):
             return None
-        return "they do not say which of these pictures were counted"
+        return "they do not name the images that they include"
 
 
 def save(manifest: Path, name: str, statistics: Statistics, *, kind: str, key: store.Key, info: Info) -> None:
-    """Keep statistics as ``name`` next to ``manifest``; unfinished ones without compression, which takes longer."""
+    """Save statistics as ``name`` next to ``manifest``; unfinished ones without slow compression."""
     about = {"pictures": statistics.pictures, "tensors": len(statistics.tensors), **info}
     store.save(manifest, kind=kind, files={name: statistics.to_bytes(compress=kind == KIND)}, key=key, info=about)
 
@@ -136,23 +136,25 @@ def load(
     listen: Listener,
     check: Callable[[Statistics, Info], str | None] = lambda _statistics, _info: None,
 ) -> tuple[Statistics, Info] | None:
-    """Statistics that were kept for ``key`` under the manifest ``where``, and its info; None when there are none.
+    """Load the statistics for ``key`` under the manifest ``where``, and its info; None if there are none.
 
-    Damaged or foreign ones are said, and count as none; ``check`` says what else is wrong with them.
+    Damaged or foreign statistics are reported and ignored; ``check`` returns any further problem.
     """
     if not where.is_file():
         return None
     try:
         manifest = store.load(where, kind=kind)
         path = where.with_name(next(iter(manifest.files), ""))
-        # The file's name says the key; a copy under another name must not pass for what it is called.
+        # The file name contains the key; a copy under another name must not be accepted.
         if not path.name.startswith(_stem(where)) or store.differences(manifest.key, key):
-            raise ArtifactError("these statistics are of something else", where=path)
+            raise ArtifactError("these statistics were made with other inputs", where=path)
         statistics = Statistics.from_bytes(path.read_bytes(), where=path)
         if (wrong := check(statistics, manifest.info)) is not None:
             raise ArtifactError(wrong, where=where)
     except EdgeError as exc:
-        listen(Note(f"kept statistics cannot be used and are collected again: {exc.what} ({exc.where})", "warning"))
+        listen(
+            Note(f"the stored statistics cannot be used and are collected again: {exc.what} ({exc.where})", "warning")
+        )
         return None
     return statistics, manifest.info
 

@@ -1,8 +1,8 @@
-"""Observe the FP32 network over pictures: statistics collected, saved while they grow, and reused.
+"""Run the FP32 network over images to collect statistics, save them regularly, and reuse them.
 
-Pictures are put in the order of their sha256 and cut into chunks; an :class:`Executor` counts the chunks. Every few
-seconds what is done is saved next to the table, so a calibration that is killed goes on where it was, with the same
-executor or with another one (:mod:`edge.calibration`); only the chunks in hand are counted again.
+Images are sorted by sha256 and divided into chunks, which an :class:`Executor` processes. The progress is saved next to
+the table every few seconds, so a killed calibration continues from there with any executor (:mod:`edge.calibration`);
+only the chunks in progress are processed again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SHARED_RANGE = frozenset({"MaxPool", "Concat", *SAME_VALUES})
 
 
 class Derived(msgspec.Struct, frozen=True):
-    """``name`` is ``source`` clipped to [low, high]."""
+    """A tensor ``name`` that is ``source`` clipped to [low, high]."""
 
     name: str
     source: str
@@ -54,14 +54,14 @@ class Derived(msgspec.Struct, frozen=True):
 
 
 class WatchPlan(msgspec.Struct, frozen=True):
-    """``watched`` tensors are counted; ``derived`` follow from them, in this order; ``order`` is network order."""
+    """Statistics of ``watched`` tensors are collected; ``derived`` follow from them; ``order`` is network order."""
 
     watched: list[str]
     derived: list[Derived]
     order: list[str]
 
     def complete(self, statistics: Statistics) -> Statistics:
-        """Statistics of every activation tensor, in network order, from those of the watched ones."""
+        """Complete the statistics of the watched tensors to all activation tensors, in network order."""
         known: dict[str, TensorStatistics] = dict(statistics.tensors)
         for rule in self.derived:
             known[rule.name] = known[rule.source].clipped(rule.low, rule.high)
@@ -85,7 +85,7 @@ def plan(graph: GraphProto, activations: list[str]) -> WatchPlan:
 
 
 def shared_ranges(graph: GraphProto, ranges: dict[str, float]) -> dict[str, float]:
-    """``ranges`` with one range for the inputs and outputs of each op that keeps values (last op first)."""
+    """Return ``ranges`` with one range for the inputs and outputs of each op that only moves values (last op first)."""
     result = dict(ranges)
     for node in reversed(graph.node):
         if node.op_type in SHARED_RANGE and node.output[0] in result:
@@ -96,7 +96,7 @@ def shared_ranges(graph: GraphProto, ranges: dict[str, float]) -> dict[str, floa
 
 
 def with_outputs(model: ModelProto, names: list[str]) -> bytes:
-    """The serialized model with exactly ``names`` as its outputs (inputs among them are left out)."""
+    """Serialize the model with exactly ``names`` as its outputs, without the inputs among them."""
     onnx = require("onnx")
     produced = {name for node in model.graph.node for name in node.output}
     copy = onnx.ModelProto()
@@ -108,7 +108,7 @@ def with_outputs(model: ModelProto, names: list[str]) -> bytes:
 
 
 def _rule(node: NodeProto, constants: dict[str, float]) -> Derived | None:
-    """The rule by which the node's output follows from its input, or None when it must be watched."""
+    """Return how the node's output follows from its input, or None if it must be watched."""
     if node.op_type in SAME_VALUES:
         return Derived(node.output[0], node.input[0])
     if node.op_type == "Relu":
@@ -125,7 +125,7 @@ def _rule(node: NodeProto, constants: dict[str, float]) -> Derived | None:
 
 
 def _constants(graph: GraphProto) -> dict[str, float]:
-    """Scalar floating-point constants by name, from initializers and Constant nodes."""
+    """Return scalar floating-point constants by name, from initializers and Constant nodes."""
     onnx = require("onnx")
     kinds = onnx.TensorProto
     floats = {kinds.FLOAT, kinds.FLOAT16, kinds.BFLOAT16, kinds.DOUBLE}
@@ -140,11 +140,12 @@ def _constants(graph: GraphProto) -> dict[str, float]:
     return found
 
 
-# How long this process counts at a time: at the end, threads wait for the slowest, and a checkpoint may be written.
+# Duration of one unit of work in this process: at its end, threads wait for the slowest, and a checkpoint may be
+# written.
 _LOT_S = 1.0
 # Chunks at a time at most, however fast they are.
 _MOST_CHUNKS = 32
-# With the time above, a crash costs at most two seconds of work, unless saving would take more than this share.
+# With the time above, a crash costs at most two seconds of work, unless saving would exceed this share of the time.
 _SAVE_EVERY_S = 0.9
 _SAVE_SHARE = 1 / 10
 
@@ -153,7 +154,7 @@ Chunks = Mapping[int, Sequence[Picture]]
 
 
 class CollectedStatistics(msgspec.Struct, frozen=True):
-    """Statistics of the watched tensors, where they are kept, and whether they were there before."""
+    """Statistics of the watched tensors, their file, and whether they already existed."""
 
     statistics: Statistics
     path: Path
@@ -161,7 +162,7 @@ class CollectedStatistics(msgspec.Struct, frozen=True):
 
 
 class StatisticsJob(msgspec.Struct, frozen=True):
-    """A counting job, in a form that travels to another process; the network is opened there, once."""
+    """A job of statistics collection that can be sent to another process, which opens the network once."""
 
     model: str
     model_sha256: str
@@ -174,18 +175,18 @@ class StatisticsJob(msgspec.Struct, frozen=True):
 
 
 class PartialStatistics(msgspec.Struct, frozen=True):
-    """Counts of an executor: the numbers of the chunks, and their statistics."""
+    """Result of an executor: the numbers of the chunks, and their statistics."""
 
     chunks: tuple[int, ...]
     statistics: Statistics
 
 
 class Executor(Protocol):
-    """The interface of executors: this process alone, or others. Each gives the same statistics, to the bit."""
+    """The interface of executors: this process, or others. All give bit-identical statistics."""
 
     @property
     def threads(self) -> int:
-        """Threads that each process counts with, where the user does not say."""
+        """Default number of threads per process."""
 
     def count(
         self,
@@ -196,19 +197,19 @@ class Executor(Protocol):
         listen: Listener,
         should_stop: Callable[[], bool],
     ) -> Generator[PartialStatistics, None, None]:
-        """Count all chunks, each once, and give them as they come; ends early when ``should_stop`` says so.
+        """Process all chunks, each once, and yield their statistics; stop early if ``should_stop`` returns True.
 
-        ``advance`` receives how many more pictures are done. Closing the generator ends the work.
+        ``advance`` receives the number of newly processed images. Closing the generator ends the work.
 
         Raises:
-            EdgeError: what :func:`count` raises, wherever it ran.
-            DeviceError: those who count died too often, or cannot be reached.
+            EdgeError: any error of :func:`count`, wherever it ran.
+            DeviceError: the workers died too often, or cannot be reached.
         """
         ...
 
 
 class InProcess:
-    """The executor that is this process."""
+    """The executor that uses only this process."""
 
     @property
     def threads(self) -> int:
@@ -224,7 +225,7 @@ class InProcess:
         listen: Listener,  # noqa: ARG002 - there is nobody to report on
         should_stop: Callable[[], bool],
     ) -> Generator[PartialStatistics, None, None]:
-        """Count the chunks in their order."""
+        """Process the chunks in their order."""
         order, done, size = list(chunks), 0, 1
         while done < len(order):
             numbers = tuple(order[done : done + size])
@@ -254,20 +255,20 @@ def collect_statistics(
     listen: Listener = ignore_events,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> CollectedStatistics | None:
-    """Statistics of ``plan.watched`` over ``pictures``; None when ``should_stop`` ended it early.
+    """Collect statistics of ``plan.watched`` over ``pictures``; return None if ``should_stop`` ended it early.
 
-    ``executor`` counts them, or else this process alone; ``threads`` is per process. ``key`` is the table's key; of
-    it, the statistics depend on model, preprocessing and pictures.
+    ``executor`` processes the images, by default this process; ``threads`` is per process. ``key`` is the table's key;
+    the statistics depend on its model, preprocessing and images.
 
     Raises:
-        DataError: a picture is unreadable, broken or changed meanwhile.
-        ModelError: the network overflows on a picture.
-        DeviceError: an executor's workers died too often, or cannot be reached; what they counted is kept.
+        DataError: an image is unreadable, damaged or was changed in the meantime.
+        ModelError: the network overflows on an image.
+        DeviceError: an executor's workers died too often, or cannot be reached; their results so far are saved.
         StoreError: ``cache`` cannot be written.
     """
     own = {name: key[name] for name in ("model", "preprocess", "images")} | {"format": FORMAT}
     if model.fixed_batch is not None:
-        # Until now, what such a model holds beyond its first pictures' rows was left out.
+        # Earlier versions left out data beyond the first images' rows for such a model.
         own["values"] = "all"
     if not force:
         for kind in ("histogram", "ranges") if needs == "ranges" else ("histogram",):
@@ -279,7 +280,7 @@ def collect_statistics(
     own |= {"needs": needs}
     path = _path(cache, own)
     executor = executor or InProcess()
-    # Absolute: who counts may have another working directory.
+    # Absolute, because a worker may have another working directory.
     task = StatisticsJob(
         str(model.path.absolute()), model.sha256, profile.preprocess, profile.input, tuple(plan.watched), needs,
         threads or executor.threads, model.outputs,
@@ -305,10 +306,10 @@ def count(
     advance: Callable[[int], None] = lambda _done: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Statistics | None:
-    """Statistics of the watched tensors over ``pictures``; runs in any process that has the model file.
+    """Collect statistics of the watched tensors over ``pictures``, in any process that has the model file.
 
     Raises:
-        ArtifactError: the model file here is not the one that was planned with.
+        ArtifactError: the model file differs from the one of the plan.
     """
     session, preprocessor, fixed = _opened(task)
 
@@ -327,7 +328,7 @@ def count(
         run,
         task.watched,
         with_histogram=task.needs == "histogram",
-        # One picture at a time: the result does not depend on it, and memory does.
+        # One image at a time: this does not change the result, but limits memory.
         batch=fixed or 1,
         is_fixed=fixed is not None,
         threads=task.threads,
@@ -341,9 +342,9 @@ def _opened(task: StatisticsJob) -> tuple[OrtSession, Preprocessor, int | None]:
     path = Path(task.model)
     model = onnx_model.load(path, task.outputs)
     if model.sha256 != task.model_sha256:
-        raise ArtifactError("the model is not the one that the calibration was planned with", where=path)
+        raise ArtifactError("the model differs from the one for which the calibration was planned", where=path)
     _use_one_malloc_arena()
-    # Pictures go to the threads whole; OpenCV's own would only slow them down.
+    # Each thread gets whole images; OpenCV's own threads would only slow them down.
     use_one_thread()
     outputs = with_outputs(onnx_model.folded(path, task.outputs), list(task.watched))
     session = OrtSession(outputs, precision="fp32", threads=1, lean=True)
@@ -351,7 +352,7 @@ def _opened(task: StatisticsJob) -> tuple[OrtSession, Preprocessor, int | None]:
 
 
 def _use_one_malloc_arena() -> None:
-    """Let all threads share one heap: glibc's heap per thread keeps 40 MiB more of freed memory here, for no speed."""
+    """Let all threads share one heap: glibc's heap per thread uses 40 MiB more of freed memory here, for no speed."""
     arena_max = -8  # M_ARENA_MAX in malloc.h
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(arena_max, 1)
@@ -366,7 +367,7 @@ def _complete(
     listen: Listener,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Let ``executor`` count what is left. However it ends, what came back is saved."""
+    """Let ``executor`` process the remaining chunks; save the results however it ends."""
     seen = progress.total.pictures
 
     def advance(more: int) -> None:
@@ -398,5 +399,5 @@ def _manifest(path: Path) -> Path:
 
 
 def _unfinished(path: Path) -> Path:
-    """Manifest of the checkpoint of the statistics at ``path``."""
+    """Return the manifest path of the checkpoint for the statistics at ``path``."""
     return path.with_name(path.name.replace(".stats.npz", ".partial.json"))

@@ -1,8 +1,8 @@
-"""Dask workers, on this machine or others: the only module that knows ``distributed``.
+"""Calibrate with Dask workers on this machine or others. Only this module imports ``distributed``.
 
-Scheduling, moving results and surviving a worker's death are Dask's; here shares go out and statistics come back. What
-Dask has no word for is said here: a scheduler that is not there or goes away, a cluster without workers, and workers
-with another edge or other versions of what the statistics depend on.
+Dask does the scheduling, the transfer of results and the recovery from a dead worker. This module submits the work and
+checks what Dask does not: a scheduler that is missing or disappears, a cluster without workers, and workers with other
+versions of edge or of packages that affect the statistics.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from edge.system import python_env
 
 _POLL_S = 0.2
 _LOOK_S = 2.0
-# How long a cluster may be without any worker: one that is started needs some seconds to come, on a busy machine more.
+# Maximum time without any worker: a new one needs some seconds to start, and more on a busy machine.
 _NO_WORKER_S = 30.0
 _ANSWER_S = 30.0
 _GATHER_S = 60.0
 _ADDRESS = "--dask tcp://HOST:8786"
 _SAME_PATHS = "every Dask worker needs the model and the pictures under the same paths as here"
-_GOES_ON = "what was counted is kept: the same command goes on from there"
+_GOES_ON = "the statistics so far are saved: the same command continues from there"
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -55,9 +55,9 @@ class _Answer(msgspec.Struct, frozen=True):
 
 
 class _RemoteCall:
-    """A call that happens where its pickle is loaded: sent as bytes, it needs edge on the workers only.
+    """A call that is unpickled and run on a worker: as it is sent as bytes, only the workers need edge.
 
-    Dask unpickles what is submitted on the scheduler as well, which often has no more than Dask.
+    Dask also unpickles submitted objects on the scheduler, which often has only Dask installed.
     """
 
     def __init__(self, task: StatisticsJob, pictures: Sequence[Picture]) -> None:
@@ -82,7 +82,7 @@ class Cluster:
 
     @property
     def threads(self) -> int:
-        """One: Dask gives each worker as many shares at once as it has threads."""
+        """Return 1: Dask gives each worker as many work items at once as it has threads."""
         return 1
 
     def count(
@@ -94,7 +94,7 @@ class Cluster:
         listen: Listener,
         should_stop: Callable[[], bool],
     ) -> Generator[PartialStatistics, None, None]:
-        """As :meth:`.collection.Executor.count`; Dask counts the share of a worker that dies with another one."""
+        """Work like :meth:`.collection.Executor.count`; Dask gives the work of a dead worker to another one."""
         shares = WorkQueue(chunks)
         done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         running: dict[str, tuple[Any, WorkItem]] = {}
@@ -103,7 +103,7 @@ class Cluster:
         try:
             while not should_stop():
                 self._look()
-                # Two for each thread: one in hand, and one waiting there.
+                # Two for each thread: one in progress, and one queued.
                 while len(running) < 2 * self._slots and (share := shares.take(self._slots)) is not None:
                     remote_call = pickle.dumps(_RemoteCall(task, share.pictures))
                     future = self._client.submit(pickle.loads, remote_call, key=f"{name}-{share.chunks[0]}", pure=False)
@@ -128,7 +128,7 @@ class Cluster:
                 self._client.cancel([future for future, _ in running.values()])
 
     def _result(self, future: Any, share: WorkItem) -> _Answer:  # noqa: ANN401
-        """The result of a future that is done; TimeoutError when it does not arrive."""
+        """Return the result of a finished future; raise TimeoutError if it does not arrive."""
         distributed = require("distributed")
         try:
             answer: _Answer = future.result(timeout=_GATHER_S)
@@ -136,9 +136,9 @@ class Cluster:
             raise
         except distributed.KilledWorker as exc:
             raise DeviceError(
-                f"several Dask workers died while they counted the same {len(share.pictures)} pictures",
+                f"several Dask workers died while processing the same {len(share.pictures)} images",
                 where=f"{share.pictures[0].where} … {share.pictures[-1].where}",
-                hint="out of memory? the workers' logs say so; fewer threads per worker (dask worker --nthreads 1)",
+                hint="check the workers' logs; if they ran out of memory, use fewer threads: dask worker --nthreads 1",
             ) from exc
         except ImportError as exc:
             raise MissingDependencyError(
@@ -155,10 +155,10 @@ class Cluster:
         return answer
 
     def _look(self) -> None:
-        """See now and then how many threads there are.
+        """Check the number of threads from time to time.
 
         Raises:
-            DeviceError: no worker for too long, or no scheduler.
+            DeviceError: there was no worker for too long, or the scheduler disappeared.
         """
         now = time.monotonic()
         if now - self._looked < _LOOK_S:
@@ -177,10 +177,10 @@ class Cluster:
             raise _no_workers(self._address, self._worker_timeout_s)
 
     def _gone(self) -> DeviceError:
-        return DeviceError("the Dask scheduler went away", where=self._address, hint=_GOES_ON)
+        return DeviceError("the connection to the Dask scheduler was lost", where=self._address, hint=_GOES_ON)
 
     def _compare(self, there: Machine, listen: Listener) -> None:
-        """Say once per machine where its statistics may differ from the ones that would be made here."""
+        """Warn once per machine whose statistics may differ from those of this machine."""
         if there.host in self._strange or there.versions == self._here.versions:
             return
         self._strange.add(there.host)
@@ -197,7 +197,7 @@ class Cluster:
 def connect(
     address: str, *, listen: Listener = ignore_events, timeout_s: float = 5.0, worker_timeout_s: float = _NO_WORKER_S
 ) -> Iterator[Cluster]:
-    """The executor of all workers of the Dask scheduler at ``address`` (``tcp://HOST:PORT``).
+    """Return an executor that uses all workers of the Dask scheduler at ``address`` (``tcp://HOST:PORT``).
 
     Raises:
         MissingDependencyError: ``distributed`` is not installed.
@@ -206,23 +206,21 @@ def connect(
     """
     distributed = require("distributed")
     if "://" not in address:
-        raise UsageError(f"not the address of a Dask scheduler: {address!r}", hint=_ADDRESS)
+        raise UsageError(f"invalid address of a Dask scheduler: {address!r}", hint=_ADDRESS)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", distributed.versions.VersionMismatchWarning)
         try:
             asyncio.run(_knock(address, timeout_s))
             client = distributed.Client(address, timeout=timeout_s, set_as_default=False, name="edge")
         except ValueError as exc:
-            raise UsageError(f"not the address of a Dask scheduler: {exc}", hint=_ADDRESS) from exc
+            raise UsageError(f"invalid address of a Dask scheduler: {exc}", hint=_ADDRESS) from exc
         # Two classes before Python 3.11.
         except (OSError, asyncio.TimeoutError) as exc:
             why = str(exc) or f"nothing within {timeout_s:g} s"
-            hint = (
-                "is it running, and is this its port (8786 as a rule), not the dashboard's? dask scheduler starts one"
-            )
+            hint = "start one with `dask scheduler`; use its port (usually 8786), not the dashboard's"
             raise DeviceError(f"no Dask scheduler answers: {why}", where=address, hint=hint) from exc
         except ImportError as exc:
-            raise DeviceError(f"the Dask scheduler does not fit: {exc}", where=address) from exc
+            raise DeviceError(f"the Dask scheduler is not compatible: {exc}", where=address) from exc
     try:
         for warning in caught:
             listen(Note(f"Dask: {warning.message}", "warning"))
@@ -234,13 +232,13 @@ def connect(
             raise _no_workers(address, worker_timeout_s) from exc
         yield Cluster(client, address, worker_timeout_s=worker_timeout_s)
     finally:
-        # One that cannot be told does not matter, and must not hide why this ends.
+        # A worker that cannot be notified does not matter, and must not hide the reason for the end.
         with contextlib.suppress(OSError, asyncio.TimeoutError):
             client.close()
 
 
 async def _knock(address: str, timeout_s: float) -> None:
-    """Shake hands and leave: a Client waits for ever where something accepts the connection and then says nothing."""
+    """Connect once: a Client waits for ever if the peer accepts the connection but sends nothing."""
     distributed = require("distributed")
     arguments = distributed.Security().get_connection_args("client")
     comm = await asyncio.wait_for(distributed.connect(address, timeout=timeout_s, **arguments), timeout_s)
@@ -264,10 +262,11 @@ def _machine() -> Machine:
 
 
 def _count_there(task: StatisticsJob, pictures: Sequence[Picture], version: str, client: str) -> _Answer:
-    """Count, and say where that was.
+    """Collect statistics on the worker; return them with the worker's machine.
 
     Raises:
-        EdgeError: what :func:`.collection.count` raises, with this host in it; or another version of edge is here.
+        EdgeError: an error of :func:`.collection.count` with this host's name, or the worker has another version of
+        edge.
     """
     here = _machine()
     try:
@@ -281,5 +280,5 @@ def _count_there(task: StatisticsJob, pictures: Sequence[Picture], version: str,
         where = exc.where if here.host == client else " on ".join(part for part in (exc.where, here.host) if part)
         raise type(exc)(exc.what, where=where, hint=_SAME_PATHS if missing else exc.hint) from None
     if statistics is None:
-        raise RuntimeError("counting stopped before the end, and nobody asked")
+        raise RuntimeError("statistics collection stopped early without a request")
     return _Answer(pack(statistics), here)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from edge.errors import DataError, ModelError
 from edge.quantization import BINS, Statistics, TensorStatistics, exponent_of
 
-# Values whose bins are worked out at a time: the temporary arrays stay in the second-level cache.
+# Number of values whose bins are computed at a time: the temporary arrays stay in the second-level cache.
 _BLOCK = 1 << 16
 
 
@@ -29,26 +29,26 @@ class Network(Protocol):
     """A function that runs the FP32 network: one input batch in, the watched tensors out, in a fixed order."""
 
     def __call__(self, batch: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
-        """Outputs for a float32 N×3×H×W batch."""
+        """Run the network on a float32 N×3×H×W batch."""
         ...
 
 
 class Counter:
-    """Counts batches into ``statistics``. One per thread."""
+    """Accumulates batches into ``statistics``; one per thread."""
 
     def __init__(self, names: Sequence[str], *, with_histogram: bool) -> None:
         self.statistics = Statistics.empty(names, with_histogram=with_histogram)
 
     def add(self, values: Sequence[NDArray[np.float32]], *, pictures: int, what: str) -> None:
-        """Count every value of one batch, whatever the axes of a tensor mean.
+        """Add every value of one batch, whatever the meaning of a tensor's axes.
 
         Args:
             values: the tensors in the order of the names.
-            pictures: how many pictures the batch holds.
-            what: names them in an error.
+            pictures: number of images in the batch.
+            what: their names, for error messages.
 
         Raises:
-            ModelError: a tensor holds NaN or infinity.
+            ModelError: a tensor contains NaN or infinity.
         """
         for (name, tensor), array in zip(self.statistics.tensors.items(), values, strict=True):
             if array.size:
@@ -62,10 +62,10 @@ def _count(tensor: TensorStatistics, flat: NDArray[np.float32], *, name: str, wh
     low, high = float(flat.min()), float(flat.max())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ModelError(
-            f"tensor {name!r} holds NaN or infinity for {what}",
+            f"tensor {name!r} contains NaN or infinity for {what}",
             hint="the FP32 network itself overflows on this picture: check the model and its preprocessing",
         )
-    # Adding 0.0 turns -0.0 into 0.0: which of them comes first must not matter.
+    # Adding 0.0 turns -0.0 into 0.0: the result must not depend on their order.
     tensor.low, tensor.high = min(tensor.low, low) + 0.0, max(tensor.high, high) + 0.0
     tensor.count += flat.size
     tensor.grow(exponent_of(max(-tensor.low, tensor.high)))
@@ -77,7 +77,7 @@ def add_to_bins(flat: NDArray[np.float32], counts: NDArray[np.int64], *, exponen
     """Add the bins of ``flat`` (contiguous) over (-2^exponent, 2^exponent) to ``counts`` (2·BINS).
 
     The factor is a power of two, so each product is exact; truncation towards zero finds the bin within its side, and
-    the sign bit says which side, for -0.0 too.
+    the sign bit selects the side, for -0.0 too.
     """
     factor = np.float32(math.ldexp(BINS, -exponent))
     products = np.empty(min(_BLOCK, flat.size), np.float32)
@@ -107,22 +107,22 @@ def collect(
 
     Args:
         pictures: their names.
-        load: gives picture i as float32 3×H×W.
+        load: returns image i as float32 3×H×W.
         network: called from several threads at once.
         names: the watched tensors.
         with_histogram: False collects ranges only.
         batch: pictures per call of the network.
-        is_fixed: the network takes no smaller batch.
+        is_fixed: the network does not accept a smaller batch.
         threads: worker threads.
-        advance: called with the number of pictures that are newly done.
-        should_stop: asked before each batch.
+        advance: called with the number of newly processed images.
+        should_stop: checked before each batch.
 
     Returns:
         The statistics; None when ``should_stop`` ended it early.
 
     Raises:
-        DataError: whatever ``load`` raises for a bad picture; the calibration never shortens itself.
-        ModelError: NaN or infinity in a tensor.
+        DataError: ``load`` failed for an image; the calibration is never silently shortened.
+        ModelError: a tensor contains NaN or infinity.
     """
     if not pictures:
         raise DataError("no pictures to calibrate with")
@@ -164,9 +164,9 @@ def collect(
 def _of_part(
     arrays: list[NDArray[np.float32]], network: Network, like: Statistics, *, batch: int, what: str
 ) -> Statistics:
-    """Statistics of fewer pictures than the network takes, whichever axis of a tensor holds the batch.
+    """Compute statistics of fewer images than the network's batch, whichever axis of a tensor is the batch.
 
-    The batch is filled up with copies of the last picture. A second batch of that picture alone says what they add.
+    The batch is filled up with copies of the last picture. A second batch of only that image gives their contribution.
     """
     names = list(like.tensors)
     with_histogram = all(tensor.counts is not None for tensor in like.tensors.values())
@@ -180,7 +180,7 @@ def _of_part(
 
 
 def _take_off(tensor: TensorStatistics, copies: TensorStatistics, *, missing: int, batch: int) -> None:
-    """Take ``missing`` of ``batch`` copies off; a tensor whose size does not depend on the batch stays as it is."""
+    """Subtract ``missing`` of ``batch`` copies; a tensor whose size does not depend on the batch stays unchanged."""
     if copies.count % batch:
         return
     tensor.grow(copies.exponent)
@@ -188,6 +188,6 @@ def _take_off(tensor: TensorStatistics, copies: TensorStatistics, *, missing: in
     if tensor.counts is None or copies.counts is None:
         tensor.count -= copies.count * missing // batch
         return
-    # A kernel may round one row of a batch in another way than the next: no bin goes below zero for it.
+    # A kernel may round one row of a batch differently from another: no bin becomes negative because of it.
     tensor.counts -= np.minimum(tensor.counts, copies.counts * missing // batch)
     tensor.count = int(tensor.counts.sum())

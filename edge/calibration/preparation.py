@@ -1,8 +1,8 @@
-"""The stack by measure: statistics and calibration pictures -> recipe, prepared model and ranges.
+"""Prepare a network for INT8 by measurement: choose the recipe, and make the prepared model and its ranges.
 
-Each step is tried and kept only where the logits of the quantized network come closer to those of the user's own on the
-calibration pictures; the recipe says what was measured and what was left out. The order: migration, algorithm, bias
-correction, shift.
+Each step is tried on the calibration images and kept only if it brings the logits of the quantized network closer to
+those of the user's network; the recipe records the measurements and the steps left out. The order: migration,
+algorithm, bias correction, shift.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ if TYPE_CHECKING:
 # An onnx.ModelProto, which only its adapters import.
 OnnxModel: TypeAlias = Any
 
-# TensorRT 10.3 is what JetPack 6.1 and 6.2 hold; every 10.x reads it, and other versions take it retargeted.
+# JetPack 6.1 and 6.2 have TensorRT 10.3; every 10.x reads its tables, and other versions need a retargeted one.
 HEADER_VERSION = TrtVersion(10, 3, 0)
-# What rewriting may change of the float logits, as a share of the largest.
+# Maximum change of the float logits by the rewriting, as a share of the largest logit.
 TOLERANCE = 1e-4
-# Pictures that all algorithms are compared on; the best of them again on all.
+# Number of images on which all algorithms are compared; the best ones are compared again on all.
 _RACE = 16
-# Pictures that judge a step; the means of channels come from all that the scorer has.
+# Number of images that score a step; the channel means come from all images of the scorer.
 _JUDGES = 32
 _FINALISTS = 2
-# The logits of few classes say little: there a shift, whose gain is known, may lose a little on the pictures at hand.
+# The logits of few classes are a weak criterion: a shift, whose gain is known, may lose a little on these images.
 _FEW_CLASSES, _FEW_CLASSES_MARGIN_DB = 32, 0.5
 _ALPHAS = (0.5, 0.65)
 
@@ -70,7 +70,7 @@ _ALPHAS = (0.5, 0.65)
 class PreparationSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of the preparation, from the profile.
 
-    ``algorithm`` auto takes the best of all; without ``rewrites`` nothing else is done.
+    With the algorithm auto the best one is chosen; without ``rewrites`` the network is not changed.
     """
 
     algorithm: str = "auto"
@@ -83,21 +83,21 @@ class PreparationSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """A recipe, the network made by it (an onnx.ModelProto), and the ranges of its tensors."""
+    """A recipe, the network prepared with it (an onnx.ModelProto), and the ranges of its tensors."""
 
     recipe: Recipe
     model: Any
     ranges: dict[str, float]
 
     def table(self) -> Table:
-        """The calibration table of the prepared network."""
-        # A DLA reads no other header; for what is rewritten, scales are not those of any calibrator anyway.
+        """Return the calibration table of the prepared network."""
+        # A DLA reads no other header; the scales of a rewritten network are not those of any calibrator anyway.
         known = algorithms.REGISTRY[self.recipe.algorithm].table_name
         name = "entropy2" if self.recipe.rewrites else known
         return calibration_table.from_ranges(self.ranges, algorithm=name, trt_version=HEADER_VERSION)
 
     def form(self, *, only: Sequence[str] | None = None) -> OnnxModel:
-        """The Q/DQ form as TensorRT gets it; of the layers ``only``, where given."""
+        """Return the Q/DQ form for TensorRT; with ``only``, just these layers are quantized."""
         made: OnnxModel = insert(self.model, self.table(), target="tensorrt", only=only).model
         return made
 
@@ -114,21 +114,21 @@ def prepare(
     """Run the stack.
 
     Args:
-        folded: the network that ``statistics`` are of (:func:`edge.quantization.fold`).
+        folded: the network of ``statistics`` (:func:`edge.quantization.fold`).
         statistics: of every activation tensor.
-        scorer: the reference and the pictures that decide.
-        settings: what the profile asks for.
-        recipe: names the model and the statistics.
-        on_event: gets a Progress per measurement.
+        scorer: the reference and the images for scoring.
+        settings: the profile's settings.
+        recipe: an empty recipe with the model and the statistics.
+        on_event: called with a Progress per measurement.
 
     Raises:
-        ModelError: folding changed what the network computes.
+        ModelError: folding changed the network's outputs.
     """
     return _Stack(folded, statistics, scorer, settings, on_event).run(recipe)
 
 
 def finish(folded: OnnxModel, statistics: Statistics, recipe: Recipe) -> Prepared:
-    """Prepared model and ranges for a recipe that is complete.
+    """Make the prepared model and its ranges for a complete recipe.
 
     Raises:
         ModelError: the recipe is for another network.
@@ -151,7 +151,7 @@ class _Channels(msgspec.Struct, frozen=True):
 
 
 class _Stack:
-    """One run of the stack: what has been measured so far."""
+    """One run of the preparation: its measurements so far."""
 
     def __init__(
         self,
@@ -190,7 +190,7 @@ class _Stack:
         return self._finished(msgspec.structs.replace(recipe, steps=tuple(self._steps)))
 
     def _with_algorithm(self, recipe: Recipe) -> tuple[Recipe, float]:
-        """The recipe with the best algorithm, or the one that the profile names."""
+        """Return the recipe with the best algorithm, or with the profile's."""
         settings = self._settings
         if settings.algorithm != "auto":
             recipe = msgspec.structs.replace(recipe, algorithm=settings.algorithm, parameters=settings.parameters)
@@ -262,20 +262,20 @@ class _Stack:
         return best
 
     def _margin_db(self) -> float:
-        """The SQNR that a shift may lose on the calibration pictures: 0, or the uncertainty of few logits."""
+        """Return the SQNR that a shift may lose on the calibration images: 0, or the uncertainty of few logits."""
         return _FEW_CLASSES_MARGIN_DB if self._scorer.reference.shape[1] < _FEW_CLASSES else 0.0
 
     def _try(
         self, name: str, recipe: Recipe, best_db: float, exact: OnnxModel | None = None, *, margin_db: float = 0.0
     ) -> float | None:
-        """The SQNR with ``recipe`` where it beats ``best_db``; the step is noted in any case."""
+        """Measure ``recipe`` and return its SQNR if it beats ``best_db``; the step is recorded in any case."""
         measured = self._score(recipe)
         why = self._why_not(exact, measured, best_db - margin_db)
         self._steps.append(Step(name, why is None, measured, why))
         return measured if why is None else None
 
     def _why_not(self, exact: OnnxModel | None, measured: float, best_db: float) -> str | None:
-        """The reason why a step is left out; None where it is not. An ``exact`` step must not change the results."""
+        """Return the reason for leaving a step out, or None. An ``exact`` step must not change the float results."""
         if measured <= best_db:
             return f"{best_db:.2f} dB without it"
         if exact is not None and (changed := self._scorer.deviation(exact)) > TOLERANCE:
@@ -303,7 +303,7 @@ class _Stack:
         return msgspec.structs.replace(recipe, migrations=made)
 
     def _corrections(self, base: OnnxModel) -> tuple[BiasCorrection, ...]:
-        """Bias corrections: the change of each layer's mean output by rounding."""
+        """Compute bias corrections: the change of each layer's mean output by rounding."""
         channels = self._channels(base)
         graph = GraphIndex(base)
         excluded = {item.layer for item in self._settings.float_layers}
@@ -329,7 +329,7 @@ class _Stack:
         return tuple(found)
 
     def _channels(self, model: OnnxModel) -> dict[str, _Channels]:
-        """Per channel of each tensor that a weighted layer reads: mean and largest magnitude over the pictures."""
+        """Return mean and largest magnitude per channel over the images, for each input tensor of a weighted layer."""
         axes: dict[str, int] = {}
         for layer in weighted_layers(model):
             axes.setdefault(layer.activation, layer.channel_axis)

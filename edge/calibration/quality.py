@@ -1,7 +1,7 @@
-"""The one table of limits for INT8 accuracy: what ``build``, ``eval``, ``tune`` and the trial of ``ship`` judge by.
+"""The limits for INT8 accuracy that ``build``, ``eval``, ``tune`` and the trial of ``ship`` apply.
 
 =========  =========================================================  ====================================
-level      when                                                       what follows
+level      condition                                                  consequence
 =========  =========================================================  ====================================
 collapse   logit SQNR below 6 dB, or agreement with FP32 below 80 %   exit code 1, unless the profile has
            on at least 50 pictures                                    ``quality: {collapse: allow}``
@@ -10,7 +10,7 @@ weak       logit SQNR below 10 dB, or agreement below 90 % on at      a note wit
 good       otherwise                                                  nothing
 =========  =========================================================  ====================================
 
-Limits of the user's own (``quality:`` in the profile, ``edge eval --min-...``) come on top, each an error.
+The user's own limits (``quality:`` in the profile, ``edge eval --min-...``) apply in addition; missing one is an error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edge.errors import QualityError
 
 COLLAPSE_SQNR_DB, COLLAPSE_AGREEMENT = 6.0, 80.0
 WEAK_SQNR_DB, WEAK_AGREEMENT = 10.0, 90.0
-# Of fewer pictures a share says too little: 8 of 10 has a 95 % interval from 49 to 94 %.
+# A share of fewer images is too uncertain: 8 of 10 has a 95 % interval from 49 to 94 %.
 MIN_PICTURES = 50
 
 Level = Literal["good", "weak", "collapse"]
@@ -34,8 +34,8 @@ Level = Literal["good", "weak", "collapse"]
 class MeasuredAccuracy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Accuracy of a quantized network on ``n`` pictures; shares in percent with their 95 % intervals.
 
-    ``sqnr_db`` None means that the logits equal those of FP32. ``top1_drop`` is FP32's top-1 minus this one's, in
-    points. What was not measured is absent.
+    ``sqnr_db`` None means that the logits equal those of FP32. ``top1_drop`` is FP32's top-1 minus this one, in
+    points. Unmeasured values are absent.
     """
 
     n: int
@@ -49,14 +49,14 @@ class MeasuredAccuracy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
 
 
 class QualityVerdict(msgspec.Struct, frozen=True):
-    """Level by the table of limits, and the figures that led to it (empty when good)."""
+    """The level by the table of limits, and the figures below a limit (empty for good)."""
 
     level: Level
     reasons: list[str]
 
 
 def judge(measured: MeasuredAccuracy) -> QualityVerdict:
-    """Level of ``measured`` by the table of limits."""
+    """Return the level of ``measured`` by the table of limits."""
     for level, sqnr_limit, share_limit in (
         ("collapse", COLLAPSE_SQNR_DB, COLLAPSE_AGREEMENT),
         ("weak", WEAK_SQNR_DB, WEAK_AGREEMENT),
@@ -80,20 +80,20 @@ def check(
     layers: Callable[[], Sequence[str]] = list,
     judged: bool = True,
 ) -> list[str]:
-    """Judge ``measured`` by the table of limits and by the limits in ``quality``.
+    """Check ``measured`` against the table of limits and the limits in ``quality``.
 
     Args:
-        measured: What was measured.
-        quality: The profile's section, or the options of the command laid over it.
-        hint: The command that improves the accuracy.
-        layers: Finds the layers that cost the most, the worst first; called only where the accuracy is not good.
-        judged: Judge by the table of limits, too; False for what is no INT8 network.
+        measured: the measured accuracy.
+        quality: the profile's section, overridden by options of the command.
+        hint: the command that improves the accuracy.
+        layers: returns the layers with the largest loss, worst first; called only if the accuracy is not good.
+        judged: apply the table of limits, too; False for a network that is not INT8.
 
     Returns:
-        Notes for the user; empty when everything is good.
+        Notes for the user; empty if everything is good.
 
     Raises:
-        QualityError: a limit of the user's own is missed, or the accuracy has collapsed and that is not allowed.
+        QualityError: a limit of the user is missed, or the accuracy has collapsed and the profile does not allow it.
     """
     missed = list(_missed(measured, quality))
     if missed:
@@ -104,14 +104,14 @@ def check(
     what = "INT8 accuracy has collapsed" if verdict.level == "collapse" else "INT8 accuracy is weak"
     text = f"{what}: {'; '.join(verdict.reasons)}"
     if worst := layers():
-        text += f"; the layers that cost the most: {', '.join(worst)}"
+        text += f"; layers with the largest loss: {', '.join(worst)}"
     if verdict.level == "collapse" and quality.collapse == "error":
         raise QualityError(text, hint=f"{hint}; or quality: {{collapse: allow}} in the profile to accept it")
     return [f"{text}; to improve it: {hint}"]
 
 
 def _missed(measured: MeasuredAccuracy, quality: QualityConfig) -> list[str]:
-    """One sentence for each of the user's limits that is missed, with figure, interval and limit."""
+    """Return one sentence for each missed limit of the user, with figure, interval and limit."""
     found = []
     if quality.min_sqnr is not None and measured.sqnr_db is not None and measured.sqnr_db < quality.min_sqnr:
         found.append(f"logit SQNR is {measured.sqnr_db:.2f} dB, below the limit of {quality.min_sqnr:g} dB")

@@ -1,9 +1,9 @@
-"""The one scorer of INT8 accuracy: logit SQNR and agreement with FP32 on pictures, with faithful arithmetic.
+"""Score INT8 accuracy: logit SQNR and agreement with FP32 on images, with faithful arithmetic.
 
 A Q/DQ network is run operator by operator in float32 (no graph optimization, no integer kernels): every tensor is
-rounded exactly where the network says so, and everything else is exact. That is what TensorRT's INT8 kernels compute up
-to the order of float additions. ONNX Runtime's own integer kernels round in other places as well, so they may give
-another answer; :mod:`edge.runtime` shows both where that matters.
+rounded exactly where the network has Q/DQ nodes, and everything else is exact. TensorRT's INT8 kernels compute the same
+up to the order of float additions. ONNX Runtime's own integer kernels also round in other places, so their outputs may
+differ; :mod:`edge.runtime` reports both if that matters.
 """
 
 from __future__ import annotations
@@ -57,17 +57,17 @@ def rank_layers(
     on_layer: Callable[[LayerNoise], None] = lambda _: None,
     listen: Listener = ignore_events,
 ) -> list[LayerNoise]:
-    """Noise of every layer quantized alone, the largest first.
+    """Measure the noise of every layer when only that layer is quantized; the largest first.
 
     Args:
-        layers: Which layers.
-        form_of: The Q/DQ model (an onnx.ModelProto) in which only the layer of that name is quantized.
+        layers: the layers.
+        form_of: The Q/DQ model (an onnx.ModelProto) in which only the named layer is quantized.
         scorer: The pictures to measure on.
         reference: Logits without noise, n × classes; those of the scorer's reference where None.
         most: Use only the first pictures of the scorer.
-        known: Noise of layers that was measured before, by name: they are not measured again.
-        on_layer: Gets each layer as soon as it is measured.
-        listen: Gets the progress.
+        known: known noise of layers by name; these are not measured again.
+        on_layer: called with each layer as soon as it is measured.
+        listen: called with the progress.
     """
     exact = (scorer.reference if reference is None else reference)[:most]
     power = float(np.square(exact, dtype=np.float64).sum())
@@ -92,7 +92,7 @@ def predicted_sqnr(
     ranked_db: float | None = None,
     measured_layers: int = 0,
 ) -> float:
-    """Predicted logit SQNR in dB with the ``float_layers`` noisiest layers in float.
+    """Predict the logit SQNR in dB with the ``float_layers`` noisiest layers in float.
 
     Args:
         noises: Of all quantized layers, the largest first.
@@ -120,7 +120,7 @@ def worst_layers(
     listen: Listener = ignore_events,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[str]:
-    """Names of the three weighted layers whose quantization costs the most, measured on a few of ``pictures``.
+    """Return the names of the three weighted layers with the largest quantization loss on a few of ``pictures``.
 
     Raises:
         DataError, ModelError, DeviceError: As in :func:`edge.calibration.scoring.measure_accuracy`.
@@ -139,11 +139,11 @@ def worst_layers(
     return [item.layer for item in ranked[:_NAMED] if item.noise > 0.0]
 
 
-# Inputs up to this many bytes are kept in memory.
+# Inputs up to this many bytes are stored in memory.
 KEEP_BYTES = 1 << 30
-# Pictures that :func:`measure_accuracy` uses: enough for the limits of agreement, which need 50.
+# Number of images for :func:`measure_accuracy`: enough for the limits of agreement, which need 50.
 MEASURED_PICTURES = 64
-# SQNR that stands for "equal" and for "holds NaN or infinity", where a number is needed for an order.
+# SQNR values for "equal" and for "has NaN or infinity", where a number is needed for sorting.
 _EQUAL_DB, _BROKEN_DB = 200.0, -100.0
 
 
@@ -160,12 +160,12 @@ class Score(msgspec.Struct, frozen=True):
 
     @property
     def db(self) -> float:
-        """SQNR as a number that can be ordered, also where the logits are equal."""
+        """SQNR as a number for sorting, also if the logits are equal."""
         return _EQUAL_DB if self.sqnr_db is None else self.sqnr_db
 
 
 def compare(own: NDArray[np.float32], reference: NDArray[np.float32]) -> Score:
-    """Score of ``own`` logits against ``reference``, both n × classes; the lowest score where ``own`` is not finite."""
+    """Score ``own`` logits against ``reference``, both n × classes; the lowest score if ``own`` is not finite."""
     if not np.isfinite(own).all():
         return Score(_BROKEN_DB, 0.0, len(own))
     same = own.argmax(axis=1) == reference.argmax(axis=1)
@@ -177,10 +177,10 @@ class Scorer:
 
     Args:
         reference: The user's own ONNX: an onnx.ModelProto, serialized, or a path.
-        pictures: Preprocessed pictures, float32 3×H×W each; they are looked up when they are needed.
-        fixed_batch: The only batch that the network takes; None where it takes one picture.
-        threads: How many calls run at the same time; all cores where None.
-        should_stop: Asked before every call; where true, scoring raises :class:`concurrent.futures.CancelledError`.
+        pictures: Preprocessed pictures, float32 3×H×W each; they are loaded when needed.
+        fixed_batch: the network's fixed batch size; None if it accepts one image.
+        threads: number of concurrent calls; None means all cores.
+        should_stop: checked before every call; if true, scoring raises :class:`concurrent.futures.CancelledError`.
 
     Raises:
         DataError: No pictures.
@@ -206,7 +206,7 @@ class Scorer:
 
     @property
     def reference(self) -> NDArray[np.float32]:
-        """Logits of the FP32 network, n × classes.
+        """Return the logits of the FP32 network, n × classes; they are computed once.
 
         Raises:
             DataError: All logits are zero.
@@ -217,14 +217,14 @@ class Scorer:
         if self._reference is None:
             found = self.logits(self._model, optimize=True)
             if not np.isfinite(found).all():
-                raise DeviceError("the FP32 network's answer holds NaN or infinity")
+                raise DeviceError("the output of the FP32 network has NaN or infinity")
             if not found.any():
                 raise DataError("all logits of the FP32 network are zero: there is nothing to compare with")
             self._reference = found
         return self._reference
 
     def first(self, count: int) -> Scorer:
-        """A scorer on the first ``count`` pictures only."""
+        """Return a scorer on the first ``count`` images only."""
         if count >= len(self.pictures):
             return self
         pictures = [self.pictures[index] for index in range(count)]
@@ -237,7 +237,7 @@ class Scorer:
 
     @property
     def batches(self) -> Iterator[NDArray[np.float32]]:
-        """The pictures as the network takes them, float32 N×3×H×W; the last batch is filled with its last picture."""
+        """Yield the images in batches, float32 N×3×H×W; the last batch is padded with its last image."""
         return (self._batch(start) for start in range(0, len(self.pictures), self._size))
 
     def logits(
@@ -249,14 +249,14 @@ class Scorer:
         stage: str = "score",
         listen: Listener = ignore_events,
     ) -> NDArray[np.float32]:
-        """Logits of a network, n × classes.
+        """Return the logits of a network, n × classes.
 
         Args:
             model: An onnx.ModelProto, serialized, or a path.
             optimize: Let onnxruntime optimize the graph; right for float networks only.
             most: Use only the first ``most`` pictures.
             stage: Name of the progress events.
-            listen: Gets a progress event for each picture.
+            listen: called with a progress event for each image.
 
         Raises:
             ModelError, DeviceError: The network cannot be loaded, or fails.
@@ -289,11 +289,11 @@ class Scorer:
                 session.close()
 
     def score(self, model: Any, *, most: int | None = None) -> Score:  # noqa: ANN401
-        """Score of a network (an onnx.ModelProto, serialized, or a path) on all or the first ``most`` pictures."""
+        """Score a network (an onnx.ModelProto, serialized, or a path) on all or the first ``most`` images."""
         return compare(self.logits(model, most=most), self.reference[:most])
 
     def deviation(self, model: Any) -> float:  # noqa: ANN401
-        """Largest difference between the logits of a float network and the reference, as a share of the largest."""
+        """Return the largest difference of a float network's logits from the reference, as a share of the largest."""
         return float(np.abs(self.logits(model, optimize=True) - self.reference).max() / np.abs(self.reference).max())
 
     def _batch(self, start: int) -> NDArray[np.float32]:
@@ -304,7 +304,7 @@ class Scorer:
 class PictureInputs(Sequence["NDArray[np.float32]"]):
     """Preprocessed pictures, float32 3×H×W each.
 
-    They are kept in memory up to ``keep_bytes``; of more, each picture is decoded again on every look.
+    They are stored in memory up to ``keep_bytes``; beyond that, each image is decoded again on every access.
     """
 
     def __init__(
@@ -333,11 +333,11 @@ class PictureInputs(Sequence["NDArray[np.float32]"]):
         listen: Listener = ignore_events,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Decode what is kept, with a progress event for each picture.
+        """Decode the images to store, with a progress event for each.
 
         Raises:
             DataError: a picture cannot be read or decoded.
-            CancelledError: ``should_stop`` said so.
+            CancelledError: ``should_stop`` returned True.
         """
 
         def load(index: int) -> None:
@@ -366,9 +366,9 @@ class PictureInputs(Sequence["NDArray[np.float32]"]):
 
 
 def spread(pictures: Sequence[Picture], count: int) -> list[Picture]:
-    """``count`` of the pictures at even distances: a folder is often sorted by class.
+    """Choose ``count`` of the images at even distances, because a folder is often sorted by class.
 
-    They come in an order in which the first few are spread over the set as well.
+    In the resulting order, the first few images are spread over the set as well.
     """
     kept = min(count, len(pictures))
     # Multiples of the golden ratio, modulo 1, fill the unit interval evenly.
@@ -386,7 +386,7 @@ def inputs_of(
     listen: Listener = ignore_events,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> PictureInputs:
-    """``count`` of the pictures, spread over the set, decoded and preprocessed as ``profile`` says.
+    """Decode and preprocess ``count`` of the images, spread over the set, with the profile's settings.
 
     Raises:
         DataError: A picture cannot be read or decoded.
@@ -398,7 +398,7 @@ def inputs_of(
 
 
 def tensorrt_form(profile: Profile, table: Table) -> QdqResult:
-    """The Q/DQ network that TensorRT gets for ``profile`` with ``table``.
+    """Return the Q/DQ network that TensorRT gets for ``profile`` with ``table``.
 
     Raises:
         ModelError: The model cannot be read or quantized.
@@ -416,9 +416,9 @@ def measure_accuracy(
     listen: Listener = ignore_events,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> MeasuredAccuracy:
-    """Accuracy of the TensorRT form of ``table`` on at most :data:`MEASURED_PICTURES` of ``pictures``.
+    """Measure the accuracy of the TensorRT form of ``table`` on at most :data:`MEASURED_PICTURES` of ``pictures``.
 
-    ``quantized`` is the profile with the prepared model that the table is for, where that is not the user's own.
+    ``quantized`` is the profile with the prepared model of the table, if that is not the user's own.
 
     Raises:
         DataError: A picture cannot be read or decoded.
@@ -447,9 +447,9 @@ def measured_accuracy(score: Score) -> MeasuredAccuracy:
 
 
 class TableForms:
-    """TensorRT Q/DQ forms of one model for many tables: the quantizer runs once, then only scales are replaced.
+    """TensorRT Q/DQ forms of one model for many tables: the quantizer runs once, later only scales are replaced.
 
-    A table that scales other tensors than the one before gives other Q/DQ nodes and goes through the quantizer again.
+    A table with scales for other tensors than the previous one has other Q/DQ nodes, and the quantizer runs again.
     """
 
     def __init__(self, model: Any) -> None:  # noqa: ANN401 - an onnx.ModelProto
@@ -458,7 +458,7 @@ class TableForms:
         self._scaled: frozenset[str] = frozenset()
 
     def insert(self, table: Table) -> QdqResult:
-        """As :func:`edge.quantization.qdq.insert`; the model is overwritten by the next call.
+        """Work like :func:`edge.quantization.qdq.insert`; the next call overwrites the returned model.
 
         Raises:
             ModelError: the quantizer cannot handle the model.

@@ -1,8 +1,8 @@
-"""Processes of this machine, each behind a pipe of its own.
+"""Calibrate with worker processes of this machine, each with its own pipe.
 
-Not :class:`concurrent.futures.ProcessPoolExecutor`, whose workers share their queues: one that is killed while it sends
-leaves the parent reading for ever, all others are ended with it, and they stay behind when the parent is killed. Here a
-death is the end of one pipe and costs one share; only that worker is replaced.
+:class:`concurrent.futures.ProcessPoolExecutor` is unsuitable because its workers share their queues: if one is killed
+while sending, the parent reads for ever and all other workers are ended, and workers survive a killed parent. Here a
+dead worker ends one pipe and costs one work item; only that worker is replaced.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from edge.quantization import BINS, Statistics, TensorStatistics
 
 # A worker starts with a quarter of its part; statistics of a share are some megabytes, whatever its size.
 _PIECES = 4
-# Fewer pictures per share for few workers: they are done sooner, so the bar moves, and less is lost with a worker.
+# Fewer images per item for few workers: they finish sooner, so the bar moves, and less is lost with a worker.
 _MOST_CHUNKS = (4, 16)
 _DEATHS = 3
 
 
 class WorkItem(msgspec.Struct, frozen=True):
-    """Some chunks for one worker: their numbers, and all their pictures in one row."""
+    """Some chunks for one worker: their numbers, and the list of all their images."""
 
     chunks: tuple[int, ...]
     pictures: tuple[Picture, ...]
 
 
 class WorkQueue:
-    """Work items that no worker has yet. Not for use from several threads."""
+    """Work items that are not assigned yet. Not thread-safe."""
 
     def __init__(self, chunks: Chunks) -> None:
         self._chunks = chunks
@@ -54,7 +54,7 @@ class WorkQueue:
         self._deaths: dict[tuple[int, ...], int] = {}
 
     def take(self, workers: int) -> WorkItem | None:
-        """The next share where ``workers`` are at work, or None when everything is handed out."""
+        """Return the next work item for ``workers`` active workers, or None if all are assigned."""
         if self._back:
             return self._back.popleft()
         if not self._fresh:
@@ -65,10 +65,10 @@ class WorkQueue:
         return WorkItem(numbers, tuple(itertools.chain.from_iterable(self._chunks[number] for number in numbers)))
 
     def give_back(self, share: WorkItem) -> None:
-        """Hand a share out again: its worker died.
+        """Assign an item again because its worker died.
 
         Raises:
-            DeviceError: it is the third worker that died of this share.
+            DeviceError: this is the third worker that died with this item.
         """
         deaths = self._deaths[share.chunks] = self._deaths.get(share.chunks, 0) + 1
         if deaths >= _DEATHS:
@@ -77,17 +77,17 @@ class WorkQueue:
 
 
 def died(share: WorkItem) -> DeviceError:
-    """The error for a share that no worker survived."""
+    """Return the error for an item that no worker survived."""
     first, last = share.pictures[0].where, share.pictures[-1].where
     return DeviceError(
-        f"{_DEATHS} workers died while they counted the same {len(share.pictures)} pictures",
+        f"{_DEATHS} workers died while processing the same {len(share.pictures)} images",
         where=f"{first} … {last}",
-        hint="out of memory? (dmesg says so) fewer --workers; otherwise --workers 1 on this set narrows it down",
+        hint="if dmesg shows a lack of memory, use fewer --workers; otherwise find the image with --workers 1",
     )
 
 
 class Range(msgspec.Struct, frozen=True):
-    """One tensor: its range, and which bins the row has of it; None where only ranges were collected."""
+    """Range of one tensor, and its bins in the packed row; None if only ranges were collected."""
 
     low: float
     high: float
@@ -97,7 +97,7 @@ class Range(msgspec.Struct, frozen=True):
 
 
 class PackedStatistics(msgspec.Struct, frozen=True):
-    """Packed statistics. ``row`` holds the occupied bins of all tensors, one after the other."""
+    """Packed statistics. ``row`` has the occupied bins of all tensors, one after the other."""
 
     pictures: int
     tensors: dict[str, Range]
@@ -105,7 +105,7 @@ class PackedStatistics(msgspec.Struct, frozen=True):
 
 
 def pack(statistics: Statistics) -> PackedStatistics:
-    """The same statistics, small."""
+    """Pack statistics into a small form."""
     tensors: dict[str, Range] = {}
     pieces: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
     for name, tensor in statistics.tensors.items():
@@ -121,7 +121,7 @@ def pack(statistics: Statistics) -> PackedStatistics:
 
 
 def unpack(packed: PackedStatistics) -> Statistics:
-    """The statistics that were packed, to the bit."""
+    """Unpack statistics exactly."""
     tensors, at = {}, 0
     for name, kept in packed.tensors.items():
         counts = None
@@ -142,7 +142,7 @@ _EXIT_S = 2.0
 class Processes:
     """An executor of ``workers`` processes with one thread each.
 
-    They are started afresh ("spawn"): forking a process that runs threads is unsafe. A script that uses this therefore
+    They are started with "spawn", because forking a process with threads is unsafe. A script that uses this therefore
     needs ``if __name__ == "__main__":``.
     """
 
@@ -151,7 +151,7 @@ class Processes:
 
     @property
     def threads(self) -> int:
-        """One: there are several processes instead."""
+        """Return 1: there are several processes instead."""
         return 1
 
     def count(
@@ -163,7 +163,7 @@ class Processes:
         listen: Listener,
         should_stop: Callable[[], bool],
     ) -> Generator[PartialStatistics, None, None]:
-        """As :meth:`.collection.Executor.count`; a worker that dies is replaced, and its share counted again."""
+        """Work like :meth:`.collection.Executor.count`; a dead worker is replaced, and its item is processed again."""
         shares = WorkQueue(chunks)
         idle: list[_Worker] = []
         busy: dict[object, tuple[_Worker, WorkItem]] = {}
@@ -185,20 +185,20 @@ class Processes:
                     answer = worker.receive()
                     if answer is not None:
                         idle.append(worker)
-                        # Before anything else: unpickling and adding up takes a while.
+                        # First of all: unpickling and adding up take time.
                         hand_out()
                         statistics = _statistics(answer)
                         advance(len(share.pictures))
                         yield PartialStatistics(share.chunks, statistics)
                     elif not should_stop():
                         text = f"a worker process died ({worker.cause()})"
-                        listen(Note(f"{text}; its {len(share.pictures)} pictures are counted again", "warning"))
+                        listen(Note(f"{text}; its {len(share.pictures)} images are processed again", "warning"))
                         shares.give_back(share)
                         idle.append(_started(task, ends))
 
 
 class _Worker:
-    """One process, seen from here."""
+    """One worker process, as seen by the parent."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -210,24 +210,24 @@ class _Worker:
         except OSError as exc:
             raise DeviceError(f"cannot start a process: {exc.strerror or exc}", hint="fewer --workers") from exc
         finally:
-            # The only other copy is the worker's: when that goes, this end receives it.
+            # The only other copy is the worker's: when it is closed, this end is notified.
             there.close()
 
     def send(self, message: object) -> None:
-        """Send what it waits for."""
-        # One that is dead is found out where its answer is received.
+        """Send the next item to the worker."""
+        # A dead worker is noticed when its answer is received.
         with contextlib.suppress(OSError):
             self.pipe.send(message)
 
     def receive(self) -> bytes | None:
-        """Its pickled answer; None when it died."""
+        """Return the worker's pickled answer; None if it died."""
         try:
             return self.pipe.recv_bytes()
         except (EOFError, OSError):
             return None
 
     def cause(self) -> str:
-        """The reason why the process ended."""
+        """Return the reason why the process ended."""
         self._process.join(_EXIT_S)
         code = self._process.exitcode
         if code is None:
@@ -236,7 +236,7 @@ class _Worker:
         return known.get(code, f"exit code {code}")
 
     def end(self) -> None:
-        """End it at once: it holds nothing that must be put away."""
+        """End the process at once: it has nothing to save."""
         self.pipe.close()
         self._process.kill()
         self._process.join()
@@ -245,7 +245,7 @@ class _Worker:
 def _started(task: StatisticsJob, ends: contextlib.ExitStack) -> _Worker:
     worker = _Worker()
     ends.callback(worker.end)
-    # Not as an argument of the process: what does not fit into that pipe blocks for ever when the process dies early.
+    # Not as an argument of the process: data that exceeds that pipe blocks for ever if the process dies early.
     worker.send(task)
     return worker
 
@@ -261,8 +261,8 @@ def _statistics(answer: bytes) -> Statistics:
 
 @contextlib.contextmanager
 def _no_interrupt() -> Iterator[None]:
-    """A process that is started in here never sees Ctrl-C, not even before it has run its first line."""
-    # Python before 3.13 unblocks SIGINT where it starts this helper of its own.
+    """Start processes that never see Ctrl-C, not even before their first line of Python."""
+    # Python before 3.13 unblocks SIGINT when it starts its own helper process.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -275,7 +275,7 @@ def _no_interrupt() -> Iterator[None]:
 
 
 def _work(pipe: Connection) -> None:
-    """Count what comes through the pipe, until it ends."""
+    """Process the items from the pipe until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError):
@@ -285,10 +285,10 @@ def _work(pipe: Connection) -> None:
 
 
 def _answer(task: StatisticsJob, pictures: Sequence[Picture]) -> bytes:
-    """Pickled statistics, EdgeError, or the text of any other traceback."""
+    """Return pickled statistics, an EdgeError, or the traceback text of any other exception."""
     try:
         statistics = count(task, pictures)
-        content: object = pack(statistics) if statistics else "counting stopped before the end, and nobody asked"
+        content: object = pack(statistics) if statistics else "statistics collection stopped early without a request"
     except EdgeError as exc:
         content = exc
     except Exception:  # noqa: BLE001 - the parent raises it
@@ -297,7 +297,7 @@ def _answer(task: StatisticsJob, pictures: Sequence[Picture]) -> bytes:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed cannot end its workers: they do it themselves, even in the middle of a picture."""
+    """End this worker when its parent dies, even in the middle of an image: a killed parent cannot end its workers."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

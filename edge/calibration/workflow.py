@@ -1,6 +1,6 @@
-"""Calibration from pictures to the table: statistics (:mod:`edge.calibration.collection`), ranges, calibration table.
+"""Run a calibration from images to the table: statistics (:mod:`edge.calibration.collection`), ranges, table.
 
-:func:`calibrate_on_device` leaves statistics and ranges to the calibrators of the TensorRT that is installed.
+:func:`calibrate_on_device` uses the calibrators of the installed TensorRT for statistics and ranges.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ if TYPE_CHECKING:
     from edge.backends.tensorrt import Built, Feed, TensorRT
     from edge.model import Model
 
-# Pictures that the stack looks at: channel means come from all, the first of them decide.
+# Images for the preparation: channel means come from all, the first of them score the steps.
 SAMPLE = 64
 
-# What says which TensorRT on which device has made a table.
+# Manifest fields that identify the TensorRT and device that made a table.
 _MAKER = frozenset({"tensorrt", "module", "sm", "gpu", "machine"})
 
 
 class CalibrationOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome of a calibration. ``changed`` names the fields in which the table that was there differed.
+    """The outcome of a calibration. ``changed`` names the fields in which the previous table differed.
 
     ``zero_tensors`` were zero for every picture: their range is 0, and the layers that read them stay in float.
     """
@@ -76,14 +76,14 @@ def calibrate(
     listen: Listener = ignore_events,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> CalibrationOutcome | None:
-    """Make the table that ``profile`` asks for, or find that it is there already.
+    """Make the table for ``profile``, or find it if it already exists.
 
-    ``executor`` counts, or else this process alone; ``threads`` is per process. None when ``should_stop`` ended it
-    early; what was counted is kept, and the next call goes on from there, with any executor.
+    ``executor`` collects the statistics, by default this process; ``threads`` is per process. Returns None if
+    ``should_stop`` ended it early; the statistics so far are saved, and the next call continues with any executor.
 
     Raises:
-        DataError: a picture is unreadable, broken, or changed meanwhile: never a silently shorter calibration.
-        ModelError: the model is not usable, or overflows on a picture.
+        DataError: an image is unreadable, damaged, or was changed in the meantime; the set is never silently shortened.
+        ModelError: the model is unusable, or overflows on an image.
         DeviceError: the workers of an executor died too often, or cannot be reached.
         StoreError: the cache folder cannot be written.
     """
@@ -99,7 +99,7 @@ def calibrate(
     if current is not None and not changed and not force:
         return _outcome(path, current, "unchanged", [], start)
     for difference in changed:
-        listen(Note(f"the table that is there differs in {difference}"))
+        listen(Note(f"the existing table differs in {difference}"))
 
     plan = collection.plan(onnx_model.folded(model.path, model.outputs).graph, model.activations)
     is_auto = settings.algorithm == algorithms.AUTO
@@ -127,10 +127,10 @@ def calibrate(
 
 
 def preparation_settings(profile: Profile, model: Model) -> PreparationSettings:
-    """The settings of a profile's sections ``calibration`` and ``quantization``.
+    """Return the settings of a profile's sections ``calibration`` and ``quantization``.
 
     Raises:
-        ProfileError: no such algorithm; a pattern that matches no layer of the model.
+        ProfileError: the algorithm is unknown, or a pattern matches no layer of the model.
     """
     calibration, section = profile.calibration, profile.quantization
     parameters = algorithms.complete(calibration.algorithm, calibration.parameters)
@@ -194,11 +194,11 @@ def _prepared(
 def _from_file(
     path: Path, profile: Profile, model: Model, statistics: Statistics, settings: PreparationSettings
 ) -> Prepared:
-    """Apply a recipe file to the model; the profile's ``exclude`` and ``include`` come on top.
+    """Apply a recipe file to the model; the profile's ``exclude`` and ``include`` are added.
 
     Raises:
-        ArtifactError: no recipe there, or one of another model.
-        ModelError: it names layers or tensors that the model does not have.
+        ArtifactError: the recipe is missing, or for another model.
+        ModelError: the recipe names layers or tensors that the model does not have.
     """
     try:
         recipe = decode_recipe(path.read_bytes(), where=path)
@@ -227,9 +227,9 @@ def save_quantization(
     statistics_file: str,
     accuracy: MeasuredAccuracy | None = None,
 ) -> store.Manifest:
-    """Write the table at ``path``, and next to it the recipe and the prepared model, where there is a recipe.
+    """Write the table to ``path`` and, if there is a recipe, the recipe and the prepared model next to it.
 
-    ``accuracy`` on the calibration pictures goes into the table's manifest, where the build reads it.
+    ``accuracy`` on the calibration images is stored in the table's manifest, where the build reads it.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -277,15 +277,15 @@ def calibrate_on_device(
     force: bool = False,
     listen: Listener = ignore_events,
 ) -> CalibrationOutcome:
-    """Let one of TensorRT's own calibrators make the table, from the same pictures with the same preprocessing.
+    """Let one of TensorRT's own calibrators make the table, from the same images with the same preprocessing.
 
-    The pictures are fed in the order of their sha256: what these calibrators find depends on order and batch. The
-    timing cache learns from it, so the build that follows is not slow a second time.
+    The images are fed in the order of their sha256, because the result of these calibrators depends on order and batch.
+    The measured kernel times go into the timing cache, so that the following build is fast.
 
     Raises:
-        DeviceError: this TensorRT has no calibrators or not this one, took fewer batches than planned, or has no GPU.
-        DataError: a picture is unreadable, or their number is no multiple of the batch.
-        ProfileError, ModelError, MissingDependencyError, StoreError: as the words say.
+        DeviceError: this TensorRT lacks this calibrator, read fewer batches than planned, or has no GPU.
+        DataError: a picture is unreadable, or their number is not a multiple of the batch.
+        ProfileError, ModelError, MissingDependencyError, StoreError: another step failed.
     """
     start = time.monotonic()
     calibration = profile.calibration
@@ -296,7 +296,7 @@ def calibrate_on_device(
             hint="without --engine, edge's own algorithms make the table on any host" if not known else "--algorithm",
         )
     if profile.build.dla_core is not None and calibration.algorithm != "entropy2":
-        raise ProfileError("a DLA takes a table of entropy2 only", where=profile.name, hint="--algorithm entropy2")
+        raise ProfileError("a DLA only supports tables of entropy2", where=profile.name, hint="--algorithm entropy2")
     parameters = cache_keys.device_parameters(profile)
     model = onnx_model.load(Path(profile.model), profile.outputs)
     onnx_model.check_fits(model, profile)
@@ -304,7 +304,7 @@ def calibrate_on_device(
     whole = len(pictures) // batch * batch
     if whole != len(pictures) or not whole:
         raise DataError(
-            f"{len(pictures)} pictures are no multiple of the calibration batch {batch}, and TensorRT takes whole ones",
+            f"{len(pictures)} images are not a multiple of the calibration batch {batch}, but TensorRT needs them",
             hint=f"--limit {whole}" if whole else "--batch 1",
         )
     _hashed(pictures, listen=listen, should_stop=lambda: False)
@@ -315,7 +315,7 @@ def calibrate_on_device(
     if current is not None and not changed and not force:
         return _outcome(path, current, "unchanged", [], start)
     for difference in changed:
-        listen(Note(f"the table that is there differs in {difference}"))
+        listen(Note(f"the existing table differs in {difference}"))
     feed = _feed(profile, pictures, batch=batch, parameters=parameters, listen=listen)
     with _locked(path, listen):
         built = backend.calibrate(_calibrating(profile, model, cache), feed, listen=_only_notes(listen))
@@ -324,12 +324,12 @@ def calibrate_on_device(
 
 
 def _locked(path: Path, listen: Listener) -> contextlib.AbstractContextManager[None]:
-    """The lock of the table at ``path``; that another process holds it is said before the wait."""
+    """Acquire the lock of the table at ``path``; report a wait for another process first."""
     return store.lock(path, waiting=lambda: listen(Note(f"another process is writing {path.name}: waiting for it")))
 
 
 def _feed(profile: Profile, pictures: Pictures, *, batch: int, parameters: dict[str, float], listen: Listener) -> Feed:
-    """Batches for TensorRT, decoded and preprocessed when they are asked for."""
+    """Feed batches to TensorRT, decoded and preprocessed on demand."""
     import numpy as np
 
     from edge.backends.tensorrt import Feed
@@ -357,7 +357,7 @@ def _feed(profile: Profile, pictures: Pictures, *, batch: int, parameters: dict[
 
 
 def _calibrating(profile: Profile, model: Model, cache: Path) -> BuildRequest:
-    """The build that calibrates: INT8 by the implicit route, whatever the profile's own builds take."""
+    """Return the profile for the calibrating build: INT8 by the implicit route, whatever the profile's route is."""
     return BuildRequest(
         profile=msgspec.structs.replace(profile, int8_route="implicit"), model=model.path, precision="int8",
         timing=TimingUse(folder=cache),
@@ -365,7 +365,7 @@ def _calibrating(profile: Profile, model: Model, cache: Path) -> BuildRequest:
 
 
 def _only_notes(listen: Listener) -> Listener:
-    """The build's own percent would run through the count of pictures."""
+    """Pass on only notes: the build's own percentage would disturb the progress in images."""
 
     def on_event(event: Event) -> None:
         if isinstance(event, Note) or event.stage != "calibrate":
@@ -400,7 +400,7 @@ def _save_device_table(
 
 
 def _hashed(pictures: Pictures, *, listen: Listener, should_stop: Callable[[], bool]) -> bool:
-    """Read every picture once for its digest, which the picture keeps; whether it came to the end."""
+    """Read every image once to compute its digest; return True if it was not stopped."""
     for done, picture in enumerate(pictures, start=1):
         if should_stop():
             return False
@@ -410,9 +410,9 @@ def _hashed(pictures: Pictures, *, listen: Listener, should_stop: Callable[[], b
 
 
 def _compare(path: Path, key: store.Key, listen: Listener) -> tuple[store.Manifest | None, list[str]]:
-    """The manifest of the table that is there, if it is whole, and the fields in which it differs from ``key``.
+    """Return the manifest of an intact existing table, and the fields in which it differs from ``key``.
 
-    Each algorithm has a table of its own; where this one has none yet, the model's nearest other table is compared.
+    Each algorithm has its own table; if there is none yet, the model's most similar table is compared.
     """
     where = cache_keys.manifest_path(path)
     if not where.is_file():
@@ -420,7 +420,7 @@ def _compare(path: Path, key: store.Key, listen: Listener) -> tuple[store.Manife
     try:
         manifest = _manifest_of(path)
     except ArtifactError as exc:
-        listen(Note(f"the table that is there cannot be used and is made again: {exc.what} ({exc.where})", "warning"))
+        listen(Note(f"the existing table cannot be used and is made again: {exc.what} ({exc.where})", "warning"))
         return None, []
     return manifest, [str(difference) for difference in store.differences(manifest.key, key)]
 
@@ -428,15 +428,15 @@ def _compare(path: Path, key: store.Key, listen: Listener) -> tuple[store.Manife
 def _manifest_of(path: Path) -> store.Manifest:
     manifest = store.load(cache_keys.manifest_path(path), kind=cache_keys.TABLE)
     if path.name not in manifest.files:
-        raise ArtifactError(f"its manifest is that of {', '.join(manifest.files)}", where=path)
+        raise ArtifactError(f"its manifest belongs to {', '.join(manifest.files)}", where=path)
     return manifest
 
 
 def _nearest(folder: Path, key: store.Key) -> list[str]:
-    """The fields in which the most similar table in ``folder`` differs from ``key``; empty when there is no table."""
+    """Return the fields in which the most similar table in ``folder`` differs from ``key``; empty without a table."""
     found = []
     for where in sorted(folder.glob("*.json")):
-        # Statistics and their manifests are here as well, and a damaged neighbour is not what was asked about.
+        # The folder also has statistics and their manifests, and damaged neighbours are irrelevant here.
         with contextlib.suppress(EdgeError):
             manifest = store.load(where, kind=cache_keys.TABLE, check_files=False)
             found.append([str(difference) for difference in store.differences(manifest.key, key)])

@@ -1,6 +1,6 @@
 """The command line: one module per command, imported when that command runs.
 
-``COMMAND_GROUPS`` is the table of contents. A module either has ``command`` (a function) or ``app`` (a Typer with
+``COMMAND_GROUPS`` lists the commands. A module has either ``command`` (a function) or ``app`` (a Typer with
 sub-commands); the first line of its docstring is the text shown by ``edge --help``.
 """
 
@@ -22,14 +22,14 @@ COMMAND_GROUPS: dict[str, dict[str, str]] = {
         "init": "Write a profile for your own model.",
         "export": "Export a network of torchvision, timm or a file to ONNX.",
         "doctor": "Show what this machine is and what is missing.",
-        "selftest": "Try everything that edge promises on this machine.",
+        "selftest": "Test all functions of edge on this machine.",
         "profile": "List, show and check device profiles.",
-        "data": "List, extract and check pictures.",
+        "data": "List, extract and check images.",
     },
     "Quantize": {
-        "calibrate": "Make an INT8 calibration table from pictures.",
+        "calibrate": "Make an INT8 calibration table from images.",
         "table": "Show, check, compare and convert calibration tables.",
-        "sweep": "Compare calibration algorithms and picture counts.",
+        "sweep": "Compare calibration algorithms and numbers of images.",
         "tune": "Find the layers that INT8 should leave in float.",
     },
     "Build": {
@@ -38,19 +38,19 @@ COMMAND_GROUPS: dict[str, dict[str, str]] = {
         "cache": "List, verify, merge, clear and fetch caches and tables.",
     },
     "Run": {
-        "run": "Classify pictures or a camera; report latency and power.",
+        "run": "Classify images or camera frames; report latency and power.",
         "eval": "Measure top-1, top-5 and agreement with FP32.",
         "bench": "Measure an engine by the scenarios of MLPerf Inference.",
         "power": "Show, set and restore the power mode of a Jetson.",
     },
     "Deploy": {
         "bundle": "Make, check, sign and share what a device needs, as one file.",
-        "ship": "Ship a bundle to devices; look at them; take one back.",
-        "canary": "Try a bundle on this device, against the one before.",
+        "ship": "Ship a bundle to devices; show their state; roll back.",
+        "canary": "Try a bundle on this device and compare it with the previous one.",
         "service": "Keep edge run going as a systemd service.",
     },
     "Look": {
-        "report": "Make one HTML page of run records.",
+        "report": "Make an HTML page from run records.",
         "schema": "Print the JSON schema of a profile, record or manifest.",
     },
 }
@@ -58,7 +58,7 @@ COMMANDS: dict[str, str] = {name: text for group in COMMAND_GROUPS.values() for 
 
 
 def main() -> NoReturn:
-    """Entry point of the ``edge`` command: run, translate errors to exit codes, never return."""
+    """Run the ``edge`` command, translate errors to exit codes, and exit the process."""
     signals.install()
     try:
         from edge.cli.app import make_app
@@ -71,7 +71,7 @@ def main() -> NoReturn:
         _report(exc)
         code = exc.exit_code
     except ModuleNotFoundError as exc:
-        # Most modules import NumPy at their top; here is the one place where its absence becomes words.
+        # Most modules import NumPy at their top; its absence is translated here only.
         dependency = missing_dependency(exc)
         if dependency is None:
             raise
@@ -86,20 +86,20 @@ def main() -> NoReturn:
 
 
 def _code_of(exc: SystemExit) -> int:
-    """The exit code that is meant: Click and rich end in 1, a quality gate's code, where they swallow an exception."""
+    """Return the intended exit code: Click and rich use 1, that of a quality gate, when they swallow an exception."""
     cause: BaseException | None = exc.__context__
     while cause is not None:
         if isinstance(cause, BrokenPipeError):
             return _reader_is_gone()
         if isinstance(cause, EOFError):
-            # To Click this is Ctrl-D at a prompt. We have none: it is a bug, and keeps its traceback.
+            # Click uses this for Ctrl-D at a prompt. edge has no prompts: it is a bug, and keeps its traceback.
             raise cause
         cause = cause.__cause__ or cause.__context__
     return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
 
 
 def _reader_is_gone() -> int:
-    """The reader went away (`edge … | head`): not an error of ours, and nobody is left to tell."""
+    """Exit quietly when the reader of stdout has gone (`edge … | head`)."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + signal.SIGPIPE
 

@@ -1,4 +1,4 @@
-"""The Typer application. Apart from :mod:`edge.cli`, so that signals are handled before typer is imported."""
+"""The Typer application. It is separate from :mod:`edge.cli` so that signals are handled before typer is imported."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu
 
 
 class _GroupedCommands(TyperGroup):
-    """``edge --help``: commands by task, also where rich does not draw the help."""
+    """Lists the commands of ``edge --help`` by task, also when rich does not draw the help."""
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - click's, which typer brings along
-        """Run the command; a URL in a word that Click refuses, and quotes, is masked."""
+        """Run the command; mask a URL in an argument that Click rejects and quotes."""
         try:
             return super().invoke(ctx)
         except Exception as exc:
@@ -48,12 +48,12 @@ class _GroupedCommands(TyperGroup):
 
 
 def make_app(arguments: list[str]) -> typer.Typer:
-    """Make the command line for these arguments: only the module of the command that is asked for is imported."""
+    """Make the command line for these arguments, importing only the module of the requested command."""
     app = typer.Typer(
         cls=_GroupedCommands,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        # Rich's help costs 0.1 s of imports: only where somebody looks at it.
+        # Rich's help costs 0.1 s of imports: use it only on a terminal.
         rich_markup_mode="rich" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else None,
         context_settings={"help_option_names": ["-h", "--help"]},
         help="From an ONNX classifier to a measured, shipped, running INT8 engine on NVIDIA Jetson.",
@@ -76,7 +76,7 @@ def make_app(arguments: list[str]) -> typer.Typer:
 
 
 def _refuse_removed(command: str, removed: dict[str, str], arguments: list[str]) -> None:
-    """Say where an option of an earlier version went."""
+    """Tell where an option of an earlier version has moved."""
     for word in arguments:
         option = word.partition("=")[0]
         if option in removed:
@@ -84,7 +84,7 @@ def _refuse_removed(command: str, removed: dict[str, str], arguments: list[str])
 
 
 def _words(arguments: list[str]) -> list[str]:
-    """The words of the command line, also where a shell asks for completions of one."""
+    """Return the words of the command line, also during a shell completion."""
     if "_EDGE_COMPLETE" not in os.environ:
         return arguments
     typed = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS") or ""
@@ -92,7 +92,7 @@ def _words(arguments: list[str]) -> list[str]:
 
 
 def _name_values(app: typer.Typer) -> None:
-    """Show values of options as FILE, DIR, N or the option's name instead of as types."""
+    """Show option values as FILE, DIR, N or the option's name instead of their types."""
     for group in app.registered_groups:
         if group.typer_instance is not None:
             _name_values(group.typer_instance)
@@ -115,7 +115,7 @@ def _metavar(name: str, kind: Any) -> str | None:  # noqa: ANN401 - a type
     named = {int: "N", float: "NUMBER", Path: "DIR" if name.endswith("dir") else "FILE", str: words}
     if isinstance(kind, type) and kind in named:
         return named[kind]
-    # What is optional or repeated is called like its members.
+    # An optional or repeated value has the name of its element.
     return next((found for member in typing.get_args(kind) if (found := _metavar(name, member))), None)
 
 
@@ -139,4 +139,4 @@ def _top(version: _Version = False) -> None:  # noqa: FBT002 - typer's way of a 
 
 
 def _placeholder() -> None:
-    """Stand for a command whose module is not needed on this command line; it only shows its help text."""
+    """Make a placeholder for a command whose module is not needed on this command line, with its help text only."""

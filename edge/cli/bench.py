@@ -1,4 +1,4 @@
-"""Measure an engine by the scenarios of MLPerf Inference.
+"""Measure an engine with the scenarios of MLPerf Inference.
 
 They are single-stream, multi-stream and offline. Pictures are in memory, decoded and preprocessed; what is timed is the
 engine, copies included. The rules ask for 600 seconds. A shorter run is allowed, and says that it is not by the rules.
@@ -294,7 +294,7 @@ def _finish(terminal: Terminal, finished: RunRecord, record: Path | None, *, as_
         if record is not None:
             run_record.save(record, finished)
     finally:
-        # Also when the disk refused the record: what was found is not lost.
+        # Also if the record cannot be written: the results are not lost.
         _print_end(terminal, finished, as_json=as_json)
     if record is not None and not as_json:
         terminal.info(f"record: {record}")
@@ -304,7 +304,7 @@ def _bench_camera(
     given: list[str], chosen: Profile, asked: PowerOptions, terminal: Terminal, *, duration_s: float,
     engine: tuple[Backend, str, FoundArtifact],
 ) -> RunRecord:  # fmt: skip
-    """Measure the loop itself on cameras, from the capture of a frame to its label."""
+    """Measure the loop itself with cameras, from the capture of a frame to its label."""
     from edge.artifacts import FrameResult
     from edge.cli import options, paths, signals
     from edge.media import labels
@@ -357,7 +357,7 @@ def _print_end(terminal: Terminal, finished: RunRecord, *, as_json: bool) -> Non
 
 
 def result_lines(result: dict[str, Any]) -> list[str]:
-    """The result of a scenario in words."""
+    """Format the result of a scenario as text."""
     name = result["scenario"]
     if result.get("percentile") is None:
         rate = result["rate_per_s"]
@@ -372,7 +372,7 @@ def result_lines(result: dict[str, Any]) -> list[str]:
             f"with {result['confidence']:.0%} confidence at most {result['estimate_ms']:.3f} ms (early stopping)"
         )
     else:
-        lines.append(f"no claim for other runs: early stopping asks for {result['fewest_queries']} queries")
+        lines.append(f"no claim for other runs: early stopping requires {result['fewest_queries']} queries")
     if result.get("multi_stream_inferred_ms") is not None:
         lines.append(f"multi-stream, inferred from it as the rules allow: {result['multi_stream_inferred_ms']:.3f} ms")
     return lines

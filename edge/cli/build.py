@@ -1,9 +1,9 @@
 """Build the engine that a profile describes.
 
-INT8 takes its ranges from the calibration table of the same model and preprocessing. Nothing is built twice: an engine
-that was made from exactly this profile, model, table and runtime is left as it is, and what differs is named.
+INT8 gets its ranges from the calibration table of the same model and preprocessing. An engine that was made from
+exactly this profile, model, table and runtime is not built again; otherwise the differences are reported.
 
-With TensorRT, what a build measures is kept as a timing cache (edge cache list), which makes the next one fast.
+With TensorRT, the measured kernel times are saved as a timing cache (edge cache list), which speeds up the next build.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ def command(
     engine_dir: options.EngineDir = None,
     no_timing_cache: Annotated[
         bool,
-        typer.Option("--no-timing-cache", help="Measure every kernel again, and leave the kept timing cache alone."),
+        typer.Option("--no-timing-cache", help="Measure every kernel again, without the stored timing cache."),
     ] = False,
     error_on_miss: Annotated[
         bool,
         typer.Option("--error-on-miss", help="Fail where the timing cache lacks a kernel (TensorRT 10 and later)."),
     ] = False,
     retarget: Annotated[
-        bool, typer.Option("--retarget", help="Take a table that another major version of TensorRT has made.")
+        bool, typer.Option("--retarget", help="Use a table from another major version of TensorRT.")
     ] = False,
     dla_report: Annotated[
         bool,
         typer.Option("--dla-report", help="List the unit (DLA or GPU) of every layer, with TensorRT's reason."),
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Build although nothing changed.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and why; write nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build even if nothing changed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done and why; write nothing.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Run the operation."""
@@ -59,7 +59,7 @@ def command(
     if error_on_miss and chosen.backend != "tensorrt":
         raise UsageError(f"--error-on-miss: {chosen.backend} has no timing caches", hint="leave it out")
     if dla_report and chosen.build.dla_core is None:
-        raise UsageError("--dla-report: the profile names no DLA", hint="build: {dla_core: 0} in the profile")
+        raise UsageError("--dla-report: the profile uses no DLA", hint="build: {dla_core: 0} in the profile")
     terminal = Terminal()
     terminal.info(f"profile {chosen.name} ({path})", style="dim")
     with terminal.progress() as listen:
@@ -117,23 +117,23 @@ def _show(terminal: Terminal, outcome: BuildOutcome) -> None:
 
 
 def _share(precision: Precision, layers: Layers) -> str:
-    """The share of the precision that was asked for and delivered; FP32 asks for nothing."""
+    """Return the share of layers in the requested precision, as text; FP32 has none."""
     count = {"int8": layers.weighted_int8, "fp16": layers.weighted_fp16 + layers.weighted_int8}.get(precision)
     if count is None:
         return ""
-    hidden = f" (of {layers.weighted_unknown} the engine does not tell)" if layers.weighted_unknown else ""
+    hidden = f" (the precision of {layers.weighted_unknown} is unknown)" if layers.weighted_unknown else ""
     return f", {count} of {layers.weighted} weighted layers in {precision.upper()}{hidden}"
 
 
 def _timing(outcome: BuildOutcome) -> str:
-    """The use of the timing cache by this build, as far as TensorRT tells; empty where there is nothing to say."""
+    """Describe the use of the timing cache by this build; empty if nothing is known."""
     timing = outcome.timing
     if timing is None or timing["use"] == "no effect":
         return ""
     if timing["use"] == "off":
         return "timing cache: off, every kernel was measured"
     words = {
-        "used": "used", "attached": "attached (TensorRT does not say whether it was used)", "started": "started",
+        "used": "used", "attached": "attached (it is unknown if TensorRT used it)", "started": "started",
         "refused": "refused by TensorRT, started again",
     }[timing["use"]]  # fmt: skip
     parts = [f"timing cache: {words}"]

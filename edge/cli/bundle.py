@@ -1,6 +1,6 @@
-"""Make, check, sign and share what a device needs, as one file.
+"""Make, check, sign and share everything that a device needs, in one file.
 
-A bundle holds the resolved profile, the model, labels, calibration tables,
+A bundle contains the resolved profile, the model, labels, calibration tables,
 timing caches and golden pictures, and a manifest with the sha256 of every file.
 `edge bundle --profile NAME -o FILE` is short for `edge bundle create`.
 """
@@ -29,7 +29,7 @@ class _BundleShortForm(TyperGroup):
     """`edge bundle -p NAME -o FILE` means `edge bundle create -p NAME -o FILE`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - click's context
-        """Put in the command that was left out."""
+        """Insert the omitted command."""
         if args and args[0].startswith("-") and args[0] not in {"-h", "--help"}:
             args = ["create", *args]
         return super().parse_args(ctx, args)
@@ -39,7 +39,8 @@ app = typer.Typer(no_args_is_help=True, cls=_BundleShortForm)
 
 Source = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A .edge file, or the folder that it was unpacked to.")]
 Key = Annotated[
-    Path | None, typer.Option(help="SSH key to sign with: private, or public with the private half in the agent.")
+    Path | None,
+    typer.Option(help="SSH key to sign with: a private key, or a public key whose private key is in an SSH agent."),
 ]
 Artifact = Annotated[str, typer.Argument(metavar="oci://HOST/NAME:TAG", help="Repository and tag in a registry.")]
 PlainHttp = Annotated[
@@ -115,7 +116,7 @@ def create(
 
 
 def _report(terminal: Terminal, output: Path, text: str) -> None:
-    """Print a result; on stderr where the bundle itself went to stdout."""
+    """Print a result, on stderr if the bundle itself went to stdout."""
     (terminal.info if is_stream(output) else terminal.data)(f"{output}: {text}")
 
 
@@ -133,7 +134,7 @@ def _golden(source: Path | None) -> list[Picture]:
 
 @app.command()
 def show(bundle: Source, *, as_json: options.Json = False) -> None:
-    """Show what is in a bundle."""
+    """Show the content of a bundle."""
     from edge.deploy.bundle import open_bundle
 
     found = open_bundle(bundle)
@@ -158,7 +159,7 @@ def verify(
     here: Annotated[bool, typer.Option("--here", help="Also check that the bundle targets this machine.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Compare every file of a bundle with the manifest, and check its signature where one is asked for."""
+    """Compare every file of a bundle with the manifest; check its signature if one is required."""
     from edge.cli import paths
     from edge.deploy.bundle import check_target, open_bundle, signature, verify_bundle
     from edge.system import device
@@ -183,7 +184,7 @@ def verify(
     reported = f"{bundle}: good; {len(found.files)} files, {_size(found.about.total_bytes)}, sha256:{found.digest}"
     terminal.data("\n".join([reported, *(f"signed by {signer}, in {signer.list}" for signer in signers)]))
     if not signers:
-        state = "signed, by whom was not checked (--allowed-signers)" if found.signature() else "not signed"
+        state = "signed; the signer was not checked (--allowed-signers)" if found.signature() else "not signed"
         terminal.info(state, style="dim")
 
 
@@ -208,7 +209,7 @@ def unpack(
     *,
     as_json: options.Json = False,
 ) -> None:
-    """Unpack a bundle into a folder, verified."""
+    """Unpack a bundle into a folder and verify it."""
     from edge.deploy.bundle import open_bundle, unpack_bundle
 
     found = open_bundle(bundle)
@@ -229,7 +230,7 @@ def push(
     auth_host: AuthHosts = None,
     as_json: options.Json = False,
 ) -> None:
-    """Push a bundle to an OCI registry; files that it has already are not sent.
+    """Push a bundle to an OCI registry; files that the registry already has are not sent.
 
     Credentials come from `docker login` or `podman login`, or from EDGE_REGISTRY_USER and EDGE_REGISTRY_PASSWORD.
     """
@@ -253,7 +254,7 @@ def push(
         return
     terminal.info(
         f"sent {done.sent_files} files, {_size(done.sent_bytes)}; "
-        f"{done.kept_files} files, {_size(done.kept_bytes)}, were there already"
+        f"{done.kept_files} files, {_size(done.kept_bytes)}, were already there"
     )
     terminal.data(done.reference)
 
@@ -273,9 +274,9 @@ def pull(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Pull a bundle from an OCI registry, verified; with @sha256:… exactly that one, or none.
+    """Pull a bundle from an OCI registry and verify it; with @sha256:… exactly that one.
 
-    A pull into a folder that was interrupted goes on where it was.
+    An interrupted pull into a folder is continued.
     """
     from edge.cli import paths
     from edge.deploy.bundle import creation, open_bundle, pack_bundle, signature, unpack_bundle
@@ -311,7 +312,7 @@ def pull(
 
 
 def _summary(bundle: Bundle) -> list[tuple[str, str]]:
-    """The manifest as lines. Its ``info`` may hold anything that its author wrote."""
+    """Format the manifest as lines. Its ``info`` may contain any text."""
     from edge.deploy.bundle import printable_name
 
     about, info = bundle.about, bundle.about.info
@@ -333,7 +334,7 @@ def _summary(bundle: Bundle) -> list[tuple[str, str]]:
         ("timing", f"{timing} caches" if timing else "none"),
         ("golden", f"{golden} pictures" if golden > 0 else "none"),
         ("wheels", f"{wheels}, install edge for Python {versions}" if wheels else "none"),
-        ("signature", "there; edge bundle verify checks it" if bundle.signature() is not None else "none"),
+        ("signature", "present; edge bundle verify checks it" if bundle.signature() is not None else "none"),
         ("size", f"{_size(about.total_bytes)} in {len(files)} files, made with {about.created_with}"),
     ]
     return [(label, printable_name(text)) for label, text in rows]

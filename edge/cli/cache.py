@@ -1,7 +1,7 @@
 """List, verify, merge, clear and fetch caches and tables.
 
-A timing cache holds how long TensorRT's kernels took on one device; it is in calib_cache/timing and belongs to one
-TensorRT, module or GPU, power mode and CUDA. Builds keep and use it by themselves.
+A timing cache contains kernel times of TensorRT on one device; it is in calib_cache/timing and belongs to one
+TensorRT, module or GPU, power mode and CUDA. Builds save and use it automatically.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def pull(
     ssh_config: fleet_jobs.SshConfig = None,
     as_json: options.Json = False,
 ) -> None:
-    """Bring timing caches, engine manifests, self-tests and run records home from devices.
+    """Collect timing caches, engine manifests, self-tests and run records from devices.
 
-    Timing caches join calib_cache/timing, so that the next device of the same kind builds from them; the rest goes to a
+    Timing caches are merged into calib_cache/timing, so that builds for similar devices are fast; the rest goes to a
     folder per device.
     """
     from edge.cli import fleet_jobs, paths
@@ -73,7 +73,7 @@ app.command("pull")(pull)
 
 @app.command("list")
 def show(*, cache_dir: options.CacheDir = None, as_json: options.Json = False) -> None:
-    """Show every calibration table and every timing cache: what it belongs to, its entries and its size."""
+    """List every calibration table and every timing cache with its origin, its entries and its size."""
     from edge.calibration import cache_keys
     from edge.cli import paths
 
@@ -94,7 +94,7 @@ def show(*, cache_dir: options.CacheDir = None, as_json: options.Json = False) -
             right=(3, 5),
         )
     if not found:
-        terminal.info(f"no timing caches in {folder}: `edge build` with TensorRT keeps them there")
+        terminal.info(f"no timing caches in {folder}: `edge build` with TensorRT saves them there")
         return
     rows = [
         (
@@ -114,7 +114,7 @@ def show(*, cache_dir: options.CacheDir = None, as_json: options.Json = False) -
 
 @app.command()
 def verify(*, cache_dir: options.CacheDir = None, as_json: options.Json = False) -> None:
-    """Check every timing cache against its manifest; exit code 1 when one does not fit."""
+    """Check every timing cache against its manifest; exit code 1 if one does not match."""
     folder, found = _listing(cache_dir)
     terminal = Terminal()
     bad = [entry for entry in found if entry.state in {"corrupt", "no manifest"}]
@@ -128,7 +128,7 @@ def verify(*, cache_dir: options.CacheDir = None, as_json: options.Json = False)
             terminal.info(f"no timing caches in {folder}")
     if bad:
         raise QualityError(
-            f"{len(bad)} of {len(found)} files are not what their manifests say",
+            f"{len(bad)} of {len(found)} files do not match their manifests",
             where=folder,
             hint="the next build sets them aside and measures again; edge cache gc removes them",
         )
@@ -144,9 +144,9 @@ def merge(
     cache_dir: options.CacheDir = None,
     as_json: options.Json = False,
 ) -> None:
-    """Add the entries of other timing caches of this very TensorRT and device to the one that builds use here.
+    """Add the entries of other timing caches of exactly this TensorRT and device to the one that builds use here.
 
-    TensorRT itself merges, and refuses what is of another version or device; so this runs on the device.
+    TensorRT itself merges them and refuses those of another version or device, so this must run on the device.
     """
     from edge import backends
     from edge.backends.tensorrt import TensorRT, timing_cache
@@ -156,7 +156,7 @@ def merge(
     backend = backends.of(chosen)
     if not isinstance(backend, TensorRT):
         raise UsageError(
-            f"the profile {chosen.name} has no timing caches", hint="--profile orin, or another of TensorRT"
+            f"the profile {chosen.name} has no timing caches", hint="--profile orin, or another profile for TensorRT"
         )
     contents = [options.read(path) for path in files]
     for path, content in zip(files, contents, strict=True):
@@ -180,13 +180,13 @@ def gc(
     *,
     older_than: Annotated[
         float | None,
-        typer.Option(min=0, metavar="DAYS", help="Also remove caches that no build has written for so long."),
+        typer.Option(min=0, metavar="DAYS", help="Also remove caches not written by a build for this many days."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed; remove nothing.")] = False,
     cache_dir: options.CacheDir = None,
     as_json: options.Json = False,
 ) -> None:
-    """Remove what was set aside, is damaged or has no manifest."""
+    """Remove files that were set aside, are damaged or have no manifest."""
     from edge.backends.tensorrt import timing_cache
     from edge.cli import paths
 

@@ -1,15 +1,16 @@
-"""Make an INT8 calibration table from pictures.
+"""Make an INT8 calibration table from images.
 
-The pictures run through the FP32 network on this machine's CPU; memory does not grow with their number.
-The table is in TensorRT's own text format. A second call with nothing changed does nothing, and a change is named.
+The images run through the FP32 network on this machine's CPU; memory use does not grow with their number.
+The table is in TensorRT's own text format. If nothing changed, a second call does nothing; otherwise it names the
+change.
 
---workers and --dask share the work out; the table has the same bytes, and a worker that dies is survived. Dask
-workers need edge, and the model and pictures under the same paths as here. ONNX Runtime gives the same bits only
-with the same version on the same kind of CPU: another version is warned about, another CPU is not noticed.
-Ctrl-C keeps what came back; the next call goes on from there, with the same workers or others.
+--workers and --dask distribute the work; the table has the same bytes, and a dead worker is replaced. Dask workers need
+edge, and the model and images under the same paths as here. ONNX Runtime is bit-identical only with the same version on
+the same kind of CPU: another version causes a warning, another CPU is not noticed. Ctrl-C saves the progress; the next
+call continues from there, with the same workers or others.
 
---engine tensorrt lets the calibrators of this device's TensorRT (8.6 to 10) make the table, from the same pictures and
-preprocessing. It is kept next to edge's own; `edge build` takes it where the profile says calibration.engine: tensorrt.
+With --engine tensorrt, the calibrators of this device's TensorRT (8.6 to 10) make the table from the same images and
+preprocessing. It is stored next to edge's own; `edge build` uses it if the profile says calibration.engine: tensorrt.
 """
 
 from __future__ import annotations
@@ -57,16 +58,16 @@ def command(
     cache_dir: options.CacheDir = None,
     threads: options.Threads = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Count in N processes, with one thread each unless --threads says more.")
+        int | None, typer.Option(min=1, help="Use N processes, with one thread each by default.")
     ] = None,
     dask: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Count on the workers of the Dask scheduler tcp://HOST:PORT.")
+        str | None, typer.Option(metavar="ADDRESS", help="Use the workers of the Dask scheduler tcp://HOST:PORT.")
     ] = None,
     engine: Annotated[
         Engine | None,
-        typer.Option(help="Who calibrates: edge, or this device's own TensorRT.", show_default="the profile's"),
+        typer.Option(help="Calibrate with edge or with this device's own TensorRT.", show_default="the profile's"),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Count all pictures again.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Process all images again.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Run the operation."""
@@ -102,7 +103,7 @@ def command(
         pictures = Pictures(source, spread)
     if settings.engine == "tensorrt":
         if workers is not None or dask is not None:
-            raise UsageError("--engine tensorrt calibrates on this device alone", hint="leave --workers and --dask out")
+            raise UsageError("--engine tensorrt calibrates on this device only", hint="leave --workers and --dask out")
         _show(terminal, _on_device(chosen, pictures, cache, terminal, force=force), as_json=as_json)
         _show_what_build_takes(terminal, built, chosen, cache)
         return
@@ -118,7 +119,7 @@ def command(
             should_stop=stop,
         )
     if outcome is None:
-        terminal.info("what was counted is kept; the same command goes on from there")
+        terminal.info("the statistics so far are saved; the same command continues from there")
         stop.grant()
         return
     _show(terminal, outcome, as_json=as_json)
@@ -128,7 +129,7 @@ def command(
 def _on_device(
     chosen: Profile, pictures: Pictures, cache: Path, terminal: Terminal, *, force: bool
 ) -> CalibrationOutcome:
-    """Calibrate with TensorRT itself. A signal ends it at once: there is nothing that could be gone on with."""
+    """Calibrate with TensorRT itself. A signal ends it at once, because it cannot be continued."""
     from edge import backends
     from edge.backends.tensorrt import TensorRT
     from edge.calibration import workflow
@@ -136,8 +137,8 @@ def _on_device(
     backend = backends.of(chosen)
     if not isinstance(backend, TensorRT):
         raise UsageError(
-            f"--engine tensorrt, and the profile {chosen.name} says backend: {chosen.backend}",
-            hint="--profile orin, or another of a device with TensorRT",
+            f"--engine tensorrt does not suit the profile {chosen.name} with backend: {chosen.backend}",
+            hint="--profile orin, or another profile for TensorRT",
         )
     with terminal.progress() as listen:
         return workflow.calibrate_on_device(chosen, pictures, backend, cache=cache, force=force, listen=listen)
@@ -150,26 +151,26 @@ def _show(terminal: Terminal, outcome: CalibrationOutcome, *, as_json: bool) -> 
     if outcome.work == "unchanged":
         terminal.data(f"{outcome.table}: unchanged, nothing to do ({outcome.pictures} pictures)")
         return
-    how = "from kept statistics" if outcome.work == "from statistics" else f"in {outcome.seconds:.1f} s"
+    how = "from stored statistics" if outcome.work == "from statistics" else f"in {outcome.seconds:.1f} s"
     terminal.data(f"{outcome.table}: {outcome.tensors} tensors from {outcome.pictures} pictures, {how}")
     if outcome.zero_tensors:
-        terminal.warn(f"always zero, so without a range: {', '.join(outcome.zero_tensors)}")
+        terminal.warn(f"tensors without a range, because they are always zero: {', '.join(outcome.zero_tensors)}")
 
 
 def _show_what_build_takes(terminal: Terminal, built: Profile, chosen: Profile, cache: Path) -> None:
-    """Each algorithm has a table of its own, and a build goes by the profile: an option here does not reach it."""
+    """Warn if a build would use another table: it follows the profile, not the options of this command."""
     from edge.calibration import cache_keys
 
     own, other = (cache_keys.table_path(profile, cache) for profile in (built, chosen))
     if own != other:
         terminal.info(
-            f"edge build uses {own.name}, as the profile {built.name} asks; to use this one, write there: calibration: "
+            f"edge build uses {own.name}, as in the profile {built.name}; to use this one, set there: calibration: "
             + _flow(chosen, built)
         )
 
 
 def _flow(chosen: Profile, built: Profile) -> str:
-    """Settings that name the table of ``chosen``, as one line of YAML."""
+    """Format the settings for the table of ``chosen`` as one line of YAML."""
     calibration = chosen.calibration
     items = [f"algorithm: {calibration.algorithm}"]
     if calibration.parameters:
@@ -182,7 +183,7 @@ def _flow(chosen: Profile, built: Profile) -> str:
 
 @contextmanager
 def _executor(workers: int | None, dask: str | None, listen: Listener) -> Iterator[Executor | None]:
-    """Make the executor that counts, where it is not this process alone."""
+    """Make the executor for the statistics, unless this process does it."""
     if dask is not None:
         from edge.calibration import dask_workers
 

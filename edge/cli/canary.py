@@ -1,8 +1,8 @@
-"""Try a bundle on this device, against the one before.
+"""Try a bundle on this device and compare it with the previous one.
 
-The engine is built, the golden pictures are run, and speed and energy are measured in turns with the other bundle.
-`edge ship` runs this on a device before it switches to a new bundle: only a bundle whose trial passed comes into use.
-Run by hand it changes nothing but the folder of engines.
+The engine is built, the golden images are run, and speed and energy are measured in turns with the other bundle. `edge
+ship` runs this on a device before it switches to a new bundle, and switches only if the trial passed. A manual run
+changes only the folder of engines.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def command(
     nonce: Annotated[
         str,
         typer.Option(
-            metavar="HEX", help="Word to repeat in the report, by which `edge ship` knows it.", show_default="none"
+            metavar="HEX", help="Identifier of the trial that `edge ship` expects in the report.", show_default="none"
         ),
     ] = "",
     as_json: options.Json = False,

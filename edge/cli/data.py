@@ -1,4 +1,4 @@
-"""List, extract and check pictures."""
+"""List, extract and check images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ app = typer.Typer(no_args_is_help=True)
 Source = Annotated[
     Path, typer.Argument(help="A folder, a picture, a list (.txt), a .csv, or TFRecord shards (also 'train-*').")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 Labels = Annotated[Path | None, typer.Option(metavar="FILE", help="Labels of the pictures: CSV or TSV.")]
 ProfileName = Annotated[
     str | None, typer.Option("--profile", "-p", metavar="NAME", help="Read labels as class names of this profile, too.")
@@ -41,15 +41,15 @@ def list_(
     force: Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write a list of pictures that travels.
+    """Write a portable list of images.
 
-    Paths are relative to the folder of the list, with '/' between folders; the class index follows where it is known.
+    Paths are relative to the folder of the list, with '/' between folders; the class index follows if known.
     """
     from edge.artifacts import store
     from edge.media import image_lists, picture_sources
 
     if output.exists() and not force:
-        raise UsageError("the list is there already", where=output, hint="--force overwrites it")
+        raise UsageError("the list already exists", where=output, hint="--force overwrites it")
     pictures: Iterable[Picture] = picture_sources.open_pictures(
         source, labels=labels, names=_names(profile), label_offset=label_offset
     )
@@ -59,9 +59,7 @@ def list_(
     store.write_bytes(output, rendered.data)
     terminal = Terminal()
     if rendered.outside:
-        terminal.warn(
-            f"{rendered.outside} pictures are outside the folder of the list: it travels only together with their place"
-        )
+        terminal.warn(f"{rendered.outside} images are outside the folder of the list, so the list is not portable")
     place = shown(str(output))
     result = {
         "list": place,
@@ -85,22 +83,24 @@ def extract(
     force: Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write the pictures of TFRecord shards to files.
+    """Write the images of TFRecord shards to files.
 
-    The files hold the original bytes, unchanged; a labels.csv holds the class indices. Run again after an interruption
-    it goes on where it was; pictures of another shard can be added to the same folder.
+    The files contain the original bytes; a labels.csv has the class indices. Run the command again to continue after an
+    interruption; images of another shard can be added to the same folder.
     """
     from edge.media import picture_sets, picture_sources
 
     if not picture_sources.shards_of(source):
         raise DataError(
-            "this is no TFRecord shard", where=source, hint="their names are like train-00000-of-01024 or name.tfrecord"
+            "this is not a TFRecord shard",
+            where=source,
+            hint="their names are like train-00000-of-01024 or name.tfrecord",
         )
     terminal = Terminal()
     with terminal.progress() as listen:
         pictures, damage = picture_sets.list_all(source, limit=limit, listen=listen)
         if damage is not None:
-            hint = f"get the shard again; or take the {len(pictures)} records before it: --limit {len(pictures)}"
+            hint = f"get the shard again, or use the {len(pictures)} records before the damage: --limit {len(pictures)}"
             raise DataError(damage.what, where=damage.where, hint=hint if pictures else damage.hint) from damage
         done = picture_sets.extract(pictures, output, label_offset=label_offset, force=force, listen=listen)
     # With an offset the user has answered that already.
@@ -109,7 +109,7 @@ def extract(
         terminal.warn(warning.text)
     place = shown(str(output))
     result = {"folder": place, "label_offset": label_offset, **msgspec.to_builtins(done)}
-    kept = f" ({done.kept} of them were there already)" if done.kept else ""
+    kept = f" ({done.kept} of them existed already)" if done.kept else ""
     text = (
         f"{place}: {done.pictures} pictures{kept}, {done.labelled} of them with a class index in {picture_sets.TRUTH}"
     )
@@ -125,9 +125,9 @@ def check(
     profile: ProfileName = None,
     as_json: options.Json = False,
 ) -> None:
-    """Decode every picture and name the bad ones.
+    """Decode every image and report the bad ones.
 
-    Exits with 1 when a picture is bad, or with --labels has no class index.
+    Exits with 1 if an image is bad or, with --labels, has no class index.
     """
     from edge.media import picture_sets
 

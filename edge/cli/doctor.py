@@ -23,9 +23,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print the whole report as JS
 
 
 def command(json: Json = False) -> None:  # noqa: FBT002 - typer's way of a flag
-    """Show what this machine is, which libraries, cameras and power sensors it has, and what each profile needs.
+    """Show this machine's device, libraries, cameras and power sensors, and what each profile needs.
 
-    Nothing is changed. Every finding that is not in order comes with a next step.
+    Nothing is changed. Every finding with a problem has a next step.
     """
     import msgspec
 
@@ -44,7 +44,7 @@ def command(json: Json = False) -> None:  # noqa: FBT002 - typer's way of a flag
 
 
 def render(report: DoctorReport, *, plain: bool) -> Text:
-    """The report as lines in groups; ``plain`` keeps to ASCII symbols."""
+    """Format the report as lines in groups; ``plain`` uses ASCII symbols only."""
     from rich.text import Text
 
     text = Text()

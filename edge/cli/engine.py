@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 
-# Rows of a table that say enough; --layers and --json have all.
+# Number of rows to show in a table; --layers and --json have all.
 _SHOWN = 12
 
 
@@ -45,7 +45,7 @@ def show(
     html: Annotated[Path | None, typer.Option(help="Write the report card as one HTML file.")] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show what an engine is really made of: precisions, fusions, reformats, and what it was built from."""
+    """Show the precisions, fusions, reformats and inputs of an engine."""
     from edge.engines import engine_report, layer_times
 
     terminal = Terminal()
@@ -74,7 +74,7 @@ def diff(
     html: Annotated[Path | None, typer.Option(help="Write the comparison as one HTML file.")] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Compare two engines: what they were built from, which ONNX nodes changed precision, what is fused in one only."""
+    """Compare two engines: inputs of the build, nodes with another precision, and nodes fused in only one of them."""
     from edge.engines import engine_comparison, engine_report
 
     terminal = Terminal()
@@ -97,10 +97,10 @@ def list_(
     *,
     cache_dir: options.CacheDir = None,
     engine_dir: options.EngineDir = None,
-    fast: Annotated[bool, typer.Option("--fast", help="Do not read the files to check their digests.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Do not check the digests of the files.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """List all engines, and whether each is the one that its profile asks for on this machine."""
+    """List all engines, and show if each is current for its profile on this machine."""
     from edge.cli import paths
     from edge.engines import engine_report, inventory
 
@@ -129,12 +129,12 @@ def gc(
     cache_dir: options.CacheDir = None,
     engine_dir: options.EngineDir = None,
     elsewhere: Annotated[
-        bool, typer.Option("--elsewhere", help="Also engines of other devices, and of profiles that are gone.")
+        bool, typer.Option("--elsewhere", help="Also remove engines of other devices, and of deleted profiles.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed; remove nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed; remove nothing.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Remove engines that are stale or damaged; never one that is current, or that cannot be judged here."""
+    """Remove engines that are stale or damaged, but none that is current or cannot be judged here."""
     from edge.cli import paths
     from edge.engines import engine_report, inventory
 
@@ -146,7 +146,7 @@ def gc(
         if dry_run or inventory.remove(entry, look):
             gone.append(entry)
         else:
-            terminal.warn(f"{entry.manifest}: changed meanwhile, kept")
+            terminal.warn(f"{entry.manifest}: not removed: it has changed in the meantime")
     total = sum(entry.size_bytes for entry in gone)
     if as_json:
         content = {"removed": gone, "bytes": total, "dry_run": dry_run, "kept": len(entries) - len(gone)}
@@ -176,7 +176,7 @@ def _write(terminal: Terminal, html: Path | None, drawn: str | None) -> None:
 
 
 def _of_profile(profile: str | None, precision: str | None, engine_dir: Path | None) -> Path:
-    """The path of a profile's engine."""
+    """Return the path of a profile's engine."""
     from edge.calibration import cache_keys
     from edge.cli import paths
 
@@ -259,7 +259,7 @@ def _first(count: int) -> str:
 
 
 def _facts(card: EngineReport) -> list[tuple[str, str]]:
-    """The card's head, line by line."""
+    """Return the first lines of the report."""
     from edge.engines import engine_report, inventory
 
     facts = []
@@ -339,4 +339,4 @@ def _show_difference(terminal: Terminal, found: EngineComparison) -> None:
             for group in groups[:_SHOWN]:
                 terminal.show(f"  {' + '.join(group)}")
     if found.is_equal and not found.notes:
-        terminal.show("no difference in what they are made of")
+        terminal.show("both engines have the same inputs")

@@ -1,8 +1,8 @@
 """Measure top-1, top-5 and agreement with FP32.
 
-Every share has its 95 % interval. FP32 is the model itself, run by ONNX Runtime on this machine's CPU with the same
-preprocessing. INT8 is always compared with it, and judged by the limits in the profile's quality section. Where this
-machine has no TensorRT, the TensorRT form of the calibration table is judged.
+Every share has a 95 % interval. FP32 is the model itself, run by ONNX Runtime on this machine's CPU with the same
+preprocessing. INT8 is always compared with it, and with the limits in the profile's quality section. If this
+machine has no TensorRT, the TensorRT form of the calibration table is evaluated.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     label_offset: options.LabelOffset = 0,
     profile: options.ProfileName = None,
     precision: options.PrecisionName = None,
-    against: Annotated[str | None, typer.Option(help="Compare with: fp32. INT8 always is.")] = None,
+    against: Annotated[str | None, typer.Option(help="Compare with fp32; always on for INT8.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N pictures.")] = None,
     min_top1: Annotated[
         float | None, typer.Option(min=0, max=100, help="Fail (exit code 1) if top-1 is below N percent.")
@@ -109,9 +109,9 @@ def _subject(
     engine_dir: Path | None,
     threads: int | None,
 ) -> tuple[Session | None, Table | None, Profile | None]:
-    """The open engine, where this machine can run it, and the table whose TensorRT form is judged, where it cannot.
+    """Return the open engine if this machine can run it, else the table whose TensorRT form is evaluated.
 
-    With the table comes the profile with the model that it is for.
+    With the table comes the profile with the model for it.
     """
     from edge.backends import report_messages
     from edge.calibration import cache_keys
@@ -130,7 +130,7 @@ def _subject(
     except (MissingDependencyError, DeviceError) as exc:
         if profile.backend != "tensorrt" or precision != "int8":
             raise
-        terminal.info(f"no TensorRT on this machine ({exc.what}): judging the TensorRT form of the table")
+        terminal.info(f"no TensorRT on this machine ({exc.what}): evaluating the TensorRT form of the table")
     if precision != "int8" or (profile.backend == "tensorrt" and session is not None):
         return session, None, None
     table = cache_keys.find_table_if_needed(profile, paths.cache_folder(cache_dir, path))
@@ -140,7 +140,7 @@ def _subject(
 
 
 def _checked(pictures: list[Picture], images: Path, *, compared: bool) -> list[Picture]:
-    """The pictures: all with a label, or, where they are compared with FP32, none.
+    """Return the images: all with a label or, for a comparison with FP32, none.
 
     Raises:
         UsageError: pictures have no class.
@@ -149,7 +149,7 @@ def _checked(pictures: list[Picture], images: Path, *, compared: bool) -> list[P
     if missing and (missing < len(pictures) or not compared):
         raise UsageError(
             f"{missing} of {len(pictures)} pictures have no label", where=images,
-            hint="--labels FILE.csv, or a folder per class that is called like the class; "
+            hint="--labels FILE.csv, or one folder per class with the name of the class; "
             "--against fp32 needs no labels",
         )  # fmt: skip
     return pictures
@@ -174,7 +174,7 @@ def _show(terminal: Terminal, scores: Scores) -> None:
     keep = 3 if scores.against else 2
     terminal.table(columns[:keep], [row[:keep] for row in rows])
     if scores.judged != "engine":
-        terminal.show(f"answers of the {scores.judged}")
+        terminal.show(f"evaluated: {scores.judged}")
     if scores.float_layers:
         terminal.show(f"{scores.float_layers} of {scores.weighted_layers} weighted layers are scored in FP32")
     if scores.host_form is not None:

@@ -1,7 +1,7 @@
 """Export a network of torchvision, timm or a file to ONNX.
 
 The model is checked against torch on random input. Size, crop, interpolation, mean and std come from the metadata of
-its weights, so nothing is guessed. Needs torch: the error says how it is installed.
+its weights, so nothing is guessed. Needs torch; if it is missing, the error has the install command.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edge.ui.terminal import Terminal
 if TYPE_CHECKING:
     from edge.model import ExportedModel
 
-# Of the logits; float32 sums in another order give 100 dB and more.
+# Minimum SQNR of the logits; float32 sums in another order give 100 dB and more.
 _MIN_SQNR_DB = 60.0
 
 
@@ -47,7 +47,7 @@ def command(
         typer.Option("--profile", "-p", metavar="NAME", help="Name of the profile.", show_default="the file's"),
     ] = None,
     no_profile: Annotated[bool, typer.Option("--no-profile", help="Write the model only.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Export a network to ONNX."""
@@ -57,7 +57,7 @@ def command(
 
     parsed = torch_export.TorchSource.parse(source)
     if output.exists() and not force:
-        raise UsageError("the output file is there already", where=output, hint="--force overwrites it")
+        raise UsageError("the output file already exists", where=output, hint="--force overwrites it")
     target = None if no_profile else init.target_of(profile or output.stem, force=force)
     terminal = Terminal()
     terminal.info(f"exporting {source} with opset {opset}")
@@ -77,14 +77,16 @@ def command(
     if as_json:
         terminal.data(msgspec.json.encode(result).decode())
         return
-    same = "the same answers as torch to the bit" if sqnr is None else f"answers as torch's, SQNR {sqnr:.0f} dB"
+    same = (
+        "the outputs are identical to torch's" if sqnr is None else f"the outputs match torch's with SQNR {sqnr:.0f} dB"
+    )
     terminal.data(f"{output}: {len(data) / 1e6:.1f} MB, {same}")
     if target is not None:
         terminal.data(f"{target}: written; preprocessing from {'the weights' if found.preprocess else 'a guess'}")
 
 
 def _check(data: bytes, exported: ExportedModel) -> float | None:
-    """SQNR in dB of onnxruntime's logits against torch's, for batches of two and of one; None where they are equal."""
+    """Return the SQNR in dB of onnxruntime's logits against torch's, for batches of two and of one; None if equal."""
     from edge.backends import OrtSession
     from edge.stats import sqnr_db
 
@@ -93,5 +95,7 @@ def _check(data: bytes, exported: ExportedModel) -> float | None:
     session.close()
     worst = min((value for value in measured if value is not None), default=None)
     if worst is not None and worst < _MIN_SQNR_DB:
-        raise QualityError(f"the exported model's answers differ from torch's: SQNR {worst:.1f} dB, at least 60 wanted")
+        raise QualityError(
+            f"the exported model's outputs differ from torch's: SQNR {worst:.1f} dB, but at least 60 dB are required"
+        )
     return worst

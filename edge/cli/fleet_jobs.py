@@ -1,4 +1,4 @@
-"""Run one job on many devices, draw it, and say how it ended."""
+"""Run one job on many devices, show its progress, and report the outcome."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _PARALLEL = 8
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """The bundle to ship, as far as the command line says it; otherwise the fleet file does."""
+    """The bundle to ship according to the command line; otherwise the fleet file decides."""
 
     bundle: Path | None
     profile: str | None
@@ -57,7 +57,7 @@ def ship_all(
     stop_after: int | None,
     as_json: bool,
 ) -> None:
-    """Ship to every device that was named; print a table, or JSON; raise when any of them did not get it."""
+    """Ship to every given device, print a table or JSON, and raise an error if a device did not get the bundle."""
     terminal = Terminal()
     with contextlib.ExitStack() as stack:
         bundles = stack.enter_context(_bundles(chosen, load, terminal))
@@ -87,13 +87,13 @@ def ship_all(
     else:
         _show(terminal, outcomes)
     stop.grant()
-    finish(ended, hint="the same command again goes on where it was; devices that have it are left as they are")
+    finish(ended, hint="run the command again to continue; finished devices stay unchanged")
 
 
 def each(
     chosen: ChosenTargets, work: Callable[[DeviceAddress, Hold], T], *, parallel: int | None, as_json: bool
 ) -> list[DeviceOutcome[T]]:
-    """Do ``work`` with every device; with ``as_json`` the results are printed."""
+    """Run ``work`` for every device; with ``as_json`` print the results."""
     terminal = Terminal()
 
     def task(place: DeviceAddress) -> DeviceTask[T]:
@@ -118,11 +118,12 @@ def each(
 
 
 def finish(ended: list[DeviceOutcome[Any]], *, hint: str | None = None) -> None:
-    """End well, or with the error that there was; several become one, with ``hint``.
+    """Raise the error of the devices, if any; several errors become one, with ``hint``.
 
     Raises:
-        EdgeError: of the only target; else DeviceError with the number that failed, or QualityError when every device
-            that did not get it went back by itself.
+        EdgeError: the error of a single target; otherwise DeviceError with the number of failures, or QualityError if
+        every
+            device without the bundle rolled back by itself.
     """
     if len(ended) == 1 and ended[0].error is not None:
         raise ended[0].error
@@ -131,23 +132,23 @@ def finish(ended: list[DeviceOutcome[Any]], *, hint: str | None = None) -> None:
     broken = sum(one.error is not None for one in failed)
     left = f", {len(failed) - broken} not begun" if len(failed) > broken else ""
     if broken or (failed and not refused):
-        words = f", {len(refused)} did not take the bundle" if refused else ""
+        words = f", {len(refused)} did not accept the bundle" if refused else ""
         raise DeviceError(f"{broken} of {len(ended)} devices failed{words}{left}", hint=hint)
     if refused:
         raise QualityError(
-            f"{len(refused)} of {len(ended)} devices did not take the bundle{left}"
+            f"{len(refused)} of {len(ended)} devices did not accept the bundle{left}"
             if len(ended) > 1 else f"{_refusal(refused[0])}{left}",
             hint="edge ship status TARGET; --gate sets the limits, --no-canary switches without a trial",
         )  # fmt: skip
 
 
 def _refusal(outcome: ShipOutcome) -> str:
-    """The reason why a bundle is not in use, and what the device showed to be in use instead."""
+    """Return the reason why a bundle is not in use, and the bundle that the device reports instead."""
     now = f"{outcome.current[:12]} is in use" if outcome.current else "no bundle is in use"
     if outcome.work == "not tried":
         return f"not tried: {outcome.reason}; {now}, as before"
     if outcome.work == "rolled back":
-        return f"the trial failed: {outcome.reason}; the device went back, {now}"
+        return f"the trial failed: {outcome.reason}; the device rolled back, {now}"
     return f"the trial failed: {outcome.reason}; {now}, as before"
 
 
@@ -161,7 +162,9 @@ def _run(
 ) -> list[DeviceOutcome[T]]:
     possible = rollout.possible_conversations()
     if possible < min(plan.parallel, len(tasks)):
-        terminal.warn(f"{possible} devices at once, not {plan.parallel}: too few open files are allowed (ulimit -n)")
+        terminal.warn(
+            f"{possible} devices at once instead of {plan.parallel}: the limit of open files is too low (ulimit -n)"
+        )
     view = FleetView(terminal, total=len(tasks))
     listeners = {task.name: view.listener(task.name) for task in tasks}
 
@@ -182,7 +185,7 @@ def _run(
 
 @contextlib.contextmanager
 def _bundles(chosen: ChosenTargets, load: Load, terminal: Terminal) -> Iterator[dict[str, Bundle]]:
-    """The bundle of every device by its name. Those of profiles are made here: same inputs, same bytes."""
+    """Return the bundle of every device by name. Bundles of profiles are made here: same inputs, same bytes."""
     known: dict[object, Bundle] = {}
     found: dict[str, Bundle] = {}
     remove_leftovers()
@@ -271,9 +274,13 @@ def _reported(outcome: ShipOutcome) -> str:
     name = outcome.bundle[:12]
     sent = f"{outcome.sent_files} files, {outcome.sent_bytes / 1e6:.2f} MB"
     if outcome.work == "unchanged":
-        return f"unchanged, {name} is there and whole"
+        return f"unchanged, {name} is already there and complete"
     if outcome.work == "would ship":
-        resumed = f" ({outcome.resumed_bytes / 1e6:.2f} MB are there from before)" if outcome.resumed_bytes else ""
+        resumed = (
+            f" ({outcome.resumed_bytes / 1e6:.2f} MB were there from an earlier attempt)"
+            if outcome.resumed_bytes
+            else ""
+        )
         return f"would ship {name}: {sent}{resumed}"
     if outcome.work in REFUSED:
         return _refusal(outcome)
@@ -302,23 +309,23 @@ Parallel = Annotated[
 
 
 class ChosenTargets(msgspec.Struct, frozen=True, kw_only=True):
-    """The devices that were named, each once, and the fleet file, if there is one."""
+    """The given devices, each once, and the fleet file, if there is one."""
 
     hosts: list[Host]
     fleet: Fleet | None
 
     @property
     def names(self) -> list[str]:
-        """Their names, as they are shown."""
+        """Display names of the devices."""
         return [host.place.name for host in self.hosts]
 
 
 def choose(words: Sequence[str], *, fleet_file: Path | None, ssh_config: Path | None) -> ChosenTargets:
-    """The devices that ``words`` name.
+    """Return the devices that ``words`` name.
 
     Raises:
-        UsageError: a word names nothing.
-        ProfileError: the fleet file is wrong.
+        UsageError: a word names no device.
+        ProfileError: the fleet file is invalid.
     """
     found = fleet_file if fleet_file is not None else Path("fleet.yaml")
     known = load_fleet(found) if fleet_file is not None or found.is_file() else None

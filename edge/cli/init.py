@@ -1,8 +1,8 @@
 """Write a profile for your own model.
 
-Nothing is asked: the profile says what the model and the pictures show, what was guessed and why, and what to check is
-printed. With --images the usual preprocessings are tried on 50 pictures; labelled ones (a folder per class, or
---labels FILE.csv) decide best. The file is profiles/NAME.yaml; what is there already is kept unless --force is given.
+There are no questions: the profile contains what the model and the images show and what was guessed, and the command
+prints what to check. With --images the usual preprocessings are tried on 50 images; labelled ones (a folder per class,
+or --labels FILE.csv) decide best. The file is profiles/NAME.yaml; an existing file stays unless --force is given.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _BACKENDS = {"host": "onnxruntime", "rtx": "tensorrt"}
 
 
 class ModelNames(msgspec.Struct, frozen=True):
-    """Class names and where they are from; ``file`` is theirs where they came from a file of class names."""
+    """Class names and their origin; ``file`` is the file of class names, if there is one."""
 
     names: list[str]
     source: str
@@ -46,7 +46,7 @@ class ModelNames(msgspec.Struct, frozen=True):
 
 
 class PreprocessGuess(msgspec.Struct, frozen=True):
-    """A preprocessing, the reason for it, and whether somebody should check it."""
+    """A preprocessing, the reason for it, and whether the user should check it."""
 
     preprocess: PreprocessConfig
     why: str
@@ -54,7 +54,7 @@ class PreprocessGuess(msgspec.Struct, frozen=True):
 
 
 class Proposal(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that goes into a profile: what the model shows and what was found."""
+    """Everything that goes into a profile: facts of the model and results of the trials."""
 
     model: Path
     facts: ModelFacts
@@ -86,7 +86,7 @@ def command(
     output_name: Annotated[
         str | None, typer.Option(metavar="NAME", help="The output with the classes, where a model has several.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the profile that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing profile.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Write the profile."""
@@ -130,24 +130,24 @@ def _family(name: str | None) -> str:
 
 
 def target_of(name: str, *, force: bool) -> Path:
-    """File of the profile called ``name``.
+    """Return the file of the profile called ``name``.
 
     Raises:
-        UsageError: it is there already, and not ``force``; or it cannot be a name.
+        UsageError: it already exists, without ``force``; or the name is invalid.
     """
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
     else:
         if "/" in name or name in {"", ".", ".."}:
-            raise UsageError(f"{name!r} cannot be the name of a profile", hint="a word, or a path that ends in .yaml")
+            raise UsageError(f"{name!r} is not a valid profile name", hint="use a word, or a path that ends in .yaml")
         path = Path("profiles") / f"{name}.yaml"
     if path.exists() and not force:
-        raise UsageError("the profile is there already", where=path, hint="another NAME, or --force overwrites it")
+        raise UsageError("the profile already exists", where=path, hint="use another NAME, or --force to overwrite it")
     return path
 
 
 def _names(facts: ModelFacts, images: Path | None, files: Sequence[Path], tables: Sequence[Path]) -> ModelNames:
-    """Class names: from a file, the model, the class folders, or a label file; else numbers."""
+    """Return class names from a file, the model, the class folders, or a label file; else numbers."""
     from edge.media import labels
 
     if len(files) > 1:
@@ -181,7 +181,7 @@ def _names(facts: ModelFacts, images: Path | None, files: Sequence[Path], tables
 
 
 def _first_guess(facts: ModelFacts) -> PreprocessGuess:
-    """The preprocessing that the model shows, or the most usual one."""
+    """Return the preprocessing that the model shows, or else the most usual one."""
     from edge.config import PreprocessConfig
 
     side = max(facts.height, facts.width)
@@ -195,7 +195,7 @@ def _first_guess(facts: ModelFacts) -> PreprocessGuess:
     usual = PreprocessConfig(fit="crop", resize=round(side / 0.875), interpolation="bilinear")
     if facts.pixels == "0..255":
         spec = msgspec.structs.replace(usual, mean=(0.0,) * 3, std=(1.0,) * 3)
-        return PreprocessGuess(spec, f"0 to 255 as they are: {facts.pixels_why}", is_guess=False)
+        return PreprocessGuess(spec, f"unscaled, 0 to 255: {facts.pixels_why}", is_guess=False)
     if facts.pixels == "0..1":
         resize = side if "Ultralytics" in facts.pixels_why else usual.resize
         spec = msgspec.structs.replace(usual, mean=(0.0,) * 3, std=(255.0,) * 3, resize=resize)
@@ -291,7 +291,7 @@ def _ordered(names: ModelNames, order: Sequence[int]) -> ModelNames:
 
 
 def _answers(facts: ModelFacts, model: Path, output_name: str | None) -> AnswerFunction:
-    """The model on this machine's CPU, as a function from a batch to class probabilities."""
+    """Return the model on this machine's CPU as a function from a batch to class probabilities."""
     from edge.backends import OrtSession
     from edge.config import OutputOptions
     from edge.model import onnx_model
@@ -303,10 +303,10 @@ def _answers(facts: ModelFacts, model: Path, output_name: str | None) -> AnswerF
 
 
 def write_profile(target: Path, model: Path) -> None:
-    """Write the profile of a model that :mod:`edge.cli.export` made.
+    """Write the profile of a model made by :mod:`edge.cli.export`.
 
     Raises:
-        ModelError: the model is no classifier.
+        ModelError: the model is not a classifier.
     """
     from edge.model import model_facts
 
@@ -327,7 +327,7 @@ def _imagenet_names() -> list[str] | None:
 
 
 def _write(target: Path, proposal: Proposal) -> list[Path]:
-    """Write the profile, and a file of class names where there is none yet."""
+    """Write the profile, and a file of class names if there is none yet."""
     from edge.artifacts import store
     from edge.config import read_profile
 
@@ -338,7 +338,7 @@ def _write(target: Path, proposal: Proposal) -> list[Path]:
         store.write_bytes(labels, "".join(f"{name}\n" for name in proposal.names.names).encode())
         written.append(labels)
     store.write_bytes(target, _profile_text(target, labels, proposal).encode())
-    # What was written is read back: a name with a colon, a path with a tilde.
+    # Read the result back: a name may have a colon, a path a tilde.
     read_profile(target)
     return written
 
@@ -388,7 +388,7 @@ def _profile_text(target: Path, labels: Path, proposal: Proposal) -> str:
 
 
 def _quoted(text: str) -> str:
-    """``text`` as YAML: as it is where that is a plain word, else in quotes (JSON's are YAML's)."""
+    """Format ``text`` as YAML: unchanged if it is a plain word, else in quotes (JSON's are valid YAML)."""
     is_plain = re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./ -]*[A-Za-z0-9_./]", text) is not None
     return text if is_plain else json.dumps(text, ensure_ascii=False)
 

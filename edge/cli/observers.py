@@ -1,4 +1,4 @@
-"""The observers of a run: the terminal or JSON lines, the supervisor, browsers, Prometheus, and notifications."""
+"""The observers of a run: terminal or JSON lines, supervisor, browsers, Prometheus, and notifications."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 class ObservedRun(msgspec.Struct, frozen=True, kw_only=True):
-    """One run to observe: ``headline`` says what runs, ``power`` how it is measured, or why it is not.
+    """A run to observe: ``headline`` names the engine, ``power`` the power source or why there is none.
 
-    ``kept`` gets the record when the run is over, however it ended.
+    ``kept`` is called with the record at the end of the run, however it ended.
     """
 
     subject: Subject
@@ -43,7 +43,7 @@ def gather(
     terminal: Terminal, statistics: RunStatistics, sampler: Sampler | None, run: ObservedRun, *,
     seen: run_options.ListeningPorts, as_json: bool,
 ) -> Iterator[Observers]:  # fmt: skip
-    """Observers of this run, until the block ends."""
+    """Set up the observers of this run for the block."""
     with contextlib.ExitStack() as stack:
         files = None if run.files is None else stack.enter_context(run.files)
         panel = LiveView(terminal, statistics, headline=run.headline, power=run.power)
@@ -70,12 +70,12 @@ def gather(
                 on_frame=_shown(
                     [*([view.show] if view else []), *([files.video.show] if files and files.video else [])]
                 ),
-                # What is still being sent belongs into the record.
+                # Messages that are still being sent belong into the record.
                 on_end=(lambda: None) if run.notifications is None else run.notifications.close,
                 on_record=run.kept.append,
             )
         finally:
-            # A browser that still looks is told the end, for which this waits a second or two at most.
+            # Tell a connected browser the end, which takes a second or two at most.
             if view is not None and run.kept:
                 view.end(run.kept[-1])
 
@@ -86,7 +86,7 @@ def _to_all(listeners: Sequence[Callable[[Event], None]], event: Event) -> None:
 
 
 def _shown(viewers: Sequence[Callable[[Any, FrameResult], None]]) -> Callable[[Any, FrameResult], None] | None:
-    """One callback for the labelled frames; None where nobody looks, so that no frame is kept."""
+    """Return one callback for the labelled frames; None without viewers, so that no frame is stored."""
 
     def show(pixels: Any, result: FrameResult) -> None:  # noqa: ANN401 - NumPy is not for this layer
         for look in viewers:
@@ -98,9 +98,9 @@ def _shown(viewers: Sequence[Callable[[Any, FrameResult], None]]) -> Callable[[A
 def open_notifications(
     targets: Sequence[str], profile: Profile, path: Path, *, names: Sequence[str], warn: Callable[[str], None]
 ) -> Notifications | None:
-    """Open the notifications of this run: by the rules of the profile, and to the ``targets`` of ``--notify``.
+    """Open the notifications of this run: for the rules of the profile, and for the ``targets`` of ``--notify``.
 
-    Those get what the rules without an address report, or each change of the label where there is no such rule.
+    The targets get the reports of rules without an address or, without such rules, each change of the label.
 
     Raises:
         UsageError: A target or a rule is wrong, or a command of a shipped bundle is not allowed on this device.
@@ -110,9 +110,7 @@ def open_notifications(
     typed = [read_address(Secret.url(text), what="target", warn=warn) for text in targets]
     for text in targets:
         if hides(text):
-            warn(
-                f"--notify {masked_url(text)}: other users of this machine see a password on a command line; use @FILE"
-            )
+            warn(f"--notify {masked_url(text)}: other users can see a password on a command line; use @FILE")
     rules: list[tuple[NotifyRule, list[Secret]]] = []
     for rule in profile.notify:
         own = [read_address(address, what="target", warn=warn) for address in rule.to]
@@ -131,10 +129,10 @@ def open_notifications(
 
 
 def _check_allowed(address: Secret, profile: Path) -> None:
-    """Refuse a command that came with a shipped bundle, unless this device's own list has it.
+    """Refuse a command from a shipped bundle unless it is in this device's own list.
 
     Raises:
-        UsageError: It is not in the list.
+        UsageError: the command is not in the list.
     """
     from edge.cli import paths
 
@@ -148,13 +146,13 @@ def _check_allowed(address: Secret, profile: Path) -> None:
         lines = set()
     if text.partition(":")[2].strip() not in lines:
         raise UsageError(
-            f"{text}: a command of a shipped bundle runs only where this device allows it", where=profile,
-            hint=f"write the command as one line into {allowed}",
+            f"{text}: this device does not allow this command of a shipped bundle", where=profile,
+            hint=f"add the command as one line to {allowed}",
         )  # fmt: skip
 
 
 def _printer(terminal: Terminal) -> Callable[[Event], None]:
-    """A callback that prints each event as one JSON object."""
+    """Return a callback that prints each event as one JSON object."""
 
     def print_event(event: Event) -> None:
         content = msgspec.to_builtins(event)

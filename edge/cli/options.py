@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from edge.ui.terminal import Terminal
 
 
-# More sessions than this each hold the whole model for little.
+# Further sessions would use the memory of a whole model for little gain.
 _MOST = 4
 
 
 class Concurrency(msgspec.Struct, frozen=True, kw_only=True):
-    """Sessions, threads per session (None: the backend's choice), and the width of the pipeline around them."""
+    """Sessions, threads per session (None: the backend's default), and the widths of the pipeline."""
 
     workers: int
     threads: int | None
@@ -43,7 +43,7 @@ class Concurrency(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def choose(profile: Profile, *, live: bool, cameras: int = 1, cores: int | None = None) -> Concurrency:
-    """The concurrency that suits the backend and the source.
+    """Choose the concurrency for the backend and the source.
 
     ONNX Runtime on a CPU: pictures from files go through one session per core, of one thread each, which is the faster
     way for many (benchmarks/loop.py); a camera's frame goes through one session over all cores, which all work on the
@@ -51,14 +51,14 @@ def choose(profile: Profile, *, live: bool, cameras: int = 1, cores: int | None 
     share a batch, up to the largest that the engine takes.
 
     Raises:
-        UsageError: The profile asks for a batch that the engine does not take.
+        UsageError: the profile requests a batch size that the engine does not support.
     """
     from edge.runtime import Width
 
     has = profile.input.batch
     if profile.run.batch > has.max:
         raise UsageError(
-            f"run.batch: the engine takes {has.max} pictures at most, not {profile.run.batch}",
+            f"run.batch: the engine supports at most {has.max} images, not {profile.run.batch}",
             hint="a larger input.batch.max in the profile, then edge build",
         )
     batch = max(min(cameras, has.max), 1) if live else profile.run.batch
@@ -93,12 +93,12 @@ def open_sessions(
     stack: contextlib.ExitStack,
     warn: Callable[[str], None],
 ) -> tuple[Sequence[Session] | Sequence[FrameSession], Preprocessor | None]:
-    """Open sessions, closed with ``stack``, and what preprocesses for them: None where they do it on their device.
+    """Open sessions, closed with ``stack``, and the preprocessor for them: None if they preprocess on their device.
 
-    Where the profile leaves the choice and the device cannot, ``warn`` gets the reason, and OpenCV does it.
+    If the choice is automatic and the device cannot preprocess, ``warn`` gets the reason, and OpenCV does it.
 
     Raises:
-        DeviceError: an engine cannot be opened, or the profile asks for the device and it cannot.
+        DeviceError: an engine cannot be opened, or the profile requires a device that cannot preprocess.
     """
     from edge.backends import report_messages
     from edge.model import Preprocessor
@@ -119,7 +119,7 @@ def open_sessions(
     wanted = profile.run.preprocess_on
     if wanted == "device" and not all(hasattr(session, "preprocess_on_gpu") for session in sessions):
         raise DeviceError(
-            f"run.preprocess_on: device, and {backend.name} does not preprocess", hint="preprocess_on: auto"
+            f"run.preprocess_on: device is impossible: {backend.name} does not preprocess", hint="preprocess_on: auto"
         )
     if wanted == "cpu" or not all(hasattr(session, "preprocess_on_gpu") for session in sessions):
         return sessions, on_cpu
@@ -138,7 +138,7 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class PowerOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Power measurement as the command line asks for it; None leaves a setting to the profile."""
+    """Options for power measurement from the command line; None means the profile's setting."""
 
     power: str | None = None
     idle: str | None = None
@@ -147,21 +147,21 @@ class PowerOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, profile: Profile, *, power: str | None) -> PowerOptions:
-        """Options from the profile; the command line has the source alone."""
+        """Make the options from the profile; the command line only sets the source."""
         config = profile.telemetry
         return cls(
             power=power, set_power_mode=config.set_power_mode, log=None if config.log is None else Path(config.log)
         )
 
     def idle_s(self, profile: Profile) -> float:
-        """Seconds of idle baseline; 0 is none."""
+        """Duration of the idle baseline in seconds; 0 means none."""
         return profile.telemetry.idle_s if self.idle is None else seconds(self.idle, option="--idle")
 
     def check(self, profile: Profile) -> None:
-        """See that these can be fulfilled, before anything heavy is loaded.
+        """Check the options before anything heavy is loaded.
 
         Raises:
-            UsageError: they cannot.
+            UsageError: an option cannot be fulfilled.
         """
         from edge import telemetry
         from edge.telemetry import MIN_IDLE_S
@@ -172,13 +172,13 @@ class PowerOptions(msgspec.Struct, frozen=True, kw_only=True):
             telemetry.check_name(self.power)
         idle_s = self.idle_s(profile)
         if 0 < idle_s < MIN_IDLE_S:
-            raise UsageError(f"an idle baseline takes {MIN_IDLE_S:g} s at least, not {idle_s:g}", hint="--idle 10s")
+            raise UsageError(f"an idle baseline needs at least {MIN_IDLE_S:g} s, not {idle_s:g}", hint="--idle 10s")
         if self.set_power_mode and profile.power_mode is None:
-            raise UsageError("the profile asks for no power mode to set", hint="power_mode: … in the profile")
+            raise UsageError("the profile has no power mode to set", hint="set power_mode: … in the profile")
 
 
 def seconds(text: str, *, option: str) -> float:
-    """A length of time such as 10s, 1.5m, 2h or plain seconds.
+    """Parse a duration such as 10s, 1.5m, 2h or plain seconds.
 
     Raises:
         UsageError: it is none.
@@ -189,7 +189,7 @@ def seconds(text: str, *, option: str) -> float:
     except (ValueError, KeyError):
         value = -1.0
     if not 0.0 <= value < 1e9:
-        raise UsageError(f"{option} {text!r} is no length of time", hint=f"{option} 10s, {option} 2m")
+        raise UsageError(f"invalid duration {text!r} for {option}", hint=f"examples: {option} 10s, {option} 2m")
     return value
 
 
@@ -197,9 +197,9 @@ def seconds(text: str, *, option: str) -> float:
 def measured(
     profile: Profile, asked: PowerOptions, *, terminal: Terminal, should_stop: Callable[[], bool]
 ) -> Iterator[Telemetry]:
-    """Telemetry while the block runs. Before it, as far as wished: the power mode is set, and idle power is measured.
+    """Measure telemetry during the block; before it, set the power mode and measure idle power if requested.
 
-    Enter it when the engine is loaded and before cameras are opened: what is idle then is what inference is added to.
+    Enter it after the engine is loaded and before cameras are opened: the idle power then excludes only inference.
     """
     from edge import telemetry
     from edge.telemetry import Sampler, Telemetry
@@ -252,19 +252,19 @@ def _power_mode(wanted: str, stack: contextlib.ExitStack, terminal: Terminal, *,
 def _log(
     path: Path | None, source: TelemetrySource, stack: contextlib.ExitStack, terminal: Terminal
 ) -> Callable[[Reading], None]:
-    """The callback that keeps the readings, until the stack is unwound."""
+    """Return a callback that writes readings to the log until the stack is unwound."""
     from edge.telemetry import Log
 
     if path is None:
         return lambda _reading: None
     log = Log(path, source)
-    stack.callback(lambda: terminal.warn(f"the telemetry log is not complete: {log.problem}") if log.problem else None)
+    stack.callback(lambda: terminal.warn(f"the telemetry log is incomplete: {log.problem}") if log.problem else None)
     stack.enter_context(log)
     return log.keep
 
 
 def power_line(telemetry: Telemetry) -> str:
-    """The source of power, in a few words."""
+    """Describe the source of power in a few words."""
     if telemetry.sampler is None:
         return "not measured here (edge doctor says why)"
     source = telemetry.sampler.source
@@ -297,7 +297,10 @@ def _with_samples(path: Path | None) -> Path | None:
 ProfileName = Annotated[
     str | None,
     typer.Option(
-        "--profile", "-p", help="Name or file; current: what was shipped here.", show_default="this machine's"
+        "--profile",
+        "-p",
+        help="Name or file; current: the bundle shipped to this device.",
+        show_default="this machine's",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -312,13 +315,13 @@ Images = Annotated[
         "-i",
         metavar="DIR",
         callback=_with_samples,
-        help="Folder, picture, list, CSV or TFRecord shards; samples: for the pictures that come with edge.",
+        help="Folder, picture, list, CSV or TFRecord shards; samples: for the images included in edge.",
     ),
 ]
 Labels = Annotated[
     Path | None,
     typer.Option(
-        "--labels", metavar="FILE", help="Labels of the pictures, where they are in no folder per class: CSV or TSV.",
+        "--labels", metavar="FILE", help="Labels of the images if there are no class folders: CSV or TSV.",
     ),
 ]  # fmt: skip
 LabelOffset = Annotated[
@@ -334,7 +337,7 @@ Power = Annotated[
     typer.Option(
         "--power",
         metavar="SOURCE",
-        help=f"Where power is read from: {', '.join(source_names())}, or replay:FILE (a recording).",
+        help=f"Power source: {', '.join(source_names())}, or replay:FILE (a recording).",
         show_default="the profile's, or auto",
     ),
 ]
@@ -347,11 +350,13 @@ Idle = Annotated[
 ]  # fmt: skip
 SetPowerMode = Annotated[
     bool,
-    typer.Option("--set-power-mode", help="Switch to the profile's power_mode, and back at the end (root)."),
+    typer.Option("--set-power-mode", help="Use the profile's power_mode during the run (needs root)."),
 ]
 TelemetryLog = Annotated[
     Path | None,
-    typer.Option("--telemetry-log", metavar="FILE.jsonl", help="Keep every power reading here; --power replay:FILE."),
+    typer.Option(
+        "--telemetry-log", metavar="FILE.jsonl", help="Write every power reading to FILE, for --power replay:FILE."
+    ),
 ]
 Notify = Annotated[
     list[str] | None,
@@ -367,10 +372,10 @@ Duration = Annotated[
 
 
 def precision(name: str | None) -> Precision | None:
-    """The precision called ``name``, if one was given.
+    """Return the precision called ``name``, if one was given.
 
     Raises:
-        UsageError: there is no such precision.
+        UsageError: the precision is unknown.
     """
     for known in get_args(Precision):
         if name == known:
@@ -381,22 +386,22 @@ def precision(name: str | None) -> Precision | None:
 
 
 def read(path: Path) -> bytes:
-    """All bytes of a file that the command line names.
+    """Read all bytes of a file from the command line.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: the file does not exist.
         StoreError: it cannot be read.
     """
     try:
         return path.read_bytes()
     except FileNotFoundError as exc:
-        raise UsageError("there is no such file", where=path) from exc
+        raise UsageError("the file does not exist", where=path) from exc
     except OSError as exc:
         raise StoreError(f"cannot read: {exc.strerror or exc}", where=path) from exc
 
 
 def check_page(path: Path) -> None:
-    """Check before the work that an HTML page can be made and written.
+    """Check before the work that an HTML page can be rendered and written.
 
     Raises:
         MissingDependencyError: jinja2 or matplotlib is missing.

@@ -1,4 +1,4 @@
-"""Default locations: profiles, the calibration cache, the engines, what came with edge."""
+"""Default locations: profiles, the calibration cache, the engines, and the files included in edge."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ if TYPE_CHECKING:
     from edge.ui.terminal import Terminal
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-# What stands for the pictures that come with edge, on the command line.
+# The value of --images for the images included in edge.
 SAMPLES = "samples:"
 
 
 def checkout() -> Path | None:
-    """The checkout that edge runs from, recognized by what is next to the package; None for an installed wheel."""
+    """Return the checkout that edge runs from, recognized by the files next to the package; None for a wheel."""
     folder = _PACKAGE.parent
     return folder if (folder / "pyproject.toml").is_file() and (folder / "profiles").is_dir() else None
 
 
 def resources() -> Path:
-    """Folder with the profiles, sample model and pictures that come with edge: the checkout, or package data."""
+    """Return the folder with the included profiles, sample model and images: the checkout, or package data."""
     return checkout() or _PACKAGE / "data"
 
 
 def samples(path: Path) -> Path:
-    """``path``, or for ``samples:`` the pictures that come with edge."""
+    """Return ``path``, or the folder of the included images for ``samples:``."""
     return resources() / "samples" if str(path) == SAMPLES else path
 
 
 def home() -> Path:
-    """Folder that holds ``profiles/``, ``calib_cache/`` and ``engines/``.
+    """Return the folder with ``profiles/``, ``calib_cache/`` and ``engines/``.
 
-    The working directory when it has a ``profiles`` folder, else the checkout that edge runs from, else the working
-    directory.
+    This is the working directory if it has a ``profiles`` folder, else the checkout that edge runs from, else the
+    working directory.
     """
     here = Path.cwd()
     return here if (here / "profiles").is_dir() else checkout() or here
 
 
 def device_home(user: str | None = None) -> Path:
-    """Folder of a device's bundles and of its list of allowed signers, in a user's home.
+    """Return the folder of a device's bundles and list of allowed signers, in a user's home.
 
     Raises:
-        UsageError: there is no such user.
+        UsageError: the user does not exist.
     """
     try:
         home_folder = Path.home() if user is None else Path(f"~{user}").expanduser()
@@ -66,22 +66,22 @@ def device_home(user: str | None = None) -> Path:
 
 
 def profile_folders() -> list[Path]:
-    """Folders searched for a profile's name, first match wins."""
+    """Return the folders to search for a profile's name; the first match wins."""
     folders = [Path.cwd() / "profiles", resources() / "profiles"]
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
 def profiles() -> dict[str, Path]:
-    """Every profile that has a name here, with its file; ``current`` is that of the bundle shipped to this device."""
+    """List every profile with a name here and its file; ``current`` is that of the bundle shipped to this device."""
     found = {path.stem: path for path in available_profiles(profile_folders())}
     shipped = deployed.current(device_home())
     return found if shipped is None else {**found, deployed.CURRENT: shipped.profile}
 
 
 def default_profile(machine: device.Device, *, user: str | None = None) -> str | None:
-    """The name that a missing one stands for: without profiles of the user's own, what was shipped to this device.
+    """Return the default profile name; without profiles of the user, that of the bundle shipped to this device.
 
-    That is in the home of the ``user``, or of who runs this. None where no profile fits the machine.
+    The bundle is in the home of ``user``, by default of the calling user. Returns None if no profile suits the machine.
     """
     has_own = checkout() is not None or (Path.cwd() / "profiles").is_dir()
     if not has_own and deployed.current(device_home(user)) is not None:
@@ -90,31 +90,31 @@ def default_profile(machine: device.Device, *, user: str | None = None) -> str |
 
 
 def is_current(path: Path, *, user: str | None = None) -> bool:
-    """True if ``path`` is the profile of the bundle in use, also by another name for that file."""
+    """Return True if ``path`` is the profile of the bundle in use, also under another path."""
     state = device_home(user)
     shipped = deployed.holding(path, state)
     return shipped is not None and shipped == deployed.current(state)
 
 
 def is_shipped(path: Path) -> bool:
-    """True when ``path`` is the profile of any bundle that was shipped to this device."""
+    """Return True if ``path`` is the profile of any bundle shipped to this device."""
     return deployed.holding(path, device_home()) is not None
 
 
 def load_profile(name: str | None, *, user: str | None = None) -> tuple[Profile, Path]:
-    """The profile called ``name``, or without a name the one that fits this machine; and the file it came from.
+    """Load the profile called ``name``, or the default profile for this machine; return it with its file.
 
-    ``current`` is the one of the bundle shipped to this device, in the home of the ``user`` or of who runs this.
+    ``current`` is that of the bundle shipped to this device, in the home of ``user`` or of the calling user.
 
     Raises:
-        ProfileError: there is none, it is wrong, or no profile fits this machine.
+        ProfileError: the profile does not exist or is invalid, or no profile suits this machine.
     """
     if name is None:
         machine = device.identify()
         name = default_profile(machine, user=user)
         if name is None:
             why = f": {machine.unsupported}" if machine.unsupported else ""
-            raise ProfileError(f"no profile fits this machine{why}", hint="name one with --profile; edge profile list")
+            raise ProfileError(f"no profile suits this machine{why}", hint="give one with --profile; edge profile list")
     shipped = deployed.current(device_home(user)) if name == deployed.CURRENT else None
     path = shipped.profile if shipped is not None else find_profile(name, profile_folders())
     _check_bundle(path, shipped=shipped or deployed.holding(path, device_home(user)), user=user)
@@ -132,10 +132,10 @@ def require_model(profile: Profile) -> None:
 
 
 def _check_bundle(path: Path, *, shipped: deployed.Deployed | None, user: str | None) -> None:
-    """Verify the bundle that a profile is in, if it is in one: what runs is what was verified and signed.
+    """Verify the bundle that contains a profile, if any, so that only verified and signed files are used.
 
     Raises:
-        ArtifactError: a file of it was changed, it names a file outside it, or its signature is not accepted here.
+        ArtifactError: a file was changed or is outside of it, or its signature is not accepted here.
     """
     folder = path.parent if shipped is not None else path.resolve().parent
     if shipped is None and (path.name != PROFILE or not (folder / MANIFEST).is_file()):
@@ -145,15 +145,13 @@ def _check_bundle(path: Path, *, shipped: deployed.Deployed | None, user: str | 
     if shipped is not None:
         folder = shipped.folder
         if path.resolve() != (folder / PROFILE).resolve():
-            raise ArtifactError(f"the profile of a shipped bundle is its {PROFILE}", where=path)
+            raise ArtifactError(f"use the file {PROFILE} as the profile of a shipped bundle", where=path)
     found = open_bundle(folder)
     verify_bundle(found)
     check_models(found)
     state = device_home(user)
     if shipped is not None and shipped.digest != found.digest:
-        raise ArtifactError(
-            "the bundle is not the one that its folder is named for", where=folder, hint="ship it again"
-        )
+        raise ArtifactError("the bundle does not match the name of its folder", where=folder, hint="ship it again")
     signature.check_policy(found, signature.lists(state))
 
 
@@ -161,7 +159,7 @@ def labelled_pictures(profile: Profile, images: Path, labels: Path | None, *, la
     """List the pictures of ``images`` with their classes: from ``labels``, their folders, or a list.
 
     Raises:
-        DataError: pictures or labels are unusable, or a label is none of the profile's classes.
+        DataError: pictures or labels are unusable, or a label is not one of the profile's classes.
     """
     from edge.media import open_pictures
 
@@ -169,7 +167,7 @@ def labelled_pictures(profile: Profile, images: Path, labels: Path | None, *, la
 
 
 def class_names(profile: Profile) -> ClassNames:
-    """Class names of a profile.
+    """Return the class names of a profile.
 
     Raises:
         DataError: its file of class names is unusable.
@@ -180,9 +178,9 @@ def class_names(profile: Profile) -> ClassNames:
 
 
 def cache_folder(option: Path | None, of: Path | None = None) -> Path:
-    """The calibration cache: ``--cache-dir``, ``EDGE_CACHE_DIR``, or ``calib_cache`` at :func:`home`.
+    """Return the calibration cache: ``--cache-dir``, ``EDGE_CACHE_DIR``, or ``calib_cache`` in :func:`home`.
 
-    For a profile file ``of`` a shipped bundle, it is the tables in that bundle, and not to be written to.
+    For a profile file ``of`` in a shipped bundle, it is the read-only folder of tables in that bundle.
     """
     if option is not None:
         return option
@@ -197,7 +195,7 @@ def cache_folder(option: Path | None, of: Path | None = None) -> Path:
 
 
 def build_cache_folder(option: Path | None, of: Path) -> Path:
-    """As :func:`cache_folder`, for builds: they write timing caches, in a shipped bundle's case to this device's."""
+    """Return a cache folder for builds, which write timing caches; for a shipped bundle, to this device's own."""
     shipped = _shipped(of) if option is None and not os.environ.get("EDGE_CACHE_DIR") else None
     if shipped is not None:
         return shipped.build_cache()
@@ -214,21 +212,21 @@ def build_cache_folder(option: Path | None, of: Path) -> Path:
 
 
 def own_cache_folder(option: Path | None, of: Path) -> Path:
-    """As :func:`cache_folder`, for those who make tables.
+    """Return a cache folder for writing tables; see :func:`cache_folder`.
 
     Raises:
-        UsageError: the profile is a shipped bundle's, which is never written to.
+        UsageError: the profile belongs to a shipped bundle, which is read-only.
     """
     if option is None and _shipped(of) is not None:
         raise UsageError(
-            "a shipped bundle comes with its table, and is never written to", where=of,
-            hint="calibrate where the bundle is made; or --cache-dir DIR",
+            "a shipped bundle is read-only and already has its table", where=of,
+            hint="calibrate on the machine that makes the bundle, or use --cache-dir DIR",
         )  # fmt: skip
     return cache_folder(option)
 
 
 def engine_folder(option: Path | None, of: Path | None = None) -> Path:
-    """Folder of the engines: ``--engine-dir``, ``EDGE_ENGINE_DIR``, a bundle's own, or ``engines`` at :func:`home`."""
+    """Return the engine folder: ``--engine-dir``, ``EDGE_ENGINE_DIR``, a bundle's, or ``engines`` in :func:`home`."""
     if option is not None:
         return option
     named = os.environ.get("EDGE_ENGINE_DIR")
@@ -239,7 +237,7 @@ def engine_folder(option: Path | None, of: Path | None = None) -> Path:
 
 
 def _is_packaged(of: Path | None) -> bool:
-    """True if ``of`` is a profile that came with an installed wheel."""
+    """Return True if ``of`` is a profile included in an installed wheel."""
     return of is not None and checkout() is None and of.is_relative_to(resources())
 
 
@@ -251,12 +249,12 @@ def find_engine(
     chosen: Profile, path: Path, *, precision: Precision | None, cache_dir: Path | None = None,
     engine_dir: Path | None = None, exact: bool = False,
 ) -> tuple[Backend, Precision, FoundArtifact]:  # fmt: skip
-    """The backend, the precision and the verified engine on this machine of a profile, which was read from ``path``.
+    """Return backend, precision and verified engine of a profile on this machine; the profile's file is ``path``.
 
     ``exact``: an engine of another power mode or other clocks is refused as well.
 
     Raises:
-        ArtifactError: there is no such engine, or it was built for something else.
+        ArtifactError: the engine does not exist, or was built with other inputs.
     """
     from edge import backends
     from edge.calibration import cache_keys
@@ -275,10 +273,10 @@ def find_engine(
 def ready_engine(
     chosen: Profile, path: Path, *, precision: Precision | None, terminal: Terminal
 ) -> tuple[Backend, Precision, FoundArtifact]:
-    """As :func:`find_engine`; the engine of the bundle in use is built where there is none that fits.
+    """Find an engine like :func:`find_engine`; build the engine of the bundle in use if none is valid.
 
-    It was switched without a trial, or the power mode or TensorRT is another one since: a service must not end for good
-    over that. A supervisor is told that the start takes longer.
+    The bundle may be in use without a trial, or the power mode or TensorRT may have changed: a service must not fail
+    for ever because of that. The supervisor is told that the start takes longer.
     """
     try:
         return find_engine(chosen, path, precision=precision, exact=is_current(path))
@@ -300,7 +298,7 @@ def ready_engine(
 
 
 def subject(profile: Profile, backend: Backend, found: FoundArtifact, precision: str, source: Path | str) -> Subject:
-    """Describe what runs where, for a record."""
+    """Describe engine, device and source for a record."""
     from edge.artifacts import Subject
     from edge.model import preprocessing
 

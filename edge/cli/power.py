@@ -23,7 +23,7 @@ _LOCKED = {True: "locked", False: "not locked", None: "unknown"}
 
 @app.command()
 def show(*, as_json: options.Json = False) -> None:
-    """Show the power mode, the modes that there are, and whether the clocks are locked."""
+    """Show the current and the available power modes, and whether the clocks are locked."""
     from edge.system import power_modes
 
     _print(power_modes.show(), as_json=as_json)
@@ -34,11 +34,11 @@ def set_(
     mode: Annotated[str, typer.Argument(help="Name or number of the mode.")],
     *,
     lock_clocks: Annotated[
-        bool, typer.Option("--lock-clocks", help="Hold all clocks at the mode's highest (jetson_clocks).")
+        bool, typer.Option("--lock-clocks", help="Lock all clocks at the mode's maximum (jetson_clocks).")
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Switch to a power mode; what was set before is noted. Never reboots."""
+    """Switch to a power mode; the previous one is stored. Never reboots."""
     from edge.system import power_modes
 
     _print(power_modes.set_mode(mode, lock_clocks=lock_clocks, again=this_command()), as_json=as_json)
@@ -46,14 +46,14 @@ def set_(
 
 @app.command()
 def restore(*, as_json: options.Json = False) -> None:
-    """Go back to the mode and the clocks from before edge changed them."""
+    """Restore the mode and the clocks from before edge changed them."""
     from edge.system import power_modes
 
     _print(power_modes.restore(again=this_command()), as_json=as_json)
 
 
 def this_command() -> str:
-    """The command line that runs now, with the program's full path, as sudo needs it."""
+    """Return the current command line with the program's full path, as sudo needs it."""
     return shlex.join([str(Path(sys.argv[0]).absolute()), *sys.argv[1:]])
 
 
@@ -76,5 +76,5 @@ def _print(state: PowerModeState, *, as_json: bool) -> None:
     if state.changed is not None:
         terminal.info(
             f"changed by edge at {state.changed.changed_utc}, from {state.changed.before}: sudo "
-            f"{shlex.quote(str(Path(sys.argv[0]).absolute()))} power restore  goes back"
+            f"{shlex.quote(str(Path(sys.argv[0]).absolute()))} power restore  restores it"
         )

@@ -20,7 +20,7 @@ Name = Annotated[str | None, typer.Argument(help="Profile name or file.", show_d
 
 @app.command("list")
 def list_(*, as_json: options.Json = False) -> None:
-    """List the profiles, and mark the one that this machine picks by itself."""
+    """List the profiles, and mark the default of this machine."""
     from edge.cli import paths
     from edge.config import profiles
     from edge.system import device
@@ -59,7 +59,7 @@ def list_(*, as_json: options.Json = False) -> None:
 
 @app.command()
 def show(name: Name = None, *, as_json: options.Json = False) -> None:
-    """Show a profile with everything that it extends merged in, and its defaults filled in; passwords are masked."""
+    """Show a profile with merged ``extends`` and all defaults; passwords are masked."""
     import yaml
 
     from edge.cli import paths
@@ -77,7 +77,7 @@ def show(name: Name = None, *, as_json: options.Json = False) -> None:
 
 @app.command()
 def check(name: Name = None, *, as_json: options.Json = False) -> None:
-    """Check a profile, and that its model and labels are there and fit it."""
+    """Check a profile, and that its model and labels exist and match it."""
     from edge import backends
     from edge.cli import paths
     from edge.media import labels
@@ -104,5 +104,5 @@ def check(name: Name = None, *, as_json: options.Json = False) -> None:
         )
     terminal = Terminal()
     result = {"profile": str(path), "model": str(found.path), "input": str(found.input), "classes": classes}
-    text = f"{path}: good; {found.path.name} takes {found.input} and knows {classes} classes"
+    text = f"{path}: good; {found.path.name} has the input {found.input} and {classes} classes"
     terminal.data(msgspec.json.encode(result).decode() if as_json else text)

@@ -1,7 +1,7 @@
-"""Make one HTML page of run records.
+"""Make an HTML page from run records.
 
-Several are put side by side. The page needs no network and prints well. Runs of different devices, backends or power
-modes get axes of their own, and the page says so; --across puts them on one, and the page says that.
+Several records are compared. The page needs no network and can be printed. Runs of different devices, backends or power
+modes get separate axes, with a note; --across forces them onto one axis, also with a note.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def command(
     *,
     records: Annotated[list[Path] | None, typer.Argument(metavar="RECORD…", help="Files of edge run --record.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the page to this file.")] = None,
-    across: Annotated[bool, typer.Option("--across", help="One axis for runs that are not alike.")] = False,
+    across: Annotated[bool, typer.Option("--across", help="Use one axis for runs of different setups.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Run the operation."""
@@ -47,14 +47,14 @@ def command(
         terminal.data(msgspec.json.encode(_data(runs, comparison)).decode())
         return
     for line in comparison.apart:
-        terminal.warn(f"{line}: axes of their own")
+        terminal.warn(f"{line}: separate axes")
     for pair in comparison.pairs:
         _show(terminal, runs, comparison, pair.b)
     terminal.info(f"page: {output}")
 
 
 def _show(terminal: Terminal, runs: Sequence[LoadedRun], comparison: RunComparison, letter: str) -> None:
-    """The differences of one run against the first of its group."""
+    """Show the differences of one run from the first of its group."""
     from edge.reports import difference, ms, ratio
 
     pair = next(pair for pair in comparison.pairs if pair.b == letter)
@@ -70,11 +70,11 @@ def _show(terminal: Terminal, runs: Sequence[LoadedRun], comparison: RunComparis
 
 
 def _verdict(differs: bool | None) -> str:  # noqa: FBT001 - a value, not a switch
-    return {True: "differs", False: "cannot be told apart", None: "no interval"}[differs]
+    return {True: "differs", False: "not significantly different", None: "no interval"}[differs]
 
 
 def _data(runs: Sequence[LoadedRun], comparison: RunComparison) -> dict[str, object]:
-    """Everything but the single results, which are in the records."""
+    """Return everything except the single results, which are in the records."""
     from edge.reports import run_facts
 
     return {
@@ -91,7 +91,7 @@ def _data(runs: Sequence[LoadedRun], comparison: RunComparison) -> dict[str, obj
 
 
 def _check_page(path: Path, records: Sequence[Path]) -> None:
-    """Everything that writing the page needs, known before the work and not after it."""
+    """Check everything that is needed to write the page before the work."""
     from edge.reports import html
 
     html.check()
@@ -99,4 +99,4 @@ def _check_page(path: Path, records: Sequence[Path]) -> None:
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise StoreError("the page cannot be written", where=path, hint="choose another file")
     if any(path.exists() and record.exists() and path.samefile(record) for record in records):
-        raise UsageError("the page would be written over a record", where=path, hint="choose another file")
+        raise UsageError("the page would overwrite a record", where=path, hint="choose another file")

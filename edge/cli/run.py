@@ -1,8 +1,9 @@
-"""Classify pictures or a camera; report latency and power.
+"""Classify images or camera frames; report latency and power.
 
-Decode, preprocess, infer and postprocess overlap; every stage has its own time. A camera gives its newest frame, and is
-opened again when it is lost; files give every frame. The engine must have been built. With --json there is one object
-per picture and a last one with the summary. Ctrl-C and SIGTERM finish the frames in hand and write the record.
+Decode, preprocess, infer and postprocess overlap; the time of every stage is reported. A camera delivers its newest
+frame and is reopened when it is lost; files deliver every frame. The engine must have been built. With --json there is
+one object per image, and the summary as the last one. Ctrl-C and SIGTERM finish the frames in flight and write the
+record.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from edge.config import Profile
     from edge.runtime import RunSettings, Width
 
-# Pictures listed at the end of a run; all of them are in the record.
+# Maximum number of images listed at the end of a run; all of them are in the record.
 _SHOWN = 20
 
 
@@ -71,7 +72,7 @@ def command(  # noqa: PLR0913 - one argument per option
     power: options.Power = None,
     as_json: options.Json = False,
 ) -> None:
-    """Run an engine on frames."""
+    """Classify frames with an engine."""
     from edge.cli import observers, options, paths, signals
     from edge.media import labels
     from edge.runtime import run_loop
@@ -174,7 +175,7 @@ def _print_end(terminal: Terminal, finished: RunRecord, *, as_json: bool) -> Non
 
 
 def _print_labels(terminal: Terminal, finished: RunRecord) -> None:
-    """The last pictures and what they were taken for."""
+    """Print the last images with their labels."""
     rows = [
         (result.name, result.guesses[0].label.replace("_", " "), f"{result.guesses[0].confidence:.1%}")
         for result in finished.results[-_SHOWN:]

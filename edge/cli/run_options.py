@@ -1,6 +1,6 @@
 """Options of ``edge run``: the source of the frames, the record, and the addresses of ``--web`` and ``--metrics``.
 
-What can be found out without opening a camera or a port is found out before the engine is loaded.
+All checks that need no camera or port are made before the engine is loaded.
 """
 
 from __future__ import annotations
@@ -34,14 +34,16 @@ Camera = Annotated[
     list[str] | None,
     typer.Option(
         "--camera", "-c", metavar="[NAME=]CAMERA",
-        help="0, /dev/video0, csi://0, rtsp://…, http://…, or @FILE with a URL in it. Several cameras: once for each.",
+        help="0, /dev/video0, csi://0, rtsp://…, http://…, or @FILE with a URL in it; repeat for several cameras.",
     ),
 ]  # fmt: skip
-WaitForCamera = Annotated[bool, typer.Option("--wait-for-camera", help="Start before the camera is there.")]
+WaitForCamera = Annotated[
+    bool, typer.Option("--wait-for-camera", help="Start even if the camera is not available yet.")
+]
 Video = Annotated[Path | None, typer.Option("--video", metavar="FILE", help="Every frame of a video file.")]
 Replay = Annotated[
     Path | None,
-    typer.Option("--replay", metavar="DIR|FILE", help="Frames of --save-frames, or a video, as if from a camera."),
+    typer.Option("--replay", metavar="DIR|FILE", help="Replay the frames of --save-frames, or a video, like a camera."),
 ]
 SaveFrames = Annotated[
     Path | None,
@@ -58,7 +60,7 @@ TOKEN_VARIABLE = "EDGE_WEB_TOKEN_FILE"  # noqa: S105 - the name of a variable
 
 
 class NamedAddress(msgspec.Struct, frozen=True):
-    """One camera: its name where there are several, its address, and its settings."""
+    """One camera: its name if there are several, its address, and its settings."""
 
     name: str
     address: Secret
@@ -66,7 +68,7 @@ class NamedAddress(msgspec.Struct, frozen=True):
 
 
 class FrameSource(msgspec.Struct, frozen=True, kw_only=True):
-    """The source as the command line names it: one of the first four, or cameras of the profile or the environment."""
+    """The source on the command line: one of the first four, or cameras of the profile or the environment."""
 
     images: Path | None
     camera: list[str]
@@ -92,10 +94,10 @@ class FrameSource(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError("--wait-for-camera has no effect without --camera")
 
     def cameras(self, profile: Profile, warn: Callable[[str], None]) -> list[NamedAddress]:
-        """The cameras of the command line, of the profile, or of ``EDGE_CAMERA_URL``; none for other sources.
+        """Return the cameras of the command line, the profile, or ``EDGE_CAMERA_URL``; none for other sources.
 
         Raises:
-            UsageError: There is no source at all, two cameras have one name, or one device is named twice.
+            UsageError: there is no source, two cameras have the same name, or one device is given twice.
         """
         if self.images is not None or self.video is not None or self.replay is not None:
             return []
@@ -114,14 +116,14 @@ class FrameSource(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def file(self) -> Path | None:
-        """The folder, list or video that the frames come from; None for cameras."""
+        """Return the folder, list or video of the frames; None for cameras."""
         return self.images or self.video or self.replay
 
     def plan(self, profile: Profile, cameras: list[NamedAddress]) -> Open:
-        """The function that opens the stream; what can be found out without opening it is found out now.
+        """Return the function that opens the stream; check everything that can be checked without opening it.
 
         Raises:
-            UsageError, DataError, MissingDependencyError: The source cannot be had.
+            UsageError, DataError, MissingDependencyError: the source is invalid or cannot be opened.
         """
         opening = self._plan(profile, cameras)
 
@@ -170,7 +172,7 @@ class FrameSource(msgspec.Struct, frozen=True, kw_only=True):
 
         def opening(name: str) -> Stream:
             place, config = places[name]
-            # One that is not there yet is tried again while the others run.
+            # A missing camera is retried while the others run.
             stream: Stream = LiveStream(place, config, wait=True)
             return stream if self.save is None else SavingStream(stream, self.save / name)
 
@@ -179,7 +181,7 @@ class FrameSource(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def source_name(source: FrameSource, cameras: list[NamedAddress]) -> str:
-    """The source as it is shown, without what is secret in it."""
+    """Return the display name of the source, without secrets."""
     if source.file is not None:
         return str(source.file)
     if len(cameras) == 1:
@@ -196,7 +198,7 @@ def _plan_replay(path: Path, *, fast: bool) -> Open:
         return lambda: replay
     if fast:
         raise UsageError(
-            "frames of several cameras are replayed at their own times only", where=path,
+            "frames of several cameras can only be replayed at their own times", where=path,
             hint="run.replay_speed: real, or --replay with the folder of one camera",
         )  # fmt: skip
     opens: dict[str, Open] = {folder.name: partial(ReplayStream, folder) for folder in several}
@@ -208,7 +210,7 @@ def _plan_replay(path: Path, *, fast: bool) -> Open:
 
 
 def _parse(text: str, number: int, profile: Profile, warn: Callable[[str], None]) -> NamedAddress:
-    """One ``--camera``: an address, ``NAME=ADDRESS``, ``@FILE``, ``NAME=@FILE``, or a name of the profile's."""
+    """Parse one ``--camera``: an address, ``NAME=ADDRESS``, ``@FILE``, ``NAME=@FILE``, or a name from the profile."""
     from edge.config import is_camera_name
 
     name, equals, address = text.partition("=")
@@ -243,7 +245,7 @@ def typed_camera(address: str, warn: Callable[[str], None], *, shown: str | None
 
 
 def _address(given: Secret, where: str, warn: Callable[[str], None]) -> Secret:
-    """Read the address from its file where it is given as ``@FILE``."""
+    """Read the address from its file if it is given as ``@FILE``."""
     try:
         return read_address(given, what="camera URL", warn=warn)
     except UsageError as exc:
@@ -260,14 +262,14 @@ def _check_unique(cameras: Iterable[NamedAddress]) -> None:
         device = _device(camera.address.reveal())
         if device in devices:
             raise UsageError(
-                f"the cameras {devices[device]} and {camera.name} are the same one: {camera.address}",
+                f"the cameras {devices[device]} and {camera.name} are the same device: {camera.address}",
                 hint="name each camera once",
             )
         devices[device] = camera.name
 
 
 def _device(address: str) -> str:
-    """The device of an address, the same for two names of one device."""
+    """Return the device of an address, equal for two names of one device."""
     if address.isdecimal():
         address = f"/dev/video{int(address)}"
     return os.path.realpath(address) if address.startswith("/") else address
@@ -280,17 +282,17 @@ Record = Annotated[
 
 
 def check_record(path: Path | None, config: RecordConfig) -> None:
-    """Refuse a line per frame where the record has no lines.
+    """Refuse a line per frame if the record has no lines.
 
     Raises:
-        UsageError: The record is no ``.jsonl``.
+        UsageError: the record is not a ``.jsonl`` file.
     """
     if config.every_frame and path is not None and path.suffix != ".jsonl":
         raise UsageError("record.every_frame in the profile needs a record of lines", hint="--record run.jsonl")
 
 
 def open_journal(path: Path | None, config: RecordConfig, terminal: Terminal) -> Journal | None:
-    """The journal that keeps the record while the run goes; None where none was asked for."""
+    """Open the journal, which writes the record during the run; return None without --record."""
     from edge.runtime import Journal, Rotation
 
     if path is None:
@@ -309,7 +311,7 @@ MetricsAt = Annotated[str | None, typer.Option("--metrics", metavar="HOST:PORT",
 
 
 class HttpOptions:
-    """Addresses and token file that were asked for."""
+    """The requested addresses and token file."""
 
     def __init__(self, web: str | None = None, metrics: str | None = None, token_file: str | None = None) -> None:
         self.web = web
@@ -319,7 +321,7 @@ class HttpOptions:
 
 @dataclasses.dataclass(frozen=True)
 class ListeningPort:
-    """One open address, and what is behind it."""
+    """One open address, and the services on it."""
 
     address: Address
     listening: socket.socket
@@ -328,7 +330,7 @@ class ListeningPort:
 
 
 class ListeningPorts:
-    """All open addresses, and who may come in."""
+    """All open addresses, and their access rules."""
 
     def __init__(self, each: list[ListeningPort], access: Access | None) -> None:
         self.each = each
@@ -341,12 +343,12 @@ class ListeningPorts:
 
 
 def open_ports(asked: HttpOptions, stack: contextlib.ExitStack, terminal: Terminal) -> ListeningPorts:
-    """Listen on what was asked for until ``stack`` unwinds, and print the addresses.
+    """Listen on the requested addresses until ``stack`` unwinds, and print them.
 
-    A generated token is printed here, once, on a terminal; elsewhere it is in a file, so that no log has it.
+    A generated token is printed once if stdout is a terminal; otherwise it is written to a file, so that no log has it.
 
     Raises:
-        UsageError: an address is none.
+        UsageError: an address is invalid.
         DeviceError: a port is in use.
         MissingDependencyError: starlette, uvicorn or prometheus_client is missing.
         ArtifactError: the file of the token cannot be read.
@@ -354,7 +356,7 @@ def open_ports(asked: HttpOptions, stack: contextlib.ExitStack, terminal: Termin
     addresses = [("--web", asked.web), ("--metrics", asked.metrics)]
     if asked.web is None and asked.metrics is None:
         return ListeningPorts([], None)
-    # The optional dependencies are met here, before anything is opened.
+    # Check the optional dependencies before anything is opened.
     from edge.ui.web import Access, Address, app, check, listen, new_token, parse_address, read_token  # noqa: F401
 
     if asked.metrics is not None:
@@ -372,7 +374,7 @@ def open_ports(asked: HttpOptions, stack: contextlib.ExitStack, terminal: Termin
     for place, options in places.items():
         listening = listen(place, option=options[0])
         stack.callback(listening.close)
-        # Port 0 is any that is free: say which one it became.
+        # Port 0 means any free port: print the actual one.
         opened = Address(place.host, listening.getsockname()[1])
         each.append(ListeningPort(opened, listening, has_page="--web" in options, has_metrics="--metrics" in options))
     shown = token.reveal() if is_new and token is not None else None
@@ -388,7 +390,7 @@ def open_ports(asked: HttpOptions, stack: contextlib.ExitStack, terminal: Termin
 
 
 def _token_file(token: str, stack: contextlib.ExitStack) -> Path:
-    """A file of mode 0600 with the token, until ``stack`` unwinds."""
+    """Write the token to a file of mode 0600 until ``stack`` unwinds; return its path."""
     path = stack.enter_context(temporary_folder("web")) / "token"
     path.touch(mode=0o600)
     path.write_text(f"{token}\n")
@@ -399,7 +401,7 @@ def serve_run(
     ports: ListeningPorts, stack: contextlib.ExitStack, statistics: RunStatistics, subject: Subject, *,
     sampler: Sampler | None, headline: str, power: str,
 ) -> RunView | None:  # fmt: skip
-    """Serve the run at the open addresses until ``stack`` unwinds; returns the view that shows its frames, if any."""
+    """Serve the run at the open addresses until ``stack`` unwinds; return the view that shows its frames, if any."""
     if not ports.each or ports.access is None:
         return None
     from edge.ui.web import RunView, Server, application

@@ -1,6 +1,6 @@
 """Print the JSON schema of a profile, record or manifest.
 
-For editors and checkers. A profile is described as it is written, so keys that `extends` brings may be missing.
+For editors and validators. The schema describes a profile's file, so keys that come from `extends` may be missing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def command(
 
 
 def schema(kind: Kind) -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of one kind of file."""
+    """Return the JSON schema (draft 2020-12) of one kind of file."""
     from edge.artifacts import Manifest, RunRecord
     from edge.config import Profile
     from edge.deploy.bundle import BundleManifest
@@ -48,7 +48,7 @@ def _schema_of(kind: type) -> dict[str, Any]:
 
 
 def _as_written(sections: dict[str, Any]) -> None:
-    """Describe a profile's file instead of the profile: what `extends` brings may be left out."""
+    """Describe a profile's file instead of the profile: keys that come from `extends` may be missing."""
     profile = sections["Profile"]
     profile["properties"] |= {"extends": {"type": "string", "description": "Name or file of another profile."}}
     profile["required"] = []

@@ -1,9 +1,9 @@
-"""Try everything that edge promises on this machine.
+"""Test all functions of edge on this machine.
 
-The profile's model is built in every precision and by every route that is there, run on a few pictures, and compared
-with what FP32 answers on a CPU; then what must be refused is tried, and the sensors. Every step says ok, failed or
-skipped, with its reason. Nothing of yours is changed: engines and caches live in a folder of their own. Exit code 1
-when a step failed. The file that is written can go with a bug report: it names the machine, but no host and no user.
+The profile's model is built in every available precision and route, run on a few images, and compared with the FP32
+outputs of a CPU. Then invalid inputs are tried, which must be refused, and the sensors. Every step reports ok, failed
+or skipped, with its reason. None of your files is changed: engines and caches are in a separate folder. The exit code
+is 1 if a step failed. The written file can be attached to a bug report: it names the machine, but no host and no user.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def command(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file for a bug report.")] = Path(
         "edge-selftest.json"
     ),
-    keep: Annotated[Path | None, typer.Option(help="Keep engines and caches in this new folder.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Save engines and caches in this new folder.")] = None,
     write_reference: Annotated[
         bool,
         typer.Option(
@@ -82,7 +82,9 @@ def command(
         from edge.diagnostics import selftest_engines
 
         if pictures is None or not folder.is_dir():
-            raise UsageError("the answers are kept next to the pictures: these are in no folder", hint="--images DIR")
+            raise UsageError(
+                "reference answers are stored next to the images, so these must be in a folder", hint="--images DIR"
+            )
         answers = selftest_engines.compute(chosen, pictures, threads=threads)
         terminal.data(str(selftest_engines.save(folder, chosen, pictures, answers)))
         return
@@ -103,7 +105,7 @@ def command(
         try:
             run.go(lambda step: _show(terminal, step, as_json=as_json))
         finally:
-            # Also when a signal ends it: what was found until then is what a report needs.
+            # Also after a signal: the results up to then are needed for a report.
             failures = _finish(terminal, run, output, as_json=as_json)
             if publish is not None:
                 _publish(terminal, run, publish)
@@ -133,7 +135,7 @@ def _work_folder(keep: Path | None, stack: ExitStack) -> Path:
     if keep is None:
         return Path(stack.enter_context(temporary_folder("selftest")))
     if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
-        raise UsageError(f"--keep {keep}: not a new folder", hint="name one that is not there yet")
+        raise UsageError(f"--keep {keep}: the folder already exists", hint="give a new folder")
     keep.mkdir(parents=True, exist_ok=True)
     return keep
 
@@ -150,7 +152,7 @@ def _show(terminal: Terminal, step: SelfTestStep, *, as_json: bool) -> None:
 
 
 def _wrapped(terminal: Terminal, text: str, *, as_json: bool) -> list[str]:
-    """Lines that fit next to the other columns; where nobody looks, one line."""
+    """Wrap lines to fit next to the other columns; without a terminal, return one line."""
     console = terminal.err if as_json else terminal.out
     if not console.is_terminal:
         return [text]
@@ -158,7 +160,7 @@ def _wrapped(terminal: Terminal, text: str, *, as_json: bool) -> list[str]:
 
 
 def _finish(terminal: Terminal, run: SelfTestRun, output: Path, *, as_json: bool) -> int:
-    """Write the file, say the sum; how many steps failed."""
+    """Write the file and print the summary; return the number of failed steps."""
     from edge.artifacts import store
     from edge.diagnostics import encode
 

@@ -1,7 +1,7 @@
 """Keep edge run going as a systemd service.
 
-What follows -- is given to edge run. systemd starts it at boot, starts it again when it fails, and ends it when no
-picture comes through for the watchdog's time; a camera that is not there, or not any more, is waited for.
+Arguments after -- are passed to edge run. systemd starts it at boot, restarts it when it fails, and ends it if no image
+is processed within the watchdog's time; a missing or lost camera is waited for.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ _Name = Annotated[str | None, typer.Option("--name", help="Name of the service."
 _User = Annotated[bool, typer.Option("--user", help="Install for this user instead of the system.")]
 _As = Annotated[
     str | None,
-    typer.Option("--as", metavar="USER", help="User that the system service runs as.", show_default="who calls sudo"),
+    typer.Option("--as", metavar="USER", help="User of the system service.", show_default="who calls sudo"),
 ]
 _Watchdog = Annotated[
     int, typer.Option("--watchdog", min=5, metavar="SECONDS", help="Restart after this long without a frame.")
 ]
 _Restarts = Annotated[int, typer.Option(min=1, metavar="N", help="Give up after N restarts in 10 minutes.")]
 _UnitDir = Annotated[
-    Path | None, typer.Option("--unit-dir", metavar="DIR", help="Write the unit there and do not call systemctl.")
+    Path | None,
+    typer.Option("--unit-dir", metavar="DIR", help="Only write the unit file to DIR; do not call systemctl."),
 ]
 
 
@@ -56,7 +57,7 @@ def show(
     watchdog: _Watchdog = 30,
     restarts: _Restarts = 10,
 ) -> None:
-    """Print the unit; nothing is written."""
+    """Print the unit file without writing it."""
     from edge.deploy import service
 
     settings = _settings(
@@ -78,7 +79,7 @@ def install(
     start: Annotated[bool, typer.Option(help="Start it now and at every boot.")] = True,
     unit_dir: _UnitDir = None,
 ) -> None:
-    """Write the unit and start it, now and at every boot."""
+    """Write the unit file; start the service now and at every boot."""
     from edge.deploy import service
 
     terminal = Terminal()
@@ -96,16 +97,18 @@ def install(
     if unit_dir is None:
         terminal.info(f"log: journalctl {'--user ' if user else ''}-u {path.name} -f")
         if user:
-            terminal.info(f"it ends when {getpass.getuser()} logs out, unless: loginctl enable-linger")
+            terminal.info(
+                f"the service ends when {getpass.getuser()} logs out; to keep it running: loginctl enable-linger"
+            )
     else:
-        terminal.info("systemd was left alone: systemctl daemon-reload, then enable --now")
+        terminal.info("systemd was not called: run systemctl daemon-reload, then enable --now")
 
 
 @app.command("uninstall")
 def uninstall(
     *, profile: ProfileName = None, name: _Name = None, user: _User = False, unit_dir: _UnitDir = None
 ) -> None:
-    """Stop the service and remove its unit; records stay."""
+    """Stop the service and remove its unit; records are not removed."""
     from edge.deploy import service
 
     path = service.uninstall(
@@ -116,7 +119,7 @@ def uninstall(
 
 @app.command("status")
 def status(*, profile: ProfileName = None, name: _Name = None, user: _User = False, as_json: Json = False) -> None:
-    """Show whether the service runs, and what it does; exit code 1 when it does not run."""
+    """Show whether the service runs, and its status line; exit code 1 if it does not run."""
     from edge.deploy import service
 
     terminal = Terminal()
@@ -161,7 +164,7 @@ def _settings(
     options = _check(given)
     credentials = _credentials(given, options, scope="user" if user else "system")
     if options["camera"] and not options["wait_for_camera"]:
-        # After a boot without one, restarts would be used up before somebody plugs it in.
+        # After a boot without the camera, the restarts would be used up before it is plugged in.
         given += ["--wait-for-camera"]
     owner = None if user else run_as or os.environ.get("SUDO_USER")
     chosen, path = paths.load_profile(profile, user=owner)
@@ -169,7 +172,7 @@ def _settings(
     named = name or chosen.name
     service.unit_name(named)
     if paths.is_current(path, user=owner):
-        # By its name: when the service starts again it takes up what was shipped meanwhile.
+        # Use its name: on a restart, the service then uses a newly shipped bundle.
         called, folder = deployed.CURRENT, paths.device_home(owner)
         # An engine that does not fit any more is built before the run.
         built = [folder / name for name in ("cache", "engines", "timing")]
@@ -185,7 +188,7 @@ def _settings(
         state_folder = f"edge/{named}"
         given += ["--record", f"/var/lib/{state_folder}/run.jsonl"]
     if user and run_as is not None:
-        raise UsageError("--as is for services of the system; with --user it is you")
+        raise UsageError("--as only applies to system services, not to --user")
     command = (sys.executable, "-m", "edge", "run", "--profile", called, *given)
     return service.ServiceSettings(
         name=named,
@@ -205,7 +208,7 @@ def _settings(
 
 
 def _own_name() -> str | None:
-    """The user who runs this, for a unit that somebody else installs; None for root, who asks for no other user."""
+    """Return the user who runs this, for a unit installed by another user; None for root."""
     number = os.geteuid()
     if number == 0:
         return None
@@ -216,7 +219,7 @@ def _own_name() -> str | None:
 
 
 def _has_group(name: str) -> bool:
-    """True if the group is there: systemd does not start a service with a group that is not."""
+    """Return True if the group exists: systemd does not start a service with a missing group."""
     try:
         grp.getgrnam(name)
     except KeyError:
@@ -224,7 +227,7 @@ def _has_group(name: str) -> bool:
     return True
 
 
-# Variables by which this edge found its package and caches; a service starts without any. All others may hold secrets.
+# Variables for edge's package and caches, which a service starts without. All others may contain secrets.
 _VARIABLES = ("EDGE_CACHE_DIR", "EDGE_ENGINE_DIR", "PYTHONPATH")
 
 
@@ -233,11 +236,11 @@ def _environment() -> dict[str, str]:
 
 
 def _credentials(given: list[str], options: dict[str, Any], *, scope: str) -> dict[str, Path]:
-    """Check the files of ``@FILE`` in the words of edge run, and have systemd read those of a system service.
+    """Check the ``@FILE`` arguments of edge run, and let systemd read those of a system service.
 
     Args:
-        given: the words, in which such a file is replaced.
-        options: the same, parsed.
+        given: the arguments, in which such a file is replaced.
+        options: the parsed arguments.
         scope: a user's own manager reads the file itself, as the service would.
 
     Returns:
@@ -245,7 +248,7 @@ def _credentials(given: list[str], options: dict[str, Any], *, scope: str) -> di
 
     Raises:
         UsageError: other users may read the file.
-        ArtifactError: it cannot be read.
+        ArtifactError: the file cannot be read.
     """
     from edge.deploy import service
 
@@ -272,9 +275,9 @@ def _credentials(given: list[str], options: dict[str, Any], *, scope: str) -> di
 def _token(
     profile: Profile, options: dict[str, Any], *, named: str, user: bool, unit_dir: Path | None
 ) -> dict[str, str]:
-    """The variable that names the token of ``--web`` and ``--metrics``, where they need one and the profile has none.
+    """Return the variable with the token of ``--web`` and ``--metrics`` if they need one and the profile has none.
 
-    A token that a run makes for itself would be in the journal.
+    A token that a run generates itself would be in the journal.
     """
     from edge.ui.web import parse_address
 
@@ -287,7 +290,7 @@ def _token(
 
 
 def _check(given: list[str]) -> dict[str, Any]:
-    """Check the options as ``edge run`` does: a service that does not start is found out here, not in its log."""
+    """Check the options like ``edge run``, so that an error is found now and not in the service's log."""
     from edge.cli.app import make_app
 
     command = typer.main.get_command(make_app(["run"]))
@@ -295,19 +298,19 @@ def _check(given: list[str]) -> dict[str, Any]:
     # Errors of the command line are raised as they are by `edge run`, and end the process in the same way.
     options: dict[str, Any] = run.make_context("edge run", list(given)).params
     if options["profile"] is not None:
-        raise UsageError("the profile goes in front of --", hint="edge service install --profile NAME -- …")
+        raise UsageError("the profile must be before --", hint="edge service install --profile NAME -- …")
     for option in ("camera", "notify"):
         for text in options[option] or ():
             if hides(text):
                 raise UsageError(
-                    f"{masked_url(text)}: a password in a unit file is read by every user of this machine",
+                    f"{masked_url(text)}: a password in a unit file can be read by every user of this machine",
                     hint=f"write the URL into a file of mode 0600, and use --{option} @FILE",
                 )
     if os.environ.get(run_options.CAMERA_VARIABLE) and not any(
         options[name] for name in ("camera", "images", "video", "replay")
     ):
         raise UsageError(
-            f"a service gets no {run_options.CAMERA_VARIABLE}: every user of this machine reads a unit file",
+            f"a service gets no {run_options.CAMERA_VARIABLE}: every user of this machine can read a unit file",
             hint="write the URL into a file of mode 0600, and use --camera @FILE",
         )
     for name, option in (("save_video", "--save-video"), ("csv", "--csv")):
@@ -318,7 +321,10 @@ def _check(given: list[str]) -> dict[str, Any]:
             )
     if options["save_frames"] is not None:
         hint = "edge run --save-frames DIR, for as long as you need"
-        raise UsageError("frames of weeks fill any disk, and a second start needs a new folder", hint=hint)
+        raise UsageError(
+            "--save-frames is not possible in a service: it would fill the disk, and each start needs a new folder",
+            hint=hint,
+        )
     return options
 
 

@@ -1,7 +1,7 @@
-"""Ship a bundle to devices; look at them; take one back.
+"""Ship a bundle to devices; show their state; roll back.
 
-Only what is missing travels. A device verifies everything before its `current` changes, in one step, then tries the
-bundle and goes back by itself when the trial fails. `edge ship TARGET…` is short for `edge ship to TARGET…`.
+Only missing files are sent. A device verifies everything before it switches `current` in one step, then tries the
+bundle and rolls back by itself if the trial fails. `edge ship TARGET…` is short for `edge ship to TARGET…`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _ShipShortForm(TyperGroup):
     """`edge ship orin-1` means `edge ship to orin-1`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - click's context
-        """Put in the command that was left out."""
+        """Insert the omitted command."""
         if args and args[0] not in {*_COMMANDS, "-h", "--help"}:
             args = ["to", *args]
         return super().parse_args(ctx, args)
@@ -38,7 +38,7 @@ class _ShipShortForm(TyperGroup):
 
 app = typer.Typer(no_args_is_help=True, cls=_ShipShortForm)
 
-Everything = Annotated[bool, typer.Option("--verify", help="Also read the bundle in use and compare its digests.")]
+Everything = Annotated[bool, typer.Option("--verify", help="Also verify the digests of the bundle in use.")]
 
 
 @app.command()
@@ -68,9 +68,9 @@ def to(  # noqa: PLR0913 - every option is one parameter: Typer reads the signat
         int | None,
         typer.Option(min=1, metavar="N", help="Begin no more devices after N failures.", show_default="the fleet's"),
     ] = None,
-    no_rsync: Annotated[bool, typer.Option("--no-rsync", help="Send files whole, not by rsync.")] = False,
+    no_rsync: Annotated[bool, typer.Option("--no-rsync", help="Send complete files, without rsync.")] = False,
     lock_wait: Annotated[
-        int, typer.Option(min=0, metavar="SECONDS", help="Longest wait for another ship to a device.")
+        int, typer.Option(min=0, metavar="SECONDS", help="Maximum wait for another shipment to a device.")
     ] = 30,
     fleet: fleet_jobs.FleetFile = None,
     ssh_config: fleet_jobs.SshConfig = None,
@@ -81,7 +81,9 @@ def to(  # noqa: PLR0913 - every option is one parameter: Typer reads the signat
     from edge.deploy import ShipSettings, parse_gates
 
     if bundle is not None and profile is not None:
-        raise UsageError("either --bundle or --profile", hint="edge bundle --profile NAME -o FILE makes one to keep")
+        raise UsageError(
+            "give either --bundle or --profile", hint="edge bundle --profile NAME -o FILE makes one to keep"
+        )
     chosen = fleet_jobs.choose(target, fleet_file=fleet, ssh_config=ssh_config)
     gates = parse_gates(gate or [])
     if chosen.fleet is not None:
@@ -109,7 +111,7 @@ def status(
     ssh_config: fleet_jobs.SshConfig = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show what is on devices."""
+    """Show the bundles on devices."""
     from edge.cli import fleet_jobs
     from edge.deploy import rollback
 
@@ -151,7 +153,7 @@ def rollback(
 def gc(
     target: fleet_jobs.Targets,
     *,
-    keep: Annotated[int, typer.Option(min=0, metavar="N", help="Other bundles to keep, the newest.")] = 0,
+    keep: Annotated[int, typer.Option(min=0, metavar="N", help="Number of other bundles to keep, newest first.")] = 0,
     parallel: fleet_jobs.Parallel = None,
     fleet: fleet_jobs.FleetFile = None,
     ssh_config: fleet_jobs.SshConfig = None,

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as exceptions, or as a request that a loop grants when the frame in flight is done."""
+"""Handle Ctrl-C and SIGTERM as exceptions, or as a request that a loop fulfils after the current frame."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """True if a signal has asked to end; call it to know."""
+    """Call it to learn if a signal has asked the process to end."""
 
     def __init__(self) -> None:
         self.number: int | None = None
 
     def __call__(self) -> bool:
-        """True if a signal came."""
+        """Return True if a signal has arrived."""
         return self.number is not None
 
     def grant(self) -> None:
-        """End the process the way that the signal asked, if there was one: the work in hand is done."""
+        """End the process for the received signal, if any, after the current work is done."""
         if self.number is not None:
             raise Stopped(self.number)
 
 
 def install() -> None:
-    """From now on, a signal raises Stopped where the program stands."""
+    """Install the handlers: from now on, a signal raises Stopped in the running code."""
     for number in _ASKED:
         # The parent process may have asked to ignore one (nohup does): leave it so.
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -45,7 +45,7 @@ def install() -> None:
 
 @contextmanager
 def graceful() -> Iterator[StopRequest]:
-    """Inside the block the first signal is only noted; the second one raises Stopped."""
+    """Inside the block, record the first signal only; the second one raises Stopped."""
     request = StopRequest()
 
     def note(number: int, _frame: FrameType | None) -> None:

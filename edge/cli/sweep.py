@@ -1,6 +1,6 @@
-"""Compare calibration algorithms and picture counts.
+"""Compare calibration algorithms and numbers of images.
 
-Every algorithm calibrates with random subsets of the pictures. Each table is scored on labelled pictures in its
+Every algorithm calibrates with random subsets of the images. Each table is scored on labelled images in its
 TensorRT form, with float32 arithmetic on this machine's CPU. All intervals are 95 %, all comparisons paired.
 """
 
@@ -47,11 +47,11 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     cache_dir: options.CacheDir = None,
     threads: options.Threads = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Keep everything here; goes on where it was stopped.")
+        Path | None, typer.Option("--output", "-o", help="Save results to FILE; continue a stopped sweep from it.")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with plots.")] = None,
     earlier: Annotated[Path | None, typer.Option("--from", help="Show an earlier --output; measure nothing.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over an --output about something else.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an --output of a different sweep.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Run the sweep."""
@@ -61,12 +61,12 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
 
     terminal = Terminal()
     if batch is not None:
-        raise UsageError("--batch is gone: statistics do not depend on the batch", hint="leave --batch out")
+        raise UsageError("--batch was removed: statistics do not depend on the batch", hint="leave --batch out")
     if html is not None:
         options.check_page(html)
     if earlier is not None:
         if images is not None or evaluate is not None or labels is not None or output is not None:
-            raise UsageError("--from shows what was measured: no pictures, labels or --output with it")
+            raise UsageError("--from shows an earlier sweep and excludes images, labels and --output")
         _finish(terminal, sweep_record.load(earlier), html=html, as_json=as_json)
         return
     chosen, path = paths.load_profile(profile)
@@ -103,12 +103,12 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     if found is not None:
         _finish(terminal, found, html=html, as_json=as_json)
     if stop() and output is not None and output.exists():
-        terminal.info(f"what is scored is kept in {output}; the same command goes on from there")
+        terminal.info(f"the scores are saved in {output}; the same command continues from there")
     stop.grant()
 
 
 def _spread(pictures: Pictures, limit: int | None) -> list[Picture]:
-    """``limit`` of the pictures: a folder is often sorted by class, and its first would be a few classes only."""
+    """Return ``limit`` of the images, spread over the set, because a folder is often sorted by class."""
     total = len(pictures)
     kept = total if limit is None else min(limit, total)
     return [pictures[index * total // kept] for index in range(kept)]
@@ -126,7 +126,7 @@ def _finish(terminal: Terminal, record: Record, *, html: Path | None, as_json: b
     for warning in record.warnings:
         terminal.warn(warning)
     if record.status != "complete":
-        terminal.warn("stopped before the end: this is about what was scored until then")
+        terminal.warn("stopped early: these are the scores so far")
     if html is not None and record.findings is not None:
         store.write_bytes(html, sweep_page.render(record).encode())
         terminal.info(f"page: {html}")
@@ -163,7 +163,7 @@ def _show(terminal: Terminal, record: Record) -> None:
     if counted is not None and scored is not None:
         tables = len({row.configuration.table for row in found.rows})
         terminal.info(
-            f"counting the pictures took {counted:.0f} s, scoring {tables} different tables {scored:.0f} s",
+            f"collecting the statistics took {counted:.0f} s, scoring {tables} different tables {scored:.0f} s",
             style="dim",
         )
 
@@ -187,6 +187,6 @@ def _plus_minus(value: Interval, digits: int = 1, *, sign: str = "") -> str:
 
 
 def _words(given: list[str] | str | None) -> list[str]:
-    """Words from options that may be repeated and may hold commas."""
+    """Split values of options that may be repeated and may contain commas."""
     texts = [given] if isinstance(given, str) else given or []
     return [word.strip() for text in texts for word in text.split(",") if word.strip()]

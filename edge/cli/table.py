@@ -28,7 +28,7 @@ class Format(str, Enum):
 
 
 class ConversionTarget(str, Enum):
-    """Runtime that a Q/DQ model is for: they want the nodes in different places."""
+    """Target runtime of a Q/DQ model, which determines the placement of the nodes."""
 
     tensorrt = "tensorrt"
     onnxruntime = "onnxruntime"
@@ -38,14 +38,14 @@ _SUFFIXES = {".json": Format.ort_json, ".onnx": Format.qdq}
 
 
 def format_of(path: Path) -> Format:
-    """Infer the format from the file's suffix; any other suffix is TensorRT's text form.
+    """Return the format for the file's suffix; any unknown suffix is TensorRT's text form.
 
     Raises:
-        UsageError: a FlatBuffers file of onnxruntime, which carries nothing that its JSON does not.
+        UsageError: the file is a FlatBuffers file of onnxruntime, which has no more content than its JSON.
     """
     if path.suffix.lower() == ".flatbuffers":
         raise UsageError(
-            "FlatBuffers tables are neither read nor written", where=path,
+            "FlatBuffers tables are not supported", where=path,
             hint="read calibration.json beside it; onnxruntime's TensorRT provider reads TensorRT's text form itself "
             "(trt_int8_use_native_calibration_table=1)",
         )  # fmt: skip
@@ -53,7 +53,7 @@ def format_of(path: Path) -> Format:
 
 
 def import_table(source: Path, reads: Format, *, version: TrtVersion | None, algorithm: AlgorithmName | None) -> Table:
-    """The table in a file of a foreign format; ``version`` and ``algorithm`` are for its header.
+    """Import a table from a foreign format; ``version`` and ``algorithm`` are for its header.
 
     Raises:
         ArtifactError, ModelError, StoreError, UsageError: it cannot be read or converted.
@@ -72,7 +72,7 @@ def import_table(source: Path, reads: Format, *, version: TrtVersion | None, alg
 def export_table(
     table: Table, writes: Format, *, model: Path | None, target: ConversionTarget, where: Path, terminal: Terminal
 ) -> bytes:
-    """The table in the format ``writes``; ``model`` is for Q/DQ, and ``where`` is the place of the table in messages.
+    """Export the table in the format ``writes``; ``model`` is for Q/DQ, and ``where`` is the table's path for messages.
 
     Raises:
         ArtifactError, ModelError, UsageError: it cannot be read or converted.
@@ -95,9 +95,9 @@ def export_table(
 
 
 def _model(path: Path) -> Path:
-    """``path``, which the command line names: the error of a missing model speaks of the profile."""
+    """Return ``path`` if it exists; the general error for a missing model would mention the profile."""
     if not path.is_file():
-        raise UsageError("there is no such model", where=path)
+        raise UsageError("the model file does not exist", where=path)
     return path
 
 
@@ -124,7 +124,7 @@ Lenient = Annotated[
 def show(table: TablePath, *, lenient: Lenient = False, as_json: options.Json = False) -> None:
     """Show a table's header, and each tensor's scale and dynamic range.
 
-    In the JSON a scale or range that is infinite or no number is null; ``bits`` always tells.
+    In the JSON an infinite or NaN scale or range is null; ``bits`` always has its pattern.
     """
     from edge.quantization import table_check
 
@@ -164,7 +164,7 @@ def check_(
     lenient: Lenient = False,
     as_json: options.Json = False,
 ) -> None:
-    """Check a table, and with --profile whether it fits a device; exit with 1 when it cannot be used.
+    """Check a table, with --profile also for a device; exit with 1 if it cannot be used.
 
     Outliers are scales at least 1024 times, and six standard deviations of the table's own spread, from the median.
     """
@@ -214,9 +214,9 @@ def diff(
     lenient: Lenient = False,
     as_json: options.Json = False,
 ) -> None:
-    """Compare two tables; as diff(1) does, exit with 0 when they are the same and with 1 when they differ.
+    """Compare two tables; as with diff(1), the exit code is 0 if they are equal and 1 if they differ.
 
-    The order of the lines has no meaning to TensorRT and does not count.
+    The order of the lines has no meaning to TensorRT and is ignored.
     """
     from edge.quantization import table_check
 
@@ -233,9 +233,7 @@ def diff(
 
 @app.command()
 def convert(
-    source: Annotated[
-        Path, typer.Argument(help="A table, onnxruntime's JSON or FlatBuffers table, or a Q/DQ ONNX model.")
-    ],
+    source: Annotated[Path, typer.Argument(help="A table, onnxruntime's JSON table, or a Q/DQ ONNX model.")],
     *,
     output: Output,
     from_: Annotated[
@@ -246,21 +244,21 @@ def convert(
     ] = None,
     model: Annotated[Path | None, typer.Option(help="For --to qdq: the ONNX model that gets the Q/DQ nodes.")] = None,
     target: Annotated[
-        ConversionTarget, typer.Option(help="For --to qdq: who will run the model.")
+        ConversionTarget, typer.Option(help="For --to qdq: the runtime of the model.")
     ] = ConversionTarget.tensorrt,
     trt: Annotated[
-        str | None, typer.Option(metavar="VERSION", help="TensorRT version for the header, where SOURCE names none.")
+        str | None, typer.Option(metavar="VERSION", help="TensorRT version for the header, if SOURCE has none.")
     ] = None,
     algorithm: Annotated[
-        CalibratorChoice | None, typer.Option("--as", help="Calibrator for the header, where SOURCE names none.")
+        CalibratorChoice | None, typer.Option("--as", help="Calibrator for the header, if SOURCE has none.")
     ] = None,
     lenient: Lenient = False,
     force: Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Convert to and from onnxruntime's JSON tables and Q/DQ ONNX.
+    """Convert from and to onnxruntime's JSON tables and Q/DQ ONNX.
 
-    With --lenient, a table that TensorRT would refuse is written in its proper form.
+    With --lenient, a table that TensorRT would refuse is written in valid form.
     """
     from edge.artifacts import store
 
@@ -270,7 +268,7 @@ def convert(
     if reads is Format.trt:
         table = _load(source, lenient=lenient, terminal=terminal)
         if trt or algorithm:
-            raise UsageError("a table has its own header", where=source, hint="edge table retarget changes it")
+            raise UsageError("a table already has a header", where=source, hint="use edge table retarget to change it")
     else:
         table = import_table(source, reads, version=_version(trt), algorithm=algorithm.value if algorithm else None)
     data = export_table(table, writes, model=model, target=target, where=source, terminal=terminal)
@@ -294,7 +292,7 @@ def retarget(
     force: Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write the same scales under the header of another TensorRT version."""
+    """Write the same scales with the header of another TensorRT version."""
     from edge.artifacts import store
     from edge.quantization import calibration_table
 
@@ -313,7 +311,7 @@ def retarget(
         terminal.data(_json({"output": str(output), "old_header": old.header.text, **_header(new)}))
     else:
         terminal.data(f"{output}: {old.header.text} -> {new.header.text}, {len(new.bits)} tensors")
-    terminal.info("the scales were not changed: see with `edge table check --profile` whether they fit the network")
+    terminal.info("the scales were not changed; check them with `edge table check --profile`")
 
 
 def _load(path: Path, *, lenient: bool, terminal: Terminal) -> Table:
@@ -330,7 +328,7 @@ def _load(path: Path, *, lenient: bool, terminal: Terminal) -> Table:
 
 def _refuse_overwriting(path: Path, *, force: bool) -> None:
     if path.exists() and not force:
-        raise UsageError("the output file is there already", where=path, hint="--force overwrites it")
+        raise UsageError("the output file already exists", where=path, hint="--force overwrites it")
 
 
 def _version(text: str | None) -> TrtVersion | None:
@@ -347,7 +345,7 @@ def _required_version(text: str) -> TrtVersion:
 
 
 def _route(profile: Profile, version: TrtVersion | None) -> Route:
-    """Route by which INT8 reaches the engine. ``auto`` prefers calibrators where TensorRT has them."""
+    """Return the INT8 route. ``auto`` prefers calibrators if TensorRT has them."""
     if profile.int8_route != "auto":
         return profile.int8_route
     if profile.build.dla_core is not None:

@@ -1,9 +1,9 @@
 """Find the layers that INT8 should leave in float.
 
-The network is prepared for INT8, each weighted layer is quantized alone, and the noisiest go to float one after the
-other: accuracy against their number is predicted and measured on calibration pictures, in TensorRT's form with float32
-arithmetic on this machine's CPU. The result is a recipe with its calibration table, which `edge build` takes. Stopped,
-the same command continues. Layers in float run in FP16 on a device; here they are computed in FP32.
+The network is prepared for INT8, each weighted layer is quantized alone, and the noisiest layers are moved to float one
+after the other. Accuracy over their number is predicted and measured on calibration images, in TensorRT's form with
+float32 arithmetic on this machine's CPU. The result is a recipe with its calibration table for `edge build`. After a
+stop, the same command continues. Float layers run in FP16 on a device; here they are computed in FP32.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     label_offset: options.LabelOffset = 0,
     profile: options.ProfileName = None,
     max_float: Annotated[
-        str, typer.Option(metavar="N%", help="At most so many of the weighted layers in float: N% or N layers.")
+        str, typer.Option(metavar="N%", help="Maximum number of weighted layers in float: N% or N layers.")
     ] = "10%",
     target_sqnr: Annotated[
-        float | None, typer.Option(help="Take the fewest float layers that reach N dB of logit SQNR.")
+        float | None, typer.Option(help="Use the fewest float layers that reach N dB of logit SQNR.")
     ] = None,
     target_agreement: Annotated[
         float | None,
-        typer.Option(min=0, max=100, help="Take the fewest float layers that agree with FP32 on N percent."),
+        typer.Option(min=0, max=100, help="Use the fewest float layers that agree with FP32 on N percent."),
     ] = None,
     times: Annotated[
         Path | None,
@@ -84,7 +84,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
             cache=paths.own_cache_folder(cache_dir, path), force=force, listen=listen, should_stop=stop,
         )  # fmt: skip
     if record is None:
-        terminal.info("what was measured is kept; the same command continues from there")
+        terminal.info("the measurements are saved; the same command continues from there")
         stop.grant()
         return
     if as_json:
@@ -107,7 +107,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
 
 
 def _max_float(text: str, profile: Profile) -> float:
-    """The share of ``10%``, or of a whole number of the model's weighted layers.
+    """Parse ``10%``, or a number of the model's weighted layers, and return the share.
 
     Raises:
         UsageError: neither.

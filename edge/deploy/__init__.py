@@ -1,4 +1,4 @@
-"""Deployment: shipping a bundle to devices, its trial there, rollback, fleets, the systemd service."""
+"""Deployment: ship a bundle to devices, try it there, roll back, manage fleets and the systemd service."""
 
 from __future__ import annotations
 

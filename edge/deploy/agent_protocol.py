@@ -1,8 +1,7 @@
-"""Answers of the script on a device as typed values. The forms and limits of its lines are in `transport.frames`.
+"""Parse the answers of the device-side script into typed values; :mod:`.transport.frames` defines the line format.
 
-Every value is checked once more where it has a meaning: a file that was not asked for, a bundle that is not there, a
-report of another trial. The only exception is an
-:class:`~edge.errors.EdgeError` with one sentence.
+Every value is checked again for its meaning: a file that was not requested, a bundle that does not exist, a report of
+another trial. The only exception raised is :class:`~edge.errors.EdgeError` with one sentence.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _VERDICTS: dict[str, Verdict] = {
 }  # fmt: skip
 # A clock that is further off than this is worth a warning.
 _SKEW_S = 120
-# What `edge doctor` reads to tell which device this is; nothing else is taken from a device.
+# Files that `edge doctor` reads to identify the device; nothing else is read from a device.
 _MACHINE_FILES = frozenset(
     {"proc/device-tree/compatible", "proc/device-tree/model", "etc/nv_tegra_release", "proc/sys/kernel/arch"}
 )
@@ -40,12 +39,12 @@ _MAX_MACHINE_FILE_BYTES = 64 << 10
 
 
 class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
-    """A device as it is before anything is changed.
+    """State of a device before anything is changed.
 
-    ``root`` is the absolute folder of its bundles, ``has_root`` whether anything was ever shipped there. ``free_bytes``
-    is None where the file system does not say. ``current`` and ``previous`` are digests of bundles, ``verdict`` that of
-    the trial of ``current``. ``edge`` is the program there; ``foreign_edge`` another program of that name.
-    ``skew_s`` is the device's clock less ours.
+    ``root`` is the absolute folder of its bundles, and ``has_root`` is true if anything was ever shipped there.
+    ``free_bytes`` is None if the file system does not report it. ``current`` and ``previous`` are digests of bundles,
+    ``verdict`` is that of the trial of ``current``. ``edge`` is the installed program; ``foreign_edge`` is another
+    program with that name. ``skew_s`` is the device's clock minus this machine's.
     """
 
     root: str
@@ -79,14 +78,14 @@ class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Need(msgspec.Struct, frozen=True):
-    """A file that has to travel, and how much of it is there already, in bytes."""
+    """A file to send, and the number of its bytes that the device already has."""
 
     sha256: str
     have: int
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """Result of a trial: the verdict, the reason where it is not "passed", the report of ``edge canary``."""
+    """Result of a trial: the verdict, the reason unless it is "passed", and the report of ``edge canary``."""
 
     verdict: Verdict
     reason: str | None = None
@@ -94,7 +93,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BundleInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One bundle on a device. ``trial`` is its verdict; ``name`` is None where its manifest cannot be read."""
+    """One bundle on a device. ``trial`` is its verdict; ``name`` is None if its manifest cannot be read."""
 
     digest: str
     name: str | None
@@ -104,7 +103,7 @@ class BundleInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HistoryEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the device's history; a field that is missing or is no text is empty."""
+    """One line of the device's history; a missing or invalid field is empty."""
 
     at: str
     by: str
@@ -117,7 +116,7 @@ def hello(session: DeviceSession, place: DeviceAddress) -> DeviceState:
     """Ask who is there.
 
     Raises:
-        DeviceError: a tool is missing there; the answer is invalid.
+        DeviceError: a tool is missing on the device, or the answer is invalid.
     """
     before = time.time()
     system = "" if place.is_own else place.system_root
@@ -129,7 +128,7 @@ def read_hello(frames: list[MessageFrame], *, now_s: float, where: str) -> Devic
     """Read the answer to ``hello``.
 
     Raises:
-        DeviceError: it is invalid.
+        DeviceError: the answer is invalid.
     """
     found = _by_word(frames)
     for word in ("root", "clock"):
@@ -149,7 +148,7 @@ def read_hello(frames: list[MessageFrame], *, now_s: float, where: str) -> Devic
 
 
 def begin(session: DeviceSession, state: DeviceState, *, lock_wait_s: int) -> DeviceState:
-    """Take the device's lock; the state as it is then: whoever had the lock may have shipped something else.
+    """Take the device's lock, and return the state after that: another process may have shipped in the meantime.
 
     Raises:
         StoreError: the folder cannot be written, or another ship holds the lock.
@@ -167,7 +166,7 @@ def needs(session: DeviceSession, sizes: Mapping[str, int]) -> list[Need]:
     """Return the files, sizes by digest, that are not there, in the order given.
 
     Raises:
-        DeviceError: the device names a file that nobody asked about, or one twice.
+        DeviceError: the device names a file that was not requested, or one twice.
     """
     return read_needs(session.ask("want", *sizes, ""), sizes, where=session.where)
 
@@ -176,7 +175,7 @@ def read_needs(frames: list[MessageFrame], sizes: Iterable[str], *, where: str) 
     """Read the answer to ``want``.
 
     Raises:
-        DeviceError: it names a file that nobody asked about, or one twice.
+        DeviceError: it names a file that was not requested, or one twice.
     """
     open_ = set(sizes)
     found = []
@@ -193,7 +192,7 @@ def read_trial(frames: list[MessageFrame], *, digest: str, nonce: str, where: st
     """Read the answer to ``trial``, whose report must fit it.
 
     Raises:
-        DeviceError: the device calls it passed or failed, and shows no report of this trial that says so.
+        DeviceError: the device reports a verdict without a report of this trial that confirms it.
     """
     found = _by_word(frames)
     verdict = _VERDICTS.get(found.get("result", ""))
@@ -206,11 +205,11 @@ def read_trial(frames: list[MessageFrame], *, digest: str, nonce: str, where: st
     if verdict == "passed" or (verdict == "failed" and not (report and "cut_off" in report)):
         wanted = {"program": "edge canary", "bundle": digest, "nonce": nonce, "passed": verdict == "passed"}
         if report is None or any(report.get(name) != value for name, value in wanted.items()):
-            raise invalid(f"{verdict} without its report", request="trial", where=where)
+            raise invalid(f"{verdict} without a report", request="trial", where=where)
     if verdict == "passed":
         return Trial(verdict=verdict, report=report)
     if verdict == "failed":
-        return Trial(verdict=verdict, reason=reasons or "the report names no limit", report=report)
+        return Trial(verdict=verdict, reason=reasons or "the report names no exceeded limit", report=report)
     return Trial(verdict=verdict, reason=_why_untried(found, log), report=report)
 
 
@@ -218,9 +217,13 @@ def _why_untried(found: Mapping[str, str], log: str) -> str:
     if "foreign" in found:
         return f"{found['foreign']} on the device is another program of that name"
     code = int(found.get("code", "0"))
-    how = f"was ended by signal {code - 128}" if code > 128 else f"ended with {code} and wrote no report of this trial"
+    how = (
+        f"was ended by signal {code - 128}"
+        if code > 128
+        else f"ended with exit code {code} without a report of this trial"
+    )
     if code in {126, 127}:
-        how = "does not start"
+        how = "cannot be started"
     elif code == 2:
         how = "does not know this trial: its version is older than this one (--bootstrap)"
     words = last_words(log)
@@ -247,28 +250,28 @@ def read_history(frames: list[MessageFrame]) -> list[HistoryEntry]:
 
 
 def check_room(state: DeviceState, missing_bytes: int, place: DeviceAddress) -> None:
-    """Refuse to fill a disk.
+    """Check that the files fit on the device's disk.
 
     Raises:
-        StoreError: there is less room than the files need, and 16 MiB.
+        StoreError: there is less free space than the files need plus 16 MiB.
     """
     if state.free_bytes is not None and missing_bytes and state.free_bytes < missing_bytes + (16 << 20):
         raise StoreError(
-            f"{missing_bytes / 1e6:.1f} MB are to be sent, {state.free_bytes / 1e6:.1f} MB are free in {state.root}",
+            f"{missing_bytes / 1e6:.1f} MB to send, but only {state.free_bytes / 1e6:.1f} MB are free in {state.root}",
             where=place.name, hint="edge ship gc TARGET, or free some space there; nothing was sent",
         )  # fmt: skip
 
 
 def history_line(action: str, *, digest: str | None, name: str | None, trial: Verdict | None = None) -> str:
-    """One line of ``history.jsonl`` on the device; the time is this machine's.
+    """Return one line of ``history.jsonl`` on the device; the time is this machine's.
 
-    The script looks for ``"trial"``: a line without it is that of an edge that had no verdicts.
+    The script searches for ``"trial"``: a line without it is from a version of edge without verdicts.
     """
     return json.dumps({"at": _now(), "by": _me(), "action": action, "bundle": digest, "name": name, "trial": trial})
 
 
 def decoded(text: str) -> str:
-    """Text that the device sent in base64, as it may be shown; empty when it cannot be read."""
+    """Decode base64 text from the device into printable form; empty if it is invalid."""
     return printable_lines(_bytes(text) or b"")
 
 
@@ -293,7 +296,7 @@ def _bundle_info(text: str) -> BundleInfo:
 
 
 def _machine(files: Mapping[str, str], *, where: str) -> Device:
-    """The same detection as on the device itself, over copies of the files that it reads."""
+    """Identify the machine from copies of its files, with the same code as on the device itself."""
     with temporary_folder("device") as name:
         for path, text in files.items():
             content = _bytes(text)
@@ -308,7 +311,7 @@ def _machine(files: Mapping[str, str], *, where: str) -> Device:
             return device.identify(Path(name))
         except ValueError as exc:
             raise DeviceError(
-                f"its description of itself cannot be read: {printable_name(str(exc))}", where=where
+                f"the device's description of itself cannot be read: {printable_name(str(exc))}", where=where
             ) from exc
 
 
@@ -317,7 +320,7 @@ def _by_word(frames: list[MessageFrame]) -> dict[str, str]:
 
 
 def _situation(found: Mapping[str, str]) -> dict[str, Any]:
-    """Fields that another ship may change."""
+    """Parse the fields that another shipment may change."""
     blocks, _, size = found.get("free", "").partition(" ")
     return {
         "free_bytes": int(blocks) * int(size) if blocks else None,

@@ -1,9 +1,8 @@
-"""Try a bundle on the device that it was shipped to: build its engine, run its golden pictures, compare with before.
+"""Try a bundle on its device: build the engine, run the golden images, compare with the previous bundle.
 
-Four questions, each with a limit: do the golden pictures keep their labels, are the outputs near the references, is it
-as fast as the previous bundle, and does it take as much energy? Speed and energy are measured against the previous
-bundle in the same process, in turns, so that heat and clocks are the same for both. What could not be measured is
-absent with the reason, and its limit does not count.
+Four checks, each with a limit: labels of the golden images, distance of the outputs from the references, speed, and
+energy. Speed and energy are measured against the previous bundle in the same process, in turns, so that heat and clocks
+are the same for both. An unmeasured value is absent with the reason, and its limit is not applied.
 """
 
 from __future__ import annotations
@@ -45,9 +44,10 @@ _TURN_INFERENCES = 30
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """One bundle in the trial. ``millijoules`` per inference is the board's or rail's share as ``energy`` says.
+    """Measurements of one bundle. ``millijoules`` per inference have the scope given in ``energy``.
 
-    ``distance`` is the noise of the outputs against FP32, as a share of the signal's amplitude. ``absent`` says why a
+    ``distance`` is the noise of the outputs against FP32, relative to the signal's amplitude. ``absent`` gives the
+    reason
     quantity is missing.
     """
 
@@ -67,9 +67,9 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TrialReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of a trial. The device's script reads the first five fields as they stand here (``agent.sh``).
+    """The result of a trial. The device's script depends on the order of the first five fields (``agent.sh``).
 
-    ``nonce`` is the word that the ship gave to this trial. ``failed`` has a sentence for every limit that was exceeded,
+    ``nonce`` identifies the trial. ``failed`` has a sentence for every exceeded limit,
     or the reason why the bundle does not run here; ``own`` is then None.
     """
 
@@ -90,8 +90,8 @@ class TrialReport(msgspec.Struct, frozen=True, kw_only=True):
 class Tools(msgspec.Struct, frozen=True, kw_only=True):
     """Dependencies of a trial: backends by profile, a power source, the machine.
 
-    Every bundle gets ``turns``; with a power source, one is at least ``turn_s`` seconds long, as sensors are read ten
-    times a second.
+    Every bundle is measured in ``turns``; with a power source, each has at least ``turn_s`` seconds, as sensors are
+    read ten times a second.
     """
 
     backend: Callable[[Profile], Backend]
@@ -111,10 +111,10 @@ def canary(
     nonce: str = "",
     listen: Listener = ignore_events,
 ) -> TrialReport:
-    """Try ``bundle`` (a folder). Engines are kept in ``state/engines/<digest>``, timing caches in ``state/timing``.
+    """Try ``bundle`` (a folder). Engines are stored in ``state/engines/<digest>``, timing caches in ``state/timing``.
 
-    A bundle that is damaged, is for another device, or whose engine cannot be built or run has failed. A full disk or a
-    missing library says nothing about the bundle, and is raised.
+    A bundle fails if it is damaged or for another device, or if its engine cannot be built or run. A full disk or a
+    missing library is not the bundle's fault, and raises an error.
 
     Raises:
         StoreError, MissingDependencyError, UsageError: the trial cannot be made.
@@ -139,7 +139,7 @@ def canary(
     limits = {**FACTORS, **own.limits, **gates}
     failed = _judge(mine, theirs, limits)
     if not own.is_finite:
-        failed.append("the outputs hold NaN or infinity")
+        failed.append("the outputs have NaN or infinity")
     return TrialReport(
         bundle=bundle.digest, nonce=nonce, passed=not failed, failed=failed, gates=limits, own=mine, before=theirs,
         before_absent=why, device=machine,
@@ -158,13 +158,13 @@ def _before(
     try:
         return _Candidate(against, state, tools, listen), None
     except EdgeError as exc:
-        # That the old one no longer runs says nothing against the new one.
-        listen(Note(f"the previous bundle cannot be compared with: {exc.what}", "warning"))
+        # If the old bundle no longer runs, that is no argument against the new one.
+        listen(Note(f"the previous bundle cannot be measured for comparison: {exc.what}", "warning"))
         return None, exc.what
 
 
 class _Candidate:
-    """An open engine of a bundle, and what was measured with it."""
+    """An open engine of a bundle, with its measurements."""
 
     def __init__(self, bundle: Bundle, state: Path, tools: Tools, listen: Listener) -> None:
         self._bundle = bundle
@@ -193,11 +193,11 @@ class _Candidate:
             self._session.infer(batch)
 
     def close(self) -> None:
-        """Give the engine back."""
+        """Close the engine."""
         self._session.close()
 
     def run_golden(self) -> None:
-        """Run every golden picture once and compare with the references."""
+        """Run every golden image once and compare with the references."""
         if golden.FILE not in self._bundle.files:
             self._absent["labels"] = self._absent["distance"] = "the bundle has no golden pictures"
             return
@@ -246,7 +246,7 @@ class _Candidate:
         )  # fmt: skip
 
     def _read_inputs(self) -> list[Batch]:
-        """The golden pictures as batches of the smallest size that the engine takes."""
+        """Return the golden images as batches of the engine's smallest size."""
         wanted, repeats = self._profile.input, self._profile.input.batch.min
         names: list[str] = []
         if golden.FILE in self._bundle.files:
@@ -256,13 +256,13 @@ class _Candidate:
         exif = self._profile.preprocess.exif
         inputs = [preprocessor(decode(self._bundle.read(name), name=name, exif=exif)) for name in names]
         if not inputs:
-            # Speed does not depend on what is seen.
+            # Speed does not depend on the image content.
             inputs = [np.zeros((3, wanted.height, wanted.width), np.float32)]
         return [np.repeat(one[None], repeats, axis=0) for one in inputs]
 
 
 def _take_turns(candidates: list[_Candidate], tools: Tools, listen: Listener) -> None:
-    """Both in turns, and in both orders: what comes second must not always be the same."""
+    """Measure both bundles in turns, in both orders, so that neither is always second."""
     for index in range(tools.turns):
         listen(Progress("trial", index, tools.turns, "turns"))
         for candidate in candidates if index % 2 == 0 else reversed(candidates):
@@ -274,9 +274,11 @@ def _judge(mine: Measured, theirs: Measured | None, limits: Mapping[str, float])
     failed = []
     if mine.other_labels is not None and mine.other_labels > limits["labels"]:
         allowed = f"{limits['labels']:g} may"
-        failed.append(f"{mine.other_labels} of {mine.pictures} golden pictures have another label, {allowed}")
+        failed.append(f"{mine.other_labels} of {mine.pictures} golden images have another label; {allowed}")
     if mine.distance is not None and mine.distance > limits["distance"]:
-        failed.append(f"outputs are {mine.distance:.3g} from the references, {limits['distance']:.3g} is the limit")
+        failed.append(
+            f"the outputs' distance from the references is {mine.distance:.3g}; the limit is {limits['distance']:.3g}"
+        )
     if theirs is None:
         return failed
     if mine.latency is not None and theirs.latency is not None:
@@ -291,5 +293,5 @@ def _judge(mine: Measured, theirs: Measured | None, limits: Mapping[str, float])
 
 
 def _as_share(decibels: float) -> float:
-    """Noise as a share of the signal's amplitude."""
+    """Return the noise relative to the signal's amplitude."""
     return float(10 ** (-decibels / 20))

@@ -1,9 +1,9 @@
-"""Bring home what a device found out: timing caches, engine manifests, self-tests, trials and run records.
+"""Collect results from devices: timing caches, engine manifests, self-tests, trials and run records.
 
-A device is believed in nothing: names are checked, digests are compared, artifacts are verified before they join ours.
-Timing caches are merged by key, under the lock of the one here: the next device of the same kind then starts warm.
-Where both sides have one with different content, the one with more entries is kept here and the other is next to the
-device's records: only TensorRT can join two, on such a device (``edge cache merge``).
+Devices are untrusted: names are checked, digests are compared, and artifacts are verified before they are stored.
+Timing caches are merged by key, under the lock of the local one, so that builds for similar devices start warm. If both
+sides have different content, the cache with more entries is used and the other one is stored with the device's records:
+only TensorRT can merge two, on such a device (``edge cache merge``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edge.deploy.transport import DeviceAddress, DeviceSession, connect, without
 from edge.errors import ArtifactError, DeviceError, EdgeError, StoreError
 from edge.events import Listener, Progress, ignore_events
 
-# Folders of a device's state that are worth having at home; of engines, only what is said about them.
+# Folders of a device's state to collect; of engines, only their manifests and reports.
 FOLDERS = ("timing", "engines", "selftest", "canary", "records")
 TIMING_CACHE = "timing cache"
 _LARGEST_BYTES = 256 << 20
@@ -35,7 +35,7 @@ What = Literal["new", "unchanged", "updated", "merged", "conflict", "refused"]
 
 
 class CollectedFile(msgspec.Struct, frozen=True):
-    """One file of a device, what became of it here, and why, where that needs words."""
+    """One file of a device, what was done with it, and the reason if necessary."""
 
     name: str
     what: What
@@ -44,7 +44,7 @@ class CollectedFile(msgspec.Struct, frozen=True):
 
 
 class Collected(msgspec.Struct, frozen=True, kw_only=True):
-    """Files fetched from one device."""
+    """Files collected from one device."""
 
     target: str
     folder: str
@@ -63,13 +63,13 @@ def fetch(
     listen: Listener = ignore_events,
     hold: Callable[[DeviceSession], None] = without_cancel,
 ) -> Collected:
-    """Fetch what is new. Timing caches go to ``cache/timing``, the rest to a folder of the device in ``output``.
+    """Collect new files. Timing caches go to ``cache/timing``, the rest to a folder of the device in ``output``.
 
-    ``hold`` gets the conversation, so that it can be ended from outside.
+    ``hold`` is called with the session, so that it can be ended from outside.
 
     Raises:
         DeviceError: the device cannot be reached.
-        StoreError: something cannot be written here.
+        StoreError: a file cannot be written here.
     """
     folder = output / folder_name(place.name)
     check_folder(place)
@@ -91,7 +91,7 @@ def folder_name(name: str) -> str:
 
 
 class _Pull:
-    """The files of one device on their way."""
+    """The transfer of one device's files."""
 
     def __init__(
         self, session: DeviceSession, home: Path, timing: Path, scratch: Path, entries: dict[str, str]
@@ -103,12 +103,12 @@ class _Pull:
         self._entries = entries
 
     def one(self, path: str) -> list[CollectedFile]:
-        """Fetch one file, if it is of a kind that is wanted and not here yet."""
+        """Collect one file if it is of a wanted kind and not here yet."""
         top, _, _rest = path.partition("/")
-        # What is not UTF-8, or cannot be printed, was replaced: nobody could ask for the file.
+        # Names that are not UTF-8 or not printable were replaced, so the file cannot be requested.
         problem = "a name that cannot be printed" if "\ufffd" in path else name_problem(path)
         if problem is not None or top not in FOLDERS:
-            return [CollectedFile(path[:200], "refused", None, problem or "in no folder that was asked for")]
+            return [CollectedFile(path[:200], "refused", None, problem or "not in a requested folder")]
         try:
             if top == "timing":
                 return [self._timing_cache(path)] if path.endswith(".json") else []
@@ -140,20 +140,22 @@ class _Pull:
             if other.is_file():
                 return CollectedFile(path, "unchanged", str(other))
             store.write_bytes(other, data)
-            return CollectedFile(path, "conflict", str(other), f"{goal.name} is here with other content: both are kept")
+            return CollectedFile(
+                path, "conflict", str(other), f"{goal.name} exists here with other content: both are kept"
+            )
         store.write_bytes(goal, data)
         return CollectedFile(path, "updated", str(goal))
 
     def _timing_cache(self, path: str) -> CollectedFile:
-        """A manifest and its cache, which stand or fall together."""
+        """Check and store a timing cache with its manifest; both are accepted or refused together."""
         manifest_file = self._scratch / Path(path).name
         manifest_file.write_bytes(self._get(path))
         manifest = store.load(manifest_file, kind=TIMING_CACHE, check_files=False)
         if len(manifest.files) != 1:
-            raise ArtifactError(f"the manifest of {len(manifest.files)} files, not of one timing cache")
+            raise ArtifactError(f"the manifest names {len(manifest.files)} files instead of one timing cache")
         name, entry = next(iter(manifest.files.items()))
         if name != manifest_file.with_suffix(".timing").name:
-            raise ArtifactError(f"the manifest is that of {name}")
+            raise ArtifactError(f"the manifest belongs to {name}")
         goal = self._timing / name
         with store.lock(goal):
             ours = _ours(goal)
@@ -161,7 +163,7 @@ class _Pull:
                 return CollectedFile(path, "unchanged", str(goal))
             data = self._get(f"{Path(path).parent.as_posix()}/{name}")
             if FileEntry(store.sha256_bytes(data), len(data)) != entry:
-                raise ArtifactError("the timing cache does not fit its manifest")
+                raise ArtifactError("the timing cache does not match its manifest")
             if ours is None:
                 _keep(goal, manifest, data)
                 return CollectedFile(path, "new", str(goal))
@@ -174,28 +176,28 @@ class _Pull:
             _keep(aside.with_name(goal.name), theirs, data)
             reported = "; ".join(str(difference) for difference in changed)
             return CollectedFile(
-                path, "conflict", str(aside), f"the one here is for something else ({reported}): both are kept"
+                path, "conflict", str(aside), f"the local one has another key ({reported}): both are kept"
             )
         own, other = _size(ours), _size(theirs)
         if other > own:
             _keep(aside.with_name(goal.name), ours, goal.read_bytes())
             _keep(goal, theirs, data)
-            words = f"the device's has more ({other[0]} against {own[0]} {_UNIT[other[2]]}) and is used now"
+            words = f"the device's cache has more ({other[0]} against {own[0]} {_UNIT[other[2]]}) and is used now"
         else:
             _keep(aside.with_name(goal.name), theirs, data)
-            words = f"the one here has as much or more ({own[0]} against {other[0]} {_UNIT[own[2]]}) and stays"
+            words = f"the local cache has as many or more ({own[0]} against {other[0]} {_UNIT[own[2]]}) and stays"
         return CollectedFile(
             path, "conflict", str(goal), f"{words}; the other is {aside}: edge cache merge, on such a device"
         )
 
     def _get(self, path: str) -> bytes:
-        """One file, as it was listed.
+        """Transfer one file as listed.
 
         Raises:
-            ArtifactError: it is too large, gone, or not what was listed any more.
+            ArtifactError: it is too large, missing, or has changed since it was listed.
         """
         if path not in self._entries:
-            raise ArtifactError(f"{path} is not on the device")
+            raise ArtifactError(f"{path} does not exist on the device")
         most = _LARGEST_BYTES if path.startswith("timing/") else _LARGEST_JSON_BYTES
         received = io.BytesIO()
         gone = self._session.get(path, most=most, write=received.write)
@@ -211,7 +213,7 @@ _UNIT = {True: "entries", False: "bytes"}
 
 
 def _size(manifest: Manifest) -> tuple[int, str, bool]:
-    """The size of a timing cache, then how new it is; the last says whether entries or bytes were counted."""
+    """Return a size measure of a timing cache and its age; the last value tells if entries or bytes were counted."""
     entries = manifest.info.get("entries")
     if isinstance(entries, int) and not isinstance(entries, bool):
         return entries, manifest.created_utc, True
@@ -219,7 +221,7 @@ def _size(manifest: Manifest) -> tuple[int, str, bool]:
 
 
 def _ours(goal: Path) -> Manifest | None:
-    """The manifest of the one here; None where there is none, or it is not whole: it is replaced then."""
+    """Return the manifest of the local cache; None if it is missing or damaged, and will be replaced."""
     manifest = goal.with_suffix(".json")
     if not manifest.is_file() or not goal.is_file():
         return None
@@ -231,7 +233,7 @@ def _ours(goal: Path) -> Manifest | None:
 
 
 def _keep(goal: Path, manifest: Manifest, data: bytes) -> None:
-    """Write a timing cache and its manifest, the latter last, as its maker wrote it."""
+    """Write a timing cache, then its unchanged manifest."""
     store.write_bytes(goal, data)
     content = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
     store.write_bytes(goal.with_suffix(".json"), content)
@@ -243,16 +245,16 @@ def _check_json(data: bytes, path: str) -> None:
     except (ValueError, RecursionError) as exc:
         raise ArtifactError(f"not JSON: {exc}", where=path) from exc
     if not isinstance(content, dict):
-        raise ArtifactError("JSON, and not an object", where=path)
+        raise ArtifactError("the JSON is not an object", where=path)
 
 
 def _entries(frames: list[Any], place: DeviceAddress) -> dict[str, str]:
-    """Digest of every file by its name."""
+    """Return the digest of every file by name."""
     found = {}
     for frame in frames:
         digest, _, path = frame.text.partition("  ")
         if frame.word != "entry" or not re.fullmatch(r"[0-9a-f]{64}", digest) or not path:
-            raise DeviceError(f"an answer that makes no sense: {frame.text[:100]!r}", where=place.name)
+            raise DeviceError(f"unexpected answer: {frame.text[:100]!r}", where=place.name)
         found[path] = digest
     return found
 

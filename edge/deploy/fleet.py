@@ -1,4 +1,4 @@
-"""fleet.yaml: the names of devices, how to reach each, what each gets, and how a roll-out goes.
+"""Read fleet.yaml: device names and addresses, what each device gets, and the settings of a roll-out.
 
 ::
 
@@ -7,9 +7,9 @@
     groups:   {line-3: [orin-1, orin-2]}
     hosts:
       orin-1: {host: 10.0.0.11, port: 2222, jump: bastion}
-      orin-2:                      # nothing to say: the name is the host
+      orin-2:                      # no settings: the name is the host
 
-Paths are relative to the file. What is wrong is said with ``file:line: key.path``, as for profiles. The group ``all``
+Paths are relative to the file. Errors are reported as ``file:line: key.path``, as for profiles. The group ``all``
 is every host.
 """
 
@@ -27,17 +27,17 @@ from edge.errors import ProfileError, UsageError
 
 _KIND = Kind(name="fleet file", hint="docs/shipping.md shows one")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-# Words that mean something else behind `edge ship`.
+# Names with another meaning on the command line of `edge ship`.
 _TAKEN = frozenset({"status", "rollback", "gc", "to"})
 ALL = "all"
 
 
 class _FleetSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of every section: unknown keys are errors."""
+    """Base class of every section: unknown keys are errors."""
 
 
 class HostSettings(_FleetSection, frozen=True):
-    """One device, or what all of them have in common. See :class:`edge.deploy.transport.DeviceAddress`."""
+    """Settings of one device, or defaults of all. See :class:`edge.deploy.transport.DeviceAddress`."""
 
     host: str | None = None
     user: str | None = None
@@ -53,7 +53,7 @@ class HostSettings(_FleetSection, frozen=True):
 
 
 class Rollout(_FleetSection, frozen=True):
-    """The number of devices at once, which first, and after how many that failed no new one is begun.
+    """Settings of a roll-out: devices in parallel, the canary devices, and the number of failures that stops it.
 
     ``gates`` are limits of the trial on the device (``edge ship --gate``).
     """
@@ -65,7 +65,7 @@ class Rollout(_FleetSection, frozen=True):
 
 
 class _File(_FleetSection, frozen=True):
-    """The sections; hosts are read one by one, so that what is wrong has its line."""
+    """The sections of the file; hosts are parsed one by one, so that errors have their line."""
 
     rollout: Rollout = Rollout()
     defaults: HostSettings = HostSettings()
@@ -74,7 +74,7 @@ class _File(_FleetSection, frozen=True):
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
-    """One device of a fleet: how to get there, and the profile or bundle that it gets, if the file says."""
+    """One device of a fleet: its address, and its profile or bundle if the file sets one."""
 
     place: DeviceAddress
     profile: str | None = None
@@ -82,7 +82,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Fleet(msgspec.Struct, frozen=True, kw_only=True):
-    """A fleet file that was read and checked."""
+    """A checked fleet file."""
 
     path: Path
     rollout: Rollout
@@ -93,7 +93,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
         """Return the hosts that a name or a group stands for.
 
         Raises:
-            UsageError: there is neither; the nearest name is suggested.
+            UsageError: neither exists; the nearest name is suggested.
         """
         if word == ALL:
             return list(self.hosts.values())
@@ -109,7 +109,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def canary(self) -> frozenset[str]:
-        """Names of the hosts that go first."""
+        """Names of the canary hosts, which go first."""
         return frozenset(host.place.name for word in self.rollout.canary for host in self.find(word))
 
 
@@ -117,7 +117,7 @@ def load_fleet(path: Path) -> Fleet:
     """Read a fleet file.
 
     Raises:
-        ProfileError: with ``file:line: key.path``.
+        ProfileError: the file is invalid; the error has ``file:line: key.path``.
     """
     document = Document.read_one(path, _KIND)
     tree = document.tree
@@ -160,19 +160,19 @@ def _check_name(document: Document, name: str, at: tuple[str, ...]) -> None:
     if not _NAME.fullmatch(name):
         raise document.error(at, "a name is letters, digits, '_', '.' and '-'")
     if name in _TAKEN or name == ALL:
-        raise document.error(at, f"{name!r} means something else on the command line: choose another name")
+        raise document.error(at, f"{name!r} has another meaning on the command line: choose another name")
 
 
 def _host(document: Document, name: str, own: HostSettings, defaults: HostSettings) -> Host:
     merged = msgspec.to_builtins(defaults) | {k: v for k, v in msgspec.to_builtins(own).items() if v is not None}
     if own.bundle is None and own.profile is not None:
-        # What a host says itself outranks what all have in common.
+        # The host's own settings override the defaults.
         merged["bundle"] = None
     both = msgspec.convert(merged, HostSettings)
     at = ("hosts", name)
     for key, value in merged.items():
         if isinstance(value, str) and (not value or any(ord(sign) < 32 for sign in value)):
-            raise document.error((*at, key), "must not be empty or hold control characters")
+            raise document.error((*at, key), "must not be empty or contain control characters")
     if both.folder is not None:
         if own.host is not None:
             raise document.error((*at, "folder"), "a host has either folder or host")
@@ -209,7 +209,7 @@ def _groups(document: Document, content: object, hosts: dict[str, Host]) -> dict
         at = ("groups", name)
         _check_name(document, name, at)
         if name in hosts:
-            raise document.error(at, "is the name of a host as well")
+            raise document.error(at, "is also the name of a host")
         if not isinstance(members, list) or not all(isinstance(member, str) for member in members):
             raise document.error(at, "must be a list of names of hosts")
         for member in members:
@@ -222,5 +222,5 @@ def _groups(document: Document, content: object, hosts: dict[str, Host]) -> dict
 def _path(document: Document, text: str) -> Path:
     try:
         return (document.path.parent / Path(text).expanduser()).absolute()
-    except RuntimeError as exc:  # ~somebody who is not there
+    except RuntimeError as exc:  # ~ of an unknown user
         raise ProfileError(str(exc), where=document.path) from exc

@@ -1,4 +1,4 @@
-"""Ship one bundle to one device. Whatever happens on the way, ``current`` there is a whole, verified bundle."""
+"""Ship one bundle to one device. At any time, ``current`` on the device is a complete, verified bundle."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ REFUSED: frozenset[Result] = frozenset({"trial failed", "not tried", "rolled bac
 class ShipSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of a shipment.
 
-    ``gates`` are the canary's limits by name (:data:`edge.deploy.trial.GATES`). ``rsync`` is used where both sides have
+    ``gates`` are the canary's limits by name (:data:`edge.deploy.trial.GATES`). ``rsync`` is used if both sides have
     it.
     """
 
@@ -62,9 +62,9 @@ _READ_BACK_BPS = 5_000_000
 class ShipOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """Result of shipping to one device.
 
-    ``current`` is the bundle that the device showed to be in use at the end, ``verdict`` that of
-    its trial. ``sent_bytes`` counts file contents that travelled, not the lines around them. ``resumed_bytes`` were
-    there from an earlier attempt.
+    ``current`` is the bundle in use at the end, as reported by the device; ``verdict`` is that of its trial.
+    ``sent_bytes`` is the number of bytes of file contents that were sent. ``resumed_bytes`` were there from an earlier
+    attempt.
     """
 
     target: str
@@ -95,21 +95,21 @@ def ship(
     hold: Callable[[DeviceSession], None] = without_cancel,
     tree: BundleTree | None = None,
 ) -> ShipOutcome:
-    """Send what is missing, verify, try, and switch when the trial passed.
+    """Send missing files, verify the bundle, try it, and switch to it if the trial passed.
 
-    ``hold`` gets the conversation, so that it can be ended from outside. ``tree`` is what rsync reads; one is
+    ``hold`` is called with the session, so that it can be ended from outside. ``tree`` is the source for rsync; one is
     enough for all devices that get the bundle.
 
     Raises:
         DeviceError: the device cannot be reached, or the bundle is not for it.
-        StoreError: its disk refuses, or another ship holds its lock.
-        UsageError: edge is to be installed where that cannot be done.
+        StoreError: its disk cannot be written, or another shipment has its lock.
+        UsageError: edge cannot be installed on this target.
         ArtifactError: the bundle is damaged, or the device does not accept its signature.
     """
     if settings.bootstrap and place.system_root and not place.is_own:
         raise UsageError(
-            "edge cannot be installed for another machine whose disk this is", where=place.name,
-            hint="ship over ssh with --bootstrap, when it runs",
+            "edge cannot be installed onto the disk of another machine", where=place.name,
+            hint="start that machine and ship over ssh with --bootstrap",
         )  # fmt: skip
     start = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -121,9 +121,9 @@ def ship(
 
 
 class BundleTree:
-    """The files of a bundle as files, for rsync: those of a folder where they are, those of a tar copied once.
+    """The files of a bundle in a folder, for rsync: a bundle folder itself, or a copy of a tar's contents.
 
-    One serves all devices of a rollout, in any thread. Use it in a ``with`` block.
+    One tree serves all devices of a rollout and is thread-safe. Use it in a ``with`` block.
     """
 
     def __init__(self, bundle: Bundle, *, parent: Path | None = None) -> None:
@@ -170,7 +170,7 @@ class BundleTree:
 
 
 class _Push:
-    """One conversation, from hello to the verdict."""
+    """One shipment, from the first request to the verdict."""
 
     def __init__(
         self,
@@ -202,7 +202,7 @@ class _Push:
         self._done = 0
 
     def plan(self) -> ShipOutcome:
-        """Return what would be sent; nothing is written."""
+        """Return what would be sent, without writing anything."""
         state = self._meet()
         missing = agent_protocol.needs(self._session, self._sizes)
         return self._outcome(
@@ -234,7 +234,7 @@ class _Push:
         )  # fmt: skip
 
     def _into_use(self, state: DeviceState) -> Trial | None:
-        """Have the device use the bundle: after a trial that passed, or without one where there is to be none."""
+        """Switch the device to the bundle, after a trial that passed or, if disabled, without one."""
         is_new = state.current != self._bundle.digest
         if self._settings.canary and state.edge is not None:
             if not is_new and state.verdict == "passed":
@@ -250,17 +250,17 @@ class _Push:
         return None
 
     def _result(self, before: DeviceState, found: Trial | None, after: DeviceState) -> Result:
-        """Return the result, from the bundle that the device shows to be in use now.
+        """Make the result from the bundle that the device now reports as in use.
 
         Raises:
-            DeviceError: that does not fit the verdict.
+            DeviceError: it contradicts the verdict.
         """
         digest = self._bundle.digest
         is_used, was_used = after.current == digest, before.current == digest
         if found is None or found.verdict == "passed":
             if not is_used:
                 raise DeviceError(
-                    f"the bundle is in order there, and {_short(after.current)} is in use", where=self._place.name,
+                    f"the bundle is valid on the device, but {_short(after.current)} is in use", where=self._place.name,
                     hint="edge ship status TARGET; another program changes `current` on the device",
                 )  # fmt: skip
             return "ok" if not was_used or self._sent_files else "unchanged"
@@ -268,7 +268,7 @@ class _Push:
             return "not tried"
         if is_used:
             raise DeviceError(
-                f"the trial failed ({found.reason}), and the bundle is still in use", where=self._place.name,
+                f"the trial failed ({found.reason}), but the bundle is still in use", where=self._place.name,
                 hint="edge ship rollback TARGET",
             )  # fmt: skip
         return "rolled back" if was_used else "trial failed"
@@ -281,14 +281,14 @@ class _Push:
         if why is None:
             return state
         if self._place.is_folder and not self._place.system_root:
-            # A disk, a share or a staging folder: this machine says nothing about who will read it.
+            # A disk, a share or a staging folder: this machine does not know the final device.
             return msgspec.structs.replace(state, edge=None)
         raise DeviceError(
             why, where=self._place.name, hint="edge bundle show FILE; make one with the profile of this device"
         )
 
     def _with_rsync(self, missing: list[Need], state: DeviceState) -> list[Need]:
-        """Let rsync bring the large files, as differences from those of the bundle in use; whatever is left is sent."""
+        """Send the large files with rsync as differences from the bundle in use; the rest is sent afterwards."""
         large = {
             need.sha256: self._names[need.sha256]
             for need in missing
@@ -302,7 +302,9 @@ class _Push:
         self._listen(Note(f"{self._place.name}: {len(large)} large files with rsync"))
         folder = self._tree.folder_with(large.values())
         if folder is None:
-            self._listen(Note(f"{self._place.name}: no room here for rsync's copy of the files: sending them whole"))
+            self._listen(
+                Note(f"{self._place.name}: no space here for rsync's copy of the files: sending them completely")
+            )
             return missing
         result = rsync_files(
             folder, list(large.values()), place=self._place, root=state.root,
@@ -310,13 +312,13 @@ class _Push:
         )  # fmt: skip
         self._rsynced = result.sent_bytes
         if result.problem is not None:
-            self._listen(Note(f"{self._place.name}: rsync did not work ({result.problem}): sending the files whole"))
+            self._listen(Note(f"{self._place.name}: rsync failed ({result.problem}): sending the files completely"))
         for digest, name in large.items():
             self._session.ask("adopt", digest, name)
         return agent_protocol.needs(self._session, self._sizes)
 
     def _send(self, missing: list[Need]) -> None:
-        """Send files, and once more those that did not arrive as they are (a part of before a power cut, say)."""
+        """Send files; repeat those that arrived changed, such as a file damaged by a power cut."""
         total = sum(self._sizes[need.sha256] for need in missing)
         for attempt in (1, 2):
             for need in missing:
@@ -337,11 +339,13 @@ class _Push:
                 return
         names = ", ".join(self._names.get(need.sha256, MANIFEST) for need in missing)
         raise ArtifactError(
-            f"arrived changed, twice: {names}", where=self._place.name, hint="its memory or disk is failing; see dmesg"
+            f"files arrived changed twice: {names}",
+            where=self._place.name,
+            hint="its memory or disk is failing; see dmesg",
         )
 
     def _is_sealed(self, digest: str) -> bool:
-        """Return True if the file arrived unchanged; answers come in the order in which files were sent."""
+        """Return True if the file arrived unchanged; answers have the order in which the files were sent."""
         frame = self._session.until("sealed", "bad", request="seal")[-1]
         if frame.text != digest:
             raise invalid(f"{frame.word} {frame.text}", request=f"seal {digest}", where=self._place.name)
@@ -352,7 +356,7 @@ class _Push:
         self._listen(Progress(self._place.name, self._done // 1024, max(total, self._done) // 1024, "KiB"))
 
     def _content(self, digest: str, skip: int) -> Iterator[bytes]:
-        """The content of a file from byte ``skip`` on; all of it is read, so that the digest is checked."""
+        """Yield the content of a file from byte ``skip`` on; all of it is read, so that the digest is checked."""
         pieces = iter([self._loose[digest]]) if digest in self._loose else self._bundle.pieces(self._names[digest])
         for piece in pieces:
             if skip >= len(piece):
@@ -362,15 +366,15 @@ class _Push:
             skip = 0
 
     def _assemble(self) -> str | None:
-        """Have the device put the bundle together and read all of it back; what has rotted there is sent again.
+        """Let the device assemble the bundle and read it back; send damaged files again.
 
-        Who signed it comes back, where the device asks for that.
+        Returns the signer, if the device requires a signature.
         """
         entries = {name: entry.sha256 for name, entry in self._bundle.files.items()} | {MANIFEST: self._bundle.digest}
         if self._signature is not None:
             entries[SIGNATURE] = sha256_bytes(self._signature)
         lines = [f"{digest} {name}" for name, digest in sorted(entries.items())]
-        # The device's list of files, byte by byte: a disk that was full when it was written must not shorten it.
+        # Compare the device's list of files byte by byte: a full disk must not shorten it.
         listed = sorted(f"{digest}  ./{name}\n".encode() for name, digest in entries.items())
         whole = sha256_bytes(b"".join(listed))
         for _ in range(2):
@@ -386,12 +390,12 @@ class _Push:
                 return next((frame.text for frame in frames if frame.word == "signed"), None)
             self._listen(
                 Note(
-                    f"{self._place.name}: {len(rotten)} files had changed on the device: sending them again", "warning"
+                    f"{self._place.name}: {len(rotten)} files were damaged on the device: sending them again", "warning"
                 )
             )
             self._send([Need(digest, 0) for digest in dict.fromkeys(rotten)])
         raise ArtifactError(
-            "files change on the device as soon as they are written", where=self._place.name,
+            "files are damaged on the device right after they are written", where=self._place.name,
             hint="its memory or disk is failing; see dmesg. The bundle in use is the same as before",
         )  # fmt: skip
 

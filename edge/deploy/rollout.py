@@ -1,4 +1,4 @@
-"""One job on many devices: so many at once, some of them first, and none stopped by the failure of another."""
+"""Run one job on many devices: a limited number at once, canary devices first, each independent of the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edge.events import Event
 
 Phase = Literal["begun", "ended"]
 T = TypeVar("T")
-_BY_USER = "stopped by you"
+_BY_USER = "stopped by the user"
 # Pipes of one conversation, those of its start, and those of an rsync next to it.
 _FILES_OF_ONE = 12
 _FILES_OF_EDGE = 64
@@ -25,7 +25,7 @@ _IDLE_S = 2.0
 
 
 class CancellableSession(Protocol):
-    """A conversation that can be ended from outside."""
+    """A session that can be ended from outside."""
 
     @property
     def idle_s(self) -> float:
@@ -36,7 +36,7 @@ class CancellableSession(Protocol):
 
 
 class DeviceOutcome(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
-    """One device: a result, an error, or (with neither) not begun, or ended by the user."""
+    """Outcome of one device: a result, an error, or (with neither) not begun, or stopped by the user."""
 
     name: str
     result: T | None = None
@@ -45,7 +45,7 @@ class DeviceOutcome(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
 
 
 class RolloutPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """``first`` are names of devices that go before all others; ``stop_after`` that many failures, none is begun."""
+    """``first`` are the canary devices; after ``stop_after`` failures no further device is begun."""
 
     parallel: int = 8
     first: frozenset[str] = frozenset()
@@ -53,7 +53,7 @@ class RolloutPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeviceTask(msgspec.Struct, Generic[T], frozen=True):
-    """Work on one device. ``work`` gets a listener for its events, and ``hold``, to be given its conversation."""
+    """Work on one device. ``work`` gets a listener for its events, and ``hold`` to register its session."""
 
     name: str
     work: Callable[[Callable[[Event], None], Callable[[CancellableSession], None]], T]
@@ -74,11 +74,11 @@ def roll_out(
     watch: Watch = _unwatched,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[DeviceOutcome[T]]:
-    """Run all tasks and return how each ended, in the order given.
+    """Run all tasks and return their outcomes in the given order.
 
-    Devices in ``plan.first`` go first; when one of them fails, or its result is bad, no other is begun. ``watch`` is
-    called from the threads that work. When ``should_stop`` says so, conversations are ended: a device then has the old
-    bundle or the new one.
+    Devices in ``plan.first`` go first; if one of them fails or has a bad result, no other device is begun. ``watch`` is
+    called from the working threads. When ``should_stop`` returns True, sessions are ended: each device then has either
+    the old or the new bundle.
     """
     runner = _Runner(plan, is_bad, watch, should_stop, most=possible_conversations())
     first = [task for task in tasks if task.name in plan.first]
@@ -102,7 +102,7 @@ def possible_conversations() -> int:
 
 
 class _Runner(Generic[T]):
-    """Threads, and the conversations that they hold."""
+    """Threads and their sessions."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class _Runner(Generic[T]):
         self._why: str | None = None
 
     def run(self, tasks: Sequence[DeviceTask[T]], *, limit: int | None, whose: str) -> None:
-        """Run these, unless it was said to stop; ``limit`` failures are enough."""
+        """Run these tasks unless stopped; ``limit`` failures stop them."""
         waiting = list(reversed(tasks))
         running: set[Future[None]] = set()
         with ThreadPoolExecutor(max_workers=max(1, min(self._most, len(tasks)))) as pool:
@@ -139,7 +139,7 @@ class _Runner(Generic[T]):
                         waiting = []
                     done, running = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
                     for future in done:
-                        future.result()  # a bug of ours keeps its traceback
+                        future.result()  # a bug in edge keeps its traceback
             except BaseException:
                 # The pool waits for its threads: they must have nothing to wait for.
                 self.kill()
@@ -147,13 +147,13 @@ class _Runner(Generic[T]):
         self._look(limit, whose)
 
     def _room(self) -> int:
-        """The number of devices that may be at work now: one that makes no progress does not hold the next one up."""
+        """Return the number of devices that may be active now; a stalled one does not block the next."""
         with self._guard:
             idle = sum(line.idle_s > _IDLE_S for line in self._lines)
         return min(self._most, self._plan.parallel + idle)
 
     def kill(self) -> None:
-        """End all conversations."""
+        """End all sessions."""
         with self._guard:
             for line in self._lines:
                 line.kill()

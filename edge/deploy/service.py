@@ -1,4 +1,4 @@
-"""The operation ``service``: a systemd unit that keeps ``edge run`` going for weeks, and its life with systemctl.
+"""Install and manage a systemd unit that keeps ``edge run`` going for weeks.
 
 The unit is of ``Type=notify`` with a watchdog (:mod:`edge.runtime.watchdog` answers it). Its words, and how
 they are escaped,
@@ -27,10 +27,10 @@ Scope = Literal["system", "user"]
 _MARK = "# Written by edge service; `edge service uninstall` removes it, `edge service install` writes it again."
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
-# What asking again does not change: command line, profile, dependency, model, artifact. Cameras and disks may come
+# Exit codes after which a restart is useless: command line, profile, dependency, model, artifact. Cameras and disks may
 # back.
 _FINAL_CODES = (2, 3, 4, 5, 7)
-# Ended as asked, by SIGHUP, SIGINT or SIGTERM, with the record written.
+# Ended by request (SIGHUP, SIGINT or SIGTERM), with the record written.
 _ASKED_CODES = (129, 130, 143)
 # The first engine load after a boot takes minutes on a Jetson.
 _START_S = 300
@@ -43,10 +43,10 @@ _SHOWN = (
 
 
 class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """One service: ``command`` is run in ``folder``, which it may write below ``writable`` only.
+    """Settings of a service: ``command`` runs in ``folder`` and may write below ``writable`` only.
 
-    ``credentials`` are files with a secret by name, which systemd reads as root and gives to this service alone; a word
-    of the command names one by :func:`credential_path`.
+    ``credentials`` are files with a secret by name, which systemd reads as root and passes to this service only; an
+    argument of the command refers to one by :func:`credential_path`.
     ``state_folder`` is made by systemd for its user, in /var/lib (scope system), as ``edge/NAME``.
     ``watchdog_s`` is the longest silence of the pipeline; ``restarts`` in ``restart_window_s`` are too many. ``user``
     None means the one who installs it (scope user) or root (scope system). ``groups`` own cameras and GPU device files.
@@ -92,7 +92,7 @@ _CREDENTIALS = "${CREDENTIALS_DIRECTORY}/"
 
 
 def credential_path(name: str) -> str:
-    """Return the path of a credential as the service's own command line names it."""
+    """Return the path of a credential in the command line of the service."""
     return _CREDENTIALS + name
 
 
@@ -100,7 +100,7 @@ def unit_name(name: str) -> str:
     """File name of the unit of service ``name``.
 
     Raises:
-        UsageError: it holds something that a unit's name must not hold.
+        UsageError: it has a character that is not allowed in a unit's name.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
@@ -114,7 +114,7 @@ def unit(settings: ServiceSettings) -> str:
     """Return the text of the unit file.
 
     Raises:
-        UsageError: a path or an argument holds what a unit file cannot say.
+        UsageError: a path or an argument cannot be written in a unit file.
     """
     program, *arguments = settings.command
     if "$" in program:
@@ -139,7 +139,7 @@ def unit(settings: ServiceSettings) -> str:
         f"WorkingDirectory={_path(settings.folder)}",
         *(f"Environment={_quoted(f'{key}={value}')}" for key, value in environment.items()),
         *_who(settings),
-        "# No picture, no skip and no camera being reopened for so long: the pipeline hangs.",
+        "# Without any image, skip or reopening of a camera for this time, the pipeline hangs.",
         f"WatchdogSec={settings.watchdog_s}",
         "# The first engine load after a boot takes minutes on a Jetson.",
         f"TimeoutStartSec={settings.start_s}",
@@ -148,7 +148,7 @@ def unit(settings: ServiceSettings) -> str:
         "Restart=on-failure",
         "RestartSec=5",
         f"SuccessExitStatus={' '.join(map(str, _ASKED_CODES))}",
-        "# Command line, profile, dependency, model, artifact: starting again changes nothing (README, exit codes).",
+        "# Command line, profile, dependency, model, artifact: a restart is useless (README, exit codes).",
         f"RestartPreventExitStatus={' '.join(map(str, _FINAL_CODES))}",
         "StandardOutput=journal",
         "StandardError=journal",
@@ -192,12 +192,12 @@ def _hardening(settings: ServiceSettings) -> list[str]:
 
 
 def install(settings: ServiceSettings, *, folder: Path, systemctl: Systemctl | None, start: bool) -> Path:
-    """Write the unit into ``folder``; with ``systemctl`` also make it known and start it now and at every boot.
+    """Write the unit to ``folder``; with ``systemctl`` also load, enable and start it.
 
     Raises:
-        ArtifactError: a file of that name is there that is not ours.
+        ArtifactError: a file of that name exists that edge did not write.
         StoreError: the folder cannot be written.
-        DeviceError, MissingDependencyError: systemctl refused, or is not there; a unit that was not there before is
+        DeviceError, MissingDependencyError: systemctl failed, or is missing; a new unit is
             removed again when systemd has not read it.
     """
     path = folder / unit_name(settings.name)
@@ -224,13 +224,13 @@ def uninstall(name: str, *, folder: Path, systemctl: Systemctl | None) -> Path:
     """Stop the service, and remove its unit from ``folder``.
 
     Raises:
-        ArtifactError: there is no such unit, or it is not ours.
+        ArtifactError: the unit does not exist, or edge did not write it.
         StoreError: it cannot be removed.
-        DeviceError: systemctl refused.
+        DeviceError: systemctl failed.
     """
     path = folder / unit_name(name)
     if not _ours(path):
-        raise ArtifactError("there is no such service", where=path, hint="edge service install")
+        raise ArtifactError("this service is not installed", where=path, hint="edge service install")
     if systemctl is not None:
         systemctl(["disable", "--now", path.name])
     try:
@@ -243,7 +243,7 @@ def uninstall(name: str, *, folder: Path, systemctl: Systemctl | None) -> Path:
 
 
 def make_token(path: Path, *, user: str | None) -> bool:
-    """Make a file of mode 0600 with a new token, for the service's user; one that is there stays.
+    """Make a file of mode 0600 with a new token for the service's user; an existing file stays unchanged.
 
     Returns:
         True if it was made.
@@ -269,12 +269,12 @@ def state(name: str, *, folder: Path, systemctl: Systemctl) -> ServiceState:
 
     Raises:
         ArtifactError: it is not installed.
-        DeviceError: systemctl refused.
+        DeviceError: systemctl failed.
     """
     unit_file = unit_name(name)
     path = folder / unit_file
     if not path.exists():
-        raise ArtifactError("there is no such service", where=path, hint="edge service install")
+        raise ArtifactError("this service is not installed", where=path, hint="edge service install")
     answer = systemctl(["show", unit_file, f"--property={','.join(_SHOWN)}"])
     values = dict(line.split("=", 1) for line in answer.splitlines() if "=" in line)
     return ServiceState(
@@ -293,7 +293,7 @@ def state(name: str, *, folder: Path, systemctl: Systemctl) -> ServiceState:
 
 
 def run_systemctl(scope: Scope) -> Systemctl:
-    """Calls of ``systemctl``, of the system's manager or the user's own."""
+    """Run ``systemctl`` for the system's manager or the user's own."""
 
     def call(arguments: Sequence[str]) -> str:
         line = ["systemctl", *(["--user"] if scope == "user" else []), "--no-pager", *arguments]
@@ -321,15 +321,15 @@ def _systemctl_hint(words: str, scope: Scope) -> str:
     if "not been booted with systemd" in words or "connect to bus" in words:
         return "systemd does not run here; edge service print shows the unit, --unit-dir DIR only writes it"
     if scope == "system" and ("authentication" in words.lower() or "denied" in words.lower()):
-        return "run it with sudo, or make it a service of yours with --user"
+        return "run it with sudo, or install a user service with --user"
     return "systemctl status and journalctl -xe say more"
 
 
 def _ours(path: Path) -> bool:
-    """True if the unit at ``path`` is there.
+    """Return True if edge's unit exists at ``path``.
 
     Raises:
-        ArtifactError: it is, and somebody else wrote it.
+        ArtifactError: the file exists, but edge did not write it.
     """
     try:
         text = path.read_text(errors="replace")
@@ -343,7 +343,7 @@ def _ours(path: Path) -> bool:
 
 
 def _make(folder: Path, *, user: str | None) -> None:
-    """Make a folder for the service's user: systemd refuses to start a unit whose ReadWritePaths= is not there."""
+    """Make a folder for the service's user: systemd refuses a unit with a missing folder in ReadWritePaths=."""
     try:
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
@@ -365,7 +365,7 @@ def _argument(word: str) -> str:
 
 
 def _quoted(word: str, *, variables: bool = False) -> str:
-    """One word of a line that systemd splits. ``variables``: where it would replace ``$NAME`` as well."""
+    """Quote one word of a line that systemd splits. ``variables``: systemd also replaces ``$NAME`` there."""
     text = _plain(word).replace("%", "%%")
     if variables:
         text = text.replace("$", "$$")
@@ -376,15 +376,17 @@ def _quoted(word: str, *, variables: bool = False) -> str:
 
 
 def _path(path: Path) -> str:
-    """A path that is alone on its line: no quotes there, only ``%``."""
+    """Escape a path that is alone on its line: without quotes, only ``%`` is special."""
     text = _plain(str(path)).replace("%", "%%")
     if not path.is_absolute() or text != text.strip() or text.endswith("\\"):
-        raise UsageError("a unit file cannot name this folder", where=path, hint="run it from another folder")
+        raise UsageError(
+            "this folder's name cannot be used in a unit file", where=path, hint="run it from another folder"
+        )
     return text
 
 
 def _plain(text: str) -> str:
-    """``text``, if a unit file can hold it: one line of UTF-8 without control characters."""
+    """Return ``text`` if a unit file can contain it: one line of UTF-8 without control characters."""
     if not text.isprintable() or any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise UsageError(f"{text!r} cannot be in a unit file", hint="it holds a line break or a control character")
+        raise UsageError(f"{text!r} cannot be in a unit file", hint="remove the line break or control character")
     return text

@@ -1,4 +1,4 @@
-"""The trial on the device, as it looks from here: `edge canary` runs there, and only its report makes a verdict."""
+"""Start the trial on the device: `edge canary` runs there, and only its report decides the verdict."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edge.deploy.transport import DeviceAddress, DeviceSession
 from edge.errors import DeviceError, UsageError
 from edge.events import Listener, Note
 
-# Limits of the canary by name, and what each is.
+# Limits of the canary by name, with their meaning.
 GATES: dict[str, str] = {
     "labels": "golden pictures that may change their label",
     "distance": "distance of the outputs from the reference, relative (0 to 1)",
@@ -23,15 +23,15 @@ GATES: dict[str, str] = {
 # Defaults of the factors; chosen, not derived: an engine that is rebuilt varies by some percent. Those of labels and
 # distance come with the bundle.
 FACTORS = {"latency": 1.25, "energy": 1.25}
-# Below this difference a factor says nothing: the timer and the scheduler are as large.
+# Below this difference a factor is meaningless: timer and scheduler have the same size.
 SLOWER_MS = 0.1
 
 
 def parse_gates(words: list[str]) -> dict[str, float]:
-    """Read ``NAME=NUMBER`` words as limits.
+    """Parse ``NAME=NUMBER`` words as limits.
 
     Raises:
-        UsageError: an unknown name, or no number.
+        UsageError: a name is unknown, or a value is not a number.
     """
     gates = {}
     for word in words:
@@ -48,10 +48,10 @@ def parse_gates(words: list[str]) -> dict[str, float]:
 
 
 def run(session: DeviceSession, bundle: Bundle, *, gates: dict[str, float], limit_s: int) -> Trial:
-    """Have the device try a bundle; it switches to one that passes by itself.
+    """Let the device try a bundle; the device switches to it by itself if it passes.
 
     Raises:
-        DeviceError: the device went away, or calls the bundle passed or failed without a report of this trial.
+        DeviceError: the device disconnects, or reports a verdict without a report of this trial.
     """
     nonce = secrets.token_hex(16)
     about = {"digest": bundle.digest, "name": bundle.about.name}
@@ -67,14 +67,14 @@ def run(session: DeviceSession, bundle: Bundle, *, gates: dict[str, float], limi
 def bootstrap(
     session: DeviceSession, place: DeviceAddress, state: DeviceState, bundle: Bundle, listen: Listener
 ) -> DeviceState:
-    """Install edge on the device from the wheels in the bundle, which has been verified there.
+    """Install edge on the device from the wheels in the bundle, which was verified there.
 
     Raises:
-        UsageError: the bundle holds no wheels.
-        DeviceError: it does not work; the messages of the installer say why.
+        UsageError: the bundle contains no wheels.
+        DeviceError: the installation failed; the message has the end of its log.
     """
     if not any(name.startswith("wheels/") for name in bundle.files):
-        raise UsageError("the bundle holds no wheels", where=bundle.path, hint="edge bundle create --with-wheels …")
+        raise UsageError("the bundle contains no wheels", where=bundle.path, hint="edge bundle create --with-wheels …")
     listen(Note(f"{place.name}: installing edge from the bundle"))
     frames = session.ask("bootstrap", bundle.digest, limit_s=1800)
     found = {frame.word: frame.text for frame in frames}

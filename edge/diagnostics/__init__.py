@@ -1,4 +1,4 @@
-"""The checks of this machine: ``edge doctor`` and ``edge selftest``."""
+"""Checks of this machine: ``edge doctor`` and ``edge selftest``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The facts behind ``edge doctor``: this machine, missing parts, and the next steps.
+"""Check this machine for ``edge doctor``: its properties, missing parts, and the next steps.
 
-Nothing is changed and nothing is sent. It looks for the traps that Jetson users report most: NumPy 2 under JetPack 6,
-an OpenCV without GStreamer, a TensorRT that this Python cannot see or that does not import, a container without the
+Nothing is changed and nothing is sent. It checks for the problems that Jetson users report most: NumPy 2 under JetPack
+6, an OpenCV without GStreamer, a TensorRT that this Python cannot see or that does not import, a container without the
 device tree, missing groups, no swap, a clock that was never set, a GPU clock below that of the power mode.
 """
 
@@ -58,7 +58,7 @@ _EARLIEST_S = 1_700_000_000  # 2023-11-14
 
 
 class DoctorFinding(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was looked at. ``value`` is a version or a path where there is one."""
+    """One checked item. ``value`` is a version or a path, if there is one."""
 
     group: Group
     name: str
@@ -69,7 +69,7 @@ class DoctorFinding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DoctorReport(msgspec.Struct, frozen=True):
-    """The device and everything that was found, in the order in which it is shown."""
+    """The device and all findings, in display order."""
 
     device: Device
     findings: tuple[DoctorFinding, ...]
@@ -79,10 +79,10 @@ def examine(
     root: Path, profiles: list[Path], *, shipped: Deployed | None = None, process: Process | None = None,
     now_s: float | None = None,
 ) -> DoctorReport:  # fmt: skip
-    """Look at the machine under ``root`` and at the profiles in the folders ``profiles``.
+    """Examine the machine under ``root`` and the profiles in the folders ``profiles``.
 
-    ``shipped`` is the bundle in use on this device. ``process`` is the Python that runs, and ``now_s`` this machine's
-    clock in seconds since 1970, unless others are given. Problems are findings: this does not raise.
+    ``shipped`` is the bundle in use on this device. ``process`` is the Python to examine, by default the running one,
+    and ``now_s`` the time in seconds since 1970. Problems are findings: this does not raise.
     """
     process = process or this_process()
     device = identify(root)
@@ -145,7 +145,7 @@ def _container(root: Path, device: Device) -> Iterator[DoctorFinding]:
     if not in_container(root):
         return
     if not device.is_jetson:
-        text = "this is a container; on a Jetson it needs the runtime nvidia and a view of the device tree"
+        text = "this is a container; on a Jetson it needs the runtime nvidia and a mount of the device tree"
         yield _finding("machine", "container", text, step="docs/containers.md has the command")
         return
     mounts = {
@@ -228,10 +228,10 @@ def _python(root: Path, device: Device, process: Process) -> Iterator[DoctorFind
         return
     hidden = sorted(root.glob("usr/lib/python3*/dist-packages/tensorrt"))
     if "tensorrt" not in process.dependencies and hidden:
-        text = "TensorRT is installed for the system's Python, and this one cannot see it"
+        text = "TensorRT is installed for the system's Python, but this Python cannot import it"
         yield _finding("python", "tensorrt", text, level="problem", step=_VENV, value=str(hidden[0]))
     elif process.base_prefix != "/usr":
-        text = f"this is not the system's Python ({process.base_prefix}): NVIDIA's packages are made for that one"
+        text = f"this is not the system's Python ({process.base_prefix}): NVIDIA's packages need the system's"
         yield _finding("python", "origin", text, level="warning", step=_VENV)
 
 
@@ -256,7 +256,7 @@ def _present(name: str, dependency: OptionalDependency, device: Device) -> Docto
     level: Level = "warning"
     on_jetpack6 = (device.l4t or "").startswith("36.")
     if name == "tensorrt" and device.is_jetson and dependency.distributions and dependency.problem is not None:
-        level, text = "problem", f"{dependency.problem}; it is from PyPI, which has none for a Jetson"
+        level, text = "problem", f"{dependency.problem}; it is from PyPI, which has no build for a Jetson"
         step = f"{_PIP_UNINSTALL} {' '.join(dependency.distributions)}; {_TENSORRT_AGAIN}"
     elif dependency.problem is not None:
         again = _TENSORRT_AGAIN if name == "tensorrt" and device.is_jetson else _INSTALL[name]
@@ -297,7 +297,7 @@ def _cameras(root: Path, device: Device, process: Process) -> Iterator[DoctorFin
             text, step = f"{text}: no permission", "sudo usermod -aG video $USER  (then log in again)"
             yield _finding("cameras", node.name, text, level="warning", value=f"/dev/{node.name}", step=step)
     if not nodes:
-        yield _finding("cameras", "none", "no /dev/video*; videos and folders of pictures need none")
+        yield _finding("cameras", "none", "no /dev/video*; only needed for cameras")
     owners = re.findall(r"(?m)^(video|render):[^:]*:(\d{1,9}):", _text(root / "etc/group"))
     missing = [name for name, number in owners if int(number) not in process.groups]
     if device.is_jetson and missing and process.user_id != 0:
@@ -320,12 +320,12 @@ def _power(root: Path, device: Device) -> Iterator[DoctorFinding]:
             continue
         partial = source.scope == "partial"
         text = f"works, scope {source.scope}{'' if chosen else '; this one is used'}"
-        text += ": less than the module takes" if partial else ""
+        text += ": less than the power of the whole module" if partial else ""
         yield _finding("power", name, text, level="warning" if partial and not chosen else "ok", value=source.scope)
         source.close()
         chosen = True
     for reason in unavailable:
-        # Somebody could do something about it, and there is nothing else: worth a warning.
+        # The user can fix this, and no other source works: worth a warning.
         level: Level = "warning" if reason.hint and not chosen else "ok"
         yield _finding("power", reason.source, f"not used: {reason.reason}", level=level, step=reason.hint)
     if not chosen:
@@ -335,11 +335,11 @@ def _power(root: Path, device: Device) -> Iterator[DoctorFinding]:
 
 
 def _named_power(root: Path, process: Process) -> Iterator[DoctorFinding]:
-    """Sources that are used only when somebody asks for them."""
+    """Check the sources that are used only when named explicitly."""
     for name, entry in SOURCES.items():
         if entry.is_probed or name == "none":
             continue
-        only = f"only when it is named (--power {name})"
+        only = f"only when named explicitly (--power {name})"
         if entry.dependency is not None:
             state = "installed" if entry.dependency in process.dependencies else "not installed"
             yield _finding("power", name, f"{only}; {state}")

@@ -1,4 +1,4 @@
-"""Steps about the machine around the engine: what it is, its power sensors, its camera."""
+"""Self-test steps about the machine around the engine: device, power sensors, camera, refusals."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def machine(bench: SelfTestContext) -> StepOutcome:
 
 
 def pictures(bench: SelfTestContext) -> StepOutcome:
-    """Pictures to try it with."""
+    """Find images for the test."""
     if not bench.pictures:
         return failed("no pictures", hint="--images DIR; a checkout has some in samples/")
     return ok(f"{len(bench.pictures)} pictures", pictures=len(bench.pictures), digest=bench.pictures.digest())
 
 
 def power(bench: SelfTestContext) -> StepOutcome:
-    """True if power can be read, from where, and what it is right now."""
+    """Check that power can be read, and report source and value."""
     source = telemetry.probe(bench.root)
     if isinstance(source, telemetry.NoSource):
         reasons = {reason.source: reason.reason for reason in source.reasons}
         hint = next((reason.hint for reason in source.reasons if reason.hint), "edge doctor")
         if bench.machine.is_jetson:
-            return failed("a Jetson has power sensors, and none can be read", hint=hint, **reasons)
-        return skipped("no power sensor that can be read", hint=hint, **reasons)
+            return failed("this Jetson's power sensors cannot be read", hint=hint, **reasons)
+        return skipped("no readable power sensor", hint=hint, **reasons)
     values = []
     try:
         for _ in range(_READINGS):
@@ -61,14 +61,14 @@ def power(bench: SelfTestContext) -> StepOutcome:
     figures = {"source": source.name, "scope": source.scope, "power_mw": values, "readings": _READINGS}
     if not values:
         return failed(
-            f"{source.name} is there and gives no power in {_READINGS} readings", hint="edge doctor", **figures
+            f"{source.name} is present but gives no power in {_READINGS} readings", hint="edge doctor", **figures
         )
     mean = sum(values) / len(values)
     return ok(f"{mean / 1000:.2f} W by {source.name} ({source.scope}), {len(values)} readings", **figures)
 
 
 def camera(bench: SelfTestContext) -> StepOutcome:
-    """True if the camera gives frames: the one that was named, else the first that is there."""
+    """Check that the given camera, or else the first one found, delivers frames."""
     address = bench.camera
     if address is None:
         there = cameras.cameras(bench.root)
@@ -76,7 +76,7 @@ def camera(bench: SelfTestContext) -> StepOutcome:
             return skipped("no /dev/video*", hint="--camera csi://0 or an address, as in edge run")
         address = Secret(there[0].path, shown=there[0].path)
     settings = bench.profile.camera
-    # An error already says what is wrong with a camera, and which command helps.
+    # The error already describes the problem with the camera, and the command that helps.
     stream = LiveStream(
         cameras.camera_source(address, settings, root=bench.root, backend=bench.has_capture), settings,
         open_capture=bench.open_capture,
@@ -106,7 +106,7 @@ _FIELDS = ("tensorrt", "onnxruntime", "sm", "module", "gpu", "gpus", "machine", 
 
 
 def engine(bench: SelfTestContext) -> StepOutcome:
-    """An engine that differs in one field is refused, and the field is said; one that was damaged is refused."""
+    """Check that an engine with one different key field, and a damaged engine, are refused with the right reason."""
     # The last one is INT8, which depends on most.
     variant = next(iter(reversed(bench.built.values())), None)
     if variant is None:
@@ -121,7 +121,7 @@ def engine(bench: SelfTestContext) -> StepOutcome:
         _sealed(copy, manifest, key={**manifest.key, field: "another"})
         tried.append(f"other {field}")
         wrong += _refused(_finder(bench, variant, folder), tried[-1], messages=field)
-    for what, damage in (("one bit flipped", _flip), ("cut short", _cut)):
+    for what, damage in (("one bit flipped", _flip), ("truncated", _cut)):
         folder = bench.work / f"damaged-{what.split()[0]}"
         damage(_copied(path.parent, folder, variant) / name)
         tried.append(what)
@@ -130,13 +130,13 @@ def engine(bench: SelfTestContext) -> StepOutcome:
         garbage = bench.work / f"garbage{Path(name).suffix}"
         garbage.write_bytes(b"this is not an engine\n" * 64)
         backend = bench.backend(variant.profile)
-        tried.append("no engine at all")
+        tried.append("not an engine")
         wrong += _refused(lambda: backend.open(garbage, precision=variant.precision), tried[-1], messages="")
     return _reported(tried, wrong)
 
 
 def table(bench: SelfTestContext) -> StepOutcome:
-    """A table of another model or preprocessing is refused, and one in which a digit changed."""
+    """Check that a table of another model or preprocessing, or with a changed digit, is refused."""
     if bench.table is None:
         return skipped("no calibration table")
     source = bench.table.path
@@ -163,11 +163,11 @@ def table(bench: SelfTestContext) -> StepOutcome:
 
 
 def _refused(attempt: Callable[[], object], what: str, *, messages: str) -> list[str]:
-    """The problem when ``attempt`` is not refused, or refused without a word about ``says``."""
+    """Return the problem if ``attempt`` is not refused, or if its message does not contain ``says``."""
     try:
         attempt()
     except EdgeError as exc:
-        return [] if messages in exc.what else [f"{what}: refused without saying so ({exc.what})"]
+        return [] if messages in exc.what else [f"{what}: refused with another message ({exc.what})"]
     return [f"{what}: not refused"]
 
 
@@ -185,7 +185,7 @@ def _finder(bench: SelfTestContext, variant: Variant, engines: Path) -> Callable
 
 
 def _copied(source: Path, engines: Path, variant: Variant) -> Path:
-    """A copy of a variant's engines in another folder of engines."""
+    """Copy a variant's engines to another folder of engines."""
     return Path(shutil.copytree(source, engines / variant.profile.name))
 
 
@@ -197,7 +197,7 @@ def _table_in(bench: SelfTestContext, cache: Path) -> Path:
 
 
 def _sealed(path: Path, manifest: store.Manifest, *, key: store.Key) -> None:
-    """Write a manifest of the same files with another key: whole, and of something else."""
+    """Write a manifest with valid digests for the same files but another key."""
     files = {name: (path.parent / name).read_bytes() for name in manifest.files}
     store.save(path, kind=manifest.kind, files=files, key=key, info=manifest.info)
 

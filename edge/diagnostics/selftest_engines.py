@@ -1,4 +1,4 @@
-"""Steps about engines: built in every precision and route, compared with the reference, built again warm."""
+"""Self-test steps about engines: build every precision and route, compare with the reference, build again warm."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SAME_DB = 40.0
 
 
 def key(profile: Profile, pictures: Pictures) -> dict[str, store.Scalar]:
-    """The key of the answers."""
+    """Return the key of the reference answers."""
     return {
         "model": onnx_model.fingerprint(Path(profile.model)),
         "preprocess": preprocessing.digest(profile.preprocess, profile.input),
@@ -47,10 +47,11 @@ def key(profile: Profile, pictures: Pictures) -> dict[str, store.Scalar]:
 
 
 def compute(profile: Profile, pictures: Pictures, *, threads: int | None = None) -> NDArray[np.float32]:
-    """Logits of every picture, float32 n×classes, in the order of ``pictures``.
+    """Compute the logits of every image, float32 n×classes, in the order of ``pictures``.
 
     Raises:
-        MissingDependencyError: onnxruntime is missing. DataError, ModelError, DeviceError: as the words say.
+        MissingDependencyError: onnxruntime is missing. DataError, ModelError, DeviceError: the model or an image cannot
+        be used, or the network failed.
     """
     model = onnx_model.read(Path(profile.model), profile.outputs).SerializeToString()
     session = OrtSession(model, precision="fp32", threads=threads)
@@ -66,10 +67,10 @@ def compute(profile: Profile, pictures: Pictures, *, threads: int | None = None)
 
 
 def save(folder: Path, profile: Profile, pictures: Pictures, answers: NDArray[np.float32]) -> Path:
-    """Keep answers next to the pictures; the manifest's path.
+    """Save the answers next to the images; return the manifest's path.
 
     Raises:
-        StoreError: the disk refused.
+        StoreError: a file cannot be written.
     """
     content = io.BytesIO()
     # No time stamp and a fixed order: the same answers are the same bytes.
@@ -81,16 +82,16 @@ def save(folder: Path, profile: Profile, pictures: Pictures, answers: NDArray[np
 
 
 def load(folder: Path, profile: Profile, pictures: Pictures) -> NDArray[np.float32]:
-    """The kept answers to these pictures.
+    """Load the saved answers for these images.
 
     Raises:
-        ArtifactError: there are none, they are corrupt, or they answer something else.
+        ArtifactError: there are none, they are corrupt, or they have another key.
     """
     path = folder / MANIFEST
     manifest = store.load(path, kind=KIND)
     changed = store.differences(manifest.key, key(profile, pictures))
     if changed:
-        raise ArtifactError(f"these answers are of something else ({'; '.join(map(str, changed))})", where=path)
+        raise ArtifactError(f"these answers were made with other inputs ({'; '.join(map(str, changed))})", where=path)
     try:
         with np.load(io.BytesIO((folder / _ARRAY).read_bytes()), allow_pickle=False) as content:
             found: NDArray[np.float32] = content["logits"]
@@ -102,10 +103,10 @@ def load(folder: Path, profile: Profile, pictures: Pictures) -> NDArray[np.float
 
 
 def step(bench: SelfTestContext) -> StepOutcome:
-    """Get the reference answers, and compare the computed with the kept ones where both are there."""
+    """Get the reference answers, and compare the computed with the saved ones if both exist."""
     if bench.pictures is None:
         return skipped("no pictures")
-    kept, why_not = None, "none are kept for these pictures"
+    kept, why_not = None, "no answers are saved for these images"
     if bench.kept_reference is not None:
         try:
             kept = load(bench.kept_reference, bench.profile, bench.pictures)
@@ -116,16 +117,16 @@ def step(bench: SelfTestContext) -> StepOutcome:
     except MissingDependencyError as exc:
         if kept is None:
             hint = "edge selftest --write-reference, on a host with the same pictures"
-            return failed(f"{exc.what}, and kept answers cannot be used: {why_not}", hint=hint)
+            return failed(f"{exc.what}, and the saved answers cannot be used: {why_not}", hint=hint)
         bench.reference, bench.reference_from = kept, "kept"
-        return ok(f"kept answers to {len(kept)} pictures ({exc.what})", pictures=len(kept), computed_here=False)
+        return ok(f"saved answers for {len(kept)} images ({exc.what})", pictures=len(kept), computed_here=False)
     bench.reference_from = "computed here"
     n = len(bench.reference)
     if kept is None:
-        return ok(f"computed here for {n} pictures; kept answers: {why_not}", pictures=n, computed_here=True)
+        return ok(f"computed here for {n} pictures; saved answers: {why_not}", pictures=n, computed_here=True)
     away = stats.sqnr_db(bench.reference, kept)
     same = int((bench.reference.argmax(axis=1) == kept.argmax(axis=1)).sum())
-    words = "to the bit as the kept ones" if away is None else f"{away:.0f} dB from the kept ones"
+    words = "identical to the saved ones" if away is None else f"{away:.0f} dB SQNR against the saved ones"
     figures = {"pictures": n, "computed_here": True, "kept_sqnr_db": away, "kept_same_top1": same}
     if same < n or (away is not None and (math.isnan(away) or away < _SAME_DB)):
         text = f"computed here, {words}, the same top-1 for {same} of {n}: this machine decodes or computes differently"
@@ -133,15 +134,15 @@ def step(bench: SelfTestContext) -> StepOutcome:
     return ok(f"computed here for {n} pictures, {words}", **figures)
 
 
-# What an engine's logits may be away from FP32's before something is broken: (SQNR in dB, share with the same top-1).
+# Minimum agreement of an engine's logits with FP32's: (SQNR in dB, share with the same top-1).
 # FP32 and FP16 follow from their precision. INT8 does not promise more than that the table was applied: a scale that is
-# lost, or one put to the wrong tensor, takes the answers far below both.
+# lost, or assigned to the wrong tensor, moves the answers far below both.
 _LIMITS = {"fp32": (35.0, 1.0), "fp16": (20.0, 0.9), "int8": (6.0, 0.75)}
 _WARMUP = 3
 
 
 def table(bench: SelfTestContext) -> StepOutcome:
-    """The calibration table, verified, copied to the self-test's own cache."""
+    """Verify the calibration table and copy it to the self-test's own cache."""
     try:
         found = cache_keys.find_table(bench.profile, bench.cache)
     except EdgeError as exc:
@@ -158,7 +159,7 @@ def table(bench: SelfTestContext) -> StepOutcome:
 
 
 def build(bench: SelfTestContext, variant: Variant) -> StepOutcome:
-    """Build one engine from nothing."""
+    """Build one engine from scratch."""
     if variant.precision == "int8" and bench.table is None:
         return skipped("no calibration table")
     try:
@@ -184,7 +185,7 @@ def build(bench: SelfTestContext, variant: Variant) -> StepOutcome:
 
 
 def answers(bench: SelfTestContext, variant: Variant) -> StepOutcome:
-    """Run the pictures through an engine, and compare with the reference."""
+    """Run the images through an engine, and compare with the reference."""
     if variant.name not in bench.built:
         return skipped("not built")
     if bench.reference is None or bench.pictures is None:
@@ -227,7 +228,7 @@ def publish(bench: SelfTestContext, variant: Variant) -> StepOutcome:
 
 
 def gpu_preprocessing(bench: SelfTestContext) -> StepOutcome:
-    """The pictures once more as ``edge run`` takes them there: by the kernel that preprocesses on the GPU."""
+    """Run the images once more with preprocessing on the GPU, as ``edge run`` does there."""
     variant = next((bench.built[name] for name in ("fp32", "fp16") if name in bench.built), None)
     if bench.profile.backend != "tensorrt":
         return skipped(f"{bench.profile.backend} preprocesses on the CPU")
@@ -240,7 +241,7 @@ def gpu_preprocessing(bench: SelfTestContext) -> StepOutcome:
         try:
             session.preprocess_on_gpu(variant.profile.preprocess, variant.profile.input)
         except EdgeError as exc:
-            # Not an error to edge run either, unless the profile says so.
+            # ``edge run`` does not treat this as an error either, unless the profile requires the GPU.
             wanted = variant.profile.run.preprocess_on == "device"
             return (failed if wanted else skipped)(f"edge run preprocesses on the CPU: {exc.what}", hint=exc.hint)
         exif = variant.profile.preprocess.exif
@@ -254,7 +255,7 @@ def gpu_preprocessing(bench: SelfTestContext) -> StepOutcome:
 
 
 def unchanged(bench: SelfTestContext) -> StepOutcome:
-    """Nothing is built a second time."""
+    """Check that nothing is built a second time."""
     if not bench.built:
         return skipped("nothing was built")
     again = {name: _build(bench, variant) for name, variant in bench.built.items()}
@@ -262,11 +263,11 @@ def unchanged(bench: SelfTestContext) -> StepOutcome:
     if wrong:
         return failed(f"built again although nothing changed: {wrong}")
     slowest = max(outcome.seconds for outcome in again.values())
-    return ok(f"{len(again)} engines left as they are, in {slowest:.2f} s at most", seconds_at_most=slowest)
+    return ok(f"{len(again)} engines unchanged, in {slowest:.2f} s at most", seconds_at_most=slowest)
 
 
 def warm(bench: SelfTestContext) -> StepOutcome:
-    """The same engine once more, from the timing cache that its first build left."""
+    """Build the same engine again with the timing cache from its first build."""
     if bench.profile.backend != "tensorrt":
         return skipped(f"{bench.profile.backend} has no timing caches")
     variant = next(
@@ -336,17 +337,17 @@ def _judged(
     away = stats.sqnr_db(own, reference)
     limit_db, limit_share = _LIMITS[variant.precision]
     median = percentile(sorted(times_ms), 0.5)
-    words = "equal to the bit" if away is None else f"SQNR {away:.1f} dB"
+    words = "identical" if away is None else f"SQNR {away:.1f} dB"
     text = f"same top-1 for {same} of {n}, {words}, {median:.2f} ms"
     figures = {"pictures": n, "same_top1": same, "sqnr_db": away, f"{stage}_ms_p50": median, "n": len(times_ms)}
     if same < limit_share * n or (away is not None and not away >= limit_db):
-        hint = f"at least {limit_share:.0%} and {limit_db:g} dB are expected of {variant.precision}"
+        hint = f"at least {limit_share:.0%} and {limit_db:g} dB are expected for {variant.precision}"
         return failed(text, hint=hint, **figures)
     return ok(text, **figures)
 
 
 class _Timed:
-    """A session that notes how long each inference took."""
+    """A session that measures the time of each inference."""
 
     def __init__(self, session: Session) -> None:
         self._session = session

@@ -1,4 +1,4 @@
-"""The flow itself: see :mod:`edge.diagnostics`."""
+"""Run the self-test: its steps, their context and the record (see :mod:`edge.diagnostics`)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from edge.model import onnx_model, preprocessing
 from edge.system import this_process
 
 Do = Callable[[SelfTestContext], StepOutcome]
-# Opened around every step; gives what receives its events.
+# Opened around every step; returns the listener for its events.
 Progress = Callable[[], AbstractContextManager[Listener]]
 
 
@@ -38,7 +38,7 @@ def _no_progress() -> AbstractContextManager[Listener]:
 
 
 class SelfTestRun:
-    """One self-test. Whatever ends :meth:`go` early, :meth:`record` has what was found until then."""
+    """One self-test. If :meth:`go` ends early, :meth:`record` has the results up to then."""
 
     def __init__(self, bench: SelfTestContext, *, progress: Progress = _no_progress) -> None:
         self._bench = bench
@@ -48,9 +48,9 @@ class SelfTestRun:
         self._complete = False
 
     def go(self, on_event: Callable[[SelfTestStep], None] = lambda _step: None) -> None:
-        """Take all steps, in order; ``on_event`` gets each when it is through.
+        """Run all steps in order; ``on_event`` is called after each.
 
-        Raises nothing of its own: a step that fails is a step that failed. Signals pass.
+        An exception in a step becomes a failed step; signals are passed on.
         """
         for name, do in self._plan():
             with self._progress() as self._bench.listen:
@@ -60,7 +60,7 @@ class SelfTestRun:
         self._complete = True
 
     def record(self) -> SelfTest:
-        """The record of the steps so far."""
+        """Return the record of the steps so far."""
         bench = self._bench
         found = SelfTest(
             format=FORMAT,
@@ -119,7 +119,7 @@ def _software() -> dict[str, str]:
 
 
 def _findings(bench: SelfTestContext) -> list[str]:
-    """The problems that edge doctor would report."""
+    """Return the problems that edge doctor would report."""
     report = doctor.examine(bench.root, [])
     return [
         f"{finding.level}: {finding.name}: {finding.text}"

@@ -1,4 +1,4 @@
-"""The ONNX classifier: loading, checks, fingerprint; preprocessing; descriptions of its layers."""
+"""The ONNX classifier: loading, checks, fingerprint, preprocessing, and descriptions of its layers."""
 
 from __future__ import annotations
 

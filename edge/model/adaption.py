@@ -1,10 +1,10 @@
-"""Bring a classifier into the form that the rest of edge works with: float32 N×3×H×W in, float32 N×classes out.
+"""Adapt a classifier to edge's standard form: float32 N×3×H×W in, float32 N×classes out.
 
-The changes are nodes of the graph, so that calibration, every backend and both INT8 routes get the same network:
+The changes are made in the graph, so that calibration, every backend and both INT8 routes get the same network:
 
-* an NHWC input gets a Transpose, which meets the model's own and goes with it where there is one;
-* a uint8 input becomes float32: the model's first Cast then has nothing to do. A float64 input gets a Cast;
-* FP16 and BF16 tensors become float32: which precision a layer runs in is up to the engine;
+* an NHWC input gets a Transpose, which cancels with the model's own if there is one;
+* a uint8 input becomes float32: the model's first Cast then has no effect. A float64 input gets a Cast;
+* FP16 and BF16 tensors become float32: the engine decides about the precision of a layer;
 * a one-channel input gets the luma of an RGB picture (ITU-R BT.601, as Pillow's mode L), folded into the first
   convolution where that is possible;
 * of several outputs one is kept;
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 _LUMA = (0.299, 0.587, 0.114)
 # Operators that move values and do not change them: a Softmax in front of them may go.
 _MOVES = frozenset({"Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Dropout"})
-# Operators that take uint8 and float32 alike and move values only.
+# Operators that accept uint8 and float32 and only move values.
 _RETYPED = _MOVES | {"Transpose", "Slice"}
 _TO_NCHW = [0, 3, 1, 2]
 _TO_NHWC = [0, 2, 3, 1]
 
 
 class AdaptedModel(msgspec.Struct, frozen=True):
-    """A model in the form that edge works with.
+    """A model in edge's standard form.
 
-    ``changes`` says in words what was changed, nothing for a model that was in that form; ``kind`` what the output's
-    numbers are; ``raw_pixels`` whether the input takes pixel values as they are (it was uint8), and ``grey`` whether it
+    ``changes`` describes the changes as text, if any; ``kind`` is the meaning of the output
+    values; ``raw_pixels`` is true if the input takes unscaled pixel values (it was uint8), and ``grey`` if it
     had one channel.
     """
 
@@ -54,15 +54,15 @@ class AdaptedModel(msgspec.Struct, frozen=True):
 
 
 def adapt(proto: ModelProto, options: OutputOptions = OutputOptions(), *, where: str) -> AdaptedModel:  # noqa: B008
-    """Bring ``proto`` into edge's form; it is copied where something changes.
+    """Adapt ``proto`` to edge's form; it is copied if something changes.
 
     Args:
-        proto: any classifier with one picture input; only its graph is looked at.
+        proto: any classifier with one picture input; only its graph is read.
         options: what the profile says about the output.
         where: the model's path, for messages.
 
     Raises:
-        ModelError: the model has no picture input, several outputs and none is named, or no class axis.
+        ModelError: the model has no picture input, several outputs without a selection, or no class axis.
     """
     onnx = require("onnx")
     copy: ModelProto = onnx.ModelProto()
@@ -82,7 +82,7 @@ def adapt(proto: ModelProto, options: OutputOptions = OutputOptions(), *, where:
 
 
 class _Work:
-    """One model while it is changed. Each step leaves a valid graph."""
+    """A model during its adaption. Each step leaves a valid graph."""
 
     def __init__(self, proto: ModelProto, where: str) -> None:
         self._onnx = require("onnx")
@@ -96,7 +96,7 @@ class _Work:
         if len(self._inputs) != 1:
             names = ", ".join(value.name for value in self._inputs) or "none"
             raise ModelError(
-                f"a classifier with one input is needed, this model has {len(self._inputs)} ({names})",
+                f"a classifier must have one input, but this model has {len(self._inputs)} ({names})",
                 where=where,
                 hint="export only the picture input and the class output",
             )
@@ -106,7 +106,7 @@ class _Work:
     # ---- output --------------------------------------------------------------------------------------------------
 
     def choose_output(self, name: str | None) -> None:
-        """Keep one output and the nodes that it needs."""
+        """Keep one output and the nodes that it depends on."""
         outputs = list(self.graph.output)
         names = [value.name for value in outputs]
         if not outputs:
@@ -136,10 +136,10 @@ class _Work:
             del self.graph.output[:]
             self.graph.output.append(kept)
             self._drop_dead_nodes()
-            self.changes.append(f"of {len(outputs)} outputs, {kept.name} is kept")
+            self.changes.append(f"{kept.name} is selected from {len(outputs)} outputs")
 
     def _logits_beside_softmax(self, outputs: list[ValueInfoProto]) -> ValueInfoProto | None:
-        """The logits, where the other of two outputs is their Softmax."""
+        """Return the logits if the other one of two outputs is their Softmax."""
         if len(outputs) != 2:
             return None
         producers = self._producers()
@@ -150,7 +150,7 @@ class _Work:
         return None
 
     def remove_softmax(self, kind: OutputKind | None) -> OutputKind:
-        """Remove a Softmax at the end; tell what the output's numbers are then."""
+        """Remove a Softmax at the end; return the kind of the output values."""
         producers = self._producers()
         users = self._users()
         output = self.graph.output[0]
@@ -162,7 +162,7 @@ class _Work:
         if node is None or kind == "logits":
             return "logits"
         if node.op_type in {"Sigmoid", "HardSigmoid"}:
-            # One probability per class, which no Softmax gives back.
+            # One probability per class, which cannot come from a Softmax.
             return "probabilities"
         logits = self._logits_of(node, producers)
         if logits is None or (path and len(users[node.output[0]]) > 1):
@@ -177,7 +177,7 @@ class _Work:
         return "logits"
 
     def _logits_of(self, node: NodeProto, producers: dict[str, NodeProto]) -> str | None:
-        """Name of the tensor whose Softmax ``node`` is, as one node or as Exp, ReduceSum and Div."""
+        """Return the name of the tensor whose Softmax ``node`` computes, as one node or as Exp, ReduceSum and Div."""
         if node.op_type == "Softmax":
             axis = _attribute(node, "axis")
             default = -1 if self._opset() >= 13 else 1
@@ -220,7 +220,7 @@ class _Work:
                     self.changes.append(f"the output is N×{shape[1]}")
 
     def _inferred_shape(self, name: str) -> list[int | str | None] | None:
-        """Shape of a tensor for a batch of one, by ONNX's shape inference; the batch axis is left open."""
+        """Return a tensor's shape for a batch of one, by ONNX's shape inference; the batch axis is left open."""
         from edge.model.onnx_model import without_weights
 
         light = without_weights(self.proto)
@@ -248,7 +248,7 @@ class _Work:
         for function in self.proto.functions:
             changed += sum(self._widen_node(node, half) for node in function.node)
         if changed:
-            self.changes.append("FP16 tensors become float32: which precision a layer runs in is up to the engine")
+            self.changes.append("FP16 tensors become float32: the engine decides about the precision of a layer")
 
     def _widen_graph(self, graph: GraphProto, half: set[int]) -> int:
         changed = sum(self._widen_tensor(item, half) for item in graph.initializer)
@@ -278,14 +278,14 @@ class _Work:
         return 1
 
     def fix_input_type(self) -> bool:
-        """Make the input float32; tell whether it takes pixel values as they are."""
+        """Make the input float32; return True if it takes unscaled pixel values."""
         kind = self.input.type.tensor_type
         was = kind.elem_type
         if was == self._types.FLOAT:
             return False
         if was == self._types.UINT8 and self._retype(self.input.name):
             kind.elem_type = self._types.FLOAT
-            self.changes.append(f"the input {self.input.name} takes its pixel values as float32 instead of uint8")
+            self.changes.append(f"the input {self.input.name} takes float32 instead of uint8 pixel values")
             return True
         if was not in {self._types.UINT8, self._types.DOUBLE}:
             name = self._types.DataType.Name(was).lower() if was else "of no type"
@@ -301,7 +301,7 @@ class _Work:
         return bool(was == self._types.UINT8)
 
     def _retype(self, name: str) -> bool:
-        """Let float32 flow from the uint8 input to the casts that follow it; False where something else needs uint8."""
+        """Propagate float32 from the uint8 input to the casts that follow it; return False if a node needs uint8."""
         users = self._users()
         waiting, casts = [name], []
         seen: set[str] = set()
@@ -348,7 +348,7 @@ class _Work:
         self.changes.append("the input is N×3×H×W instead of N×H×W×3" if shape[3] == 3 else "the input is N×1×H×W")
 
     def fix_channels(self) -> bool:
-        """Give a one-channel input three; tell whether it had one."""
+        """Give a one-channel input three channels; return True if it had one."""
         shape = self._input_shape()
         if shape[1] == 3:
             return False
@@ -358,7 +358,7 @@ class _Work:
                 self.changes.append("the input has 3 channels")
                 return False
             raise ModelError(
-                f"the input {self.input.name} is {_shown(shape)}, and pictures have 3 channels or 1",
+                f"the input {self.input.name} is {_shown(shape)}, but images have 3 channels or 1",
                 where=self.where,
                 hint="export it as N×3×H×W, N×1×H×W, or with the channels last",
             )
@@ -402,7 +402,7 @@ class _Work:
         self.graph.node.insert(0, self._onnx.helper.make_node("Mul", [name, factors], [scaled], name=scaled))
 
     def _first_channels(self) -> int | None:
-        """Input channels of the convolution that takes the input."""
+        """Return the input channels of the convolution that reads the input."""
         weights = {item.name: item for item in self.graph.initializer}
         for node in self._users()[self.input.name]:
             if node.op_type == "Conv" and node.input[1] in weights:
@@ -410,7 +410,7 @@ class _Work:
         return None
 
     def fix_dimensions(self) -> None:
-        """Make -1 and other numbers that are no size a dynamic axis."""
+        """Replace -1 and other invalid sizes by a dynamic axis."""
         for value in (self.input, *self.graph.output):
             shape = [_dimension(d) for d in value.type.tensor_type.shape.dim]
             fixed = [("N" if at == 0 else None) if isinstance(d, int) and d < 1 else d for at, d in enumerate(shape)]
@@ -426,7 +426,7 @@ class _Work:
     def _input_shape(self) -> list[int | str | None]:
         shape = [_dimension(d) for d in self.input.type.tensor_type.shape.dim]
         if len(shape) != 4:
-            what = "has no batch axis" if len(shape) == 3 else "is no batch of pictures"
+            what = "has no batch axis" if len(shape) == 3 else "is not a batch of images"
             raise ModelError(
                 f"the input {self.input.name} {_shown(shape)} {what}", where=self.where, hint="export it as N×3×H×W"
             )
@@ -487,7 +487,7 @@ class _Work:
 
 
 def _graphs(graph: GraphProto) -> Iterable[GraphProto]:
-    """The graph and those inside of its nodes."""
+    """Yield the graph and the subgraphs of its nodes."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -497,7 +497,7 @@ def _graphs(graph: GraphProto) -> Iterable[GraphProto]:
 
 
 def _outer_names(node: NodeProto) -> set[str]:
-    """Names that the graphs inside of a node use; some of them may be their own."""
+    """Return the names that a node's subgraphs use; some of them may be defined inside."""
     inner = (graph for attribute in node.attribute for graph in (attribute.g, *attribute.graphs) if graph.node)
     return {name for graph in inner for part in _graphs(graph) for one in part.node for name in one.input if name}
 

@@ -1,6 +1,6 @@
-"""The user's ONNX as quantization needs it: a new enough opset, weights as initializers, BatchNormalization folded.
+"""Prepare the user's ONNX for quantization: new enough opset, weights as initializers, BatchNormalization folded.
 
-The result computes the same function. Nodes that stay keep their names, so a layer is called as in the user's ONNX.
+The result computes the same function. Remaining nodes keep their names, so layers have the names of the user's ONNX.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 # Per-channel QuantizeLinear is from opset 13.
 MIN_OPSET = 13
-# A constant that grows past this when it is folded (a tiled mask, say) stays a node.
+# A constant that would grow past this by folding (such as a tiled mask) stays a node.
 _MOST_BYTES = 64 << 20
 _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 
 
 def opset_of(model: ModelProto) -> int:
-    """Version of the default operator set."""
+    """Return the version of the default operator set."""
     return max((item.version for item in model.opset_import if item.domain in {"", "ai.onnx"}), default=0)
 
 
 def has_qdq(model: ModelProto) -> bool:
-    """True if the model is quantized already: a QuantizeLinear works on something that is not constant."""
+    """Return True if the model is already quantized: a QuantizeLinear has an input that is not constant."""
     fixed = {item.name for item in model.graph.initializer}
     for node in model.graph.node:
         if all(name in fixed or not name for name in node.input):
@@ -41,10 +41,10 @@ def has_qdq(model: ModelProto) -> bool:
 
 
 def fold(model: ModelProto) -> ModelProto:
-    """The same network (``model`` is left as it is) with opset >= 13, constants as initializers and BN folded.
+    """Return the same network (``model`` is not changed) with opset >= 13, constant initializers and folded BN.
 
     Returns:
-        A copy in which every node has a name of its own and the weights behind Constant, Identity, Cast, Transpose,
+        A copy in which every node has a unique name and the weights behind Constant, Identity, Cast, Transpose,
         Reshape and DequantizeLinear are float32 initializers. A model with Q/DQ nodes keeps those.
 
     Raises:
@@ -81,7 +81,7 @@ def _converted(model: ModelProto) -> ModelProto:
 
 
 def _name_nodes(model: ModelProto) -> None:
-    """Give every node a name of its own."""
+    """Give every node a unique name."""
     given = {node.name for node in model.graph.node}
     seen: set[str] = set()
     for index, node in enumerate(model.graph.node):
@@ -94,7 +94,7 @@ def _name_nodes(model: ModelProto) -> None:
 
 
 def _drop_constant_inputs(model: ModelProto) -> None:
-    """Take initializers off the inputs, where old exporters list them as well."""
+    """Remove initializers from the inputs, where old exporters list them as well."""
     constant = {item.name for item in model.graph.initializer}
     for value in [value for value in model.graph.input if value.name in constant]:
         model.graph.input.remove(value)
@@ -123,7 +123,7 @@ def _constants_to_initializers(model: ModelProto) -> None:
 
 
 def _fold_constants(model: ModelProto) -> None:
-    """Replace nodes whose inputs are all constant by what they give."""
+    """Replace nodes whose inputs are all constant by their outputs."""
     onnx = require("onnx")
     keeps_qdq = has_qdq(model)
     graph = model.graph
@@ -152,7 +152,7 @@ def _fold_constants(model: ModelProto) -> None:
 
 
 def _evaluated(node: NodeProto, constants: dict[str, Any], domains: dict[str, int]) -> list[NDArray[Any]] | None:
-    """Outputs of a node on constants, by onnx's reference implementation; None where it has none."""
+    """Return the outputs of a node with constant inputs, by onnx's reference implementation; None if unsupported."""
     onnx = require("onnx")
     arrays = {name: onnx.numpy_helper.to_array(item) for name, item in constants.items()}
     if node.op_type == "Identity":
@@ -177,7 +177,7 @@ def _evaluated(node: NodeProto, constants: dict[str, Any], domains: dict[str, in
 
 
 def _fold_batch_norms(model: ModelProto) -> None:
-    """Fold BatchNormalization into the Conv, ConvTranspose or Gemm in front of it.
+    """Fold BatchNormalization into the preceding Conv, ConvTranspose or Gemm.
 
     Source: y = (W·x + b - mean)·f + beta with f = gamma / sqrt(variance + epsilon), so W' = W·f and b' = (b - mean)·f
     + beta.
@@ -216,7 +216,7 @@ def _fold_batch_norms(model: ModelProto) -> None:
 
 
 def _foldable_axis(layer: NodeProto) -> int | None:
-    """Axis of the output channels where BN can be folded into the weights of ``layer``."""
+    """Return the axis of the output channels if BN can be folded into the weights of ``layer``."""
     given = attributes(layer)
     if layer.op_type == "Conv":
         return 0

@@ -1,4 +1,4 @@
-"""Lookups over an ONNX graph, and the layers with weights that INT8 is about."""
+"""Lookups in an ONNX graph, and its layers with weights, which INT8 quantization is about."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto, NodeProto, TensorProto
 
-# Operators with weights: what INT8 is about, and what a quality gate counts.
+# Operators with weights: INT8 quantization and the quality gates are about these.
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -39,7 +39,7 @@ class WeightedLayer(msgspec.Struct, frozen=True):
 
 
 class GraphIndex:
-    """A model's graph with its constants, producers and consumers by tensor name. Not kept up to date with edits."""
+    """A model's graph with its constants, producers and consumers by tensor name. Later edits are not tracked."""
 
     def __init__(self, model: ModelProto) -> None:
         self.model = model
@@ -56,7 +56,7 @@ class GraphIndex:
         self._names |= {node.name for node in graph.node}
 
     def array(self, name: str) -> NDArray[Any]:
-        """Values of a constant."""
+        """Return the values of a constant."""
         values: NDArray[Any] = require("onnx").numpy_helper.to_array(self.constants[name])
         return values
 
@@ -70,7 +70,7 @@ class GraphIndex:
         return name
 
     def add_constant(self, wanted: str, values: NDArray[Any]) -> str:
-        """Add an initializer; its name."""
+        """Add an initializer and return its name."""
         name = self.unique(wanted)
         item = require("onnx").numpy_helper.from_array(np.asarray(values, order="C"), name)
         self.model.graph.initializer.append(item)
@@ -78,18 +78,18 @@ class GraphIndex:
         return name
 
     def is_sole_consumer(self, node: NodeProto, name: str) -> bool:
-        """True if only ``node`` reads the tensor ``name``."""
+        """Return True if only ``node`` reads the tensor ``name``."""
         return name not in self.outputs and self.consumers.get(name, []) == [node]
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
-    """Attributes of a node as Python values."""
+    """Return the attributes of a node as Python values."""
     value = require("onnx").helper.get_attribute_value
     return {item.name: value(item) for item in node.attribute}
 
 
 def weighted_layers(model: ModelProto) -> list[WeightedLayer]:
-    """Layers with constant weights, in graph order; a product of two activations is none.
+    """List the layers with constant weights in graph order; a product of two activations is not one.
 
     Weights must be initializers (see :func:`edge.quantization.folding.fold`), or come from a DequantizeLinear of one,
     as in a model that is quantized already.
@@ -104,7 +104,7 @@ def weighted_layers(model: ModelProto) -> list[WeightedLayer]:
 
 
 def _weights(model: ModelProto) -> dict[str, int]:
-    """Rank of every tensor that can be weights: initializers, and what Q/DQ nodes and views make of them."""
+    """Return the rank of every possible weight tensor: initializers, and outputs of Q/DQ nodes and views of them."""
     constant = {item.name: len(item.dims) for item in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type in {"QuantizeLinear", "DequantizeLinear", "Identity", "Cast", "Transpose"}:
@@ -161,7 +161,7 @@ def remove_unused(model: ModelProto) -> None:
 
 
 def _read_by(node: NodeProto) -> Iterable[str]:
-    """Names that a node reads, those of its inner graphs included."""
+    """Yield the names that a node reads, including its subgraphs."""
     yield from node.input
     for item in node.attribute:
         for inner in (item.g, *item.graphs):

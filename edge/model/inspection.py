@@ -1,7 +1,7 @@
-"""The layers of an engine, in words that no backend owns: the network before, the layers after.
+"""Describe a model file, and the layers of an engine in backend-independent terms: ONNX nodes and engine layers.
 
-A backend fills it in from its own inspector; it is kept as JSON next to the engine, under the engine's manifest.
-Unknown is None, never a guess: an inspector that does not say a precision leaves it open.
+A backend fills in the description from its own inspector; it is stored as JSON next to the engine, under the engine's
+manifest. Unknown is None, never a guess: if the inspector does not report a precision, it is left open.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from edge.errors import ArtifactError
 FORMAT = 1
 # ONNX operators that multiply by weights.
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-# What the file is called next to `<name>.plan` or `<name>.onnx`.
+# Name suffix of the file next to `<name>.plan` or `<name>.onnx`.
 SUFFIX = ".layers.json"
-# What the backend's own inspector said, for other tools and for questions that nobody thought of.
+# Raw output of the backend's own inspector, for other tools.
 RAW_SUFFIX = ".inspector.json"
 # weighted   convolution or matrix product with weights
 # reformat   changes layout or data type of a tensor, computes nothing
-# opaque     several layers in one, which nobody can look into (TensorRT's ForeignNode, a DLA's share)
-# free       takes no time: a view of the same memory
+# opaque     several layers in one, which cannot be inspected (TensorRT's ForeignNode, a DLA's share)
+# free       no computation: a view of the same memory
 # other      the rest
 Role = Literal["weighted", "reformat", "opaque", "free", "other"]
 
@@ -38,7 +38,7 @@ BITS = {
 
 
 class LayerTensor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A tensor at a layer. ``precision`` is int8, fp16, fp32, … ; ``layout`` is in the backend's own words."""
+    """A tensor of a layer. ``precision`` is int8, fp16, fp32, … ; ``layout`` is the backend's own term."""
 
     name: str
     precision: str | None = None
@@ -56,9 +56,9 @@ class Port(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Node(msgspec.Struct, frozen=True):
-    """A node of the ONNX graph, before anything was optimized.
+    """A node of the ONNX graph before optimization.
 
-    ``asked`` is the precision that the recipe asks for, where it does: int8, or fp16 or fp32 for a layer kept in float.
+    ``asked`` is the precision that the recipe requests, if any: int8, or fp16 or fp32 for a layer kept in float.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Node(msgspec.Struct, frozen=True):
 
 
 class PrecisionResult(msgspec.Struct, frozen=True, kw_only=True):
-    """A weighted node: the precision that was asked for, and the one that its layer runs in (None where unknown)."""
+    """A weighted node: the requested precision, and the one in which its layer runs (None if unknown)."""
 
     node: str
     kind: str
@@ -77,7 +77,7 @@ class PrecisionResult(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_met(self) -> bool | None:
-        """True where it runs as asked; another float precision does for a layer kept in float. None where unknown."""
+        """True if it runs as requested; for a layer kept in float any float precision does. None if unknown."""
         if self.runs_in is None:
             return None
         return (self.runs_in in {"int8", "uint8"}) == (self.asked == "int8")
@@ -86,9 +86,8 @@ class PrecisionResult(msgspec.Struct, frozen=True, kw_only=True):
 class Layer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A layer of the engine.
 
-    ``precision`` is the one that it computes in. ``nodes`` are the ONNX nodes that were fused into it.
-    ``weights_bytes`` is what its weights and biases take. ``why`` says why a weighted layer is not in the precision
-    that was asked for.
+    ``precision`` is that of its computation. ``nodes`` are the ONNX nodes that were fused into it. ``weights_bytes`` is
+    the size of its weights and biases. ``why`` is the reason if a weighted layer does not have the requested precision.
     """
 
     name: str
@@ -104,9 +103,9 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """``weighted`` maps a precision to its number of weighted layers; unknown precisions are under ``?``.
+    """Counts of layers. ``weighted`` maps a precision to its number of weighted layers; ``?`` stands for unknown.
 
-    ``weights_bytes`` is None where no layer says what its weights take.
+    ``weights_bytes`` is None if no layer reports the size of its weights.
     """
 
     layers: int
@@ -118,9 +117,9 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
-    """``source`` says who looked. ``nodes`` are before optimization, ``layers`` after it.
+    """Nodes before optimization and layers after it; ``source`` names the inspector.
 
-    ``absent`` says why there are no layers, where there are none.
+    ``absent`` gives the reason if there are no layers.
     """
 
     format: int
@@ -132,7 +131,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     absent: str | None = None
 
     def results(self) -> list[PrecisionResult]:
-        """Asked and actual precision of each weighted node for which one was asked."""
+        """Requested and actual precision of each weighted node with a request."""
         made: dict[str, str | None] = {}
         for layer in self.layers:
             if layer.role == "weighted":
@@ -156,7 +155,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
         return sum(sizes) or None
 
     def counts(self) -> Counts:
-        """The layers, counted."""
+        """Counts of the layers."""
         weighted = Counter(layer.precision or "?" for layer in self.layers if layer.role == "weighted")
         sizes = [layer.weights_bytes for layer in self.layers if layer.weights_bytes is not None]
         return Counts(
@@ -170,9 +169,9 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def nodes(proto: Any) -> list[Node]:  # noqa: ANN401 - an onnx.ModelProto; onnx itself is not needed to read it
-    """The nodes of an ONNX graph that depend on its input; those that only prepare constants are left out."""
+    """Return the nodes of an ONNX graph that depend on its input, without those that only prepare constants."""
     graph = proto.graph
-    # Weights may come through Q/DQ: whatever follows from constants alone is constant.
+    # Weights may pass through Q/DQ: anything computed from constants alone is constant.
     constant = {item.name for item in graph.initializer}
     found = []
     for node in graph.node:
@@ -185,15 +184,15 @@ def nodes(proto: Any) -> list[Node]:  # noqa: ANN401 - an onnx.ModelProto; onnx 
 
 
 def encode_inspection(inspection: Inspection) -> bytes:
-    """The file's content: one JSON object, indented."""
+    """Encode the inspection as one indented JSON object."""
     return msgspec.json.format(msgspec.json.encode(inspection), indent=1) + b"\n"
 
 
 def decode_inspection(data: bytes, *, where: Path) -> Inspection:
-    """Read what :func:`encode` wrote.
+    """Decode the output of :func:`encode_inspection`.
 
     Raises:
-        ArtifactError: not JSON, of another format, or not an inspection.
+        ArtifactError: the data is not JSON, has another format, or is not an inspection.
     """
     try:
         reported = msgspec.json.decode(data, type=_Head)
@@ -203,7 +202,7 @@ def decode_inspection(data: bytes, *, where: Path) -> Inspection:
             )
         return msgspec.json.decode(data, type=Inspection)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise ArtifactError(f"not the layers of an engine: {exc}", where=where, hint=_AGAIN) from exc
+        raise ArtifactError(f"not a list of an engine's layers: {exc}", where=where, hint=_AGAIN) from exc
 
 
 class _Head(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""An ONNX classifier: loaded, checked, fingerprinted, and brought into the form that edge works with."""
+"""An ONNX classifier: load, check, fingerprint, and adapt it to edge's standard form."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, TensorProto
 
 
-# Initializers with up to so many elements may be shapes, axes or bounds.
+# Initializers with up to this many elements may be shapes, axes or bounds.
 _SMALL = 1024
 
 
@@ -35,19 +35,19 @@ class TensorSpec(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """A classifier with one float32 N×3×H×W input and one float32 N×classes output, adapted where the file has others.
+    """A classifier with one float32 N×3×H×W input and one float32 N×classes output, adapted if necessary.
 
     Attributes:
         path: the file.
         sha256: of the file and its external weights.
         opset: version of the default operator set.
         input, output: after adaption (see :mod:`edge.model.adaption`).
-        activations: every float tensor that carries activations: the input, then node outputs in graph order. Tensors
-            computed from constants alone are not among them.
+        Tensors
+            computed from constants alone are not included.
         outputs: what the profile says about the output.
-        kind: what the output's numbers are.
-        changes: what adaption changed, in words.
-        raw_pixels: the input takes pixel values of 0 to 255 as they are (it was uint8).
+        kind: the meaning of the output values.
+        changes: changes made by the adaption, as text.
+        raw_pixels: the input takes unscaled pixel values of 0 to 255 (it was uint8).
         grey: the input had one channel.
     """
 
@@ -71,21 +71,21 @@ class Model(msgspec.Struct, frozen=True):
 
     @property
     def fixed_batch(self) -> int | None:
-        """The only batch size that the model takes, or None when it is dynamic."""
+        """The model's fixed batch size, or None if it is dynamic."""
         size = self.input.shape[0]
         return size if isinstance(size, int) else None
 
 
 def fingerprint(path: Path) -> str:
-    """Sha256 of the model file, and of its external weight files when it has any.
+    """Return the sha256 of the model file and of its external weight files.
 
     Does not import onnx for a model in one file without external data.
 
     Raises:
-        ModelError: the file is not there.
+        ModelError: the file does not exist.
     """
     if not path.is_file():
-        raise ModelError("there is no such model", where=path, hint="check `model:` in the profile")
+        raise ModelError("the model file does not exist", where=path, hint="check `model:` in the profile")
     own = sha256_file(path)
     outside = external_files(path)
     if not outside:
@@ -111,33 +111,33 @@ def _read(path: Path, _stamp: tuple[int, int]) -> ModelProto:
 
 
 def read_original(path: Path) -> ModelProto:
-    """Read the ONNX protobuf of ``path`` as it is, checked by onnx. It is kept for the next caller: do not change it.
+    """Read the unchanged ONNX protobuf of ``path``, checked by onnx. The result is cached: do not modify it.
 
     Raises:
-        ModelError: missing, truncated, not ONNX, or refused by onnx's checker.
+        ModelError: the file is missing, truncated, not ONNX, or refused by onnx's checker.
     """
     return _read(path.resolve(), _stamp(path))
 
 
 def describe_input(proto: ModelProto) -> str:
-    """Name, type and shape of the picture input, as in ``input float32 [N, 3, 224, 224]``."""
+    """Describe name, type and shape of the image input, as in ``input float32 [N, 3, 224, 224]``."""
     constant = {item.name for item in proto.graph.initializer}
     return str(next(_tensor(value) for value in proto.graph.input if value.name not in constant))
 
 
 def read(path: Path, outputs: OutputOptions = OutputOptions()) -> ModelProto:  # noqa: B008
-    """Read the ONNX protobuf of ``path``, in the form that edge works with (see :mod:`edge.model.adaption`).
+    """Read the ONNX protobuf of ``path`` in edge's standard form (see :mod:`edge.model.adaption`).
 
-    It is kept for the next caller: do not change it.
+    The result is cached: do not modify it.
 
     Raises:
-        ModelError: missing, truncated, not ONNX, refused by onnx's checker, or no classifier.
+        ModelError: the file is missing, truncated, not ONNX, refused by onnx's checker, or not a classifier.
     """
     return read_adapted(path, outputs).proto
 
 
 def read_adapted(path: Path, outputs: OutputOptions = OutputOptions()) -> AdaptedModel:  # noqa: B008
-    """As :func:`read`, with what was changed.
+    """Read a model like :func:`read`, and return its changes, too.
 
     Raises:
         ModelError: as :func:`read`.
@@ -146,9 +146,9 @@ def read_adapted(path: Path, outputs: OutputOptions = OutputOptions()) -> Adapte
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """Time and size of a model file, which tell whether it changed."""
+    """Return time and size of a model file, to detect a change."""
     if not path.is_file():
-        raise ModelError("there is no such model", where=path, hint="check `model:` in the profile")
+        raise ModelError("the model file does not exist", where=path, hint="check `model:` in the profile")
     status = path.stat()
     if status.st_size == 0:
         raise ModelError("the file is empty", where=path, hint="export it again")
@@ -161,10 +161,10 @@ def _adapted(path: Path, stamp: tuple[int, int], outputs: OutputOptions, where: 
 
 
 def folded(path: Path, outputs: OutputOptions = OutputOptions()) -> ModelProto:  # noqa: B008
-    """The network of ``path`` as quantization sees it (:func:`edge.model.fold`). Do not change it: it is kept.
+    """Return the network of ``path`` folded for quantization (:func:`edge.model.fold`). Cached: do not modify it.
 
     Raises:
-        ModelError: as for :func:`read`; or its opset cannot be converted, or a layer's weights are no numbers.
+        ModelError: as for :func:`read`; or its opset cannot be converted, or a layer's weights have NaN or infinity.
     """
     read_adapted(path, outputs)
     status = path.stat()
@@ -185,13 +185,13 @@ def _folded(path: Path, stamp: tuple[int, int], outputs: OutputOptions, where: s
         weights = {layer.name: layer.weight for layer in weighted_layers(made) if layer.weight in graph.constants}
         broken = [name for name, item in weights.items() if not np.isfinite(graph.array(item).astype(np.float32)).all()]
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError) as exc:
-        # What onnx's checker lets pass: data that is shorter than its dimensions say, attributes of another type.
+        # Errors that onnx's checker does not find: data shorter than its dimensions, attributes of another type.
         raise ModelError(f"not a valid ONNX model: {_first_line(exc)}", where=where, hint="export it again") from exc
     except ModelError as exc:
         raise ModelError(exc.what, where=where, hint=exc.hint) from exc
     if broken:
         raise ModelError(
-            f"the weights {weights[broken[0]]!r} of layer {broken[0]!r} hold NaN or infinity",
+            f"the weights {weights[broken[0]]!r} of layer {broken[0]!r} have NaN or infinity",
             where=where,
             hint="export the model again from a checkpoint whose weights are finite",
         )
@@ -199,10 +199,10 @@ def _folded(path: Path, stamp: tuple[int, int], outputs: OutputOptions, where: s
 
 
 def load(path: Path, outputs: OutputOptions = OutputOptions()) -> Model:  # noqa: B008
-    """Read ``path`` and check that it is a classifier that edge can work with.
+    """Read ``path`` and check that it is a classifier that edge supports.
 
     Raises:
-        ModelError: not ONNX, no picture input, or no output of classes.
+        ModelError: the file is not ONNX, or has no image input or no class output.
     """
     adapted = read_adapted(path, outputs)
     graph = adapted.proto.graph
@@ -213,9 +213,9 @@ def load(path: Path, outputs: OutputOptions = OutputOptions()) -> Model:  # noqa
     opset = max((item.version for item in adapted.proto.opset_import if item.domain in {"", "ai.onnx"}), default=0)
     newest = int(require("onnx").defs.onnx_opset_version())
     if opset > newest:
-        # A parser may take it all the same, and read an operator in its older meaning.
+        # A parser may accept it, but interpret an operator with its older meaning.
         raise ModelError(
-            f"opset {opset}, and the newest that the installed onnx knows is {newest}",
+            f"opset {opset}, but the installed onnx only supports up to {newest}",
             where=path,
             hint="export with opset 17, or install a newer onnx",
         )
@@ -235,17 +235,17 @@ def load(path: Path, outputs: OutputOptions = OutputOptions()) -> Model:  # noqa
 
 
 def check_fits(model: Model, profile: Profile) -> None:
-    """Check that the profile's input, batch range and model agree.
+    """Check that input size, batch range and preprocessing of the profile fit the model.
 
     Raises:
-        ModelError: naming both values.
+        ModelError: they differ; the message has both values.
     """
     height, width = model.input.shape[2], model.input.shape[3]
     wanted = (profile.input.height, profile.input.width)
     for name, has, asked in (("height", height, wanted[0]), ("width", width, wanted[1])):
         if isinstance(has, int) and has != asked:
             raise ModelError(
-                f"takes pictures of {name} {has}, the profile says {asked}",
+                f"takes images of {name} {has}, but the profile says {asked}",
                 where=model.path,
                 hint=f"set input.{name}: {has} in the profile",
             )
@@ -253,7 +253,7 @@ def check_fits(model: Model, profile: Profile) -> None:
     fixed, batch = model.fixed_batch, profile.input.batch
     if fixed is not None and (batch.min, batch.max) != (fixed, fixed):
         raise ModelError(
-            f"takes batches of exactly {fixed}, the profile asks for {batch.min} to {batch.max}",
+            f"takes batches of exactly {fixed}, but the profile requests {batch.min} to {batch.max}",
             where=model.path,
             hint=f"set input.batch to {{min: {fixed}, opt: {fixed}, max: {fixed}}}, "
             "or export the model with a dynamic batch axis",
@@ -261,7 +261,7 @@ def check_fits(model: Model, profile: Profile) -> None:
 
 
 def without_weights(proto: ModelProto) -> ModelProto:
-    """Turn the large initializers of a model into inputs: shape inference copies whatever it is given."""
+    """Turn the large initializers of a model into inputs, because shape inference copies its whole input."""
     onnx = require("onnx")
     graph = proto.graph
     light: ModelProto = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import)
@@ -280,10 +280,10 @@ def without_weights(proto: ModelProto) -> ModelProto:
 
 
 def activations_of(proto: ModelProto, input_name: str, path: Path) -> list[str]:
-    """Names of the float tensors that depend on the input, in graph order, the input first.
+    """Return the names of the float tensors that depend on the input, in graph order, the input first.
 
     Raises:
-        ModelError: shape inference refuses the model, which came from ``path``.
+        ModelError: shape inference refuses the model of ``path``.
     """
     onnx = require("onnx")
     try:
@@ -301,7 +301,7 @@ def activations_of(proto: ModelProto, input_name: str, path: Path) -> list[str]:
     for node in proto.graph.node:
         if any(name in live for name in node.input):
             live.update(node.output)
-            # A tensor that shape inference could not type is kept: a missing entry costs more than one too many.
+            # A tensor that shape inference could not type is included: a missing entry costs more than an extra one.
             names += [name for name in node.output if name and types.get(name, onnx.TensorProto.FLOAT) in floats]
     return names
 
@@ -311,7 +311,7 @@ def _check_preprocess(model: Model, profile: Profile) -> None:
     spec = profile.preprocess
     if model.raw_pixels and (spec.mean, spec.std) != ((0.0,) * 3, (1.0,) * 3):
         raise ModelError(
-            f"takes uint8 pixel values as they are, and the profile says mean {list(spec.mean)}, std {list(spec.std)}",
+            f"takes unscaled uint8 pixel values, but the profile says mean {list(spec.mean)}, std {list(spec.std)}",
             where=model.path,
             hint="preprocess: {mean: 0, std: 1}; the network normalizes by itself",
         )
@@ -319,20 +319,20 @@ def _check_preprocess(model: Model, profile: Profile) -> None:
         return
     if spec.color != "rgb":
         raise ModelError(
-            "takes one channel, the luma of an RGB picture, and the profile says color: bgr", where=model.path,
+            "takes one channel, the luma of an RGB image, but the profile says color: bgr", where=model.path,
             hint="color: rgb",
         )  # fmt: skip
     if len(set(spec.mean)) > 1 or len(set(spec.std)) > 1:
         raise ModelError(
-            "takes one channel, and the profile has different mean or std for red, green and blue", where=model.path,
-            hint=f"mean: {sum(spec.mean) / 3:.6g}, std: {sum(spec.std) / 3:.6g}, or what the model was trained with",
+            "takes one channel, but the profile has different mean or std for red, green and blue", where=model.path,
+            hint=f"mean: {sum(spec.mean) / 3:.6g}, std: {sum(spec.std) / 3:.6g}, or those of the training",
         )  # fmt: skip
 
 
 def _check_output(tensor: TensorSpec, path: Path) -> None:
     if tensor.dtype != "float32" or len(tensor.shape) != 2 or not isinstance(tensor.shape[1], int):
         raise ModelError(
-            f"the output must be float32 N×classes, this is {tensor}", where=path, hint="export the logits, flattened"
+            f"the output must be float32 N×classes, but it is {tensor}", where=path, hint="export the logits, flattened"
         )
     if tensor.shape[1] < 1:
         raise ModelError(f"the model has no classes: its output is {tensor}", where=path, hint="export it again")
@@ -353,10 +353,10 @@ def _tensor(value: object) -> TensorSpec:
 
 
 def external_files(path: Path) -> list[str]:
-    """Names of the external weight files of a model, relative to its folder, sorted; empty when it is self-contained.
+    """Return the names of the external weight files of a model, relative to its folder, sorted; empty if it has none.
 
     Raises:
-        ModelError: it is not ONNX, or one of them is missing.
+        ModelError: the file is not ONNX, or a weight file is missing.
     """
     # The field name is in the protobuf as plain text, so most models need no parsing.
     if not _mentions(path, b"location"):
@@ -369,7 +369,7 @@ def external_files(path: Path) -> list[str]:
 
 
 def external_locations(data: bytes, *, where: Path | str) -> set[str]:
-    """Locations of the external weight files that an ONNX model names, as they are in it.
+    """Return the locations of the external weight files exactly as the ONNX model names them.
 
     Raises:
         ModelError: it is not ONNX.
@@ -389,7 +389,7 @@ def external_locations(data: bytes, *, where: Path | str) -> set[str]:
 
 
 def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    """Every constant tensor: initializers, and those in the attributes of nodes, also of inner graphs."""
+    """Yield every constant tensor: initializers, and attributes of nodes, also in subgraphs."""
     yield from getattr(graph, "initializer", ())  # functions have none
     for item in getattr(graph, "sparse_initializer", ()):
         yield from (item.values, item.indices)

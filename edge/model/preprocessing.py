@@ -1,8 +1,8 @@
-"""One definition of preprocessing, used by calibrate, run and eval: what torchvision and Pillow do to a picture.
+"""The only definition of preprocessing, for calibrate, run and eval: it matches torchvision and Pillow.
 
-From a decoded picture, uint8 H×W×3 BGR as OpenCV gives it, to float32 3×h×w:
+It converts a decoded image, uint8 H×W×3 BGR as in OpenCV, to float32 3×h×w in these steps:
 
-0. *roi*, where the spec has one: the picture is that region of it, in whole pixels, and nothing beyond it counts.
+0. *roi*, if the spec has one: the image is cropped to this region, in whole pixels.
 1. *region*: ``crop`` is torchvision's ``Resize(resize)`` and ``CenterCrop``: the shorter side becomes ``resize``, the
    longer one keeps the proportion, rounded down, and the centred h×w part of that is kept. Only this part is computed;
    in source pixels it is a box with fractional edges. ``squash`` and ``letterbox`` take the whole picture.
@@ -21,7 +21,7 @@ of 255 away from Pillow's.
 
 ``exif: true`` turns pictures upright as their EXIF orientation says, before all this: see :mod:`edge.media.pictures`.
 
-``DEFINITION`` is part of the digest: whoever changes what the steps compute raises it, and tables made with an older
+``DEFINITION`` is part of the digest: raise it when a step computes something else; tables made with an older
 definition are refused.
 """
 
@@ -47,12 +47,12 @@ WEIGHT_ONE = 1 << 14
 _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
 # Multiplications of one matrix product below which OpenBLAS stays in the thread that calls it.
 _ONE_THREAD = 1 << 19
-# Picture sizes whose tables are kept; a folder of pictures may have any number.
+# Number of image sizes whose tables are cached.
 _SIZES = 64
 
 
 class Region(msgspec.Struct, frozen=True):
-    """A rectangle in source pixels; its edges may lie within a pixel."""
+    """A rectangle in source pixels; its edges may be fractional."""
 
     top: float
     left: float
@@ -70,7 +70,7 @@ class Box(msgspec.Struct, frozen=True):
 
 
 def digest(spec: PreprocessConfig, target: InputConfig) -> str:
-    """Sha256 of everything that the result depends on: definition, spec, height and width."""
+    """Return the sha256 of everything that the result depends on: definition, spec, height and width."""
     content = msgspec.to_builtins(spec)
     del content["max_megapixels"]
     if spec.roi is None:
@@ -80,7 +80,7 @@ def digest(spec: PreprocessConfig, target: InputConfig) -> str:
 
 
 def older_definition(found: str, spec: PreprocessConfig, target: InputConfig) -> str | None:
-    """The name of the older definition that gives the digest ``found`` for the same settings; None for no such one."""
+    """Return the name of the older definition with the digest ``found`` for the same settings, or None."""
     content = msgspec.to_builtins(spec)
     del content["exif"], content["roi"], content["max_megapixels"]
     first = canonical_digest({"definition": 1, "height": target.height, "width": target.width, **content})
@@ -88,10 +88,10 @@ def older_definition(found: str, spec: PreprocessConfig, target: InputConfig) ->
 
 
 def region(height: int, width: int, spec: PreprocessConfig, target: InputConfig) -> Region:
-    """The part of an H×W picture that becomes the network input, in source pixels.
+    """Return the part of an H×W image that becomes the network input, in source pixels.
 
     Raises:
-        DataError: The roi reaches beyond the picture.
+        DataError: the roi extends beyond the image.
     """
     y, x, height, width = roi_box(spec.roi, height, width)
     if spec.fit != "crop":
@@ -106,7 +106,7 @@ def region(height: int, width: int, spec: PreprocessConfig, target: InputConfig)
 
 
 def placed(height: int, width: int, spec: PreprocessConfig, target: InputConfig) -> Box:
-    """The place of the resized region of an H×W picture in the network input, in target pixels."""
+    """Return the position of the resized region of an H×W image in the network input, in target pixels."""
     if spec.fit != "letterbox":
         return Box(0, 0, target.height, target.width)
     _y, _x, height, width = roi_box(spec.roi, height, width)
@@ -128,19 +128,19 @@ class AxisTable(msgspec.Struct, frozen=True):
 
     @property
     def start(self) -> int:
-        """The first source pixel that counts."""
+        """The first used source pixel."""
         return int(self.first[0])
 
     @property
     def stop(self) -> int:
-        """One past the last source pixel that counts."""
+        """One past the last used source pixel."""
         return int(self.first[-1] + self.weights.shape[1])
 
 
 def axis_table(start: float, length: float, *, count: int, size: int, interpolation: str) -> AxisTable:
-    """The table that scales ``length`` pixels from ``start`` on, of ``size``, to ``count`` pixels.
+    """Make the table that scales ``length`` pixels from ``start`` on, of ``size``, to ``count`` pixels.
 
-    Pillow's ``precompute_coeffs`` (src/libImaging/Resample.c), with shorter weights.
+    Source: Pillow's ``precompute_coeffs`` (src/libImaging/Resample.c), with shorter weights.
     """
     np = require("numpy")
     scale = length / count
@@ -159,7 +159,7 @@ def axis_table(start: float, length: float, *, count: int, size: int, interpolat
     exact = _triangle(distances) if interpolation == "bilinear" else _cubic(distances)
     exact /= exact.sum(axis=1, keepdims=True)
     weights = np.rint(exact * WEIGHT_ONE).astype(np.int64)
-    # What rounding left over goes to the largest weight of each.
+    # The rounding remainder goes to the largest weight of each pixel.
     weights[np.arange(count), weights.argmax(axis=1)] += WEIGHT_ONE - weights.sum(axis=1)
     used = np.flatnonzero(weights.any(axis=0))
     return AxisTable(first + used[0], weights[:, used[0] : used[-1] + 1])
@@ -179,7 +179,7 @@ def _cubic(distances: NDArray[np.float64], a: float = -0.5) -> NDArray[np.float6
 
 
 def tables(height: int, width: int, spec: PreprocessConfig, target: InputConfig) -> tuple[AxisTable, AxisTable]:
-    """The tables along y and x that take an H×W picture to its place in the network input."""
+    """Return the tables along y and x that map an H×W image to its place in the network input."""
     part, place = region(height, width, spec, target), placed(height, width, spec, target)
     y, x, height, width = roi_box(spec.roi, height, width)
     kind = spec.interpolation
@@ -189,7 +189,7 @@ def tables(height: int, width: int, spec: PreprocessConfig, target: InputConfig)
 
 
 def use_one_thread() -> None:
-    """Let OpenCV work in the thread that calls it, in all of this process: for callers with threads of their own."""
+    """Limit OpenCV to the calling thread, in the whole process: for callers with threads of their own."""
     require("cv2").setNumThreads(1)
 
 
@@ -203,7 +203,7 @@ class _Band(msgspec.Struct, frozen=True):
 
 
 def _bands(table: AxisTable, columns: int) -> list[_Band]:
-    """``table`` in bands of so many outputs that a product with ``columns`` columns stays in one thread."""
+    """Split ``table`` into bands small enough that a product with ``columns`` columns stays in one thread."""
     np = require("numpy")
     count, taps = table.weights.shape
     for outputs in (8, 4, 2, 1):
@@ -223,7 +223,7 @@ def _bands(table: AxisTable, columns: int) -> list[_Band]:
 
 
 class _Resize(msgspec.Struct, frozen=True):
-    """The scaling of pictures of one size: the source pixels that count, and the products along x and y."""
+    """The scaling of images of one size: the used source pixels, and the products along x and y."""
 
     rows: slice
     columns: slice
@@ -232,7 +232,7 @@ class _Resize(msgspec.Struct, frozen=True):
 
 
 class Preprocessor:
-    """The spec bound to OpenCV and NumPy, its constants laid out once. Safe to use from several threads."""
+    """The spec prepared for OpenCV and NumPy. It is thread-safe."""
 
     def __init__(self, spec: PreprocessConfig, target: InputConfig) -> None:
         self.spec = spec
@@ -249,17 +249,17 @@ class Preprocessor:
         self._source_channels = (2, 1, 0) if spec.color == "rgb" else (0, 1, 2)
 
     def __call__(self, picture: NDArray[np.uint8], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Normalized input, float32 3×h×w, of a uint8 H×W×3 BGR picture; written to ``out`` when given.
+        """Return the normalized input, float32 3×h×w, of a uint8 H×W×3 BGR image; write it to ``out`` if given.
 
         Raises:
-            ValueError: ``out`` is of another type or shape.
+            ValueError: ``out`` has another type or shape.
         """
         np = self._np
         shape = (3, self.target.height, self.target.width)
         if out is None:
             out = np.empty(shape, np.float32)
         elif out.dtype != np.float32 or out.shape != shape:
-            # OpenCV would fill an array of its own instead, and leave this one as it is.
+            # OpenCV would allocate an array of its own instead, and leave ``out`` unchanged.
             raise ValueError(f"out is {out.dtype} {out.shape}, not float32 {shape}")
         planes = self._cv2.split(self.pixels(picture))
         for target, source, table in zip(out, self._source_channels, self._tables, strict=True):
@@ -271,7 +271,7 @@ class Preprocessor:
         return out
 
     def pixels(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Steps 1 to 3: the network input as uint8 h×w×3 BGR, before normalization. For parity tests and displays."""
+        """Compute steps 1 to 3: the network input as uint8 h×w×3 BGR before normalization, for tests and displays."""
         place = placed(picture.shape[0], picture.shape[1], self.spec, self.target)
         resized = self._resize(picture, place.height, place.width)
         if (place.height, place.width) == (self.target.height, self.target.width):
@@ -303,7 +303,7 @@ class Preprocessor:
         return self._summed(self._cv2.transpose(self._summed(turned, resize.across, width)), resize.down, height)
 
     def _summed(self, lines: NDArray[np.uint8], bands: list[_Band], count: int) -> NDArray[np.uint8]:
-        """``count`` weighted sums of ``lines``, uint8 (lines, n, 3), rounded to the nearest, halves up."""
+        """Return ``count`` weighted sums of ``lines``, uint8 (lines, n, 3), rounded to the nearest, halves up."""
         columns, new = 3 * lines.shape[1], self._np.empty
         source = new((max(band.weights.shape[1] for band in bands), lines.shape[1], 3), "float32")
         flat, sums = source.reshape(-1, columns), new((count, columns), "float32")

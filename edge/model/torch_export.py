@@ -1,9 +1,8 @@
-"""Networks of torchvision, timm and a Python file to ONNX: the only module that imports torch, torchvision and timm.
+"""Export networks of torchvision, timm or a Python file to ONNX. Only this module imports these libraries.
 
-The weights' own metadata says how pictures are prepared (torchvision's ``weights.transforms()``, timm's data config);
-it is written into the ONNX file, where ``edge init`` finds it. Weights come as torch loads them: from the network where
-the library knows an address, or from a file, which is read with ``weights_only=True`` (no code in it is run). A Python
-file is code, and is run.
+The preprocessing is in the weights' own metadata (torchvision's ``weights.transforms()``, timm's data config); it is
+written into the ONNX file, where ``edge init`` finds it. torch loads the weights from the network if the library knows
+an address, or from a file with ``weights_only=True`` (no code in the file is run). A Python file is code, and is run.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 # Opset 18 is the oldest that torch's current exporter writes itself; TensorRT 10 and later read it.
 CURRENT_OPSET = 18
-# What TensorRT 8.6 (JetPack 6.0) reads; torch's former exporter writes it.
+# The opset that TensorRT 8.6 (JetPack 6.0) reads; torch's former exporter writes it.
 OLD_OPSET = 17
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 
@@ -45,10 +44,10 @@ class TorchSource(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> TorchSource:
-        """Read ``LIBRARY:NAME``.
+        """Parse ``LIBRARY:NAME``.
 
         Raises:
-            UsageError: it is none of the three forms.
+            UsageError: ``text`` has none of the three forms.
         """
         library, colon, name = text.rpartition(":")
         if not colon or not name or not (library in {"torchvision", "timm"} or library.endswith(".py")):
@@ -59,7 +58,7 @@ class TorchSource(msgspec.Struct, frozen=True):
 
 
 class TorchModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A network in eval mode, and what its weights say of its pictures and classes."""
+    """A network in eval mode, with the preprocessing and classes from its weights' metadata."""
 
     module: Any
     height: int
@@ -69,7 +68,7 @@ class TorchModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExportedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """An ONNX model, and an input (float32 2×3×H×W) with torch's answer (float32 2×classes) to check it with."""
+    """An ONNX model, and an input (float32 2×3×H×W) with torch's output (float32 2×classes) to check it."""
 
     proto: ModelProto
     example: NDArray[np.float32]
@@ -86,7 +85,7 @@ def load(source: TorchSource, *, weights: str, classes: int | None, size: int | 
         size: height and width of the input, None for that of the weights.
 
     Raises:
-        UsageError: there is no such network. DataError: the weights cannot be had, or do not fit.
+        UsageError: there is no such network. DataError: the weights cannot be loaded, or do not match.
         MissingDependencyError: torch or the library is not installed.
     """
     torch = require("torch")
@@ -104,7 +103,7 @@ def load(source: TorchSource, *, weights: str, classes: int | None, size: int | 
 
 
 def export(found: TorchModel, *, opset: int, source: str) -> ExportedModel:
-    """Write the network as ONNX with a dynamic batch axis, and run torch once for a check.
+    """Export the network as ONNX with a dynamic batch axis, and run torch once for a check.
 
     Raises:
         ModelError: torch cannot export it.
@@ -121,12 +120,14 @@ def export(found: TorchModel, *, opset: int, source: str) -> ExportedModel:
                 hint="--size N",
             ) from exc  # fmt: skip
         if not torch.is_tensor(answer) or answer.dim() != 2:
-            raise ModelError("the network's answer is no N×classes tensor", where=source, hint="export a function that "
-                             "returns the classifier alone: FILE.py:FUNCTION")  # fmt: skip
+            raise ModelError(
+                "the network's output is not an N×classes tensor", where=source,
+                hint="export a function that returns the classifier alone: FILE.py:FUNCTION",
+            )  # fmt: skip
         try:
             proto = _current(torch, found.module, example, opset) if opset >= CURRENT_OPSET else None
             proto = proto or _former(torch, found.module, example, opset)
-        except Exception as exc:  # torch's exporter raises what it meets
+        except Exception as exc:  # torch's exporter passes any exception on
             raise ModelError(f"torch cannot export it: {_first_line(exc)}", where=source) from exc
     proto = _simplified(proto)
     _add_metadata(proto, found, source)
@@ -175,10 +176,10 @@ def _timm(name: str, weights: str, classes: int | None, size: int | None) -> Tor
 
 def _file(path: Path, function: str, size: int | None) -> TorchModel:
     if not path.is_file():
-        raise UsageError("there is no such file", where=path)
+        raise UsageError("this file does not exist", where=path)
     described = importlib.util.spec_from_file_location(path.stem, path)
     if described is None or described.loader is None:
-        raise UsageError("this is no Python file", where=path)
+        raise UsageError("this is not a Python file", where=path)
     module = importlib.util.module_from_spec(described)
     described.loader.exec_module(module)
     maker = getattr(module, function, None)
@@ -186,7 +187,7 @@ def _file(path: Path, function: str, size: int | None) -> TorchModel:
         raise UsageError(f"{path.name} has no function {function!r}", where=path)
     network = maker()
     if not hasattr(network, "eval"):
-        raise UsageError(f"{function} returns no torch module", where=path)
+        raise UsageError(f"{function} does not return a torch module", where=path)
     side = size or USUAL_SIZE
     return TorchModel(module=network, height=side, width=side, preprocess=None, names=None)
 
@@ -214,7 +215,7 @@ def _fetched(make: Any, name: str) -> Any:  # noqa: ANN401
 
 def _load_state(torch: Any, module: Any, path: Path) -> None:  # noqa: ANN401
     if not path.is_file():
-        raise DataError("there is no such file of weights", where=path, hint="--weights default, none or a file")
+        raise DataError("this file of weights does not exist", where=path, hint="--weights default, none or a file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         for key in ("state_dict", "model", "model_state_dict"):
@@ -222,8 +223,8 @@ def _load_state(torch: Any, module: Any, path: Path) -> None:  # noqa: ANN401
         module.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
     except Exception as exc:  # unpickling and load_state_dict raise many kinds
         raise DataError(
-            f"these weights do not fit the network: {_first_line(exc)}", where=path,
-            hint="--classes N, where the weights are of another number of classes",
+            f"these weights do not match the network: {_first_line(exc)}", where=path,
+            hint="--classes N, if the weights have another number of classes",
         ) from exc  # fmt: skip
 
 
@@ -245,7 +246,7 @@ def _former(torch: Any, module: Any, example: Any, opset: int) -> Any:  # noqa: 
 
 
 def _simplified(proto: Any) -> Any:  # noqa: ANN401
-    """The model with constants folded, by onnxslim where that is installed."""
+    """Return the model with constants folded by onnxslim, if it is installed."""
     if importlib.util.find_spec("onnxslim") is None:
         return proto
     with _quiet():
@@ -266,7 +267,7 @@ def _add_metadata(proto: Any, found: TorchModel, source: str) -> None:  # noqa: 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's warnings and log lines to itself: what fails raises."""
+    """Suppress the exporter's warnings and log lines: failures raise exceptions."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Quantization as pure data: statistics, algorithms, calibration tables and their formats, Q/DQ insertion, rounding."""
+"""Quantization as pure data: statistics, algorithms, calibration tables and formats, Q/DQ insertion, rounding."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""From statistics to ranges: one function per algorithm, in a registry.
+"""Compute ranges from statistics: one function per algorithm, in a registry.
 
-A range is the largest |x| that INT8 is to represent; the table holds range / 127. To add an algorithm, write a function
+A range is the largest |x| that INT8 represents; the table stores range / 127. To add an algorithm, write a function
 ``(TensorStatistics, Parameters) -> float`` and decorate it with :func:`algorithm`.
 """
 
@@ -26,14 +26,15 @@ TableName = Literal["entropy2", "minmax", "entropy", "legacy"]
 LEVELS = 127
 # NVIDIA starts at 1024 bins and doubles them as the range grows: between 1024 and 2048 are in use.
 SEARCH_BINS = 2048
-# What is more than the bulk may be outliers; and no range is cut to fewer bins than this: its end would be a guess.
+# Values beyond the bulk may be outliers; and no range is cut to fewer bins than this, where its end would be
+# unreliable.
 BULK, LEAST_BIN = 0.999, 8
 # Of fewer values nobody can tell an outlier from the tail: entropy may cut off this share of the power, 20 dB.
 _ENOUGH, _CLIPPED_POWER = 10_000, 0.01
 
 
 class Parameter(msgspec.Struct, frozen=True):
-    """A number that an algorithm takes: its default, and what it must be within."""
+    """A parameter of an algorithm: its default and its allowed interval."""
 
     default: float
     low: float
@@ -41,10 +42,10 @@ class Parameter(msgspec.Struct, frozen=True):
 
 
 class Algorithm(msgspec.Struct, frozen=True):
-    """A named way from statistics to ranges.
+    """A named algorithm that computes ranges from statistics.
 
-    ``parameters`` are the allowed ones; ``table_name`` says which calibrator's name goes into the
-    table's header, because TensorRT refuses a header that does not fit the calibrator it is served by.
+    ``parameters`` are the allowed ones; ``table_name`` is the calibrator's name for the
+    table's header, because TensorRT refuses a header of another calibrator.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Algorithm(msgspec.Struct, frozen=True):
 
 
 REGISTRY: dict[str, Algorithm] = {}
-# Stands for the algorithm that is the best of all on calibration pictures.
+# The name that stands for the best algorithm on the calibration images.
 AUTO = "auto"
 
 
@@ -78,10 +79,10 @@ def algorithm(
 
 
 def complete(name: str, parameters: Parameters) -> dict[str, float]:
-    """All parameters of the algorithm called ``name``, none of ``auto``.
+    """Return all parameters of the algorithm called ``name`` with their defaults; none for ``auto``.
 
     Raises:
-        ProfileError: no such algorithm, or no such parameter.
+        ProfileError: the algorithm or a parameter is unknown.
     """
     if name != AUTO:
         return find(name, parameters)[1]
@@ -94,16 +95,16 @@ def complete(name: str, parameters: Parameters) -> dict[str, float]:
 
 
 def find(name: str, parameters: Parameters) -> tuple[Algorithm, dict[str, float]]:
-    """The algorithm called ``name`` and its complete parameters.
+    """Return the algorithm called ``name`` and its complete parameters.
 
     Raises:
-        ProfileError: no such algorithm, or no such parameter.
+        ProfileError: the algorithm or a parameter is unknown.
     """
     found = REGISTRY.get(name)
     if found is None:
         known = sorted([*REGISTRY, AUTO])
         suggestion = did_you_mean(name, known) or f"; there are {', '.join(known)}"
-        raise ProfileError(f"calibration.algorithm: there is no {name!r}{suggestion}")
+        raise ProfileError(f"calibration.algorithm: there is no algorithm {name!r}{suggestion}")
     for key in parameters:
         if key not in found.parameters:
             allowed = ", ".join(found.parameters) or "none"
@@ -117,12 +118,12 @@ def find(name: str, parameters: Parameters) -> tuple[Algorithm, dict[str, float]
 
 
 def read(word: str) -> tuple[str, dict[str, float]]:
-    """The name and the given parameters in ``NAME``, ``NAME:VALUE`` or ``NAME:KEY=VALUE:KEY=VALUE``.
+    """Parse ``NAME``, ``NAME:VALUE`` or ``NAME:KEY=VALUE:KEY=VALUE`` into the name and the given parameters.
 
-    ``VALUE`` alone is that of an algorithm with one parameter.
+    ``VALUE`` alone is for an algorithm with one parameter.
 
     Raises:
-        UsageError: no such algorithm or parameter, or not a number.
+        UsageError: the algorithm or a parameter is unknown, or a value is not a number.
     """
     name, *given = word.strip().split(":")
     known = REGISTRY.get(name)
@@ -132,7 +133,7 @@ def read(word: str) -> tuple[str, dict[str, float]]:
         if not key and known is not None and len(known.parameters) == 1:
             key = next(iter(known.parameters))
         if not key:
-            raise UsageError(f"{word!r}: which parameter is {text!r}?", hint=f"{name}:KEY=VALUE")
+            raise UsageError(f"{word!r}: {text!r} needs the name of its parameter", hint=f"{name}:KEY=VALUE")
         try:
             parameters[key] = float(value)
         except ValueError as exc:
@@ -146,19 +147,19 @@ def read(word: str) -> tuple[str, dict[str, float]]:
 
 
 def ranges(statistics: Statistics, chosen: Algorithm, parameters: Parameters) -> dict[str, float]:
-    """Range of every tensor, in network order; 0 for a tensor that is always zero."""
+    """Return the range of every tensor, in network order; 0 for a tensor that is always zero."""
     return {name: chosen.rule(tensor, parameters) for name, tensor in statistics.tensors.items()}
 
 
 @algorithm("minmax", needs="ranges", table_name="minmax")
 def minmax(tensor: TensorStatistics, _parameters: Parameters) -> float:
-    """Largest |x| seen (TensorRT's IInt8MinMaxCalibrator)."""
+    """Return the largest |x| seen (TensorRT's IInt8MinMaxCalibrator)."""
     return tensor.absmax
 
 
 @algorithm("percentile", parameters={"percentile": Parameter(99.99, 1.0, 100.0)})
 def percentile(tensor: TensorStatistics, parameters: Parameters) -> float:
-    """The ``percentile`` of |x|, zeros counted, to the upper edge of its bin.
+    """Return the ``percentile`` of |x|, zeros included, as the upper edge of its bin.
 
     Source: pytorch-quantization's and onnxruntime's histogram calibrators; 0 < percentile <= 100.
     """
@@ -167,10 +168,11 @@ def percentile(tensor: TensorStatistics, parameters: Parameters) -> float:
 
 @algorithm("legacy", parameters={"quantile": Parameter(0.99999, 0.01, 1.0), "cutoff": Parameter(1.0, 0.01, 1.0)})
 def legacy(tensor: TensorStatistics, parameters: Parameters) -> float:
-    """A quantile of |x|, and at most a share of the largest (TensorRT's IInt8LegacyCalibrator).
+    """Return a quantile of |x|, limited to a share of the largest (TensorRT's IInt8LegacyCalibrator).
 
     Source: NvInfer.h, getQuantile and getRegressionCutoff; the defaults are those of NVIDIA's MLPerf 3D-UNet.
-    TensorRT's own regression between the two is not published, so none is made here. Both are shares, 0 to 1.
+    TensorRT's own regression between the two is not published, so it is left out here. Both parameters are shares, 0 to
+    1.
     """
     histogram = tensor.histogram()
     return min(_quantile(histogram, parameters["quantile"]), parameters["cutoff"] * histogram.absmax)
@@ -178,7 +180,7 @@ def legacy(tensor: TensorStatistics, parameters: Parameters) -> float:
 
 @algorithm("mse")
 def mse(tensor: TensorStatistics, _parameters: Parameters) -> float:
-    """Least mean squared error between a value and its INT8 form, rounding and clipping together.
+    """Minimize the mean squared error between a value and its INT8 form, rounding and clipping together.
 
     Source: pytorch-quantization's ``mse`` method. A bin counts at its centre; candidates are bin edges from 1/16 of
     the occupied range upwards, at most 256 of them.
@@ -198,11 +200,11 @@ def mse(tensor: TensorStatistics, _parameters: Parameters) -> float:
 
 @algorithm("entropy", parameters={"margin": Parameter(0.25, 0.0, 1.0)})
 def entropy(tensor: TensorStatistics, parameters: Parameters) -> float:
-    """Minimal KL divergence as in the first entropy calibrator: no bin is left out, the range is a bin's upper edge.
+    """Minimize the KL divergence as the first entropy calibrator: every bin is used, the range is a bin's upper edge.
 
     Source: Migacz, GTC 2017, s7310, with pytorch-quantization's rule that the first bin counts as much as the second
-    (otherwise the zeros behind every Relu drown the rest). TensorRT's own IInt8EntropyCalibrator looks at the network
-    after fusion; here it is the network as it is in the model. ``margin`` as for entropy2.
+    (otherwise the zeros behind every Relu dominate). TensorRT's own IInt8EntropyCalibrator works on the network
+    after fusion; here it is the network of the model file. ``margin`` as for entropy2.
     """
     histogram = tensor.histogram()
 
@@ -218,17 +220,18 @@ def entropy(tensor: TensorStatistics, parameters: Parameters) -> float:
 
 @algorithm("entropy2", parameters={"margin": Parameter(0.25, 0.0, 1.0)})
 def entropy2(tensor: TensorStatistics, parameters: Parameters) -> float:
-    """Least information lost: minimal KL divergence, as NVIDIA describes IInt8EntropyCalibrator2.
+    """Minimize the lost information: the KL divergence, as NVIDIA describes IInt8EntropyCalibrator2.
 
     Source: NVIDIA, MLPerf inference results v1.1 and v3.0, ``closed/NVIDIA/documentation/calibration.md``: for each
     bin B, all outliers go into B; the truncated histogram is coarsened to 127 bins between 0 and the midpoint of B,
     its last bin into the last coarse bin; the range is the centre of the B with the least divergence. The first bin is
-    left out. Where that text is silent we follow Migacz (GTC 2017, s7310): the coarse histogram counts no outliers,
+    left out. For details missing in that text we follow Migacz (GTC 2017, s7310): the coarse histogram excludes
+    outliers,
     and empty bins get no share of their coarse bin.
 
-    Ours: ``margin``. For a spiky histogram the divergence is flat and jagged, and its bare minimum clips for next to
-    nothing. A truncation is taken only if its divergence is less by this share than that of no truncation; 0 takes the
-    bare minimum. On EfficientNet-Lite0 that is worth 4 dB of logit SQNR.
+    Ours: ``margin``. The divergence of a spiky histogram is flat and jagged, and its plain minimum clips for almost no
+    gain. A truncation is used only if its divergence is lower by this share than that of no truncation; 0 always uses
+    the minimum. On EfficientNet-Lite0 this gains 4 dB of logit SQNR.
     """
     histogram = tensor.histogram()
 
@@ -242,14 +245,14 @@ def entropy2(tensor: TensorStatistics, parameters: Parameters) -> float:
 
 
 class _Cut(msgspec.Struct, frozen=True):
-    """The place at which a histogram is truncated: at ``bin``, in bins of ``width``."""
+    """The position where a histogram is truncated: at ``bin``, in bins of ``width``."""
 
     bin: int
     width: float
 
 
 def _cut(histogram: Histogram, counted: Callable[[Histogram], NDArray[np.float64]], *, margin: float) -> _Cut | None:
-    """The truncation with the least divergence, the largest of equals; None where nothing should be truncated.
+    """Return the truncation with the least divergence, the largest of equals; None if none is useful.
 
     Ours: of few values (a pooled tensor of one picture, say) the histogram has gaps, and its divergence alone would cut
     off most of the range. There a truncation must leave 99 % of the power.
@@ -292,7 +295,7 @@ def _clips_little(counts: NDArray[np.float64], bins: NDArray[np.intp]) -> NDArra
 
 
 def _quantile(histogram: Histogram, share: float) -> float:
-    """Upper edge of the bin that holds the ``share`` quantile of |x|, and at most the largest |x|."""
+    """Return the upper edge of the bin with the ``share`` quantile of |x|, at most the largest |x|."""
     running = np.cumsum(histogram.counts)
     if not running[-1]:
         return 0.0
@@ -302,7 +305,7 @@ def _quantile(histogram: Histogram, share: float) -> float:
 
 
 def _divergences(counts: NDArray[np.float64], bins: NDArray[np.intp]) -> NDArray[np.float64]:
-    """KL divergence in nats for truncation at each of ``bins``, ascending; infinite where one cannot hold outliers.
+    """Return the KL divergence in nats for truncation at each of ``bins``, ascending; infinite for an invalid bin.
 
     All sums over fine bins come from prefix sums, so the cost is bins × levels instead of bins².
     """
@@ -312,7 +315,7 @@ def _divergences(counts: NDArray[np.float64], bins: NDArray[np.intp]) -> NDArray
     filled = np.concatenate(([0.0], np.cumsum(counts > 0)))
     self_information = np.concatenate(([0.0], np.cumsum(_xlogx(counts))))
 
-    # With fewer bins than levels, each has a coarse bin of its own.
+    # With fewer bins than levels, each bin has its own coarse bin.
     few, last = bins[bins < LEVELS], bins[bins >= LEVELS]
     alone = np.where(counts[few] > 0.0, counts[few], 1.0)
     edges = _edges(max(int(bins[-1]), SEARCH_BINS))[last - LEVELS]
@@ -332,7 +335,7 @@ def _divergences(counts: NDArray[np.float64], bins: NDArray[np.intp]) -> NDArray
 
 @functools.lru_cache(maxsize=4)
 def _edges(most: int) -> NDArray[np.intp]:
-    """First fine bin of each coarse one, and the end of the last, for truncation at B from LEVELS to ``most``.
+    """Return the first fine bin of each coarse one, and the end of the last, for B from LEVELS to ``most``.
 
     Bin i, centre i + 0.5, belongs to coarse bin floor((i + 0.5) / (B + 0.5) · LEVELS); B itself to the last one.
     """

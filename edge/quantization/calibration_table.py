@@ -1,7 +1,8 @@
-"""TensorRT's calibration table: read and written byte for byte.
+"""Read and write TensorRT's calibration table byte for byte.
 
 One header line, then ``<tensor name>: <scale>`` per tensor, LF after every line. A scale is an IEEE-754 float32 as
-eight lower-case hexadecimal digits, most significant first; the dynamic range is 127 · scale. A name may hold blanks,
+eight lower-case hexadecimal digits, most significant first; the dynamic range is 127 · scale. A name may contain
+blanks,
 slashes and colons, so a line is split at its last ``": "``.
 
 Header forms: ``TRT-<version>-<calibrator>``; ``0 <cutoff> <quantile>``, two float64 in hexadecimal, for the legacy
@@ -12,8 +13,8 @@ Sources: ``readScalesFromCalibrationCache`` and ``setDynamicRange`` in TensorRT 
 files in NVIDIA's MLPerf submissions (v0.5 to v3.0) and in NVIDIA-AI-IOT/deepstream_reference_apps (header ``1``).
 The header ``2`` is inferred from the enumeration CalibrationAlgoType; no file with it was seen.
 
-A table keeps bit patterns, not numbers: NaN payloads and -0 come out as they went in. :func:`parse` takes nothing but
-what :func:`write` gives; :func:`parse_lenient` also takes what other programs write, and says what it changed.
+A table stores bit patterns, not numbers: NaN payloads and -0 are preserved. :func:`parse` only accepts what
+:func:`write` produces; :func:`parse_lenient` also accepts the output of other programs, and reports its corrections.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ _LEGACY_HEADER = re.compile(r"0 ([0-9a-f]{1,16}) ([0-9a-f]{1,16})")
 _HEX8 = re.compile(r"[0-9a-f]{8}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _BOM = b"\xef\xbb\xbf"
-_MEND = "`edge table convert --lenient` mends what can be mended and says what it changed"
+_MEND = "`edge table convert --lenient` repairs common damage and reports each change"
 
 
 class TrtVersion(msgspec.Struct, frozen=True, order=True):
-    """A TensorRT version, as far as a table's header holds it."""
+    """A TensorRT version with the precision of a table's header."""
 
     major: int
     minor: int
@@ -67,28 +68,28 @@ class TrtVersion(msgspec.Struct, frozen=True, order=True):
 
     @classmethod
     def from_code(cls, code: int) -> TrtVersion:
-        """The version behind a header's number."""
+        """Convert a header's number to a version."""
         size = 1_000 if code < 10_000 else 10_000
         return cls(code // size, code % size // 100, code % 100)
 
     @classmethod
     def parse(cls, text: str) -> TrtVersion:
-        """Read ``10.3.0``; a fourth number (the build) is allowed and dropped.
+        """Parse ``10.3.0``; a fourth number (the build) is allowed and dropped.
 
         Raises:
-            ArtifactError: not a version, or one that a header cannot hold.
+            ArtifactError: ``text`` is not a version, or a header cannot express it.
         """
         match = re.fullmatch(r"([0-9]{1,2})\.([0-9]{1,2})\.([0-9]{1,2})(\.[0-9]+)?", text, re.ASCII)
         if match is None:
             raise ArtifactError(f"{text!r} is not a TensorRT version", hint="write it like 10.3.0")
         version = cls(*(int(part) for part in match.groups()[:3]))
         if version.major == 0 or cls.from_code(version.code) != version:
-            raise ArtifactError(f"a table's header cannot hold TensorRT {text}", hint="write it like 10.3.0")
+            raise ArtifactError(f"a table's header cannot express TensorRT {text}", hint="write it like 10.3.0")
         return version
 
 
 class TableHeader(msgspec.Struct, frozen=True):
-    """First line of a table: its text, and what the text says. Made by :meth:`parse` or :meth:`make`.
+    """First line of a table: its text and its parsed fields. Use :meth:`parse` or :meth:`make`.
 
     ``kind`` is ``numeric`` for the forms that begin with the calibrator's number and name no version.
     ``cutoff`` and ``quantile`` are the regression cutoff and the quantile of the legacy calibrator, both 0 to 1.
@@ -106,7 +107,7 @@ class TableHeader(msgspec.Struct, frozen=True):
         """Read a header line.
 
         Raises:
-            ArtifactError: not a header of a calibration table.
+            ArtifactError: the text is not a header of a calibration table.
         """
         if match := _TRT_HEADER.fullmatch(text):
             code, calibrator = match.groups()
@@ -127,10 +128,10 @@ class TableHeader(msgspec.Struct, frozen=True):
 
     @classmethod
     def make(cls, algorithm: AlgorithmName, version: TrtVersion) -> TableHeader:
-        """The header that TensorRT ``version`` writes for ``algorithm``.
+        """Make the header that TensorRT ``version`` writes for ``algorithm``.
 
         Raises:
-            ArtifactError: legacy, whose header holds a quantile and a cutoff instead of a version.
+            ArtifactError: the algorithm is legacy, whose header has a quantile and a cutoff instead of a version.
         """
         for calibrator, name in _CALIBRATORS.items():
             if name == algorithm:
@@ -139,10 +140,10 @@ class TableHeader(msgspec.Struct, frozen=True):
 
 
 class Table(msgspec.Struct, frozen=True):
-    """A header, and the float32 bit pattern of each tensor's scale, in file order.
+    """A calibration table: a header, and the float32 bit pattern of each tensor's scale, in file order.
 
     Raises:
-        ArtifactError: a name that cannot be in a table, or a pattern of more than 32 bits.
+        ArtifactError: a name is not allowed in a table, or a pattern has more than 32 bits.
     """
 
     header: TableHeader
@@ -161,42 +162,42 @@ class Table(msgspec.Struct, frozen=True):
 
     @property
     def scales(self) -> dict[str, float]:
-        """Scale of every tensor; may hold NaN and infinity."""
+        """Scale of every tensor; may contain NaN and infinity."""
         return {name: to_float(pattern) for name, pattern in self.bits.items()}
 
     def scale(self, name: str) -> float:
-        """Scale of one tensor."""
+        """Return the scale of one tensor."""
         return to_float(self.bits[name])
 
     def range(self, name: str) -> float:
-        """Dynamic range of one tensor: the largest magnitude that INT8 represents, exact in float64."""
+        """Return the dynamic range of one tensor: the largest magnitude in INT8, exact in float64."""
         return self.scale(name) * LEVELS
 
 
 def to_float(pattern: int) -> float:
-    """The float32 with this bit pattern."""
+    """Return the float32 with this bit pattern."""
     value: float = struct.unpack(">f", pattern.to_bytes(4, "big"))[0]
     return value
 
 
 def to_bits(value: float) -> int:
-    """Bit pattern of ``value`` rounded to the nearest float32; OverflowError when it is too large for one."""
+    """Return the bit pattern of ``value`` rounded to float32; raise OverflowError if it is too large."""
     return int.from_bytes(struct.pack(">f", value), "big")
 
 
 def from_ranges(ranges: Mapping[str, float], *, algorithm: AlgorithmName, trt_version: TrtVersion) -> Table:
-    """Table with scale = float32(range / 127) for every tensor; ranges in the tensor's own units.
+    """Make a table with scale = float32(range / 127) for every tensor; ranges in the tensor's own units.
 
     Raises:
-        ArtifactError: a range that is negative, not finite or too large for float32; a name that cannot be in a
-            table; the legacy calibrator.
+        ArtifactError: a range is negative, not finite or too large for float32; a name is not allowed in a
+            table; the calibrator is legacy.
     """
     bits = {name: range_bits(value, name=name) for name, value in ranges.items()}
     return Table(TableHeader.make(algorithm, trt_version), bits)
 
 
 def range_bits(value: float, *, name: str, where: Where | None = None) -> int:
-    """Bit pattern of the scale of a tensor with dynamic range ``value``.
+    """Return the bit pattern of the scale of a tensor with dynamic range ``value``.
 
     Raises:
         ArtifactError: the range is negative, not finite or too large for float32.
@@ -211,32 +212,32 @@ def range_bits(value: float, *, name: str, where: Where | None = None) -> int:
 
 
 def retarget(table: Table, version: TrtVersion, *, algorithm: AlgorithmName | None = None) -> Table:
-    """The same scales under the header of another TensorRT version and, when asked for, another calibrator.
+    """Return the same scales under the header of another TensorRT version and, optionally, another calibrator.
 
     Raises:
-        ArtifactError: TensorRT 11 and later read no tables; a legacy header holds no version.
+        ArtifactError: TensorRT 11 and later read no tables; a legacy header has no version.
     """
     if version.major >= FIRST_WITHOUT_CALIBRATORS:
         raise ArtifactError(
             f"TensorRT {version} has no calibrators and reads no calibration table",
-            hint="edge table convert --to qdq: it takes INT8 as Q/DQ nodes",
+            hint="edge table convert --to qdq: this TensorRT needs Q/DQ nodes for INT8",
         )
     if algorithm is None and table.header.algorithm == "legacy":
-        raise ArtifactError("a legacy header holds no version: there is nothing to change", hint="--as entropy2")
+        raise ArtifactError("a legacy header has no version that could be changed", hint="--as entropy2")
     return Table(TableHeader.make(algorithm or table.header.algorithm, version), table.bits)
 
 
 def write(table: Table) -> bytes:
-    """The table's file content."""
+    """Return the content of the table's file."""
     lines = [table.header.text, *(f"{name}: {pattern:08x}" for name, pattern in table.bits.items())]
     return "".join(f"{line}\n" for line in lines).encode()
 
 
 def parse(data: bytes, *, where: Where = "table") -> Table:
-    """Read the content of a table file; ``write(parse(data)) == data``.
+    """Parse the content of a table file; ``write(parse(data)) == data``.
 
     Raises:
-        ArtifactError: anything else than TensorRT's own form, with ``file:line`` and what it looks like.
+        ArtifactError: the data is not in TensorRT's own form; the error has ``file:line`` and a guess of the format.
     """
     text = _decode(data, where)
     *lines, ending = text.split("\n")
@@ -247,7 +248,7 @@ def parse(data: bytes, *, where: Where = "table") -> Table:
         raise
     if ending:
         at = f"{where}:{len(lines) + 1}"
-        raise ArtifactError("the file does not end with a newline: it may be cut off", where=at, hint=_MEND)
+        raise ArtifactError("the file does not end with a newline: it may be truncated", where=at, hint=_MEND)
     bits: dict[str, int] = {}
     line_of: dict[str, int] = {}
     for number, line in enumerate(lines[1:], start=2):
@@ -257,20 +258,21 @@ def parse(data: bytes, *, where: Where = "table") -> Table:
             _refuse_line(line, at, is_last=not "".join(lines[number:]).strip())
         _check_name(name, where=at)
         if name in bits:
-            raise ArtifactError(f"{name}: is here again, first in line {line_of[name]}", where=at)
+            raise ArtifactError(f"duplicate entry {name!r} (first defined on line {line_of[name]})", where=at)
         bits[name] = int(value, 16)
         line_of[name] = number
     return Table(header, bits)
 
 
 def parse_lenient(data: bytes, *, where: Where = "table") -> tuple[Table, list[str]]:
-    """Read a table that another program wrote or an editor touched; also returns what was mended, one note each.
+    """Parse a table that another program wrote or an editor changed; return it with a note for each correction.
 
-    Mended: a byte order mark, CRLF, blanks at the end of a line, empty lines at the end, a missing final newline,
+    Corrected: a byte order mark, CRLF, blanks at the end of a line, empty lines at the end, a missing final newline,
     ``0x``, upper-case digits, and dropped leading zeros (``hex()`` writes 0 as ``0x0``).
 
     Raises:
-        ArtifactError: what is left is no table. A short scale at a cut-off end is not padded: its digits are lost.
+        ArtifactError: the result is not a table. A truncated scale at the end is not padded, because its digits are
+        lost.
     """
     notes = []
     if data.startswith(_BOM):
@@ -284,7 +286,9 @@ def parse_lenient(data: bytes, *, where: Where = "table") -> tuple[Table, list[s
     ending = text[len(text.rstrip()) :]
     if "\n" not in ending:
         if len(lines) > 1 and not _HEX8.fullmatch(_bare_digits(lines[-1].rpartition(": ")[2])):
-            raise ArtifactError("the file is cut off in this line", where=f"{where}:{len(lines)}", hint="copy it again")
+            raise ArtifactError(
+                "the file is truncated in this line", where=f"{where}:{len(lines)}", hint="copy it again"
+            )
         notes.append("final newline added")
     elif ending.count("\n") > 1:
         notes.append("empty lines at the end removed")
@@ -300,7 +304,7 @@ def parse_lenient(data: bytes, *, where: Where = "table") -> tuple[Table, list[s
 
 
 def _mend(line: str) -> str:
-    """The line in TensorRT's form where that is certain; otherwise as it is, for the parser to refuse."""
+    """Return the line in TensorRT's form if the correction is certain, otherwise unchanged."""
     name, separator, value = line.rpartition(": ")
     digits = _bare_digits(value)
     return f"{name}: {digits.zfill(8)}" if separator and re.fullmatch(r"[0-9a-f]{1,8}", digits) else line
@@ -323,7 +327,7 @@ def _decode(data: bytes, where: Where) -> str:
 
 
 def _refuse_foreign(text: str, where: Where) -> None:
-    """Raise for files that are often taken for a calibration table."""
+    """Raise an error for files that are often mistaken for a calibration table."""
     if text.lstrip().startswith(("{", "[")):
         raise ArtifactError("this is JSON", where=where, hint="edge table convert --from ort-json")
     if text.startswith("version https://git-lfs"):
@@ -332,14 +336,14 @@ def _refuse_foreign(text: str, where: Where) -> None:
     if all(name and not name.endswith(":") and _is_decimal(value) for name, _, value in parts):
         raise ArtifactError(
             "this is onnxruntime's calibration.cache (name, blank, decimal range): TensorRT cannot read it, and its "
-            "ranges are too small where a tensor reaches further below zero than above",
+            "ranges are too small for a tensor whose minimum exceeds its maximum in magnitude",
             where=where,
             hint="convert the calibration.json next to it: edge table convert --from ort-json",
         )
 
 
 def _refuse_line(line: str, at: str, *, is_last: bool) -> NoReturn:
-    """Raise for a line that is not ``name: 8 digits``, saying what it looks like; behind the last are blanks only."""
+    """Raise an error that describes a line other than ``name: 8 digits``; only blank lines follow the last line."""
     name, separator, value = line.rpartition(": ")
     digits = _bare_digits(value)
     hint: str | None = _MEND
@@ -351,10 +355,10 @@ def _refuse_line(line: str, at: str, *, is_last: bool) -> NoReturn:
         decimal = "; the scale looks decimal" if _is_decimal(line.rpartition(":")[2]) else ""
         what, hint = f"expected `name: scale` with 8 hexadecimal digits, got {_short(line)}{decimal}", None
     elif not digits:
-        what, hint = f"{name}: 0 digits instead of 8: the line is cut off", None
+        what, hint = f"{name}: 0 digits instead of 8: the line is truncated", None
     elif len(digits) < 8:
         what = (
-            f"{name}: {len(digits)} digits instead of 8: the line is cut off, "
+            f"{name}: {len(digits)} digits instead of 8: the line is truncated,  "
             "or its writer dropped leading zeros as hex() does"
         )
     elif len(digits) > 8:
@@ -376,7 +380,7 @@ def _is_decimal(value: str) -> bool:
 
 def _check_name(name: str, *, where: Where | None) -> None:
     if not name:
-        raise ArtifactError("a tensor without a name", where=where)
+        raise ArtifactError("a tensor has no name", where=where)
     if found := _CONTROL.search(name):
         raise ArtifactError(f"control character {found.group()!r} in the tensor name {_short(name)}", where=where)
     try:

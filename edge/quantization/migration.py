@@ -1,7 +1,7 @@
-"""Migration: outlier channels behind LayerNorm and GELU move from the activations into the weights that read them.
+"""Migration: move outlier channels after LayerNorm and GELU from the activations into the weights that read them.
 
-X·W = (X/s)·(s·W) for one factor s per channel. The float network stays the same; in INT8 the channels of X/s are of
-more equal size, so that one scale fits them all. Source: Xiao et al., "SmoothQuant" (ICML 2023), with
+X·W = (X/s)·(s·W) for one factor s per channel. The float network computes the same; in INT8 the channels of X/s have
+similar sizes, so that one scale suits them all. Source: Xiao et al., "SmoothQuant" (ICML 2023), with
 s = max|X|^alpha / max|W|^(1 - alpha).
 """
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto, NodeProto
 
-# A channel that is silent in calibration counts as this share of the tensor's largest value: it may speak later.
+# A channel that is zero in calibration gets this share of the tensor's largest value: it may be used later.
 _FLOOR = 0.1
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization"})
 
 
 def migrated_name(tensor: str) -> str:
-    """Name of a tensor after migration."""
+    """Return the name of a tensor after migration."""
     return f"{tensor}_migrated"
 
 
 def migration_candidates(model: ModelProto) -> dict[str, list[WeightedLayer]]:
-    """Outputs of LayerNorm and GELU that matrix products with weights read, with those layers."""
+    """Find outputs of LayerNorm and GELU that weighted matrix products read; return them with those layers."""
     graph = GraphIndex(model)
     readers: dict[str, list[WeightedLayer]] = {}
     for layer in weighted_layers(model):
@@ -42,7 +42,7 @@ def migration_candidates(model: ModelProto) -> dict[str, list[WeightedLayer]]:
 
 
 def _is_behind_norm_or_gelu(graph: GraphIndex, name: str) -> bool:
-    """True if a tensor is the output of a LayerNorm or GELU, whole or decomposed, at most reshaped."""
+    """Return True if a tensor is the output of a LayerNorm or GELU, whole or decomposed, at most reshaped."""
     node = graph.producer.get(name)
     for _ in range(3):
         if node is None or node.op_type not in {"Reshape", "Flatten", "Squeeze", "Identity", "Dropout"}:
@@ -67,11 +67,11 @@ def _is_behind_norm_or_gelu(graph: GraphIndex, name: str) -> bool:
 def migration_of(
     graph: GraphIndex, tensor: str, layers: list[WeightedLayer], channels: NDArray[np.floating], *, alpha: float
 ) -> Migration:
-    """The migration of one tensor.
+    """Compute the migration of one tensor.
 
     Args:
         graph: the network.
-        tensor: what ``layers`` read.
+        tensor: the input of ``layers``.
         layers: matrix products whose rows belong to the tensor's channels.
         channels: largest magnitude of each channel over the calibration pictures.
         alpha: 0 leaves everything in the activations, 1 moves all of it into the weights.
@@ -91,7 +91,7 @@ def migration_of(
 
 
 def _output_axis(layer: WeightedLayer) -> int:
-    """Axis of the weights that counts the output channels, for the maximum over it."""
+    """Return the axis of the weights with the output channels, to compute the maximum over it."""
     return 1 if layer.axis in {1, None} else 0
 
 
@@ -99,7 +99,7 @@ def migrate(model: ModelProto, migration: Migration) -> None:
     """Divide a tensor by its factors, and multiply the weights that read it.
 
     The division becomes part of a LayerNormalization's scale and bias where only the weighted layers read its output,
-    else one Mul. What else reads the tensor keeps it as it was.
+    else one Mul. Other readers of the tensor get it unchanged.
 
     Raises:
         ModelError: the network has no such tensor, or one with another number of channels.
@@ -109,14 +109,16 @@ def migrate(model: ModelProto, migration: Migration) -> None:
     factors = migration.factors.values.astype(np.float64)
     if layers is None:
         raise ModelError(
-            f"the recipe migrates {migration.tensor!r}, which no matrix product of this model reads",
+            f"the recipe migrates {migration.tensor!r}, which is not the input of a matrix product in this model",
             hint="edge calibrate makes the recipe again",
         )
     for layer in layers:
         weights = graph.array(layer.weight).astype(np.float64)
         rows = factors[:, None] if layer.axis == 1 else factors[None, :]
         if weights.shape[1 - layer.axis if layer.axis is not None else 0] != factors.size:
-            raise ModelError(f"the recipe has {factors.size} channels for {migration.tensor!r}, the model has others")
+            raise ModelError(
+                f"the recipe has {factors.size} channels for {migration.tensor!r}, but the model has another number"
+            )
         node = graph.producer[layer.output]
         node.input[1] = graph.add_constant(f"{layer.weight}_migrated", (weights * rows).astype(np.float32))
     name = graph.unique(migrated_name(migration.tensor))
@@ -138,7 +140,7 @@ def migrate(model: ModelProto, migration: Migration) -> None:
 
 
 def _divide_norm(graph: GraphIndex, node: NodeProto, factors: NDArray[np.float64]) -> bool:
-    """Divide the scale and bias of a LayerNormalization by ``factors``; False where it is none."""
+    """Divide the scale and bias of a LayerNormalization by ``factors``; return False for any other node."""
     if node.op_type not in _NORMS:
         return False
     names = [name for name in node.input[1:3] if name]

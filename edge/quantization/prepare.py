@@ -1,6 +1,6 @@
-"""A folded model and a recipe -> the prepared model: the float network that INT8 is made from.
+"""Apply a recipe to a folded model: the result is the prepared float network that is quantized.
 
-Migration and shift keep the function; rounded weights and corrected biases compensate each other for what INT8 does.
+Migration and shift keep the function. Rounded weights and corrected biases change it to compensate errors of INT8.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 def apply(folded: ModelProto, recipe: Recipe, *, rounding: bool = True) -> ModelProto:
-    """The prepared model; ``folded`` (see :func:`edge.quantization.fold`) is left as it is.
+    """Return the prepared model; ``folded`` (see :func:`edge.quantization.fold`) is not changed.
 
     Args:
         folded: the network with its weights as initializers.
-        recipe: what is done to it.
-        rounding: False leaves out what does not keep the function: rounded weights and corrected biases.
+        recipe: the changes to apply.
+        rounding: False leaves out rounded weights and corrected biases, which change the function.
 
     Raises:
         ModelError: the recipe names a tensor or layer that the network does not have.
@@ -53,9 +53,9 @@ def apply(folded: ModelProto, recipe: Recipe, *, rounding: bool = True) -> Model
 
 
 def round_weights(model: ModelProto, excluded: Collection[str]) -> None:
-    """Put the weights of all quantized layers on their INT8 levels, each filter's sum kept.
+    """Round the weights of all quantized layers to their INT8 levels, keeping the sum of each filter.
 
-    Weights that several layers read in different ways, or that are no numbers, stay as they are.
+    Weights that several layers read in different ways, or that contain NaN or infinity, stay unchanged.
     """
     onnx = require("onnx")
     axes: dict[str, set[int | None]] = {}
@@ -70,7 +70,7 @@ def round_weights(model: ModelProto, excluded: Collection[str]) -> None:
 
 
 def table_ranges(folded: Mapping[str, float], recipe: Recipe, prepared: ModelProto) -> dict[str, float]:
-    """Ranges of the prepared model's tensors, from those of the folded model's and the recipe."""
+    """Compute the ranges of the prepared model's tensors from those of the folded model and the recipe."""
     made = {migrated_name(item.tensor): item.bound for item in recipe.migrations}
     made |= {shifted_name(item.tensor): shift_range(item) for item in recipe.shifts}
     centres = {shifted_name(item.tensor): abs(item.centre) for item in recipe.shifts}

@@ -1,4 +1,4 @@
-"""Calibration table -> Q/DQ ONNX.
+"""Convert a model and its calibration table to Q/DQ ONNX.
 
 Both targets: symmetric INT8, per-tensor activations with the table's scale to the bit, per-channel weights.
 
@@ -41,9 +41,9 @@ _TINY = float(np.finfo(np.float32).tiny)
 
 
 class QdqResult(msgspec.Struct, frozen=True):
-    """The Q/DQ model (an onnx.ModelProto), and how many weighted layers it quantizes of how many.
+    """The Q/DQ model (an onnx.ModelProto), and the numbers of quantized and of all weighted layers.
 
-    ``unscaled`` names the tensors that have no usable scale and keep a weighted layer in float.
+    ``unscaled`` names the tensors without a usable scale that keep a weighted layer in float.
     """
 
     model: Any
@@ -63,22 +63,22 @@ def insert(
     attention: Attention | None = None,
     residual: Residual | None = None,
 ) -> QdqResult:
-    """Q/DQ form of ``model`` (which is left as it is) with the scales of ``table``.
+    """Return the Q/DQ form of ``model`` (which is not changed) with the scales of ``table``.
 
     Args:
-        model: the user's model, a folded one, or a prepared one, which says itself what it was prepared for.
-        table: scales by tensor name. A layer with a tensor that has no scale, or one that means nothing (zero,
-            denormal, negative, not finite), stays float and is counted as such.
-        target: who runs it.
+        model: the user's model, a folded one, or a prepared one, whose metadata has its settings.
+        table: scales by tensor name. A layer with a tensor without a usable scale (zero,
+            denormal, negative, not finite) stays float and is reported.
+        target: the runtime for the result.
         balance: keep the sum of each filter while rounding; without it each weight goes to the nearest level. Weights
             that are on their levels already stay there.
         float_layers: names of weighted layers that are not quantized.
         only: quantize no other layers than these, and no sums or pools.
         attention: ``int8`` quantizes products of two activations as well.
-        residual: which sums are quantized; see :mod:`edge.quantization.recipe`.
+        residual: the sums to quantize; see :mod:`edge.quantization.recipe`.
 
     Raises:
-        ModelError: an opset that onnx cannot convert.
+        ModelError: onnx cannot convert the opset.
     """
     kept = read_placement(model)
     chosen = Placement(
@@ -101,9 +101,9 @@ def insert(
 
 
 def usable_scales(model: ModelProto, table: Table, *, target: Target) -> dict[str, float]:
-    """The scale that each tensor gets, where the table has one that means something; ``model`` is left as it is.
+    """Return the scale of each tensor with a usable one in the table; ``model`` is not changed.
 
-    Constants must be initializers: weights get their scales from their own values, whatever a foreign table says.
+    Constants must be initializers: weights get their scales from their own values, not from a foreign table.
     """
     constant = {item.name for item in model.graph.initializer}
     usable = {name: table.scale(name) for name, pattern in table.bits.items() if value_code(pattern) is None}
@@ -114,7 +114,7 @@ def usable_scales(model: ModelProto, table: Table, *, target: Target) -> dict[st
 
 
 def _move_before_activations(model: ModelProto, scales: dict[str, float]) -> None:
-    """Give the input of each Relu and Clip the scale of its output, so that the layer in front can run in INT8.
+    """Give the input of each Relu and Clip the scale of its output, so that the preceding layer can run in INT8.
 
     The quantizer then saturates where the activation would have clipped, and Relu or Clip of a rounded value is the
     rounded value of Relu or Clip. Only where the activation is the tensor's only user.
@@ -127,7 +127,7 @@ def _move_before_activations(model: ModelProto, scales: dict[str, float]) -> Non
 
 
 class _Insertion:
-    """Q/DQ nodes on their way into one model."""
+    """A model during the insertion of Q/DQ nodes."""
 
     def __init__(self, model: ModelProto, scales: Scales, *, target: Target, balance: bool) -> None:
         self.model, self.scales, self.target, self.balance = model, scales, target, balance
@@ -142,7 +142,7 @@ class _Insertion:
         self._quantized: list[str] = []
 
     def quantize_layers(self, layers: list[WeightedLayer]) -> int:
-        """Quantize inputs and weights of ``layers``; how many could be."""
+        """Quantize inputs and weights of ``layers``; return the number of quantized layers."""
         nodes = {node.output[0]: node for node in self.model.graph.node if node.output}
         done = 0
         for layer in layers:
@@ -177,7 +177,7 @@ class _Insertion:
             self._integer_bias(node, layer, layer.bias, scale)
 
     def _weight_pair(self, layer: WeightedLayer) -> tuple[str, NDArray[np.float32]]:
-        """The dequantized weights, and their scales (per output channel, or one)."""
+        """Return the dequantized weights, and their scales (per output channel, or one)."""
         roomy = self._scale_with_room(layer) if self.target == "onnxruntime" else None
         key = (layer.weight, layer.axis)
         if key in self._weights:
@@ -207,7 +207,7 @@ class _Insertion:
         return result
 
     def _scale_with_room(self, layer: WeightedLayer) -> NDArray[np.float32] | None:
-        """Weight scales with which every bias fits int32; None where the weights' own will do."""
+        """Return weight scales with which every bias fits into int32; None if the original scales do."""
         if layer.bias is None:
             return None
         bias = self.graph.array(layer.bias).astype(np.float64).reshape(-1)
@@ -238,7 +238,7 @@ class _Insertion:
         node.input[2] = output
 
     def quantize_along(self, chosen: Placement) -> None:
-        """Quantize what stands beside the weighted layers: sums, pools, and products where that is asked for."""
+        """Quantize operators around the weighted layers: sums, pools, and products if requested."""
         if self.target == "onnxruntime":
             for node in self.model.graph.node:
                 names = [*node.input, *node.output]
@@ -259,7 +259,7 @@ class _Insertion:
         return name in self.scales or name in self.graph.outputs
 
     def _pair(self, name: str) -> str:
-        """The tensor behind the Q/DQ pair on ``name``, which is made once."""
+        """Return the tensor after the Q/DQ pair on ``name``; the pair is made once."""
         if name in self._pairs.values():
             return name
         if name not in self._pairs:
@@ -275,7 +275,7 @@ class _Insertion:
         return self._pairs[name]
 
     def finish(self) -> None:
-        """Let all readers of a tensor that is quantized as a whole read it so, and put the new nodes into order."""
+        """Connect all readers of a fully quantized tensor to its Q/DQ pair, and sort the new nodes."""
         whole = [name for name in dict.fromkeys(self._quantized) if name not in self.graph.outputs]
         pairs = {name: self._pair(name) for name in whole}
         for node in self.model.graph.node:
@@ -293,7 +293,7 @@ class _Insertion:
 
 
 def _sort_in(model: ModelProto, new: list[NodeProto]) -> None:
-    """Put ``new`` nodes right behind the producers of what they read: onnx wants producers before consumers."""
+    """Insert ``new`` nodes right after the producers of their inputs: ONNX requires producers before consumers."""
     made = {name for node in model.graph.node for name in node.output}
     first = [node for node in new if not made.intersection(node.input)]
     behind: dict[str, list[NodeProto]] = {}

@@ -1,6 +1,6 @@
-"""The recipe as data: changes of a network before it is quantized, and the layers that stay in float.
+"""The recipe as data: changes of a network before its quantization, and the layers that stay in float.
 
-A recipe holds everything that :func:`edge.quantization.prepare.apply` needs, so the prepared model follows from the
+A recipe has everything that :func:`edge.quantization.prepare.apply` needs, so the prepared model follows from the
 user's model and the recipe alone.
 """
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 Residual = Literal["conv", "all", "none"]
 Attention = Literal["float", "int8"]
 
-# What TensorRT folds into a convolution in front of an add.
+# Operators that TensorRT folds into a convolution before an add.
 _IN_PATH = frozenset({"BatchNormalization", "Identity", "Cast"})
 _BIAS = frozenset({"Add", "Mul"})
 
 
 def residual_inputs(model: ModelProto, *, rule: Residual) -> list[tuple[NodeProto, int]]:
-    """Inputs of adds that are quantized, as node and input number.
+    """Return the inputs of adds to quantize, as node and input number.
 
     ``rule`` conv: where a Conv or ConvTranspose path ends in the add. ``all``: in every add of two activations.
     Where both branches are convolutions (a downsampling block), the one computed first is quantized; the other stays
@@ -65,7 +65,7 @@ def residual_inputs(model: ModelProto, *, rule: Residual) -> list[tuple[NodeProt
 
 
 def _ends_in_convolution(graph: GraphIndex, reader: NodeProto, name: str) -> bool:
-    """True if ``name``, read by ``reader``, is a convolution's output, at most with a constant added or multiplied."""
+    """Return True if ``name``, read by ``reader``, is the output of a convolution, perhaps with a constant applied."""
     while graph.is_sole_consumer(reader, name):
         node = graph.producer.get(name)
         if node is None:
@@ -80,7 +80,7 @@ def _ends_in_convolution(graph: GraphIndex, reader: NodeProto, name: str) -> boo
 
 
 def attention_inputs(model: ModelProto) -> Iterator[tuple[NodeProto, int]]:
-    """Both inputs of every MatMul of two activations."""
+    """Return both inputs of every MatMul of two activations."""
     graph = GraphIndex(model)
     for node in model.graph.node:
         if node.op_type == "MatMul" and all(_is_live(graph, name) for name in node.input):
@@ -93,10 +93,11 @@ def _is_live(graph: GraphIndex, name: str) -> bool:
 
 
 def float_only_tensors(model: ModelProto, float_layers: Collection[str]) -> set[str]:
-    """Tensors that no quantized layer computes or reads, around the weighted layers that stay in float.
+    """Return the tensors around float layers that no quantized layer computes or reads.
 
-    TensorRT takes INT8 away from the producer and from the readers of a tensor without a scale. So only tensors between
-    float layers may lose theirs: what a quantized layer computes or reads keeps it, also past Relu, Add and pools.
+    TensorRT does not run the producer and the readers of a tensor without a scale in INT8. So only tensors between
+    float layers may lose their scale: a tensor that a quantized layer computes or reads keeps it, also past Relu, Add
+    and pools.
 
     Args:
         model: a folded or prepared network.
@@ -123,12 +124,12 @@ def float_only_tensors(model: ModelProto, float_layers: Collection[str]) -> set[
 
 
 def match_layers(model: ModelProto, patterns: Sequence[str], *, key: str) -> list[str]:
-    """Names of the weighted layers that ``patterns`` name, in graph order.
+    """Return the names of the weighted layers that match ``patterns``, in graph order.
 
     Args:
         model: the network.
         patterns: names of layers, patterns with ``*`` and ``?``, or operator types.
-        key: where the patterns stand: a key of ``quantization:`` in the profile.
+        key: the key of ``quantization:`` in the profile with the patterns.
 
     Raises:
         ProfileError: a pattern matches no layer with weights; the nearest name is suggested.
@@ -145,19 +146,19 @@ def match_layers(model: ModelProto, patterns: Sequence[str], *, key: str) -> lis
             known = [layer.name for layer in layers] + sorted({layer.op_type for layer in layers})
             raise ProfileError(
                 f"quantization.{key}: {pattern!r} matches no layer with weights{did_you_mean(pattern, known)}",
-                hint="names of layers are those of the ONNX file; '/blocks.0/*' and types such as Gemm work",
+                hint="use names of the ONNX file, patterns such as '/blocks.0/*', or operator types such as Gemm",
             )
         found |= matching
     return [layer.name for layer in layers if layer.name in found]
 
 
 FORMAT = 1
-# Key of the prepared model's metadata that says how it is to be quantized.
+# Key of the prepared model's metadata with its quantization settings.
 METADATA_KEY = "edge.quantization"
 
 
 class Vector(msgspec.Struct, frozen=True):
-    """Float32 numbers, little-endian, in base64: exact and a third of the size of decimal text."""
+    """Float32 numbers, little-endian, in base64: exact, and a third of the size of decimal text."""
 
     data: str
 
@@ -185,7 +186,7 @@ class Migration(msgspec.Struct, frozen=True):
 
 
 class Shift(msgspec.Struct, frozen=True):
-    """``tensor`` has its range [low, high] moved by ``centre`` so that it lies around zero."""
+    """Moves the range [low, high] of ``tensor`` by ``centre`` so that it is symmetric around zero."""
 
     tensor: str
     low: float
@@ -201,7 +202,7 @@ class BiasCorrection(msgspec.Struct, frozen=True):
 
 
 class FloatLayer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A weighted layer that is not quantized, why, and what was measured for it in dB of logit SQNR."""
+    """A weighted layer that stays in float, the reason, and its measured gain in dB of logit SQNR."""
 
     layer: str
     reason: str
@@ -209,7 +210,7 @@ class FloatLayer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One step of the stack: the SQNR measured with it, and whether and why it was left out."""
+    """One preparation step: its SQNR, and the reason if it was left out."""
 
     name: str
     is_applied: bool
@@ -220,9 +221,9 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """The recipe of one network.
 
-    ``model`` is the sha256 of the user's model, ``statistics`` the digest of the statistics that the ranges come from,
-    ``pictures`` how many calibration pictures judged the steps. ``is_balanced``: the weights of quantized layers are
-    rounded to their levels with the sum of each filter kept.
+    ``model`` is the sha256 of the user's model, ``statistics`` the digest of the statistics behind the ranges,
+    ``pictures`` the number of calibration images that scored the steps. ``is_balanced``: the weights of quantized
+    layers are rounded to their levels with the sum of each filter kept.
     """
 
     format: int = FORMAT
@@ -256,15 +257,15 @@ class Placement(msgspec.Struct, frozen=True):
 
 
 def encode_recipe(recipe: Recipe) -> bytes:
-    """The ``.recipe.json`` file."""
+    """Encode the recipe as the content of a ``.recipe.json`` file."""
     return msgspec.json.format(msgspec.json.encode(recipe), indent=1)
 
 
 def decode_recipe(data: bytes, *, where: Path | str) -> Recipe:
-    """Read a ``.recipe.json``.
+    """Decode the content of a ``.recipe.json`` file.
 
     Raises:
-        ArtifactError: not a recipe, or one of a newer format.
+        ArtifactError: the data is not a recipe, or has a newer format.
     """
     try:
         recipe = msgspec.json.decode(data, type=Recipe)
@@ -276,7 +277,7 @@ def decode_recipe(data: bytes, *, where: Path | str) -> Recipe:
 
 
 def write_placement(model: ModelProto, recipe: Recipe) -> None:
-    """Note in the model's metadata how it is to be quantized."""
+    """Store the quantization settings in the model's metadata."""
     placement = Placement(recipe.attention, recipe.residual, tuple(item.layer for item in recipe.float_layers))
     kept = [item for item in model.metadata_props if item.key != METADATA_KEY]
     del model.metadata_props[:]
@@ -285,12 +286,12 @@ def write_placement(model: ModelProto, recipe: Recipe) -> None:
 
 
 def float_layers_of(model: ModelProto) -> frozenset[str]:
-    """Names of the weighted layers that a prepared model's recipe keeps in float; none for any other model."""
+    """Return the weighted layers that a prepared model's recipe keeps in float; empty for any other model."""
     return frozenset(read_placement(model).float_layers)
 
 
 def read_placement(model: ModelProto) -> Placement:
-    """Read the placement from the model's metadata; the defaults where it has none."""
+    """Read the placement from the model's metadata; return the defaults if there is none."""
     for item in model.metadata_props:
         if item.key == METADATA_KEY:
             try:

@@ -1,11 +1,11 @@
-"""Weights that are rounded so that INT8 does not shift a layer's answers.
+"""Round weights so that INT8 does not shift a layer's outputs.
 
-Rounding each weight to the nearest level leaves every filter with an error of its sum, of some levels. What the layer
-reads is mostly positive (it comes from a Relu), so that error is multiplied by the mean of the input and shifts the
-whole channel; the rest of the rounding errors is noise that averages out. Nagel et al., "Data-Free Quantization Through
-Weight Equalization and Bias Correction" (ICCV 2019), measure the shift and correct the bias for it. Here it is kept
-from arising, without data and with the same scales: in each filter, the weights that lie nearest to the middle between
-two levels go to the other one, until the sum is right to half a level.
+Rounding each weight to the nearest level leaves every filter with an error of its sum, of some levels. A layer's input
+is mostly positive (it comes from a Relu), so that error is multiplied by the mean of the input and shifts the whole
+channel; the rest of the rounding errors is noise that averages out. Nagel et al., "Data-Free Quantization Through
+Weight Equalization and Bias Correction" (ICCV 2019), measure the shift and correct the bias for it. This module
+prevents it instead, without data and with the same scales: in each filter, the weights closest to the middle between
+two levels are rounded to the other level until the sum is right to half a level.
 
 On EfficientNet-Lite0, whose noise in INT8 comes from its weights for two thirds, that takes 5 dB off that part.
 """
@@ -28,7 +28,7 @@ LEVELS = 127
 
 
 def balanced(filters: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``filters`` (channels × weights) on the levels of a symmetric INT8 per channel, each row's sum kept.
+    """Round ``filters`` (channels × weights) to the levels of a symmetric INT8 per channel, keeping each row's sum.
 
     The largest weight of a row stays at ±127 levels, and no weight moves by a whole level.
     """
@@ -49,7 +49,7 @@ def balanced(filters: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def scales_of(values: NDArray[np.float32], axis: int | None) -> NDArray[np.float32]:
-    """Symmetric INT8 scales: one per slice along ``axis``, or one for all (shape ()).
+    """Return symmetric INT8 scales: one per slice along ``axis``, or one for all (shape ()).
 
     The largest magnitude is at 127 levels; a slice of zeros, or one whose scale would be denormal, has the scale 1.
     """
@@ -64,7 +64,7 @@ def scales_of(values: NDArray[np.float32], axis: int | None) -> NDArray[np.float
 
 
 def on_levels(values: NDArray[np.float32], axis: int | None, *, balance: bool) -> NDArray[np.float32]:
-    """``values`` on their INT8 levels, with the sum of each output channel kept where ``balance``."""
+    """Round ``values`` to their INT8 levels, keeping the sum of each output channel if ``balance``."""
     if axis is None or values.ndim < 2 or not np.isfinite(values).all():
         steps = scales_of(values, None)
         nearest: NDArray[np.float32] = (np.rint(values / steps) * steps).astype(np.float32)
@@ -81,14 +81,14 @@ def on_levels(values: NDArray[np.float32], axis: int | None, *, balance: bool) -
 
 
 def node_of(graph: GraphIndex, layer: WeightedLayer) -> NodeProto:
-    """The node of ``layer``."""
+    """Return the node of ``layer``."""
     return graph.producer[layer.output]
 
 
 def response(layer: WeightedLayer, weights: NDArray[Any], inputs: NDArray[Any], groups: int) -> NDArray[np.float64]:
-    """Output per channel of a layer without bias whose input channels hold the constants ``inputs``.
+    """Return the output per channel of a layer without bias whose input channels are the constants ``inputs``.
 
-    Borders are left out: every tap of a convolution counts.
+    Borders are ignored: every tap of a convolution is used.
 
     Args:
         layer: the layer.
@@ -110,14 +110,14 @@ def response(layer: WeightedLayer, weights: NDArray[Any], inputs: NDArray[Any], 
 
 
 def groups_of(graph: GraphIndex, layer: WeightedLayer) -> int:
-    """Groups of a convolution; 1 for other layers."""
+    """Return the groups of a convolution; 1 for other layers."""
     return int(attributes(node_of(graph, layer)).get("group", 1))
 
 
 def bias_correction(
     graph: GraphIndex, layer: WeightedLayer, rounded: NDArray[np.float32], means: NDArray[np.float64]
 ) -> NDArray[np.float32] | None:
-    """-(Wq - W)·E[x]: what must be added to the layer's bias. None where it has no per-channel bias.
+    """Return -(Wq - W)·E[x], the correction of the layer's bias; None if it has no per-channel bias.
 
     Args:
         graph: the network with unrounded weights.
@@ -137,9 +137,9 @@ def bias_correction(
 
 
 def add_to_output(graph: GraphIndex, layer: WeightedLayer, delta: NDArray[np.floating]) -> None:
-    """Add one number per output channel to what ``layer`` computes: to its bias, or to the Add behind it.
+    """Add one number per output channel to the output of ``layer``: to its bias, or to the Add after it.
 
-    A layer without either gets a bias or, where it cannot have one (MatMul), an Add.
+    A layer without either gets a bias or, if it cannot have one (MatMul), an Add.
     """
     node = node_of(graph, layer)
     amount = np.asarray(delta, np.float64).reshape(-1)
@@ -185,7 +185,7 @@ def _add_to_bias(graph: GraphIndex, node: NodeProto, amount: NDArray[np.float64]
 
 
 def insert_behind(graph: GraphIndex, node: NodeProto, extra: NodeProto) -> None:
-    """Put a node right behind another one, and note what it makes."""
+    """Insert a node right after another one, and register its outputs."""
     nodes = graph.model.graph.node
     index = next(i for i, item in enumerate(nodes) if item.name == node.name)
     nodes.insert(index + 1, extra)

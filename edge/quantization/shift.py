@@ -1,9 +1,9 @@
-"""Shift: one-sided activations moved around zero, so that a zero point of 0 wastes no codes.
+"""Shift one-sided activations so that they are centred on zero and INT8 with zero point 0 wastes no codes.
 
-A Relu's output lies in [0, r]; symmetric INT8 spends half of its 255 codes on values below zero that never come. With
-c the middle of a tensor's range, T - c lies in [-r/2, r/2] and needs half the scale. W·T = W·(T - c) + W·c, so the
-layers that read it get W·c in their bias. That is exact for layers without padding; a padded convolution gets its
-border from a Pad with the value -c, which is what its zeros become. Behind a Relu or Clip the shift needs no operator:
+The output of a Relu is in [0, r]; symmetric INT8 uses half of its 255 codes for values below zero that never occur.
+With c the middle of a tensor's range, T - c is in [-r/2, r/2] and needs half the scale. W·T = W·(T - c) + W·c, so the
+layers that read it add W·c to their bias. That is exact for layers without padding; a padded convolution gets a Pad
+with the value -c instead of its zeros. After a Relu or Clip the shift needs no operator:
 the bias in front loses c, and the activation becomes Clip(low - c, high - c). Elsewhere one Sub does it, which
 compilers put into the pointwise kernel that makes the tensor.
 """
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 ShiftMode = Literal["off", "unpadded", "all"]
 
-# A shift that takes less rounding noise off than this, in dB, is not worth its operator.
+# A shift that reduces the rounding noise by less than this, in dB, is not worth its operator.
 _LEAST_GAIN_DB = 1.0
 LEVELS = 127
 
 
 def shifted_name(tensor: str) -> str:
-    """Name of a tensor after the shift."""
+    """Return the name of a tensor after the shift."""
     return f"{tensor}_shifted"
 
 
 def shift_of(tensor: str, low: float, high: float, bound: float) -> Shift | None:
-    """The shift of a tensor that holds values in [low, high] and that is clipped at ±bound; None where none pays.
+    """Compute the shift of a tensor with values in [low, high] that is clipped at ±bound; None if it gains nothing.
 
     The centre is a whole number of steps, so that the border of a padded layer, which is -centre, has its own code.
     """
@@ -55,7 +55,7 @@ def shift_range(shift: Shift) -> float:
 
 
 def shift_candidates(model: ModelProto, mode: ShiftMode) -> list[str]:
-    """Tensors that can be shifted: read by a weighted layer that can take the constant into its bias."""
+    """Find tensors that can be shifted: every reader is a weighted layer that can add the constant to its bias."""
     if mode == "off":
         return []
     graph = GraphIndex(model)
@@ -98,13 +98,13 @@ def shift_tensors(model: ModelProto, shifts: Sequence[Shift], *, mode: ShiftMode
     """Shift each tensor of ``shifts`` in ``model``.
 
     Raises:
-        ModelError: the network has no such tensor, or a layer that cannot take the shift reads it.
+        ModelError: the network has no such tensor, or a layer that reads it cannot compensate the shift.
     """
     able = set(shift_candidates(model, mode))
     for shift in shifts:
         if shift.tensor not in able:
             raise ModelError(
-                f"the recipe shifts {shift.tensor!r}, which no layer of this model can take",
+                f"the recipe shifts {shift.tensor!r}, which no layer of this model can compensate",
                 hint="edge calibrate makes the recipe again",
             )
         _shift(GraphIndex(model), shift)
@@ -146,7 +146,7 @@ def _input_channels(layer: WeightedLayer, shape: Sequence[int], groups: int) -> 
 
 
 def _shift_activation(graph: GraphIndex, shift: Shift, name: str) -> bool:
-    """Shift a Relu or Clip behind a convolution or Gemm by its bounds and that layer's bias; False where it cannot."""
+    """Shift a Relu or Clip after a convolution or Gemm by bounds and bias; return False if impossible."""
     node = graph.producer[shift.tensor]
     if node.op_type not in {"Relu", "Clip"} or not graph.is_sole_consumer(node, node.input[0]):
         return False
@@ -178,7 +178,7 @@ def _shift_activation(graph: GraphIndex, shift: Shift, name: str) -> bool:
 
 
 def _padded(graph: GraphIndex, name: str, pads: list[int], value: float) -> str:
-    """A Pad in front of a convolution whose border is ``value``; the name of what it makes."""
+    """Insert a Pad with border ``value`` before a convolution; return the name of its output."""
     half = len(pads) // 2
     whole = [0, 0, *pads[:half], 0, 0, *pads[half:]]
     made = graph.unique(f"{name}_padded")

@@ -1,4 +1,4 @@
-"""Activation statistics that merge by addition, and their file.
+"""Activation statistics that can be merged by addition, and their file.
 
 Per tensor: minimum, maximum, count, and a signed histogram of 2·BINS bins over (-2^e, 2^e), where e is the smallest
 exponent with max|x| < 2^e. Bin j of either side holds j·w <= |x| < (j+1)·w with w = 2^e / BINS. Because w is a power of
@@ -21,7 +21,7 @@ from edge.errors import ArtifactError
 
 FORMAT = 1
 BINS = 8192
-# Below 2^-100 a tensor counts as zero: its bins would leave float32's normal range.
+# A tensor below 2^-100 is treated as zero: its bins would leave float32's normal range.
 MIN_EXPONENT = -100
 # Every finite float32 is below 2^128.
 MAX_EXPONENT = 128
@@ -37,7 +37,7 @@ class Histogram(msgspec.Struct, frozen=True):
     absmax: float
 
     def coarsened(self, most_bins: int) -> Histogram:
-        """The same with bins merged in pairs until the occupied part has at most ``most_bins``."""
+        """Merge bins in pairs until the occupied part has at most ``most_bins``."""
         counts, width = self.counts, self.width
         used = self.used_bins
         while used > most_bins:
@@ -46,7 +46,7 @@ class Histogram(msgspec.Struct, frozen=True):
 
     @property
     def used_bins(self) -> int:
-        """Number of bins up to and including the last that holds a value."""
+        """Number of bins up to and including the last one that is not empty."""
         occupied = np.flatnonzero(self.counts)
         return int(occupied[-1]) + 1 if occupied.size else 0
 
@@ -62,17 +62,17 @@ class TensorStatistics(msgspec.Struct):
 
     @classmethod
     def empty(cls, *, with_histogram: bool) -> TensorStatistics:
-        """Statistics of no value at all: the neutral element of :meth:`merge`."""
+        """Make statistics of no values: the neutral element of :meth:`merge`."""
         counts = np.zeros(2 * BINS, np.int64) if with_histogram else None
         return cls(math.inf, -math.inf, 0, MIN_EXPONENT, counts)
 
     @property
     def absmax(self) -> float:
-        """Largest |x|; 0 when nothing was seen."""
+        """Largest |x|; 0 without values."""
         return max(-self.low, self.high, 0.0) if self.count else 0.0
 
     def grow(self, exponent: int) -> None:
-        """Widen the range to at least ±2^exponent; merges bins, moves no value."""
+        """Widen the range to at least ±2^exponent; this merges bins without moving any value."""
         steps = exponent - self.exponent
         if steps <= 0:
             return
@@ -81,7 +81,7 @@ class TensorStatistics(msgspec.Struct):
         self.exponent = exponent
 
     def merge(self, other: TensorStatistics) -> None:
-        """Add what ``other`` has seen."""
+        """Add the statistics of ``other``."""
         self.grow(other.exponent)
         if self.counts is not None and other.counts is not None:
             steps = self.exponent - other.exponent
@@ -97,17 +97,17 @@ class TensorStatistics(msgspec.Struct):
             ArtifactError: only ranges were collected.
         """
         if self.counts is None:
-            raise ArtifactError("these statistics hold ranges only", hint="calibrate again with --force")
+            raise ArtifactError("these statistics have ranges only", hint="calibrate again with --force")
         folded = self.counts[BINS:] + self.counts[BINS - 1 :: -1]
         return Histogram(folded, math.ldexp(1.0, self.exponent) / BINS, self.absmax)
 
     def clipped(self, low: float, high: float) -> TensorStatistics:
-        """Statistics of min(max(x, low), high), exact: a value that is clipped falls in the bin of its bound."""
+        """Return the exact statistics of min(max(x, low), high): a clipped value falls in the bin of its bound."""
         counts = None if self.counts is None else self.counts.copy()
         result = TensorStatistics(
             min(max(self.low, low), high), min(max(self.high, low), high), self.count, self.exponent, counts
         )
-        # Everything goes to a bound that lies beyond all that was seen: the histogram must reach it.
+        # Every value goes to a bound that is beyond the range seen so far: the histogram must reach it.
         result.grow(exponent_of(result.absmax))
         counts = result.counts
         if counts is not None:
@@ -129,24 +129,24 @@ class TensorStatistics(msgspec.Struct):
 
 
 class Statistics(msgspec.Struct):
-    """Statistics of every tensor, in network order, over ``pictures`` pictures."""
+    """Statistics of every tensor, in network order, over ``pictures`` images."""
 
     tensors: dict[str, TensorStatistics]
     pictures: int
 
     @classmethod
     def empty(cls, names: Iterable[str], *, with_histogram: bool) -> Statistics:
-        """Statistics of no picture."""
+        """Make statistics of no images."""
         return cls({name: TensorStatistics.empty(with_histogram=with_histogram) for name in names}, 0)
 
     def merge(self, other: Statistics) -> None:
-        """Add what ``other`` has seen of the same tensors."""
+        """Add the statistics of ``other`` for the same tensors."""
         for name, tensor in other.tensors.items():
             self.tensors[name].merge(tensor)
         self.pictures += other.pictures
 
     def to_bytes(self, *, compress: bool = True) -> bytes:
-        """The ``.stats.npz`` file: the same statistics give the same bytes."""
+        """Encode as a ``.stats.npz`` file: the same statistics give the same bytes."""
         arrays: dict[str, NDArray[np.generic]] = {
             "format": np.array(FORMAT),
             "pictures": np.array(self.pictures),
@@ -163,10 +163,10 @@ class Statistics(msgspec.Struct):
 
     @classmethod
     def from_bytes(cls, data: bytes, *, where: Path) -> Statistics:
-        """Read a ``.stats.npz``. That it is the one that was written, the sha256 in its manifest says.
+        """Decode a ``.stats.npz`` file. The sha256 in its manifest proves its origin.
 
         Raises:
-            ArtifactError: truncated, damaged, of another format, or inconsistent.
+            ArtifactError: the data is truncated, damaged, of another format, or inconsistent.
         """
         try:
             arrays = _read_arrays(data)
@@ -187,20 +187,20 @@ class Statistics(msgspec.Struct):
         if counts is not None and counts.shape != (len(names), 2 * BINS):
             raise ValueError(f"histograms of shape {counts.shape} for {len(names)} tensors")
         if len(set(names)) < len(names):
-            raise ValueError("a tensor that is there twice")
+            raise ValueError("a tensor occurs twice")
         tensors = {}
         for index, (name, (low, high), (count, exponent)) in enumerate(
             zip(names, arrays["ranges"], arrays["sizes"], strict=True)
         ):
             own = None if counts is None else counts[index].astype(np.int64)
             if own is not None and (int(own.sum()) != int(count) or int(own.min()) < 0):
-                raise ValueError(f"{name}: a histogram that does not hold {int(count)} values")
+                raise ValueError(f"{name}: a histogram without exactly {int(count)} values")
             tensors[name] = TensorStatistics(float(low), float(high), int(count), int(exponent), own)
         return cls(tensors, int(arrays["pictures"]))
 
 
 def exponent_of(absmax: float) -> int:
-    """Smallest e >= MIN_EXPONENT with absmax < 2^e."""
+    """Return the smallest e >= MIN_EXPONENT with absmax < 2^e."""
     return max(math.frexp(absmax)[1], MIN_EXPONENT) if absmax > 0 else MIN_EXPONENT
 
 
@@ -208,12 +208,12 @@ def _read_arrays(data: bytes) -> dict[str, NDArray[np.generic]]:
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         # NumPy stops reading at the last element, before zipfile would compare the checksum.
         if (damaged := file.zip.testzip()) is not None:
-            raise ValueError(f"the checksum of {damaged} does not fit")
+            raise ValueError(f"the checksum of {damaged} does not match")
         return {name: file[name] for name in file.files}
 
 
 def _widened(counts: Counts, steps: int) -> Counts:
-    """The same counts over a range 2^steps times as wide."""
+    """Return the same counts over a range that is 2^steps times as wide."""
     merged = np.zeros_like(counts)
     # At BINS-fold widening each side has one bin left: nothing merges further.
     factor = 1 << min(steps, BINS.bit_length() - 1)

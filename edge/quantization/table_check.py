@@ -1,6 +1,6 @@
-"""Is a calibration table right for this network, route and TensorRT? And how do two tables differ?
+"""Check a calibration table against a network, route and TensorRT version; compare two tables.
 
-Nothing here changes a table. A finding says what was looked at and what came out, also when all is well.
+Nothing here changes a table. There is a finding for each check, also when it passes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Route = Literal["implicit", "explicit"]
 
 # A table that names fewer of the network's tensors than this was made for another model.
 _FOREIGN_BELOW = 0.5
-# An outlier is at least 2^10 from the median scale, and six standard deviations of what the table spreads itself.
+# An outlier is at least 2^10 from the median scale, and six standard deviations of the table's own spread.
 _OUTLIER_LOG2 = 10.0
 _OUTLIER_SIGMAS = 6.0
 _OUTLIER_MIN_ENTRIES = 8
@@ -29,7 +29,7 @@ _OUTLIER_MIN_ENTRIES = 8
 _SIGMA_PER_MAD = 1.4826
 # Scales of real networks lie far inside; bytes read in the wrong order mostly outside.
 _SANE = (2.0**-40, 2.0**24)
-# What TensorRT and its ONNX parser name themselves: constants, broadcasts, layers without a name.
+# Names made by TensorRT and its ONNX parser: constants, broadcasts, layers without a name.
 _OWN_NAMES = re.compile(r".+_output|\(Unnamed .*|ONNXTRT_.*")
 
 _VALUE_TEXTS = {
@@ -42,7 +42,7 @@ _VALUE_TEXTS = {
 
 
 class TableFinding(msgspec.Struct, frozen=True):
-    """One result of a check: ``code`` names the check, ``tensors`` those that it is about."""
+    """One result of a check: ``code`` names the check, ``tensors`` the affected tensors."""
 
     level: Level
     code: str
@@ -52,7 +52,7 @@ class TableFinding(msgspec.Struct, frozen=True):
 
 
 class EntryChange(msgspec.Struct, frozen=True):
-    """A tensor whose scale differs between two tables; ``ratio`` is b / a, None where no ratio exists."""
+    """A tensor whose scale differs between two tables; ``ratio`` is b / a, or None if undefined."""
 
     name: str
     scale_a: float
@@ -73,7 +73,7 @@ class TableComparison(msgspec.Struct, frozen=True):
 
     @property
     def is_same(self) -> bool:
-        """Same header, tensors and scales; the order of the lines has no meaning and may differ."""
+        """True for the same header, tensors and scales; the order of the lines has no meaning."""
         return self.header_a == self.header_b and not (self.only_a or self.only_b or self.changes)
 
 
@@ -87,16 +87,16 @@ def check(
     ignorable: Collection[str] = (),
     origin: TableFinding | None = None,
 ) -> list[TableFinding]:
-    """Findings about ``table``, worst first.
+    """Return the findings about ``table``, worst first.
 
     Args:
         table: the table.
         expected: names of the network's float activation tensors; None leaves coverage out.
-        route: how INT8 reaches the engine. Only ``implicit`` hands the table to a calibrator of TensorRT.
+        route: the INT8 route. Only ``implicit`` passes the table to a calibrator of TensorRT.
         dla: the engine is for a DLA core.
-        trt_version: the TensorRT that will read the table; None leaves the version out.
+        trt_version: the TensorRT that will read the table; None skips the version check.
         ignorable: tensors that may be missing or without a usable scale, because nothing quantizes them.
-        origin: what is known of where the table comes from.
+        origin: the known origin of the table.
     """
     findings = [
         *([origin] if origin else []),
@@ -114,10 +114,10 @@ def check(
 
 
 def raise_for(findings: Iterable[TableFinding], where: Where) -> None:
-    """Raise for the errors among ``findings``.
+    """Raise an error if ``findings`` contain errors.
 
     Raises:
-        ArtifactError: there is at least one; all are listed.
+        ArtifactError: there is an error; the message lists all.
     """
     errors = [item for item in findings if item.level == "error"]
     if errors:
@@ -126,7 +126,7 @@ def raise_for(findings: Iterable[TableFinding], where: Where) -> None:
 
 
 def describe(finding: TableFinding, *, most: int = 3) -> str:
-    """The finding in one line, with at most ``most`` tensor names."""
+    """Format the finding in one line, with at most ``most`` tensor names."""
     if not finding.tensors:
         return finding.text
     more = len(finding.tensors) - most
@@ -156,7 +156,7 @@ def _change(name: str, a: Table, b: Table) -> EntryChange:
 
 
 def value_code(pattern: int) -> str | None:
-    """The problem of a scale's bit pattern taken by itself: a key such as ``nan``, or None."""
+    """Return the problem of a scale's bit pattern, such as ``nan``, or None."""
     magnitude = pattern & 0x7FFFFFFF
     if magnitude > 0x7F800000:
         return "nan"
@@ -170,9 +170,9 @@ def value_code(pattern: int) -> str | None:
 
 
 def _values(table: Table, expected: Sequence[str] | None, ignorable: Collection[str]) -> list[TableFinding]:
-    """Unusable scales: an error for a tensor of the network, a warning for any other name."""
+    """Check for unusable scales: an error for a tensor of the network, a warning for any other name."""
     if not table.bits:
-        return [TableFinding("error", "empty", "the table has a header and no tensors")]
+        return [TableFinding("error", "empty", "the table has a header but no tensors")]
     network = (set(table.bits) if expected is None else set(expected)) - set(ignorable)
     found: dict[tuple[Level, str], list[str]] = {}
     for name, pattern in table.bits.items():
@@ -184,7 +184,7 @@ def _values(table: Table, expected: Sequence[str] | None, ignorable: Collection[
 
 
 def _outliers(table: Table) -> list[TableFinding]:
-    """Scales far from the table's median in log2; the limit widens with the table's own spread (MAD)."""
+    """Check for scales far from the table's median in log2; the limit depends on the table's own spread (MAD)."""
     logs = {name: math.log2(to_float(bits)) for name, bits in table.bits.items() if value_code(bits) is None}
     if len(logs) < _OUTLIER_MIN_ENTRIES:
         return []
@@ -199,7 +199,7 @@ def _outliers(table: Table) -> list[TableFinding]:
 
 
 def _byte_order(table: Table) -> list[TableFinding]:
-    """Scales that only make sense with their four bytes reversed."""
+    """Check for scales that only make sense with their four bytes reversed."""
     reversed_ones = tuple(name for name, bits in table.bits.items() if not _is_sane(bits) and _is_sane(_swapped(bits)))
     if not reversed_ones:
         return []
@@ -235,16 +235,16 @@ def _coverage(table: Table, expected: Sequence[str], ignorable: Collection[str])
     own = tuple(name for name in extra if _OWN_NAMES.fullmatch(name))
     strange = tuple(name for name in extra if not _OWN_NAMES.fullmatch(name))
     if own:
-        text = f"{len(own)} names are no tensors of the network, but such as TensorRT makes (harmless)"
+        text = f"{len(own)} names are not tensors of the network, but were made by TensorRT (harmless)"
         findings.append(TableFinding("ok", "extra", text, own))
     if strange:
-        text = f"{len(strange)} names are no tensors of the network; TensorRT ignores them"
+        text = f"{len(strange)} names are not tensors of the network; TensorRT ignores them"
         findings.append(TableFinding("warning", "extra", text, strange))
     return findings
 
 
 def _algorithm(table: Table, *, route: Route, dla: bool, trt_version: TrtVersion | None) -> list[TableFinding]:
-    """Calibrator against route and DLA.
+    """Check the calibrator against the route and the DLA.
 
     Sources: NvInfer.h 10.3 and the developer guide (Entropy2 "required calibrator for DLA"; Entropy and Legacy
     calibrate after fusion unless kCALIBRATE_BEFORE_FUSION is set; legacy caches "will not be used if these do not match
@@ -253,25 +253,31 @@ def _algorithm(table: Table, *, route: Route, dla: bool, trt_version: TrtVersion
     name = table.header.algorithm
     if route == "explicit":
         if dla:
-            text = "DLA takes no Q/DQ network on TensorRT 8 to 10: only the implicit route reaches it"
+            text = "DLA does not support Q/DQ networks on TensorRT 8 to 10; use the implicit route"
             return [TableFinding("error", "route", text, hint="set int8_route: implicit in the profile")]
-        return [TableFinding("ok", "algorithm", f"{name}; the explicit route takes any: no calibrator reads the table")]
+        return [
+            TableFinding(
+                "ok",
+                "algorithm",
+                f"{name}; the explicit route supports any algorithm, because no calibrator reads the table",
+            )
+        ]
     if trt_version is not None and trt_version.major >= FIRST_WITHOUT_CALIBRATORS:
         text = f"TensorRT {trt_version} has no calibrators: the implicit route ends with TensorRT 10"
         return [TableFinding("error", "route", text, hint="set int8_route: explicit in the profile")]
     if dla and name != "entropy2":
-        text = f"DLA accepts only EntropyCalibration2, this table says {name}"
+        text = f"DLA accepts only EntropyCalibration2, but this table says {name}"
         return [TableFinding("error", "algorithm", text, hint="edge table retarget --as entropy2 keeps the scales")]
     if name in {"entropy", "legacy"}:
-        text = f"{name} calibrates after layer fusion, so its scales may not fit another device or TensorRT"
+        text = f"{name} calibrates after layer fusion, so its scales may be wrong for another device or TensorRT"
         if name == "legacy":
-            text += f"; the calibrator must ask for quantile {table.header.quantile} and cutoff {table.header.cutoff}"
+            text += f"; the calibrator needs quantile {table.header.quantile} and cutoff {table.header.cutoff}"
         return [TableFinding("warning", "algorithm", text)]
-    return [TableFinding("ok", "algorithm", f"{name} fits the implicit route{' and DLA' if dla else ''}")]
+    return [TableFinding("ok", "algorithm", f"{name} is valid for the implicit route{' and DLA' if dla else ''}")]
 
 
 def _version(table: Table, route: Route, wanted: TrtVersion | None) -> list[TableFinding]:
-    """Version rule: the same major is accepted and said, another needs the header rewritten.
+    """Check the version: the same major version is accepted with a note, another one needs a new header.
 
     Sources: NVIDIA's developer guide 8.4, API Versioning ("can usually be reused within a major version, but
     compatibility is not guaranteed"); public reports that TensorRT 10.3 refuses TRT-8600 tables.
@@ -280,7 +286,11 @@ def _version(table: Table, route: Route, wanted: TrtVersion | None) -> list[Tabl
     if route == "explicit" or (wanted is not None and wanted.major >= FIRST_WITHOUT_CALIBRATORS):
         return []
     if wanted is None:
-        return [TableFinding("ok", "version", f"made for TensorRT {has}, not compared with any")] if has else []
+        return (
+            [TableFinding("ok", "version", f"made for TensorRT {has}, not compared with a TensorRT version")]
+            if has
+            else []
+        )
     if has is None:
         if table.header.algorithm == "legacy":
             return []
@@ -288,16 +298,18 @@ def _version(table: Table, route: Route, wanted: TrtVersion | None) -> list[Tabl
             TableFinding(
                 "warning",
                 "version",
-                "the header is from before TensorRT 5.1 and names no version",
+                "the header is from before TensorRT 5.1 and has no version",
                 hint=_retarget(wanted),
             )
         ]
     if has == wanted:
         return [TableFinding("ok", "version", f"made for TensorRT {has}")]
     if has.major == wanted.major:
-        text = f"made for TensorRT {has}, accepted by {wanted}: the same major version usually is, without a guarantee"
+        text = (
+            f"made for TensorRT {has}, accepted by {wanted}: the same major version usually works, without a guarantee"
+        )
         return [TableFinding("warning", "version", text)]
-    text = f"made for TensorRT {has}; {wanted} refuses it and then calibrates without data"
+    text = f"made for TensorRT {has}; {wanted} refuses it and would calibrate without data"
     return [TableFinding("error", "version", text, hint=_retarget(wanted))]
 
 

@@ -5,7 +5,7 @@ to JSON and back has the same bits. :func:`edge.quantization.calibration_table.p
 ``calibration.cache`` of onnxruntime with the reason. Its FlatBuffers file is not needed: its TensorRT provider reads
 TensorRT's text form itself (``trt_int8_use_native_calibration_table``).
 
-JSON and the Q/DQ files of this project carry the header of the table; for other files the caller passes the version.
+JSON and the Q/DQ files of this project contain the header of the table; for other files the caller passes the version.
 
 Sources: ``save_tensors_data`` in onnxruntime 1.32 (quantization/calibrate.py); IQuantizeLayer in TensorRT's API for the
 contents of a Q/DQ network.
@@ -50,16 +50,16 @@ _METHOD_OF: dict[AlgorithmName, str] = {
 }
 # Ours next to onnxruntime's keys, which its loader passes over.
 _HEADER_KEY = "tensorrt_header"
-# Keys of the metadata in a Q/DQ file of ours: the table as it was, and the digest of the graph made from it.
+# Metadata keys of a Q/DQ file made by edge: the original table, and the digest of the graph made from it.
 _TABLE_KEY = "edge.calibration_table"
 _GRAPH_KEY = "edge.calibration_graph"
 
 
 def to_ort_json(table: Table) -> bytes:
-    """The table as onnxruntime's ``save_tensors_data`` writes it; ``quantize_static`` takes it as its cache.
+    """Convert the table to onnxruntime's ``save_tensors_data`` format; ``quantize_static`` reads it as its cache.
 
     Raises:
-        ArtifactError: a scale that is no range (NaN, infinite, negative).
+        ArtifactError: a scale cannot be a range (NaN, infinite, negative).
     """
     data = {
         name: {"lowest": _array(-value), "highest": _array(value), "CLS": "TensorData"}
@@ -79,13 +79,14 @@ def to_ort_json(table: Table) -> bytes:
 def from_ort_json(
     data: bytes, *, version: TrtVersion | None = None, algorithm: AlgorithmName | None = None, where: Where = "table"
 ) -> Table:
-    """Table from onnxruntime's ``calibration.json``: range = max(|lowest|, |highest|) of each tensor.
+    """Make a table from onnxruntime's ``calibration.json``: range = max(|lowest|, |highest|) of each tensor.
 
-    Both forms are read: a mapping of tensors, and TensorsData around it. ``version`` and ``algorithm`` make the header;
-    without them it is the one that :func:`to_ort_json` kept.
+    Two forms are read: a mapping of tensors, with or without TensorsData around it. ``version`` and ``algorithm`` make
+    the header; without them the header stored by :func:`to_ort_json` is used.
 
     Raises:
-        ArtifactError: not such a file, per-channel ranges, a range that is not finite, or no version known.
+        ArtifactError: the file has another format, per-channel ranges or a range that is not finite, or the version is
+        unknown.
     """
     try:
         content = json.loads(data, object_pairs_hook=lambda pairs: _unique(pairs, where))
@@ -94,7 +95,7 @@ def from_ort_json(
     wrapped = isinstance(content, dict) and content.get("CLS") == "TensorsData"
     tensors = content.get("data") if wrapped else content
     if not isinstance(tensors, dict) or not tensors:
-        raise ArtifactError("not onnxruntime's calibration.json: no tensors in it", where=where)
+        raise ArtifactError("not onnxruntime's calibration.json: it contains no tensors", where=where)
     bits = {name: range_bits(_range_of(item, name, where), name=name, where=where) for name, item in tensors.items()}
     kept = content.get(_HEADER_KEY) if wrapped else None
     method = content.get("calibration_method") if wrapped else None
@@ -110,19 +111,19 @@ def from_ort_json(
 
 
 def to_qdq(table: Table, model: ModelProto, *, target: Target, listen: Listener = ignore_events) -> bytes:
-    """``model`` with the table's scales as Q/DQ nodes, serialized; the table itself goes along as metadata.
+    """Serialize ``model`` with the table's scales as Q/DQ nodes; the table itself is stored as metadata.
 
-    ``listen`` receives how many of the layers with weights are quantized.
+    ``listen`` receives the number of quantized weighted layers.
 
     Raises:
-        ArtifactError: no layer of the model has its scales in the table.
-        ModelError: a model that cannot be quantized.
+        ArtifactError: the table has no scales for any layer of the model.
+        ModelError: the model cannot be quantized.
     """
     from edge.quantization import qdq
 
     result = qdq.insert(model, table, target=target)
     if not result.quantized:
-        raise ArtifactError("no layer of the model has its scales in this table", hint="edge table check")
+        raise ArtifactError("this table has no scales for any layer of the model", hint="edge table check")
     text = f"{result.quantized} of {result.weighted} layers with weights are quantized"
     listen(Note(text, "info" if result.quantized == result.weighted else "warning"))
     made = result.model
@@ -141,15 +142,16 @@ def from_qdq(
     algorithm: AlgorithmName | None = None,
     where: Where = "model",
 ) -> Table:
-    """Table from the QuantizeLinear nodes of a Q/DQ model, by the names of the tensors that they quantize.
+    """Make a table from the QuantizeLinear nodes of a Q/DQ model, by the names of the quantized tensors.
 
-    A file made by :func:`to_qdq` whose graph is untouched since gives back its whole table, also the entries that no
-    node carries. Otherwise the nodes are all there is: one for onnxruntime holds a Relu's or Clip's scale at its input
-    too. Subgraphs are not looked into.
+    An unchanged file of :func:`to_qdq` gives back its complete table, including entries without a node. Otherwise only
+    the nodes are read: a model for onnxruntime also has the scale of a Relu or Clip at its input. Subgraphs are
+    ignored.
 
     Raises:
-        ArtifactError: no quantized activation, per-channel or asymmetric activations, a scale that is not a constant
-            above 0, two scales for one tensor, no version known.
+        ArtifactError: there is no quantized activation, an activation is per-channel or asymmetric, a scale is not a
+        constant
+            above 0, a tensor has two scales, or the version is unknown.
     """
     kept = {item.key: item.value for item in model.metadata_props}
     if _TABLE_KEY in kept and kept.get(_GRAPH_KEY) == _graph_digest(model):
@@ -162,15 +164,15 @@ def from_qdq(
         name, pattern = network.tensor_of(node), network.scale_of(node)
         if bits.setdefault(name, pattern) != pattern:
             both = f"{to_float(bits[name]):g} and {to_float(pattern):g}"
-            raise ArtifactError(f"{name}: quantized with two scales, {both}; a table holds one", where=where)
+            raise ArtifactError(f"{name}: quantized with two scales, {both}; a table can only store one", where=where)
     if not bits:
-        raise ArtifactError("no QuantizeLinear on an activation: this is not a Q/DQ model", where=where)
+        raise ArtifactError("no activation has a QuantizeLinear: this is not a Q/DQ model", where=where)
     header = _header(None, version=version, algorithm=algorithm, default="entropy2", where=where)
     return _table(header, bits, where)
 
 
 class _OnnxNetwork:
-    """The view of a graph that :func:`from_qdq` needs."""
+    """The view of a graph for :func:`from_qdq`."""
 
     def __init__(self, model: ModelProto, where: Where) -> None:
         self.where = where
@@ -192,14 +194,14 @@ class _OnnxNetwork:
                 self.constants.update((node.output[0], item.t) for item in node.attribute if item.name == "value")
 
     def activation_quantizers(self) -> list[NodeProto]:
-        """QuantizeLinear nodes on tensors that are not constant."""
+        """Return the QuantizeLinear nodes on tensors that are not constant."""
         return [node for node in self.nodes if node.op_type == "QuantizeLinear" and node.input[0] not in self.fixed]
 
     def tensor_of(self, node: NodeProto) -> str:
-        """Name, in the network without Q/DQ, of the tensor that ``node`` quantizes.
+        """Return the name of the tensor that ``node`` quantizes, in the network without Q/DQ.
 
-        A graph output keeps its name, so there the tensor in front of Q is the renamed one. Behind a DQ stands the
-        tensor that its Q took.
+        A graph output keeps its name, so there the tensor before Q is the renamed one. After a DQ, it is the input of
+        the DQ's Q.
         """
         for reader in self.readers.get(node.output[0], []):
             if reader.op_type == "DequantizeLinear" and reader.output[0] in self.outputs:
@@ -212,12 +214,12 @@ class _OnnxNetwork:
         return str(node.input[0])
 
     def scale_of(self, node: NodeProto) -> int:
-        """Bit pattern of the node's one symmetric scale."""
+        """Return the bit pattern of the node's single symmetric scale."""
         name = node.input[0]
         scale = self._constant(node.input[1], f"the scale of {name}")
         if scale.size != 1:
             raise ArtifactError(
-                f"{name}: {scale.size} scales: a table holds one per tensor", where=self.where, hint="per-tensor only"
+                f"{name}: {scale.size} scales: a table stores one per tensor", where=self.where, hint="per-tensor only"
             )
         zero_point = self._constant(node.input[2], f"the zero point of {name}") if len(node.input) > 2 else None
         if zero_point is not None:
@@ -225,7 +227,7 @@ class _OnnxNetwork:
             middle = {"int8": 0, "uint8": 128}.get(str(zero_point.dtype))
             if middle is None or zero_point.size != 1 or int(zero_point.reshape(())) != middle:
                 what = f"{name}: {zero_point.dtype} with zero point {zero_point.reshape(-1)[:1]}"
-                raise ArtifactError(f"{what}; TensorRT takes symmetric INT8 only", where=self.where)
+                raise ArtifactError(f"{what}; TensorRT supports symmetric INT8 only", where=self.where)
         pattern = to_bits(float(scale.reshape(())))
         if code := value_code(pattern):
             raise ArtifactError(f"{name}: the scale is {code}", where=self.where)
@@ -245,13 +247,13 @@ def _header(
     default: AlgorithmName,
     where: Where,
 ) -> TableHeader:
-    """The header that the file kept, unless the caller says version or algorithm."""
+    """Return the header stored in the file, unless the caller gives version or algorithm."""
     if kept is not None and version is None and algorithm is None:
         return kept
     version = version or (kept.version if kept else None)
     if version is None:
         raise ArtifactError(
-            "the file does not say for which TensorRT the table is", where=where, hint="add --trt, such as --trt 10.3.0"
+            "the file does not contain the TensorRT version", where=where, hint="add --trt, such as --trt 10.3.0"
         )
     return TableHeader.make(algorithm or (kept.algorithm if kept else default), version)
 
@@ -264,11 +266,11 @@ def _table(header: TableHeader, bits: dict[str, int], where: Where) -> Table:
 
 
 def _ranges(table: Table) -> dict[str, float]:
-    """Ranges of all tensors; refuses scales that are none."""
+    """Return the ranges of all tensors; refuse invalid scales."""
     bad = [name for name, bits in table.bits.items() if bits >> 31 or value_code(bits) in {"nan", "infinite"}]
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        what = f"NaN, infinite or negative scales make no range: {', '.join(bad[:3])}{more}"
+        what = f"NaN, infinite or negative scales cannot be converted to ranges: {', '.join(bad[:3])}{more}"
         raise ArtifactError(what, hint="edge table check")
     return {name: table.range(name) for name in table.bits}
 
@@ -278,7 +280,7 @@ def _array(value: float) -> dict[str, object]:
 
 
 def _range_of(item: object, name: str, where: Where) -> float:
-    """Largest magnitude in one tensor's entry: a TensorData mapping, or the older ``[lowest, highest, …]``."""
+    """Return the largest magnitude in a tensor's entry: a TensorData mapping, or the older ``[lowest, highest, …]``."""
     pair = [item.get("lowest"), item.get("highest")] if isinstance(item, Mapping) else item
     ends = [_number(value) for value in pair[:2]] if isinstance(pair, list) else []
     if len(ends) < 2 or None in ends:
@@ -289,7 +291,7 @@ def _range_of(item: object, name: str, where: Where) -> float:
 
 
 def _number(value: object) -> float | None:
-    """A number, plain or wrapped as onnxruntime's encoder wraps arrays with one element."""
+    """Return a number, plain or wrapped as onnxruntime's encoder wraps arrays with one element."""
     if isinstance(value, Mapping):
         value = value.get("data")
     while isinstance(value, list) and len(value) == 1:
@@ -305,7 +307,7 @@ def _unique(pairs: list[tuple[str, Any]], where: Where) -> dict[str, Any]:
     if len(result) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ArtifactError(f"{twice}: is there twice", where=where)
+        raise ArtifactError(f"{twice}: duplicate key", where=where)
     return result
 
 

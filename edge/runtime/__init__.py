@@ -1,4 +1,4 @@
-"""The run loop with its statistics and journal, the watchdog, the benchmark, the evaluation."""
+"""Running an engine: the run loop with its statistics and journal, watchdog, benchmark and evaluation."""
 
 from __future__ import annotations
 

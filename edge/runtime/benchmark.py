@@ -1,7 +1,7 @@
-"""Running a scenario: queries one after the other on pictures that are in memory, and the record of it.
+"""Run a benchmark scenario, one query after the other on images in memory, and make its record.
 
-As in MLPerf, pictures are decoded, preprocessed and laid out as batches before the clock starts. The time of a query is
-wall time around the session: copies to and from the device and waiting for it are in it.
+As in MLPerf, images are decoded, preprocessed and arranged in batches before the clock starts. The time of a query is
+wall time around the session, including copies to and from the device and the wait for it.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ CONFIDENCE = 0.99
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """One scenario. ``percentile`` is the share whose latency is the result; None where the rate is the result.
+    """Rules of one scenario. ``percentile`` is the share whose latency is the result; None if the rate is the result.
 
-    A query has ``samples_per_query`` pictures and is issued when the one before it is done; offline all are there from
-    the start.
+    A query has ``samples_per_query`` images and is issued when the previous one is done; in the offline scenario all
+    samples are issued at the start.
     """
 
     name: str
@@ -60,9 +60,10 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bound(msgspec.Struct, frozen=True, kw_only=True):
-    """The claim that early stopping allows to claim: with 99 % confidence the percentile is at most ``estimate_ms``.
+    """The early-stopping result: with 99 % confidence the percentile is at most ``estimate_ms``.
 
-    None when there are fewer than ``fewest`` queries. ``over`` of them, the slowest, may be at it or above.
+    The estimate is None with fewer than ``fewest`` queries. ``over`` is the number of slowest queries that may exceed
+    it.
     """
 
     percentile: float
@@ -74,7 +75,7 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
 
 @cache
 def fewest_queries(percentile: float) -> int:
-    """The smallest number of queries about which early stopping says anything: one of them may be over."""
+    """Return the smallest number of queries for an early-stopping estimate: one of them may exceed it."""
     n = 2
     while not _allows(1, n, percentile):
         n += 1
@@ -84,7 +85,7 @@ def fewest_queries(percentile: float) -> int:
 def most_over(queries: int, percentile: float) -> int:
     """Return how many queries may exceed a latency while the percentile still meets it with 99 % confidence; or 0.
 
-    If the true share over it were ``1 - percentile``, seeing this few would have a chance of 1 % or less.
+    If the true share above it were ``1 - percentile``, observing so few would have a probability of 1 % or less.
     """
     low, high = 0, math.ceil(queries * (1.0 - percentile)) + 1
     while low < high - 1:
@@ -94,7 +95,7 @@ def most_over(queries: int, percentile: float) -> int:
 
 
 def bound(ordered_ms: Sequence[float], percentile: float) -> Bound:
-    """The early-stopping estimate from all latencies in ascending order, as LoadGen reports it."""
+    """Return the early-stopping estimate from all latencies in ascending order, as LoadGen reports it."""
     n, fewest = len(ordered_ms), fewest_queries(percentile)
     over = most_over(n, percentile) if n >= fewest else 0
     return Bound(
@@ -111,9 +112,9 @@ def _allows(over: int, queries: int, percentile: float) -> bool:
 
 
 def binomial_at_most(k: int, n: int, p: float) -> float:
-    """P(X <= k) for X ~ Binomial(n, p), 0 < p < 1, as the sum of its terms; ``k`` at or below the mean.
+    """Return P(X <= k) for X ~ Binomial(n, p), 0 < p < 1, as the sum of its terms; ``k`` is at most the mean.
 
-    LoadGen writes the same as a regularized incomplete beta function, I_{1-p}(n - k, k + 1).
+    LoadGen computes the same as a regularized incomplete beta function, I_{1-p}(n - k, k + 1).
     """
     log_term = (
         math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(p) + (n - k) * math.log1p(-p)
@@ -141,12 +142,12 @@ SCENARIOS: dict[str, Rules] = {
     ),
     "offline": Rules(
         name="offline", percentile=None, samples_per_query=None, min_duration_s=600.0, min_samples=24_576,
-        words="all pictures are there at once; the result is the rate",
+        words="all images are issued at once; the result is the rate",
     ),
 }  # fmt: skip
 
 
-# Fewer pictures than this say little about a tail.
+# Fewer images than this say little about the tail.
 _FEW = 100
 # A second half slower than the first by this factor is not one steady state.
 _DRIFT_TO_WARN = 1.15
@@ -156,7 +157,7 @@ _HALF = _FEW // 4
 def measurement_warnings(
     first_ms: Sequence[float], timeline: Sequence[Tick], conditions: dict[str, Any], *, pictures: int
 ) -> list[str]:
-    """Warn of few pictures, of a run that was not steady, and of what its conditions speak against.
+    """Warn of too few images, an unsteady run, and problematic conditions.
 
     Args:
         first_ms: Total times of the first pictures: of all of them where they are no fewer than ``pictures``. Else the
@@ -165,20 +166,20 @@ def measurement_warnings(
     """
     found = []
     if 0 < pictures < _FEW:
-        found.append(f"{pictures} pictures: too few for the tail percentiles; use {_FEW} or more")
+        found.append(f"{pictures} images are too few for the tail percentiles; use {_FEW} or more")
     values = first_ms if len(first_ms) >= pictures else [t.total_p50_ms for t in timeline if t.total_p50_ms is not None]
     half = len(values) // 2
     if half >= (_HALF if values is first_ms else 2):
         first, second = (percentile(sorted(part), 0.5) for part in (values[:half], values[half:]))
         if second > first * _DRIFT_TO_WARN:
             found.append(
-                f"the second half was slower (median {second:.2f} ms against {first:.2f} ms): not one steady state"
+                f"the second half was slower (median {second:.2f} ms against {first:.2f} ms): not a steady state"
             )
     return [*found, *condition_warnings(conditions)]
 
 
 def condition_warnings(conditions: dict[str, Any]) -> list[str]:
-    """Warn of throttling, and of a power mode or a clock that changed.
+    """Warn of throttling, and of a change of the power mode or of clock locking.
 
     Args:
         conditions: :class:`edge.telemetry.sampler.Conditions` as plain values.
@@ -209,11 +210,11 @@ _MULTI_STREAM = (8, 0.99)
 
 
 class BenchSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings of a benchmark: for at least ``min_duration_s`` and ``min_samples`` (the rules' own unless given).
+    """Settings of a benchmark; it runs for at least ``min_duration_s`` and ``min_samples`` (default: MLPerf's rules).
 
-    Batches have between ``min_batch`` and ``max_batch`` pictures. The warm-up has at least ``warmup`` inferences and
-    takes at least ``warmup_s`` seconds; it is in no figure. ``samples`` says what the pictures are, for the record.
-    All latencies are kept, 8 bytes each, so that percentiles are exact.
+    Batches have ``min_batch`` to ``max_batch`` images. The warm-up has at least ``warmup`` inferences and takes at
+    least ``warmup_s`` seconds; no figure includes it. ``samples`` describes the images for the record. All latencies
+    are stored, 8 bytes each, so that percentiles are exact.
     """
 
     min_duration_s: float | None = None
@@ -227,10 +228,10 @@ class BenchSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def batch_sizes(rules: Rules, settings: BenchSettings) -> list[int]:
-    """The batches that a query is cut into, as the engine takes them; offline, a query is one largest batch.
+    """Return the sizes of the batches of one query that the engine accepts; offline, a query is one largest batch.
 
     Raises:
-        UsageError: it cannot be.
+        UsageError: the engine cannot run such a query.
     """
     low, high = settings.min_batch, settings.max_batch
     samples = rules.samples_per_query or high
@@ -238,7 +239,7 @@ def batch_sizes(rules: Rules, settings: BenchSettings) -> list[int]:
     sizes = [samples // parts + (1 if i < samples % parts else 0) for i in range(parts)]
     if min(sizes) < low:
         raise UsageError(
-            f"{rules.name} asks for {samples} pictures per query, and the engine takes batches of {low} to {high}",
+            f"{rules.name} requires {samples} images per query, but the engine accepts batches of {low} to {high}",
             hint="build an engine with input.batch.min: 1",
         )
     return sizes
@@ -256,13 +257,13 @@ def bench(
     should_stop: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
 ) -> RunRecord:
-    """Measure one scenario. ``batch_of(n)`` gives batches of n pictures, float32 n×3×h×w, all of them in memory.
+    """Measure one scenario. ``batch_of(n)`` returns batches of n images, float32 n×3×h×w, all of them in memory.
 
-    ``should_stop`` ends it after the query in hand; the record then says ``interrupted``, and is not valid.
+    ``should_stop`` ends it after the current query; the record then says ``interrupted`` and is not valid.
 
     Raises:
         DeviceError: the backend failed.
-        UsageError: the engine does not take the scenario's batches.
+        UsageError: the engine does not support the scenario's batch sizes.
     """
     sizes = batch_sizes(rules, settings)
     pools = {size: batch_of(size) for size in set(sizes)}
@@ -274,7 +275,7 @@ def bench(
     min_samples = rules.min_samples if settings.min_samples is None else settings.min_samples
     queries = -(-min_samples // sum(sizes))
     if settings.min_duration_s is not None and settings.min_samples is None:
-        # A time that was asked for is when it ends; that the rules ask for more queries is in the result.
+        # A requested duration ends the scenario; the result then notes that the rules require more queries.
         queries, min_samples = 1, sum(sizes)
     reported_s = -_PROGRESS_S
     course.start_s = clock()
@@ -293,13 +294,13 @@ def bench(
 
 
 def _progress(name: str, done: int, elapsed_s: float, *, queries: int, min_s: float) -> Progress:
-    """Queries so far, of as many as this rate makes of the time and the queries that are asked for."""
+    """Return the queries done so far, and an estimate of their final number from the current rate."""
     expected = done * min_s / elapsed_s if elapsed_s > 0 else 0.0
     return Progress(name, done, max(queries, round(expected), done + 1), "queries")
 
 
 class _Course:
-    """The queries, and what came of them."""
+    """The queries of a scenario and their latencies."""
 
     def __init__(
         self,
@@ -321,11 +322,11 @@ class _Course:
 
     @property
     def elapsed_s(self) -> float:
-        """From the start of the first query to the end of the last."""
+        """Time from the start of the first query to the end of the last."""
         return max(self.end_s - self.start_s, 0.0)
 
     def warm_up(self, settings: BenchSettings) -> Warmup:
-        """Run the same batches outside of every figure."""
+        """Run the same batches without measuring."""
         times: list[float] = []
         until = self._clock() + settings.warmup_s
         while len(times) < settings.warmup or self._clock() < until:
@@ -418,7 +419,7 @@ def _bins(values_ms: Sequence[float]) -> list[Bin]:
 def _result(
     ordered: Sequence[float], rules: Rules, status: Status, *, samples: int, elapsed_s: float, asked: tuple[float, int]
 ) -> dict[str, Any]:
-    """The figure that the scenario asks for, and whether the rules would take it."""
+    """Return the result of the scenario, and its compliance with MLPerf's rules."""
     result: dict[str, Any] = {
         "scenario": rules.name,
         "samples_per_query": rules.samples_per_query,
@@ -432,9 +433,9 @@ def _result(
     }
     why_not = ["a signal ended it"] if status == "interrupted" else []
     if elapsed_s < rules.min_duration_s:
-        why_not.append(f"it ran for {elapsed_s:.1f} s; the rules ask for {rules.min_duration_s:g} s")
+        why_not.append(f"it ran for {elapsed_s:.1f} s; the rules require {rules.min_duration_s:g} s")
     if samples < rules.min_samples:
-        why_not.append(f"{samples} pictures; the rules ask for {rules.min_samples}")
+        why_not.append(f"{samples} pictures; the rules require {rules.min_samples}")
     if rules.percentile is not None:
         found = bound(ordered, rules.percentile)
         result |= {
@@ -446,7 +447,7 @@ def _result(
             "fewest_queries": found.fewest,
         }
         if found.estimate_ms is None and samples >= rules.min_samples:
-            why_not.append(f"{len(ordered)} queries; early stopping asks for {found.fewest}")
+            why_not.append(f"{len(ordered)} queries; early stopping requires {found.fewest}")
     if rules.samples_per_query == 1:
         count, share = _MULTI_STREAM
         tail = bound(ordered, share).estimate_ms
@@ -456,7 +457,7 @@ def _result(
 
 
 def age_result(ages_ms: Sequence[float], record: RunRecord, *, share: float = _MULTI_STREAM[1]) -> dict[str, Any]:
-    """The result of a benchmark of the loop on a camera: the age of a label, by the same early stopping.
+    """Return the result of a benchmark with a camera: the age of a label, with the same early stopping.
 
     Args:
         ages_ms: From the capture of a frame to its label, of every labelled frame.
@@ -475,7 +476,7 @@ def age_result(ages_ms: Sequence[float], record: RunRecord, *, share: float = _M
 
 
 def _warnings(in_order: Sequence[float], ordered: Sequence[float], conditions: dict[str, Any]) -> list[str]:
-    """Warn of a run that was not steady, of a long tail, and of what its conditions speak against."""
+    """Warn of an unsteady run, a long tail, and problematic conditions."""
     found = []
     n = len(ordered)
     half = n // 2
@@ -484,18 +485,18 @@ def _warnings(in_order: Sequence[float], ordered: Sequence[float], conditions: d
         if max(first, second) > min(first, second) * _DRIFT:
             way = "slower" if second > first else "faster"
             found.append(
-                f"the second half was {way} (median {second:.3f} ms against {first:.3f} ms): not one steady state"
+                f"the second half was {way} (median {second:.3f} ms against {first:.3f} ms): not a steady state"
             )
     summary: Summary | None = summarize(ordered)
     if summary is not None and summary.p99_ms is not None and summary.p99_ms > _RAGGED * summary.p50_ms:
         found.append(
-            f"the 99th percentile is {summary.p99_ms / summary.p50_ms:.1f} times the median: something else was running"
+            f"the 99th percentile is {summary.p99_ms / summary.p50_ms:.1f} times the median: other programs may run"
         )
     return [*found, *condition_warnings(conditions)]
 
 
 class Samples:
-    """At most ``count`` pictures of ``images``, or that many of noise with a fixed seed; read when first asked for."""
+    """At most ``count`` images of ``images``, or of noise with a fixed seed; they are read on first use."""
 
     def __init__(self, profile: Profile, images: Path | None, *, count: int) -> None:
         self._profile = profile
@@ -504,7 +505,7 @@ class Samples:
         self._ready: list[Batch] = []
 
     def batches(self, size: int) -> list[Batch]:
-        """Batches of ``size`` pictures, float32 size×3×h×w, together as many pictures as there are, or one batch.
+        """Yield batches of ``size`` images, float32 size×3×h×w, of all images in all, but at least one batch.
 
         Raises:
             DataError: no picture could be decoded.

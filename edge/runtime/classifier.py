@@ -1,8 +1,8 @@
-"""From the network's output to a label: probabilities, the best classes, and a decision smoothed over time.
+"""Turn the network's output into a label: probabilities, the best classes, and a decision smoothed over time.
 
-A network that sees one object in a video gives another label now and then. Smoothing looks at the last moments of each
-camera: ``exponential`` averages the probabilities of all classes, the newer ones with more weight; ``majority`` takes
-the label that was the best guess most often. The raw guesses stay in the record next to the decision.
+For one object in a video, a network occasionally predicts a different label. Smoothing uses the last moments of each
+camera: ``exponential`` averages the probabilities of all classes with more weight on newer ones; ``majority`` chooses
+the label that was the best guess most often. The record has the raw guesses next to the decision.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ _TOLERANCE = 1e-3
 
 
 def output_kind(asked: OutputKind | None, info: Mapping[str, Any]) -> OutputKind | None:
-    """The kind of an engine's outputs.
+    """Return the kind of an engine's outputs: logits or probabilities.
 
     Args:
         asked: ``output`` of the profile.
         info: of the engine's manifest; those of earlier versions say nothing.
 
     Returns:
-        The kind, or None where each row is to be looked at (see :func:`probabilities`).
+        The kind, or None if each row must be examined (see :func:`probabilities`).
     """
     built: OutputKind = "probabilities" if info.get("output_kind", asked) == "probabilities" else "logits"
     return built if built == "probabilities" or asked == "logits" else None
 
 
 def probabilities(values: NDArray[np.float32], kind: OutputKind | None) -> NDArray[np.float32]:
-    """Class probabilities of outputs, float32 …×classes.
+    """Convert outputs to class probabilities, float32 …×classes.
 
     Args:
         values: finite outputs, float32 …×classes.
-        kind: logits get a softmax, probabilities stay. None decides by row: one that is never negative and sums to
-            one holds probabilities, so that a Softmax that nobody saw in the graph is not applied twice.
+        kind: logits get a softmax, probabilities stay. With None, a row that is never negative and sums to
+            one is taken as probabilities, so that a Softmax that was not found in the graph is not applied twice.
     """
     if kind == "probabilities":
         return values
@@ -58,7 +58,7 @@ def probabilities(values: NDArray[np.float32], kind: OutputKind | None) -> NDArr
 
 
 class Classifier:
-    """The ``topk`` most probable classes of an output, with their names and probabilities, best first."""
+    """Finds the ``topk`` most probable classes of an output, with their names and probabilities, best first."""
 
     def __init__(self, names: Sequence[str], *, topk: int, kind: OutputKind | None = None) -> None:
         self._names = names
@@ -66,26 +66,26 @@ class Classifier:
         self._kind = kind
 
     def shares(self, output: NDArray[np.float32], *, where: str) -> NDArray[np.float32]:
-        """Class probabilities of one picture's output, float32.
+        """Return the class probabilities of one image's output, float32.
 
         Raises:
             DeviceError: The output holds NaN or infinity.
         """
         if not np.isfinite(output).all():
             raise DeviceError(
-                f"the engine's answer holds NaN or infinity for {where}",
-                hint="the engine overflows: build it with --precision fp32, and see whether the model itself does",
+                f"the engine's output has NaN or infinity for {where}",
+                hint="the engine overflows: build with --precision fp32 to check if the model itself does, too",
             )
         return probabilities(output, self._kind)
 
     def guesses(self, output: NDArray[np.float32], shares: NDArray[np.float32]) -> list[Guess]:
-        """The best classes of one picture; those without a name are called by their number."""
+        """Return the best classes of one image; a class without a name is called by its number."""
         # Not by the shares: of large logits, most of them are 0.
         top = np.argsort(-output, kind="stable")[: self._topk]
         return [Guess(int(i), self.label(int(i)), float(shares[i])) for i in top]
 
     def label(self, index: int) -> str:
-        """The name of a class."""
+        """Return the name of a class."""
         return self._names[index] if index < len(self._names) else f"class {index}"
 
 
@@ -97,7 +97,7 @@ class _Smoother(Protocol):
 
 
 class Decider:
-    """Decides what is seen, for each camera by itself. ``t_s`` of successive calls of one camera must not go back."""
+    """Decides on the label, for each camera separately. ``t_s`` must not decrease in the calls for one camera."""
 
     def __init__(self, settings: DecisionSettings, classifier: Classifier) -> None:
         self._settings = settings
@@ -106,15 +106,15 @@ class Decider:
 
     @property
     def is_needed(self) -> bool:
-        """True when a decision can be anything else than the best guess."""
+        """True if a decision can differ from the best guess."""
         return self._settings.smoothing != "none" or self._settings.min_confidence > 0
 
     def __call__(self, shares: NDArray[np.float32], *, camera: str | None, t_s: float) -> LabelDecision:
-        """The decision after one more frame.
+        """Return the decision after one more frame.
 
         Args:
             shares: Softmax shares of all classes.
-            t_s: When the frame was captured, on any clock that does not go back.
+            t_s: capture time of the frame in seconds, on any monotonic clock.
         """
         smoother = self._cameras.get(camera)
         if smoother is None:
@@ -131,7 +131,7 @@ class Decider:
 
 
 class _Newest:
-    """The best guess of the newest frame."""
+    """Decides on the best guess of the newest frame."""
 
     def __init__(self, window_s: float) -> None:
         del window_s
@@ -143,7 +143,7 @@ class _Newest:
 
 
 class _Exponential:
-    """Exponential moving average of the shares: a frame that is ``window_s`` old weighs 1/e of the newest one."""
+    """Decides by the exponential moving average of the probabilities: a frame ``window_s`` old has the weight 1/e."""
 
     def __init__(self, window_s: float) -> None:
         self._window_s = window_s
@@ -165,9 +165,9 @@ class _Exponential:
 
 
 class _Majority:
-    """The label that was the best guess most often within ``window_s``; of equals, the one that was seen last.
+    """Decides on the most frequent best guess within ``window_s``; of equally frequent ones, on the newest.
 
-    The confidence is the mean share of that label in the frames that voted for it, times its share of the votes.
+    The confidence is the mean probability of that label in its frames, times its share of the frames.
     """
 
     def __init__(self, window_s: float) -> None:

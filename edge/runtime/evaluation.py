@@ -1,9 +1,9 @@
-"""Evaluation: pictures -> top-1, top-5, agreement and logit SQNR against the FP32 network, with intervals.
+"""Evaluate an engine on images: top-1, top-5, agreement and logit SQNR against the FP32 network, with intervals.
 
-What an INT8 engine of ONNX Runtime answers depends on its integer kernels: they quantize more tensors than TensorRT,
-and on x86 processors without VNNI they saturate. So on such a host the *TensorRT form* of the table is judged, in
-float32 arithmetic (:mod:`edge.calibration.scoring`), and the engine's own answers are given where they differ by more
-than 1 dB.
+The outputs of ONNX Runtime's INT8 engine depend on its integer kernels: they quantize more tensors than TensorRT, and
+they saturate on x86 processors without VNNI. On such a host the *TensorRT form* of the table is evaluated in float32
+arithmetic (:mod:`edge.calibration.scoring`), and the engine's own outputs are reported if they differ by more than 1
+dB.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ HOST_CAUSE = (
 
 
 class HostForm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Answers of the host's own INT8 engine, where they are not what a device would answer, and why."""
+    """Results of the host's own INT8 engine if they differ from those of a device, with the reason."""
 
     logit_sqnr_db: float | None
     agreement: float
@@ -48,11 +48,11 @@ class HostForm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Scores(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Shares in percent, each with its 95 % interval.
 
-    ``agreement`` is the share of pictures with the same top-1 as ``against``; ``top1_difference`` is paired: this minus
-    the other, in points. ``logit_sqnr_db`` compares all logits: signal over difference, in decibels, absent where they
-    are equal. Top-1 and top-5 are absent without labels. ``judged`` says what gave the answers: the engine, or the
-    TensorRT form of the table; ``float_layers`` is how many of ``weighted_layers`` are not quantized there and so are
-    scored in FP32. ``host_form`` is there where the host's engine differs by more than 1 dB.
+    ``agreement`` is the share of images with the same top-1 as ``against``; ``top1_difference`` is the paired
+    difference from it in points. ``logit_sqnr_db`` compares all logits in decibels and is absent if they are equal.
+    Top-1 and top-5 are absent without labels. ``judged`` names the source of the outputs: the engine, or the TensorRT
+    form of the table; ``float_layers`` of the ``weighted_layers`` are not quantized there and are scored in FP32.
+    ``host_form`` is present if the host's engine differs by more than 1 dB.
     """
 
     precision: str
@@ -76,7 +76,7 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     warning: str | None = None
 
     def measured(self) -> MeasuredAccuracy:
-        """The figures that the table of limits judges; ``against`` must be there."""
+        """Return the figures that the limits apply to; ``against`` must be set."""
         drop = self.top1_difference_interval
         return MeasuredAccuracy(
             n=self.n,
@@ -107,15 +107,15 @@ def evaluate(
 
     Args:
         profile: Model, preprocessing, batch.
-        pictures: All of them with a label, or none.
+        pictures: images; either all have a label, or none.
         precision: Of the engine.
         session: The open engine; None where this machine cannot run it.
-        table: Where given, its TensorRT form is judged and ``session`` only compared with it.
+        table: if given, its TensorRT form is evaluated, and ``session`` is only compared with it.
         with_reference: Run the FP32 network, too: the user's own ONNX.
         quantized: The profile with the prepared model that ``table`` is for, where that is not the user's own.
         threads: Of the CPU.
         listen: Gets progress events.
-        should_stop: Asked between pictures.
+        should_stop: checked between images.
 
     Returns:
         The scores; None when stopped.
@@ -154,7 +154,7 @@ def evaluate(
     except CancelledError:
         return None
     if not np.isfinite(judged).all():
-        raise DeviceError("the INT8 network's answer holds NaN or infinity", hint="edge table check")
+        raise DeviceError("the output of the INT8 network has NaN or infinity", hint="edge table check")
     found = msgspec.structs.replace(
         score(judged, truth, precision=precision, reference=reference, against="fp32", names=names),
         judged="TensorRT form, float32 arithmetic",
@@ -187,12 +187,12 @@ def logits(
     listen: Listener = ignore_events,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> NDArray[np.float32] | None:
-    """Logits of every picture, float32 n×classes; None when ``should_stop`` ended it early.
+    """Compute the logits of every image, float32 n×classes; return None if ``should_stop`` ended it early.
 
-    ``batch`` is the smallest that the engine takes; a smaller rest is padded with its last picture.
+    ``batch`` is the engine's smallest batch; a smaller last batch is padded with its last image.
 
     Raises:
-        DataError: a picture cannot be read or decoded: a share of fewer pictures would be another figure.
+        DataError: an image cannot be read or decoded; the result on fewer images would not be comparable.
         DeviceError: the backend failed, or gave NaN or infinity.
     """
     found = []
@@ -210,7 +210,7 @@ def logits(
         answer = session.infer(inputs).logits[: len(group)]
         if not np.isfinite(answer).all():
             names = group[0].where if len(group) == 1 else f"{group[0].where} … {group[-1].where}"
-            raise DeviceError(f"the {stage} engine's answer holds NaN or infinity for {names}")
+            raise DeviceError(f"the {stage} engine's output has NaN or infinity for {names}")
         found.append(answer)
         listen(Progress(stage, start + len(group), len(pictures)))
     if not found:
@@ -228,7 +228,7 @@ def score(
     against: str | None = None,
     names: Sequence[str] | None = None,
 ) -> Scores:
-    """Scores of ``own`` logits (n×classes).
+    """Score ``own`` logits (n×classes).
 
     Args:
         own: Logits, n×classes.
@@ -275,7 +275,7 @@ def score(
 
 
 def _hits(values: NDArray[np.float32], wanted: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Per picture: is the truth the first, is it among the first five. Ties go to the lower class index."""
+    """Return for each image if the true class is the first, and if it is in the first five. Ties: lower index first."""
     best = top(values, 5)
     return best[:, 0] == wanted, (best == wanted[:, None]).any(axis=1)
 

@@ -1,7 +1,7 @@
-"""The record on disk while the run goes, so that a run that is killed leaves everything up to the last flush.
+"""Write the record during the run, so that a killed run leaves everything up to the last flush.
 
-``.jsonl`` grows by lines and is rotated by size; any other name is one JSON document that is written again. A thread
-writes, so that a slow disk does not slow the run down. A disk that refuses is said once; what was to be written is
+A ``.jsonl`` record grows by lines and is rotated by size; any other name is one JSON document that is rewritten. A
+separate thread writes, so that a slow disk does not slow down the run. A write error is reported once; the data is
 dropped and counted, and the next flush tries again.
 """
 
@@ -19,9 +19,9 @@ from edge.artifacts import Gap, RecordLine, RunRecord, Skip, Tick, run_record, s
 from edge.errors import StoreError
 from edge.runtime.run_statistics import Event
 
-# Lines are handed over early when there are so many bytes of them.
+# Lines are flushed early when there are this many bytes of them.
 _LARGE = 1 << 20
-# A disk that does not come back must not fill the memory.
+# A disk that does not recover must not fill the memory.
 _MOST_WAITING = 64
 _TIMEOUT_S = 30.0
 FLUSH_S = {".jsonl": 10.0}
@@ -30,7 +30,7 @@ Warn = Callable[[str], None]
 
 
 class Rotation(msgspec.Struct, frozen=True, kw_only=True):
-    """Rotation: when a ``.jsonl`` record begins a new file, in bytes, and how many files are kept."""
+    """Rotation of a ``.jsonl`` record: maximum size of a file in bytes, and number of files."""
 
     limit: int = 64 << 20
     files: int = 5
@@ -38,9 +38,9 @@ class Rotation(msgspec.Struct, frozen=True, kw_only=True):
 
 @final
 class Journal:
-    """A record that is kept while it grows. ``every_frame`` adds a line per result, which only ``.jsonl`` can hold.
+    """A record that is written during the run. With ``every_frame``, a ``.jsonl`` record has a line per result.
 
-    All methods are for the thread that runs the loop. ``warn`` is told when the disk refuses, and when it takes again.
+    All methods are for the thread of the run loop. ``warn`` is called when writing fails, and when it works again.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Journal:
         self._thread = threading.Thread(target=self._write_all, name="journal", daemon=True)
 
     def begin(self, state: RunRecord) -> None:
-        """The run begins; ``state`` is its record so far."""
+        """Begin the record; ``state`` is the record so far."""
         self._thread.start()
         self.flush(0.0, state)
 
@@ -88,17 +88,17 @@ class Journal:
             self._add(RecordLine(result=event))
 
     def add_ticks(self, ticks: list[Tick]) -> None:
-        """Add bins of the time line that ended."""
+        """Add finished bins of the time series."""
         if self._is_lines:
             for tick in ticks:
                 self._add(RecordLine(tick=tick))
 
     def is_due(self, t_s: float) -> bool:
-        """True if the record on disk is to be brought up to date; ``t_s`` since the run began."""
+        """Return True if the record on disk should be updated; ``t_s`` is the time since the start of the run."""
         return t_s >= self._next_s
 
     def flush(self, t_s: float, state: RunRecord) -> None:
-        """Hand everything so far to the thread that writes."""
+        """Pass all data so far to the writing thread."""
         self._next_s = t_s + self._flush_s
         self._look_at_failure()
         self._state = msgspec.structs.replace(
@@ -117,15 +117,15 @@ class Journal:
         """Write the finished record.
 
         Raises:
-            StoreError: the disk refused, or did not answer.
+            StoreError: the file cannot be written, or the disk does not respond.
         """
         if self._thread.ident is not None:
             self._queue.put(None)
             self._thread.join(_TIMEOUT_S)
         if self._thread.is_alive():
-            raise StoreError("the disk does not answer: the record has no end", where=self.path)
+            raise StoreError("the disk does not respond: the record is incomplete", where=self.path)
         if self._lost:
-            text = f"the disk refused {self._lost} parts of the record, which lacks them"
+            text = f"{self._lost} parts of the record could not be written and are missing"
             finished = msgspec.structs.replace(finished, warnings=[*finished.warnings, text])
         if not self._is_lines:
             run_record.save(self.path, finished)
@@ -162,7 +162,7 @@ class Journal:
     def _look_at_failure(self) -> None:
         failure = self._failure
         if failure is not None and self._reported is None:
-            self._warn(f"the record is not being written: {failure}; the run goes on, and it is tried again")
+            self._warn(f"the record is not being written: {failure}; the run continues, and writing is retried")
         elif failure is None and self._reported is not None:
             self._warn(f"the record is being written again: {self.path}")
         self._reported = failure

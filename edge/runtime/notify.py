@@ -1,8 +1,8 @@
 """Act on a label: report it to an HTTP server, an MQTT broker or a command.
 
-Rules are checked in the thread that runs the loop, which takes microseconds. What is sent goes through a bounded queue
-to a thread per target: a target that is slow or dead never slows the loop. A failed delivery is tried again with a
-pause that doubles; what does not fit into the queue is dropped, oldest first, and counted.
+Rules are checked in the thread of the run loop, which takes microseconds. Messages go through a bounded queue to one
+thread per target, so a slow or dead target never slows down the loop. A failed delivery is retried after a pause that
+doubles; a full queue drops its oldest messages and counts them.
 
 ===================  ===================================================================================================
 ``http(s)://…``      ``POST`` with a JSON body; any 2xx answer is success, a redirect is not followed
@@ -37,32 +37,32 @@ from edge.config import NotifyRule, did_you_mean
 from edge.errors import DeviceError, EdgeError, UsageError, require
 from edge.runtime.classifier import UNKNOWN, seen_label
 
-# One request, one command, or one publication may take this long.
+# Time limit of one request, command, or publication.
 _TIMEOUT_S = 10.0
 _MOST_WAITING = 64
 _MOST_ATTEMPTS = 5
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
-# What is left is sent at the end of the run, but not for longer than this.
+# At the end of the run, queued messages are sent for at most this long.
 _DRAIN_S = 2.0
 _LONGEST_ANSWER = 64 << 10
 
 
 class Target(Protocol):
-    """A receiver of notifications; for one thread."""
+    """A receiver of notifications, for use in one thread."""
 
     def send(self, message: bytes) -> None:
         """Deliver one JSON document.
 
         Raises:
-            DeviceError: It was not delivered; the text is shown.
+            DeviceError: the delivery failed; its message is shown.
         """
 
     def close(self) -> None:
-        """Give back what the target holds."""
+        """Release the target's resources."""
 
 
 def open_target(address: Secret) -> Target:
-    """The target of an address.
+    """Open the target for an address.
 
     Raises:
         UsageError: The address is of no known form.
@@ -77,7 +77,7 @@ def open_target(address: Secret) -> Target:
     if scheme == "exec":
         return CommandTarget(text.partition(":")[2])
     raise UsageError(
-        f"'{address}' is no target for notifications", hint="http://…, https://…, mqtt://HOST/TOPIC or exec:COMMAND"
+        f"'{address}' is not a valid notification target", hint="http://…, https://…, mqtt://HOST/TOPIC or exec:COMMAND"
     )
 
 
@@ -111,7 +111,7 @@ class HttpTarget:
             )
         else:
             made = http.client.HTTPConnection(self._host, self._port, timeout=_TIMEOUT_S)
-        # A server that sends a letter now and then keeps every single read short of its time-out.
+        # A server that sends one byte now and then never exceeds the time-out of a single read.
         late = threading.Event()
         timer = threading.Timer(_TIMEOUT_S, _cut, args=(made, late))
         timer.daemon = True
@@ -129,9 +129,9 @@ class HttpTarget:
             timer.cancel()
             made.close()
         if late.is_set():
-            raise DeviceError(f"no whole answer within {_TIMEOUT_S:g} s")
+            raise DeviceError(f"no complete answer within {_TIMEOUT_S:g} s")
         redirect = ", a redirect, which is not followed" if 300 <= status < 400 else ""
-        raise DeviceError(f"the server answers {status}{redirect}")
+        raise DeviceError(f"the server answered with status {status}{redirect}")
 
     def close(self) -> None:
         """Nothing is held between deliveries."""
@@ -146,7 +146,7 @@ def _cut(connection: http.client.HTTPConnection, late: threading.Event) -> None:
 
 @final
 class MqttTarget:
-    """Publish to a broker, by paho-mqtt."""
+    """Publishes notifications to an MQTT broker with paho-mqtt."""
 
     def __init__(self, address: Secret) -> None:
         self._mqtt: Any = require("paho.mqtt.client")
@@ -164,11 +164,11 @@ class MqttTarget:
         self._user, self._password = parts.username, parts.password
         self._topic = unquote(parts.path.strip("/")) or "edge"
         if any(sign in self._topic for sign in "+#\0") or not self._topic.isprintable() or "#" in address.reveal():
-            raise UsageError(f"{self._topic!r} is no topic to publish to", hint="mqtt://HOST/edge/front")
+            raise UsageError(f"{self._topic!r} is not a valid topic", hint="mqtt://HOST/edge/front")
         self._client: Any = None
 
     def send(self, message: bytes) -> None:
-        """Deliver one JSON document, and wait until the broker has it."""
+        """Publish one JSON document, and wait for the broker's confirmation."""
         try:
             client = self._connected()
             info = client.publish(self._topic, message, qos=1)
@@ -180,7 +180,7 @@ class MqttTarget:
             raise DeviceError(self._address.scrub(what)) from exc
         if not is_published:
             self.close()
-            raise DeviceError("the broker does not confirm the message")
+            raise DeviceError("the broker did not confirm the message")
 
     def close(self) -> None:
         """Disconnect."""
@@ -212,15 +212,15 @@ class MqttTarget:
         client.loop_start()
         self._client = client
         if not answered.wait(_TIMEOUT_S):
-            raise DeviceError("the broker does not answer")
+            raise DeviceError("the broker did not answer")
         if refused:
-            raise DeviceError(f"the broker refuses: {refused[0]}")
+            raise DeviceError(f"the broker refused the connection: {refused[0]}")
         return client
 
 
 @final
 class CommandTarget:
-    """Run a command with the JSON on its standard input. Not by a shell: ``|``, ``>`` and ``$`` mean nothing."""
+    """Runs a command with the JSON on its standard input, without a shell: ``|``, ``>`` and ``$`` have no meaning."""
 
     def __init__(self, command: str) -> None:
         try:
@@ -228,7 +228,7 @@ class CommandTarget:
         except ValueError as exc:
             raise UsageError(f"exec: {exc}") from exc
         if not self.arguments:
-            raise UsageError("exec: names no command", hint="exec:/usr/local/bin/on-label")
+            raise UsageError("exec: needs a command", hint="exec:/usr/local/bin/on-label")
 
     def send(self, message: bytes) -> None:
         """Run the command and wait for its end."""
@@ -256,7 +256,7 @@ class CommandTarget:
 
 
 class _Rule:
-    """One rule of the profile, and what it knows of each camera."""
+    """One rule of the profile, with its state for each camera."""
 
     def __init__(self, rule: NotifyRule, indices: frozenset[int] | None) -> None:
         self.rule = rule
@@ -264,7 +264,7 @@ class _Rule:
         self.cameras: dict[str | None, _Seen] = {}
 
     def fires(self, result: FrameResult) -> bool:
-        """True when ``result`` is to be reported. Called once for every result, in order."""
+        """Return True if ``result`` must be reported. Call this once for every result, in order."""
         seen = self.cameras.setdefault(result.camera, _Seen())
         index, label, confidence = seen_label(result)
         is_match = ((self.indices is None and label != UNKNOWN) or index in (self.indices or ())) and (
@@ -273,7 +273,7 @@ class _Rule:
         if not is_match:
             seen.label = None
             if self.rule.on_change:
-                # The label has to come back to be reported again.
+                # The label must reappear before it is reported again.
                 seen.reported = None
             return False
         if label != seen.label:
@@ -287,7 +287,7 @@ class _Rule:
 
 
 class _Seen:
-    """State of a rule of one camera: the label now and since when, and what was reported last."""
+    """State of a rule for one camera: the current label, its start time, and the last reported label."""
 
     __slots__ = ("label", "reported", "reported_s", "since_s")
 
@@ -378,12 +378,12 @@ class _Sender:
 
 
 class Notifications:
-    """Checks the rules for every result of a run, and sends what they report.
+    """Checks the rules for every result of a run, and sends notifications.
 
     Args:
-        rules: The rules, each with the addresses that it reports to.
-        names: The labels of the model, which the rules speak of.
-        about: What is in every message beside the label, such as the profile's name.
+        rules: the rules, each with its target addresses.
+        names: the labels of the model.
+        about: fields of every message, such as the profile's name.
 
     Raises:
         UsageError: A rule names a label that the model does not have, or an address is wrong.
@@ -414,11 +414,11 @@ class Notifications:
                     sender.put(message)
 
     def counts(self) -> tuple[NotifyCounts, ...]:
-        """Counts of each target so far."""
+        """Return the counts of each target so far."""
         return tuple(sender.counts() for sender in self._senders.values())
 
     def close(self) -> None:
-        """Send what is left, for two seconds at most."""
+        """Send queued messages, for two seconds at most, and close."""
         end_s = time.monotonic() + _DRAIN_S
         for sender in self._senders.values():
             sender.close(end_s)
@@ -441,7 +441,7 @@ class Notifications:
 
 
 def _indices(rule: NotifyRule, names: Sequence[str]) -> frozenset[int] | None:
-    """The classes that a rule names, by label or by number; None for all.
+    """Return the classes of a rule, given by label or number; None means all.
 
     Raises:
         UsageError: The model has no such label.
@@ -455,7 +455,7 @@ def _indices(rule: NotifyRule, names: Sequence[str]) -> frozenset[int] | None:
     for label in rule.labels:
         if isinstance(label, int):
             if not 0 <= label < max(len(names), 1):
-                raise UsageError(f"notify: there is no class {label}; the model has {len(names)}")
+                raise UsageError(f"notify: there is no class {label}; the model has {len(names)} classes")
             found.add(label)
         elif label in known:
             found.update(known[label])

@@ -1,4 +1,4 @@
-"""Stages that overlap: some threads prepare frames, one per session infers, and the caller takes labels in order.
+"""Overlapping stages: threads prepare frames, one thread per session infers, and the caller gets results in order.
 
 A session that takes the next batch before the one before it is done (``submit``) has two threads: one submits, the
 other waits, so that a GPU always has its next batch.
@@ -7,12 +7,12 @@ other waits, so that a GPU always has its next batch.
 
     stream ─▶ prepare × P ─▶ ready ─▶ infer × K ─▶ done ─▶ the caller: in order, postprocess
 
-OpenCV and the backends let go of the interpreter's lock while they work, so threads are enough. What bounds the queues
-is the number of batches: one is taken to read a frame and given back when its label is out. A slow consumer therefore
-stops the reading of files, and a live stream drops its oldest frames meanwhile.
+OpenCV and the backends release the interpreter lock while they work, so threads are sufficient. The number of batches
+bounds the queues: a batch is reserved when a frame is read and returned when its label is delivered. A slow consumer
+therefore pauses the reading of files, while a live stream drops its oldest frames.
 
-A thread that is stuck in a foreign call (a disk that went away, a driver) is left alone: all are daemons, and ending
-waits for them only for a moment.
+A thread that is stuck in a foreign call (a disk that disappeared, a driver) is abandoned: all threads are daemons, and
+the end waits for them only briefly.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
     Batch = NDArray[np.float32]
     Pixels = NDArray[np.uint8]
 
-# How long the end waits for a thread that does not come back.
+# Maximum wait at the end for a thread that does not return.
 _TIMEOUT_S = 5.0
 
 
 class Width(msgspec.Struct, frozen=True, kw_only=True):
-    """Threads that prepare, pictures per inference, and the smallest batch of the engine.
+    """Widths of the stages: preparing threads, images per inference, and the engine's smallest batch.
 
-    A frame of several cameras waits for those of the others until it is ``batch_wait_s`` old.
+    A frame waits until it is ``batch_wait_s`` old for frames of the other cameras.
     """
 
     prepare: int = 1
@@ -57,7 +57,7 @@ class Width(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchItem:
-    """One frame on its way: its times in milliseconds, and its pixels while somebody may want them."""
+    """One frame in flight: its times in milliseconds, and its pixels while they may be needed."""
 
     __slots__ = ("decode_ms", "frame", "pixels", "preprocess_ms", "skipped")
 
@@ -70,7 +70,7 @@ class BatchItem:
 
 
 class FrameBatch:
-    """One batch on its way through the stages: frames, or an outage. Its memory is used again."""
+    """One batch in flight: frames, or an outage. Its memory is reused."""
 
     __slots__ = ("error", "inference", "inputs", "number", "outage", "taken", "wall_ms")
 
@@ -79,7 +79,7 @@ class FrameBatch:
         self.clear()
 
     def clear(self) -> None:
-        """Forget what went through."""
+        """Reset the batch for its next use."""
         self.number = 0
         self.taken: list[BatchItem] = []
         self.outage: Outage | None = None
@@ -89,7 +89,7 @@ class FrameBatch:
 
     @property
     def whole(self) -> list[BatchItem]:
-        """The frames that could be decoded, in the order of the batch."""
+        """The frames that were decoded, in the order of the batch."""
         return [taken for taken in self.taken if taken.skipped is None]
 
 
@@ -106,11 +106,10 @@ class _InFlight:
 
 @final
 class Pipeline:
-    """Runs while its block does; iterate over it for finished batches in order, and give each back.
+    """Runs while its block does. Iterate over finished batches in order, and return each with :meth:`give_back`.
 
-    ``preprocessor`` None means that the sessions preprocess themselves; pictures that are too small for ``roi`` do not
-    reach them. ``keep_pixels`` keeps each frame's pixels until
-    its batch is given back.
+    ``preprocessor`` None means that the sessions preprocess; images smaller than ``roi`` do not reach them.
+    ``keep_pixels`` keeps each frame's pixels until its batch is returned.
     """
 
     def __init__(
@@ -144,7 +143,7 @@ class Pipeline:
 
     @property
     def in_flight(self) -> int:
-        """Batches that were begun and not delivered."""
+        """Number of batches that were begun and not delivered."""
         return self._taken - self._delivered
 
     def __enter__(self) -> Pipeline:
@@ -168,22 +167,22 @@ class Pipeline:
             self._free.put(None)
         for _session in self._sessions:
             self._ready.put(None)
-        # A second Ctrl-C is no Exception, and waits for nobody.
+        # A second Ctrl-C is not an Exception and must not wait.
         timeout_s = _TIMEOUT_S if kind is None or issubclass(kind, Exception) else 0.0
         deadline = time.monotonic() + timeout_s
         for thread in self._threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
 
     def stop(self) -> None:
-        """Read no more frames; those that were taken are finished."""
+        """Read no more frames; frames in flight are finished."""
         self._ended = True
         self._stream.close()
 
     def batches(self, *, poll_s: float) -> Iterator[FrameBatch | None]:
-        """Finished batches in order; None after each ``poll_s`` without one. Ends when all are out.
+        """Yield finished batches in order, and None after each ``poll_s`` without one, until all are delivered.
 
         Raises:
-            EdgeError, and whatever else a stage raised: when it is the turn of the batch that met it.
+            EdgeError, and whatever else a stage raised: when the batch with this error would be delivered.
         """
         waiting: dict[int, FrameBatch] = {}
         while not self._all_out():
@@ -204,7 +203,7 @@ class Pipeline:
             raise self._failure
 
     def give_back(self, batch: FrameBatch) -> None:
-        """The batch may be used again."""
+        """Return a batch for reuse."""
         batch.clear()
         self._free.put(batch)
 
@@ -226,7 +225,7 @@ class Pipeline:
             (self._ready if batch.error is None and batch.whole else self._done).put(batch)
 
     def _take(self, batch: FrameBatch) -> bool:
-        """Fill the batch with the next frames; False at the end."""
+        """Fill the batch with the next frames; return False at the end."""
         try:
             while len(batch.taken) < self._width.batch and not self._ended:
                 following = self._following(batch)
@@ -247,7 +246,7 @@ class Pipeline:
         return True
 
     def _following(self, batch: FrameBatch) -> Frame | Outage | None:
-        """The next frame or outage. Frames of other cameras are waited for no longer than the first frame may wait."""
+        """Return the next frame or outage; wait for other cameras only as long as the first frame may wait."""
         stream = self._stream
         if not (batch.taken and isinstance(stream, GroupStream)):
             return stream.next()
@@ -265,7 +264,7 @@ class Pipeline:
         taken.decode_ms += (decoded - start) * 1e3
         try:
             if self._preprocessor is not None:
-                # Rows of pictures that cannot be used are closed up before the inference.
+                # Remove rows of unusable images before the inference.
                 self._preprocessor(pixels, out=None if batch.inputs is None else batch.inputs[row])
                 taken.preprocess_ms = (time.monotonic() - decoded) * 1e3
             else:
@@ -330,7 +329,7 @@ class Pipeline:
             self._done.put(batch)
 
     def _rows(self, batch: FrameBatch) -> Batch:
-        """The inputs of the pictures that could be decoded; filled up with the first one to the smallest batch."""
+        """Return the inputs of the decoded images, padded with the first one to the smallest batch."""
         inputs = batch.inputs
         assert inputs is not None  # noqa: S101 - for mypy: there is a preprocessor
         count = len(batch.taken)
@@ -346,9 +345,9 @@ class Pipeline:
     # around them
 
     def _batch_count(self) -> int:
-        """The largest number of frames (or batches) between the stream and the caller.
+        """Return the maximum number of frames (or batches) between the stream and the caller.
 
-        Live: one per session, and one that is prepared meanwhile; more would only be older when their turn comes.
+        Live: one per session, and one in preparation; more would only make frames older.
         """
         if self._stream.opened.live:
             return len(self._sessions) + 1
@@ -365,7 +364,7 @@ class Pipeline:
     def _all_out(self) -> bool:
         if not self._ended or self._delivered < self._taken:
             return False
-        # A thread that reads from the stream at this moment may be about to take one more.
+        # A thread that is reading from the stream now may still return one more frame.
         if not self._turn.acquire(blocking=False):
             return False
         try:

@@ -1,7 +1,7 @@
-"""Results of a run as files for people and other programs: a CSV with a row per frame, and an annotated video.
+"""Write results of a run for people and other programs: a CSV with a row per frame, and an annotated video.
 
-Both are written by threads of their own. A disk that is full, or an encoder that fails, is said once; the loop goes on,
-and the end of the run is an error.
+Both have a thread of their own. A full disk or a failed encoder is reported once; the loop continues, and the run ends
+with an error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
 
-# Columns of the CSV, in this order. New ones come at the end.
+# Columns of the CSV, in this order. New columns go to the end.
 COLUMNS = (
     "time_utc", "t_s", "camera", "seq", "name", "label", "index", "confidence", "decision", "decision_index",
     "decision_confidence", "age_ms", "total_ms", "decode_ms", "preprocess_ms", "infer_ms", "postprocess_ms", "skipped",
@@ -35,16 +35,16 @@ COLUMNS = (
 _FLUSH_S = 1.0
 _MOST_WAITING = 64
 _TIMEOUT_S = 30.0
-# Frames per second of a video where the source does not say; pictures are shown for half a second.
+# Default frames per second of a video; an image file is shown for half a second.
 _LIVE_FPS, _PICTURE_FPS = 30.0, 2.0
 Warn = Callable[[str], None]
 
 
 @final
 class CsvFile:
-    """One row per frame, labelled or skipped (:data:`COLUMNS`). Methods are for the thread that runs the loop.
+    """A CSV file with one row per labelled or skipped frame (:data:`COLUMNS`), for the thread of the run loop.
 
-    Text in a cell has no control characters: a line of the file is a row. The file is brought up to date every second.
+    Text in a cell has no control characters, so each line of the file is a row. The file is updated every second.
     """
 
     def __init__(self, path: Path, *, warn: Warn) -> None:
@@ -78,15 +78,15 @@ class CsvFile:
         """Write what is left.
 
         Raises:
-            StoreError: Rows were lost.
+            StoreError: rows were lost.
         """
         self._hand_over()
         self._queue.put(None)
         self._thread.join(_TIMEOUT_S)
         if self._thread.is_alive():
-            raise StoreError("the disk does not answer: the CSV has no end", where=self._path)
+            raise StoreError("the disk does not respond: the CSV is incomplete", where=self._path)
         if self._lost:
-            raise StoreError(f"the disk refused {self._lost} rows of the CSV, which lacks them", where=self._path)
+            raise StoreError(f"{self._lost} rows of the CSV could not be written and are missing", where=self._path)
 
     def _hand_over(self) -> None:
         rows, self._rows = self._rows, []
@@ -95,7 +95,7 @@ class CsvFile:
         if self._queue.qsize() < _MOST_WAITING:
             self._queue.put("".join(rows))
         else:
-            self._lose(len(rows), "it is too slow")
+            self._lose(len(rows), "the disk is too slow")
 
     def _row(self, result: FrameResult) -> str:
         stages, decision = result.stages, result.decision
@@ -117,7 +117,7 @@ class CsvFile:
         return f"{self._time()},,{skip.camera or ''},{skip.seq},{cell(skip.name)},{empty}{cell(skip.reason)}\n"
 
     def _time(self) -> str:
-        """Coordinated universal time to the millisecond; the clock of the machine may jump, this one does not."""
+        """Return the UTC time with milliseconds, immune to jumps of the system clock."""
         now = self._start + timedelta(seconds=time.monotonic() - self._start_s)
         return now.isoformat(timespec="milliseconds")
 
@@ -125,7 +125,7 @@ class CsvFile:
         self._lost += count
         if not self._is_reported:
             self._is_reported = True
-            self._warn(f"{self._path}: rows of the CSV are lost: {why}; the run goes on")
+            self._warn(f"{self._path}: rows of the CSV are lost: {why}; the run continues")
 
     # in the thread that writes
 
@@ -142,9 +142,9 @@ class CsvFile:
 
 
 def cell(text: str) -> str:
-    r"""Text as one cell of a CSV: quoted where it must be, control characters as ``\x1b``.
+    r"""Format text as one CSV cell: quoted if necessary, control characters as ``\x1b``.
 
-    A text that a spreadsheet would take for a formula gets an apostrophe in front.
+    Text that a spreadsheet would interpret as a formula gets a leading apostrophe.
     """
     if not text.isprintable():
         text = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
@@ -157,12 +157,12 @@ def cell(text: str) -> str:
 
 @final
 class AnnotatedVideo:
-    """The frames of a run with label, confidence, camera and clock on them: one file, or one per camera.
+    """A video of the run with label, confidence, camera and time: one file, or one per camera.
 
     Args:
-        path: ``out.mp4``; of several cameras, each has a file of its own: ``out-front.mp4``.
+        path: ``out.mp4``; several cameras get one file each, such as ``out-front.mp4``.
         opened: The description of the stream (:class:`edge.media.OpenedSource`).
-        warn: Gets a sentence when a file ends early.
+        warn: called with a sentence when a file ends early.
     """
 
     def __init__(
@@ -185,9 +185,9 @@ class AnnotatedVideo:
 
     @property
     def notes(self) -> list[str]:
-        """Notes for the end of the run: frames that the encoder left out."""
+        """Notes for the end of the run: frames that the encoder skipped."""
         return [
-            f"{file.path}: {file.dropped} frames are not in the video: the encoder ({file.codec}) was behind"
+            f"{file.path}: {file.dropped} frames are not in the video: the encoder ({file.codec}) was too slow"
             for file in self._files.values()
             if file.dropped
         ]
@@ -196,13 +196,13 @@ class AnnotatedVideo:
         """Finish the files.
 
         Raises:
-            StoreError: One of them is not whole.
+            StoreError: a file is incomplete.
         """
         for file in self._files.values():
             file.close()
         for file in self._files.values():
             if file.failure is not None:
-                raise StoreError(f"the video is not whole: {file.failure}", where=file.path)
+                raise StoreError(f"the video is incomplete: {file.failure}", where=file.path)
 
     def _open(self, camera: str | None) -> VideoWriter:
         path = self._path if camera is None else self._path.with_name(f"{self._path.stem}-{camera}{self._path.suffix}")
@@ -225,10 +225,10 @@ class AnnotatedVideo:
 
 @final
 class ResultFiles:
-    """The files of ``--csv`` and ``--save-video``, open while the block runs.
+    """The files of ``--csv`` and ``--save-video``, open during the block.
 
     Raises:
-        StoreError: A file cannot be written; at the end of the block, one that is not whole.
+        StoreError: a file cannot be written, or is incomplete at the end of the block.
     """
 
     def __init__(self, *, csv: Path | None, video: Path | None, opened: OpenedSource, warn: Warn) -> None:
@@ -238,11 +238,11 @@ class ResultFiles:
 
     @staticmethod
     def check(*, csv: Path | None, video: Path | None, has_json: bool) -> None:
-        """Refuse, before anything is opened, what cannot be written.
+        """Refuse invalid outputs before anything is opened.
 
         Raises:
-            UsageError: The ending of the video is unknown, or two outputs go to the same place.
-            StoreError: The folder of the video is not there.
+            UsageError: the video's suffix is unknown, or two outputs have the same target.
+            StoreError: the folder of the video does not exist.
         """
         if csv is not None and str(csv) == "-" and has_json:
             raise UsageError("--csv - and --json both write to standard output", hint="--csv FILE")
@@ -264,6 +264,6 @@ class ResultFiles:
                 errors.append(error)
         for note in [] if self.video is None else self.video.notes:
             self._warn(note)
-        # The error of the run says more than that of a file.
+        # The error of the run is more informative than that of a file.
         if errors and kind is None:
             raise errors[0]

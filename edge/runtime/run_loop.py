@@ -1,4 +1,4 @@
-"""The run loop: frames go through the pipeline, their labels come out in order, everything is counted."""
+"""The run loop: pass frames through the pipeline, deliver labels in order, and record statistics."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def _ignore(_item: object) -> None:
 
 
 class Observers(msgspec.Struct, frozen=True, kw_only=True):
-    """Callbacks of a run, all in the thread that runs it: a slow one slows the run down.
+    """Callbacks of a run, all called in the thread of the run loop: a slow callback slows down the run.
 
-    ``on_event`` gets results, skips and gaps in order; ``on_frame`` the pixels of each labelled frame (uint8 H×W×3 BGR)
-    with its result. ``on_end`` is called when the last frame is out, and ``on_record`` with the record; both once,
-    however the run ended.
+    ``on_event`` is called with results, skips and gaps in order, ``on_frame`` with the pixels of each labelled frame
+    (uint8 H×W×3 BGR) and its result. ``on_end`` is called after the last frame, and ``on_record`` with the record; both
+    are called once, however the run ended.
     """
 
     on_event: Callable[[Event], None] = _ignore
@@ -57,11 +57,10 @@ class Observers(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings of a run: guesses per picture, warm-up inferences per session, and how wide the pipeline is.
+    """Settings of a run: guesses per image, warm-up inferences per session, and widths of the pipeline.
 
-    ``duration_s`` ends the run after that time, which is then complete. ``output`` is what the engine's outputs are
-    (see :func:`edge.runtime.classifier.output_kind`); ``roi`` is the region that sessions take which preprocess
-    themselves.
+    ``duration_s`` ends the run after that time; it is then complete. ``output`` is the kind of the engine's outputs
+    (see :func:`edge.runtime.classifier.output_kind`); ``roi`` is the image region for sessions that preprocess.
     """
 
     topk: int = 5
@@ -87,16 +86,16 @@ def run(
     journal: Journal | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> RunRecord:
-    """Classify every frame of ``stream``; a picture that cannot be decoded is skipped, counted and named.
+    """Classify every frame of ``stream``; an image that cannot be decoded is skipped, counted and reported.
 
-    One thread per session infers, so sessions must be independent, or the same one where it allows that.
-    ``preprocessor`` None means that they preprocess themselves. ``statistics`` counts the run, for who shows it while
-    it goes. ``should_stop`` ends it after the frames in flight; the record then says ``interrupted``. ``journal`` keeps
-    the record on disk meanwhile. ``telemetry`` has a running sampler, or says why none.
+    One thread per session infers, so sessions must be independent, or be one session that allows concurrent calls.
+    ``preprocessor`` None means that the sessions preprocess. ``statistics`` collects the statistics of the run for
+    display. ``should_stop`` ends the run after the frames in flight; the record then says ``interrupted``. ``journal``
+    writes the record during the run. ``telemetry`` has a running sampler, or the reason why there is none.
 
     Raises:
-        DataError: not one picture could be decoded.
-        DeviceError: the backend or the camera failed, or the engine gave NaN or infinity.
+        DataError: no image could be decoded.
+        DeviceError: the backend or the camera failed, or the engine's output has NaN or infinity.
     """
     opened = stream.opened
     observers = observers or Observers()
@@ -123,7 +122,7 @@ def run(
     finished = loop.record(loop.status if error is None else "failed", failure=None if error is None else _words(error))
     observers.on_record(finished)
     if journal is not None:
-        # The error of the run says more than that of its record.
+        # The error of the run is more informative than that of its record.
         with contextlib.nullcontext() if error is None else contextlib.suppress(StoreError):
             journal.end(finished)
     if error is not None:
@@ -138,7 +137,7 @@ def statistics_of(
     sessions: Sequence[Session] | Sequence[FrameSession],
     notify: Callable[[], tuple[NotifyCounts, ...]] = tuple,
 ) -> RunStatistics:
-    """Statistics for a run over ``stream`` with ``sessions``, empty."""
+    """Make empty statistics for a run over ``stream`` with ``sessions``."""
     sampler = telemetry.sampler
     return RunStatistics(
         total=stream.opened.total,
@@ -157,10 +156,10 @@ def warm_up(
     *,
     size: tuple[int | None, int | None],
 ) -> Warmup:
-    """Run noise through each session, outside of every figure."""
+    """Run noise through each session without measuring."""
     height, width = size[0] or _WARM_SIZE[0], size[1] or _WARM_SIZE[1]
     if settings.roi is not None:
-        # Pictures whose size is not known yet hold the region.
+        # An image of unknown size is assumed to contain the region.
         x, y, across, down = settings.roi
         height, width = max(height, math.ceil(y + down)), max(width, math.ceil(x + across))
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
@@ -177,7 +176,7 @@ def warm_up(
 
 
 class _Loop:
-    """Takes what comes out of the pipeline, in order."""
+    """Processes the output of the pipeline, in order."""
 
     def __init__(
         self,
@@ -207,11 +206,11 @@ class _Loop:
         self._start_s = statistics.begin()
 
     def go(self, pipeline: Pipeline, should_stop: Callable[[], bool], *, duration_s: float | None) -> None:
-        """Run until the stream or the duration ends, or a stop is requested.
+        """Run until the end of the stream, the duration, or a stop request.
 
         Raises:
-            DataError: Not one picture could be decoded.
-            DeviceError: A live source gave not one frame until the end of the duration.
+            DataError: no image could be decoded.
+            DeviceError: a live source delivered no frame within the duration.
         """
         self._start_s = self._statistics.begin()
         if self._journal is not None:
@@ -227,7 +226,7 @@ class _Loop:
         if not counts.pictures and self._stream.opened.live and self.status == "complete":
             gap = counts.snapshot().gap
             reason, hint = ("the run was too short", None) if gap is None else (gap.reason, gap.hint)
-            raise DeviceError(f"not one frame came: {reason}", hint=hint)
+            raise DeviceError(f"no frame was received: {reason}", hint=hint)
 
     def _take(self, pipeline: Pipeline, should_stop: Callable[[], bool], end_s: float) -> None:
         give_up_s: float | None = None
@@ -245,12 +244,12 @@ class _Loop:
                     give_up_s = now + _DRAIN_S
             elif now >= give_up_s:
                 self._notes.append(
-                    f"{pipeline.in_flight} frames in flight were given up: a stage did not come back in {_DRAIN_S:g} s"
+                    f"{pipeline.in_flight} frames in flight were abandoned: a stage did not end within {_DRAIN_S:g} s"
                 )
                 return
 
     def record(self, status: Status, *, failure: str | None = None) -> RunRecord:
-        """The record of everything so far."""
+        """Make the record of everything so far."""
         opened = self._stream.opened
         return self._statistics.to_record(
             status, failure=failure, subject=self._subject, source=msgspec.to_builtins(opened),

@@ -1,7 +1,7 @@
-"""Statistics of a run, in bounded memory.
+"""Statistics of a run in bounded memory.
 
-:class:`RunStatistics` counts every event of the run once. The terminal, the web page, the metrics and the watchdog's
-status line read its :class:`RunSnapshot`; the run record is made from it at the end, and while the run goes.
+:class:`RunStatistics` processes every event of the run once. The terminal, the web page, the metrics and the watchdog's
+status line read its :class:`RunSnapshot`; the run record is made from it, during the run and at the end.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _RATE_S = 10
 
 
 class Distribution:
-    """Durations of one stage in milliseconds: all of them while they are few, and always in a sketch."""
+    """Durations of one stage in milliseconds: a limited number of exact values, and a sketch of all."""
 
     __slots__ = ("first", "sketch")
 
@@ -63,18 +63,18 @@ class Distribution:
         self.sketch = QuantileSketch()
 
     def add(self, value_ms: float) -> None:
-        """Count one duration."""
+        """Add one duration."""
         self.sketch.add(value_ms)
         if len(self.first) <= _EXACT:
             self.first.append(value_ms)
 
     def summary(self) -> Summary | None:
-        """Summary of everything that was counted, exact up to 4096 values; None when that is nothing."""
+        """Return the summary of all added values, exact up to 4096 values; None if there are none."""
         return summarize(self.first) if len(self.first) <= _EXACT else self.sketch.summary()
 
 
 class CameraSnapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """One camera of several at one moment. ``gap`` is the one that is open; ``reconnects`` counts those that ended."""
+    """One camera of several at one moment. ``gap`` is the open gap; ``reconnects`` is the number of finished gaps."""
 
     name: str
     pictures: int
@@ -130,7 +130,7 @@ class RunSnapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def status_line(self) -> str:
-        """The state in one plain line."""
+        """The state as one line of text."""
         words = [f"{self.pictures}" + (f" of {self.total}" if self.total is not None else "") + " pictures"]
         if self.rate_per_s is not None:
             words.append(f"{self.rate_per_s:.1f} pictures/s")
@@ -152,7 +152,7 @@ class RunSnapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Counts:
-    """Pictures, skips and gaps of the whole run, or of one camera."""
+    """Numbers of images, skips and gaps of the whole run, or of one camera."""
 
     def __init__(self) -> None:
         self.pictures = self.skipped = self.gaps_count = self.gaps_ended = 0
@@ -182,7 +182,7 @@ class _Counts:
             self._count_gap(event)
 
     def _count_gap(self, gap: Gap) -> None:
-        """A gap is reported as it begins, and again as it ends: the same one has the same start."""
+        """Add a gap. It is reported at its begin and at its end: both reports have the same start time."""
         if self.gap is None or self.gap.start_s != gap.start_s:
             self.gaps_count += 1
             if len(self.gaps) < MOST_GAPS:
@@ -200,14 +200,14 @@ def _most_common(labels: Counter[tuple[int, str]]) -> list[LabelCount]:
 
 
 class _Camera(_Counts):
-    """One camera of several."""
+    """Statistics of one camera of several."""
 
     def __init__(self, dropped: Callable[[], int | None]) -> None:
         super().__init__()
         self.dropped = dropped
         self.dropped_before = 0
         self.total, self.age = Distribution(), Distribution()
-        # Arrival of the newest pictures, for the rate.
+        # Arrival times of the newest images, for the rate.
         self.times: deque[float] = deque(maxlen=RECENT)
 
     def rate_per_s(self, now_s: float) -> float | None:
@@ -217,15 +217,15 @@ class _Camera(_Counts):
 
 
 class RunStatistics:
-    """Counts the events of one run. :meth:`record` is called by the thread that runs the loop, the rest by any.
+    """Collects the statistics of one run. Only the run loop calls :meth:`record`; the other methods are thread-safe.
 
     Args:
-        total: The number of pictures where it is known.
-        dropped: Frames that the source has dropped so far; None where it drops none.
-        cameras: The same for each camera by its name, where there are several.
-        reading: The newest reading of telemetry.
-        notify: What was sent to the targets of notifications.
-        messages: Warnings and errors that the backend has logged so far.
+        total: the number of images, if known.
+        dropped: returns the number of frames that the source has dropped so far; None if it never drops frames.
+        cameras: the same function for each camera by name, if there are several.
+        reading: returns the newest telemetry reading.
+        notify: returns the counts of each notification target.
+        messages: returns the warnings and errors that the backend has logged so far.
     """
 
     def __init__(
@@ -262,7 +262,7 @@ class RunStatistics:
         self._closed: list[Tick] = []
 
     def begin(self) -> float:
-        """Begin the measured window: frames that were dropped until now do not count. Returns the clock's time."""
+        """Begin the measurement; frames dropped before are not counted. Return the clock's time."""
         with self._lock:
             self._start_s = self._clock()
             self._dropped_before = self._dropped_now() or 0
@@ -271,7 +271,7 @@ class RunStatistics:
             return self._start_s
 
     def record(self, event: Event) -> None:
-        """Count one picture, skip or gap; a gap that ended takes the place of the same one while it was open."""
+        """Record one image, skip or gap; a finished gap replaces the entry of the same open gap."""
         with self._lock:
             if self._start_s is None:
                 self._start_s = self._clock()
@@ -292,14 +292,14 @@ class RunStatistics:
                 self._recent_gaps.append(event)
 
     def advance(self) -> list[Tick]:
-        """Close the bins of the time line that are over; those that were closed since the last call."""
+        """Close finished bins of the time series and return those closed since the last call."""
         with self._lock:
             self._advance()
             closed, self._closed = self._closed, []
             return closed
 
     def snapshot(self) -> RunSnapshot:
-        """The run at this moment."""
+        """Return a snapshot of the run."""
         with self._lock:
             self._advance()
             elapsed_s = self._elapsed_s()
@@ -329,16 +329,16 @@ class RunStatistics:
             )
 
     def summary(self, stage: str = "total") -> Summary | None:
-        """Summary of a stage's durations so far."""
+        """Return the summary of a stage's durations so far."""
         with self._lock:
             return self._stages[stage].sketch.summary()
 
     def cumulative(
         self, bounds_ms: Sequence[float], *, camera: str | None = None
     ) -> dict[str, tuple[list[int], float]]:
-        """Per stage that has values: how many are at most each of ``bounds_ms`` and in all, and their sum in ms.
+        """Return for each stage the counts of values up to each of ``bounds_ms``, their number, and their sum in ms.
 
-        Of one ``camera``, the stages ``total`` and ``age``.
+        For one ``camera``, the stages are ``total`` and ``age``.
         """
         with self._lock:
             stages = self._stages
@@ -351,7 +351,7 @@ class RunStatistics:
             }
 
     def timeline(self) -> list[Tick]:
-        """The time line so far, at most 600 bins."""
+        """Return the time series so far, at most 600 bins."""
         with self._lock:
             self._advance()
             return self._timeline_now()
@@ -363,12 +363,12 @@ class RunStatistics:
 
     @property
     def skipped(self) -> int:
-        """Pictures that could not be used."""
+        """Number of unusable images."""
         return self._all.skipped
 
     @property
     def first_reason(self) -> str | None:
-        """The reason why the first picture was skipped."""
+        """The reason why the first image was skipped."""
         return self._first_skips[0].reason if self._first_skips else None
 
     # the lock is held below
@@ -412,7 +412,7 @@ class RunStatistics:
         last = list(self._timeline.seconds)[-_RATE_S:]
         if len(last) >= 3:
             return sum(tick.frames for tick in last) / len(last)
-        # After a moment, any number of pictures is an enormous rate.
+        # Shortly after the start the rate would be meaningless.
         return self._all.pictures / elapsed_s if elapsed_s >= 1.0 and self._all.pictures else None
 
     def _camera_snapshot(self, name: str) -> CameraSnapshot:
@@ -447,14 +447,14 @@ class RunStatistics:
         telemetry: Telemetry,
         notes: Sequence[str] = (),
     ) -> RunRecord:
-        """The record of everything so far.
+        """Make the record of everything so far.
 
         Args:
-            source: What the frames come from, as plain values.
+            source: description of the source as plain values.
             replayed: The recording that the frames come from, if they do.
             started_utc: The wall clock when the run began.
-            telemetry: What samples power, on this clock; or why nothing does.
-            notes: Warnings that go in front of those about the measurement.
+            telemetry: the power sampler on this clock, or the reason why there is none.
+            notes: warnings to put before those about the measurement.
         """
         with self._lock:
             now_s = self._clock()
@@ -532,5 +532,5 @@ def _is_same_gap(first: Gap, second: Gap) -> bool:
 
 def _why_absent(stage: str) -> str:
     if stage == "age":
-        return "the frames carry no time"
+        return "the frames have no capture time"
     return "none (CPU backend)"

@@ -1,4 +1,4 @@
-"""The time line of a run: what happened in each bin of time, in a bounded number of bins."""
+"""The time series of a run: statistics per bin of time, in a bounded number of bins."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from edge.artifacts import MOST_TICKS, Tick
 from edge.stats import percentile
 from edge.telemetry import Reading
 
-# Seconds of history that are kept one by one.
+# Seconds of history with one bin each.
 HISTORY_S = 600
 
 
 class Timeline:
     """Events in each bin of time, in a bounded number of bins.
 
-    A bin begins as one second. When there are ``most``, neighbours are merged and bins are twice as long from then on,
-    so a run of weeks keeps 300 to 600 of them. ``seconds`` are the newest 600 bins of one second.
+    A bin begins with the length of one second. When there are ``most`` bins, neighbours are merged and bins are twice
+    as long from then on, so a run of weeks has 300 to 600 bins. ``seconds`` are the newest 600 bins of one second.
     """
 
     def __init__(self, *, most: int = MOST_TICKS) -> None:
@@ -36,17 +36,17 @@ class Timeline:
         self._dropped_before = 0
 
     def add(self, total_ms: float, age_ms: float | None) -> None:
-        """Count one picture in the second that is open; :meth:`advance` comes first."""
+        """Add one image to the current second; call :meth:`advance` first."""
         self._total.append(total_ms)
         if age_ms is not None:
             self._age.append(age_ms)
 
     def is_due(self, t_s: float) -> bool:
-        """True when a second is over at ``t_s``."""
+        """Return True if a second is complete at ``t_s``."""
         return t_s >= self._second_end_s
 
     def advance(self, t_s: float, *, dropped: int = 0, reading: Reading | None = None) -> list[Tick]:
-        """Close the bins that ended before ``t_s``; ``dropped`` counts since the beginning. The closed ones."""
+        """Close the bins that ended before ``t_s`` and return them; ``dropped`` is the total so far."""
         closed: list[Tick] = []
         while t_s >= self._second_end_s:
             tick = self._tick(self._second_end_s, dropped, reading)
@@ -58,7 +58,7 @@ class Timeline:
             if self._second_end_s >= self._bin_end_s:
                 closed.append(self._close_bin(whole))
                 pending = None
-            # After a long sleep of the machine, only the seconds that are kept are closed one by one.
+            # After the machine was suspended, only the stored seconds are closed one by one.
             asleep_until_s = float(int(t_s)) - HISTORY_S
             while self._bin_end_s < asleep_until_s:
                 self._second_end_s = self._bin_end_s
@@ -69,7 +69,7 @@ class Timeline:
         return closed
 
     def ticks(self, t_s: float, *, dropped: int = 0, reading: Reading | None = None) -> list[Tick]:
-        """All bins, the last one cut off at ``t_s``."""
+        """Return all bins, the last one truncated at ``t_s``."""
         if t_s <= self._second_end_s - 1.0:
             return [*self._ticks, *([self._bin] if self._bin is not None else [])]
         tick = self._tick(min(t_s, self._second_end_s), dropped, reading)
@@ -105,16 +105,16 @@ class Timeline:
 
 
 def halved(ticks: list[Tick]) -> list[Tick]:
-    """Neighbours merged in pairs, from the first one on; a last one that is alone stays as it is."""
+    """Merge neighbours in pairs, from the first one on; an odd last one stays unchanged."""
     pairs = [merged(*ticks[at : at + 2]) for at in range(0, len(ticks) - 1, 2)]
     return pairs + ticks[len(pairs) * 2 :]
 
 
 def merged(first: Tick, second: Tick, *, weights: tuple[int, int] = (1, 1)) -> Tick:
-    """Two neighbours as one: counts are added and maxima kept.
+    """Merge two neighbours: counts are added and maxima kept.
 
-    A median is the mean of both medians weighted by frames, which is near, not exact. Power, loads and clocks are means
-    of what was read, weighted by the ``weights`` of the two; temperatures are the higher ones.
+    A merged median is the mean of both medians weighted by frames, an approximation. Power, loads and clocks are means
+    weighted by the ``weights`` of the two; temperatures are the higher values.
     """
 
     def mean(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:

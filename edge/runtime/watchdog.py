@@ -1,11 +1,11 @@
-"""Messages to the supervisor of a run: ready, alive, its state, stopping. The protocol is systemd's sd_notify.
+"""Send messages to the supervisor of a run (ready, alive, status, stopping) with systemd's sd_notify protocol.
 
-systemd gives a service of ``Type=notify`` a Unix datagram socket in ``NOTIFY_SOCKET``; every message is one datagram of
-``KEY=value`` lines (sd_notify(3)). With ``WatchdogSec=`` it kills a service that has not said ``WATCHDOG=1`` for that
-long (``WATCHDOG_USEC``). Without these variables nothing is sent, and nothing is started.
+systemd provides a service of ``Type=notify`` a Unix datagram socket in ``NOTIFY_SOCKET``; every message is one datagram
+of ``KEY=value`` lines (sd_notify(3)). With ``WatchdogSec=`` it kills a service that has not sent ``WATCHDOG=1`` within
+that time (``WATCHDOG_USEC``). Without these variables nothing is sent and no thread is started.
 
-What counts as alive is a pipeline that moves: a picture was labelled or skipped, or its source is being reopened. A
-thread that only lives does not count, so a pipeline that hangs in a driver is ended and started again.
+A run is alive if its pipeline makes progress: an image was labelled or skipped, or its source is being reopened. A live
+thread alone is not enough, so a pipeline that hangs in a driver is killed and restarted.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from edge.errors import DeviceError
 
 # How often it is looked whether the pipeline moved, as a share of the watchdog's time.
 _LOOKS = 4
-# Without a watchdog the state is still said, this often.
+# Without a watchdog the status is still sent, this often.
 _STATE_INTERVAL_S = 5.0
 _SLOW_START_S = 20
 
 
 class Notifier:
-    """The socket that a supervisor listens on. Messages are sent or lost: a run never waits for its supervisor."""
+    """The supervisor's socket. Messages are sent or lost: a run never waits for its supervisor."""
 
     def __init__(self, address: str) -> None:
         # A leading @ is systemd's way to write the zero byte of an abstract address.
@@ -39,38 +39,38 @@ class Notifier:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Notifier | None:
-        """The socket named by ``NOTIFY_SOCKET``, or None where nobody listens.
+        """Open the socket named by ``NOTIFY_SOCKET``; return None without a supervisor.
 
         Raises:
-            DeviceError: the variable holds something that is no socket address.
+            DeviceError: the variable is not a socket address.
         """
         address = environment.get("NOTIFY_SOCKET", "")
         if not address:
             return None
         if address[0] not in "/@" or len(os.fsencode(address)) > 107:
             raise DeviceError(
-                f"NOTIFY_SOCKET is {address!r}, which is no path of a Unix socket",
+                f"NOTIFY_SOCKET is {address!r}, which is not the path of a Unix socket",
                 hint="it is set by systemd for services of Type=notify; unset it to run without",
             )
         return cls(address)
 
     def send(self, **values: str) -> bool:
-        """Send one message; whether it was taken. Line breaks in a value would begin another variable."""
+        """Send one message; return True if it was accepted. Line breaks in a value would start another variable."""
         text = "\n".join(f"{name}={' '.join(value.splitlines())}" for name, value in values.items())
         try:
             self._socket.sendto(text.encode(errors="replace"), self._address)
         except OSError:
-            # Nobody there, or nobody reading: the supervisor decides what that means, not the run.
+            # If no process reads the socket, the supervisor decides what to do, not the run.
             return False
         return True
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Close the socket."""
         self._socket.close()
 
 
 def watchdog_s(environment: Mapping[str, str] = os.environ) -> float | None:
-    """Seconds without a sign of life after which the supervisor ends this process; None without a watchdog."""
+    """Return the seconds without a message after which the supervisor ends this process; None without a watchdog."""
     text, owner = environment.get("WATCHDOG_USEC", ""), environment.get("WATCHDOG_PID", "")
     if not text.isdecimal() or int(text) == 0:
         return None
@@ -82,7 +82,7 @@ def watchdog_s(environment: Mapping[str, str] = os.environ) -> float | None:
 
 @contextlib.contextmanager
 def slow_start(status: str, environment: Mapping[str, str] = os.environ) -> Iterator[None]:
-    """Tell a supervisor again and again that the start takes longer (EXTEND_TIMEOUT_USEC), and why."""
+    """Repeatedly ask the supervisor for more start-up time (EXTEND_TIMEOUT_USEC), with the reason, during the block."""
     notifier = Notifier.from_environment(environment)
     if notifier is None:
         yield
@@ -107,10 +107,10 @@ def slow_start(status: str, environment: Mapping[str, str] = os.environ) -> Iter
 
 @final
 class Heartbeat:
-    """Reports to a supervisor that the pipeline moves: counts events. Does nothing without a supervisor.
+    """Reports progress of the pipeline to a supervisor by observing events. Does nothing without a supervisor.
 
-    ``state`` gives the line that ``systemctl status`` shows. Each call of :meth:`look` says ``WATCHDOG=1`` if anything
-    happened since the last one, or while a gap is open; a thread calls it four times per watchdog time.
+    ``state`` returns the line that ``systemctl status`` shows. Each call of :meth:`look` sends ``WATCHDOG=1`` if there
+    was an event since the last call, or while a gap is open; a thread calls it four times per watchdog time.
     """
 
     def __init__(
@@ -139,12 +139,12 @@ class Heartbeat:
             return
         self._stop.set()
         self._thread.join()
-        # What is left, writing the record, is bounded by TimeoutStopSec and no longer by the watchdog.
+        # From here on, TimeoutStopSec and not the watchdog limits the time for writing the record.
         self._notifier.send(STOPPING="1", STATUS="ending")
         self._notifier.close()
 
     def on_event(self, event: FrameResult | Skip | Gap) -> None:
-        """Take in one event of the loop."""
+        """Process one event of the loop."""
         self._events += 1
         if isinstance(event, Gap):
             self._gap = event.end_s is None
@@ -153,7 +153,7 @@ class Heartbeat:
             self._notifier.send(READY="1", STATUS=self._state())
 
     def look(self) -> bool:
-        """Say that the pipeline is alive, if it is; whether it was said."""
+        """Report that the pipeline is alive, if it is; return True if it was reported."""
         events = self._events
         moved = events != self._seen or self._gap
         self._seen = events

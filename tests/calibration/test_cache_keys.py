@@ -94,7 +94,7 @@ def test_no_table_says_how_to_make_one(tiny: Profile, tmp_path: Path) -> None:
 
 def test_a_table_alone_is_not_enough(tiny: Profile, tmp_path: Path, calibrated: Path) -> None:
     cache_keys.manifest_path(calibrated).unlink()
-    with pytest.raises(ArtifactError, match="without its manifest"):
+    with pytest.raises(ArtifactError, match="has no manifest"):
         cache_keys.find_table(tiny, tmp_path / "cache")
 
 
@@ -122,7 +122,7 @@ def test_a_table_for_something_else_is_refused_by_field(
     field: str, value: Any, tiny: Profile, tmp_path: Path, calibrated: Path
 ) -> None:
     rewrite(cache_keys.manifest_path(calibrated), kind=cache_keys.TABLE, changes={field: value})
-    with pytest.raises(ArtifactError, match=rf"made for something else \({field}: ") as caught:
+    with pytest.raises(ArtifactError, match=rf"made with other inputs \({field}: ") as caught:
         cache_keys.find_table(tiny, tmp_path / "cache")
     assert caught.value.hint is not None
     assert "edge calibrate --profile tiny" in caught.value.hint
@@ -191,7 +191,7 @@ def test_two_preprocessings_of_one_model_are_side_by_side(tiny: Profile, tmp_pat
 
 def test_a_missing_model_is_a_model_error(tiny: Profile, tmp_path: Path, calibrated: Path) -> None:
     (tmp_path / "model.onnx").unlink()
-    with pytest.raises(ModelError, match="no such model") as caught:
+    with pytest.raises(ModelError, match="model file does not exist") as caught:
         cache_keys.find_table(tiny, tmp_path / "cache")
     assert "model:" in (caught.value.hint or "")
 
@@ -253,7 +253,7 @@ def test_an_engine_for_something_else_is_refused_by_field(
     field: str, value: Any, tiny: Profile, tmp_path: Path, engine: Path
 ) -> None:
     rewrite(engine.with_suffix(".json"), kind=cache_keys.ENGINE, changes={field: value})
-    with pytest.raises(ArtifactError, match=rf"built for something else \({field}: ") as caught:
+    with pytest.raises(ArtifactError, match=rf"built with other inputs \({field}: ") as caught:
         find_engine(tiny, tmp_path)
     assert caught.value.hint == "edge build --profile tiny"
 
@@ -279,13 +279,13 @@ def test_an_engine_from_another_table_is_refused(
 ) -> None:
     pictures(tmp_path / "others", 5, seed=7)
     assert workflow.calibrate(tiny, open_pictures(tmp_path / "others"), cache=tmp_path / "cache", threads=1)
-    with pytest.raises(ArtifactError, match=r"something else \(table: "):
+    with pytest.raises(ArtifactError, match=r"with other inputs \(table: "):
         find_engine(tiny, tmp_path)
 
 
 def test_an_engine_without_its_table_is_refused(tiny: Profile, tmp_path: Path, engine: Path, calibrated: Path) -> None:
     calibrated.unlink()
-    with pytest.raises(ArtifactError, match="not there"):
+    with pytest.raises(ArtifactError, match="is missing"):
         find_engine(tiny, tmp_path)
 
 

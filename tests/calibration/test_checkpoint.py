@@ -63,7 +63,7 @@ def test_chunks_come_in_any_order_and_a_checkpoint_knows_which(
     first.add([2], part(CHUNK - 1, seed=2))
     first.save()
     then = fresh()
-    assert heard(then) == [f"going on after {CHUNK - 1} of {N} pictures"]
+    assert heard(then) == [f"continuing after {CHUNK - 1} of {N} images"]
     assert left(then) == {0: CHUNK, 1: CHUNK}
     assert not then.complete
     then.add([1, 0], part(2 * CHUNK, seed=1))
@@ -90,7 +90,7 @@ def test_a_crash_between_file_and_manifest_leaves_the_checkpoint_before_it(
     kept.write_bytes(data)
     manifest.write_bytes(before)
     then = fresh()
-    assert heard(then) == [f"going on after {CHUNK} of {N} pictures"]
+    assert heard(then) == [f"continuing after {CHUNK} of {N} images"]
     assert left(then) == {1: CHUNK, 2: CHUNK - 1}
     then.add([1], part(CHUNK, seed=1))
     then.save()
@@ -125,10 +125,10 @@ def test_a_disk_that_refuses_leaves_the_checkpoint_before_it(fresh: Callable[...
     with pytest.raises(StoreError):
         tally.save()
     then = fresh()
-    assert heard(then) == [f"going on after {CHUNK} of {N} pictures"]
+    assert heard(then) == [f"continuing after {CHUNK} of {N} images"]
     blocked.rmdir()
     tally.save()
-    assert heard(fresh()) == [f"going on after {2 * CHUNK} of {N} pictures"]
+    assert heard(fresh()) == [f"continuing after {2 * CHUNK} of {N} images"]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_what_does_not_say_which_pictures_it_holds(
     )
     tally = fresh()
     (note,) = heard(tally)
-    assert "do not say which of these pictures were counted" in note
+    assert "do not name the images that they include" in note
     assert len(left(tally)) == 3
     assert tally.total.pictures == 0
 
@@ -165,4 +165,4 @@ def test_a_checkpoint_of_something_else(fresh: Callable[..., Checkpoint]) -> Non
     tally.add([0], part(CHUNK, seed=0))
     tally.save()
     (note,) = heard(fresh({**KEY, "model": "other"}))
-    assert "are of something else" in note
+    assert "were made with other inputs" in note

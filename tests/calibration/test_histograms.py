@@ -113,7 +113,7 @@ def test_a_value_that_is_no_number_names_tensor_and_picture(value: float, with_h
 
     with pytest.raises(ModelError) as caught:
         collect(PICTURES, load, overflowing, NAMES, with_histogram=with_histogram, threads=2)
-    assert caught.value.what == "tensor 'shifted' holds NaN or infinity for 06.jpg"
+    assert caught.value.what == "tensor 'shifted' contains NaN or infinity for 06.jpg"
     assert caught.value.hint is not None
 
 
@@ -121,7 +121,7 @@ def test_a_value_that_is_no_number_in_a_batch_names_its_first_and_last_picture()
     def overflowing(batch: np.ndarray) -> list[np.ndarray]:
         return [output * np.float32(np.nan if np.array_equal(batch[-1], load(7)) else 1) for output in network(batch)]
 
-    with pytest.raises(ModelError, match=r"tensor 'input' holds NaN or infinity for 04\.jpg … 07\.jpg"):
+    with pytest.raises(ModelError, match=r"tensor 'input' contains NaN or infinity for 04\.jpg … 07\.jpg"):
         collect(PICTURES, load, overflowing, NAMES, with_histogram=True, batch=4)
 
 

@@ -47,7 +47,7 @@ def test_collapse_is_an_error_with_figures_layers_and_the_command() -> None:
         quality.check(bad, QualityConfig(), hint="edge tune", layers=lambda: ["a", "b"])
     assert caught.value.what == (
         "INT8 accuracy has collapsed: logit SQNR is 3.0 dB (limit 6 dB); agreement with FP32 is 12.5 % [5.5, 23.0] "
-        "on 60 pictures (limit 80 %); the layers that cost the most: a, b"
+        "on 60 images (limit 80 %); layers with the largest loss: a, b"
     )
     assert caught.value.hint == "edge tune; or quality: {collapse: allow} in the profile to accept it"
     [note] = quality.check(bad, QualityConfig(collapse="allow"), hint="edge tune")
@@ -57,7 +57,7 @@ def test_collapse_is_an_error_with_figures_layers_and_the_command() -> None:
 def test_weak_is_a_note() -> None:
     [note] = quality.check(measured(8.0), QualityConfig(), hint="edge tune", layers=lambda: ["a"])
     assert note == (
-        "INT8 accuracy is weak: logit SQNR is 8.0 dB (limit 10 dB); the layers that cost the most: a; "
+        "INT8 accuracy is weak: logit SQNR is 8.0 dB (limit 10 dB); layers with the largest loss: a; "
         "to improve it: edge tune"
     )
     assert quality.check(measured(), QualityConfig(), hint="edge tune") == []

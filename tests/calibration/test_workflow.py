@@ -315,7 +315,7 @@ def test_a_network_that_overflows_names_tensor_and_picture(
     run: Calibrate, tiny: Profile, tiny_model: Callable[..., Path]
 ) -> None:
     tiny_model("model.onnx", nan=True)
-    with pytest.raises(ModelError, match=r"tensor 'front' holds NaN or infinity for .*\.jpg"):
+    with pytest.raises(ModelError, match=r"tensor 'front' contains NaN or infinity for .*\.jpg"):
         run()
 
 
@@ -417,7 +417,7 @@ def test_statistics_copied_under_another_name_are_not_used(run: Calibrate, tmp_p
     outcome = run(listen=heard)
     assert (outcome.work, outcome.sha256) == ("collected", fresh.sha256)
     assert (outcome.pictures, first.pictures) == (5, 6)
-    assert any("are of something else" in text for text in heard.warnings)
+    assert any("were made with other inputs" in text for text in heard.warnings)
 
 
 class Stop:
@@ -453,7 +453,7 @@ def test_what_was_counted_before_a_stop_is_used_and_the_table_is_the_same(
     outcome = run(chosen, listen=heard)
     kept = heard.counted[0]
     assert 0 < kept < 150
-    assert f"going on after {kept} of 150 pictures" in heard.notes
+    assert f"continuing after {kept} of 150 images" in heard.notes
     assert (outcome.sha256, outcome.pictures) == (expected, 150)
     assert list(folder.glob("*.partial.*")) == []
 
@@ -578,4 +578,4 @@ def test_the_saved_format_is_refused_when_it_is_another(run: Calibrate, tmp_path
     (folder / "entropy2.table").unlink()
     heard = Heard()
     assert run(listen=heard).work == "collected"
-    assert any("are of something else" in text for text in heard.warnings)
+    assert any("were made with other inputs" in text for text in heard.warnings)

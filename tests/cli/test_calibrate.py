@@ -60,7 +60,7 @@ def test_what_changed_is_named(more: tuple[str, ...], field: str, edge: Edge, pl
     edge(*COMMAND)
     ended = edge(*COMMAND, *more)
     assert ended.code == 0
-    assert f"the table that is there differs in {field}" in ended.err
+    assert f"the existing table differs in {field}" in ended.err
     assert "unchanged" not in ended.out
 
 
@@ -71,9 +71,7 @@ def test_an_algorithm_comes_with_its_parameter_as_a_sweep_writes_it(edge: Edge, 
     table = folder / "calib_cache" / "model" / "percentile-99.9.table"
     assert (ended.code, table.is_file()) == (0, True)
     said = "calibration: {algorithm: percentile, parameters: {percentile: 99.9}}"
-    assert (
-        f"edge build uses entropy2.table, as the profile tiny asks; to use this one, write there: {said}" in ended.err
-    )
+    assert f"edge build uses entropy2.table, as in the profile tiny; to use this one, set there: {said}" in ended.err
     place(calibration={"algorithm": "percentile", "parameters": {"percentile": 99.9}})
     again = edge(*COMMAND)
     assert (again.code, again.out) == (0, f"{table}: unchanged, nothing to do (8 pictures)\n")
@@ -87,8 +85,8 @@ def test_an_algorithm_comes_with_its_parameter_as_a_sweep_writes_it(edge: Edge, 
         ("percentile:x", "'x' is not a number"),
         ("percentile:nan", "must be 1 to 100"),
         ("percentile:101", "must be 1 to 100"),
-        ("legacy:0.5", "which parameter is '0.5'?"),
-        ("minmax:1", "which parameter is '1'?"),
+        ("legacy:0.5", "'0.5' needs the name of its parameter"),
+        ("minmax:1", "'1' needs the name of its parameter"),
         ("percentile:99.9:", "'' is not a number"),
     ],
 )
@@ -223,8 +221,8 @@ def test_a_wrong_option(options: tuple[str, ...], code: int, words: str, edge: E
 @pytest.mark.parametrize(
     ("variant", "words"),
     [
-        ({"inputs": 2}, "a classifier with one input is needed, this model has 2 (input, other)"),
-        ({"batch": 1}, "takes batches of exactly 1, the profile asks for 1 to 8"),
+        ({"inputs": 2}, "a classifier must have one input, but this model has 2 (input, other)"),
+        ({"batch": 1}, "takes batches of exactly 1, but the profile requests 1 to 8"),
         ({"layout": "chw"}, "the input input 3×32×32 has no batch axis"),
     ],
     ids=["two inputs", "a fixed batch of 1", "no batch axis"],
@@ -254,7 +252,7 @@ def test_a_model_that_is_not_there(edge: Edge, place: Place) -> None:
     (folder / "profiles" / "model.onnx").unlink()
     ended = edge(*COMMAND)
     assert (ended.code, ended.out) == (5, "")
-    assert "model.onnx: there is no such model" in ended.err
+    assert "model.onnx: the model file does not exist" in ended.err
     assert "try: check `model:` in the profile" in ended.err
 
 
@@ -263,7 +261,7 @@ def test_a_network_that_overflows_names_the_picture(edge: Edge, place: Place, ti
     tiny_model("profiles/model.onnx", nan=True)
     ended = edge(*COMMAND)
     assert ended.code == 5
-    assert "holds NaN or infinity for pictures/" in ended.err
+    assert "contains NaN or infinity for pictures/" in ended.err
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed", "manifest"])
@@ -280,7 +278,7 @@ def test_a_damaged_table_is_said_and_made_again(damage: str, edge: Edge, place: 
         table.with_suffix(".json").write_text("{}")
     ended = edge(*COMMAND)
     assert ended.code == 0
-    assert "warning: the table that is there cannot be used and is made again" in ended.err
+    assert "warning: the existing table cannot be used and is made again" in ended.err
     assert table.read_bytes() == whole
 
 

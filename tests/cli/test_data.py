@@ -117,13 +117,13 @@ def test_list_of_a_list(data: Runner, folder: Path, tmp_path: Path) -> None:
 
 def test_list_warns_about_pictures_outside(data: Runner, folder: Path, tmp_path: Path) -> None:
     assert data.json("list", folder, "-o", tmp_path / "lists" / "list.txt")["outside"] == 3
-    assert "3 pictures are outside the folder of the list" in data.err
+    assert "3 images are outside the folder of the list" in data.err
 
 
 def test_list_does_not_overwrite_unless_forced(data: Runner, folder: Path) -> None:
     place = folder / "list.txt"
     place.write_text("mine")
-    with pytest.raises(UsageError, match="the list is there already"):
+    with pytest.raises(UsageError, match="the list already exists"):
         data("list", folder, "-o", place)
     assert place.read_text() == "mine"
     data("list", folder, "-o", place, "--force")
@@ -171,7 +171,7 @@ def test_extract_with_offset_and_limit(data: Runner, shard: Path, tmp_path: Path
 
 def test_extract_again_says_what_was_there(data: Runner, shard: Path, tmp_path: Path) -> None:
     data("extract", shard, "-o", tmp_path / "out", "--limit", 1)
-    assert "3 pictures (1 of them were there already)" in data("extract", shard, "-o", tmp_path / "out")
+    assert "3 pictures (1 of them existed already)" in data("extract", shard, "-o", tmp_path / "out")
 
 
 def test_extract_of_a_folder_of_shards(data: Runner, shard: Path, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_extract_of_a_damaged_shard_says_how_much_is_good(data: Runner, shard: P
 
 @pytest.mark.parametrize("name", ["set", "set/image_1.jpg", "nothing"])
 def test_extract_of_something_else(name: str, data: Runner, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="this is no TFRecord shard"):
+    with pytest.raises(DataError, match="this is not a TFRecord shard"):
         data("extract", tmp_path / name, "-o", tmp_path / "out")
 
 

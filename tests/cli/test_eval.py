@@ -318,5 +318,5 @@ def test_a_tensorrt_profile_is_judged_on_a_host_by_its_table(edge: Edge, painted
     assert "tensorrt" in text
     ended = edge(*COMMAND)
     assert ended.code == 0, ended.err
-    assert "judging the TensorRT form of the table" in ended.err
+    assert "evaluating the TensorRT form of the table" in ended.err
     assert "100.00 %" in ended.out

@@ -80,9 +80,9 @@ def test_weights_of_torchvision_say_how_pictures_are_prepared(edge: Edge, here: 
         (("net.py:made",), 2, "has no function 'made'"),
         (("net.py:number",), 2, "has no function 'number'"),
         (("nothing.py:make",), 2, "there is no such file"),
-        (("net.py:wrong", "--size", "32"), 5, "no N×classes tensor"),
-        (("net.py:make", "--weights", "nothing.pth"), 6, "there is no such file of weights"),
-        (("net.py:make", "--weights", "net.py"), 6, "these weights do not fit the network"),
+        (("net.py:wrong", "--size", "32"), 5, "not an N×classes tensor"),
+        (("net.py:make", "--weights", "nothing.pth"), 6, "this file of weights does not exist"),
+        (("net.py:make", "--weights", "net.py"), 6, "these weights do not match the network"),
     ],
 )
 def test_what_cannot_be_exported(arguments: tuple[str, ...], code: int, words: str, edge: Edge, here: Path) -> None:

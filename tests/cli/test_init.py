@@ -176,7 +176,7 @@ def test_what_is_there_is_kept(edge: Edge, here: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("--model", "nothing.onnx"), 5, "there is no such model"),
+        (("--model", "nothing.onnx"), 5, "the model file does not exist"),
         (("--model", "model.onnx", "--family", "nano"), 2, "there is no family 'nano'"),
         (("--model", "model.onnx", "--labels", "short.txt"), 6, "2 class names for a model with 8 classes"),
         (("--model", "model.onnx", "--output-name", "logit"), 5, "did you mean 'logits'"),

@@ -129,10 +129,10 @@ def test_an_opset_that_onnxruntime_does_not_read_is_named(
 @pytest.mark.parametrize(
     ("overrides", "code", "words"),
     [
-        ({"model": "gone.onnx"}, 5, "gone.onnx: there is no such model\n  try: check `model:` in the profile"),
+        ({"model": "gone.onnx"}, 5, "gone.onnx: the model file does not exist\n  try: check `model:` in the profile"),
         ({"labels": "gone.txt"}, 6, "gone.txt: there is no such file"),
         ({"labels": "two.txt"}, 3, "labels: 2 names for a model with 10 classes"),
-        ({"input": {"height": 36, "width": 36}}, 5, "takes pictures of height 32, the profile says 36"),
+        ({"input": {"height": 36, "width": 36}}, 5, "takes images of height 32, but the profile says 36"),
         ({"calibration": {"algorithm": "kl"}}, 3, "calibration.algorithm: there is no 'kl'"),
         (
             {"calibration": {"parameters": {"bins": 3}}},

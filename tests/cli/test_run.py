@@ -58,7 +58,7 @@ def test_the_plain_output_names_labels_stages_and_why_there_is_no_power(edge: Ed
         assert words in ended.out
     for stage in ("decode", "preprocess", "infer", "postprocess", "total"):
         assert f"\n {stage} " in ended.out
-    assert "8 pictures: too few for the tail percentiles" in ended.err
+    assert "8 images are too few for the tail percentiles" in ended.err
     assert "\x1b" not in ended.out + ended.err
 
 
@@ -214,7 +214,7 @@ def test_an_engine_from_elsewhere_is_refused_by_field(field: str, value: str, ed
     )
     ended = edge(*COMMAND)
     assert (ended.code, ended.out) == (7, "")
-    assert f"the engine was built for something else ({field}: " in ended.err
+    assert f"the engine was built with other inputs ({field}: " in ended.err
     assert "try: edge build --profile tiny" in ended.err
 
 
@@ -236,7 +236,7 @@ def test_a_new_table_asks_for_a_new_engine(edge: Edge, built: Place) -> None:
     edge("calibrate", "--profile", "tiny", "--images", "pictures", "--limit", "4")
     ended = edge(*COMMAND)
     assert ended.code == 7
-    assert "the engine was built for something else (table: " in ended.err
+    assert "the engine was built with other inputs (table: " in ended.err
     assert edge("build", "--profile", "tiny").code == 0
     assert edge(*COMMAND).code == 0
 

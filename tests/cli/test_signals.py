@@ -166,14 +166,14 @@ def test_an_interrupted_calibration_goes_on_where_it_was(start: Start, edge: Edg
     late.let_through(writer)
     code, out, err = finish(process)
     assert (code, out) == (130, "")
-    assert "the same command goes on from there" in err
+    assert "the same command continues from there" in err
     assert "stopped by SIGINT" in err
     assert visible(folder / "calib_cache") == []
 
     late.open()
     again = edge(*CALIBRATE)
     assert again.code == 0
-    match = re.search(r"going on after (\d+) of 100 pictures", again.err)
+    match = re.search(r"continuing after (\d+) of 100 images", again.err)
     assert match is not None
     assert 0 < int(match[1]) <= 91
     undisturbed = edge(*CALIBRATE, "--cache-dir", "undisturbed")
@@ -246,7 +246,7 @@ def test_a_killed_calibration_goes_on_from_its_checkpoint(start: Start, edge: Ed
     late.open()
     again = edge(*CALIBRATE)
     assert again.code == 0
-    assert re.search(r"going on after [1-9]\d* of 160 pictures", again.err)
+    assert re.search(r"continuing after [1-9]\d* of 160 images", again.err)
     edge(*CALIBRATE, "--cache-dir", "undisturbed")
     tables = [folder / cache / "model" / "entropy2.table" for cache in ("calib_cache", "undisturbed")]
     assert tables[0].read_bytes() == tables[1].read_bytes()

@@ -81,11 +81,11 @@ def test_the_same_pictures_one_by_one_in_batches_and_by_several_workers(edge: Ed
         (("--images", "pictures", "--topk=3"), "edge run has no option --topk any more"),
         (("--images", "pictures", "--engine-dir", "x"), "EDGE_ENGINE_DIR"),
         (("--camera", "a=0", "--camera", "a=1"), "two cameras have the name a"),
-        (("--camera", "a=0", "--camera", "b=/dev/video0"), "the cameras a and b are the same one"),
-        (("--camera", "rtsp://x/s", "--camera", "rtsp://x/s"), "the cameras camera1 and camera2 are the same one"),
+        (("--camera", "a=0", "--camera", "b=/dev/video0"), "the cameras a and b are the same device"),
+        (("--camera", "rtsp://x/s", "--camera", "rtsp://x/s"), "the cameras camera1 and camera2 are the same device"),
         (("--camera", "front="), "no address after the ="),
-        (("--images", "pictures", "--notify", "ftp://x"), "is no target for notifications"),
-        (("--images", "pictures", "--duration", "soon"), "--duration 'soon' is no length of time"),
+        (("--images", "pictures", "--notify", "ftp://x"), "is not a valid notification target"),
+        (("--images", "pictures", "--duration", "soon"), "invalid duration 'soon' for --duration"),
     ],
 )
 def test_what_does_not_go_together(options: tuple[str, ...], words: str, edge: Edge, built: Place) -> None:
@@ -98,7 +98,7 @@ def test_what_does_not_go_together(options: tuple[str, ...], words: str, edge: E
 @pytest.mark.parametrize(
     ("overrides", "options", "code", "words"),
     [
-        ({"run": {"batch": 99}}, (), 2, "the engine takes 8 pictures at most, not 99"),
+        ({"run": {"batch": 99}}, (), 2, "the engine supports at most 8 images, not 99"),
         ({"record": {"every_frame": True}}, ("--record", "r.json"), 2, "needs a record of lines"),
         ({"record": {"flush_s": 0}}, (), 3, "record.flush_s"),
         ({"notify": [{"to": "http://127.0.0.1:9/", "labels": ["clas 1"]}]}, (), 2, "did you mean 'class 1'?"),
@@ -142,7 +142,7 @@ def test_a_network_camera_for_a_while(edge: Edge, built: Place, server: Server) 
     folder = built(record={"every_frame": True})
     ended = edge(*RUN, "--camera", server.url, "--duration", "1s", "--record", "r.jsonl")
     assert ended.code == 0, ended.err
-    assert "other users of this machine see a password on a command line" in ended.err
+    assert "other users can see a password on a command line" in ended.err
     kept = run_record.load(folder / "r.jsonl")
     assert (kept.status, kept.source["kind"], kept.source["live"]) == ("complete", "network", True)
     assert kept.pictures > 3

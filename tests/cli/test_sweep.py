@@ -34,7 +34,7 @@ def test_a_sweep_prints_a_table_and_what_it_says(edge: Run, sets: tuple) -> None
     assert rows[0].startswith(" *")
     for question in ("Which algorithm?", "How many pictures?"):
         assert any(line.startswith(question) for line in lines)
-    assert "counting the pictures took" in done.err
+    assert "collecting the statistics took" in done.err
 
 
 def test_a_narrow_terminal_gets_what_fits(edge: Run, sets: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,7 @@ def test_ctrl_c_keeps_what_is_scored(start: Run, edge: Run, sets: tuple, gate: A
     _out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGINT, err
     assert "Traceback" not in err
-    assert "the same command goes on from there" in err
+    assert "the same command continues from there" in err
     assert json.loads(Path("sweep.json").read_bytes())["status"] == "interrupted"
     done = edge("sweep", *sets, *ASKED, "-o", "sweep.json")
     assert done.code == 0, done.err
@@ -138,7 +138,7 @@ def test_ctrl_c_while_hashing_leaves_no_file(start: Run, sets: tuple, gate: Any)
         (("--pictures", "some"), 2, "'some' is not a number of pictures"),
         (("--seeds", "0"), 2, "--seeds"),
         (("--seeds", "-2"), 2, "--seeds"),
-        (("--batch", "1,8"), 2, "--batch is gone: statistics do not depend on the batch"),
+        (("--batch", "1,8"), 2, "--batch was removed: statistics do not depend on the batch"),
         (("--limit", "0"), 2, "limit"),
         (("--profile", "tinyy"), 3, "did you mean 'tiny'"),
         (("--images", "nowhere"), 6, "nowhere"),
@@ -146,7 +146,7 @@ def test_ctrl_c_while_hashing_leaves_no_file(start: Run, sets: tuple, gate: Any)
         (("--labels", "nowhere.csv"), 6, "nowhere.csv"),
         (("--output", "scored"), 9, "scored"),
         (("--html", "scored"), 9, "cannot be written"),
-        (("--from", "scored/labels.csv"), 2, "--from shows what was measured"),
+        (("--from", "scored/labels.csv"), 2, "--from shows an earlier sweep"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -216,4 +216,4 @@ def test_a_missing_library_is_said_before_the_work(
 
 
 def test_it_is_in_the_list_of_commands(edge: Run) -> None:
-    assert "Compare calibration algorithms and picture counts." in edge("--help").out
+    assert "Compare calibration algorithms and numbers of images." in edge("--help").out

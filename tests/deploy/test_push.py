@@ -215,7 +215,7 @@ def test_what_rotted_on_the_device_is_sent_again(bundle: Make, folder: DeviceAdd
     outcome = ship(sent, folder, settings=QUICK, listen=heard.append)
     assert (outcome.work, outcome.sent_files) == ("ok", 1)
     assert current(folder) == sent.digest
-    assert any(isinstance(event, Note) and "had changed on the device" in event.text for event in heard)
+    assert any(isinstance(event, Note) and "were damaged on the device" in event.text for event in heard)
 
 
 def test_a_bundle_that_somebody_added_to_is_put_right(bundle: Make, folder: DeviceAddress) -> None:
@@ -411,7 +411,7 @@ def test_more_than_fits_is_not_begun(bundle: Make, folder: DeviceAddress) -> Non
     sent = bundle()
     huge = msgspec.structs.replace(sent.files["model/tiny.onnx"], size=1 << 60)
     sent.about.files["model/tiny.onnx"] = huge
-    with pytest.raises(StoreError, match=r"MB are to be sent, .* MB are free") as caught:
+    with pytest.raises(StoreError, match=r"MB to send, but only .* MB are free") as caught:
         ship(sent, folder, settings=QUICK)
     assert "edge ship gc" in str(caught.value.hint)
     assert list((root_of(folder) / "blobs" / "sha256").iterdir()) == []
@@ -458,7 +458,7 @@ def test_a_bundle_for_another_device_is_refused_before_anything_is_sent(bundle: 
     program.write_bytes(b"\x7fELF for another processor")
     program.chmod(0o755)
     sent = bundle(family="orin-nano", jetpack=["6.2"])
-    with pytest.raises(UsageError, match="another machine whose disk this is"):
+    with pytest.raises(UsageError, match="onto the disk of another machine"):
         ship(sent, place, settings=ShipSettings(bootstrap=True))
     outcome = ship(sent, place)
     assert (outcome.work, outcome.canary) == ("ok", None)
@@ -509,7 +509,9 @@ def test_two_at_once_are_one_after_the_other(bundle: Make, folder: DeviceAddress
     with connect(folder) as holder:
         holder.ask("hello", str(folder.folder), "", "", "")
         holder.ask("begin", "5", "ada@laptop")
-        with pytest.raises(StoreError, match=r"another ship is at work on this device: ada@laptop \(process \d+\)"):
+        with pytest.raises(
+            StoreError, match=r"another shipment to this device is in progress: ada@laptop \(process \d+\)"
+        ):
             ship(second, folder, settings=msgspec.structs.replace(QUICK, lock_wait_s=0))
         assert rollback.status(folder).current == first.digest
     assert ship(second, folder, settings=QUICK).work == "ok"
@@ -565,7 +567,7 @@ def test_many_at_once_all_end_well(bundle: Make, folder: DeviceAddress) -> None:
         ("write ln: failed to create symbolic link 'x': Operation not permitted", StoreError, "symbolic", "FAT"),
         ("write dd: No space left on device", StoreError, "No space left", "edge ship gc"),
         ("write ", StoreError, "the file size limit was reached", ""),
-        ("locked ada@x", StoreError, "another ship is at work on this device: ada@x", "two minutes"),
+        ("locked ada@x", StoreError, "another shipment to this device is in progress: ada@x", "two minutes"),
         ("tools flock date", DeviceError, "missing on the device: flock, date; nothing was sent", "apt install"),
         ("signature refused", ArtifactError, "refuses the signature", "sign"),
         ("protocol what", DeviceError, "did not understand", "bug"),
@@ -631,7 +633,7 @@ def test_where_rsync_has_no_room_the_files_go_as_a_stream(
     with BundleTree(sent, parent=tmp_path / "missing") as tree:
         outcome = ship(sent, remote(server, "a"), settings=QUICK, listen=heard.append, tree=tree)
     assert outcome.work == "ok"
-    assert any(isinstance(event, Note) and "no room here for rsync's copy" in event.text for event in heard)
+    assert any(isinstance(event, Note) and "no space here for rsync's copy" in event.text for event in heard)
     (tmp_path / "temporary").mkdir()
     with BundleTree(sent, parent=tmp_path / "temporary") as tree:
         for name in ("b", "c"):

@@ -101,7 +101,7 @@ def test_stopped_by_the_user_conversations_are_ended() -> None:
         [DeviceTask("a", work), Devices().task("b")], RolloutPlan(parallel=1), should_stop=begun.is_set,
         watch=lambda _name, _what, one: seen.append(one) if one else None,
     )  # fmt: skip
-    assert [(one.result, one.error, one.reason) for one in ended] == [(None, None, "stopped by you")] * 2
+    assert [(one.result, one.error, one.reason) for one in ended] == [(None, None, "stopped by the user")] * 2
     assert {one.name for one in seen} == {"a", "b"}
 
 
@@ -114,7 +114,7 @@ def test_a_line_that_the_users_signal_ended_first_is_no_failure() -> None:
         raise DeviceError("the connection ended")
 
     (ended,) = roll_out([DeviceTask("a", work)], RolloutPlan(), should_stop=lambda: bool(asked))
-    assert (ended.error, ended.reason) == (None, "stopped by you")
+    assert (ended.error, ended.reason) == (None, "stopped by the user")
 
 
 def test_a_bug_is_not_a_failed_device() -> None:

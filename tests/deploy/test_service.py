@@ -97,9 +97,9 @@ def test_any_arguments_come_through_or_are_refused(words: list[str]) -> None:
         ({"command": ("/usr/bin/env", "two\nlines")}, "cannot be in a unit file"),
         ({"command": ("/usr/bin/env", "\udce4")}, "cannot be in a unit file"),
         ({"command": ("/opt/$x/python", "run")}, r"replaces \$"),
-        ({"folder": Path("relative")}, "cannot name this folder"),
-        ({"folder": Path("/ends with ")}, "cannot name this folder"),
-        ({"folder": Path("/ends\\")}, "cannot name this folder"),
+        ({"folder": Path("relative")}, "folder's name cannot be used"),
+        ({"folder": Path("/ends with ")}, "folder's name cannot be used"),
+        ({"folder": Path("/ends\\")}, "folder's name cannot be used"),
         ({"name": "../../etc"}, "cannot be the name"),
         ({"name": ""}, "cannot be the name"),
         ({"name": "a b"}, "cannot be the name"),
@@ -159,7 +159,7 @@ def test_install_twice_and_uninstall(tmp_path: Path) -> None:
     assert systemctl.calls[4:] == [["disable", "--now", unit], ["daemon-reload"]]
     assert list(folder.iterdir()) == []
     assert records.is_dir()
-    with pytest.raises(ArtifactError, match="no such service"):
+    with pytest.raises(ArtifactError, match="this service is not installed"):
         service.uninstall("door", folder=folder, systemctl=systemctl)
 
 
@@ -222,7 +222,7 @@ def test_the_state_is_what_systemd_says(tmp_path: Path) -> None:
     assert (found.pid, found.restarts, found.exit_code) == (4711, 2, 0)
     unknown = service.state("door", folder=tmp_path, systemctl=Systemctl("garbage\nMainPID=[not set]\n"))
     assert (unknown.active, unknown.pid, unknown.restarts) == ("unknown", None, None)
-    with pytest.raises(ArtifactError, match="no such service"):
+    with pytest.raises(ArtifactError, match="this service is not installed"):
         service.state("window", folder=tmp_path, systemctl=Systemctl(SHOWN))
 
 

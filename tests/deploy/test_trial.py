@@ -75,11 +75,11 @@ def test_a_first_ship_that_fails_leaves_no_current(bundle: Make, folder: DeviceA
 @pytest.mark.parametrize(
     ("does", "says"),
     [
-        ("code 2", "does not know this trial"), ("code 126", "does not start"), ("code 127", "does not start"),
-        ("code 0", "ended with 0 and wrote no report"), ("code 1", "ended with 1 and wrote no report"),
+        ("code 2", "does not know this trial"), ("code 126", "cannot be started"), ("code 127", "cannot be started"),
+        ("code 0", "ended with exit code 0 without a report"), ("code 1", "ended with exit code 1 without a report"),
         ("code 8", "what it says"), ("code 137", "was ended by signal 9"), ("signal", "was ended by signal 9"),
-        ("stale", "wrote no report of this trial"), ("other", "wrote no report of this trial"),
-        ("liar", "wrote no report of this trial"), ("foreign", "is another program of that name"),
+        ("stale", "without a report of this trial"), ("other", "without a report of this trial"),
+        ("liar", "without a report of this trial"), ("foreign", "is another program of that name"),
     ],
 )  # fmt: skip
 def test_what_is_no_trial_switches_nothing(

@@ -114,7 +114,7 @@ def test_layers_that_fell_out_of_int8_fail_one_step_and_no_other(bench: Callable
     steps = taken(bench(Without(weighted_int8=1)))
     found = steps["build int8 explicit"]
     assert found.status == "failed"
-    assert "INT8 was asked for, and 1 of 4 weighted layers run in it" in found.text
+    assert "INT8 was requested, but only 1 of 4 weighted layers run in it" in found.text
     assert found.trace is None
     assert steps["answers int8 explicit"].text == "not built"
     assert [name for name, step in steps.items() if step.status == "failed"] == ["build int8 explicit"]
@@ -142,7 +142,7 @@ class Wrong(OnnxRuntime):
 def test_wrong_answers_are_found(bench: Callable[..., SelfTestContext]) -> None:
     steps = taken(bench(Wrong()))
     assert steps["answers fp32"].status == "failed"
-    assert "100% and 35 dB are expected of fp32" in str(steps["answers fp32"].hint)
+    assert "100% and 35 dB are expected for fp32" in str(steps["answers fp32"].hint)
     assert steps["answers fp32"].figures["sqnr_db"] < 35
 
 
@@ -219,7 +219,7 @@ def test_kept_answers(bench: Callable[..., SelfTestContext], tiny: Profile, tmp_
     selftest_engines.save(tmp_path / "kept", tiny, pictures, answers)
     assert {item.name: item.read_bytes() for item in path.parent.iterdir() if item.suffix == ".npz"} == first
     steps = taken(bench(kept_reference=tmp_path / "kept"))
-    assert steps["reference"].text == "computed here for 5 pictures, to the bit as the kept ones"
+    assert steps["reference"].text == "computed here for 5 images, identical to the saved ones"
 
 
 def test_a_machine_that_answers_differently_is_found(
@@ -243,7 +243,7 @@ def test_kept_answers_to_other_pictures_are_not_used(
         selftest_engines.load(tmp_path / "kept", tiny, open_pictures(tmp_path / "pictures"))
     steps = taken(bench(kept_reference=tmp_path / "kept"))
     assert steps["reference"].status == "ok"
-    assert "kept answers: these answers are of something else" in steps["reference"].text
+    assert "saved answers: these answers were made with other inputs" in steps["reference"].text
 
 
 def spoiled(folder: Path, content: bytes) -> None:
@@ -411,7 +411,7 @@ def test_a_machine_without_onnxruntime_uses_the_kept_answers(
     with_kept = bench(kept_reference=tmp_path / "kept")
     told = selftest_engines.step(with_kept)
     assert (told.status, told.figures["computed_here"]) == ("ok", False)
-    assert "kept answers to 5 pictures (onnxruntime" in told.text
+    assert "saved answers for 5 images (onnxruntime" in told.text
     assert with_kept.reference is not None
     assert np.array_equal(with_kept.reference, answers)
     with_kept.kept_reference = None

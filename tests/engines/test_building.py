@@ -306,7 +306,7 @@ def test_a_table_that_lacks_tensors_never_reaches_the_backend(
 def test_int8_and_nothing_quantized_is_an_error(
     strict: bool, run: Callable[..., building.BuildOutcome], tiny: Profile, tmp_path: Path
 ) -> None:
-    with pytest.raises(QualityError, match="INT8 was asked for, and 0 of 4 weighted layers run in it"):
+    with pytest.raises(QualityError, match="INT8 was requested, but only 0 of 4 weighted layers run in it"):
         run(with_build(tiny, strict=strict, min_int8_share=0.0), Watched(quantized=0))
     assert not (tmp_path / "engines").exists()
 
@@ -388,7 +388,7 @@ def test_a_build_that_fails_leaves_the_old_engine(
     ("variant", "words"),
     [
         pytest.param({"inputs": 2}, r"has 2 \(input, other\)", id="two inputs"),
-        pytest.param({"batch": 1}, "exactly 1, the profile asks for 1 to 8", id="a fixed batch of 1"),
+        pytest.param({"batch": 1}, "exactly 1, but the profile requests 1 to 8", id="a fixed batch of 1"),
         pytest.param({"layout": "chw"}, "batch axis", id="no batch axis"),
     ],
 )

@@ -53,8 +53,8 @@ def test_counts() -> None:
         (b'{"format": 2, "later": true}', "format 2; this edge reads format 1"),
         (b'{"format": "1"}', "not the layers of an engine"),
         (b'{"format": 1, "source": "x"}', "missing required field"),
-        (b'{"Layers": []}', "not the layers of an engine"),
-        (b"[" * 100_000, "not the layers of an engine"),
+        (b'{"Layers": []}', "not a list of an engine's layers"),
+        (b"[" * 100_000, "not a list of an engine's layers"),
     ],
     ids=["empty", "not text", "a list", "a later format", "format as text", "half of it", "another file", "too deep"],
 )

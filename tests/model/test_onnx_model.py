@@ -133,7 +133,7 @@ def test_activations_are_the_floats_that_depend_on_the_input(tmp_path: Path, ops
 @pytest.mark.parametrize(
     ("variant", "what"),
     [
-        ({"inputs": 2}, "a classifier with one input is needed, this model has 2 (input, other)"),
+        ({"inputs": 2}, "a classifier must have one input, but this model has 2 (input, other)"),
         ({"layout": "chw"}, "the input input 3×32×32 has no batch axis"),
     ],
     ids=["two-inputs", "no-batch"],
@@ -145,10 +145,10 @@ def test_networks_that_are_no_classifier_of_pictures(tiny_model: Make, variant: 
 @pytest.mark.parametrize(
     ("kind", "shape", "word"),
     [
-        (TensorProto.FLOAT, ["n", 5, 32, 32], "is n×5×32×32, and pictures have 3 channels or 1"),
-        (TensorProto.FLOAT, ["n", 3, 8, 8, 8], "is no batch of pictures"),
-        (TensorProto.FLOAT, ["n", "c", 8, 8], "is n×c×8×8, and pictures have 3 channels or 1"),
-        (TensorProto.FLOAT, [], "of unknown shape is no batch of pictures"),
+        (TensorProto.FLOAT, ["n", 5, 32, 32], "is n×5×32×32, but images have 3 channels or 1"),
+        (TensorProto.FLOAT, ["n", 3, 8, 8, 8], "is not a batch of images"),
+        (TensorProto.FLOAT, ["n", "c", 8, 8], "is n×c×8×8, but images have 3 channels or 1"),
+        (TensorProto.FLOAT, [], "of unknown shape is not a batch of images"),
         (TensorProto.INT8, ["n", 3, 32, 32], "the input x is int8"),
         (TensorProto.STRING, ["n"], "the input x is string"),
     ],
@@ -174,7 +174,7 @@ def test_inputs_that_are_no_pictures(tmp_path: Path, kind: int, shape: list[Any]
 )  # fmt: skip
 def test_outputs_that_are_no_logits(tmp_path: Path, nodes: list[Any], output: Any) -> None:
     exc = refused(save(tmp_path / "m.onnx", nodes, [floats("x", "n", 3, 8, 8)], [output]))
-    assert exc.what.startswith("the output must be float32 N×classes, this is y")
+    assert exc.what.startswith("the output must be float32 N×classes, but it is y")
 
 
 @pytest.mark.parametrize("classes", [0, 1, 100_000])
@@ -232,7 +232,7 @@ def test_no_such_file(tmp_path: Path, kind: str, act: Callable[[Path], Any]) -> 
         path.mkdir()
     elif kind == "dangling-link":
         path.symlink_to("nowhere")
-    with pytest.raises(ModelError, match="there is no such model") as caught:
+    with pytest.raises(ModelError, match="the model file does not exist") as caught:
         act(path)
     assert caught.value.where == str(path)
 
@@ -392,10 +392,10 @@ BATCH = {"min": 1, "opt": 1, "max": 8}
     [
         ({}, {}, None),
         ({"batch": 4}, {"batch": {"min": 4, "opt": 4, "max": 4}}, None),
-        ({}, {"height": 36}, "takes pictures of height 32, the profile says 36"),
-        ({}, {"width": 24}, "takes pictures of width 32, the profile says 24"),
-        ({"batch": 4}, {"batch": BATCH}, "takes batches of exactly 4, the profile asks for 1 to 8"),
-        ({"batch": 1}, {"batch": BATCH}, "takes batches of exactly 1, the profile asks for 1 to 8"),
+        ({}, {"height": 36}, "takes images of height 32, but the profile says 36"),
+        ({}, {"width": 24}, "takes images of width 32, but the profile says 24"),
+        ({"batch": 4}, {"batch": BATCH}, "takes batches of exactly 4, but the profile requests 1 to 8"),
+        ({"batch": 1}, {"batch": BATCH}, "takes batches of exactly 1, but the profile requests 1 to 8"),
     ],
     ids=["fits", "fits-fixed", "height", "width", "batch-4", "batch-1"],
 )

@@ -74,10 +74,13 @@ def test_the_defaults_are_filled_in() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("entropie2", "calibration.algorithm: there is no 'entropie2' (did you mean 'entropy2'?)"),
-        ("min-max", "calibration.algorithm: there is no 'min-max' (did you mean 'minmax'?)"),
-        ("ada", f"calibration.algorithm: there is no 'ada'; there are {', '.join(sorted(('auto', *REGISTRY)))}"),
-        ("", f"calibration.algorithm: there is no ''; there are {', '.join(sorted(('auto', *REGISTRY)))}"),
+        ("entropie2", "calibration.algorithm: there is no algorithm 'entropie2' (did you mean 'entropy2'?)"),
+        ("min-max", "calibration.algorithm: there is no algorithm 'min-max' (did you mean 'minmax'?)"),
+        (
+            "ada",
+            f"calibration.algorithm: there is no algorithm 'ada'; there are {', '.join(sorted(('auto', *REGISTRY)))}",
+        ),
+        ("", f"calibration.algorithm: there is no algorithm ''; there are {', '.join(sorted(('auto', *REGISTRY)))}"),
     ],
 )
 def test_an_algorithm_that_is_not_there(name: str, said: str) -> None:

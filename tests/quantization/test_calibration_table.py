@@ -142,11 +142,11 @@ BAD: dict[str, tuple[bytes, int | None, str]] = {
     "header-missing": (b"a: 3c123456\nb: 3c123456\n", 1, "header line seems to be missing"),
     "crlf": (HEAD.replace("\n", "\r\n").encode(), 1, "CRLF"),
     "crlf-in-lines": ((HEAD + "a: 3c123456\r\n").encode(), 2, "CRLF"),
-    "truncated-in-value": ((HEAD + "a: 3c123456\nb: 3c12").encode(), 3, "cut off"),
-    "truncated-in-name": ((HEAD + "a: 3c123456\n/model.0/co").encode(), 3, "cut off"),
-    "truncated-before-newline": ((HEAD + "a: 3c123456").encode(), 2, "cut off"),
+    "truncated-in-value": ((HEAD + "a: 3c123456\nb: 3c12").encode(), 3, "truncated"),
+    "truncated-in-name": ((HEAD + "a: 3c123456\n/model.0/co").encode(), 3, "truncated"),
+    "truncated-before-newline": ((HEAD + "a: 3c123456").encode(), 2, "truncated"),
     "truncated-in-header": (b"TRT-100300-EntropyCali", 1, "unknown calibrator"),
-    "header-without-newline": (HEAD.strip().encode(), 1, "cut off"),
+    "header-without-newline": (HEAD.strip().encode(), 1, "truncated"),
     "seven-digits": ((HEAD + "a: 3c123456\nb: 3c12345\nc: 3c123456\n").encode(), 3, "b: 7 digits"),
     "hex-of-zero": ((HEAD + "a: 0\n").encode(), 2, "a: 1 digits"),
     "nine-digits": ((HEAD + "a: 3c1234567\n").encode(), 2, "9 digits"),
@@ -158,11 +158,11 @@ BAD: dict[str, tuple[bytes, int | None, str]] = {
     "no-blank": ((HEAD + "a:3c123456\n").encode(), 2, "8 hexadecimal digits"),
     "no-colon": ((HEAD + "a 3c123456\n").encode(), 2, "8 hexadecimal digits"),
     "no-value": ((HEAD + "a: \n").encode(), 2, "0 digits"),
-    "no-name": ((HEAD + ": 3c123456\n").encode(), 2, "without a name"),
+    "no-name": ((HEAD + ": 3c123456\n").encode(), 2, "has no name"),
     "empty-line": ((HEAD + "a: 3c123456\n\nb: 3c123456\n").encode(), 3, "the line is empty"),
     "empty-last-line": ((HEAD + "a: 3c123456\n\n").encode(), 3, "the line is empty"),
     "comment": ((HEAD + "# made by hand\n").encode(), 2, "8 hexadecimal digits"),
-    "duplicate": ((HEAD + "a: 3c123456\nb: 3c123456\na: 3c123456\n").encode(), 4, "first in line 2"),
+    "duplicate": ((HEAD + "a: 3c123456\nb: 3c123456\na: 3c123456\n").encode(), 4, "first defined on line 2"),
     "second-header": ((HEAD + "a: 3c123456\n" + HEAD).encode(), 3, "8 hexadecimal digits"),
     "control-character": ((HEAD + "a\x00b: 3c123456\n").encode(), 2, "control character"),
     "carriage-return-in-name": ((HEAD + "a\rb: 3c123456\n").encode(), 2, "control character"),
@@ -188,7 +188,7 @@ def test_the_lenient_reader_is_named_only_where_it_mends(data: bytes, line: int 
         parse_lenient(data)
     except ArtifactError:
         # At a cut-off end only the lenient reader can tell that there is nothing to mend.
-        assert "--lenient" not in (caught.value.hint or "") or "cut off" in words, (line, words)
+        assert "--lenient" not in (caught.value.hint or "") or "truncated" in words, (line, words)
     else:
         assert "--lenient" in (caught.value.hint or ""), (line, words)
 
@@ -225,7 +225,7 @@ def test_lenient_pads_the_zeros_that_hex_drops() -> None:
 
 @pytest.mark.parametrize("tail", ["b: 3c12345", "b: ", "b", "/model.0/conv1a2b3c4d"])
 def test_lenient_does_not_invent_what_was_cut_off(tail: str) -> None:
-    with pytest.raises(ArtifactError, match="cut off"):
+    with pytest.raises(ArtifactError, match="truncated"):
         parse_lenient((HEAD + "a: 3c123456\n" + tail).encode(), where="t")
 
 

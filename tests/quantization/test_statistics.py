@@ -446,7 +446,7 @@ def test_a_file_that_contradicts_itself_is_refused(changes: dict[str, object]) -
 
 @pytest.mark.parametrize("number", [0, FORMAT + 1, 99])
 def test_another_format_is_refused_with_what_this_edge_reads(number: int) -> None:
-    assert refused(rewritten(format=number)).what == f"statistics format {number}, this edge reads {FORMAT}"
+    assert refused(rewritten(format=number)).what == f"statistics format {number}; this edge reads format {FORMAT}"
 
 
 def test_a_rewritten_file_is_fine_in_itself() -> None:

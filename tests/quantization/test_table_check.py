@@ -163,7 +163,7 @@ def test_algorithm_against_route_and_dla(header: str, route: str, dla: bool, trt
         ("TRT-8001-EntropyCalibration2", "8.6.2", "warning", "made for TensorRT 8.0.1"),
         ("TRT-8602-EntropyCalibration2", "10.3.0", "error", "10.3.0 refuses it"),
         ("TRT-100300-EntropyCalibration2", "8.6.2", "error", "8.6.2 refuses it"),
-        ("1", "8.6.2", "warning", "names no version"),
+        ("1", "8.6.2", "warning", "has no version"),
     ],
 )
 def test_version_rule(header: str, trt: str, level: str, words: str) -> None:

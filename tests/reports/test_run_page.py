@@ -178,7 +178,7 @@ def test_milliseconds(value: float | None, text: str) -> None:
 
 BENCH = {
     "scenario": "single-stream", "percentile": 0.9, "percentile_ms": 7.31, "estimate_ms": 7.52, "by_the_rules": False,
-    "why_not": ["it ran for 60.0 s; the rules ask for 600 s"],
+    "why_not": ["it ran for 60.0 s; the rules require 600 s"],
 }  # fmt: skip
 
 

@@ -189,7 +189,7 @@ def test_a_disk_that_refuses_is_said_once_and_tried_again(name: str, tmp_path: P
     journal.end(msgspec.structs.replace(state, status="complete"))
     found = run_record.load(tmp_path / "runs" / name)
     assert found.status == "complete"
-    assert any("the disk refused" in warning for warning in found.warnings)
+    assert any("could not be written" in warning for warning in found.warnings)
 
 
 def wait_for_queue(journal: Journal) -> None:

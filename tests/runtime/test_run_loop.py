@@ -310,7 +310,7 @@ def test_what_the_source_doubts_is_said_once(run: Callable[..., RunRecord]) -> N
 
 def test_few_pictures_are_a_doubt(run: Callable[..., RunRecord]) -> None:
     finished = run(Told())
-    assert any(doubt.startswith("5 pictures: too few for the tail percentiles") for doubt in finished.warnings)
+    assert any(doubt.startswith("5 images are too few for the tail percentiles") for doubt in finished.warnings)
     assert finished.latency["infer"].p99_ms is None
 
 
@@ -327,7 +327,7 @@ def test_a_run_that_gets_slower_is_a_doubt(
 ) -> None:
     pictures(tmp_path / "p", 56, (16, 16))
     finished = run(Slowing(), warmup=0)
-    assert any("not one steady state" in doubt for doubt in finished.warnings)
+    assert any("not a steady state" in doubt for doubt in finished.warnings)
 
 
 class LoggingSession(Told):

@@ -89,7 +89,7 @@ def test_doctor_reports_a_new_source(registered: Callable[..., None], machine: P
     report = doctor.examine(machine, [])
     finding = next(finding for finding in report.findings if (finding.group, finding.name) == ("power", "bench-meter"))
     assert "works, scope system_input" in finding.text
-    assert ("only when it is named" in finding.text) != is_probed
+    assert ("only when named explicitly" in finding.text) != is_probed
 
 
 def test_the_help_lists_every_source(capsys: pytest.CaptureFixture[str]) -> None:

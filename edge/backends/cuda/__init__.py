@@ -1,4 +1,4 @@
-"""CUDA through PyCUDA (:mod:`.driver` alone imports it) and the preprocessing kernel."""
+"""CUDA through PyCUDA (imported only by :mod:`.driver`), and the preprocessing kernel."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """CUDA graphs: the few driver calls that PyCUDA (2026.1) does not offer, through ctypes.
 
-Signatures are those of ``cuda.h``; all of them are in every driver since CUDA 11.4. A handle is what PyCUDA calls
-``stream.handle``, and the context is current because the caller made it so with PyCUDA.
+Signatures are those of ``cuda.h``; every driver since CUDA 11.4 has them. A handle is PyCUDA's
+``stream.handle``. The caller makes the context current with PyCUDA.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class CapturedGraph:
         self._stream = c_void_p(stream)
 
     def launch(self) -> None:
-        """Put the work on the stream."""
+        """Launch the graph on its stream."""
         if self._executable is None:
             raise DeviceError("the CUDA graph was freed")
         status = self._launch(self._executable, self._stream)
@@ -51,10 +51,10 @@ class CapturedGraph:
 
 
 def capture(stream: int, work: Callable[[], None]) -> CapturedGraph:
-    """Capture what ``work`` puts on ``stream``, without running it.
+    """Capture the work that ``work`` enqueues on ``stream``, without running it.
 
     Raises:
-        DeviceError: CUDA refuses, or ``work`` itself raises it. Whatever ``work`` raises, the capture is ended.
+        DeviceError: CUDA cannot capture it, or ``work`` raised it. The capture always ends, also after an exception.
     """
     library = _library()
     _check(library, library.cuStreamBeginCapture_v2(stream, _THREAD_LOCAL), "cuStreamBeginCapture")

@@ -1,11 +1,11 @@
-"""A GPU through PyCUDA: the only module that imports it.
+"""Use a GPU through PyCUDA. Only this module imports it.
 
-The primary context is retained once per process and device, and kept until the process ends: PyCUDA's ``detach`` leaves
+The primary context is retained once per process and device, until the process ends: PyCUDA's ``detach`` leaves
 a context that is not on its stack current after releasing it, and CUDA's runtime never releases it either.
 
 Kernels are compiled by nvcc through ``pycuda.compiler``, which keeps the result in the user's cache folder
 (``~/.cache/pycuda``, or ``PYCUDA_CACHE_DIR``) by source, options and nvcc version. nvcc comes with JetPack's CUDA
-toolkit and needs the host's g++; it is looked for on PATH and in ``/usr/local/cuda/bin``.
+toolkit and needs the host's g++; it is searched on PATH and in ``/usr/local/cuda/bin``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76
 
 
 class GpuProperties(msgspec.Struct, frozen=True):
-    """The compute capability of a GPU, such as ``8.9``, and the number of its multiprocessors that are switched on."""
+    """The compute capability of a GPU, such as ``8.9``, and the number of its enabled multiprocessors."""
 
     compute_capability: str
     multiprocessors: int
@@ -45,10 +45,10 @@ class GpuProperties(msgspec.Struct, frozen=True):
 
 @functools.cache
 def gpu_properties(library: str = "libcuda.so.1") -> GpuProperties | None:
-    """Read the properties of the first GPU from the driver alone: no context, no PyCUDA, no memory on the device.
+    """Read the properties of the first GPU from the driver only: no context, no PyCUDA, no memory on the device.
 
-    On a GPU that is divided (MIG) they are those of the part that this process sees. The functions and the numbers of
-    the attributes are those of ``cuda.h``. None where there is no driver, no GPU, or a driver that does not start.
+    On a partitioned GPU (MIG) they are those of the visible partition. Functions and attribute numbers are from
+    ``cuda.h``. Returns None without a driver or GPU, or if the driver cannot be initialized.
     """
     try:
         cuda = ctypes.CDLL(library)
@@ -71,23 +71,23 @@ def gpu_properties(library: str = "libcuda.so.1") -> GpuProperties | None:
 # Work of another library on the default stream neither waits for ours nor spoils a capture (CU_STREAM_NON_BLOCKING).
 _NON_BLOCKING = 1
 _CUDA_BIN = "/usr/local/cuda/bin"
-_MATCH = "the driver, CUDA and PyCUDA must fit (on a Jetson: all of one JetPack); edge doctor"
-_MEMORY = "close other programs on this device, or set input.batch.max lower"
+_MATCH = "the driver, CUDA and PyCUDA must be compatible (on a Jetson: from one JetPack); edge doctor"
+_MEMORY = "close other programs on this device, or lower input.batch.max"
 
 
 def open_device(ordinal: int = 0) -> CudaDevice:
-    """The GPU with that number.
+    """Open the GPU with that number.
 
     Raises:
         MissingDependencyError: PyCUDA is not installed.
-        DeviceError: no driver, a driver too old, no CUDA library, no GPU, or no such GPU.
+        DeviceError: the driver is missing or too old, a CUDA library is missing, or there is no such GPU.
     """
     driver = _pycuda()
     try:
         driver.init()
         count = driver.Device.count()
     except driver.Error as exc:
-        raise DeviceError(f"CUDA cannot start: {exc}", hint=_MATCH) from exc
+        raise DeviceError(f"CUDA cannot be initialized: {exc}", hint=_MATCH) from exc
     if not 0 <= ordinal < count:
         raise DeviceError(f"there is no GPU {ordinal}: {count} found", hint="edge doctor; in a container: --gpus all")
     return CudaDevice(driver, ordinal)
@@ -117,7 +117,7 @@ class CudaDevice:
         return self._active
 
     def pinned(self, nbytes: int, *, mapped: bool = False) -> HostMemory:
-        """Zeroed page-locked memory."""
+        """Allocate zeroed page-locked memory."""
         flags = self._driver.host_alloc_flags.DEVICEMAP if mapped else 0
         try:
             return _Pinned(self._driver.pagelocked_zeros(max(nbytes, 1), "uint8", mem_flags=flags), mapped=mapped)
@@ -150,11 +150,11 @@ class CudaDevice:
         return self._driver.Event()
 
     def record(self, event: Any) -> None:  # noqa: ANN401
-        """Put ``event`` on the stream."""
+        """Record ``event`` on the stream."""
         event.record(self._stream)
 
     def elapsed_ms(self, start: Any, end: Any) -> float:  # noqa: ANN401
-        """Milliseconds between two events, to about half a microsecond."""
+        """Return the milliseconds between two events, to about half a microsecond."""
         return float(start.time_till(end))
 
     @contextlib.contextmanager
@@ -186,11 +186,11 @@ class CudaDevice:
             raise _error(self._driver, exc) from exc
 
     def capture(self, work: Callable[[], None]) -> Graph:
-        """Capture what ``work`` puts on the stream."""
+        """Capture the work that ``work`` enqueues on the stream."""
         return cuda_graph.capture(self.stream, work)
 
     def kernels(self, source: str) -> Kernels:
-        """Compile CUDA source, or take it from PyCUDA's cache."""
+        """Compile CUDA source, or load it from PyCUDA's cache."""
         binary = _compiled(self._driver, source)
         try:
             return _Module(self._driver, self._driver.module_from_buffer(binary), lambda: self._stream)
@@ -198,18 +198,18 @@ class CudaDevice:
             raise _error(self._driver, exc) from exc
 
     def free_bytes(self) -> int:
-        """Free device memory."""
+        """Return the free device memory in bytes."""
         free, _total = self._driver.mem_get_info()
         return int(free)
 
     def close(self) -> None:
-        """Give back the stream."""
+        """Release the stream."""
         with self._active:
             self._stream = self._first = self._second = None
 
 
 class _Active:
-    """Pushes the context and pops it again; reusable, and cheaper than a generator."""
+    """Pushes the context and pops it again; reusable, and faster than a generator."""
 
     def __init__(self, driver: Any, context: Any) -> None:  # noqa: ANN401
         self._push = context.push
@@ -277,7 +277,7 @@ def _pycuda() -> Any:  # noqa: ANN401
             raise DeviceError("there is no NVIDIA driver on this machine (libcuda.so.1)", hint=_MATCH) from exc
         if library is not None:
             raise DeviceError(
-                f"CUDA's {library[1]} is not found", hint="install CUDA's libraries; edge doctor"
+                f"CUDA's {library[1]} was not found", hint="install CUDA's libraries; edge doctor"
             ) from exc
         if "undefined symbol: cu" in reported:
             raise DeviceError(
@@ -306,14 +306,14 @@ def _compiled(driver: Any, source: str) -> bytes:  # noqa: ANN401
                 return bytes(compiler.compile(source, cache_dir=False, **given))
     except driver.CompileError as exc:
         lines = [line for line in str(exc).splitlines() if "error" in line] or [str(exc)]
-        raise DeviceError(f"nvcc refuses the kernel: {lines[0].strip()}", where=nvcc, hint=_MATCH) from exc
+        raise DeviceError(f"nvcc cannot compile the kernel: {lines[0].strip()}", where=nvcc, hint=_MATCH) from exc
 
 
 def _error(driver: Any, exc: Exception, *, wanted: int | None = None) -> DeviceError:  # noqa: ANN401
-    """PyCUDA's exception in our words."""
+    """Translate an exception of PyCUDA into an EdgeError."""
     if isinstance(exc, driver.MemoryError):
-        size = "" if wanted is None else f" ({wanted / 2**20:.0f} MiB asked for)"
+        size = "" if wanted is None else f" ({wanted / 2**20:.0f} MiB requested)"
         return DeviceError(f"out of GPU memory{size}", hint=_MEMORY)
     if isinstance(exc, driver.LaunchError):
-        return DeviceError(f"a kernel failed on the GPU: {exc}", hint="the session is lost: start again")
+        return DeviceError(f"a kernel failed on the GPU: {exc}", hint="the session is lost: restart the command")
     return DeviceError(f"CUDA: {exc}", hint=_MATCH)

@@ -1,6 +1,6 @@
-"""Decoded frames to the network's input on the GPU: page-locked staging, upload, and the fused kernel.
+"""Convert decoded frames to the network's input on the GPU: page-locked staging, upload, and the fused kernel.
 
-Only the part of a frame that the network sees is copied: once, where CPU and GPU share memory, else twice.
+Only the part of a frame that the network sees is copied: once if CPU and GPU share memory, otherwise twice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ALIGNMENT = 256
-# Frame sizes whose plans, tables and views are kept; a folder of pictures may have any number.
+# Number of frame sizes whose plans, tables and views are cached.
 _SIZES = 64
 
 
@@ -36,7 +36,7 @@ class _FrameRun(msgspec.Struct, frozen=True):
 
 
 class GpuPreprocessor:
-    """The spec bound to a device, for up to ``batch`` frames at a time.
+    """Preprocesses up to ``batch`` frames at a time on a device.
 
     The output is float16 when ``half``, else float32. Memory grows with the largest frame and is then kept. A batch
     goes through :meth:`stage`, :meth:`upload` and :meth:`launch`, all inside ``with device.active()``. Each of the
@@ -74,11 +74,11 @@ class GpuPreprocessor:
 
     @property
     def copies(self) -> bool:
-        """True if frames are copied to the device; false where it reads them in place."""
+        """True if frames are copied to the device; False if it reads them in place."""
         return not self._device.integrated
 
     def plan(self, height: int, width: int) -> LaunchPlan:
-        """The plan for a frame size, worked out once.
+        """Return the plan for a frame size; it is computed once.
 
         Raises:
             DataError: the frame shrinks too much.
@@ -92,8 +92,8 @@ class GpuPreprocessor:
         """Copy what counts of frames, uint8 H×W×3 BGR with any strides, to the page-locked memory of ``slot``.
 
         Raises:
-            DataError: a frame is not such an array.
-            DeviceError: more frames than ``batch``, or not enough memory.
+            DataError: a frame has another type or shape.
+            DeviceError: there are more frames than ``batch``, or not enough memory.
         """
         if not 1 <= len(frames) <= self.batch:
             raise DeviceError(f"{len(frames)} frames for a batch of 1 to {self.batch}")
@@ -135,7 +135,7 @@ class GpuPreprocessor:
             )
 
     def free(self) -> None:
-        """Give back all memory; a second call does nothing."""
+        """Free all memory; further calls do nothing."""
         self._free_frames()
         self._runs = [[] for _ in range(self.slots)]
         self._forget()
@@ -165,7 +165,7 @@ class GpuPreprocessor:
         return area.height * _row_bytes(area)
 
     def _reserve(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """Memory for frames of these sizes, and their tables on the device. Larger ones replace what is there."""
+        """Allocate memory for frames of these sizes, and for their tables on the device; replace smaller buffers."""
         if self._fitting.issuperset(sizes):
             return
         if len(self._fitting) > _SIZES:
@@ -187,7 +187,7 @@ class GpuPreprocessor:
         self._fitting.update(sizes)
 
     def _table(self, plan: LaunchPlan) -> HostMemory | DeviceMemory:
-        """A copy of the plan's table where the device can read it."""
+        """Copy the plan's table to memory that the device can read."""
         host = self._device.pinned(plan.table.nbytes, mapped=not self.copies)
         host.array[: plan.table.nbytes] = plan.table
         if not self.copies:
@@ -243,7 +243,7 @@ def _runs(sizes: Sequence[tuple[int, int]]) -> Iterator[_FrameRun]:
 
 
 def _row_bytes(area: Box) -> int:
-    """From a staged row to the next: the kernel reads whole words."""
+    """Return the distance between staged rows: the kernel reads whole words."""
     return -(-3 * area.width // 4) * 4
 
 

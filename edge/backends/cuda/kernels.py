@@ -1,7 +1,7 @@
-"""The preprocessing kernel: its source, and the tables, parameters and launch geometry for a picture size.
+"""The preprocessing kernel: source code, and tables, parameters and launch geometry for an image size.
 
-One launch takes a batch of equal frames, uint8 BGR H×W×3 with any distance between rows, to normalized float32 or
-float16 N×3×h×w. What it computes is defined by :mod:`edge.model.preprocessing`; the arithmetic is in
+One launch converts a batch of equal frames, uint8 BGR H×W×3 with any row stride, to normalized float32 or
+float16 N×3×h×w. :mod:`edge.model.preprocessing` defines the computation; the arithmetic is in
 ``preprocess_kernel.cuh``, which also compiles as plain C++. The 8-bit pixels are exactly those of the CPU path.
 """
 
@@ -35,7 +35,7 @@ _GOOD_BYTES, _MOST_BYTES = 24 << 10, 48 << 10
 class Tile(msgspec.Struct, frozen=True):
     """Output columns and rows of a block, and its shared memory in bytes.
 
-    The sums along x lie ``bytes_from`` the start on, ``pitch`` from a column to the next.
+    The sums along x begin ``bytes_from`` the start, with ``pitch`` from a column to the next.
     """
 
     width: int
@@ -46,11 +46,11 @@ class Tile(msgspec.Struct, frozen=True):
 
 
 class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """The launch parameters that turn one picture size into the network input.
+    """The launch parameters to convert one image size to the network input.
 
-    ``area`` is the part of the picture that is read, in source pixels; ``place`` is where it lands in the output, of
-    height × width. ``kernel`` lacks the suffix of the output type. ``groups`` of four source pixels make an output
-    pixel along y and x. ``table`` holds the tables of both axes, to be copied to the device as it is.
+    ``area`` is the used part of the image in source pixels; ``place`` is its position in the output, of height × width.
+    ``kernel`` lacks the suffix of the output type. ``groups`` of four source pixels make an output pixel along y and x.
+    ``table`` has the tables of both axes, to be copied to the device unchanged.
     """
 
     kernel: str
@@ -64,13 +64,13 @@ class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
     offsets: tuple[int, int, int, int]
 
     def grid(self, frames: int) -> tuple[int, int, int]:
-        """Blocks along x, y and z."""
+        """Number of blocks along x, y and z."""
         return -(-self.width // self.tile.width), -(-self.height // self.tile.height), frames
 
     def bytes_moved(self, *, itemsize: int) -> int:
-        """Fewest bytes to and from memory per frame: what is needed of it read once, the output written once.
+        """Return the minimum memory traffic per frame in bytes: the used pixels read once, the output written once.
 
-        All of ``area`` is needed, but for nearest, which needs as many pixels as it writes. ``itemsize`` is that of
+        All of ``area`` is used, except by nearest, which reads as many pixels as it writes. ``itemsize`` is that of
         the output.
         """
         read = self.area.height * self.area.width
@@ -94,15 +94,15 @@ class FrameLayout(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def source() -> str:
-    """CUDA source of all variants, in one text without includes."""
+    """Return the CUDA source of all variants as one string without includes."""
     return resources.files(__package__).joinpath("preprocess_kernel.cuh").read_text(encoding="utf-8")
 
 
 def plan(height: int, width: int, spec: PreprocessConfig, target: InputConfig) -> LaunchPlan:
-    """The plan for pictures of height × width.
+    """Make the plan for images of height × width.
 
     Raises:
-        DataError: the picture shrinks by more than shared memory can hold.
+        DataError: the image shrinks too much for the shared memory.
     """
     down, across = tables(height, width, spec, target)
     # Rows of the area start at a whole group of four pixels, so at a whole word where the picture's rows do.
@@ -135,12 +135,12 @@ def plan(height: int, width: int, spec: PreprocessConfig, target: InputConfig) -
 
 
 def job(plan: LaunchPlan, frames: FrameLayout, spec: PreprocessConfig, *, table: int, target: int) -> bytes:
-    """Parameters of a launch: struct Job of ``preprocess_kernel.cuh``.
+    """Pack the parameters of a launch: struct Job of ``preprocess_kernel.cuh``.
 
     Args:
-        plan: of the frames' size.
-        frames: where the frames lie.
-        spec: what the plan was made for.
+        plan: the plan for the frames' size.
+        frames: the frames' location.
+        spec: the preprocessing of the plan.
         table: device address of a copy of ``plan.table``.
         target: device address of the output.
     """
@@ -168,13 +168,13 @@ class _Grouped(msgspec.Struct, frozen=True):
     weights: NDArray[np.int64]
 
     def most(self, outputs: int) -> int:
-        """Most groups that a run of so many output pixels needs, wherever it begins."""
+        """Return the maximum number of groups that a run of that many output pixels needs, wherever it begins."""
         last = min(outputs, len(self.first)) - 1
         return int((self.first[last:] - self.first[: len(self.first) - last]).max() + self.weights.shape[0])
 
 
 def _grouped(table: AxisTable, start: int, size: int) -> _Grouped:
-    """``table`` in groups counted from source pixel ``start``, none of them beyond ``size`` pixels from there."""
+    """Group ``table`` from source pixel ``start`` on, with no group beyond ``size`` pixels from there."""
     np = require("numpy")
     count, taps = table.weights.shape
     at = table.first - start
@@ -187,7 +187,7 @@ def _grouped(table: AxisTable, start: int, size: int) -> _Grouped:
 
 
 def _tile(down: _Grouped, across: _Grouped) -> Tile | None:
-    """The tile that a block takes; None where even the smallest needs too much shared memory."""
+    """Return the tile of a block; None if even the smallest needs too much shared memory."""
     fitting = None
     for width, height in _TILES:
         staged = 3 * 4 * _PITCH * across.most(width)
@@ -201,7 +201,7 @@ def _tile(down: _Grouped, across: _Grouped) -> Tile | None:
 
 
 def _packed(parts: list[NDArray[np.int64]]) -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
-    """First and weights along x, first and weights along y in one array, and where in it each begins."""
+    """Pack first and weights along x, then along y, into one array; return it with the offsets."""
     np = require("numpy")
     chunks, offsets, at = [], [], 0
     for part, kind in zip(parts, (np.int32, np.int16, np.int32, np.int16), strict=True):

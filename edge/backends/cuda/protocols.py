@@ -17,36 +17,36 @@ if TYPE_CHECKING:
 
 
 class HostMemory(Protocol):
-    """Page-locked host memory, which the device copies from and to without a detour."""
+    """Page-locked host memory, which the device can copy directly."""
 
     @property
     def array(self) -> NDArray[np.uint8]:
-        """The bytes, for the CPU; empty after ``free``."""
+        """The bytes as a host array; empty after ``free``."""
 
     @property
     def address(self) -> int | None:
-        """The device address of the same bytes, when it was asked to be mapped; None otherwise."""
+        """The device address of the same bytes if mapped, otherwise None."""
 
     def free(self) -> None:
-        """Let go of it. The memory goes when the last view of the array is gone, so that no view ever dangles."""
+        """Release the memory. It is freed with the last view of the array, so that no view becomes invalid."""
 
 
 class DeviceMemory(Protocol):
-    """Memory of the device."""
+    """Device memory."""
 
     @property
     def address(self) -> int:
-        """Its device address."""
+        """The device address."""
 
     def free(self) -> None:
         """Give it back; a second call does nothing."""
 
 
 class Graph(Protocol):
-    """Work captured from the stream, which is launched again at the cost of one launch."""
+    """Work captured from the stream; launching it again costs one launch."""
 
     def launch(self) -> None:
-        """Put the work on the stream.
+        """Launch the graph on the stream.
 
         Raises:
             DeviceError: CUDA failed.
@@ -60,7 +60,7 @@ class Kernels(Protocol):
     """A compiled CUDA module."""
 
     def launch(self, name: str, parameters: bytes, *, grid: tuple[int, int, int], threads: int, shared: int) -> None:
-        """Put kernel ``name`` on the stream: its one struct parameter, blocks, threads and shared bytes per block.
+        """Enqueue kernel ``name``: its one struct parameter, blocks, threads and shared bytes per block.
 
         Raises:
             DeviceError: CUDA failed, or there is no such kernel.
@@ -72,7 +72,7 @@ class GpuDevice(Protocol):
 
     @property
     def name(self) -> str:
-        """As the driver calls the GPU."""
+        """The driver's name of the GPU."""
 
     @property
     def sm(self) -> str:
@@ -80,48 +80,48 @@ class GpuDevice(Protocol):
 
     @property
     def integrated(self) -> bool:
-        """Whether CPU and GPU share one memory, as on a Jetson: then mapped host memory needs no copy."""
+        """True if CPU and GPU share one memory, as on a Jetson: then mapped host memory needs no copy."""
 
     @property
     def stream(self) -> int:
         """Handle of the stream, a ``CUstream``."""
 
     def active(self) -> AbstractContextManager[None]:
-        """Make the context current for the calling thread, and nothing's afterwards. Not to be nested."""
+        """Make the context current for the calling thread during the block. Must not be nested."""
 
     def pinned(self, nbytes: int, *, mapped: bool = False) -> HostMemory:
-        """Zeroed page-locked memory; ``mapped`` lets the device read it in place.
+        """Allocate zeroed page-locked memory; with ``mapped`` the device can read it in place.
 
         Raises:
-            DeviceError: there is not enough.
+            DeviceError: there is not enough memory.
         """
 
     def memory(self, nbytes: int) -> DeviceMemory:
-        """Device memory, its content unknown.
+        """Allocate device memory with undefined content.
 
         Raises:
-            DeviceError: there is not enough.
+            DeviceError: there is not enough memory.
         """
 
     def upload(self, address: int, array: NDArray[Any]) -> None:
         """Copy page-locked, C-contiguous host memory to the device.
 
         Raises:
-            DeviceError: CUDA failed; also where an earlier kernel went wrong.
+            DeviceError: CUDA failed, perhaps in an earlier kernel.
         """
 
     def download(self, array: NDArray[Any], address: int) -> None:
         """Copy device memory to page-locked, C-contiguous host memory.
 
         Raises:
-            DeviceError: CUDA failed; also where an earlier kernel went wrong.
+            DeviceError: CUDA failed, perhaps in an earlier kernel.
         """
 
     def event(self) -> Any:  # noqa: ANN401
-        """A point in the stream's time, to be recorded again and again."""
+        """Create an event, a reusable time mark on the stream."""
 
     def record(self, event: Any) -> None:  # noqa: ANN401
-        """Put ``event`` on the stream."""
+        """Record ``event`` on the stream."""
 
     def elapsed_ms(self, start: Any, end: Any) -> float:  # noqa: ANN401
         """Milliseconds on the device between two events, once both have been waited for."""
@@ -147,21 +147,21 @@ class GpuDevice(Protocol):
         """
 
     def capture(self, work: Callable[[], None]) -> Graph:
-        """Capture what ``work`` puts on the stream, without running it.
+        """Capture the work that ``work`` enqueues on the stream, without running it.
 
         Raises:
-            DeviceError: something in it cannot be captured; the stream is as it was.
+            DeviceError: a part of it cannot be captured; the stream is unchanged.
         """
 
     def kernels(self, source: str) -> Kernels:
         """Compile CUDA source for this GPU.
 
         Raises:
-            DeviceError: there is no compiler, or it refuses the source.
+            DeviceError: there is no compiler, or the source does not compile.
         """
 
     def free_bytes(self) -> int:
-        """Free memory of the device now; on a Jetson, the memory of the board."""
+        """Return the free device memory in bytes; on a Jetson, the board's memory."""
 
     def close(self) -> None:
-        """Give back the stream; a second call does nothing. Memory and graphs are freed before."""
+        """Release the stream; further calls do nothing. Memory and graphs must be freed before."""

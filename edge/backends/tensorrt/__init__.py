@@ -1,4 +1,4 @@
-"""TensorRT as a backend: builds, calibrators, timing caches, inference. :mod:`.caps` alone imports ``tensorrt``."""
+"""TensorRT as a backend: builds, calibrators, timing caches, inference. Only :mod:`.caps` imports ``tensorrt``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorRT as a backend: :class:`TensorRT`. The only room that knows ``tensorrt``; :mod:`.caps` alone imports it."""
+"""TensorRT as a backend: :class:`TensorRT`. Only :mod:`.environment` imports ``tensorrt``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edge.backends.tensorrt.runner import TrtSession
     from edge.backends.tensorrt.timing_cache import TimingStore
 
-# Distributions whose version is the binding's; NVIDIA's Debian packages bring "tensorrt".
+# Distributions with the version of the binding; NVIDIA's Debian packages provide "tensorrt".
 _DISTRIBUTIONS = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
 _RTX_DISTRIBUTIONS = ("tensorrt-rtx", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings")
 _JETSONS = frozenset({"agx-orin", "orin-nx", "orin-nano", "thor"})
@@ -39,11 +39,10 @@ _JETSONS = frozenset({"agx-orin", "orin-nx", "orin-nano", "thor"})
 class TensorRT:
     """The ``tensorrt`` backend.
 
-    ``profile`` says what engines are for: which product (family ``rtx`` is TensorRT for RTX, a Jetson is TensorRT,
-    anything else is whichever is installed), and whether they are to run on more machines than this. ``rtx`` overrides
-    the product. ``machine`` is the device that engines are for, and ``environment`` everything around it; None looks.
-    ``isolate``: builds run in a process of
-    their own.
+    ``profile`` determines the product (family ``rtx`` is TensorRT for RTX, a Jetson is TensorRT, anything else is the
+    installed one), and whether engines must run on other machines, too. ``rtx`` overrides the product. ``machine`` is
+    the target device, and ``environment`` its software; None detects them. With ``isolate``, builds run in a separate
+    process.
     """
 
     name = "tensorrt"
@@ -66,9 +65,9 @@ class TensorRT:
         self._seen = environment
 
     def identity(self) -> Mapping[str, Scalar]:
-        """Give what an engine depends on here: TensorRT's version, and the device with its power mode, or its GPUs.
+        """Return what an engine depends on: TensorRT's version, and the device with its power mode, or its GPUs.
 
-        TensorRT is imported only where pip knows nothing. An engine for more machines than this one names them instead.
+        TensorRT is imported only if pip has no metadata. An engine for several GPUs has those in its key instead.
         """
         version, rtx = self._version()
         build = None if self._profile is None else self._profile.build
@@ -120,10 +119,10 @@ class TensorRT:
         return as_engine(built, found, self._environment())
 
     def calibrate(self, request: BuildRequest, feed: Feed, *, listen: Listener = ignore_events) -> Built:
-        """Let one of the device's own calibrators make a table from ``feed``; ``Built.table`` holds it.
+        """Make a table from ``feed`` with one of the device's own calibrators; it is in ``Built.table``.
 
-        The engine that comes with it is not kept, but what was measured goes into the timing cache, so that the build
-        that follows need not measure it again.
+        The engine of this build is discarded, but its kernel times go into the timing cache, so that the following
+        build does not measure them again.
 
         Raises:
             DeviceError: this TensorRT has no such calibrator, or there is no GPU.
@@ -135,14 +134,14 @@ class TensorRT:
         return self._build(request, found, feed=feed, listen=listen)
 
     def calibrators(self) -> tuple[str, tuple[str, ...]]:
-        """The installed TensorRT, and the algorithms of its own that it calibrates with; none on 11 and on RTX."""
+        """Return the installed TensorRT and the algorithms of its own calibrators; none on 11 and on RTX."""
         from edge.backends.tensorrt import environment
 
         found = environment.load(rtx=self._rtx)
         return found.title, tuple(found.calibrators) if found.implicit_int8 else ()
 
     def merge_timing_caches(self, contents: list[bytes]) -> bytes:
-        """All of their entries in one cache.
+        """Merge timing caches into one.
 
         Raises:
             ArtifactError: TensorRT refuses one of them.
@@ -156,7 +155,7 @@ class TensorRT:
         )
 
     def timing_store(self, folder: Path, *, listen: Listener = ignore_events) -> TimingStore:
-        """The timing cache of this TensorRT on this device in ``folder``.
+        """Return the timing cache of this TensorRT on this device in ``folder``.
 
         Raises:
             MissingDependencyError: TensorRT is not installed. DeviceError: timing caches have no effect on it.
@@ -174,7 +173,7 @@ class TensorRT:
         """Open an engine file; ``threads`` means nothing here.
 
         Raises:
-            ArtifactError: it was built for another TensorRT or GPU; which field differs is said, before it is loaded.
+            ArtifactError: it was built for another TensorRT or GPU; the message names the field.
             DeviceError, MissingDependencyError: no GPU, no driver, no PyCUDA.
         """
         del threads
@@ -244,9 +243,9 @@ class TensorRT:
     def _note_times(
         self, built: Built, request: BuildRequest, kept: TimingStore | None, before: bytes | None, *, seconds: float
     ) -> Built:
-        """Keep the timing cache, and note how long the same build takes with it and without.
+        """Save the timing cache, and record how long this build takes with and without it.
 
-        What was built is worth more than what was measured on the way: where that cannot be kept, a note says so.
+        The engine is worth more than the measured times: if they cannot be saved, a note says so.
         """
         mode = "with_cache_s" if built.timing.use == "used" else "without_cache_s"
         times: dict[str, Any] = {mode: round(seconds, 3)}
@@ -283,7 +282,7 @@ class TensorRT:
         return self._seen
 
     def _version(self) -> tuple[str, bool]:
-        """Version and whether it is TensorRT for RTX, in the order in which caps.load looks."""
+        """Return the version, and True for TensorRT for RTX, in the search order of caps.load."""
         products: list[tuple[bool, tuple[str, ...]]] = [(False, _DISTRIBUTIONS), (True, _RTX_DISTRIBUTIONS)]
         for rtx, names in products:
             if self._rtx is None or self._rtx == rtx:

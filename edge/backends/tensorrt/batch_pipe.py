@@ -1,6 +1,6 @@
-"""Batches for the device's own calibrators: from the process that has the pictures to the one that has TensorRT.
+"""Send batches for the device's own calibrators from the process with the images to the one with TensorRT.
 
-Each batch is a length of eight bytes and that many bytes of float32, N×3×H×W; a length of zero ends the meal.
+Each batch is a length of eight bytes and that many bytes of float32, N×3×H×W; a length of zero ends the stream.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LENGTH = struct.Struct("<Q")
 
 
 class FeedSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A feed without its batches: what the eating process must know. ``shape`` is that of one batch."""
+    """Description of a feed for the receiving process; ``shape`` is that of one batch."""
 
     algorithm: AlgorithmName
     planned: int
@@ -37,7 +37,7 @@ class FeedSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def feed_spec(feed: Feed, profile: Profile) -> FeedSpec:
-    """The header that is sent before ``feed``'s batches."""
+    """Return the header that is sent before ``feed``'s batches."""
     return FeedSpec(
         algorithm=feed.algorithm,
         planned=feed.planned,
@@ -48,7 +48,7 @@ def feed_spec(feed: Feed, profile: Profile) -> FeedSpec:
 
 
 def send(pipe: IO[bytes], batch: NDArray[np.float32] | None) -> None:
-    """Write one batch, or the end."""
+    """Write one batch, or the end marker."""
     content = b"" if batch is None else batch.tobytes()
     pipe.write(_LENGTH.pack(len(content)))
     pipe.write(content)
@@ -57,7 +57,7 @@ def send(pipe: IO[bytes], batch: NDArray[np.float32] | None) -> None:
 
 @contextlib.contextmanager
 def served(spec: FeedSpec, pipe: IO[bytes], ask: Callable[[], None]) -> Iterator[Feed]:
-    """A feed whose batches come out of ``pipe``, each after ``ask``, through memory of the GPU that is given back.
+    """Make a feed from the batches in ``pipe``, each requested with ``ask``, through GPU memory freed at the end.
 
     Raises:
         MissingDependencyError: PyCUDA is not installed. DeviceError: no GPU, or no memory.
@@ -94,12 +94,12 @@ def _received(spec: FeedSpec, pipe: IO[bytes], ask: Callable[[], None]) -> Itera
 def _exactly(pipe: IO[bytes], size: int) -> bytes:
     content = pipe.read(size)
     if len(content) != size:
-        raise DeviceError("the process that has the pictures is gone")
+        raise DeviceError("the process with the images has ended")
     return content
 
 
 class DeviceBatch:
-    """Memory for one batch on a GPU, through page-locked memory: a :class:`.calibrator.CalibrationBuffer`."""
+    """Memory for one batch on a GPU, filled through page-locked memory: a :class:`.calibrator.CalibrationBuffer`."""
 
     def __init__(self, device: GpuDevice, shape: tuple[int, int, int, int]) -> None:
         nbytes = 4 * shape[0] * shape[1] * shape[2] * shape[3]
@@ -113,7 +113,7 @@ class DeviceBatch:
         self._array: NDArray[Any] = self._host.array[:nbytes].view("float32").reshape(shape)
 
     def upload(self, batch: NDArray[np.float32]) -> int:
-        """Copy a batch; its address, good until the next call.
+        """Copy a batch and return its address, which is valid until the next call.
 
         Raises:
             DeviceError: the copy failed.

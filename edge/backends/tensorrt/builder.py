@@ -1,6 +1,6 @@
-"""Profile, model and table -> engine, by TensorRT's builder: parsed once, built once.
+"""Build an engine from profile, model and table with TensorRT's builder: parsed once, built once.
 
-Nothing here was run on a Jetson. What is tried is this: the whole path against doubles of eight bindings that have
+None of this was run on a Jetson. These parts are tested: the whole path against doubles of eight bindings with
 exactly their classes, flags and signatures; loggers, monitors and calibrators against the real bindings; parsing and
 building against TensorRT for RTX on a CPU (see ``tests/backends/tensorrt``).
 """
@@ -40,7 +40,7 @@ from edge.quantization import Table, float_layers_of, float_only_tensors, table_
 
 
 class Built(msgspec.Struct, frozen=True, kw_only=True):
-    """A built engine and how it came to be.
+    """A built engine and information about its build.
 
     ``plan`` is the serialized engine; ``timing_cache`` the serialized cache after the build, None where none was used,
     and ``timing`` how it was used; ``inspection`` the inspector's JSON, None where no GPU could load the engine;
@@ -71,22 +71,22 @@ def build(
     listen: Listener = ignore_events,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Built | None:
-    """Build the engine that ``request`` asks for; None when ``should_stop`` ended it early.
+    """Build the engine for ``request``; return None if ``should_stop`` ended it early.
 
     Args:
         request: profile, model, precision and, for INT8, the checked table.
-        caps: what the binding offers.
+        caps: capabilities of the binding.
         timing_cache: a serialized timing cache of this TensorRT and device; None starts an empty one.
-        feed: pictures for one of the device's own calibrators, instead of ``request.table``.
-        options: what the profile does not say, and where this machine's memory is read.
+        feed: images for one of the device's own calibrators, instead of ``request.table``.
+        options: settings besides the profile, and the root for this machine's memory information.
         listen: receives the progress in percent, and warnings before the work starts.
-        should_stop: asked after every step where TensorRT reports steps (not on 8.6).
+        should_stop: checked after every step if TensorRT reports steps (not on 8.6).
 
     Raises:
         ModelError: the parser refuses the model; all of its reasons are listed.
-        ProfileError: the profile asks for what this TensorRT does not have.
+        ProfileError: the profile requires something that this TensorRT lacks.
         ArtifactError: TensorRT refuses the table.
-        DeviceError: no GPU, no memory, no kernel, no such unit.
+        DeviceError: the GPU, its memory, a kernel or a requested unit is missing.
     """
     options = options or Options()
     decision = int8_route.decide(request.profile, request.precision, caps)
@@ -101,13 +101,13 @@ def build(
         if plan is None:
             return None
         built, cache = job.result(plan, logger), job.cache
-        # TensorRT says what the timing cache has served when it is freed, with everything that holds it.
+        # TensorRT logs the use of the timing cache when it and its users are freed.
         del plan, job
         return built if cache is None else msgspec.structs.replace(built, timing=cache.report())
 
 
 class _Job:
-    """One build, from parser to plan. TensorRT's objects live here, in the order in which they need each other."""
+    """One build, from parser to plan. It owns TensorRT's objects, in the order of their dependencies."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class _Job:
         self.inspected = False
 
     def prepare(self, logger: Any, feed: Feed | None) -> None:  # noqa: ANN401
-        """Builder, parsed network, and the calibrator for it."""
+        """Make the builder, the parsed network, and the calibrator for it."""
         self.builder = self._made(self.binding.Builder, logger)
         builder_config.check_units(self.builder, self.request, self.caps)
         self.network = self.builder.create_network(builder_config.creation_flags(self.binding, self.caps))
@@ -160,7 +160,7 @@ class _Job:
             self.calibrator = calibrator.make(self.source, self.source.table.header.algorithm, self.caps)
 
     def configure(self, timing_cache: bytes | None, listen: Listener) -> None:
-        """The builder's configuration, and a warning if memory looks too small for what is to come."""
+        """Make the builder's configuration, and warn if there is probably not enough memory."""
         build = self.request.profile.build
         here = environment.read(self.options.root)
         shared = self.options.shared_memory
@@ -191,10 +191,10 @@ class _Job:
             self.cache = CacheInUse(self.config, timing_cache, caps=self.caps, watch=self.watch)
 
     def run(self) -> Any:  # noqa: ANN401
-        """Build; the plan, or None when it was stopped.
+        """Build and return the plan, or None if stopped.
 
         Raises:
-            EdgeError: as the words say; whatever a callback of ours met comes first, for it is the cause.
+            EdgeError: the build failed; an exception in a callback has precedence, because it is the cause.
         """
         plan = None
         failure: Exception | None = None
@@ -214,7 +214,7 @@ class _Job:
         raise log_diagnosis.as_error(self.watch.errors, self.watch.recent, where=self.where) from failure
 
     def result(self, plan: Any, logger: Any) -> Built:  # noqa: ANN401
-        """The result of the build, with its layers counted."""
+        """Return the result of the build with its layer counts."""
         content = bytes(plan)
         inspection = self._inspect(content, logger)
         described = self._describe(inspection, content)
@@ -279,7 +279,7 @@ class _Job:
         return Serving(Table(table.header, bits), self.caps, batch=self.request.profile.input.batch.opt)
 
     def _made(self, factory: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401
-        """Call a factory of the binding; it raises TypeError over a null pointer when CUDA cannot start."""
+        """Call a factory of the binding; it raises TypeError over a null pointer when CUDA cannot be initialized."""
         try:
             made = factory(*arguments)
         except (TypeError, RuntimeError) as exc:
@@ -288,7 +288,7 @@ class _Job:
         return made
 
     def _inspect(self, plan: bytes, logger: Any) -> str | None:  # noqa: ANN401
-        """The inspector's JSON. It needs the engine loaded, so a GPU that can run it."""
+        """Return the inspector's JSON. It needs the loaded engine, so a GPU that can run it."""
         reported = len(self.watch.errors)
         engine = None
         runtime = engine_compatibility.start_runtime(self.binding, logger, self.watch)
@@ -303,7 +303,7 @@ class _Job:
                 engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             why = log_diagnosis.as_error(self.watch.errors[reported:]).what
-            self.notes.append(f"the engine was built and could not be loaded here to look into it: {why}")
+            self.notes.append(f"the engine was built, but could not be loaded here for inspection: {why}")
             return None
         kind = self.binding.LayerInformationFormat.JSON
         return str(engine.create_engine_inspector().get_engine_information(kind))
@@ -319,7 +319,7 @@ class _Job:
             self._note_rtx_int8(found)
             return found
         if inspection is None:
-            why = "the engine could not be loaded on this machine, so nobody could look into it"
+            why = "the engine could not be loaded on this machine, so it was not inspected"
             return layer_report.absent(why, source=source, nodes=nodes)
         listed = layer_report.read(inspection, source=f"engine inspector of {source}", nodes=nodes, unscaled=lost)
         return listed or layer_report.absent("the inspector lists no layers", source=source, nodes=nodes)
@@ -343,7 +343,7 @@ class _Job:
         counts = described.counts()
         if described.absent and self.decision.route == "implicit":
             raise DeviceError(
-                "the engine was built, and its layers cannot be counted: whether INT8 was delivered is not known",
+                "the engine was built, but its layers cannot be counted: it is unknown if it runs in INT8",
                 where=self.where,
                 hint="build on the device that the engine is for",
             )
@@ -372,7 +372,7 @@ class _Job:
         )
 
     def _is_typed(self) -> bool:
-        """True if the graph itself says the precision of every layer."""
+        """Return True if the graph itself sets the precision of every layer."""
         return self.decision.route == "explicit" or self.form.half or self.request.precision == "fp32"
 
     def _scaled(self) -> frozenset[str]:
@@ -398,7 +398,7 @@ def _form(request: BuildRequest, caps: Caps, decision: Decision) -> Form:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """TensorRT 10 warns at every use of what 11 removed; caps has decided what is used."""
+    """Suppress warnings of TensorRT 10 about features removed in 11; the capabilities already decide what is used."""
     with python_warnings.catch_warnings():
         python_warnings.simplefilter("ignore", DeprecationWarning)
         yield

@@ -51,7 +51,7 @@ class BuilderSetup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def creation_flags(binding: Any, caps: Caps) -> int:  # noqa: ANN401
-    """Flags for ``create_network``: explicit batch where it must be said, strong typing where there is no other."""
+    """Return the flags for ``create_network``: explicit batch if required, strong typing if it is the only mode."""
     kinds = binding.NetworkDefinitionCreationFlag
     flags = 0
     if caps.explicit_batch:
@@ -62,16 +62,16 @@ def creation_flags(binding: Any, caps: Caps) -> int:  # noqa: ANN401
 
 
 def check_units(builder: Any, request: BuildRequest, caps: Caps) -> None:  # noqa: ANN401
-    """True if this machine has what the profile asks for; nothing is built in another precision instead.
+    """Check that this machine has the units of the profile; nothing is built in another precision instead.
 
     Raises:
-        DeviceError: no such DLA core, or a GPU without FP16 or INT8.
+        DeviceError: the DLA core does not exist, or the GPU lacks FP16 or INT8.
     """
     core = request.profile.build.dla_core
     if core is not None and core >= builder.num_DLA_cores:
         has = f"{builder.num_DLA_cores} DLA cores" if builder.num_DLA_cores else "no DLA that TensorRT can use"
         raise DeviceError(
-            f"build.dla_core: {core}, and this machine has {has}",
+            f"build.dla_core: {core}, but this machine has {has}",
             hint="leave dla_core out; TensorRT 10.8 to 11.3 use no DLA at all, 11.4.1 that of AGX Orin only",
         )
     if caps.precision_flags and request.precision != "fp32":
@@ -82,7 +82,7 @@ def check_units(builder: Any, request: BuildRequest, caps: Caps) -> None:  # noq
 
 
 class DlaLayer(msgspec.Struct, frozen=True, kw_only=True):
-    """A layer of the network, the unit that runs it, and TensorRT's reason where it is not the DLA."""
+    """A layer of the network, the unit that runs it, and TensorRT's reason if that is not the DLA."""
 
     name: str
     kind: str
@@ -91,7 +91,7 @@ class DlaLayer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Accelerator(msgspec.Struct, frozen=True, kw_only=True):
-    """The part of the network that the DLA takes: weighted layers in the precision asked for; notes for the user."""
+    """The part of the network that runs on the DLA: weighted layers in the requested precision; notes for the user."""
 
     weighted: int = 0
     notes: list[str] = []
@@ -99,13 +99,13 @@ class Accelerator(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def apply(setup: BuilderSetup, *, limits: Limits, calibrator: Any, before_fusion: bool) -> Accelerator:  # noqa: ANN401
-    """Put everything into ``setup.config``.
+    """Apply all settings to ``setup.config``.
 
-    ``before_fusion``: the calibrator is one that looks at fused layers unless told not to (Entropy 1 and Legacy); its
-    table would fit no other device.
+    ``before_fusion``: the calibrator works on fused layers by default (Entropy 1 and Legacy); its
+    table would be invalid on any other device.
 
     Raises:
-        DeviceError, ModelError, ProfileError: something is asked for that this TensorRT or network cannot do.
+        DeviceError, ModelError, ProfileError: this TensorRT or network does not support a requested setting.
     """
     config, binding, build = setup.config, setup.binding, setup.request.profile.build
     batch = setup.request.profile.input.batch
@@ -122,7 +122,7 @@ def apply(setup: BuilderSetup, *, limits: Limits, calibrator: Any, before_fusion
     if calibrator is not None:
         config.int8_calibrator = calibrator
         if profile is not None:
-            # Without one TensorRT takes profile 0 and warns; with one, min and max become its opt.
+            # Without one TensorRT uses profile 0 and warns; with one, its opt replaces min and max.
             config.set_calibration_profile(_batch_range(setup, only=setup.calibration_batch or batch.opt))
         if before_fusion:
             config.set_quantization_flag(binding.QuantizationFlag.CALIBRATE_BEFORE_FUSION)
@@ -131,7 +131,7 @@ def apply(setup: BuilderSetup, *, limits: Limits, calibrator: Any, before_fusion
 
 
 def refuse_misses(setup: BuilderSetup) -> None:
-    """A kernel that the timing cache does not know ends the build.
+    """Make the build fail on a kernel that is not in the timing cache.
 
     Raises:
         DeviceError: this TensorRT has no such flag.
@@ -146,7 +146,7 @@ def refuse_misses(setup: BuilderSetup) -> None:
 
 
 def set_flags(config: Any, binding: Any) -> list[str]:  # noqa: ANN401
-    """Names of the builder flags that are set, TensorRT's defaults among them."""
+    """Return the names of the set builder flags, including TensorRT's defaults."""
     members = binding.BuilderFlag.__members__
     return sorted(name for name, flag in members.items() if config.get_flag(flag))
 
@@ -160,7 +160,7 @@ def _limit_memory(setup: BuilderSetup, limits: Limits) -> None:
 
 
 def _choose_precision(setup: BuilderSetup) -> None:
-    """Precision flags. FP16 goes next to INT8: what INT8 does not suit need not fall to FP32.
+    """Set the precision flags. FP16 is allowed next to INT8, so that a layer without INT8 need not run in FP32.
 
     TF32 is cleared for FP32 only, where 10 bits of mantissa are not what was asked for. A strict profile asks for INT8
     in every weighted layer (PREFER: TensorRT may still refuse, and the manifest counts); otherwise TensorRT takes
@@ -218,7 +218,7 @@ def _use_dla(setup: BuilderSetup) -> Accelerator:
     batch = setup.request.profile.input.batch
     if not batch.min == batch.opt == batch.max:
         raise ProfileError(
-            f"a DLA takes one batch size, the profile asks for {batch.min} to {batch.max}",
+            f"a DLA supports one batch size, but the profile requests {batch.min} to {batch.max}",
             where=setup.request.profile.name,
             hint=f"input.batch: {{min: {batch.opt}, opt: {batch.opt}, max: {batch.opt}}}",
         )
@@ -227,7 +227,7 @@ def _use_dla(setup: BuilderSetup) -> Accelerator:
     if build.gpu_fallback:
         config.set_flag(binding.BuilderFlag.GPU_FALLBACK)
     layers, taken = _asked_of_dla(setup)
-    # It has no FP32: what it takes of a network of FP16 runs in FP16, and of INT8 what has its scales.
+    # The DLA has no FP32: in an FP16 network its layers run in FP16, and in an INT8 network those with scales.
     is_fp16 = setup.request.precision == "fp16"
     weighted = sum(layer.type.name in _WEIGHTED and (is_fp16 or _is_scaled(layer, setup.scaled)) for layer in taken)
     notes = []
@@ -245,7 +245,7 @@ def _use_dla(setup: BuilderSetup) -> Accelerator:
 
 
 def _asked_of_dla(setup: BuilderSetup) -> tuple[list[DlaLayer], list[Any]]:
-    """Ask of every layer but constants whether the DLA can run it; all of them, and TensorRT's own that it can."""
+    """Ask TensorRT for every layer but constants if the DLA can run it; return all of them, and those it can run."""
     found, taken = [], []
     for index in range(setup.network.num_layers):
         layer = setup.network.get_layer(index)
@@ -264,14 +264,14 @@ def _asked_of_dla(setup: BuilderSetup) -> tuple[list[DlaLayer], list[Any]]:
 
 
 def _is_scaled(layer: Any, scaled: frozenset[str]) -> bool:  # noqa: ANN401
-    """True if every tensor at a layer has a scale: a DLA runs it in FP16, or not at all, when one is missing."""
+    """Return True if every tensor of a layer has a scale: otherwise a DLA runs it in FP16, or not at all."""
     inputs = [layer.get_input(index) for index in range(layer.num_inputs)]
     outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
     return all(tensor.name in scaled for tensor in (*inputs, *outputs) if tensor is not None)
 
 
 def _batch_range(setup: BuilderSetup, *, only: int | None = None) -> Any:  # noqa: ANN401
-    """The optimization profile of a network with a dynamic input; None for a fixed one.
+    """Make the optimization profile of a network with a dynamic input; None for a fixed one.
 
     Raises:
         ModelError: an axis besides batch, height and width is dynamic.

@@ -1,14 +1,14 @@
-"""Calibrators as TensorRT 8.6 to 10.x wants them: subclasses of its own classes, made when a build needs one.
+"""Calibrators for TensorRT 8.6 to 10.x: subclasses of its own classes, made when a build needs one.
 
-:class:`Serving` hands over a table that edge has made and checked, and nothing else. If TensorRT asks it for a batch,
-it has refused the table; it then gets none, and :meth:`Serving.raise_kept` says so. What TensorRT wants written is
-never written: a table that it has shortened to what one network of one version needed would replace the checked one.
+:class:`Serving` serves a checked table of edge, and nothing else. If TensorRT requests a batch, it has refused the
+table; it then gets none, and :meth:`Serving.raise_kept` raises the error. The table that TensorRT writes is ignored:
+shortened to the needs of one network and version, it would replace the checked one.
 
-:class:`Feeding` gives pictures to the device's own algorithms and takes the table that comes out.
+:class:`Feeding` feeds images to the device's own algorithms and returns the resulting table.
 
-TensorRT prints an exception that leaves ``get_batch`` and goes on with the batches that it has. So nothing leaves: the
-exception is kept, the calibration ends, and ``raise_kept`` raises it after the build. A table from too few batches is
-then never seen.
+TensorRT prints an exception that leaves ``get_batch`` and continues with the batches that it has. So no exception
+leaves: it is stored, the calibration ends, and ``raise_kept`` raises it after the build. A table from too few batches
+is never used.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 _FLOATS = frozenset({"FLOAT", "HALF", "BF16"})
-# Layers whose output holds values of their first input and no others.
+# Layers whose output has only values of their first input.
 _MOVES = frozenset({"SHUFFLE", "IDENTITY", "CAST", "SLICE", "GATHER", "SQUEEZE", "UNSQUEEZE", "PADDING"})
 _CLIPS = frozenset({"RELU", "CLIP"})
 _PICKS = frozenset({"MIN", "MAX"})
 
 
 class Completed(msgspec.Struct, frozen=True):
-    """A table with more entries, which these are and where each came from; ``unresolved`` have no scale still."""
+    """A table with added entries and their origins; ``unresolved`` tensors still have no scale."""
 
     table: Table
     added: dict[str, str]
@@ -44,7 +44,7 @@ class Completed(msgspec.Struct, frozen=True):
 
 
 class ParsedTensor(msgspec.Struct, frozen=True):
-    """A tensor of the parsed network. ``constant``: nothing in it depends on the network's input."""
+    """A tensor of the parsed network. ``constant``: it does not depend on the network's input."""
 
     name: str
     dtype: str
@@ -53,7 +53,7 @@ class ParsedTensor(msgspec.Struct, frozen=True):
 
     @property
     def is_float(self) -> bool:
-        """True if INT8 concerns it."""
+        """True if INT8 applies to it."""
         return self.dtype in _FLOATS and not self.is_shape
 
 
@@ -72,7 +72,7 @@ class ParsedLayer(msgspec.Struct, frozen=True):
 
 
 class ParsedNetwork(msgspec.Struct, frozen=True):
-    """The parsed network, as far as scales are concerned."""
+    """The parts of the parsed network that matter for scales."""
 
     layers: list[ParsedLayer]
     tensors: dict[str, ParsedTensor]
@@ -82,13 +82,13 @@ class ParsedNetwork(msgspec.Struct, frozen=True):
         return [tensor.name for tensor in self.tensors.values() if tensor.is_float and not tensor.constant]
 
     def by_kind(self) -> dict[str, int]:
-        """The number of layers of each kind, constants apart."""
+        """The number of layers of each kind, without constants."""
         kinds = Counter(layer.kind for layer in self.layers if layer.kind != "CONSTANT")
         return dict(sorted(kinds.items()))
 
 
 def read(network: Any, caps: Caps) -> ParsedNetwork:  # noqa: ANN401
-    """Layers and tensors of a parsed INetworkDefinition."""
+    """Read the layers and tensors of a parsed INetworkDefinition."""
     tensors: dict[str, ParsedTensor] = {}
     for index in range(network.num_inputs):
         given = network.get_input(index)
@@ -109,11 +109,11 @@ def read(network: Any, caps: Caps) -> ParsedNetwork:  # noqa: ANN401
 
 
 def complete(table: Table, network: ParsedNetwork) -> Completed:
-    """``table`` with an entry for every float tensor of ``network`` whose range follows from what is known."""
+    """Add an entry to ``table`` for every float tensor of ``network`` whose range can be derived."""
     known = {
         name: scale * LEVELS for name, scale in table.scales.items() if table_check.value_code(table.bits[name]) is None
     }
-    # A tensor that the table names with an unusable scale stays as it is: that was decided, not forgotten.
+    # A tensor with an unusable scale in the table stays unchanged: that was intended.
     missing = [name for name, tensor in network.tensors.items() if tensor.is_float and name not in table.bits]
     added: dict[str, str] = {}
     for _ in range(len(missing)):
@@ -131,13 +131,13 @@ def complete(table: Table, network: ParsedNetwork) -> Completed:
 
 
 def _follows(layer: ParsedLayer, known: dict[str, float]) -> Iterator[tuple[str, float, str]]:
-    """Ranges that a layer lets follow: name, range, and where it comes from."""
+    """Yield the ranges that follow from a layer: name, range, and origin."""
     first = layer.inputs[0] if layer.inputs else None
     for output in layer.outputs:
         if layer.kind == "CONSTANT" and layer.largest is not None:
             yield output, layer.largest, "constant"
         elif layer.kind in _MOVES or (layer.kind == "ACTIVATION" and layer.operation in _CLIPS):
-            # A slice or a gather may leave out the largest value, so its output says nothing of its input's range.
+            # A slice or a gather may omit the largest value, so its output does not determine its input's range.
             backwards = layer.kind not in {"SLICE", "GATHER"}
             if first in known:
                 yield output, known[first], f"same values as {first}"
@@ -151,7 +151,7 @@ def _follows(layer: ParsedLayer, known: dict[str, float]) -> Iterator[tuple[str,
 
 
 def _sum(inputs: list[str], output: str, known: dict[str, float]) -> Iterator[tuple[str, float, str]]:
-    """|a| <= |a + b| + |b|, and |a + b| <= |a| + |b|."""
+    """Derive ranges at a sum: |a| <= |a + b| + |b|, and |a + b| <= |a| + |b|."""
     for name, other in ((inputs[0], inputs[1]), (inputs[1], inputs[0])):
         if output in known and other in known:
             yield name, known[output] + known[other], f"{output} less {other}"
@@ -181,7 +181,7 @@ def _layer(layer: Any, caps: Caps, inputs: list[str], outputs: list[str]) -> Par
 
 
 def _largest(weights: Any) -> float | None:  # noqa: ANN401
-    """Largest magnitude of constant weights: a NumPy array, or a Weights object where NumPy has no such type."""
+    """Return the largest magnitude of constant weights: a NumPy array, or a Weights object for other types."""
     np = require("numpy")
     array = weights if isinstance(weights, np.ndarray) else getattr(weights, "numpy", lambda: None)()
     if array is None or not getattr(array, "size", 0) or array.dtype.kind != "f":
@@ -190,7 +190,7 @@ def _largest(weights: Any) -> float | None:  # noqa: ANN401
 
 
 def _each(get: Any, count: int) -> list[Any]:  # noqa: ANN401
-    """Tensors of a layer; an optional input that is absent comes as None and is left out."""
+    """Yield the tensors of a layer; an absent optional input is None and is left out."""
     return [item for index in range(count) if (item := get(index)) is not None]
 
 
@@ -198,7 +198,7 @@ class CalibrationBuffer(Protocol):
     """The buffer that TensorRT reads a calibration batch from."""
 
     def upload(self, batch: NDArray[np.float32]) -> int:
-        """Copy a C-contiguous N×3×H×W float32 batch to the device; its address, good until the next call.
+        """Copy a C-contiguous N×3×H×W float32 batch to the device; return its address, valid until the next call.
 
         Raises:
             DeviceError: the copy failed.
@@ -206,7 +206,7 @@ class CalibrationBuffer(Protocol):
 
 
 class Feed(msgspec.Struct, frozen=True, kw_only=True):
-    """Pictures for one of the device's own calibrators.
+    """Images for one of the device's own calibrators.
 
     ``batches`` gives float32 N×3×H×W arrays of exactly ``batch`` pictures, ``planned`` of them; ``memory`` is a
     :class:`DeviceMemory`. ``quantile`` and ``cutoff`` (0 to 1) are the legacy calibrator's.
@@ -222,31 +222,31 @@ class Feed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchSource(Protocol):
-    """The source behind a calibrator object: the answers to TensorRT's questions."""
+    """The source behind a calibrator object, which answers TensorRT's requests."""
 
     batch: int
     quantile: float
     cutoff: float
 
     def next(self, names: Sequence[str]) -> list[int] | None:
-        """Device address of the next batch of each input; None ends the calibration."""
+        """Return the device address of the next batch of each input; None ends the calibration."""
 
     def read(self) -> bytes | None:
-        """A finished table, or None to have one made."""
+        """Return a finished table, or None to let TensorRT make one."""
 
     def write(self, content: bytes) -> None:
-        """The table that TensorRT has made."""
+        """Receive the table that TensorRT made."""
 
     def raise_kept(self) -> None:
-        """Raise what went wrong inside of TensorRT's calls, also what a batch iterator or an upload raised.
+        """Raise a stored exception from one of TensorRT's calls, such as of a batch iterator or an upload.
 
         Raises:
-            EdgeError: the table was refused, or not all batches were taken.
+            EdgeError: the table was refused, or not all batches were read.
         """
 
 
 class Serving:
-    """A finished table, under the header of this TensorRT and of the class that is made for it."""
+    """Serves a finished table with the header for this TensorRT and this calibrator class."""
 
     quantile = 1.0
     cutoff = 1.0
@@ -260,28 +260,28 @@ class Serving:
         self._title = caps.title
 
     def next(self, names: Sequence[str]) -> None:
-        """TensorRT has refused the table and wants pictures: there are none."""
+        """Return None: TensorRT has refused the table and requests images, but there are none."""
         del names
         self.asked += 1
 
     def read(self) -> bytes:
-        """The whole table, every time."""
+        """Return the whole table, every time."""
         return self._content
 
     def write(self, content: bytes) -> None:
-        """Not taken: see the module."""
+        """Ignore the table; see the module's docstring."""
 
     def raise_kept(self) -> None:
         """Raise if the table was refused."""
         if self.asked:
             raise ArtifactError(
-                f"{self._title} refused the calibration table ({self.table.header.text}) and asked for pictures",
+                f"{self._title} refused the calibration table ({self.table.header.text}) and requested images",
                 hint="edge table check; edge calibrate --force",
             )
 
 
 class Feeding:
-    """Batches for a calibrator of the device's own, and the table that it makes."""
+    """Feeds batches to one of the device's own calibrators, and stores the table that it makes."""
 
     def __init__(self, feed: Feed, caps: Caps) -> None:
         self.batch = feed.batch
@@ -295,7 +295,7 @@ class Feeding:
         self._written: bytes | None = None
 
     def next(self, names: Sequence[str]) -> list[int] | None:
-        """Address of the next batch; None at the end and after an exception."""
+        """Return the address of the next batch; None at the end and after an exception."""
         if self._ended:
             return None
         try:
@@ -307,52 +307,52 @@ class Feeding:
         return found
 
     def read(self) -> None:
-        """Nothing: the table is to be made from the pictures."""
+        """Return None: the table is to be made from the images."""
 
     def write(self, content: bytes) -> None:
         """Keep the table."""
         self._written = content
 
     def raise_kept(self) -> None:
-        """Raise what :meth:`next` met, or say that not all batches were taken."""
+        """Raise the exception of :meth:`next`, or an error if not all batches were read."""
         if self._kept is not None:
             raise self._kept
         if self.consumed != self._feed.planned:
             raise DeviceError(
-                f"{self._title} took {self.consumed} of {self._feed.planned} calibration batches: "
-                "its table would be of fewer pictures than asked for",
-                hint="run it again; if it stays so, calibrate with edge's own algorithms",
+                f"{self._title} read {self.consumed} of {self._feed.planned} calibration batches: "
+                "its table would cover fewer images than requested",
+                hint="run it again; if that does not help, calibrate with edge's own algorithms",
             )
 
     def table(self) -> Table:
-        """The table that TensorRT made.
+        """Return the table that TensorRT made.
 
         Raises:
-            DeviceError: it made none. ArtifactError: what it made is no table.
+            DeviceError: it made none. ArtifactError: its output is not a table.
         """
         if self._written is None:
-            raise DeviceError(f"{self._title} took {self.consumed} batches and wrote no calibration table")
+            raise DeviceError(f"{self._title} read {self.consumed} batches but wrote no calibration table")
         return calibration_table.parse(self._written, where=f"{self._title}'s calibration table")
 
     def _next(self, names: Sequence[str]) -> list[int] | None:
         if len(names) != 1:
-            raise DeviceError(f"TensorRT asks for {len(names)} inputs at once: {', '.join(names)}")
+            raise DeviceError(f"TensorRT requests {len(names)} inputs at once: {', '.join(names)}")
         array = next(self._feed.batches, None)
         if array is None:
             return None
         if array.shape[0] != self.batch or array.dtype.name != "float32":
-            what = f"a batch of {array.shape[0]} {array.dtype.name} pictures, TensorRT takes {self.batch} float32"
-            raise DataError(what, hint="calibrate with a number of pictures that the batch size divides")
+            what = f"a batch of {array.shape[0]} {array.dtype.name} images, but TensorRT needs {self.batch} float32"
+            raise DataError(what, hint="use a number of images that is a multiple of the batch size")
         address = int(self._feed.memory.upload(array))
         self.consumed += 1
         return [address]
 
 
 def served(table: Table, caps: Caps, *, dla: bool) -> Table:
-    """``table`` as this TensorRT reads it: the header of its version, and of a calibrator that it has.
+    """Return ``table`` with the header for this TensorRT and one of its calibrators.
 
-    MinMax keeps its class; everything else is served as Entropy2, the one class that a DLA takes. Scales are scales:
-    the class decides how they are found, and these are found already.
+    MinMax keeps its class; everything else is served as Entropy2, the only class that a DLA supports. This is safe: the
+    class only decides how scales are computed, and here they are given.
 
     Raises:
         DeviceError: this TensorRT reads no tables.
@@ -365,7 +365,7 @@ def served(table: Table, caps: Caps, *, dla: bool) -> Table:
 
 
 def make(source: BatchSource, algorithm: AlgorithmName, caps: Caps) -> Any:  # noqa: ANN401
-    """An object of TensorRT's class for ``algorithm`` that asks ``source``. Keep a reference until the build ends.
+    """Make an object of TensorRT's class for ``algorithm`` that uses ``source``. Keep a reference until the build ends.
 
     Raises:
         DeviceError: this TensorRT has no such calibrator.
@@ -376,7 +376,7 @@ def make(source: BatchSource, algorithm: AlgorithmName, caps: Caps) -> Any:  # n
     base = getattr(binding_module(caps), CALIBRATORS[algorithm])
 
     class Calibrator(base):  # type: ignore[misc, valid-type]
-        """NVIDIA's interface. Some versions pass more arguments than their documentation shows."""
+        """Implements NVIDIA's interface. Some versions pass more arguments than their documentation shows."""
 
         def __init__(self) -> None:
             base.__init__(self)
@@ -394,7 +394,7 @@ def make(source: BatchSource, algorithm: AlgorithmName, caps: Caps) -> Any:  # n
             # The buffer is TensorRT's own and gone after the call.
             source.write(bytes(cache))
 
-        # The rest is asked by the legacy calibrator alone.
+        # The legacy calibrator alone calls the rest.
         def get_quantile(self, *_: object) -> float:
             return source.quantile
 
@@ -402,7 +402,7 @@ def make(source: BatchSource, algorithm: AlgorithmName, caps: Caps) -> Any:  # n
             return source.cutoff
 
         def read_histogram_cache(self, *_: object) -> None:
-            """None: histograms are not kept."""
+            """Return None: histograms are not stored."""
 
         def write_histogram_cache(self, *_: object) -> None:
             """Not taken."""

@@ -1,4 +1,4 @@
-"""Engine compatibility: whether an engine may run on this device, and the reason where it may not.
+"""Check that an engine may run on this device, and explain a refusal.
 
 Five checks, in the order in which opening an engine makes them:
 
@@ -27,8 +27,8 @@ from edge.backends.tensorrt.log_watch import BuildWatch, LogLine
 from edge.errors import ArtifactError, DeviceError, EdgeError
 
 _BUILD_HERE = "edge build, on this machine"
-_BUILD_AGAIN = "edge build makes it again; edge engine list verifies what is there"
-_OTHER_TENSORRT = "an engine runs only with the TensorRT and the kind of GPU that built it: edge build"
+_BUILD_AGAIN = "edge build makes it again; edge engine list verifies the existing engines"
+_OTHER_TENSORRT = "an engine runs only with the TensorRT and the kind of GPU that built it: run edge build"
 
 # A plan whose size is not the one that its header says, whose sections overlap, or that is shorter than a header.
 _DAMAGED = re.compile(
@@ -109,25 +109,25 @@ def contract(engine: Any) -> Contract:  # noqa: ANN401
 
 
 def check_key(key: Key, here: Mapping[str, Scalar], engine: Path) -> list[BackendMessage]:
-    """Compare the key of an engine's manifest with what engines depend on here.
+    """Compare the key of an engine's manifest with this machine.
 
     Args:
-        key: of the manifest; empty for an engine without one, of which nothing is known.
+        key: the key in the manifest; empty for an engine without one.
         here: the backend's identity on this machine.
         engine: the file, for messages.
 
     Returns:
-        A warning for each setting that only makes the engine slower than it could be: power mode, locked clocks.
+        A warning for each setting that only costs speed: power mode, locked clocks.
 
     Raises:
         ArtifactError: the engine is for another TensorRT or device; every field that differs is named.
     """
-    # Engines of earlier versions of edge lack some fields; None is what could not be read.
+    # Engines of earlier versions of edge lack some fields; None stands for an unreadable value.
     differing = [name for name, value in here.items() if name in key and _differ(name, key[name], value)]
     refused = [name for name in differing if name not in ENGINE_SETTINGS]
     if refused:
         fields = "; ".join(f"{name}: {key[name]} -> {here[name]}" for name in refused)
-        raise ArtifactError(f"the engine was built for something else ({fields})", where=engine, hint=_hint(refused))
+        raise ArtifactError(f"the engine was built with other inputs ({fields})", where=engine, hint=_hint(refused))
     return [_setting_changed(name, key[name], here[name]) for name in differing]
 
 
@@ -147,19 +147,19 @@ def _hint(fields: Sequence[str]) -> str:
 
 def _setting_changed(name: str, before: Scalar, now: Scalar) -> BackendMessage:
     if name == "power_mode":
-        text = f"the engine was built in power mode {before}, and the device is in {now}"
+        text = f"the engine was built in power mode {before}, but the device is in {now}"
         hint = (
             "edge build measures the kernels in this mode; or sudo nvpmodel -m NUMBER switches back (sudo nvpmodel -q)"
         )
     else:
         was, is_now = ("locked" if value else "not locked" for value in (before, now))
-        text = f"the engine was built with clocks {was}, and they are {is_now} now"
-        hint = "edge build; or sudo jetson_clocks locks them, sudo jetson_clocks --restore gives them back"
+        text = f"the engine was built with clocks {was}, but now they are {is_now}"
+        hint = "edge build; or sudo jetson_clocks locks them, sudo jetson_clocks --restore unlocks them"
     return BackendMessage(severity="warning", text=text, hint=hint)
 
 
 def check_gpu(gpus: str | None, *, sm: str, name: str, engine: Path) -> None:
-    """Check that a GPU is one of those that an engine was built for.
+    """Check that a GPU is one of those for which an engine was built.
 
     Args:
         gpus: ``SM86+SM89``, ``AMPERE_PLUS``, or anything else for any GPU.
@@ -168,21 +168,21 @@ def check_gpu(gpus: str | None, *, sm: str, name: str, engine: Path) -> None:
         engine: the file, for the message.
 
     Raises:
-        ArtifactError: it is not one of them.
+        ArtifactError: it is another GPU.
     """
     listed = re.findall(r"SM(\d+)", gpus or "")
     here = sm.replace(".", "")
     fits = here in listed if listed else gpus != "AMPERE_PLUS" or float(sm) >= 8.0
     if not fits:
         raise ArtifactError(
-            f"the engine was built for something else (gpus: {gpus} -> SM{here}, {name})",
+            f"the engine was built for other GPUs (gpus: {gpus} -> SM{here}, {name})",
             where=engine,
             hint="build it again: build.compute_capabilities names the GPUs, none means all",
         )
 
 
 def start_runtime(binding: Any, logger: Any, watch: BuildWatch) -> Any | None:  # noqa: ANN401
-    """Start TensorRT's runtime; None where it does not start, and the log of ``watch`` says why.
+    """Start TensorRT's runtime; return None on failure, with the reason in the log of ``watch``.
 
     libnvinfer_lean and libnvinfer_dispatch 10.16.1 and 11.4.0 do not raise without a usable CUDA: they give an object
     around a null pointer. Any use of it ends the process, and so does its deletion, so it is never deleted.
@@ -201,14 +201,14 @@ def start_runtime(binding: Any, logger: Any, watch: BuildWatch) -> Any | None:  
 def refusal(
     what: str, errors: Sequence[LogLine], recent: Sequence[LogLine] = (), *, where: Path, plan: bytes | None = None
 ) -> EdgeError:
-    """The error for a plan or a call that TensorRT refuses, by what its log says.
+    """Make the error for a plan or a call that TensorRT refuses, from its log.
 
     Args:
-        what: what did not work, such as ``TensorRT cannot load the engine``.
+        what: the failed action, such as ``TensorRT cannot load the engine``.
         errors: lines of the log at ERROR and above.
-        recent: the newest lines of every severity: TensorRT for RTX says at INFO why a plan does not fit.
+        recent: the newest lines of every severity: TensorRT for RTX logs the reason at INFO.
         where: the engine's file.
-        plan: its bytes, where it is the plan that is refused; None once it is loaded.
+        plan: the plan's bytes if loading it failed; None after it was loaded.
     """
     lines = [line.text for line in errors]
     if any(_MEMORY.search(line) for line in lines):
@@ -226,14 +226,14 @@ def refusal(
 
 
 def _plan_refused(what: str, lines: Sequence[str], plan: bytes, where: Path) -> EdgeError | None:
-    """The error for a plan that is not whole, or not one of this product or version; None where no line says so."""
+    """Return the error for a damaged plan, or one of another product or version; None if no log line matches."""
     if len(plan) < _SHORTEST or any(_DAMAGED.search(line) for line in lines):
         return DeviceError(f"{what}: the file is truncated or was changed", where=where, hint=_BUILD_AGAIN)
     version = next((found for line in lines if (found := _OTHER_VERSION.search(line))), None)
     if version is not None:
         # RTX 1.7.1 writes each number as the character with that code: "\x01.\x06.\x01".
         built = ".".join(str(ord(part)) if len(part) == 1 and part < " " else part for part in version[2].split("."))
-        text = f"{what}: it was built with {version[1]} {built}, and {version[3]} is installed"
+        text = f"{what}: it was built with {version[1]} {built}, but {version[3]} is installed"
         return DeviceError(text, where=where, hint=_OTHER_TENSORRT)
     magic = next((found for line in lines if (found := _MAGIC.search(line))), None)
     if magic is None and not any(_NOT_RTX.search(line) for line in lines):
@@ -241,4 +241,6 @@ def _plan_refused(what: str, lines: Sequence[str], plan: bytes, where: Path) -> 
     product = _PRODUCTS.get(plan[:4])
     if product is None:
         return DeviceError(f"{what}: the file is not a TensorRT engine", where=where, hint=_BUILD_AGAIN)
-    return DeviceError(f"{what}: it is an engine of {product}, which this is not", where=where, hint=_OTHER_TENSORRT)
+    return DeviceError(
+        f"{what}: it is an engine for {product}, not for the installed product", where=where, hint=_OTHER_TENSORRT
+    )

@@ -1,7 +1,7 @@
-"""The environment that engines and timing caches depend on: device, GPU, CUDA, driver. Read from files.
+"""Detect the environment of engines and timing caches from files: device, GPU, CUDA, driver.
 
-Everything is under a root folder, so a test gives its own; what cannot be read is None. The compute capability of a
-discrete GPU is in no file: the CUDA driver says it (:mod:`edge.backends.cuda.driver`), and it is asked only
+All paths are below a root folder, so that tests can use their own. An unreadable value is None. The compute capability
+of a discrete GPU is in no file: the CUDA driver says it (:mod:`edge.backends.cuda.driver`), and it is asked only
 where a
 GPU is listed.
 """
@@ -35,7 +35,7 @@ _PRECISION_FLAGS = ("FP16", "INT8")
 
 
 class Caps(msgspec.Struct, frozen=True, kw_only=True):
-    """Capabilities of one binding. A true field says that the API is there, not that this machine's GPU has the unit.
+    """Capabilities of one binding. A true field means that the API exists, not that this machine's GPU has the unit.
 
     ``module`` is the import name; ``calibrators`` are those that can be subclassed. ``precision_flags``: FP16 and INT8
     are build flags; without them every network is strongly typed and precision lives in the ONNX graph.
@@ -69,12 +69,12 @@ class Caps(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def strongly_typed_only(self) -> bool:
-        """True if precision can be said in no other way than in the ONNX graph."""
+        """True if only the ONNX graph can set the precision."""
         return not self.precision_flags
 
     @property
     def implicit_int8(self) -> bool:
-        """True if a calibration table can be handed to TensorRT itself."""
+        """True if TensorRT itself can read a calibration table."""
         return self.precision_flags and "entropy2" in self.calibrators
 
     @property
@@ -84,19 +84,20 @@ class Caps(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def table_version(self) -> TrtVersion | None:
-        """The version that is in the header of this TensorRT's calibration tables; None where it reads none."""
+        """The version for the header of this TensorRT's calibration tables; None if it reads none."""
         numbers = re.match(r"\d+\.\d+\.\d+", self.version)
         return TrtVersion.parse(numbers[0]) if numbers and self.implicit_int8 else None
 
 
 def load(*, rtx: bool | None = None) -> Caps:
-    """Import the binding and say what it offers.
+    """Import the binding and determine its capabilities.
 
     Args:
-        rtx: True for TensorRT for RTX only, False for TensorRT only, None for whichever is there, TensorRT first.
+        rtx: True for TensorRT for RTX only, False for TensorRT only, None for the first that is installed.
 
     Raises:
-        MissingDependencyError: there is none, it does not import (driver or library missing), or it is older than 8.6.
+        MissingDependencyError: none is installed, its import fails (driver or library missing), or it is older than
+        8.6.
     """
     finders = {"tensorrt": _tensorrt, "tensorrt_rtx": _tensorrt_rtx, "tensorrt_rtx_bindings": _tensorrt_rtx_bindings}
     wanted = [name for name in finders if rtx is None or rtx == name.startswith("tensorrt_rtx")]
@@ -108,20 +109,20 @@ def load(*, rtx: bool | None = None) -> Caps:
             # Only "it is not there" may send us to the next one: a broken installation must be seen.
             if not (isinstance(cause, ModuleNotFoundError) and cause.name == name):
                 raise
-    raise MissingDependencyError(f"no TensorRT is installed (looked for {', '.join(wanted)})", hint=INSTALL)
+    raise MissingDependencyError(f"TensorRT is not installed (looked for {', '.join(wanted)})", hint=INSTALL)
 
 
 def binding_module(caps: Caps) -> Any:  # noqa: ANN401
-    """The binding behind ``caps``. It was imported by :func:`load`, so this only looks it up."""
+    """Return the binding behind ``caps``, which :func:`load` has already imported."""
     return sys.modules[caps.module]
 
 
 @functools.lru_cache(maxsize=8)
 def of(binding: Any, name: str) -> Caps:  # noqa: ANN401
-    """The capabilities of ``binding``, imported as ``name``.
+    """Determine the capabilities of ``binding``, imported as ``name``.
 
     Raises:
-        MissingDependencyError: older than TensorRT 8.6, or not TensorRT at all.
+        MissingDependencyError: the module is older than TensorRT 8.6, or not TensorRT.
     """
     version = str(getattr(binding, "__version__", ""))
     if not hasattr(getattr(binding, "IBuilderConfig", None), "builder_optimization_level"):
@@ -146,7 +147,7 @@ def of(binding: Any, name: str) -> Caps:  # noqa: ANN401
         progress_monitor=hasattr(binding.IBuilderConfig, "progress_monitor"),
         # Only the builder knows how many cores there are: num_DLA_cores is 0 on most machines.
         dla=hasattr(binding.Builder, "num_DLA_cores") and not is_rtx,
-        # The parser makes of an ONNX node what a DLA takes: 10.16 and later.
+        # The parser turns an ONNX node into the layer that a DLA needs: 10.16 and later.
         dla_parsing="ADJUST_FOR_DLA" in _members(binding, "OnnxParserFlag") and not is_rtx,
         weight_streaming="WEIGHT_STREAMING" in flags,
         version_compatible="VERSION_COMPATIBLE" in flags,
@@ -159,7 +160,7 @@ def of(binding: Any, name: str) -> Caps:  # noqa: ANN401
 
 
 def _members(binding: Any, enumeration: str) -> list[str]:  # noqa: ANN401
-    """Names of an enumeration's values, sorted; empty where the binding has no such enumeration."""
+    """Return the names of an enumeration's values, sorted; empty if the binding lacks the enumeration."""
     kind = getattr(binding, enumeration, None)
     return sorted(getattr(kind, "__members__", {}))
 
@@ -180,10 +181,10 @@ _PACKAGE = re.compile(r"(?m)^Package: libnvinfer\d+\n(?:.+\n)*?Version: (\S+)")
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):
-    """The machine around TensorRT. ``package`` is the full version of JetPack's or Debian's libnvinfer.
+    """The software and hardware around TensorRT. ``package`` is the full version of the Debian package libnvinfer.
 
-    ``gpu`` is the name of the first discrete GPU, None on a Jetson, whose module names it; ``sm`` its compute
-    capability, such as ``8.7``; ``multiprocessors`` those that are switched on.
+    ``gpu`` is the name of the first discrete GPU; None on a Jetson, where the module identifies it. ``sm`` is its
+    compute capability, such as ``8.7``; ``multiprocessors`` is the number of enabled ones.
     """
 
     device: Device
@@ -196,7 +197,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def look(root: Path = Path("/"), *, machine: Device | None = None) -> Environment:
-    """The environment of the machine whose ``/proc``, ``/usr/local/cuda`` and package database are under ``root``."""
+    """Detect the environment of the machine whose ``/proc``, CUDA and package database are below ``root``."""
     found = identify(root) if machine is None else machine
     gpu = None if found.is_jetson else gpu_name(root)
     has_gpu = (gpu is not None or found.is_jetson) and root == Path("/")
@@ -217,7 +218,7 @@ def look(root: Path = Path("/"), *, machine: Device | None = None) -> Environmen
 
 
 def gpu_name(root: Path = Path("/")) -> str | None:
-    """Name of the first discrete GPU, as NVIDIA's kernel module lists it."""
+    """Return the name of the first discrete GPU according to NVIDIA's kernel module."""
     for folder in sorted((root / "proc/driver/nvidia/gpus").glob("*")):
         found = re.search(r"(?m)^Model:\s*(.+?)\s*$", _text(folder / "information"))
         if found:
@@ -226,7 +227,7 @@ def gpu_name(root: Path = Path("/")) -> str | None:
 
 
 def _cuda(root: Path) -> str | None:
-    """Version of the CUDA toolkit; its file has one entry per component since CUDA 11."""
+    """Return the version of the CUDA toolkit; its file has one entry per component since CUDA 11."""
     text = _text(root / "usr/local/cuda/version.json")
     found = re.search(r'"cuda"\s*:\s*\{[^}]*"version"\s*:\s*"([\d.]+)"', text)
     if found:
@@ -261,7 +262,7 @@ _SWAP_HINT = "add a swap file on disk: edge doctor shows how"
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """Memory according to ``/proc``, in MiB; None where it cannot be read. ``swap_mib``: free swap, without zram."""
+    """Memory according to ``/proc``, in MiB; None if unknown. ``swap_mib``: free swap, without zram."""
 
     total_mib: int | None = None
     available_mib: int | None = None
@@ -277,7 +278,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(root: Path = Path("/")) -> Memory:
-    """The memory of the machine whose ``/proc`` is under ``root``."""
+    """Read the memory of the machine whose ``/proc`` is below ``root``."""
     meminfo = _file_text(root / "proc/meminfo")
     disk = zram = 0
     for line in _file_text(root / "proc/swaps").splitlines()[1:]:
@@ -298,9 +299,9 @@ def read(root: Path = Path("/")) -> Memory:
 
 
 def limits(memory: Memory, *, workspace_mib: int | None, shared: bool) -> Limits:
-    """Limits for a build: the profile's workspace, and on shared memory what is free now.
+    """Return limits for a build: the profile's workspace, and on shared memory the currently free amount.
 
-    A discrete GPU keeps TensorRT's defaults: its memory is its own, and no process is killed for it.
+    A discrete GPU has TensorRT's defaults: its memory is separate, so the out-of-memory killer is not involved.
     """
     if not shared or memory.available_mib is None:
         return Limits(workspace_mib=workspace_mib, tactic_mib=None)
@@ -311,7 +312,7 @@ def limits(memory: Memory, *, workspace_mib: int | None, shared: bool) -> Limits
 
 
 def warnings(memory: Memory, chosen: Limits, *, model_bytes: int, shared: bool) -> list[str]:
-    """The reason why the out-of-memory killer may end this build; empty when it has no reason to."""
+    """Return the reason why the out-of-memory killer may end this build; empty if that is unlikely."""
     if not shared or memory.available_mib is None:
         return []
     # The parsed weights, their packed form, and the one being timed.
@@ -327,10 +328,10 @@ def warnings(memory: Memory, chosen: Limits, *, model_bytes: int, shared: bool) 
 
 
 def peak_rss_mib() -> int | None:
-    """The most memory that this process has held at once, in MiB, or None where the kernel does not say.
+    """Return the peak memory of this process in MiB, or None if unknown.
 
-    VmHWM begins again with the program that runs, unlike getrusage, which still knows the parent's. On a Jetson what
-    CUDA takes of the shared memory is not part of it.
+    VmHWM starts at the exec of the program; getrusage would include the parent. On a Jetson, the shared memory that
+    CUDA uses is not included.
     """
     return _kib(_file_text(Path("/proc/self/status")), "VmHWM")
 

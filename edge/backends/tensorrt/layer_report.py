@@ -1,6 +1,6 @@
 """The layers of an engine, from TensorRT's engine inspector (JSON, DETAILED), and how many of them run in INT8.
 
-Fields are looked for by name, never by version. What is known of the forms:
+Fields are found by name, never by version. Known forms:
 
 ======== ============================================================================================================
 8.6      seen (a real ResNet-50): ``Format/Datatype`` is one phrase, ``Weights``/``ConvWeights`` have type and count,
@@ -25,7 +25,7 @@ from edge.model import Inspection, Layer, LayerTensor, Node, Port, Role, inspect
 
 _WEIGHTED = re.compile(r"Conv|Gemm|MatMul|MatrixMultiply|Fully ?Connected", re.IGNORECASE)
 _HIDING = frozenset({"Myelin", "DLA"})
-# A Myelin kernel whose name says that it only moves: __myl_Move_myl3_0, __myl_CastTran_...
+# A Myelin kernel whose name shows that it only moves data: __myl_Move_myl3_0, __myl_CastTran_...
 _MOVING = re.compile(r"^__my(?:l|e)_(?:Move|Cast|Tran|Resh)+(?:_|$)")
 _NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\[ONNX Layer: |[\x1e\x1f]|\s*$)", re.DOTALL)
 # Order matters: "bfloat16" holds "float16", "uint8" holds "int8".
@@ -54,13 +54,13 @@ def read(
     nodes: Sequence[Node] = (),
     unscaled: Collection[str] = (),
 ) -> Inspection | None:
-    """Describe an engine from the inspector's JSON; None where it is not JSON or lists layers by name only.
+    """Describe an engine from the inspector's JSON; return None if it is not JSON or only lists layer names.
 
     Args:
-        text: what get_engine_information gave, or what ``trtexec --exportLayerInfo`` wrote.
-        source: who said it: product and version.
-        nodes: the ONNX nodes that went in.
-        unscaled: tensors that INT8 was wanted for and that have no scale.
+        text: the output of get_engine_information or ``trtexec --exportLayerInfo``.
+        source: the inspector: product and version.
+        nodes: the nodes of the ONNX graph.
+        unscaled: tensors to be quantized that have no scale.
     """
     try:
         content = json.loads(text)
@@ -81,17 +81,17 @@ def read(
 
 
 def absent(why: str, *, source: str, nodes: Sequence[Node]) -> Inspection:
-    """An engine that nobody could look into here: what went in, and why there is no more."""
+    """Describe an engine that could not be inspected here: the ONNX nodes, and the reason."""
     return Inspection(format=inspection.FORMAT, source=source, nodes=list(nodes), layers=[], ports=[], absent=why)
 
 
 class _Reader:
-    """Layer by layer, with what only all of them together say."""
+    """Reads layer by layer, with information that needs all of them."""
 
     def __init__(self, nodes: Sequence[Node], listed: list[dict[str, Any]]) -> None:
         self._known = {node.name for node in nodes}
         self._weighted = {node.name for node in nodes if node.weighted}
-        # The layers that are called after what they compute: others may name the same node for moving its data.
+        # Layers named after what they compute: others may name the same node for moving its data.
         self._claimed = {name for item in listed if _computes_weighted(item) for name in self._nodes(item)}
 
     def layer(self, item: dict[str, Any], unscaled: Collection[str]) -> Layer:
@@ -139,7 +139,7 @@ class _Reader:
 
 
 def _computes_weighted(item: dict[str, Any]) -> bool:
-    # Copies and reshapes carry the name of the layer they serve, so only the kind counts.
+    # Copies and reshapes have the name of the layer they serve, so only the kind is relevant.
     kinds = f"{item.get('ParameterType', '')} {item.get('LayerType', '')}"
     return bool(_WEIGHTED.search(kinds)) and "Reformat" not in kinds
 
@@ -154,7 +154,7 @@ def _tactic(item: dict[str, Any]) -> str | None:
 
 
 def _precision(item: dict[str, Any], inputs: list[LayerTensor]) -> str | None:
-    """The precision that a layer computes in: that of its weights, else its own, else that of its first input."""
+    """Return the precision in which a layer computes: that of its weights, else its own, else its first input's."""
     weights = next((value for key, value in item.items() if key.endswith("Weights") and isinstance(value, dict)), {})
     for reported in (weights.get("Type"), item.get("Precision")):
         word = _word(reported)
@@ -181,7 +181,7 @@ def _tensors(listed: Any) -> list[LayerTensor]:  # noqa: ANN401
 def _tensor(item: dict[str, Any]) -> LayerTensor:
     reported = {name.lower().replace(" ", ""): str(value) for name, value in item.items()}
     datatype = next((value for name, value in reported.items() if name.endswith("datatype")), "")
-    # In the old form one phrase says both, if it says more than a word.
+    # In the old form one phrase has both, if it has more than one word.
     layout = reported.get("format") or (datatype if " " in datatype else None)
     return LayerTensor(
         name=str(item.get("Name") or ""),
@@ -210,7 +210,7 @@ def _ports(content: dict[str, Any], layers: list[Layer]) -> Iterator[Port]:
 
 
 def _word(reported: object) -> str | None:
-    """A data type in one word, from whatever TensorRT calls it."""
+    """Return a data type as one word, from any of TensorRT's names for it."""
     text = str(reported or "")
     return next((word for pattern, word in _PRECISIONS if pattern.search(text)), None)
 

@@ -1,8 +1,8 @@
-"""TensorRT's log lines in words: an error of ours for a build that failed, a few notes for one that did not.
+"""Translate TensorRT's log lines: an error for a failed build, a few notes for a successful one.
 
 The patterns are taken from lines that TensorRT 8 to 11 and TensorRT for RTX 1.7 wrote, here or in public reports
-(NVIDIA/TensorRT issues 1413, 3355, 3566, 4621; mmdeploy 1059; a table of TensorRT 8 handed to 10.3). What no pattern
-knows is passed on as it is.
+(NVIDIA/TensorRT issues 1413, 3355, 3566, 4621; mmdeploy 1059; a table of TensorRT 8 given to 10.3). A line that no
+pattern matches is passed on unchanged.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from edge.backends.tensorrt.log_watch import LogLine, one_line
 from edge.errors import ArtifactError, DeviceError, EdgeError, ModelError
 
 _MEMORY = (
-    "close other programs (a desktop session takes 1 GB), set build.workspace_mib lower, "
+    "close other programs (a desktop session uses 1 GB), lower build.workspace_mib, "
     "add a swap file on disk (edge doctor); on a device that ran for days, reboot"
 )
 _CUDA = "edge doctor; the driver, CUDA and TensorRT must be of one release (on a Jetson: of one JetPack)"
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """A pattern, what it means (``{0}`` is its first group), what to try, and the class of the error."""
+    """A pattern, its meaning (``{0}`` is its first group), a hint, and the class of the error."""
 
     pattern: str
     what: str
@@ -33,11 +33,11 @@ class Rule(msgspec.Struct, frozen=True):
     kind: type[EdgeError] = DeviceError
 
     def fits(self, text: str) -> bool:
-        """True if a line of the log is one of this rule's."""
+        """Return True if the pattern matches a line of the log."""
         return re.search(self.pattern, text) is not None
 
 
-# CUDA cannot start: nothing else that TensorRT logs then means anything.
+# CUDA cannot be initialized: no other line of the log is meaningful then.
 CUDA_RULES: tuple[Rule, ...] = (
     Rule(
         r"cudaError 35\b|initialization failure with error:? 35\b|driver version is insufficient",
@@ -46,12 +46,12 @@ CUDA_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         r"cudaError 100\b|initialization failure with error:? 100\b|no CUDA-capable device",
-        "there is no NVIDIA GPU, or this process may not see it",
+        "there is no NVIDIA GPU, or this process has no access to it",
         "edge doctor; in a container: --runtime nvidia",
     ),
     Rule(
         r"initialization failure with error:? (\d+)|createInfer(?:Builder|Runtime): Error Code 6",
-        "CUDA cannot be started (error {0})",
+        "CUDA cannot be initialized (error {0})",
         _CUDA,
     ),
 )
@@ -61,7 +61,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         r"(?:Target GPU SM|SM) ?(\d+) is not supported by this TensorRT|Unsupported SM",
         "this TensorRT has no kernels for this GPU (SM {0})",
-        "a wheel from PyPI has none for a Jetson: use JetPack's own TensorRT (sudo apt install python3-libnvinfer)",
+        "a wheel from PyPI has no kernels for a Jetson: use JetPack's TensorRT (sudo apt install python3-libnvinfer)",
     ),
     Rule(
         r"does not match calibrator algorithm type|invalid calibration cache|calibration (?:cache|table) .*corrupt",
@@ -72,12 +72,12 @@ RULES: tuple[Rule, ...] = (
     Rule(r"(?i)Calibration failure|no scaling factors detected", "TensorRT's calibration failed", "edge table check"),
     Rule(
         r"(?i)ERROR_ON_TIMING_CACHE_MISS|timing cache (?:miss|has no entry)|not found in (?:the )?timing cache",
-        "the timing cache does not know every kernel of this build",
-        "build once without --error-on-miss: what it measures is kept",
+        "the timing cache lacks a kernel of this build",
+        "build once without --error-on-miss to add the missing kernels",
     ),
     Rule(
         r"(?i)out ?of ?memory|cudaError 2\b|NvMapMemAlloc\w*|failed to allocate|bad_alloc|ran out of",
-        "the GPU's memory ran out in the build",
+        "the build ran out of GPU memory",
         _MEMORY,
     ),
     Rule(
@@ -88,11 +88,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         r"Could not find any implementation for node (.+?)\.?\)?$",
         "TensorRT found no kernel for {0}",
-        f"most often memory was too small for every one that it tried: {_MEMORY}",
+        f"usually there was too little memory for any of them: {_MEMORY}",
     ),
     Rule(
         r"(?i)no optimization profile|profile dimensions|profile .*is (?:not valid|invalid)|violates",
-        "the batch range does not fit the network",
+        "the network does not support the batch range",
         "check input.batch in the profile",
         ModelError,
     ),
@@ -101,7 +101,7 @@ RULES: tuple[Rule, ...] = (
 _TACTIC = re.compile(r"Tactic Device request: (\d+) ?MB Available: (\d+) ?MB")
 _SCALE = re.compile(r"Missing scale and zero-point for tensor (.+?), expect fall back")
 _INT64 = re.compile(r"generated with INT64 weights|Attempting to cast down to INT32|cast down.*clamped")
-# What says nothing to anybody: the second line of a tactic that was skipped, and TensorRT's habits.
+# Lines without information: the second line of a skipped tactic, and TensorRT's routine messages.
 _NOISE = re.compile(
     r"Skipping tactic|setup a local cache instead|differs from one already registered"
     r"|Calibration Profile is not defined|Try decreasing the workspace size|One or more weights outside the range"
@@ -110,7 +110,7 @@ _MOST_NOTES = 8
 
 
 def as_error(errors: Sequence[LogLine], recent: Sequence[LogLine] = (), *, where: str | None = None) -> EdgeError:
-    """The error behind what TensorRT logged; ``recent`` are lines of lesser rank, looked at only for a cause."""
+    """Make the error for TensorRT's log; ``recent`` are lines of lower severity that may contain the cause."""
     for rule in RULES:
         for line in (*errors, *recent):
             if found := re.search(rule.pattern, line.text):
@@ -119,16 +119,16 @@ def as_error(errors: Sequence[LogLine], recent: Sequence[LogLine] = (), *, where
                 return rule.kind(rule.what.format(*groups) + reported, where=where, hint=rule.hint)
     if errors:
         return DeviceError(f"TensorRT: {one_line(errors[0].text)}", where=where, hint="edge doctor")
-    return DeviceError("TensorRT gave no engine and no reason", where=where, hint="edge doctor")
+    return DeviceError("TensorRT returned neither an engine nor a reason", where=where, hint="edge doctor")
 
 
 def unscaled(warnings: Sequence[LogLine]) -> list[str]:
-    """Tensors that TensorRT missed a scale for, in the order in which it said so."""
+    """Return the tensors for which TensorRT missed a scale, in the order of its log."""
     return list(dict.fromkeys(match[1] for line in warnings if (match := _SCALE.search(line.text))))
 
 
 def notes(warnings: Sequence[LogLine], *, expected: Collection[str] = ()) -> list[str]:
-    """TensorRT's warnings that matter to a user, one sentence each, with equal ones counted.
+    """Return TensorRT's relevant warnings as one sentence each, with equal ones counted.
 
     ``expected`` names tensors that have no scale on purpose.
     """
@@ -137,7 +137,7 @@ def notes(warnings: Sequence[LogLine], *, expected: Collection[str] = ()) -> lis
     if tactics:
         most = max(int(match[1]) for match in tactics)
         least = min(int(match[2]) for match in tactics)
-        text = f"TensorRT left out {len(tactics)} kernels for lack of memory (largest {most} MB, {least} MB free)"
+        text = f"TensorRT skipped {len(tactics)} kernels for lack of memory (largest {most} MB, {least} MB free)"
         found.append(f"{text}: the engine may be slower than it could be")
     lost = [name for name in unscaled(warnings) if name not in expected]
     if lost:
@@ -152,17 +152,17 @@ def notes(warnings: Sequence[LogLine], *, expected: Collection[str] = ()) -> lis
             rest[text] = rest.get(text, 0) + 1
     found += [f"TensorRT: {text}{f' ({count} times)' if count > 1 else ''}" for text, count in rest.items()]
     if len(found) > _MOST_NOTES:
-        found[_MOST_NOTES - 1 :] = [f"and {len(found) - _MOST_NOTES + 1} more kinds of warnings of TensorRT"]
+        found[_MOST_NOTES - 1 :] = [f"and {len(found) - _MOST_NOTES + 1} more kinds of warnings from TensorRT"]
     return found
 
 
 def cancelled(errors: Sequence[LogLine]) -> bool:
-    """True if TensorRT says that the progress monitor ended the build."""
+    """Return True if TensorRT reports that the progress monitor ended the build."""
     return any("BuildCanceled" in line.text or "Build canceled by user" in line.text for line in errors)
 
 
 _MOST = 12
-_REPLACE = "replace it in the exporter by operators that TensorRT has, or cut it off and compute it outside"
+_REPLACE = "replace it in the exporter by operators that TensorRT supports, or remove it and compute it outside"
 _HINTS: tuple[tuple[str, str], ...] = (
     (r"(?i)external|Failed to open file|convertOnnxWeights", "copy the model's weight files next to it"),
     (r"(?i)INT64|out of range|INT32", "export with indices that fit INT32"),
@@ -175,7 +175,7 @@ _CONSTANT_FOLDED = "simplify the model (onnxsim folds what is constant), then tr
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that the parser cannot do. ``node`` and ``operator`` are None where the whole file is meant."""
+    """One unsupported part of a model. ``node`` and ``operator`` are None if the whole file is meant."""
 
     node: str | None
     operator: str | None
@@ -188,12 +188,12 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def problems(parser: Any, caps: Caps, nodes: Callable[[], Sequence[tuple[str, str]]]) -> list[Problem]:  # noqa: ANN401
-    """All errors of a parser, in its order.
+    """Return all errors of a parser, in its order.
 
     Args:
         parser: the OnnxParser whose ``parse`` returned False.
-        caps: what the binding offers.
-        nodes: gives name and operator of the model's nodes; asked only where the binding has just a number.
+        caps: capabilities of the binding.
+        nodes: returns name and operator of the model's nodes; called only if the binding has just a number.
     """
     found = []
     for index in range(parser.num_errors):
@@ -213,14 +213,14 @@ def problems(parser: Any, caps: Caps, nodes: Callable[[], Sequence[tuple[str, st
 
 
 def parser_error(found: Sequence[Problem], *, where: str) -> ModelError:
-    """One error that lists the problems: each with what to try, or all with the one thing that helps them all."""
+    """Make one error that lists the problems, each with its hint, or all with a common hint."""
     if not found:
         return ModelError("TensorRT cannot parse the model and does not say why", where=where, hint="export it again")
     together = len({problem.attempt for problem in found}) == 1
     lines = [f"{problem}" if together else f"{problem}; try: {problem.attempt}" for problem in found[:_MOST]]
     if len(found) > _MOST:
         lines.append(f"and {len(found) - _MOST} more")
-    what = "TensorRT cannot take this model:" + "".join(f"\n  {line}" for line in lines)
+    what = "TensorRT cannot parse this model:" + "".join(f"\n  {line}" for line in lines)
     return ModelError(what, where=where, hint=found[0].attempt if together else None)
 
 
@@ -230,14 +230,17 @@ def _problem(description: str, code: str, node: str | None, operator: str | None
 
 
 def _words(description: str, code: str) -> tuple[str, str]:
-    """Reason and what to try."""
+    """Return the reason and a hint."""
     text = re.sub(r"\s+", " ", description).strip()
     if "Plugin not found" in text or "No importer registered" in text:
-        return "TensorRT has no such operator, and no plugin brings it", _REPLACE
+        return "TensorRT has no such operator, and no plugin provides it", _REPLACE
     if code == "UNSUPPORTED_NODE" and text in {"false", ""}:
         return "TensorRT has no such operator", _REPLACE
     if "Failed to parse the ONNX model" in text or code == "MODEL_DESERIALIZE_FAILED":
-        return "the file cannot be read as ONNX: it is cut off, changed, or above 2 GB in one piece", "export it again"
+        return (
+            "the file cannot be read as ONNX: it is truncated, changed, or a single file above 2 GB",
+            "export it again",
+        )
     if weights := re.search(r"Failed to import initializer: (?!In node)(\S+)", text):
         return f"the weights {weights[1]} cannot be read", "copy the model's weight files next to it"
     reason = _message(text)
@@ -248,10 +251,10 @@ def _words(description: str, code: str) -> tuple[str, str]:
 
 
 def _message(text: str) -> str:
-    """The text after the asserted expression, or the whole text: ``Assertion failed: (expression): message``."""
+    """Return the text after the asserted expression, or the whole text: ``Assertion failed: (expression): message``."""
     if not text.startswith("Assertion failed: "):
         return text
     rest = text.removeprefix("Assertion failed: ")
-    # The expression may hold colons of its own ("std::"), so the last ": " is the one that counts.
+    # The expression may contain colons itself ("std::"), so the last ": " is the separator.
     expression, separator, message = rest.rpartition(": ")
     return message if separator and message else (expression or rest)

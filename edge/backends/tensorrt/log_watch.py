@@ -1,13 +1,13 @@
 """TensorRT's logger: the lines and the progress of a build, and the warnings of an engine that runs.
 
-TensorRT calls our logger and progress monitor from C++, where an exception of ours is printed and lost. So every
-callback keeps what it raised, asks for the build to be cancelled, and :meth:`BuildWatch.raise_kept` raises it again
-afterwards. A signal's exception (Ctrl-C) arrives the same way: Python runs signal handlers between two
-instructions of a callback.
+TensorRT calls edge's logger and progress monitor from C++, where a Python exception is printed and lost. So every
+callback stores its exception and requests the cancellation of the build, and :meth:`BuildWatch.raise_kept` raises it
+afterwards. A signal's exception (Ctrl-C) arrives the same way: Python runs signal handlers between two instructions of
+a callback.
 
-TensorRT takes the first logger of a process for all that follow ("the current new logger is ignored"), and keeps a bare
-pointer to it. So there is one logger object per binding, never freed, and it passes a line to the watch of its thread.
-TensorRT calls it from any thread, and holds the GIL while it does.
+TensorRT uses the first logger of a process for all later ones ("the current new logger is ignored"), and stores a bare
+pointer to it. So there is one logger object per binding, never freed, which passes a line to the watch of its thread.
+TensorRT calls it from any thread while holding the GIL.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from edge.events import Listener, Progress, ignore_events
 Severity = Literal["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"]
 STAGE = "build engine"
 WARNINGS = frozenset({"WARNING", "ERROR", "INTERNAL_ERROR"})
-# Lines by which TensorRT says that it does not use the timing cache that it was given. Seen of TensorRT for RTX 1.7.1,
-# whose return values say the opposite; the header lines are from public logs of 8.6 and 10.
+# Lines by which TensorRT reports that it does not use the given timing cache. Seen with TensorRT for RTX 1.7.1,
+# whose return values indicate the opposite; the header lines are from public logs of 8.6 and 10.
 _CACHE_REFUSED = re.compile(
     r"(?i)timing cache will not be used|failed to deserialize (?:the )?timing cache|timing cache header mismatch"
     r"|(?:magicTagRead|stdVersionRead) == \w+ failed"
 )
-# Lines of no consequence that are before an error often explain it; VERBOSE ones come by the hundred thousand.
+# Less severe lines before an error often explain it; there are hundreds of thousands of VERBOSE lines.
 _RECENT = 50
 _KEPT_WARNINGS = 2000
 
@@ -47,9 +47,9 @@ class LogLine(msgspec.Struct, frozen=True):
 
 
 class BuildWatch:
-    """Receive one build: its log lines, its progress, and what went wrong inside of our own callbacks.
+    """Receives one build's log lines and progress, and exceptions of edge's own callbacks.
 
-    ``cache_refusals`` are lines by which TensorRT says that the timing cache is not used.
+    ``cache_refusals`` are lines by which TensorRT reports that the timing cache is not used.
     """
 
     def __init__(
@@ -74,17 +74,17 @@ class BuildWatch:
         self._percent = -1
 
     def keep(self, exc: BaseException) -> None:
-        """Remember the first exception of a callback; the build is cancelled at the next step."""
+        """Store the first exception of a callback; the build is cancelled at the next step."""
         if self.kept is None:
             self.kept = exc
 
     def raise_kept(self) -> None:
-        """Raise what a callback raised, if one did."""
+        """Raise the stored exception of a callback, if there is one."""
         if self.kept is not None:
             raise self.kept
 
     def reported(self, severity: Severity, text: str) -> None:
-        """TensorRT logged a line."""
+        """Receive a line of TensorRT's log."""
         line = LogLine(severity, text.strip())
         if severity in {"ERROR", "INTERNAL_ERROR"}:
             self.errors.append(line)
@@ -98,7 +98,7 @@ class BuildWatch:
             self._count_cache(text)
 
     def _count_cache(self, text: str) -> None:
-        """Lines of TensorRT 8.6.1 (a public build log): entries of a serialized cache, hits of one that is freed."""
+        """Parse cache lines of TensorRT 8.6.1 (a public build log): entries when serialized, hits when freed."""
         if _CACHE_REFUSED.search(text):
             self.cache_refusals.append(text.strip())
         elif found := re.search(r"Serialized (\d+) timing cache entries", text):
@@ -108,12 +108,12 @@ class BuildWatch:
             self.cache_hits = max(self.cache_hits or 0, int(found[1]))
 
     def started(self, phase: str, parent: str | None, steps: int) -> None:
-        """A phase of ``steps`` steps began inside of ``parent``."""
+        """Record that a phase of ``steps`` steps began inside ``parent``."""
         self._phases[phase] = _Phase(parent, max(steps, 1))
         self._notify()
 
     def stepped(self, phase: str, step: int) -> bool:
-        """Step ``step`` (from 0) of a phase ended; whether the build may go on."""
+        """Record that step ``step`` (from 0) of a phase ended; return True if the build may continue."""
         if phase in self._phases:
             self._phases[phase].done = min(step + 1, self._phases[phase].steps)
             self._notify()
@@ -122,9 +122,9 @@ class BuildWatch:
         return not self.stopped
 
     def finished(self, phase: str) -> None:
-        """A phase ended, whole or because the build was cancelled."""
+        """Record that a phase ended, complete or cancelled."""
         if phase in self._phases and not self.stopped and self.kept is None:
-            # The last step of a phase may come without a word of its own.
+            # The last step of a phase may have no call of its own.
             self._phases[phase].done = self._phases[phase].steps
             self._notify()
         self._phases.pop(phase, None)
@@ -138,7 +138,7 @@ class BuildWatch:
             self._listen(Progress(STAGE, percent, 100, unit="%"))
 
     def _share(self, name: str) -> float:
-        """The share of the outermost phase that is done, 0 to 1, as seen from phase ``name``."""
+        """Return the finished share of the outermost phase, 0 to 1, as seen from phase ``name``."""
         phase = self._phases[name]
         share = phase.done / phase.steps
         seen = {name}
@@ -158,7 +158,7 @@ class _Phase:
 
 @contextlib.contextmanager
 def watching(binding: Any, watch: BuildWatch) -> Iterator[Any]:  # noqa: ANN401
-    """Inside the block, ``watch`` receives what TensorRT logs; gives the logger that its factories want."""
+    """Send TensorRT's log to ``watch`` during the block; yield the logger for its factories."""
     logger = _logger(binding)
     before = logger.enter(watch)
     try:
@@ -168,10 +168,10 @@ def watching(binding: Any, watch: BuildWatch) -> Iterator[Any]:  # noqa: ANN401
 
 
 def progress_monitor(binding: Any, watch: BuildWatch) -> Any:  # noqa: ANN401
-    """An IProgressMonitor that reports to ``watch``. Keep a reference to it until the build ends."""
+    """Make an IProgressMonitor that reports to ``watch``. Keep a reference to it until the build ends."""
 
     class Monitor(binding.IProgressMonitor):  # type: ignore[misc]
-        """NVIDIA's interface; each method may be called from another thread."""
+        """Implements NVIDIA's interface; each method may be called from another thread."""
 
         def __init__(self) -> None:
             binding.IProgressMonitor.__init__(self)
@@ -182,7 +182,7 @@ def progress_monitor(binding: Any, watch: BuildWatch) -> Any:  # noqa: ANN401
                 watch.started(phase_name, parent_phase, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            """A step ended; False cancels the build."""
+            """Handle the end of a step; return False to cancel the build."""
             with _kept(watch):
                 watch.stopped |= not watch.stepped(phase_name, step)
             return not watch.stopped and watch.kept is None
@@ -215,7 +215,7 @@ def layer_profiler(binding: Any, record: Callable[[str, float], None], watch: Bu
 @functools.cache
 def _logger(binding: Any) -> Any:  # noqa: ANN401
     class Logger(binding.ILogger):  # type: ignore[misc]
-        """NVIDIA's interface. A line goes to the watch of the thread that logs it, else to the one that began last."""
+        """Implements NVIDIA's interface. A line goes to the watch of the logging thread, else to the newest one."""
 
         def __init__(self) -> None:
             binding.ILogger.__init__(self)
@@ -223,19 +223,19 @@ def _logger(binding: Any) -> Any:  # noqa: ANN401
             self.watches: list[BuildWatch] = []
 
         def enter(self, watch: BuildWatch) -> BuildWatch | None:
-            """Begin to watch in this thread; the watch that did so until now."""
+            """Begin to watch in this thread; return the previous watch."""
             before: BuildWatch | None = getattr(self.of_thread, "watch", None)
             self.of_thread.watch = watch
             self.watches.append(watch)
             return before
 
         def leave(self, watch: BuildWatch, before: BuildWatch | None) -> None:
-            """End what :meth:`enter` began."""
+            """End the watch of :meth:`enter`."""
             self.of_thread.watch = before
             self.watches.remove(watch)
 
         def log(self, severity: Any, msg: str) -> None:  # noqa: ANN401
-            """TensorRT logs a line."""
+            """Receive a log line from TensorRT."""
             watch: BuildWatch | None = getattr(self.of_thread, "watch", None)
             if watch is None:
                 # A thread of TensorRT's own. Another thread may end its watch at this moment.
@@ -250,7 +250,7 @@ def _logger(binding: Any) -> Any:  # noqa: ANN401
 
 @contextlib.contextmanager
 def _kept(watch: BuildWatch) -> Iterator[None]:
-    """Keep whatever the block raises, also a signal's exception: above us is C++."""
+    """Store any exception of the block, also a signal's: the caller is C++."""
     try:
         yield
     except BaseException as exc:  # noqa: BLE001 - raised again by raise_kept
@@ -276,15 +276,15 @@ _RUNTIME_HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?i)lazy loading is not enabled", "export CUDA_MODULE_LOADING=LAZY saves memory"),
     )
 )
-# Different texts that are kept; of a log that never repeats itself, the rest is counted together.
+# Maximum number of different texts; further ones are counted together.
 _MOST_MESSAGES = 50
 _OTHER_MESSAGES = "further messages of TensorRT"
 
 
 class MessageLog:
-    """Warnings and errors that TensorRT logs while an engine is opened and runs: each text once, and how often it came.
+    """Warnings and errors of TensorRT while an engine is opened and runs: each text once, with its count.
 
-    Safe to use from several threads. ``listen`` receives each text when it comes for the first time.
+    Thread-safe. ``listen`` is called with each text on its first occurrence.
     """
 
     def __init__(self) -> None:
@@ -299,7 +299,7 @@ class MessageLog:
         self.record(BackendMessage(severity="warning" if line.severity == "WARNING" else "error", text=text))
 
     def record(self, message: BackendMessage) -> None:
-        """Record one message; its hint is looked up where it has none."""
+        """Record one message; look up its hint if it has none."""
         key = (message.severity, message.text)
         with self._lock:
             if key not in self._counts and len(self._counts) >= _MOST_MESSAGES:
@@ -322,7 +322,7 @@ class MessageLog:
             listen(message)
 
     def messages(self) -> tuple[BackendMessage, ...]:
-        """Everything so far, in the order in which it came first."""
+        """Return all messages, in the order of their first occurrence."""
         with self._lock:
             return tuple(self._message(key, count) for key, count in self._counts.items())
 
@@ -332,7 +332,7 @@ class MessageLog:
 
 
 def one_line(text: str) -> str:
-    """A line of TensorRT's log without its source positions, at most 300 characters."""
+    """Return a line of TensorRT's log without its source positions, at most 300 characters."""
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r" ?(?:In (?:operator\(\)|\w+) )?at /_src/[^\s)]+", "", text)
     text = re.sub(r"^(?:\d+: )?(?:\[[\w.:]+\] ?)?", "", text)

@@ -1,4 +1,4 @@
-"""The form in which a model goes to TensorRT's parser: as it is, in FP16, or with Q/DQ nodes.
+"""Prepare the form of a model for TensorRT's parser: unchanged, in FP16, or with Q/DQ nodes.
 
 FP16 for strongly typed networks is made by ``onnxruntime.transformers.float16``. Reasons, against the others that were
 looked at: it is kept (onnxruntime is released every few months), it is there already (onnxruntime is a dependency that
@@ -23,7 +23,7 @@ from edge.model import inspection, onnx_model
 from edge.quantization import Table, qdq
 
 _QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
-# Operators that compute sums of squares, powers or exponentials of what they get. Softmax is none: TensorRT subtracts
+# Operators that compute sums of squares, powers or exponentials of their input. Softmax is not one: TensorRT subtracts
 # the largest value first, and fuses attention only where it is FP16.
 _FP32_INSIDE = frozenset(
     {
@@ -32,15 +32,15 @@ _FP32_INSIDE = frozenset(
     }
 )  # fmt: skip
 _MOST = 65504.0  # FP16's largest number
-_LARGE_RANGE = 16376.0  # a quarter of it: activations outside of the calibration pictures are larger than those inside
+_LARGE_RANGE = 16376.0  # a quarter of it: activations of other images may be larger
 _LEAST_SCALE = 2.0**-18  # FP16 has steps of 2^-24 there, so that a scale is off by at most 1 in 128
 _OPSET = 19  # the first in which scales may be FP16
 
 
 class Form(msgspec.Struct, frozen=True, kw_only=True):
-    """The input of the parser: ``data``, or the file itself where that is None.
+    """The parser's input: ``data``, or the file itself if that is None.
 
-    ``quantized`` is how many weighted layers have Q/DQ; ``half`` is true where what is not INT8 is FP16.
+    ``quantized`` is the number of weighted layers with Q/DQ; ``half`` is true if everything except INT8 is FP16.
     """
 
     path: Path
@@ -52,21 +52,21 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def weighted(self) -> int:
-        """The number of convolutions and matrix products with constant weights; reads the file."""
+        """The number of convolutions and matrix products with constant weights; this reads the file."""
         return sum(node.weighted for node in inspection.nodes(onnx_model.read(self.path, self.outputs)))
 
     def nodes(self) -> list[inspection.Node]:
-        """The nodes that the parser gets."""
+        """The nodes of the parser's input."""
         if self.data is None:
             return inspection.nodes(onnx_model.read(self.path, self.outputs))
         return inspection.nodes(require("onnx").load_model_from_string(self.data))
 
 
 def plain(path: Path, outputs: OutputOptions = OutputOptions()) -> Form:  # noqa: B008
-    """Take the file as it is, unless it needs adaption: TensorRT reads external weights and more than 2 GB itself.
+    """Use the file unchanged unless it needs adaption: TensorRT itself reads external weights and more than 2 GB.
 
     Raises:
-        ModelError: no classifier, or an adapted one above 2 GB.
+        ModelError: the model is not a classifier, or is above 2 GB after adaption.
     """
     adapted = onnx_model.read_adapted(path, outputs)
     if not adapted.changes:
@@ -75,10 +75,10 @@ def plain(path: Path, outputs: OutputOptions = OutputOptions()) -> Form:  # noqa
 
 
 def half(path: Path, outputs: OutputOptions = OutputOptions()) -> Form:  # noqa: B008
-    """The model in FP16, its input and output float32; what FP16 cannot hold stays in FP32 and is named in the notes.
+    """Convert the model to FP16 with float32 input and output; parts beyond FP16's range stay in FP32 with a note.
 
     Raises:
-        ModelError: it cannot be converted, has weights that are no numbers, or is above 2 GB.
+        ModelError: the model cannot be converted, has NaN or infinity in its weights, or is above 2 GB.
         MissingDependencyError: onnxruntime is missing.
     """
     converted, notes = _in_half(onnx_model.read(path, outputs), path, {})
@@ -92,22 +92,24 @@ def quantized(
     *,
     half_rest: bool = False,
 ) -> Form:
-    """The model with Q/DQ nodes that hold ``table``'s scales.
+    """Insert Q/DQ nodes with the scales of ``table`` into the model.
 
     With ``half_rest`` what is not INT8 is FP16, as weakly typed TensorRT has it, and so are the scales (rounded to 11
     bits); what FP16 cannot hold stays in FP32 and is named in the notes. Without, the rest is float32 and the scales
     are the table's to the bit.
 
     Raises:
-        ModelError: the quantizer cannot handle the model, weights are no numbers, or the result is above 2 GB.
+        ModelError: the quantizer cannot handle the model, weights have NaN or infinity, or the result is above 2 GB.
         ArtifactError: the table has no usable scale at any weighted layer.
     """
     proto = onnx_model.read(path, outputs)
     _odd_weights(proto, path)
     result = qdq.insert(proto, table, target="tensorrt")
     if result.weighted and not result.quantized:
-        # TensorRT would take it for an INT8 network without any scale, and ask for a calibrator.
-        what = f"the table has no usable scale at any of the {result.weighted} weighted layers: nothing can run in INT8"
+        # TensorRT would take it for an INT8 network without any scale, and request a calibrator.
+        what = (
+            f"the table has no usable scale for any of the {result.weighted} weighted layers: nothing can run in INT8"
+        )
         raise ArtifactError(what, where=path, hint="edge table check")
     notes = []
     if result.unscaled:
@@ -123,12 +125,12 @@ def quantized(
 
 
 def nodes(path: Path, outputs: OutputOptions = OutputOptions()) -> list[tuple[str, str]]:  # noqa: B008
-    """Name and operator of every node, in graph order: what a parser error of TensorRT 8.6 points at by number."""
+    """Return name and operator of every node, in graph order, which parser errors of TensorRT 8.6 give by number."""
     return [(node.name, node.op_type) for node in onnx_model.read(path, outputs).graph.node]
 
 
 def _in_half(proto: Any, path: Path, ranges: dict[str, float]) -> tuple[Any, list[str]]:  # noqa: ANN401
-    """``proto`` in FP16 but for its input, its output and what FP16 cannot hold; and a note on what stays in FP32.
+    """Convert ``proto`` to FP16 except input, output and values beyond FP16; return notes on what stays in FP32.
 
     ``ranges`` are the measured ones of activations, as far as they are known.
     """
@@ -156,7 +158,7 @@ def _in_half(proto: Any, path: Path, ranges: dict[str, float]) -> tuple[Any, lis
 
 
 def _at_opset(proto: Any) -> Any:  # noqa: ANN401
-    """A copy of ``proto``, with the opset that FP16 scales need where it has Q/DQ nodes and can be converted to it."""
+    """Return a copy of ``proto``, with the opset for FP16 scales if it has Q/DQ nodes and can be converted."""
     onnx = require("onnx")
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
@@ -171,7 +173,7 @@ def _at_opset(proto: Any) -> Any:  # noqa: ANN401
 
 
 def _raise_weight_scales(proto: Any) -> None:  # noqa: ANN401
-    """Give channels of INT8 weights that are nearly zero a scale that FP16 holds, and the levels that belong to it."""
+    """Give channels of INT8 weights that are nearly zero a scale that FP16 can represent, with matching levels."""
     np, numpy_helper = require("numpy"), require("onnx.numpy_helper")
     weights = {item.name: item for item in proto.graph.initializer}
     for node in proto.graph.node:
@@ -190,7 +192,7 @@ def _raise_weight_scales(proto: Any) -> None:  # noqa: ANN401
 
 
 def _beyond_half(proto: Any, path: Path, ranges: dict[str, float]) -> dict[str, str]:  # noqa: ANN401
-    """Nodes, by name, that FP16 cannot compute, and why.
+    """Return the nodes, by name, that FP16 cannot compute, with the reason.
 
     Raises:
         ModelError: weights that are NaN or infinite.
@@ -215,7 +217,7 @@ def _beyond_half(proto: Any, path: Path, ranges: dict[str, float]) -> dict[str, 
 
 
 def _odd_weights(proto: Any, path: Path) -> tuple[set[str], set[str]]:  # noqa: ANN401
-    """Float weights with values beyond FP16's largest, and scales below its smallest normal number."""
+    """Return float weights with values beyond FP16's largest, and scales below its smallest normal number."""
     np, numpy_helper = require("numpy"), require("onnx.numpy_helper")
     scales = {name for node in proto.graph.node if node.op_type in _QDQ for name in node.input[1:2]}
     large, small = set(), set()
@@ -225,7 +227,7 @@ def _odd_weights(proto: Any, path: Path) -> tuple[set[str], set[str]]:  # noqa: 
         values = np.abs(numpy_helper.to_array(weight))
         if not np.isfinite(values).all():
             raise ModelError(
-                f"the weights {weight.name!r} hold NaN or infinity", where=path, hint="export the model again"
+                f"the weights {weight.name!r} have NaN or infinity", where=path, hint="export the model again"
             )
         if values.size and float(values.max()) > _MOST:
             large.add(weight.name)
@@ -235,7 +237,7 @@ def _odd_weights(proto: Any, path: Path) -> tuple[set[str], set[str]]:  # noqa: 
 
 
 def _quantizers_of(node: Any, quantizers: dict[str, Any]) -> list[Any]:  # noqa: ANN401
-    """DequantizeLinear nodes in front of ``node``, and the QuantizeLinear nodes in front of these."""
+    """Return the DequantizeLinear nodes before ``node``, and the QuantizeLinear nodes before these."""
     found = [quantizers[name] for name in node.input if name in quantizers]
     return found + [quantizers[each.input[0]] for each in found if each.input[0] in quantizers]
 
@@ -246,7 +248,7 @@ def _serialized(proto: Any, path: Path) -> bytes:  # noqa: ANN401
     try:
         return bytes(proto.SerializeToString())
     except (ValueError, EncodeError) as exc:
-        what = "above 2 GB in one piece, which ONNX cannot hold: FP16 and Q/DQ forms are made in one piece"
+        what = "FP16 and Q/DQ forms must be a single file, and ONNX allows at most 2 GB for one"
         raise ModelError(what, where=path, hint="--precision fp32 reads the file with its external weights") from exc
 
 

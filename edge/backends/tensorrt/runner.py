@@ -1,4 +1,4 @@
-"""A TensorRT engine, open for inference on a CUDA device.
+"""Run a TensorRT engine on a CUDA device.
 
 Buffers are allocated once, for the largest batch and for two batches in flight: :meth:`TrtSession.submit` fills in and
 submits the next while the one before it runs, and :meth:`Submitted.wait` may be called in another thread. The input
@@ -8,7 +8,7 @@ captured at the second run: at the first TensorRT finishes what it has put off s
 be done, it is enqueued each time, and :attr:`TrtSession.graph_note` says why. Upload and preprocessing of a batch go to
 a second stream, beside the engine's work on the batch before. Stages are timed by CUDA events.
 
-None of this was run with TensorRT on a GPU. What is tried is this: the whole path against doubles of eight bindings,
+None of this was run with TensorRT on a GPU. These parts are tested: the whole path against doubles of eight bindings,
 with exactly their classes and signatures, in host memory (``tests/backends/tensorrt/runner``); and the CUDA side on a
 GPU, with a kernel in TensorRT's place (``tests/backends/cuda``).
 """
@@ -113,14 +113,14 @@ class FrameInference(Inference, frozen=True, kw_only=True):
 
 
 class TrtSession:
-    """An open engine, for one thread at a time. ``device`` is given back with it.
+    """An open engine, for one thread at a time. It owns ``device``.
 
     Raises:
-        ArtifactError: an engine for other GPUs (``gpus``, as the engine's key names them).
-        DeviceError: no GPU, no memory, an engine of another TensorRT or GPU, or one that edge cannot run.
+        ArtifactError: the engine is for other GPUs (``gpus`` in the engine's key).
+        DeviceError: the GPU or memory is missing, or the engine is for another TensorRT or GPU, or unsupported.
         MissingDependencyError: PyCUDA is not installed.
 
-    ``host_code`` lets an engine bring its own runtime, as a version-compatible one does. ``dla_core`` is the one that
+    ``host_code`` allows an engine with its own runtime, such as a version-compatible one. ``dla_core`` is the one that
     the engine was built for, if any. ``notices`` are warnings about the engine that :meth:`messages` begins with.
     ``loaded`` is the runtime and the engine of an open session of the same file (:meth:`another`).
     """
@@ -238,17 +238,17 @@ class TrtSession:
         )
 
     def preprocess_on_gpu(self, spec: PreprocessConfig, target: InputConfig) -> None:
-        """Get ready for :meth:`infer_frames`.
+        """Prepare for :meth:`infer_frames`.
 
         Raises:
-            DeviceError: the engine takes another size, or the kernel cannot be compiled.
+            DeviceError: the engine has another input size, or the kernel cannot be compiled.
         """
         from edge.backends.cuda import GpuPreprocessor
 
         self._check_open()
         if (3, target.height, target.width) != self.contract.shape:
             wanted = "×".join(str(size) for size in self.contract.shape)
-            raise DeviceError(f"the engine takes {wanted}, the profile says 3×{target.height}×{target.width}")
+            raise DeviceError(f"the engine needs {wanted}, but the profile says 3×{target.height}×{target.width}")
         with self._device.active():
             if self._frames is not None:
                 self._frames.free()
@@ -266,8 +266,8 @@ class TrtSession:
         """Preprocess uint8 H×W×3 BGR frames on the device and run them.
 
         Raises:
-            DataError: a frame is not such an array.
-            DeviceError: the device failed, or ``preprocess_on_gpu`` did not come first.
+            DataError: a frame has another type or shape.
+            DeviceError: the device failed, or ``preprocess_on_gpu`` was not called before.
         """
         found = self.submit_frames(frames).wait()
         assert isinstance(found, FrameInference)  # noqa: S101 - for mypy
@@ -336,15 +336,15 @@ class TrtSession:
         return LayerSamples(profiler=f"IProfiler of {self._caps.title}", layers=layers, whole_ms=whole_ms)
 
     def messages(self) -> tuple[BackendMessage, ...]:
-        """Warnings and errors that TensorRT has logged since the session began to open, each text once."""
+        """Return the warnings and errors that TensorRT has logged since the session began to open, each text once."""
         return self._log.messages()
 
     def on_message(self, listen: Callable[[BackendMessage], None]) -> None:
-        """Call ``listen`` with each message so far, and with each new text from now on, in the thread it comes in."""
+        """Call ``listen`` with each message so far, and with each new text from now on, in the thread that logs it."""
         self._log.listen(listen)
 
     def close(self) -> None:
-        """Give back everything, TensorRT's objects before the memory that they use; a second call does nothing."""
+        """Free everything, TensorRT's objects before the memory that they use; further calls do nothing."""
         if self._closed:
             return
         self._closed = True
@@ -370,7 +370,7 @@ class TrtSession:
         with self._received() as logger:
             self._runtime = engine_compatibility.start_runtime(self._binding, logger, self._watch)
             if self._runtime is None:
-                raise self._failure("TensorRT cannot start")
+                raise self._failure("TensorRT cannot be started")
             if self._dla_core is not None:
                 # The engine does not say it itself: it would run on core 0.
                 self._runtime.DLA_core = self._dla_core
@@ -394,9 +394,9 @@ class TrtSession:
             self._allocate(context)
 
     def _check_plan(self, plan: bytes) -> None:
-        """Ask whether the plan fits this GPU and version, by its first bytes, before it is loaded.
+        """Check from its first bytes that the plan fits this GPU and version, before it is loaded.
 
-        Without a reason, as where CUDA does not start, loading it says more.
+        Without a reason, as when CUDA cannot be initialized, loading it gives more information.
         """
         validity, reasons = self._runtime.get_engine_validity(plan[: max(int(self._runtime.engine_header_size), 64)])
         if validity.name == "INVALID" and reasons:
@@ -460,17 +460,17 @@ class TrtSession:
     def _preprocessor(self) -> GpuPreprocessor:
         self._check_open()
         if self._frames is None:
-            raise DeviceError("frames need preprocess_on_gpu first")
+            raise DeviceError("call preprocess_on_gpu before inference on frames")
         return self._frames
 
     def _count(self, shape: tuple[int, ...]) -> int:
         self._check_open()
         if len(shape) != 4 or tuple(shape[1:]) != self.contract.shape:
             wanted = "×".join(str(size) for size in self.contract.shape)
-            raise DeviceError(f"the engine takes N×{wanted}, not {'×'.join(map(str, shape))}")
+            raise DeviceError(f"the engine needs N×{wanted}, not {'×'.join(map(str, shape))}")
         if not 1 <= shape[0] <= self.contract.max_batch:
             raise DeviceError(
-                f"a batch of {shape[0]}: the engine takes 1 to {self.contract.max_batch}",
+                f"a batch of {shape[0]} is not supported: the engine accepts 1 to {self.contract.max_batch}",
                 hint="set input.batch.max in the profile and build again",
             )
         return shape[0]
@@ -548,7 +548,7 @@ class TrtSession:
 
     @contextlib.contextmanager
     def _received(self) -> Iterator[Any]:
-        """Receive TensorRT's log inside the block; gives the logger. An exception of our callbacks is raised here."""
+        """Receive TensorRT's log inside the block; yield the logger. Raise exceptions of callbacks at the end."""
         self._watch = log_watch.BuildWatch(on_warning=self._log.add)
         with log_watch.watching(self._binding, self._watch) as logger:
             try:
@@ -557,7 +557,7 @@ class TrtSession:
                 self._watch.raise_kept()
 
     def _failure(self, what: str, plan: bytes | None = None) -> EdgeError:
-        """An error with what TensorRT logged about it; ``plan`` where it is the plan that is refused."""
+        """Make an error with TensorRT's log about it; ``plan`` is given if loading the plan failed."""
         return engine_compatibility.refusal(what, self._watch.errors, self._watch.recent, where=self._where, plan=plan)
 
 

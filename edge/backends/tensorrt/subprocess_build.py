@@ -1,14 +1,14 @@
-"""A build in a process of its own, so that what TensorRT does to it happens to nobody else.
+"""Build in a separate process, so that a crash of TensorRT cannot affect this one.
 
-Ctrl-C then ends a build at once, also with TensorRT 8.6, which cannot be asked to stop; the out-of-memory killer and a
-crash inside of TensorRT become errors with a hint; and the builder's memory and its CUDA context are given back.
+Ctrl-C then ends a build at once, also with TensorRT 8.6, which has no way to stop; the out-of-memory killer and a
+crash inside of TensorRT become errors with a hint; and the builder's memory and its CUDA context are freed.
 
-The job goes to the child as one line of JSON on stdin; what the build says comes back on stdout, one JSON message per
-line; the engine and the timing cache come as files in a temporary folder that the parent removes.
+The job goes to the child as one line of JSON on stdin; messages of the build come back on stdout, one JSON message per
+line; the engine and the timing cache are files in a temporary folder that the parent removes.
 
-Pictures for one of the device's own calibrators stay in the parent, which decodes and preprocesses them: the child asks
-for each batch with a message, and gets its bytes on stdin behind the job. Whatever the parent meets on the way ends the
-child and is raised as it is.
+Images for one of the device's own calibrators stay in the parent, which decodes and preprocesses them: the child
+requests each batch with a message, and reads its bytes from stdin after the job. An exception in the parent ends the
+child and is raised unchanged.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ _PLAN = "plan"
 _CACHE = "timing.cache"
 _GRACE_S = 5.0
 _KILLED = (
-    "close other programs, set build.workspace_mib lower, or add a swap file on disk (edge doctor shows how); "
-    "nothing half-built was kept"
+    "close other programs, lower build.workspace_mib, or add a swap file on disk (edge doctor shows how); "
+    "no partial engine was stored"
 )
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that the child must know. ``folder`` takes the results; a timing cache to start from is there.
+    """Input of the child process. ``folder`` is for the results; it may have a timing cache to start from.
 
     ``meal``: batches for a calibrator follow behind the job. ``merge``: nothing is built; that many timing caches in
     ``folder`` are merged into one, and ``profile`` and what belongs to it are not there.
@@ -115,13 +115,13 @@ def build(
     command: Sequence[str] | None = None,
     grace_s: float = _GRACE_S,
 ) -> Built:
-    """Build as :func:`.builder.build` does, in a child process (``command``, this Python by default).
+    """Build like :func:`.builder.build`, in a child process (``command``, this Python by default).
 
-    ``feed.memory`` is not used: the child has its own. ``grace_s`` seconds after it was asked to end, it is killed.
+    ``feed.memory`` is not used: the child has its own. The child is killed ``grace_s`` seconds after a request to end.
 
     Raises:
-        EdgeError: what the child met, in its own class. DeviceError: the child was killed, or crashed.
-        Whatever ``feed.batches`` raises.
+        EdgeError: an error of the child, with its class. DeviceError: the child was killed, or crashed.
+        Any exception of ``feed.batches``.
     """
     with temporary_folder("build") as name:
         folder = Path(name)
@@ -171,11 +171,11 @@ def _command() -> tuple[str, ...]:
 
 
 def _run(process: subprocess.Popen[bytes], job: Job, *, feed: Feed | None, listen: Listener) -> _Message:
-    """Give the child its job and listen to it; its last message."""
+    """Send the child its job, process its messages, and return the last one."""
     assert process.stdin is not None  # noqa: S101 - a pipe was asked for
     assert process.stdout is not None  # noqa: S101
     last: _Message | None = None
-    # A child that dies before it has read everything says why by its exit code.
+    # The exit code of a child that dies before it has read everything gives the reason.
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(msgspec.json.encode(job, enc_hook=str) + b"\n")
         process.stdin.flush()
@@ -199,7 +199,7 @@ def _run(process: subprocess.Popen[bytes], job: Job, *, feed: Feed | None, liste
         return last
     where = job.model or None
     if code == -signal.SIGKILL:
-        raise DeviceError("the build was killed, most likely because memory ran out", where=where, hint=_KILLED)
+        raise DeviceError("the build was killed, probably for lack of memory", where=where, hint=_KILLED)
     if code < 0:
         name = signal.Signals(-code).name
         raise DeviceError(f"TensorRT crashed in the build ({name})", where=where, hint="edge doctor; " + _KILLED)
@@ -209,12 +209,12 @@ def _run(process: subprocess.Popen[bytes], job: Job, *, feed: Feed | None, liste
 
 @contextlib.contextmanager
 def _child(command: Sequence[str], grace_s: float) -> Iterator[subprocess.Popen[bytes]]:
-    """The build process; ended, by force if need be, when the block is left."""
+    """Start the build process; end it, by force if necessary, at the end of the block."""
     process = subprocess.Popen(
         list(command),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        # Ctrl-C goes to a terminal's whole group; this way it is ours alone, and we end the child.
+        # Ctrl-C goes to a terminal's whole group; with its own session, the child gets none, and the parent ends it.
         start_new_session=True,
     )
     try:
@@ -249,7 +249,7 @@ def _error(failure: _Failure) -> EdgeError:
 
 def main() -> None:
     """Entry point of the child process."""
-    # Whatever a library prints must not land between our messages.
+    # Output of libraries must not mix with edge's messages.
     with os.fdopen(os.dup(1), "wb", buffering=0) as out:
         os.dup2(2, 1)
 
@@ -259,7 +259,7 @@ def main() -> None:
         try:
             line = sys.stdin.buffer.readline()
             if not line.endswith(b"\n"):
-                # Ctrl-C ended the parent while it was about to give us the job.
+                # Ctrl-C ended the parent while it was about to send the job.
                 return
             job = msgspec.json.decode(line, type=Job, dec_hook=lambda kind, value: kind(value))
             notify(_merge(job) if job.merge else _Message(summary=_work(job, notify)))

@@ -1,11 +1,11 @@
-"""Timing caches between builds: one per TensorRT, device, power mode, clocks and CUDA, in ``calib_cache/timing``.
+"""Timing caches: one per TensorRT, device, power mode, clocks and CUDA, in ``calib_cache/timing``.
 
-A timing cache holds how long each kernel took on one device. NVIDIA allows its reuse "only within the same
+A timing cache contains the run time of each kernel on one device. NVIDIA allows its reuse "only within the same
 hardware/software configuration (CUDA/cuDNN/TensorRT versions, device model and clock frequency)", so all of that is the
-key, and another key is another file. What is found and does not fit its manifest is set aside, said, and never used;
-the build then measures again. Writing is read, merge, write under a lock, so two builds lose nothing to each other.
+key, and each key has its own file. A file that does not match its manifest is set aside, reported, and never used; the
+build then measures again. Writing means read, merge and write under a lock, so that concurrent builds lose nothing.
 
-Only TensorRT can merge two caches (``ITimingCache::combine``): it is asked in the build's own process.
+Only TensorRT can merge two caches (``ITimingCache::combine``), in the process of the build.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _MOST_ENTRIES = 1 << 32
 
 
 class TimingCacheHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """The first bytes of a timing cache; None where they are not laid out as in TensorRT 8.6.1.
+    """The first bytes of a timing cache; None for fields that are not laid out as in TensorRT 8.6.1.
 
-    ``whole``: the length that is in the file is that of the file; None where no length was found.
+    ``whole``: the length in the header matches the file; None if no length was found.
     """
 
     format: int | None = None
@@ -74,7 +74,7 @@ def header(content: bytes) -> TimingCacheHeader:
     version, length = struct.unpack_from("<QQ", content, 8)
     first = _sequence(content, _PROLOGUE)
     if first is None or not 0 < version < 1 << 16:
-        # TensorRT 8.0 put the number elsewhere, and so may versions to come.
+        # TensorRT 8.0 stored the number elsewhere, and future versions may, too.
         return TimingCacheHeader()
     whole = length == len(content) - _PROLOGUE
     raw, at = first
@@ -93,7 +93,7 @@ def header(content: bytes) -> TimingCacheHeader:
 
 
 def _sequence(content: bytes, at: int) -> tuple[bytes, int] | None:
-    """The bytes of the sequence at ``at``, and where it ends."""
+    """Return the bytes of the sequence at ``at``, and its end."""
     if len(content) < at + _SEQUENCE.size:
         return None
     outer, count, element, inner, size = _SEQUENCE.unpack_from(content, at)
@@ -107,14 +107,14 @@ KIND = "timing cache"
 FOLDER = "timing"
 SUFFIX = ".timing"
 _ASIDE = re.compile(r"\.aside-\d+$")
-# Notes on builds that a manifest keeps: the last one of each model and precision.
+# Notes on builds in a manifest: the last one of each model and precision.
 _MOST_BUILDS = 100
 
 Merge = Callable[[list[bytes]], bytes]
 
 
 class TimingCacheEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One file of the folder: a cache, or something set aside or lost. ``problem`` is None where all is well."""
+    """One file of the folder: a cache, or a file set aside or without a cache. ``problem`` is None for a good one."""
 
     path: Path
     state: Literal["ok", "corrupt", "set aside", "no manifest"]
@@ -137,9 +137,9 @@ class TimingStore:
         self._listen = listen
 
     def read(self) -> bytes | None:
-        """The verified cache; None where there is none, or where the one that was there had to be set aside.
+        """Return the verified cache; None if there is none, or if a damaged one was set aside.
 
-        Where the folder cannot be written, what is there and fits is read all the same, and a warning says so.
+        In a folder that cannot be written, a valid cache is read with a warning.
         """
         if not self.manifest.is_file() and not self.path.is_file():
             return None
@@ -153,11 +153,11 @@ class TimingStore:
             return None
 
     def write(self, content: bytes, *, before: bytes | None, merge: Merge, info: Mapping[str, Any]) -> store.Manifest:
-        """Keep ``content``, merged with what others have written since ``before`` was read.
+        """Write ``content``, merged with what others have written since ``before`` was read.
 
         Raises:
-            StoreError: the folder cannot be written; what was there is untouched.
-            Whatever else ``merge`` raises than that they do not fit together.
+            StoreError: the folder cannot be written; the existing file is unchanged.
+            Any exception of ``merge`` except for incompatible caches.
         """
         with store.lock(self.path):
             current = self._current()
@@ -165,21 +165,21 @@ class TimingStore:
                 try:
                     content = merge([current, content])
                 except ArtifactError as exc:
-                    self._set_aside(f"TensorRT does not merge it with what this build has measured ({exc.what})")
+                    self._set_aside(f"TensorRT cannot merge it with the times of this build ({exc.what})")
             return store.save(
                 self.manifest, kind=KIND, files={self.path.name: content}, key=self.key,
                 info={"bytes": len(content), **self._history(info)},
             )  # fmt: skip
 
     def builds(self) -> dict[str, Any]:
-        """The notes of earlier builds with this cache, by model and precision."""
+        """Return the notes of earlier builds with this cache, by model and precision."""
         with contextlib.suppress(EdgeError):
             found = store.load(self.manifest, kind=KIND, check_files=False).info.get("builds")
             return dict(found) if isinstance(found, dict) else {}
         return {}
 
     def refused(self, why: str) -> None:
-        """TensorRT itself refuses the cache: set it aside."""
+        """Set the cache aside because TensorRT itself refuses it."""
         with store.lock(self.path):
             if self.path.is_file():
                 self._set_aside(why)
@@ -189,10 +189,10 @@ class TimingStore:
         return {**info, "builds": dict(list(builds.items())[-_MOST_BUILDS:])}
 
     def _current(self) -> bytes | None:
-        """The content on disk; under the lock."""
+        """Return the content on disk; call this under the lock."""
         if not self.manifest.is_file():
             if self.path.is_file():
-                self._set_aside("it has no manifest, so nobody knows whose it is")
+                self._set_aside("it has no manifest, so its origin is unknown")
             return None
         try:
             content = self._verified()
@@ -204,18 +204,18 @@ class TimingStore:
         return content
 
     def _verified(self) -> bytes:
-        """The content, when its manifest fits it and this key.
+        """Return the content after checking it against its manifest and this key.
 
         Raises:
-            ArtifactError: it does not.
+            ArtifactError: it does not match.
         """
         manifest = store.load(self.manifest, kind=KIND)
         if self.path.name not in manifest.files:
-            raise ArtifactError(f"its manifest is that of {', '.join(manifest.files)}", where=self.path)
+            raise ArtifactError(f"its manifest belongs to {', '.join(manifest.files)}", where=self.path)
         changed = store.differences(manifest.key, self.key)
         if changed:
             reported = "; ".join(str(item) for item in changed)
-            raise ArtifactError(f"it belongs elsewhere ({reported})", where=self.path)
+            raise ArtifactError(f"it has another key ({reported})", where=self.path)
         return self.path.read_bytes()
 
     def _set_aside(self, why: str) -> None:
@@ -233,12 +233,12 @@ class TimingStore:
 
 
 def folder_of(cache: Path) -> Path:
-    """The folder of timing caches in a calibration cache."""
+    """Return the folder of timing caches in a calibration cache."""
     return cache / FOLDER
 
 
 def file_stem(key: Key) -> str:
-    """A name that a reader understands, made distinct by the digest of the whole key."""
+    """Make a readable file name, unique by the digest of the whole key."""
     device = key.get("module") or key.get("gpu") or "gpu"
     sm = f"sm{key['sm']}" if key.get("sm") else ""
     words = [f"trt{key.get('tensorrt')}", sm, str(device), str(key.get("power_mode") or "")]
@@ -247,16 +247,16 @@ def file_stem(key: Key) -> str:
 
 
 def listing(folder: Path) -> list[TimingCacheEntry]:
-    """Everything in ``folder``, verified, by name; empty where there is no such folder."""
+    """List and verify all files in ``folder`` by name; empty if the folder does not exist."""
     found = [_entry(path) for path in sorted(folder.glob(f"*{SUFFIX}"))]
     orphans = [path for path in sorted(folder.glob("*.json")) if not path.with_suffix(SUFFIX).is_file()]
-    found += [_damaged(path, "corrupt", f"{path.with_suffix(SUFFIX).name} is not there") for path in orphans]
+    found += [_damaged(path, "corrupt", f"{path.with_suffix(SUFFIX).name} is missing") for path in orphans]
     aside = [path for path in sorted(folder.glob("*.aside-*")) if _ASIDE.search(path.name)]
-    return found + [_damaged(path, "set aside", "kept for a look; `edge cache gc` removes it") for path in aside]
+    return found + [_damaged(path, "set aside", "kept for inspection; `edge cache gc` removes it") for path in aside]
 
 
 def removable(folder: Path, *, older_than_days: float | None, now: float | None = None) -> Iterator[Path]:
-    """Files that ``edge cache gc`` may remove: what is set aside, damaged or lost, and caches not used for so long."""
+    """Return the files that ``edge cache gc`` may remove: set aside, damaged, lost, and caches unused for some time."""
     now = time.time() if now is None else now
     for entry in listing(folder):
         if entry.state != "ok":
@@ -284,11 +284,11 @@ def remove(path: Path) -> None:
 def _entry(path: Path) -> TimingCacheEntry:
     manifest_path = path.with_suffix(".json")
     if not manifest_path.is_file():
-        return _damaged(path, "no manifest", "it has no manifest, so nobody knows whose it is")
+        return _damaged(path, "no manifest", "it has no manifest, so its origin is unknown")
     try:
         manifest = store.load(manifest_path, kind=KIND)
         if path.name not in manifest.files:
-            raise ArtifactError(f"its manifest is that of {', '.join(manifest.files)}")
+            raise ArtifactError(f"its manifest belongs to {', '.join(manifest.files)}")
     except EdgeError as exc:
         return _damaged(path, "corrupt", exc.what)
     with path.open("rb") as file:
@@ -318,12 +318,12 @@ Use = Literal["used", "attached", "started", "refused", "off", "no effect"]
 
 
 class TimingReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The use of the timing cache by a build.
+    """How a build used the timing cache.
 
-    ``used``: the log, or a build without a miss, proves that the cache that was there was used. ``attached``: TensorRT
-    took it, and nothing proves that it was used. ``started``: the build began with an empty one. ``refused``: TensorRT
-    did not take the one that was there, by what it returned or by what it logged (``reason``). ``off``: the profile or
-    the command line wanted none. ``no effect``: this product has none.
+    ``used``: the log, or a build without a miss, proves that the existing cache was used. ``attached``: TensorRT
+    accepted it, but nothing proves its use. ``started``: the build began with an empty one. ``refused``: TensorRT did
+    not accept the existing one, according to its return value or its log (``reason``). ``off``: the profile or the
+    command line disabled it. ``no effect``: this product has none.
 
     ``hits`` are lookups that the cache answered; a layer that occurs twice in one network is a hit as well.
     """
@@ -357,11 +357,11 @@ class CacheInUse:
 
     @property
     def refused(self) -> bool:
-        """True if TensorRT does not use the cache that it was given, as far as it has said until now."""
+        """True if TensorRT has reported so far that it does not use the given cache."""
         return self._before is not None and (self._was_refused or bool(self._watch.cache_refusals))
 
     def _attach(self, content: bytes | None) -> tuple[Any, bool]:
-        """Attach the cache; the cache, and whether ``content`` was accepted.
+        """Attach the cache; return it, and True if ``content`` was accepted.
 
         A cache of another device or version is refused, never forced on it (``ignore_mismatch`` "may lead to functional
         bugs"); an empty one takes its place.
@@ -377,7 +377,7 @@ class CacheInUse:
         return empty, content is None
 
     def finish(self) -> bytes | None:
-        """The serialized cache after the build; the cache itself is let go, whereupon TensorRT says what it served."""
+        """Serialize the cache after the build and release it, whereupon TensorRT logs its use."""
         after = self._config.get_timing_cache()
         if after is not None:
             self._after = self._serialized(after)
@@ -387,7 +387,7 @@ class CacheInUse:
         return self._after
 
     def report(self) -> TimingReport:
-        """Report how the cache was used; to be called when all objects of the build are freed."""
+        """Report how the cache was used; call this after all objects of the build are freed."""
         before, after = self._entries_before, self._entries_after
         misses = None if before is None or after is None else max(after - before, 0)
         is_proven = bool(self._watch.cache_hits) or (misses == 0 and bool(before))
@@ -419,7 +419,7 @@ class CacheInUse:
             keys = cache.queryKeys()
             if keys:
                 return len(keys)
-        # Serializing makes TensorRT log the number; an empty list of keys may only mean that it keeps them to itself.
+        # Serializing makes TensorRT log the number; an empty list of keys may only mean that it does not publish them.
         self._watch.cache_entries = None
         self._serialized(cache)
         return self._watch.cache_entries
@@ -429,11 +429,11 @@ class CacheInUse:
 
 
 def combine(contents: Sequence[bytes], caps: Caps) -> bytes:
-    """All entries of ``contents`` in one serialized cache; where two disagree, the first one's is kept.
+    """Merge all entries of ``contents`` into one serialized cache; for conflicting entries the first one wins.
 
     Raises:
-        ArtifactError: TensorRT refuses one of them (which one is said): another version, another device, or damaged.
-        DeviceError: this TensorRT keeps no timing caches, or no builder can be made here.
+        ArtifactError: TensorRT refuses one of them (the message names it): another version, another device, or damaged.
+        DeviceError: this TensorRT has no timing caches, or no builder can be made here.
     """
     if not caps.timing_cache:
         raise DeviceError(f"timing caches have no effect on {caps.title}, so there is nothing to merge")

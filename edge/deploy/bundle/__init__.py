@@ -1,4 +1,4 @@
-"""Bundles: everything that a device needs, as one folder or one file, verified down to the last byte."""
+"""Bundles: everything that a device needs, in one folder or file, with every byte verified."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""The bundle as one file: a tar that is a function of its manifest, and is read as one.
+"""The bundle as one tar file whose bytes follow from its manifest.
 
-An untrusted tar can name links, devices, sparse maps, absolute paths, the same file twice, or say one size and hold
-another. None of that is parsed here. The first header must be that of ``bundle.json``; from then on the manifest says
-which entries come (sorted by name), and where each lies, so every other byte of the file that is not content is
-predicted and compared. Whatever differs in one bit is refused. That is also what makes the bytes reproducible.
+An untrusted tar can contain links, devices, sparse maps, absolute paths, duplicate names, or wrong sizes. None of that
+is parsed here. The first header must be that of ``bundle.json``; the manifest then determines all entries (sorted by
+name) and their positions, so every other byte outside of file contents is predicted and compared. Any difference is
+refused. This also makes the bytes reproducible.
 
 Headers are POSIX ustar [POSIX.1-2017, pax, "ustar Interchange Format"]: mode 0644, owner 0, time 0, no names of owners.
-``tar`` and Python's ``tarfile`` read the file like any other.
+``tar`` and Python's ``tarfile`` can read the file.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _HINT = "get the bundle again, or make it again with edge bundle create"
 
 @contextlib.contextmanager
 def staged(out: Path) -> Iterator[Path]:
-    """Give the path to write a tar to; it takes the place of ``out`` when the block ends well.
+    """Yield the path to write a tar to; it replaces ``out`` if the block ends without error.
 
-    So ``out`` is untouched until the tar has been read back. The target of a symbolic link is replaced, and what is no
-    regular file is written through.
+    So ``out`` is unchanged until the tar has been verified. For a symbolic link its target is replaced; a path that is
+    not a regular file is written directly.
     """
     is_through = is_stream(out)
     target = Path(os.path.realpath(out))
@@ -68,7 +68,7 @@ def staged(out: Path) -> Iterator[Path]:
 
 
 class Layout(msgspec.Struct, frozen=True):
-    """Position of every file: offset of its content in bytes; and the size of the whole tar."""
+    """Position of every file's content in bytes, and the size of the whole tar."""
 
     offsets: dict[str, int]
     total_bytes: int
@@ -78,7 +78,7 @@ def header(name: str, size: int) -> bytes:
     """Return the 512 bytes in front of a file."""
     split = split_for_header(name.encode())
     if split is None or not 0 <= size <= MAX_FILE_BYTES:
-        raise ValueError(f"{name!r} with {size} bytes does not fit a ustar header")
+        raise ValueError(f"{name!r} with {size} bytes does not fit into a ustar header")
     prefix, tail = split
     zero = b"0000000\0"
     front = tail.ljust(100, b"\0") + b"0000644\0" + zero + zero + b"%011o\0" % size + b"00000000000\0"
@@ -88,7 +88,7 @@ def header(name: str, size: int) -> bytes:
 
 
 def layout(manifest_bytes: int, files: Mapping[str, FileEntry]) -> Layout:
-    """Positions of all files in the tar of a manifest of so many bytes."""
+    """Compute the positions of all files in the tar of a manifest of ``manifest_size`` bytes."""
     at = BLOCK + _padded(manifest_bytes)
     offsets = {}
     for name in sorted(files):
@@ -112,10 +112,10 @@ def write(
 
 
 def read(file: IO[bytes], *, where: Path) -> tuple[bytes, BundleManifest, Layout]:
-    """Manifest and layout of the tar ``file``, after every byte that is not content was checked.
+    """Read manifest and layout of the tar ``file`` after checking every byte outside of file contents.
 
     Raises:
-        ArtifactError: it is not the tar that its manifest says.
+        ArtifactError: the tar does not match its manifest.
     """
     data = _read_manifest(file, where=where)
     manifest = decode_manifest(data, where=f"{where}: {MANIFEST}")
@@ -123,12 +123,12 @@ def read(file: IO[bytes], *, where: Path) -> tuple[bytes, BundleManifest, Layout
     file.seek(0, 2)
     size = file.tell()
     if size != plan.total_bytes:
-        what = "cut short" if size < plan.total_bytes else "something follows its end"
-        raise ArtifactError(f"{what}: {size} bytes, the manifest says {plan.total_bytes}", where=where, hint=_HINT)
+        what = "truncated" if size < plan.total_bytes else "extra data after the end"
+        raise ArtifactError(f"{what}: {size} bytes, but the manifest says {plan.total_bytes}", where=where, hint=_HINT)
     for offset, expected, name in _frame(len(data), manifest, plan):
         file.seek(offset)
         if file.read(len(expected)) != expected:
-            raise ArtifactError(f"{name}: what stands around it is not what edge writes", where=where, hint=_HINT)
+            raise ArtifactError(f"{name}: its tar header or padding was not written by edge", where=where, hint=_HINT)
     return data, manifest, plan
 
 
@@ -138,15 +138,15 @@ def _read_manifest(file: IO[bytes], *, where: Path) -> bytes:
     digits = first[124:135]
     size = int(digits, 8) if len(digits) == 11 and digits.isdigit() and not set(digits) & set(b"89") else 0
     if not 0 < size <= MAX_MANIFEST_BYTES or first != header(MANIFEST, size):
-        raise ArtifactError(f"not a bundle: it does not begin with {MANIFEST}", where=where, hint=_HINT)
+        raise ArtifactError(f"not a bundle: its first entry is not {MANIFEST}", where=where, hint=_HINT)
     data = file.read(size)
     if len(data) != size:
-        raise ArtifactError("cut short in its manifest", where=where, hint=_HINT)
+        raise ArtifactError("truncated inside its manifest", where=where, hint=_HINT)
     return data
 
 
 def _frame(manifest_bytes: int, manifest: BundleManifest, plan: Layout) -> Iterator[tuple[int, bytes, str]]:
-    """Every piece of the tar that is not content: (offset, bytes, name of the file that it is around)."""
+    """Yield every part of the tar outside of contents: (offset, bytes, name of the file it belongs to)."""
     yield BLOCK + manifest_bytes, bytes(-manifest_bytes % BLOCK), MANIFEST
     end = BLOCK + _padded(manifest_bytes)
     for name, start in plan.offsets.items():

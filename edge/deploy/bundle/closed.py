@@ -1,8 +1,8 @@
-"""Nothing that a bundle names is outside it: what runs is what was verified and signed.
+"""Check that a bundle names nothing outside of itself, so that only verified and signed files are used.
 
-The profile in a bundle is resolved when it is made, so it extends nothing, and its paths are files of the bundle. A
-bundle from somebody else may say anything, so this is checked whenever one is opened (:func:`check_profile`), and for
-the weight files that its ONNX models name before it is shipped, unpacked or run (:func:`check_models`).
+The profile in a bundle is resolved, so it extends nothing, and its paths are files of the bundle. An untrusted bundle
+may contain anything, so the profile is checked whenever a bundle is opened (:func:`check_profile`), and the weight
+files of its ONNX models before it is shipped, unpacked or run (:func:`check_models`).
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ _CAPS = re.compile(r"(?:video|image|application)/[\w.+-]+(?:\([\w:]+\))?,?(?:[\w
 _PROPERTY = re.compile(r"(?P<name>[\w-]+)=(?P<value>(?:[\w.,:;/@%?&=+()~-]|\{device\})*)")
 _PAD = re.compile(r"\w+\.\w*")
 _NETWORK_ADDRESS = re.compile(r"\{device\}|(?:rtspu?|rtspt|rtsps|https?|udp|tcp)://", re.IGNORECASE)
-_CLOSED_HINT = "make it again with edge bundle create, from a profile that names its own files"
+_CLOSED_HINT = "make it again with edge bundle create, from a profile with its own files"
 _LOCATION = b"location"
 
 
 class ProfileSource(Protocol):
-    """An open bundle, or one that is about to be written."""
+    """An open bundle, or one that is being made."""
 
     @property
     def where(self) -> str:
-        """Its path, for messages."""
+        """Path for messages."""
 
     @property
     def files(self) -> dict[str, FileEntry]:
@@ -58,19 +58,19 @@ class ProfileSource(Protocol):
 
 
 def check_profile(bundle: ProfileSource) -> None:
-    """Refuse a bundle whose profile names anything outside it.
+    """Refuse a bundle whose profile names anything outside of it.
 
     Raises:
-        ArtifactError: naming the key.
+        ArtifactError: a key names something outside; the message names the key.
     """
     if PROFILE not in bundle.files:
         return
     where = f"{bundle.where}: {PROFILE}"
     if bundle.files[PROFILE].size > MAX_PROFILE_BYTES:
-        raise ArtifactError(f"a profile of more than {MAX_PROFILE_BYTES} bytes", where=where)
+        raise ArtifactError(f"the profile has more than {MAX_PROFILE_BYTES} bytes", where=where)
     tree = parse_plain_yaml(bundle.read(PROFILE), where=where)
     if "extends" in tree:
-        raise ArtifactError("extends: a bundle's profile extends nothing", where=where, hint=_CLOSED_HINT)
+        raise ArtifactError("extends: not allowed in the profile of a bundle", where=where, hint=_CLOSED_HINT)
     for key, value in _texts(tree, ()):
         problem = _problem(key, value, bundle)
         if problem is not None:
@@ -78,10 +78,10 @@ def check_profile(bundle: ProfileSource) -> None:
 
 
 def check_models(bundle: Bundle) -> None:
-    """Refuse a bundle with an ONNX model that names a weight file outside it; reads every model.
+    """Refuse a bundle with an ONNX model that names a weight file outside of it; reads every model.
 
     Raises:
-        ArtifactError: naming the file.
+        ArtifactError: a weight file is outside; the message names it.
         MissingDependencyError: a model has weight files, and onnx is not installed.
     """
     for name in sorted(bundle.files):
@@ -106,23 +106,23 @@ def check_models(bundle: Bundle) -> None:
 
 
 def _problem(key: tuple[str, ...], value: str, bundle: ProfileSource) -> str | None:
-    """The reason why a value of the profile is not allowed in a bundle; None when it is."""
+    """Return the reason why a value of the profile is not allowed in a bundle, or None."""
     if key in _DEVICE_KEYS or (key == ("telemetry", "source") and value.startswith("replay")):
-        return "is a file of the device: a bundle names none"
+        return "is a file of the device, which a bundle must not name"
     is_path = key[-1] in _FILE_KEYS or (key in PROFILE_PATHS and value not in PROFILE_PATH_WORDS)
     if is_path and (name_problem(value) is not None or value not in bundle.files):
         return "is not a file of the bundle"
     if key[-1] == "pipeline" and (part := _foreign_part(value)) is not None:
         return f"may read or write files of the device: {part[:60]!a} (docs/bundles.md lists what a pipeline may have)"
     if key[0] == "notify" and value.startswith(("exec:", "@")):
-        return "is a command or a file of the device: give it there, with --notify"
+        return "is a command or a file of the device; set it on the device with --notify"
     if key[0] == "cameras" and value.startswith("@"):
-        return "is a file of the device: give it there, with --camera NAME=@FILE"
+        return "is a file of the device; set it on the device with --camera NAME=@FILE"
     return None
 
 
 def _foreign_part(pipeline: str) -> str | None:
-    """Return the first part of a GStreamer pipeline that is not known to leave files alone; None without one."""
+    """Return the first part of a GStreamer pipeline that may access files, or None."""
     for part in re.split(r"[\s!]+", pipeline.strip()):
         if _ELEMENTS.fullmatch(part) or _CAPS.fullmatch(part) or _PAD.fullmatch(part):
             continue
@@ -135,7 +135,7 @@ def _foreign_part(pipeline: str) -> str | None:
 
 
 def _texts(value: Any, key: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:  # noqa: ANN401 - plain YAML
-    """Every text in the profile, with the keys that lead to it."""
+    """Yield every text in the profile with its keys."""
     if isinstance(value, str) and key:
         yield key, value
     elif isinstance(value, dict):

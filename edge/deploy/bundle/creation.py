@@ -1,6 +1,6 @@
-"""Put a bundle together from a profile: everything that it names, checked, and nothing that depends on the day.
+"""Make a bundle from a profile: all files that it names, checked, and independent of time and place.
 
-The same inputs give the same bytes: files are sorted, and the manifest knows no time, user, host or folder.
+The same inputs give the same bytes: files are sorted, and the manifest contains no time, user, host or folder.
 """
 
 from __future__ import annotations
@@ -56,14 +56,15 @@ def create(
     force: bool = False,
     listen: Listener = ignore_events,
 ) -> Bundle:
-    """Write the bundle of ``profile`` to ``out``: a tar when it ends in ``.edge`` or ``.tar``, else a folder.
+    """Write the bundle of ``profile`` to ``out``: a tar if it ends in ``.edge`` or ``.tar``, else a folder.
 
-    ``golden`` are run through ONNX Runtime, or their answers are taken from the bundle ``reference``; ``with_wheels``
-    adds what installs edge on a device that has neither edge nor a network.
+    The reference answers for the ``golden`` images are computed with ONNX Runtime, or copied from the bundle
+    ``reference``. ``with_wheels`` adds packages to install edge on a device without edge and without a network.
 
     Raises:
-        ArtifactError: INT8 is asked for, and its table is missing, corrupt, or made for something else.
-        ModelError, ProfileError, DataError, UsageError, StoreError: as the words say.
+        ArtifactError: INT8 is requested, but its table is missing, corrupt, or made with other inputs.
+        ModelError, ProfileError, DataError, UsageError, StoreError: an input is missing or invalid, or the bundle
+        cannot be written.
     """
     check_out(out, force=force)
     check_words(profile, name, jetpack)
@@ -132,7 +133,7 @@ def _finish(
 
 
 class _Draft(msgspec.Struct, frozen=True, kw_only=True):
-    """A bundle that is about to be written, as far as its profile is concerned."""
+    """The profile part of a bundle that is being made."""
 
     where: str
     files: dict[str, FileEntry]
@@ -175,10 +176,10 @@ def _value_at(profile: Profile, key: tuple[str, str]) -> object:
 
 
 def check_secrets(profile: Profile) -> None:
-    """Refuse a profile with a password or a token in a URL: everybody who gets the bundle could read it.
+    """Refuse a profile with a password or a token in a URL, because everybody with the bundle could read it.
 
     Raises:
-        ProfileError: naming the key.
+        ProfileError: a key contains a secret; the message names the key.
     """
     cameras = {f"cameras.{name}": camera for name, camera in profile.cameras.items()}
     found = [(f"{name}.source", camera.source, f"--camera {name[8:]}=@FILE") for name, camera in cameras.items()]
@@ -190,19 +191,19 @@ def check_secrets(profile: Profile) -> None:
     for key, secret, hint in found:
         if secret.is_masked:
             raise ProfileError(
-                f"{key}: {secret} holds a password or a token, and everybody who gets the bundle could read it",
-                hint=f"give it on the device: edge run {hint}",
+                f"{key}: {secret} contains a password or a token, which everybody with the bundle could read",
+                hint=f"set it on the device: edge run {hint}",
             )  # fmt: skip
 
 
 def _add_recipe(profile: Profile, contents: dict[str, Content]) -> str | None:
-    """Add the quantization recipe that the profile names as a file; its path in the bundle."""
+    """Add the profile's quantization recipe as a file, and return its path in the bundle."""
     path = Path(profile.quantization.recipe)
     if profile.quantization.recipe in {cache_keys.AUTO_RECIPE, cache_keys.NO_RECIPE}:
         return None
     if not path.is_file():
         raise ArtifactError(
-            "the profile's quantization recipe is not there", where=path, hint="edge tune, or recipe: auto"
+            "the profile's quantization recipe is missing", where=path, hint="edge tune, or recipe: auto"
         )
     name = f"recipe/{path.name}"
     contents[name] = path
@@ -237,14 +238,14 @@ def _add_model(profile: Profile, contents: dict[str, Content], info: dict[str, A
 def _add_table(
     profile: Profile, table: FoundArtifact, cache: Path, contents: dict[str, Content], info: dict[str, Any]
 ) -> None:
-    """Add the table and, where there is one, its recipe and the prepared model."""
+    """Add the table and, if it has them, its recipe and the prepared model."""
     paths = [cache_keys.manifest_path(table.path), *(table.path.parent / name for name in table.manifest.files)]
     if cache_keys.find_recipe(table) is not None:
         prepared = Path(cache_keys.quantized_profile(profile, table).model)
         paths += [prepared, cache_keys.manifest_path(prepared)]
     for path in paths:
         contents[f"{TABLES}/{path.relative_to(cache).as_posix()}"] = path
-    # The folder of the calibration pictures is one of this machine.
+    # The folder of the calibration images belongs to this machine.
     own = cache_keys.manifest_path(table.path).relative_to(cache).as_posix()
     contents[f"{TABLES}/{own}"] = store.encode_without(table.manifest, "source")
     info["table"] = table.sha256
@@ -253,8 +254,8 @@ def _add_table(
 def timing_caches(family: Family, cache: Path) -> dict[str, Content]:
     """Return the timing caches in ``cache`` that were measured on a module of ``family``, with their manifests.
 
-    One for another power mode or TensorRT goes along as well: which one fits is known on the device alone. A damaged
-    one stays behind; ``edge cache`` shows it.
+    Those for another power mode or TensorRT are included, because only the device knows the right one. A damaged one is
+    left out; ``edge cache`` shows it.
     """
     found: dict[str, Content] = {}
     for path in sorted(timing_cache.folder_of(cache).glob("*.json")):
@@ -286,12 +287,12 @@ def _add_golden(
     listen: Listener,
 ) -> None:
     if len(golden) > MAX_GOLDEN:
-        raise UsageError(f"{len(golden)} golden pictures; a bundle holds at most {MAX_GOLDEN}", hint="--golden DIR")
+        raise UsageError(f"{len(golden)} golden images are too many; the maximum is {MAX_GOLDEN}", hint="--golden DIR")
     pictures: dict[str, Picture] = {}
     for picture in golden:
         target = f"{FOLDER}/{picture.name}"
         if target in pictures:
-            raise DataError("two golden pictures of one name", where=picture.where)
+            raise DataError("two golden images have the same name", where=picture.where)
         pictures[target] = picture
         contents[target] = picture.read_checked()
     made_from = {"model": info["model"], "preprocess": info["preprocess"], "table": info.get("table")}
@@ -322,23 +323,23 @@ def _entries(contents: Mapping[str, Content], *, where: Path, listen: Listener) 
 
 
 def check_out(out: Path, *, force: bool) -> None:
-    """Before the work: what is there is not overwritten unasked, and a folder that has anything in it never is."""
+    """Check the output path before the work: existing files are not overwritten without ``force``."""
     if out.is_dir() and any(out.iterdir()):
         raise UsageError("the folder is not empty", where=out, hint="give a new folder, or a file that ends in .edge")
     if out.is_dir() and is_tar(out):
-        raise UsageError("a folder stands where the file should be written", where=out)
+        raise UsageError("a folder has the path of the output file", where=out)
     if out.exists() and not out.is_dir() and not force and not is_stream(out):
-        raise UsageError("it is there already", where=out, hint="--force overwrites it")
+        raise UsageError("the file already exists", where=out, hint="--force overwrites it")
 
 
 def check_words(profile: Profile, name: str | None, jetpack: Sequence[str]) -> None:
-    """Before the work: names that can be shown, releases that there can be."""
+    """Check names and JetPack releases before the work."""
     for word in (name or profile.name, profile.name):
         if not word.isprintable() or not 0 < len(word) <= MAX_WORD:
             raise UsageError(f"{word[:MAX_WORD]!a} cannot be the name of a bundle", hint="--name NAME")
     for release in jetpack:
         if re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3}){0,2}", release) is None:
-            raise UsageError(f"{release!r} is no release of JetPack", hint="--jetpack 6.2, or 6 for all of them")
+            raise UsageError(f"{release!r} is not a release of JetPack", hint="--jetpack 6.2, or 6 for all of them")
     if jetpack and profile.family in {"host", "rtx"}:
         raise UsageError(f"the profile {profile.name} is for {profile.family}, which has no JetPack")
 
@@ -368,10 +369,10 @@ def _write(
 
 
 def _copy(content: Content, entry: FileEntry, target: IO[bytes]) -> None:
-    """Copy what was hashed before.
+    """Copy a file that was hashed before.
 
     Raises:
-        ArtifactError: it changed in between.
+        ArtifactError: the file has changed since then.
     """
     if isinstance(content, bytes):
         target.write(content)

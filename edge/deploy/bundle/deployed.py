@@ -1,7 +1,7 @@
-"""A bundle that is on this device, and the folders of what is made from it here.
+"""A bundle on this device, and the folders for what is built from it.
 
-`edge ship` keeps bundles in ``STATE/bundles/<digest>`` and lets ``STATE/current`` lead to the one in use
-(docs/shipping.md). A bundle is never written to: its files are shared with other bundles. Engines and timing caches lie
+`edge ship` stores bundles in ``STATE/bundles/<digest>``, and the link ``STATE/current`` refers to the one in use
+(docs/shipping.md). A bundle is never modified: its files are shared with other bundles. Engines and timing caches are
 next to them.
 """
 
@@ -23,7 +23,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Deployed(msgspec.Struct, frozen=True, kw_only=True):
-    """A ``folder`` that holds the bundle ``digest``, and the ``state`` folder of the device that it is on."""
+    """A ``folder`` with the bundle ``digest``, and the ``state`` folder of its device."""
 
     folder: Path
     digest: str
@@ -36,12 +36,12 @@ class Deployed(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def tables(self) -> Path:
-        """The cache folder for those who only read: calibration tables and their manifests."""
+        """The read-only cache folder with calibration tables and their manifests."""
         return self.folder / TABLES
 
     @property
     def engines(self) -> Path:
-        """The folder of the engines that were built from it here."""
+        """The folder of the engines built from this bundle on this device."""
         return self.state / "engines" / self.digest
 
     def build_cache(self) -> Path:
@@ -73,7 +73,7 @@ class Deployed(msgspec.Struct, frozen=True, kw_only=True):
 def current(state: Path) -> Deployed | None:
     """Return the bundle in use, to which ``current`` leads at this moment; None where nothing was shipped.
 
-    What it leads to stays as it is when another bundle is shipped meanwhile.
+    The returned bundle stays unchanged when another one is shipped in the meantime.
     """
     try:
         digest = (state / CURRENT).readlink().name
@@ -99,7 +99,7 @@ def _of(state: Path, digest: str) -> Deployed | None:
 
 
 def _seed(source: Path, goal: Path) -> None:
-    """Timing caches that came with the bundle join those of this device; one that it has of that key stays."""
+    """Add the bundle's timing caches to those of this device, whose own caches take precedence."""
     from edge.backends.tensorrt import timing_cache
 
     for manifest in sorted(source.glob("*.json")):
@@ -120,17 +120,17 @@ def mismatch(about: BundleManifest, machine: Device) -> str | None:
     """
     where = machine.product or machine.model or machine.machine or "this machine"
     if machine.family is None:
-        return f"{where} is of no device family that edge knows: {machine.unsupported or 'unknown'}"
+        return f"{where} belongs to an unknown device family: {machine.unsupported or 'unknown'}"
     family = "host" if about.family == "rtx" else about.family
     if family != machine.family:
-        return f"the bundle is for {about.family}, {where} is {machine.family}"
+        return f"the bundle is for {about.family}, but {where} is {machine.family}"
     if about.jetpack is None or not machine.is_jetson:
         return None
     wanted = " or ".join(about.jetpack)
     if machine.jetpack is None:
-        return f"the bundle is for JetPack {wanted}, and which JetPack {where} has cannot be told"
+        return f"the bundle is for JetPack {wanted}, but the JetPack of {where} is unknown"
     if not any(f"{machine.jetpack}.".startswith(f"{release}.") for release in about.jetpack):
-        return f"the bundle is for JetPack {wanted}, {where} has {machine.jetpack}"
+        return f"the bundle is for JetPack {wanted}, but {where} has {machine.jetpack}"
     return None
 
 
@@ -138,7 +138,7 @@ def check_target(about: BundleManifest, machine: Device) -> None:
     """Refuse a bundle that is for another machine.
 
     Raises:
-        DeviceError: saying what it is for and what this is.
+        DeviceError: the machine is another one; the message names both.
     """
     why = mismatch(about, machine)
     if why is not None:

@@ -1,10 +1,10 @@
-"""Golden pictures: what the network must say about them, so that a device can tell whether its engine is right.
+"""Golden images with reference outputs, so that a device can check its engine.
 
-The references are the logits of ONNX Runtime on a CPU, one picture at a time in one thread: of the model in FP32 and,
-with a calibration table, of its Q/DQ form in INT8, both rounded to 5 digits. They are the same on every machine with
-the same onnxruntime and the same kind of CPU; another kind may differ in the last digit, and CPUs without VNNI also in
-how INT8 products saturate. To get the same bundle bit for bit on another kind of machine, take over the references of
-the first (``reference``).
+The references are the logits of ONNX Runtime on a CPU, one image at a time in one thread: of the FP32 model and, with a
+calibration table, of its INT8 Q/DQ form, both rounded to 5 digits. They are the same on every machine with the same
+onnxruntime and kind of CPU; another kind may differ in the last digit, and CPUs without VNNI also in the saturation of
+INT8 products. To make the same bundle bit for bit on another kind of machine, copy the references of the first
+(``reference``).
 
 The gate: an engine passes when its logits have at most 6 dB more noise against FP32 than the INT8 reference has (for
 FP32 and FP16: at least 40 dB of signal to noise) and reach the limits of INT8 accuracy that builds are judged by
@@ -53,21 +53,21 @@ _ALLOWED_SHARE = 0.1
 
 
 class GoldenAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Reference output for one picture: the five best classes, and all logits."""
+    """Reference output for one image: the five best classes, and all logits."""
 
     top5: list[int]
     logits: list[float]
 
 
 class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Limits against FP32: the smallest SQNR in dB, the largest number of pictures with another top-1."""
+    """Limits against FP32: the minimum SQNR in dB, and the maximum number of images with another top-1."""
 
     min_sqnr_db: float
     max_other_top1: int
 
 
 class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``golden/expected.json``: per picture (its path in the bundle) and precision, the reference answer.
+    """Content of ``golden/expected.json``: the reference answers by image (its path in the bundle) and precision.
 
     ``tolerance`` has an entry for every precision that an engine of this bundle may have. ``model``, ``preprocess`` and
     ``table`` are the digests that the references were made with.
@@ -82,13 +82,13 @@ class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     tolerance: dict[str, Tolerance]
 
     def logits(self, precision: str) -> NDArray[np.float32]:
-        """Reference logits of all pictures, n×classes, in the order of their names."""
+        """Return the reference logits of all images, n×classes, in the order of their names."""
         rows = [self.pictures[name][precision].logits for name in sorted(self.pictures)]
         return np.asarray(rows, np.float32)
 
 
 class GoldenVerdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of an engine on the golden pictures. ``problems`` is empty when it passed."""
+    """Result of an engine on the golden images. ``problems`` is empty if it passed."""
 
     precision: str
     n: int
@@ -109,11 +109,11 @@ def refer(
     quantized: Profile | None = None,
     listen: Listener = ignore_events,
 ) -> Expected:
-    """Run the network on ``pictures`` (by their paths in the bundle) and keep what it says.
+    """Run the network on ``pictures`` (by their paths in the bundle) and return the reference answers.
 
     Raises:
         MissingDependencyError: onnxruntime is missing.
-        DeviceError: an answer holds NaN or infinity.
+        DeviceError: an output has NaN or infinity.
         DataError: a picture cannot be decoded.
     """
     names = sorted(pictures)
@@ -156,20 +156,20 @@ def encode(expected: Expected) -> bytes:
 
 
 def decode_expected(data: bytes, *, where: str) -> Expected:
-    """Read ``golden/expected.json``.
+    """Decode ``golden/expected.json``.
 
     Raises:
-        ArtifactError: it is not one, or of another format.
+        ArtifactError: the data is not such a file, or has another format.
     """
     try:
         found = msgspec.json.decode(data, type=Expected)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise ArtifactError(f"not the references of golden pictures: {printable_name(str(exc))}", where=where) from exc
+        raise ArtifactError(f"not a file of golden references: {printable_name(str(exc))}", where=where) from exc
     if found.format != FORMAT:
         raise ArtifactError(f"golden format {found.format}; this edge reads format {FORMAT}", where=where)
     lengths = {len(answer.logits) for answers in found.pictures.values() for answer in answers.values()}
     if not found.pictures or len(lengths) != 1 or any("fp32" not in answers for answers in found.pictures.values()):
-        raise ArtifactError("references of different lengths, or none", where=where)
+        raise ArtifactError("the references are empty or have different lengths", where=where)
     return found
 
 
@@ -187,7 +187,7 @@ def judge(expected: Expected, precision: Precision, logits: NDArray[np.float32])
     """Judge whether an engine's ``logits`` (n×classes, pictures in the order of their names) are good enough.
 
     Raises:
-        ArtifactError: the references have no such precision, or another number of pictures or classes.
+        ArtifactError: the references lack this precision, or have another number of images or classes.
     """
     reference = expected.logits("fp32")
     if precision not in expected.tolerance:
@@ -198,12 +198,14 @@ def judge(expected: Expected, precision: Precision, logits: NDArray[np.float32])
     is_finite = bool(np.isfinite(logits).all())
     noise = sqnr_db(logits, reference) if is_finite else None
     others = int((top(logits, 1) != top(reference, 1)).sum())
-    problems = [] if is_finite else ["the logits hold NaN or infinity"]
+    problems = [] if is_finite else ["the logits have NaN or infinity"]
     if noise is not None and noise < tolerance.min_sqnr_db:
-        problems.append(f"logits are {noise:.1f} dB from FP32, at least {tolerance.min_sqnr_db:g} dB are asked for")
+        problems.append(
+            f"the SQNR against FP32 is {noise:.1f} dB, but at least {tolerance.min_sqnr_db:g} dB are required"
+        )
     if others > tolerance.max_other_top1:
         problems.append(
-            f"{others} of {len(logits)} pictures have another top-1, at most {tolerance.max_other_top1} may"
+            f"{others} of {len(logits)} pictures have another top-1; at most {tolerance.max_other_top1} are allowed"
         )
     return GoldenVerdict(
         precision=precision, n=len(logits), sqnr_db=noise, other_top1=others, tolerance=tolerance, problems=problems
@@ -214,14 +216,14 @@ def taken_over(earlier: Bundle, *, like: Mapping[str, str | None], pictures: Map
     """Return the references of an earlier bundle that are for this model, preprocessing, table and pictures.
 
     Raises:
-        ArtifactError: it has none, or something differs, which is named.
+        ArtifactError: it has none, or an input differs; the message names it.
     """
     expected = decode_expected(earlier.read(FILE), where=f"{earlier.path}: {FILE}")
     for field, wanted in like.items():
         if getattr(expected, field) != wanted:
             raise ArtifactError(f"its references were made with another {field}", where=earlier.path)
     if expected.pictures.keys() != pictures.keys():
-        raise ArtifactError("its references are of other pictures", where=earlier.path)
+        raise ArtifactError("its references are for other images", where=earlier.path)
     for name, picture in pictures.items():
         if name not in earlier.files or earlier.files[name].sha256 != picture.sha256:
             raise ArtifactError(f"its {name} is another picture", where=earlier.path)
@@ -244,7 +246,7 @@ def _logits(
         # A network of a fixed batch gets the same picture several times.
         answer = session.infer(np.repeat(row[None], profile.input.batch.min, axis=0)).logits[0]
         if not np.isfinite(answer).all():
-            raise DeviceError(f"the {precision} network's answer to a golden picture holds NaN or infinity")
+            raise DeviceError(f"the {precision} network's output for a golden image has NaN or infinity")
         rows.append(answer)
         received()
     session.close()
@@ -259,5 +261,5 @@ def _answer(logits: NDArray[np.float32]) -> GoldenAnswer:
 
 
 def _allowed(n: int) -> int:
-    """So many pictures may have another top-1: near ties flip for no fault of the engine."""
+    """Return how many images may have another top-1, because near ties may change with a correct engine."""
     return math.ceil(_ALLOWED_SHARE * n)

@@ -1,10 +1,10 @@
-"""The manifest ``bundle.json``: the sha256 and size of every file, and its own sha256.
+"""The manifest ``bundle.json``: the sha256 and size of every file, and the manifest's own sha256.
 
-There is exactly one way to write a manifest (sorted keys, two blanks of indent, a line end), and only that way is read:
-a key given twice, or anything else that two JSON parsers could take in two ways, does not survive writing it again.
+A manifest has exactly one valid form (sorted keys, indented by two blanks, a line end at the end), and only that form
+is read: duplicate keys, or anything that JSON parsers may interpret differently, are refused.
 The id of a bundle is the sha256 of these bytes, so it stands for every byte of every file.
 
-File names in it are those that mean the same file on every machine, and nothing outside the bundle.
+File names in it are portable, and never refer to anything outside of the bundle.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_FILES = 10_000
 # A ustar header has 155 bytes for folders and 100 for the rest.
 _MAX_TAIL = 100
 _MAX_HEAD = 155
-# Where what every bundle holds is in it: its profile, and the tables, as in a cache folder.
+# Paths in every bundle: its profile, and its tables, as in a cache folder.
 PROFILE = "profile.yaml"
 TABLES = "tables"
 RESERVED = frozenset({"bundle.json", "bundle.json.sig"})
@@ -34,7 +34,7 @@ MANIFEST = "bundle.json"
 SIGNATURE = "bundle.json.sig"
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_WORD = 200
-# What the size field of a ustar header can say: 11 octal digits.
+# Maximum of the size field of a ustar header: 11 octal digits.
 MAX_FILE_BYTES = 8**11 - 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HINT = "get the bundle again, or make it again with edge bundle create"
@@ -43,9 +43,8 @@ _HINT = "get the bundle again, or make it again with edge bundle create"
 class BundleManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The content of ``bundle.json``.
 
-    ``jetpack`` lists the releases that the bundle is for ("6.2" is meant with all of its updates), None is any;
-    ``profile`` is the name of the profile in it; ``created_with`` the version of edge. ``self_sha256`` covers all the
-    rest.
+    ``jetpack`` lists the supported releases ("6.2" includes all of its updates), and None means any; ``profile`` is the
+    name of its profile; ``created_with`` is the version of edge. ``self_sha256`` covers all other fields.
     """
 
     format: int
@@ -72,10 +71,11 @@ def encode_manifest(manifest: BundleManifest) -> bytes:
 
 
 def decode_manifest(data: bytes, *, where: str) -> BundleManifest:
-    """Read a manifest and check its seal, its form and every name and size in it.
+    """Decode a manifest, and check its digest, its form, and every name and size in it.
 
     Raises:
-        ArtifactError: it is not a manifest of this format, was changed, or names a file that no bundle may hold.
+        ArtifactError: it is not a manifest of this format, was changed, or names a file that is not allowed in a
+        bundle.
     """
     try:
         content = json.loads(data.decode())
@@ -91,10 +91,10 @@ def decode_manifest(data: bytes, *, where: str) -> BundleManifest:
         raise ArtifactError(
             f"bundle format {printable_name(repr(found))}; this edge reads format {FORMAT}",
             where=where,
-            hint="use the edge that made it",
+            hint="use the version of edge that made it",
         )
     if rewritten != data:
-        raise ArtifactError("the manifest is not in the one form that edge writes", where=where, hint=_HINT)
+        raise ArtifactError("the manifest is not in the form that edge writes", where=where, hint=_HINT)
     seal = content.get("self_sha256")
     if not isinstance(seal, str) or not hmac.compare_digest(seal.encode(), _seal(content).encode()):
         raise ArtifactError("the manifest was changed after it was written", where=where, hint=_HINT)
@@ -113,17 +113,17 @@ def decode_manifest(data: bytes, *, where: str) -> BundleManifest:
 
 
 def check_entries(files: Mapping[str, FileEntry], *, where: str) -> None:
-    """Check every name, size and digest that a manifest gives.
+    """Check every name, size and digest in a manifest.
 
     Raises:
-        ArtifactError: naming the first that is wrong.
+        ArtifactError: an entry is invalid; the message names the first.
     """
     if len(files) > MAX_FILES:
-        raise ArtifactError(f"{len(files)} files; a bundle holds at most {MAX_FILES}", where=where)
+        raise ArtifactError(f"{len(files)} files are too many; a bundle has at most {MAX_FILES}", where=where)
     check_names(files, where=where)
     for name, entry in files.items():
         if not 0 <= entry.size <= MAX_FILE_BYTES:
-            raise ArtifactError(f"{name}: a size of {entry.size} bytes", where=where, hint="at most 8 GiB a file")
+            raise ArtifactError(f"{name}: invalid size of {entry.size} bytes", where=where, hint="at most 8 GiB a file")
         if not _SHA256.fullmatch(entry.sha256):
             raise ArtifactError(f"{name}: {entry.sha256[:80]!r} is not a sha256", where=where)
 
@@ -138,10 +138,10 @@ def _seal(content: dict[str, Any]) -> str:
 
 
 def check_names(names: Iterable[str], *, where: str) -> None:
-    """Check every name for itself, and that no two of them can be one file or folder on some file system.
+    """Check every name, and that no two names can be the same file or folder on any file system.
 
     Raises:
-        ArtifactError: naming the first that is wrong, and why.
+        ArtifactError: an entry is invalid; the message names the first, and why.
     """
     known: dict[str, str] = {}
     files: set[str] = set()
@@ -156,12 +156,13 @@ def check_names(names: Iterable[str], *, where: str) -> None:
             other = known.setdefault(_folded(path), path)
             if other != path:
                 raise ArtifactError(
-                    f"{other!r} and {path!r} are the same name where case or accents do not count", where=where
+                    f"{other!r} and {path!r} are the same name on a file system that ignores case or accents",
+                    where=where,
                 )
     for name in sorted(files):
         parts = name.split("/")
         if any("/".join(parts[:count]) in files for count in range(1, len(parts))):
-            raise ArtifactError(f"{name!r} is in a file, not in a folder", where=where)
+            raise ArtifactError(f"{name!r} has a file as its parent folder", where=where)
 
 
 def name_problem(name: str) -> str | None:
@@ -172,7 +173,7 @@ def name_problem(name: str) -> str | None:
         (".." in parts, "it leads out of the bundle"),
         ("" in parts or "." in parts, "an empty part, or '.'"),
         ("\\" in name, "a backslash"),
-        # Controls and line ends forge what a terminal shows; surrogates are bytes that are not UTF-8.
+        # Control characters and line ends could forge terminal output; surrogates are bytes that are not UTF-8.
         (not name.isprintable(), "a character that cannot be printed"),
         (any(part.startswith("-") for part in parts), "a part that starts with '-' could be taken for an option"),
         (any(part != part.strip() or part.endswith(".") for part in parts), "a blank or a dot at the end of a part"),
@@ -183,12 +184,12 @@ def name_problem(name: str) -> str | None:
 
 
 def printable_name(text: str) -> str:
-    """At most 300 characters of a stranger's ``text``, without what a terminal obeys: escapes, line ends."""
+    """Return at most 300 characters of untrusted ``text`` without terminal control characters and line ends."""
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text[:300])
 
 
 def split_for_header(name: bytes) -> tuple[bytes, bytes] | None:
-    """``name`` as the two fields of a ustar header, (prefix, name); None where it does not fit."""
+    """Split ``name`` into the two fields of a ustar header, (prefix, name); return None if it does not fit."""
     if len(name) <= _MAX_TAIL:
         return b"", name
     cut = name.find(b"/", len(name) - _MAX_TAIL - 1)

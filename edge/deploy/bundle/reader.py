@@ -1,4 +1,4 @@
-"""Open a bundle, a folder or a tar, and read what is in it. Nothing is believed that was not checked."""
+"""Open a bundle, a folder or a tar, and read its files. Nothing is used before it is checked."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ class BundleSource(Protocol):
 
 
 class Bundle:
-    """An open bundle: names, sizes and the manifest's seal are checked, the contents are not (see :func:`verify`)."""
+    """An open bundle with checked names, sizes and manifest; its contents are unchecked (see :func:`verify_bundle`)."""
 
     def __init__(self, path: Path, *, manifest: bytes, about: BundleManifest, layout: archive.Layout | None) -> None:
         self.path = path
-        # The exact bytes of ``bundle.json``: what a signature is for.
+        # The exact bytes of ``bundle.json``, which are signed.
         self.manifest = manifest
         self.about = about
         self._layout = layout
@@ -73,7 +73,7 @@ class Bundle:
 
     @property
     def where(self) -> str:
-        """For messages: its path."""
+        """Path, for messages."""
         return str(self.path)
 
     @property
@@ -88,14 +88,14 @@ class Bundle:
 
     @property
     def is_folder(self) -> bool:
-        """True if it is a folder, not a tar."""
+        """True for a folder, False for a tar."""
         return self._layout is None
 
     def open(self, name: str) -> IO[bytes]:
         """Return the content of one file, unverified. Close it after use.
 
         Raises:
-            ArtifactError: the bundle has no such file, or it is not what it was when the bundle was opened.
+            ArtifactError: the bundle has no such file, or it has changed since the bundle was opened.
             StoreError: it cannot be read.
         """
         if name not in self.files:
@@ -109,7 +109,7 @@ class Bundle:
         """Return the content of one file in pieces. The last one comes only if size and digest are right.
 
         Raises:
-            ArtifactError: they are not.
+            ArtifactError: size or digest is wrong.
         """
         entry, state, held, size = self.files[name], hashlib.sha256(), b"", 0
         where = f"{self.path}: {name}"
@@ -131,7 +131,7 @@ class Bundle:
         """Return the verified content of one file.
 
         Raises:
-            ArtifactError: there is no such file, or its size or digest is not that of the manifest.
+            ArtifactError: the file is missing, or its size or digest differs from the manifest.
         """
         if name not in self.files:
             raise ArtifactError(f"there is no {name} in the bundle", where=self.path)
@@ -139,35 +139,35 @@ class Bundle:
 
     @property
     def signature_path(self) -> Path:
-        """The path of the detached signature: in the folder, or next to the tar."""
+        """Return the path of the detached signature: in the folder, or next to the tar."""
         return self.path / SIGNATURE if self.is_folder else self.path.with_name(f"{self.path.name}.sig")
 
     def signature(self) -> bytes | None:
         """Return the detached signature, unchecked; None where there is none.
 
         Raises:
-            ArtifactError: it is too large to be one.
+            ArtifactError: the file is too large for a signature.
         """
         if not os.path.lexists(self.signature_path):
             return None
         with _open_regular(self.signature_path) as file:
             data = file.read(MAX_SIGNATURE_BYTES + 1)
         if len(data) > MAX_SIGNATURE_BYTES:
-            raise ArtifactError("too large for a signature", where=self.signature_path)
+            raise ArtifactError("the file is too large for a signature", where=self.signature_path)
         return data
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Open the bundle at ``path``, a folder or a tar, and check everything but the contents of its files.
+    """Open the bundle at ``path``, a folder or a tar, and check everything except the contents of its files.
 
     Raises:
-        ArtifactError: it is not a bundle, or not exactly what its manifest says.
+        ArtifactError: it is not a bundle, or does not match its manifest.
         StoreError: it cannot be read.
     """
     if path.is_dir():
         return _open_folder(path)
     if not os.path.lexists(path):
-        raise ArtifactError("there is no such bundle", where=path, hint="edge bundle create --profile NAME -o FILE")
+        raise ArtifactError("this bundle does not exist", where=path, hint="edge bundle create --profile NAME -o FILE")
     try:
         with _open_regular(_tar(path)) as file:
             data, about, layout = archive.read(file, where=path)
@@ -182,7 +182,7 @@ def verify_bundle(bundle: Bundle, *, listen: Listener = ignore_events) -> None:
     """Read every file of ``bundle`` and compare its size and sha256 with the manifest.
 
     Raises:
-        ArtifactError: naming the first that differs.
+        ArtifactError: a file differs; the message names the first.
         StoreError: one cannot be read.
     """
     meter = Meter("verify", bundle.about.total_bytes, listen)
@@ -194,11 +194,11 @@ def verify_bundle(bundle: Bundle, *, listen: Listener = ignore_events) -> None:
 def _open_folder(path: Path) -> Bundle:
     where = path / MANIFEST
     if not os.path.lexists(where):
-        raise ArtifactError(f"not a bundle: there is no {MANIFEST}", where=path)
+        raise ArtifactError(f"not a bundle: {MANIFEST} is missing", where=path)
     with _open_regular(where) as file:
         data = file.read(MAX_MANIFEST_BYTES + 1)
     if len(data) > MAX_MANIFEST_BYTES:
-        raise ArtifactError("too large for the manifest of a bundle", where=where)
+        raise ArtifactError("the file is too large for the manifest of a bundle", where=where)
     about = decode_manifest(data, where=str(where))
     found = dict(_walk(path))
     found.pop(MANIFEST)
@@ -206,22 +206,22 @@ def _open_folder(path: Path) -> Bundle:
     extra = sorted(found.keys() - about.files.keys())
     missing = sorted(about.files.keys() - found.keys())
     if missing:
-        raise ArtifactError(f"named in the manifest and not there: {_few(missing)}", where=path, hint=_HINT)
+        raise ArtifactError(f"files of the manifest are missing: {_few(missing)}", where=path, hint=_HINT)
     if extra:
-        raise ArtifactError(f"there and not named in the manifest: {_few(extra)}", where=path, hint=_HINT)
+        raise ArtifactError(f"files not named in the manifest: {_few(extra)}", where=path, hint=_HINT)
     for name, size in found.items():
         if size != about.files[name].size:
-            raise ArtifactError(f"{size} bytes, the manifest says {about.files[name].size}", where=path / name)
+            raise ArtifactError(f"{size} bytes, but the manifest says {about.files[name].size}", where=path / name)
     bundle = Bundle(path, manifest=data, about=about, layout=None)
     check_profile(bundle)
     return bundle
 
 
 def _walk(top: Path) -> Iterator[tuple[str, int]]:
-    """Name and size of every file below ``top``.
+    """Return name and size of every file below ``top``.
 
     Raises:
-        ArtifactError: something is neither a file nor a folder: a link, a device, a pipe.
+        ArtifactError: an entry is neither a file nor a folder, but a link, a device or a pipe.
     """
     waiting, seen = [""], 0
     while waiting:
@@ -244,17 +244,17 @@ def _walk(top: Path) -> Iterator[tuple[str, int]]:
 
 
 def _tar(path: Path) -> Path:
-    """The tar that a path of the user's leads to; links inside of a bundle are another matter."""
+    """Resolve links in the user's path to a tar; links inside of a bundle are never followed."""
     return Path(os.path.realpath(path))
 
 
 def _open_regular(path: Path) -> IO[bytes]:
-    """Open a regular file that is not a link, and never wait for a pipe or wake a device."""
+    """Open a regular file that is not a link, without waiting for a pipe or accessing a device."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:
         if path.is_symlink():
-            raise ArtifactError("a symbolic link, not a file", where=path) from exc
+            raise ArtifactError("this is a symbolic link, not a file", where=path) from exc
         raise StoreError(f"cannot read: {exc.strerror or exc}", where=path) from exc
     mode = os.fstat(file).st_mode
     if not stat.S_ISREG(mode):
@@ -279,7 +279,7 @@ def _few(names: list[str]) -> str:
 
 
 class _FileSection(io.RawIOBase):
-    """A part of an open file, which it closes."""
+    """A section of an open file, which is closed with it."""
 
     def __init__(self, file: IO[bytes], start: int, size: int) -> None:
         super().__init__()
@@ -300,14 +300,14 @@ class _FileSection(io.RawIOBase):
 
 
 class Meter:
-    """Progress in MB, for people: said when the number changes, and at the end once."""
+    """Reports progress in MB: when the number changes, and once at the end."""
 
     def __init__(self, stage: str, total_bytes: int, listen: Listener) -> None:
         self._stage, self._total, self._listen = stage, total_bytes, listen
         self._done, self._reported = 0, -1
 
     def add(self, count: int) -> None:
-        """Note that so many more bytes are done."""
+        """Add ``count`` processed bytes."""
         self._done += count
         total = -(-self._total // 10**6)
         megabytes = total if self._done >= self._total else min(self._done // 10**6, total - 1)

@@ -1,9 +1,9 @@
-"""Detached signatures by ``ssh-keygen -Y``: the tool, and the kind of key, that hosts and devices have already.
+"""Sign bundles and check detached signatures with ``ssh-keygen -Y``, which hosts and devices already have.
 
-What is signed is ``bundle.json``, which stands for every byte of the bundle. A device asks for a signature exactly when
-it has a list of allowed signers [ssh-keygen(1), ALLOWED SIGNERS]: ``allowed_signers`` in edge's own folder, or
-``/etc/edge/allowed_signers``, which only root can change. Each list that is there must accept the bundle, and an empty
-or broken one accepts nothing. ``CHECK_SCRIPT`` says the same in POSIX sh, for devices that do not have edge yet.
+The signature is for ``bundle.json``, which covers every byte of the bundle. A device requires a signature if it has a
+list of allowed signers [ssh-keygen(1), ALLOWED SIGNERS]: ``allowed_signers`` in edge's own folder, or
+``/etc/edge/allowed_signers``, which only root can change. Every existing list must accept the bundle; an empty or
+broken list accepts nothing. ``CHECK_SCRIPT`` does the same in POSIX sh, for devices without edge.
 
 Needs OpenSSH 8.2; JetPack 6 has 8.9, JetPack 7 has 9.6.
 """
@@ -29,7 +29,7 @@ NAMESPACE = "edge-bundle"
 LIST = "allowed_signers"
 SYSTEM_LIST = Path("/etc/edge") / LIST
 _TIMEOUT_S = 60
-_HINT = "get it from whom you trust, or have it signed: edge bundle sign --key KEY BUNDLE"
+_HINT = "get it from a trusted source, or have it signed: edge bundle sign --key KEY BUNDLE"
 
 CHECK_SCRIPT = r"""# Check the signature of a bundle with ssh-keygen alone.
 # $1: folder with bundle.json and bundle.json.sig; $2: edge's folder on this device; $3: its root, where that is not /.
@@ -69,7 +69,7 @@ exit 0
 
 
 def check_script() -> str:
-    """``CHECK_SCRIPT`` as one line, for the script on a device."""
+    """Return ``CHECK_SCRIPT`` as one line, for the script on a device."""
     return base64.b64encode(CHECK_SCRIPT.encode()).decode()
 
 
@@ -85,17 +85,17 @@ class Signer(msgspec.Struct, frozen=True):
 
 
 def sign(bundle: Bundle, key: Path) -> Path:
-    """Sign ``bundle`` with the SSH key ``key`` and write the signature; the path of the latter.
+    """Sign ``bundle`` with the SSH key ``key``, write the signature, and return its path.
 
-    ``key`` is a private key, or a public one whose private half an agent holds. ssh-keygen asks for a passphrase on the
-    terminal.
+    ``key`` is a private key, or a public key whose private key is in an SSH agent. ssh-keygen asks for a passphrase on
+    the terminal.
 
     Raises:
-        UsageError: there is no such key, or ssh-keygen cannot sign with it.
+        UsageError: the key does not exist, or ssh-keygen cannot sign with it.
         MissingDependencyError: ssh-keygen is missing.
     """
     if not key.is_file():
-        raise UsageError("there is no such key", where=key, hint="ssh-keygen -t ed25519 -f edge_key")
+        raise UsageError("this key does not exist", where=key, hint="ssh-keygen -t ed25519 -f edge_key")
     done = _run(["-Y", "sign", "-f", str(key), "-n", NAMESPACE], bundle.manifest)
     if done.returncode != 0 or b"BEGIN SSH SIGNATURE" not in done.stdout:
         raise UsageError(f"ssh-keygen did not sign: {_last_line(done.stderr)}", where=key)
@@ -104,21 +104,21 @@ def sign(bundle: Bundle, key: Path) -> Path:
 
 
 def check(bundle: BundleSource, allowed_signers: Path) -> Signer:
-    """Find the signer of ``bundle`` among ``allowed_signers``.
+    """Check the signature of ``bundle`` and return its signer from ``allowed_signers``.
 
     Raises:
-        ArtifactError: nobody of the list; or the bundle is not signed, or was changed since.
+        ArtifactError: the bundle is not signed, was changed after signing, or its signer is not in the list.
         MissingDependencyError: ssh-keygen is missing.
     """
     signature = bundle.signature()
     if signature is None:
         raise ArtifactError(
-            f"the bundle is not signed, and {allowed_signers} asks for a signature", where=bundle.where, hint=_HINT
+            f"the bundle is not signed, but {allowed_signers} requires a signature", where=bundle.where, hint=_HINT
         )
     if not allowed_signers.is_file():
-        raise UsageError("there is no such list of allowed signers", where=allowed_signers)
+        raise UsageError("this list of allowed signers does not exist", where=allowed_signers)
     try:
-        # A copy of its own: what is checked is what was read.
+        # Make a copy, so that the checked data is the data that was read.
         with temporary_folder("sign") as folder:
             path = Path(folder) / "bundle.json.sig"
             path.write_bytes(signature)
@@ -127,7 +127,7 @@ def check(bundle: BundleSource, allowed_signers: Path) -> Signer:
         raise os_error(exc, exc.filename or tempfile.gettempdir()) from exc
     if signer is None:
         raise ArtifactError(
-            f"the signature is not good for this bundle, or not by anybody in {allowed_signers}"
+            f"the signature is invalid for this bundle, or its signer is not in {allowed_signers}"
             f"{_dates(allowed_signers)}",
             where=bundle.where,
             hint=_HINT,
@@ -136,38 +136,40 @@ def check(bundle: BundleSource, allowed_signers: Path) -> Signer:
 
 
 def _dates(allowed: Path) -> str:
-    """Name the clock where a list limits its keys in time: a board without a battery starts in 1970."""
+    """Mention the clock if a list limits its keys in time: a board without a battery starts in 1970."""
     if not re.search(rb"valid-(after|before)", allowed.read_bytes()):
         return ""
-    return f"; its keys are valid for a time, and the clock of this machine says {time.strftime('%F', time.gmtime())}"
+    return f"; its keys have a validity period, and the clock of this machine says {time.strftime('%F', time.gmtime())}"
 
 
 def lists(home: Path, *, system: Path = SYSTEM_LIST) -> list[Path]:
     """Return the lists of allowed signers that this device has; ``home`` is edge's own folder on it.
 
-    A link that leads nowhere counts as a list, and will accept nobody.
+    A broken link is a list, too, which accepts no signer.
     """
     return [path for path in (home / LIST, system) if os.path.lexists(path)]
 
 
 def check_policy(bundle: BundleSource, policy: Sequence[Path]) -> list[Signer]:
-    """Check ``bundle`` against every list of ``policy`` (see :func:`lists`); no list, no question.
+    """Check ``bundle`` against every list of ``policy`` (see :func:`lists`); without a list nothing is checked.
 
     Raises:
-        ArtifactError: one of them does not accept it.
+        ArtifactError: a list does not accept the bundle.
     """
     return [_strictly(bundle, path) for path in policy]
 
 
 def _strictly(bundle: BundleSource, path: Path) -> Signer:
     if not path.is_file():
-        raise ArtifactError(f"{path} asks for a signature and cannot be read: it accepts nobody", where=bundle.where)
+        raise ArtifactError(
+            f"{path} requires a signature but cannot be read, so no signer is accepted", where=bundle.where
+        )
     return check(bundle, path)
 
 
 def _signer(manifest: bytes, signature: Path, allowed: Path) -> Signer | None:
     found = _run(["-Y", "find-principals", "-s", str(signature), "-f", str(allowed)], b"")
-    # A line may list several names, which -I takes one at a time.
+    # A line may list several names, but -I accepts only one.
     names = [name for line in found.stdout.decode(errors="replace").splitlines() for name in line.split(",")]
     for name in dict.fromkeys(name.strip() for name in names if name.strip()):
         done = _run(["-Y", "verify", "-f", str(allowed), "-I", name, "-n", NAMESPACE, "-s", str(signature)], manifest)

@@ -1,8 +1,8 @@
-"""Unpack a bundle into a folder, through the checks that every reader goes through, and into nothing else.
+"""Unpack a bundle into a folder with all checks, and without writing anywhere else.
 
-Names were checked when the bundle was opened, contents are checked while they are copied, and the folders on the way
-are made here or are real folders already, never links. ``bundle.json`` comes last: without it a folder is not a bundle,
-so a half-unpacked one is never taken for a whole one; unpacking again goes on where it was.
+Names are checked when the bundle is opened, and contents while they are copied. Parent folders are created here or are
+real folders, never links. ``bundle.json`` comes last: without it a folder is not a bundle, so a partially unpacked one
+is never mistaken for a complete one. Unpacking again continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from edge.events import Listener, ignore_events
 
 
 def unpack_bundle(bundle: BundleSource, folder: Path, *, listen: Listener = ignore_events) -> Bundle:
-    """Write all files of ``bundle`` below ``folder``, which must be absent, empty, or begun with this same bundle.
+    """Write all files of ``bundle`` below ``folder``, which must be absent, empty, or partially unpacked from it.
 
     Raises:
-        ArtifactError: a content does not fit its digest, or something else is in the folder.
-        StoreError: the disk refused.
+        ArtifactError: a content does not match its digest, or the folder has other files.
+        StoreError: a file cannot be written.
     """
     _check_target(bundle, folder)
     signature = bundle.signature()
@@ -51,8 +51,8 @@ def pack_bundle(bundle: BundleSource, path: Path, *, listen: Listener = ignore_e
     """Write ``bundle`` to the tar ``path``, and its signature next to it.
 
     Raises:
-        ArtifactError: a content does not fit its digest; nothing is written.
-        StoreError: the disk refused.
+        ArtifactError: a content does not match its digest; nothing is written.
+        StoreError: a file cannot be written.
     """
     signature = bundle.signature()
     meter = Meter("pack", bundle.about.total_bytes, listen)
@@ -72,7 +72,7 @@ def pack_bundle(bundle: BundleSource, path: Path, *, listen: Listener = ignore_e
     if is_stream(path):
         return made
     made = open_bundle(path)
-    # A signature that is there belongs to what was there before.
+    # An existing signature belongs to the previous bundle.
     made.signature_path.unlink(missing_ok=True)
     if signature is not None:
         store.write_bytes(made.signature_path, signature)
@@ -80,7 +80,7 @@ def pack_bundle(bundle: BundleSource, path: Path, *, listen: Listener = ignore_e
 
 
 def _check_target(bundle: BundleSource, folder: Path) -> None:
-    """Refuse a folder in which anything is that this bundle would not have put there; clear what a killed run left."""
+    """Refuse a folder with any foreign file; remove leftovers of a killed run."""
     wanted = {MANIFEST, SIGNATURE, *bundle.files}
     parents = {"/".join(name.split("/")[:count]) for name in wanted for count in range(1, name.count("/") + 1)}
     left: list[Path] = []
@@ -96,7 +96,7 @@ def _check_target(bundle: BundleSource, folder: Path) -> None:
                     left.append(folder / name)
                 elif not expected:
                     raise ArtifactError(
-                        f"{name!a} is there already and not of this bundle",
+                        f"{name!a} already exists and does not belong to this bundle",
                         where=folder,
                         hint="unpack into a new or empty folder",
                     )
@@ -107,11 +107,13 @@ def _check_target(bundle: BundleSource, folder: Path) -> None:
         raise os_error(exc, folder) from exc
     there = folder / MANIFEST
     if there.is_file() and there.read_bytes() != bundle.manifest:
-        raise ArtifactError("another bundle is there", where=folder, hint="unpack into a new or empty folder")
+        raise ArtifactError(
+            "the folder contains another bundle", where=folder, hint="unpack into a new or empty folder"
+        )
 
 
 def _is_leftover(name: str, wanted: set[str], mode: int) -> bool:
-    """True if it is a temporary file of ``store`` that a killed run left behind: ``.<name>.<letters>.tmp``."""
+    """Return True for a temporary file of ``store`` from a killed run: ``.<name>.<letters>.tmp``."""
     folder, _, last = name.rpartition("/")
     parts = last.removeprefix(".").rsplit(".", 2)
     stem = f"{folder}/{parts[0]}" if folder else parts[0]
@@ -119,21 +121,21 @@ def _is_leftover(name: str, wanted: set[str], mode: int) -> bool:
 
 
 def _safe_target(folder: Path, name: str) -> Path:
-    """The path of ``name`` below ``folder``; every folder on the way is a real one, made where it is missing."""
+    """Return the path of ``name`` below ``folder``; every parent must be a real folder, and is made if missing."""
     at = folder
     try:
         for part in name.split("/")[:-1]:
             at /= part
             at.mkdir(exist_ok=True)
             if not stat.S_ISDIR(at.lstat().st_mode):
-                raise ArtifactError("a link stands where a folder is needed", where=at)
+                raise ArtifactError("a link exists where a folder is needed", where=at)
     except OSError as exc:
         raise os_error(exc, at) from exc
     return folder / name
 
 
 def _is_there(bundle: BundleSource, name: str, target: Path) -> bool:
-    """True if an earlier, interrupted run wrote this very content."""
+    """Return True if an earlier, interrupted run wrote exactly this content."""
     try:
         status = target.lstat()
     except OSError:

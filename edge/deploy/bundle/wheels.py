@@ -1,8 +1,8 @@
-"""The wheels that install edge on a bare device without a network: for its Python and processor, fetched on a host.
+"""Collect the wheels that install edge on a bare device without a network, for its Python and processor.
 
-What is fetched is exactly what ``constraints/jetson.txt`` and ``constraints/bootstrap.txt`` pin, so the same checkout
-gives the same wheels on another day; then it is checked that no wheel of them needs what is not there. PyCUDA has no
-wheels: its source goes along, and ``install.sh`` builds it with the device's nvcc.
+The versions are exactly those pinned in ``constraints/jetson.txt`` and ``constraints/bootstrap.txt``, so the same
+checkout gives the same wheels at any time. Then it is checked that all requirements of the wheels are included. PyCUDA
+has no wheels: its source is included, and ``install.sh`` builds it with the device's nvcc.
 
 Only a checkout of edge can do this: an installed edge has neither its own source nor ``install.sh``.
 """
@@ -39,7 +39,7 @@ _BUILT_FROM = ("edge", "profiles", "models", "samples", "calib_cache/efficientne
 _JETPACKS = {"6": ("3.10", 35), "7": ("3.12", 39)}
 _OLDEST_GLIBC = 17
 _SOURCES = frozenset({"pycuda"})
-# Ours, and what a wheel may ask for that the device has: install.sh leaves JetPack's OpenCV and NumPy alone.
+# edge itself, and requirements that the device provides: install.sh leaves JetPack's OpenCV and NumPy alone.
 _EXTRAS = ("", "host", "registry")
 
 
@@ -51,7 +51,7 @@ class WheelTarget(msgspec.Struct, frozen=True, order=True):
     glibc: int
 
     def environment(self) -> dict[str, str]:
-        """For markers [packaging.python.org, "Dependency specifiers"]."""
+        """Return the variables for markers [packaging.python.org, "Dependency specifiers"]."""
         return {
             "python_version": self.python, "python_full_version": f"{self.python}.0", "platform_machine": self.machine,
             "sys_platform": "linux", "os_name": "posix", "platform_system": "Linux",
@@ -59,7 +59,7 @@ class WheelTarget(msgspec.Struct, frozen=True, order=True):
         }  # fmt: skip
 
     def platforms(self) -> list[str]:
-        """Tags of wheels that run there, for pip."""
+        """Return the platform tags of wheels that run there, for pip."""
         tags = [f"manylinux_2_{minor}_{self.machine}" for minor in range(self.glibc, _OLDEST_GLIBC - 1, -1)]
         return [*tags, f"manylinux2014_{self.machine}"]
 
@@ -68,13 +68,13 @@ def targets(family: Family, jetpack: Sequence[str]) -> list[WheelTarget]:
     """Return the platforms of the devices that a bundle is for.
 
     Raises:
-        UsageError: a Jetson, and which JetPack it has is not said, or has no Python that edge knows.
+        UsageError: the JetPack of a Jetson is not given, or edge does not know its Python.
     """
     if family in {"host", "rtx"}:
         minor = int((platform.libc_ver()[1] or "2.17").split(".")[1])
         return [WheelTarget(f"3.{sys.version_info.minor}", platform.machine(), minor)]
     if not jetpack:
-        raise UsageError("wheels are for one Python, so for a JetPack: which?", hint="--jetpack 6.2")
+        raise UsageError("wheels depend on the Python version, so the JetPack must be given", hint="--jetpack 6.2")
     majors = sorted({release.split(".")[0] for release in jetpack})
     unknown = [major for major in majors if major not in _JETPACKS]
     if unknown:
@@ -83,13 +83,13 @@ def targets(family: Family, jetpack: Sequence[str]) -> list[WheelTarget]:
 
 
 def gather(folder: Path, wanted: Sequence[WheelTarget], *, listen: Listener = ignore_events) -> dict[str, Path]:
-    """Fetch everything into ``folder``; the files by their names in the bundle.
+    """Download all packages into ``folder``; return the files by their names in the bundle.
 
     Raises:
         UsageError: edge is not running from a checkout.
-        MissingDependencyError: pip is missing, or cannot get something.
-        ArtifactError: a wheel needs what is not there.
-        StoreError: the disk refused.
+        MissingDependencyError: pip is missing, or cannot download a package.
+        ArtifactError: a requirement of a wheel is missing.
+        StoreError: a file cannot be written.
     """
     root = _checkout()
     packaging = require("packaging.requirements")
@@ -125,10 +125,10 @@ def gather(folder: Path, wanted: Sequence[WheelTarget], *, listen: Listener = ig
 
 
 def check_complete(folder: Path, target: WheelTarget) -> None:
-    """Check that what the wheels in ``folder`` need, for ``target``, is among them.
+    """Check that the requirements of the wheels in ``folder``, for ``target``, are included.
 
     Raises:
-        ArtifactError: naming what is missing and who needs it.
+        ArtifactError: a requirement is missing; the message names it and the wheel that needs it.
     """
     canonical = require("packaging.utils").canonicalize_name
     requirements = require("packaging.requirements")
@@ -163,7 +163,7 @@ def _checkout() -> Path:
     missing = [name for name in ("pyproject.toml", _SCRIPT, _BUILD_PINS, *_PINS) if not (root / name).is_file()]
     if missing:
         raise UsageError(
-            f"only a checkout of edge can gather wheels, and {missing[0]} is not next to this one",
+            f"wheels can only be collected in a checkout of edge, but {missing[0]} is missing here",
             where=root,
             hint="git clone, ./install.sh, and run edge from there",
         )
@@ -191,9 +191,9 @@ def _download(folder: Path, target: WheelTarget, requirements: Sequence[str]) ->
 
 
 def _shorten(folder: Path, target: WheelTarget) -> None:
-    """Give wheels with very long names, of many platform tags, only one of them: a bundle's names have a limit.
+    """Shorten wheel names with many platform tags to one tag, because names in a bundle have a maximum length.
 
-    pip goes by the name of the file [packaging.python.org, "Binary distribution format"].
+    pip only looks at the file name [packaging.python.org, "Binary distribution format"].
     """
     for path in folder.glob("*.whl"):
         front, _, tags = path.stem.rpartition("-")
@@ -203,14 +203,14 @@ def _shorten(folder: Path, target: WheelTarget) -> None:
 
 
 def _build_edge(root: Path, folder: Path) -> None:
-    """Build edge's own wheel from a copy of what it is made of, so that nothing is written into the checkout."""
+    """Build edge's own wheel from a copy of its sources, so that nothing is written into the checkout."""
     copy = folder / "source"
     ignore = shutil.ignore_patterns("__pycache__", "*.prepared.*", "*.stats.*", "*.partial.*", "*.lock")
     for name in _BUILT_FROM:
         shutil.copytree(root / name, copy / name, ignore=ignore)
     for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
         shutil.copy(root / name, copy / name)
-    # Absolute: pip takes a bare word for the name of a package.
+    # An absolute path, because pip takes a bare word for the name of a package.
     _pip("wheel", "--no-deps", "-w", str(folder), str(copy.resolve()), build_with=root / _BUILD_PINS)
     shutil.rmtree(copy)
 
@@ -224,7 +224,7 @@ def _pip(*arguments: str, build_with: Path | None = None) -> None:
         ) from exc
     quiet = ("--disable-pip-version-check", "--no-input", "--progress-bar", "off")
     command = [sys.executable, "-m", "pip", arguments[0], *quiet, *arguments[1:]]
-    # Since 25.3 pip has a setting of its own for what builds; before, this was one for all.
+    # Since 25.3 pip has a separate setting for build environments; before, one setting was for all.
     # pip cuts these variables at blanks, which an address has none of.
     where = "" if build_with is None else build_with.resolve().as_uri()
     pins = dict.fromkeys(("PIP_BUILD_CONSTRAINT", "PIP_CONSTRAINT"), where) if where else {}
@@ -248,7 +248,7 @@ def _hint(text: str) -> str | None:
 
 
 def _suitable(folder: Path, target: WheelTarget) -> list[Path]:
-    """The wheels in ``folder`` that ``target`` can install."""
+    """Return the wheels in ``folder`` that ``target`` can install."""
     tags, utils = require("packaging.tags"), require("packaging.utils")
     version = tuple(int(part) for part in target.python.split("."))
     supported = {

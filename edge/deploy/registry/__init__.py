@@ -1,4 +1,4 @@
-"""Bundles in an OCI registry: one layer per file, by digest, so that what is there already is not sent again."""
+"""Bundles in an OCI registry: one layer per file, by digest, so that existing files are not sent again."""
 
 from __future__ import annotations
 

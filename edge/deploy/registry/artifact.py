@@ -1,6 +1,6 @@
-"""Bundles as OCI artifacts: push and pull, every byte compared with a digest that leads back to what was asked for.
+"""Push and pull bundles as OCI artifacts, with every byte checked against a digest.
 
-The OCI manifest of a bundle: a function of the bundle, so the same bundle has the same digest in every registry.
+The OCI manifest follows from the bundle, so the same bundle has the same digest in every registry.
 
 [OCI image specification 1.1, "Image Manifest", "Guidelines for Artifact Usage"]
 """
@@ -58,15 +58,15 @@ def render(source: BundleSource, signature: bytes | None) -> bytes:
 
 
 def read_config(data: bytes, *, where: str) -> tuple[FileEntry, list[dict[str, Any]]]:
-    """Digest and size of ``bundle.json``, and the layers, of an artifact's manifest.
+    """Return digest and size of ``bundle.json``, and the layers, from an artifact's manifest.
 
     Raises:
-        ArtifactError: it is not the manifest of a bundle.
+        ArtifactError: the data is not the manifest of a bundle.
     """
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as exc:
-        raise ArtifactError("the registry gave no JSON", where=where) from exc
+        raise ArtifactError("the registry did not return JSON", where=where) from exc
     if not isinstance(content, dict) or content.get("artifactType") != ARTIFACT_TYPE:
         raise ArtifactError("the artifact is not a bundle of edge", where=where, hint=_HINT)
     entry = _entry(content.get("config"), where)
@@ -77,10 +77,11 @@ def read_config(data: bytes, *, where: str) -> tuple[FileEntry, list[dict[str, A
 
 
 def check_layers(layers: list[dict[str, Any]], about: BundleManifest, *, where: str) -> FileEntry | None:
-    """Check that the layers are the bundle's files, each once; return the signature's digest and size, if it is there.
+    """Check that the layers are the bundle's files, each once; return digest and size of the signature, if any.
 
     Raises:
-        ArtifactError: naming a file that is missing, is too much, or has another digest than ``bundle.json`` says.
+        ArtifactError: a file is missing, unexpected, or has another digest than in ``bundle.json``; the message names
+        it.
     """
     found: dict[str, FileEntry] = {}
     signature = None
@@ -89,21 +90,19 @@ def check_layers(layers: list[dict[str, Any]], about: BundleManifest, *, where: 
         notes = layer.get("annotations")
         title = notes.get(TITLE) if isinstance(notes, dict) else None
         if not isinstance(title, str) or title in found:
-            raise ArtifactError(f"a layer without a title, or {str(title)[:100]!r} twice", where=where)
+            raise ArtifactError(f"a layer has no title, or occurs twice: {str(title)[:100]!r}", where=where)
         if title == SIGNATURE and layer.get("mediaType") == SIGNATURE_TYPE and entry.size <= MAX_SIGNATURE_BYTES:
             signature = entry
         else:
             found[title] = entry
     if found != about.files:
         wrong = sorted(name for name in found.keys() | about.files.keys() if found.get(name) != about.files.get(name))
-        raise ArtifactError(
-            f"the layers are not what bundle.json says: {', '.join(map(ascii, wrong[:3]))}", where=where
-        )
+        raise ArtifactError(f"the layers do not match bundle.json: {', '.join(map(ascii, wrong[:3]))}", where=where)
     return signature
 
 
 def entry_of(data: bytes) -> FileEntry:
-    """Digest and size of ``data``."""
+    """Return digest and size of ``data``."""
     return FileEntry(sha256_bytes(data), len(data))
 
 
@@ -123,9 +122,9 @@ def _entry(descriptor: object, where: str) -> FileEntry:
 
 
 class Remote:
-    """A bundle in a registry, to unpack or pack like any other. Nothing comes out of it that was not checked.
+    """A bundle in a registry that can be unpacked or packed like any other. All returned data is checked.
 
-    Files that the bundle ``reuse`` has, by digest, are taken from there.
+    Files of the bundle ``reuse`` with the same digest are copied from there.
     """
 
     def __init__(self, connection: Connection, *, reuse: Bundle | None = None) -> None:
@@ -160,8 +159,8 @@ class Remote:
         """Return the content of one file in pieces. The last one comes only if size and digest are right.
 
         Raises:
-            ArtifactError: they are not.
-            DeviceError: the connection broke.
+            ArtifactError: size or digest is wrong.
+            DeviceError: the connection was lost.
         """
         entry = self.files[name]
         if self._reuse is not None and entry.sha256 in self._local:
@@ -186,9 +185,9 @@ class Remote:
             held = piece
         if size != entry.size or not hmac.compare_digest(state.hexdigest(), entry.sha256):
             raise ArtifactError(
-                f"the registry gave out something else for {name} than its digest says",
+                f"the registry returned data for {name} that does not match its digest",
                 where=str(self._connection.reference),
-                hint="do not use it; tell who runs the registry",
+                hint="do not use it; inform the operator of the registry",
             )
         yield held
 
@@ -202,10 +201,10 @@ def pull(
     auth_hosts: Sequence[str] = (),
     reuse: Bundle | None = None,
 ) -> Iterator[Remote]:
-    """Open the bundle at ``reference``: its manifests are fetched and checked, its files come as they are asked for.
+    """Open the bundle at ``reference``: its manifests are read and checked now, its files on demand.
 
     Raises:
-        ArtifactError: there is no such artifact, it is not a bundle, or the registry lies about a digest.
+        ArtifactError: the artifact does not exist, is not a bundle, or a digest is wrong.
         DeviceError: the registry cannot be reached, or refuses access.
         MissingDependencyError: oras is not installed.
     """
@@ -215,7 +214,7 @@ def pull(
 
 
 class Pushed(msgspec.Struct, frozen=True, kw_only=True):
-    """Result of a push; ``reference`` has the digest, for pinning. Bytes are those of contents, without HTTP's own."""
+    """Result of a push; ``reference`` has the digest, for pinning. Byte counts cover contents only."""
 
     reference: str
     digest: str
@@ -239,12 +238,12 @@ def push(
 
     Raises:
         UsageError: the reference has a digest.
-        ArtifactError: the bundle is not whole.
-        DeviceError: the registry cannot be reached, refuses access, or does not take it.
+        ArtifactError: the bundle is damaged.
+        DeviceError: the registry cannot be reached, refuses access, or does not accept it.
         MissingDependencyError: oras is not installed.
     """
     if reference.digest is not None:
-        raise UsageError("push takes a tag, not a digest: the digest comes out of what is pushed", where=str(reference))
+        raise UsageError("push needs a tag, not a digest: the digest follows from the content", where=str(reference))
     verify_bundle(bundle, listen=listen)
     signature = bundle.signature()
     manifest = render(bundle, signature)

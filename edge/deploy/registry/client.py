@@ -1,12 +1,12 @@
-"""One connection to one repository of a registry: the adapter of `oras` and of the HTTP under it.
+"""One connection to one repository of a registry: the adapter of `oras` and its HTTP client.
 
-`oras` knows how a registry asks for credentials, Basic and token, and moves single requests. Its own retries are left
-out: they sleep for two minutes on a wrong password. Its reading of docker's configuration is not used: it does not know
-DOCKER_CONFIG or podman, and gives the password of localhost to 127.0.0.1. Reads are retried by urllib3, writes here.
+`oras` implements the Basic and token authentication of registries, and single requests. Its retries are disabled: they
+wait for two minutes on a wrong password. Its reader of docker's configuration is not used: it ignores DOCKER_CONFIG and
+podman, and sends the password of localhost to 127.0.0.1. Reads are retried by urllib3, writes by this module.
 
-Where credentials go is decided in one place, :class:`_Access`, for every request, redirect and token server: to the
-registry and to hosts that the user has named, never in the clear to another machine or a proxy. Registries on this
-machine are reached without a proxy.
+:class:`_Access` alone decides about credentials, for every request, redirect and token server: they go to the registry
+and to hosts named by the user, never unencrypted to another machine or a proxy. Registries on this machine are reached
+without a proxy.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from edge.deploy.registry import credentials
 from edge.errors import ArtifactError, DeviceError, EdgeError, UsageError, require
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
-MAX_MANIFEST_BYTES = 4 << 20  # what registries take [OCI distribution specification 1.1, "Pushing manifests"]
+MAX_MANIFEST_BYTES = 4 << 20  # maximum of registries [OCI distribution specification 1.1, "Pushing manifests"]
 _TIMEOUT_S = (10.0, 60.0)  # to connect, and between two pieces
 _PIECE = 1 << 20
-_MAX_ANSWER_BYTES = 1 << 20  # of answers that are kept in memory: errors, tokens
+_MAX_ANSWER_BYTES = 1 << 20  # of answers stored in memory: errors, tokens
 _PAUSES_S = (1.0, 2.0, 4.0, 8.0)
 _LONGEST_PAUSE_S = 30.0
 _LOGIN = "docker login, or EDGE_REGISTRY_USER and EDGE_REGISTRY_PASSWORD"
@@ -49,7 +49,7 @@ _REFERENCE_HINT = "oci://registry.example:5000/team/orin:1.2, perhaps with @sha2
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """One artifact: by tag, by digest, or by a tag that must have this digest."""
+    """Reference to one artifact: a tag, a digest, or a tag with the expected digest."""
 
     host: str
     name: str
@@ -58,12 +58,12 @@ class Reference(msgspec.Struct, frozen=True):
 
     @property
     def is_loopback(self) -> bool:
-        """True if the registry is on this machine, where nobody listens on the way."""
+        """True if the registry is on this machine, so that the connection cannot be intercepted."""
         return is_loopback(self.host)
 
     @property
     def wanted(self) -> str:
-        """The digest or tag to request: the digest where there is one."""
+        """The digest or tag to request; a digest takes precedence."""
         return self.digest or self.tag or DEFAULT_TAG
 
     def pinned(self, digest: str) -> Reference:
@@ -76,8 +76,8 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 def is_loopback(netloc: str) -> bool:
-    """True if ``host[:port]`` is this machine."""
-    # An address of IPv6 is in brackets, and has colons of its own.
+    """Return True if ``host[:port]`` is this machine."""
+    # An IPv6 address is in brackets, and contains colons.
     host = netloc if netloc.endswith("]") else re.sub(r":[0-9]*$", "", netloc)
     if host.lower() == "localhost":
         return True
@@ -91,12 +91,12 @@ def parse_reference(text: str) -> Reference:
     """Read a reference.
 
     Raises:
-        UsageError: it is not one; a password in it is never shown.
+        UsageError: it is invalid; a password in it is never shown.
     """
     if not text.startswith(SCHEME):
-        raise UsageError("not a reference to a registry", where=masked_url(text), hint=_REFERENCE_HINT)
+        raise UsageError("invalid registry reference", where=masked_url(text), hint=_REFERENCE_HINT)
     host, slash, path = text.removeprefix(SCHEME).partition("/")
-    # A password may hold a slash: only a digest may follow an @.
+    # A password may contain a slash: only a digest may follow an @.
     if "@" in re.sub(r"@sha256:[^@]*$", "", f"{host}/{path}"):
         raise UsageError(
             "a user or password does not belong on a command line, where others can read it",
@@ -117,7 +117,7 @@ def parse_reference(text: str) -> Reference:
 
 
 class Body:
-    """Bytes to send: their number, and a way to get them from the start, as often as somebody asks for credentials."""
+    """Bytes to send: their number, and a function that returns them from the start for each attempt."""
 
     def __init__(self, size: int, pieces: Callable[[], Iterable[bytes]]) -> None:
         self._size = size
@@ -131,7 +131,7 @@ class Body:
 
 
 class Connection:
-    """Requests to the repository of ``reference``."""
+    """Connection to the repository of ``reference``."""
 
     def __init__(
         self,
@@ -148,33 +148,33 @@ class Connection:
         self._where = f"oci://{reference.host}/{reference.name}"
         self._errors: Any = require("requests").exceptions
         if ca_file is not None and not os.path.isfile(ca_file):  # noqa: PTH113 - a string for requests
-            raise UsageError("there is no such file of certificates", where=ca_file)
+            raise UsageError("this certificate file does not exist", where=ca_file)
         self._secrets: list[Secret] = []
         self._prefix, self._client = self._connected(plain_http, ca_file)
         self._base = f"{self._prefix}://{reference.host}/v2/{reference.name}"
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the connection."""
         self._client.session.close()
 
     def has_blob(self, digest: str) -> bool:
-        """True if the repository has the blob."""
+        """Return True if the repository has the blob."""
         response = self._request("HEAD", f"{self._base}/blobs/{digest}")
         if response.status_code not in {200, 404}:
-            raise self._refused(response, "asking for a blob")
+            raise self._refused(response, "checking for a blob")
         return bool(response.status_code == 200)
 
     def blob(self, digest: str) -> Iterator[bytes]:
         """Return the bytes that the registry gives out for a digest, unverified, as they come.
 
         Raises:
-            ArtifactError: it has no such blob.
-            DeviceError: the connection broke, or access is refused.
+            ArtifactError: the registry does not have the blob.
+            DeviceError: the connection was lost, or access is refused.
         """
         response = self._request("GET", f"{self._base}/blobs/{digest}", stream=True)
         with contextlib.closing(response):
             if response.status_code == 404:
-                raise ArtifactError(f"the registry has no {digest}, which the artifact names", where=self._where)
+                raise ArtifactError(f"the registry lacks {digest}, which belongs to the artifact", where=self._where)
             if response.status_code != 200:
                 raise self._refused(response, "getting a blob")
             with self._translated():
@@ -184,14 +184,14 @@ class Connection:
         """Send a blob.
 
         Raises:
-            DeviceError: the connection broke, or the registry does not take it.
+            DeviceError: the connection was lost, or the registry does not take it.
         """
         done = self._send(lambda: self._put_blob(digest, body))
         if done.status_code != 201:
             raise self._refused(done, f"sending {digest}")
 
     def _put_blob(self, digest: str, body: Body) -> Any:  # noqa: ANN401
-        """One attempt: an upload that failed cannot be gone on with."""
+        """Make one attempt: a failed upload cannot be continued."""
         started = self._send(lambda: self._request("POST", f"{self._base}/blobs/uploads/"))
         place = started.headers.get("Location")
         if started.status_code != 202 or not place:
@@ -204,8 +204,8 @@ class Connection:
         """Return the artifact's manifest and its digest, which is the one asked for and the registry's own.
 
         Raises:
-            ArtifactError: there is none, or the registry gives out another one than it says.
-            DeviceError: the connection broke, or access is refused.
+            ArtifactError: there is none, or it does not match its digest.
+            DeviceError: the connection was lost, or access is refused.
         """
         wanted = self.reference.wanted
         response = self._request(
@@ -213,7 +213,7 @@ class Connection:
         )
         with contextlib.closing(response):
             if response.status_code == 404:
-                raise ArtifactError("there is no such artifact", where=str(self.reference))
+                raise ArtifactError("this artifact does not exist", where=str(self.reference))
             if response.status_code != 200:
                 raise self._refused(response, "getting the manifest")
             data = b""
@@ -221,28 +221,28 @@ class Connection:
                 for piece in response.iter_content(_PIECE):
                     data += piece
                     if len(data) > MAX_MANIFEST_BYTES:
-                        raise ArtifactError("too large for the manifest of an artifact", where=str(self.reference))
+                        raise ArtifactError(
+                            "the data is too large for the manifest of an artifact", where=str(self.reference)
+                        )
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
         for reported in (self.reference.digest, response.headers.get("Docker-Content-Digest")):
             if reported is not None and reported != digest:
                 raise ArtifactError(
-                    f"the registry gave out a manifest with {digest} for {reported}",
+                    f"the registry returned a manifest with {digest} for {reported}",
                     where=str(self.reference),
-                    hint="do not use it; tell who runs the registry",
+                    hint="do not use it; inform the operator of the registry",
                 )
         return data, digest
 
     def put_manifest(self, data: bytes, *, digest: str) -> None:
-        """Send the manifest, and let the reference's tag point to it."""
+        """Send the manifest, and set the reference's tag to it."""
         url = f"{self._base}/manifests/{self.reference.tag or digest}"
         done = self._send(lambda: self._request("PUT", url, data=data, headers={"Content-Type": MANIFEST_TYPE}))
         if done.status_code != 201:
             raise self._refused(done, "sending the manifest")
         reported = done.headers.get("Docker-Content-Digest")
         if reported not in {None, digest}:
-            raise ArtifactError(
-                f"the registry took {digest} and says that it has {reported}", where=str(self.reference)
-            )
+            raise ArtifactError(f"the registry accepted {digest} but reports {reported}", where=str(self.reference))
 
     def _connected(self, plain_http: bool, ca_file: str | None) -> tuple[str, Any]:  # noqa: FBT001
         """Connect by https or http; return which, and a client that knows how this registry asks for credentials."""
@@ -257,7 +257,7 @@ class Connection:
                         "GET", f"{prefix}://{self.reference.host}/v2/", verify=ca_file or True
                     )
                 if greeting.status_code not in {200, 401}:
-                    raise self._refused(greeting, "so no registry is there")
+                    raise self._refused(greeting, "so this is not a registry")
                 self._log_in(client, greeting)
             except EdgeError as exc:
                 client.session.close()
@@ -273,12 +273,13 @@ class Connection:
         asks = str(greeting.headers.get("Www-Authenticate", "")).lower()
         if found is None:
             if greeting.status_code == 401 and asks.startswith("basic"):
-                raise DeviceError("the registry asks for a user and a password", where=self._where, hint=_LOGIN)
+                raise DeviceError("the registry requires a user and a password", where=self._where, hint=_LOGIN)
             return
         pair = base64.b64encode(f"{found.user}:{found.password.reveal()}".encode()).decode()
         self._secrets = [found.password, Secret(pair)]
         if asks.startswith("basic"):
-            # With every request, so that no body is sent in vain; and nobody takes the realm for a token server.
+            # Authenticate every request, so that no body is sent in vain, and the realm is not mistaken for a token
+            # server.
             client.session.auth = (found.user, found.password.reveal())
             client.auth = require("oras.auth").get_auth_backend("basic", client.session)
         client.auth.set_basic_auth(found.user, found.password.reveal())
@@ -293,7 +294,7 @@ class Connection:
         return response
 
     def _send(self, work: Callable[[], Any]) -> Any:  # noqa: ANN401
-        """Do ``work``, and again after a pause while the registry answers that it is busy (429, 503)."""
+        """Call ``work``, and again after a pause while the registry reports that it is busy (429, 503)."""
         for pause_s in (*_PAUSES_S, None):
             response = work()
             if response.status_code not in {429, 503} or pause_s is None:
@@ -304,7 +305,7 @@ class Connection:
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
-        """The exceptions of requests, in our words."""
+        """Translate the exceptions of requests into EdgeError."""
         try:
             yield
         except EdgeError:
@@ -314,22 +315,22 @@ class Connection:
             if "CERTIFICATE_VERIFY_FAILED" in reason:
                 what, hint = (
                     "certificate is not trusted",
-                    "--ca-file FILE, for a registry with a certificate of your own",
+                    "use --ca-file FILE for a registry with your own certificate",
                 )
             else:
-                what, hint = "answer is not TLS", "--plain-http, if it has none and you know the network"
+                what, hint = "answer is not TLS", "use --plain-http if it has no TLS and the network is trusted"
             raise DeviceError(f"the registry's {what}: {reason}", where=self._where, hint=hint) from exc
         except self._errors.Timeout as exc:
             raise DeviceError("the registry does not answer", where=self._where) from exc
         except (self._errors.RequestException, OSError) as exc:
             raise DeviceError(f"the registry cannot be reached: {_reason(exc)}", where=self._where) from exc
         except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as exc:
-            # What oras says when it has nothing to authenticate with, or cannot read the answer of a token server.
+            # The exception of oras without credentials, or for an unreadable answer of a token server.
             raise DeviceError("the registry refuses access", where=self._where, hint=self._login_hint()) from exc
 
     def _login_hint(self) -> str:
         others = ", ".join(sorted(self._access.withheld))
-        return f"{others} is another host and got no credentials: --auth-host HOST allows it" if others else _LOGIN
+        return f"{others} is another host, so it got no credentials; --auth-host HOST allows it" if others else _LOGIN
 
     def _refused(self, response: Any, doing: str) -> EdgeError:  # noqa: ANN401
         code = response.status_code
@@ -337,7 +338,7 @@ class Connection:
             return DeviceError(
                 f"the registry refuses access ({code}), {doing}", where=self._where, hint=self._login_hint()
             )
-        # A registry may repeat what it was sent.
+        # A registry may repeat what was sent to it.
         text = _reported(response)
         for secret in self._secrets:
             text = secret.scrub(text)
@@ -345,9 +346,9 @@ class Connection:
 
 
 class _Access:
-    """The hosts that may get credentials: the registry itself, and token servers that the user has named.
+    """The hosts that may get credentials: the registry, and token servers named by the user.
 
-    ``withheld`` are hosts that asked for some, or that the registry named, and got none.
+    ``withheld`` are hosts that requested credentials, or that the registry named, but got none.
     """
 
     def __init__(self, reference: Reference, *, plain_http: bool, auth_hosts: Sequence[str]) -> None:
@@ -357,20 +358,20 @@ class _Access:
         self._hosts = {reference.host.lower(), *(host.lower() for host in auth_hosts)}
 
     def is_registry(self, request: Any) -> bool:  # noqa: ANN401
-        """Check that a request goes to the registry itself."""
+        """Return True if a request goes to the registry itself."""
         return _host_of(request) == self._reference.host.lower()
 
     def check(self, request: Any, proxies: Mapping[str, str] | None) -> Mapping[str, str]:  # noqa: ANN401
-        """Refuse a request, or take the credentials out of it, by where it goes; the proxies to use.
+        """Check where a request goes; refuse it or remove its credentials; return the proxies to use.
 
         Raises:
-            DeviceError: it would go over plain HTTP to another machine, or carry credentials to a proxy in the clear.
+            DeviceError: it would use plain HTTP to another machine, or send unencrypted credentials to a proxy.
         """
         url, host = urlsplit(str(request.url)), _host_of(request)
         if url.scheme == "http" and not self._plain_http and not is_loopback(host):
             raise DeviceError(
-                f"the registry sends edge to {host} by plain http, where others can read and change what is sent",
-                where=str(self._reference), hint="--plain-http, if you know the network",
+                f"the registry redirects to {host} over plain HTTP, which can be intercepted",
+                where=str(self._reference), hint="use --plain-http if the network is trusted",
             )  # fmt: skip
         if "Authorization" in request.headers and host not in self._hosts:
             del request.headers["Authorization"]
@@ -379,7 +380,7 @@ class _Access:
             return {}
         if url.scheme == "http" and "Authorization" in request.headers and (proxies or {}).get("http"):
             raise DeviceError(
-                "credentials would go to an HTTP proxy in the clear", where=str(self._reference),
+                "credentials would be sent unencrypted to an HTTP proxy", where=str(self._reference),
                 hint=f"NO_PROXY={host.partition(':')[0]} edge bundle …, or a registry with TLS",
             )  # fmt: skip
         return proxies or {}
@@ -390,7 +391,7 @@ def _host_of(request: Any) -> str:  # noqa: ANN401
 
 
 def _client(reference: Reference, access: _Access, *, prefix: str, ca_file: str | None) -> Any:  # noqa: ANN401
-    """A client of `oras` with time limits, few retries, bounded answers, and credentials for nobody else."""
+    """Make a client of `oras` with time limits, few retries, bounded answers, and restricted credentials."""
     require("oras")
     from oras import logger
     from oras.provider import Registry
@@ -400,25 +401,25 @@ def _client(reference: Reference, access: _Access, *, prefix: str, ca_file: str 
     logger.setup_logger(quiet=True)
 
     class Limited(HTTPAdapter):  # type: ignore[misc]
-        """Every request and answer passes here, those of redirects and of token servers as well."""
+        """Applies limits to every request and answer, including redirects and token servers."""
 
         def send(self, request: Any, stream: bool = False, **options: Any) -> Any:  # noqa: ANN401, FBT001, FBT002
-            """Send it, or refuse to."""
+            """Send the request, or refuse it."""
             options["proxies"] = access.check(request, options.get("proxies"))
             options["timeout"] = options.get("timeout") or _TIMEOUT_S
             response = super().send(request, stream=True, **options)
             if response.status_code == 401 and access.is_registry(request):
                 _check_challenge(response, reference)
             if not stream:
-                # Whoever did not ask for a stream keeps all of it in memory.
+                # Without streaming, the caller stores all of it in memory.
                 response._content = response.raw.read(_MAX_ANSWER_BYTES + 1, decode_content=True)  # noqa: SLF001
                 if len(response.content) > _MAX_ANSWER_BYTES:
                     response.close()
-                    raise DeviceError("an answer without end", where=str(reference))
+                    raise DeviceError("the answer is too long", where=str(reference))
             return response
 
     class Client(Registry):  # type: ignore[misc]
-        """The registry without its retries."""
+        """The client of `oras` without its retries."""
 
         do_request = inspect.unwrap(Registry.do_request)
 
@@ -433,10 +434,10 @@ def _client(reference: Reference, access: _Access, *, prefix: str, ca_file: str 
 
 
 def _check_challenge(response: Any, reference: Reference) -> None:  # noqa: ANN401
-    """Refuse a way to log in that edge does not know.
+    """Refuse an unknown authentication method.
 
     Raises:
-        DeviceError: it is neither Basic nor Bearer, or does not say where tokens are.
+        DeviceError: it is neither Basic nor Bearer, or has no token server.
     """
     challenge = str(response.headers.get("Www-Authenticate", ""))
     scheme = challenge.partition(" ")[0].lower()
@@ -446,13 +447,13 @@ def _check_challenge(response: Any, reference: Reference) -> None:  # noqa: ANN4
     response.close()
     shown = "".join(sign for sign in challenge[:60] if sign.isprintable()) or "nothing"
     raise DeviceError(
-        f"the registry asks for {shown!r}; edge knows Basic, and Bearer with the address of a token server",
-        where=str(reference), hint="another registry, or another way to log in on this one",
+        f"the registry requires {shown!r}; edge supports Basic, and Bearer with the address of a token server",
+        where=str(reference), hint="use another registry, or another login method on this one",
     )  # fmt: skip
 
 
 def _reason(exc: BaseException) -> str:
-    """The innermost cause, without the addresses of objects that urllib3 puts in front."""
+    """Return the innermost cause, without the object addresses that urllib3 adds."""
     while True:
         inner = next((item for item in (getattr(exc, "reason", None), *exc.args) if isinstance(item, Exception)), None)
         if inner is None:

@@ -1,4 +1,4 @@
-"""User and password for a registry: from the environment, else from where docker and podman keep them after a login.
+"""User and password for a registry, from the environment or from the login files of docker and podman.
 
 They are never taken from a command line, and never shown. docker-py reads the same files and asks the same helpers; it
 knows none of podman's, says nothing about a broken file, and brings docker's whole API along (7.2.0, 1.5 MB).
@@ -32,10 +32,10 @@ class Credentials(msgspec.Struct, frozen=True):
 
 
 def find(host: str, environment: Mapping[str, str]) -> Credentials | None:
-    """Credentials for the registry ``host``; None where there are none.
+    """Find the credentials for the registry ``host``; return None if there are none.
 
     Raises:
-        DeviceError: the credential helper that docker's configuration names fails.
+        DeviceError: the credential helper in docker's configuration failed.
         StoreError: the configuration cannot be read.
     """
     user, password = environment.get(USER), environment.get(PASSWORD)
@@ -50,7 +50,7 @@ def find(host: str, environment: Mapping[str, str]) -> Credentials | None:
 
 
 def _files(environment: Mapping[str, str]) -> list[Path]:
-    """Docker's own configuration first, then podman's [docker-login(1), containers-auth.json(5)]."""
+    """Return docker's configuration file, then podman's [docker-login(1), containers-auth.json(5)]."""
     home = Path(environment.get("HOME") or Path.home())
     docker = Path(environment.get("DOCKER_CONFIG") or home / ".docker") / "config.json"
     files = [docker]
@@ -67,8 +67,8 @@ def _from_file(path: Path, host: str) -> Credentials | None:
     except OSError as exc:
         raise StoreError(f"cannot read: {exc.strerror or exc}", where=path) from exc
     except (ValueError, RecursionError) as exc:
-        # Its words may quote what is in the file.
-        raise StoreError("not JSON", where=path, hint="docker login writes it again") from exc
+        # The error message may quote the file's content.
+        raise StoreError("not JSON", where=path, hint="run docker login to write it again") from exc
     helpers, entries = _mapping(content, "credHelpers"), _mapping(content, "auths")
     entry = next((value for key, value in entries.items() if _same_host(key, host)), None)
     if isinstance(entry, dict) and isinstance(entry.get("auth"), str) and entry["auth"]:
@@ -83,14 +83,14 @@ def _decoded(text: str, path: Path) -> Credentials:
     try:
         user, colon, password = base64.b64decode(text, validate=True).decode().partition(":")
     except (binascii.Error, UnicodeDecodeError) as exc:
-        raise StoreError("an entry is not base64", where=path, hint="docker login writes it again") from exc
+        raise StoreError("an entry is not base64", where=path, hint="run docker login to write it again") from exc
     if not colon:
-        raise StoreError("an entry has no password", where=path, hint="docker login writes it again")
+        raise StoreError("an entry has no password", where=path, hint="run docker login to write it again")
     return Credentials(user, Secret(password))
 
 
 def _ask(helper: str, host: str) -> Credentials | None:
-    """Ask ``docker-credential-<helper> get`` [docker/docker-credential-helpers, README]; None for "not found"."""
+    """Query ``docker-credential-<helper> get`` [docker/docker-credential-helpers, README]; None for "not found"."""
     program = f"docker-credential-{helper}"
     if "/" in helper:
         raise DeviceError(f"{program!r} is not the name of a credential helper")
@@ -99,14 +99,14 @@ def _ask(helper: str, host: str) -> Credentials | None:
             [program, "get"], input=host.encode(), capture_output=True, check=False, timeout=_TIMEOUT_S
         )
     except (OSError, subprocess.TimeoutExpired) as exc:
-        raise DeviceError(f"{program} does not run", hint="install it, or take it out of config.json") from exc
+        raise DeviceError(f"{program} cannot be started", hint="install it, or remove it from config.json") from exc
     if done.returncode != 0:
         return None
     try:
         answer = json.loads(done.stdout)
         return Credentials(str(answer["Username"]), Secret(str(answer["Secret"])))
     except (ValueError, KeyError, TypeError) as exc:
-        raise DeviceError(f"{program} gave no user and password") from exc
+        raise DeviceError(f"{program} returned no user and password") from exc
 
 
 def _mapping(content: object, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Addresses of devices: a folder, or a host behind ssh, from a TARGET of the command line."""
+"""Parse addresses of devices: a folder, or a host behind ssh, from TARGET on the command line."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import msgspec
 
 from edge.errors import UsageError
 
-# Where edge keeps its bundles on a device, relative to the home folder.
+# Folder of edge's bundles on a device, relative to the home folder.
 DEFAULT_PATH = ".local/share/edge"
 
-# ssh expands host and user into the user's own ProxyCommand: they must not hold anything that a shell reads.
+# ssh expands host and user in the user's own ProxyCommand: they must not contain shell syntax.
 _HOST = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:%-]*")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
 
@@ -44,7 +44,7 @@ class DeviceAddress(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_own(self) -> bool:
-        """True if it is a device that runs: behind ssh, or this machine itself (``system_root: /``)."""
+        """True for a running device: behind ssh, or this machine itself (``system_root: /``)."""
         return not self.is_folder or self.system_root == "/"
 
 
@@ -52,15 +52,15 @@ def parse(text: str) -> DeviceAddress | None:
     """Return the place that ``text`` describes; None when it is a bare word, so a name from a fleet or of an ssh host.
 
     Raises:
-        UsageError: it is neither of them.
+        UsageError: ``text`` is invalid.
     """
     if any(ord(sign) < 32 or ord(sign) == 127 for sign in text) or not text:
-        raise UsageError(f"{text!r} cannot be a target: it holds control characters, or nothing", hint=_FORMS)
+        raise UsageError(f"{text!r} cannot be a target: it is empty or has control characters", hint=_FORMS)
     if text.startswith("ssh://"):
         return _address(text)
     if re.fullmatch(r"[^/@:\[]+:[^/@]+@[^/]+", text):
         raise UsageError(
-            f"{text.partition(':')[0]}:***@{text.rpartition('@')[2]}: a password does not belong into a target",
+            f"{text.partition(':')[0]}:***@{text.rpartition('@')[2]}: a password must not be part of a target",
             hint="ssh-copy-id, and a key of your own; a path with an @ begins with ./ or ~/",
         )
     head, colon, path = _split(text)
@@ -75,23 +75,25 @@ def remote_address(address: str, *, name: str, path: str = "") -> DeviceAddress:
     """Return the address of a device behind ``[user@]host``.
 
     Raises:
-        UsageError: host or user cannot be one; the path is that of another user's home.
+        UsageError: host or user is invalid, or the path is in another user's home.
     """
     user, _, host = address.rpartition("@")
     if ":" in user:
         raise UsageError(
-            "a password does not belong into a target: others can read a command line, and ssh would not use it",
+            "a password must not be part of a target: others can read a command line, and ssh would not use it",
             hint="ssh-copy-id, and a key of your own",
         )
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     if not _HOST.fullmatch(host):
-        raise UsageError(f"{host!r} cannot be the name of a host", where=name, hint=_FORMS)
+        raise UsageError(f"{host!r} is not a valid host name", where=name, hint=_FORMS)
     if user and not _USER.fullmatch(user):
-        raise UsageError(f"{user!r} cannot be the name of a user", where=name, hint=_FORMS)
+        raise UsageError(f"{user!r} is not a valid user name", where=name, hint=_FORMS)
     path = path.removeprefix("~/") if path != "~" else "."
     if path.startswith("~"):
-        raise UsageError(f"{path!r} is not looked up there", where=name, hint="the whole path, or ~/… of your own home")
+        raise UsageError(
+            f"{path!r} cannot be resolved", where=name, hint="use an absolute path, or ~/… in your own home"
+        )
     return DeviceAddress(name=name, user=user or None, host=host, path=path or DEFAULT_PATH)
 
 
@@ -107,7 +109,7 @@ def check_jump(jump: str) -> str | None:
 
 
 def _split(text: str) -> tuple[str, str, str]:
-    """``host:path`` at the first colon that does not belong to an IPv6 address in brackets."""
+    """Split ``host:path`` at the first colon that is not part of an IPv6 address in brackets."""
     match = re.match(r"((?:[^@/]*@)?\[[^\]/]*\])(:?)(.*)", text)
     if match:
         return match[1], ":", match[3]

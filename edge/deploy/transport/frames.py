@@ -1,9 +1,8 @@
-"""Parser of a device's answers, the only one: a form for every word, a limit for every size.
+"""The only parser of a device's answers: a pattern for every word, a limit for every size.
 
-A device is not trusted. Every answer is a line that begins with a random word made for this conversation; other lines
-are noise of a login shell, of which a little is kept for messages. A line that is too long, a word that the request
-does not have, a text of another form, too many of one kind, or noise without end: each ends the conversation with one
-:class:`~edge.errors.DeviceError`, and nothing else can come out of here.
+A device is not trusted. Every answer is a line that begins with a random word made for this session; other lines are
+output of a login shell, of which the end is stored for messages. A line that is too long, an unexpected word, an
+invalid text, too many lines of a kind, or endless output ends the session with a :class:`~edge.errors.DeviceError`.
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ _COMPILED = {
 
 
 class Answer:
-    """The answer to one request as it comes in: every frame is checked against the request's forms."""
+    """Checks the answer to one request as it arrives: every frame must match the request's patterns."""
 
     def __init__(self, request: str, *, where: str) -> None:
         self._request = request
@@ -115,11 +114,11 @@ class Answer:
         if not is_good:
             raise invalid(f"{frame.word[:40]} {frame.text[:80]}", request=self._request, where=self._where)
         if self._bytes > MAX_ANSWER_BYTES:
-            raise invalid("more than 4 MiB", request=self._request, where=self._where)
+            raise invalid("the answer exceeds 4 MiB", request=self._request, where=self._where)
 
 
 class FrameReader:
-    """Bytes of a device on their way to frames. ``noise`` is the end of what else it printed."""
+    """Splits the bytes of a device into frames. ``noise`` is the end of its other output."""
 
     def __init__(self, nonce: bytes, *, where: str) -> None:
         self.frames: deque[MessageFrame] = deque()
@@ -136,7 +135,7 @@ class FrameReader:
         """Take in what came.
 
         Raises:
-            DeviceError: a line or the noise is longer than any that a working device sends.
+            DeviceError: a line or the other output is longer than from any working device.
         """
         self._buffer += data
         self._parse()
@@ -152,12 +151,12 @@ class FrameReader:
         return data
 
     def has_data(self) -> bool:
-        """Return True if bytes of a promised file have arrived."""
+        """Return True if bytes of an announced file have arrived."""
         return bool(self._buffer)
 
     @property
     def rest(self) -> str:
-        """The end of a line that has not ended."""
+        """Return the beginning of an incomplete line."""
         return printable_lines(self._buffer[-_KEPT_NOISE:])
 
     def _parse(self) -> None:
@@ -188,7 +187,7 @@ class FrameReader:
         start = " ".join((self.noise or self.rest)[:60].split())
         return DeviceError(
             f"it sends {what} instead of an answer ({start!r} …)", where=self._where,
-            hint="ssh by hand shows what it prints; a login script must not print without end",
+            hint="check the output of ssh by hand; a login script must not print endlessly",
         )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
-"""Large files by rsync, where both sides have it: a changed file travels as its differences from the one in use.
+"""Send large files with rsync if both sides have it: a changed file is sent as its difference from the one in use.
 
-rsync makes a connection of its own, with the same ssh and the same options. Names reach the other side inside of
-rsync's protocol (``--protect-args``), never in a command line. What arrived, also in part, is then taken over and
-verified like everything else, so rsync is never trusted with more than bytes.
+rsync opens its own connection with the same ssh and options. File names are sent in rsync's protocol
+(``--protect-args``), never in a command line. Received data, also partial, is verified like everything else, so rsync
+is never trusted.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _LOWEST_RATE_BPS = 5_000
 
 
 class RsyncResult(msgspec.Struct, frozen=True):
-    """Bytes that rsync sent, and why it did not get to the end, if so."""
+    """Number of bytes that rsync sent, and the problem if it failed."""
 
     sent_bytes: int
     problem: str | None
 
 
 def rsync_usable(place: DeviceAddress) -> bool:
-    """True if rsync is on this machine and the place is behind ssh."""
+    """Return True if rsync is installed here and the device is behind ssh."""
     return not place.is_folder and shutil.which("rsync") is not None
 
 
@@ -53,18 +53,18 @@ def rsync_files(
     has_current: bool,
     keepalive: Callable[[], None],
 ) -> RsyncResult:
-    """Bring files of ``folder`` to ``incoming/rsync`` below ``root`` on the device.
+    """Send files of ``folder`` to ``incoming/rsync`` below ``root`` on the device.
 
     Args:
-        folder: holds the files; many devices may read it at once.
+        folder: folder with the files; several transfers may read it at once.
         names: their paths in it.
         place: the device.
         root: the folder of its bundles.
         has_current: a bundle is in use there, so differences from its files are enough.
-        keepalive: is called now and then, so that the conversation next to it stays alive.
+        keepalive: called regularly to keep the session alive.
 
     Returns:
-        What was sent. Whatever fails is the problem in it, on this side as well: the files go as a stream then.
+        The number of sent bytes. A failure is returned as its problem; the files are then sent as a stream.
     """
     try:
         total_bytes = sum((folder / name).stat().st_size for name in names)
@@ -91,12 +91,12 @@ def _command(folder: Path, place: DeviceAddress, root: str, *, has_current: bool
 
 
 def _quoted(word: str) -> str:
-    """A word of --rsh, which rsync (not a shell) takes apart: a quote inside of quotes is doubled."""
+    """Quote one word of --rsh, which rsync (not a shell) splits: a quote inside quotes is doubled."""
     return "'" + word.replace("'", "''") + "'"
 
 
 def _run(command: list[str], listed: IO[bytes], keepalive: Callable[[], None], *, limit_s: float) -> RsyncResult:
-    """Run rsync; of what it prints, which the device may write, only the end is kept."""
+    """Run rsync; only the end of its output, which the device may control, is stored."""
     deadline = time.monotonic() + limit_s
     kept_at = time.monotonic()
     output = bytearray()

@@ -1,6 +1,6 @@
-"""One conversation with the script on a device (``agent.sh``), over the pipes of a program that was started for it.
+"""One session with the script on a device (``agent.sh``), over the pipes of a child process.
 
-What comes back is read by :mod:`edge.deploy.transport.frames` alone. Reading and writing never block for good: the sign
+Only :mod:`edge.deploy.transport.frames` parses the answers. Reading and writing never block for ever:
 of life is progress, not bytes, so every answer has a time limit of its own, and every transfer a lowest rate.
 """
 
@@ -30,7 +30,7 @@ _KEPT_STDERR = 16_384
 _MAX_STDERR_BYTES = 1 << 20
 # A transfer that is slower than this over one piece is given up.
 _LOWEST_RATE_BPS = 5_000
-# Requests whose answer takes as long as the device works by itself.
+# Requests during whose answer the device works on its own.
 _LONG_REQUESTS = frozenset({"begin", "trial", "bootstrap"})
 
 Explain = Callable[[int | None, str, str], EdgeError]
@@ -47,7 +47,7 @@ TIMEOUTS = Timeouts()
 
 
 def without_cancel(_session: DeviceSession) -> None:
-    """Nobody can end the conversation from outside."""
+    """Register no way to end the session from outside."""
 
 
 class DeviceSession:
@@ -99,18 +99,18 @@ class DeviceSession:
 
     @property
     def idle_s(self) -> float:
-        """Seconds since anything was sent or answered; 0 while the device is known to work by itself."""
+        """Seconds since the last data in either direction; 0 while the device is known to work on its own."""
         return 0.0 if self._request in _LONG_REQUESTS else time.monotonic() - self._progress_at
 
     def notify(self, request: str, *lines: str) -> None:
-        """Queue a request; its arguments are one line each and hold no line ends (:func:`.address.parse`)."""
+        """Queue a request; its arguments are one line each, without line ends (:func:`.address.parse`)."""
         for line in lines:
             if "\n" in line or "\0" in line:
-                raise UsageError(f"{line!r} holds a line end", where=self.where)
+                raise UsageError(f"{line!r} contains a line end", where=self.where)
         self._queue("".join(f"{line}\n" for line in (request, *lines)).encode("utf-8", "surrogateescape"))
 
     def ask(self, request: str, *lines: str, limit_s: float | None = None) -> list[MessageFrame]:
-        """Send a request and return its answer, without ``done``.
+        """Send a request and return its answer without ``done``.
 
         Args:
             request: its name in the script.
@@ -118,7 +118,7 @@ class DeviceSession:
             limit_s: seconds until the answer must be complete.
 
         Raises:
-            EdgeError: the device says why it cannot, answers something invalid, or went away.
+            EdgeError: the device reports a failure, gives an invalid answer, or disconnects.
         """
         self.notify(request, *lines)
         return self.until("done", request=request, limit_s=limit_s)[:-1]
@@ -126,12 +126,12 @@ class DeviceSession:
     def put(
         self, sha256: str, offset: int, chunks: Iterable[bytes], *, on_sent: Callable[[int], None] = lambda _n: None
     ) -> None:
-        """Send the rest of a file from byte ``offset`` on; ``on_sent`` gets the number of bytes of each chunk.
+        """Send the rest of a file from byte ``offset`` on; ``on_sent`` is called with the size of each chunk.
 
-        There is no answer to wait for: ask for the file to be sealed afterwards.
+        There is no answer: request the sealing of the file afterwards.
 
         Raises:
-            EdgeError: the device says why it cannot (its disk is full, say), or went away.
+            EdgeError: the device reports a failure such as a full disk, or disconnects.
         """
         at = offset
         for chunk in _chunks(chunks):
@@ -145,13 +145,13 @@ class DeviceSession:
             on_sent(len(chunk))
 
     def get(self, path: str, *, most: int, write: Callable[[bytes], object]) -> str | None:
-        """Have the device send a file of at most ``most`` bytes, which ``write`` gets in chunks.
+        """Receive a file of at most ``most`` bytes; ``write`` is called with each chunk.
 
         Returns:
-            Why there is no such file any more; None when it was received.
+            The reason why the file no longer exists; None if it was received.
 
         Raises:
-            DeviceError: the device sends more than it was asked for, or went away.
+            DeviceError: the device sends too much, or disconnects.
         """
         self._reader.expects_data = True
         self.notify("get", path, str(most))
@@ -161,7 +161,7 @@ class DeviceSession:
             return answer.text
         size = int(answer.text)
         if size > most:
-            raise DeviceError(f"it sends {size} bytes where at most {most} were asked for", where=self.where)
+            raise DeviceError(f"it sends {size} bytes although at most {most} were requested", where=self.where)
         limit_s = self._timeouts.answer_s + size / _LOWEST_RATE_BPS
         deadline = time.monotonic() + limit_s
         while self._reader.data_bytes:
@@ -173,7 +173,7 @@ class DeviceSession:
         """Return frames of the answer to ``request`` up to the first whose word is one of ``words``.
 
         Raises:
-            EdgeError: the device says why it cannot, answers something invalid, or went away.
+            EdgeError: the device reports a failure, gives an invalid answer, or disconnects.
         """
         limit = self._timeouts.answer_s if limit_s is None else limit_s
         deadline = time.monotonic() + limit
@@ -200,7 +200,7 @@ class DeviceSession:
         self._flush()
 
     def close(self) -> None:
-        """End the conversation: the script sees the end of its input, finishes what it does and goes."""
+        """End the session: the script sees the end of its input, finishes its work and exits."""
         self._close_stdin()
         try:
             self._process.wait(timeout=5)
@@ -209,7 +209,7 @@ class DeviceSession:
         self._release()
 
     def kill(self) -> None:
-        """End the program at once, from any thread; whoever holds the conversation then receives that it ended."""
+        """End the program at once, from any thread; the session's user then gets an error."""
         self._is_killed = True
         with contextlib.suppress(OSError):
             self._process.kill()
@@ -233,7 +233,7 @@ class DeviceSession:
         """Write and read until ``is_done``."""
         while not is_done():
             if self._ended and any(frame.word == "fail" for frame in self._reader.frames):
-                # It said why before it went: that is read next.
+                # It sent the reason before it ended: read that next.
                 self._out.clear()
                 self._is_deaf = True
                 return
@@ -251,7 +251,7 @@ class DeviceSession:
         printed = f"; it printed {noise[:200]!r}" if noise else ""
         return DeviceError(
             f"no answer within {limit_s:.3g} s{printed}", where=self.where,
-            hint="does `ssh` by hand get through, without a question? then the same command again",
+            hint="check that `ssh` works by hand without a prompt, then run the command again",
         )  # fmt: skip
 
     def _watch_stdin(self, *, wanted: bool) -> None:
@@ -262,7 +262,7 @@ class DeviceSession:
         self._writes = wanted
 
     def _handle(self, handle: int) -> None:
-        """Read or write what can be."""
+        """Read or write available data."""
         if handle == self._stdin:
             self._write()
             return
@@ -284,7 +284,7 @@ class DeviceSession:
         except BlockingIOError:
             return
         except OSError:
-            # It is gone; why, it may still have said.
+            # It has ended; the reason may still arrive.
             self._out.clear()
             self._is_deaf = True
             return
@@ -301,7 +301,7 @@ class DeviceSession:
             )  # fmt: skip
 
     def _gone(self) -> EdgeError:
-        """The reason why the program ended before it answered."""
+        """Return the reason why the program ended before it answered."""
         deadline = time.monotonic() + (0 if self._is_killed else 5)
         while time.monotonic() < deadline:
             data = _read(self._stderr)
@@ -327,7 +327,7 @@ class DeviceSession:
 
 
 def _script() -> bytes:
-    """The device's script without its comments: it is read there byte by byte."""
+    """Return the device's script without comments, because it is read byte by byte there."""
     lines = resources.files("edge.deploy.transport").joinpath("agent.sh").read_bytes().splitlines(keepends=True)
     return b"".join(line for line in lines if line.strip() and not line.lstrip().startswith(b"#"))
 
@@ -339,8 +339,8 @@ def refusal(text: str, where: str) -> EdgeError:
         return _disk(words, where)
     if kind == "locked":
         return StoreError(
-            f"another ship is at work on this device: {words or 'unknown'}", where=where,
-            hint="wait for it; one whose client is gone gives up by itself after two minutes",
+            f"another shipment to this device is in progress: {words or 'unknown'}", where=where,
+            hint="wait for it; without its client it ends after two minutes",
         )  # fmt: skip
     if kind == "tools":
         return DeviceError(
@@ -351,7 +351,7 @@ def refusal(text: str, where: str) -> EdgeError:
         return ArtifactError(
             f"the device refuses the signature: {words}",
             where=where,
-            hint="edge bundle sign; its allowed_signers say who may",
+            hint="edge bundle sign; allowed_signers on the device lists the accepted signers",
         )
     if kind == "damaged":
         return ArtifactError(
@@ -359,7 +359,7 @@ def refusal(text: str, where: str) -> EdgeError:
         )
     if kind == "nothing":
         return UsageError(
-            f"there is nothing to go back to: {words}", where=where,
+            f"there is no bundle to roll back to: {words}", where=where,
             hint="edge ship TARGET --bundle FILE --no-canary uses a bundle that was not tried",
         )  # fmt: skip
     return DeviceError(f"the device did not understand edge ({text})", where=where, hint="report this as a bug")
@@ -368,13 +368,13 @@ def refusal(text: str, where: str) -> EdgeError:
 def _disk(words: str, where: str) -> StoreError:
     lower = words.lower()
     if "no space" in lower or "quota" in lower or "file size limit" in lower or "too large" in lower:
-        hint = "free some space there (edge ship gc TARGET), then the same command again"
+        hint = "free some space there (edge ship gc TARGET), then run the command again"
     elif "read-only" in lower:
         hint = "the file system is read-only: remount it, or ship to another path (user@host:path)"
     elif "symbolic link" in lower and "not permitted" in lower:
-        hint = "the file system there has no links (FAT, exFAT): give it ext4, or ship to another path"
+        hint = "the file system does not support links (FAT, exFAT): use ext4, or ship to another path"
     elif "permission denied" in lower or "not permitted" in lower:
-        hint = "ship to a path that this user may write (user@host:path), or change its owner there"
+        hint = "ship to a path that this user may write (user@host:path), or change the owner of the path"
     else:
         hint = "look at that path on the device; edge ship status TARGET shows what is in use"
     return StoreError(
@@ -383,7 +383,7 @@ def _disk(words: str, where: str) -> StoreError:
 
 
 def _chunks(source: Iterable[bytes]) -> Iterable[bytes]:
-    """The same bytes in pieces of at most 4 MiB; one empty piece when there are none, so that the file comes to be."""
+    """Split bytes into chunks of at most 4 MiB; one empty chunk for an empty file, so that it is created."""
     pending = bytearray()
     given = False
     for data in source:
@@ -397,7 +397,7 @@ def _chunks(source: Iterable[bytes]) -> Iterable[bytes]:
 
 
 def _read(handle: int) -> bytes | None:
-    """Read the bytes that are available; None when there are none, empty at the end."""
+    """Read the available bytes; return None if there are none, and an empty result at the end."""
     try:
         return os.read(handle, _READ_BYTES)
     except BlockingIOError:

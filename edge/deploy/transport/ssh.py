@@ -1,4 +1,4 @@
-"""From a place to a running script: `sh` here, or the system's OpenSSH client with the user's own configuration."""
+"""Start the script for an address: `sh` here, or the system's OpenSSH client with the user's own configuration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edge.deploy.transport.address import DeviceAddress
 from edge.deploy.transport.session import LOADER, TIMEOUTS, DeviceSession, Timeouts, without_cancel
 from edge.errors import DeviceError, EdgeError, MissingDependencyError
 
-# Nobody sits at a fleet to answer a question: whatever ssh would ask is an error with the words to do about it.
+# A fleet has no user to answer prompts: each prompt of ssh is an error with a hint.
 _SSH_OPTIONS = (
     "BatchMode=yes",
     "ClearAllForwardings=yes",
@@ -30,10 +30,10 @@ def connect(
 ) -> DeviceSession:
     """Start the script at ``place``; use the session in a ``with`` block.
 
-    ``hold`` gets the session before anything is waited for, so that it can be ended from outside.
+    ``hold`` is called with the session before any wait, so that it can be ended from outside.
 
     Raises:
-        DeviceError: the device cannot be reached, or does not let us in (when the block is entered).
+        DeviceError: the device cannot be reached, or refuses the login (when the block is entered).
         MissingDependencyError: there is no OpenSSH client on this machine.
     """
     command = ["sh", "-c", LOADER] if place.is_folder else [*ssh_command(place), "--", place.host, LOADER]
@@ -78,7 +78,7 @@ def explain_ssh(place: DeviceAddress, code: int | None, errors: str, noise: str)
     """Return the reason why ssh ended and what to do, from OpenSSH's messages, which are not translated."""
     if code is None and "No such file" in errors:
         return MissingDependencyError(
-            "there is no OpenSSH client here", where=place.name, hint="sudo apt install openssh-client"
+            "the OpenSSH client is not installed", where=place.name, hint="sudo apt install openssh-client"
         )
     shown = place.host if place.user is None else f"{place.user}@{place.host}"
     for pattern, what, hint in _MEANINGS:
@@ -88,7 +88,9 @@ def explain_ssh(place: DeviceAddress, code: int | None, errors: str, noise: str)
             return DeviceError(what.format(**words), where=place.name, hint=hint.format(**words))
     if code == 255 or (code is not None and code < 0):
         reason = _last_line(errors) or "without a reason"
-        return DeviceError(f"the connection ended: {reason}", where=place.name, hint="the same command again goes on")
+        return DeviceError(
+            f"the connection ended: {reason}", where=place.name, hint="run the command again to continue"
+        )
     reported = (noise.strip() or _last_line(errors)).replace("\n", " ")[:200]
     printed = f" and printed {reported!r}" if reported else ""
     return DeviceError(
@@ -100,17 +102,17 @@ def explain_ssh(place: DeviceAddress, code: int | None, errors: str, noise: str)
 _MEANINGS: tuple[tuple[str, str, str], ...] = (
     (
         r"REMOTE HOST IDENTIFICATION HAS CHANGED",
-        "the host key is not the one that is known: the device was set up again, or somebody stands in between",
-        "when you know that it was set up again: ssh-keygen -R {bare}, then ssh {host} once to see and accept its key",
+        "the host key has changed: the device was set up again, or the connection is intercepted",
+        "if it was set up again: ssh-keygen -R {bare}, then ssh {host} once to check and accept its key",
     ),
     (
         r"Host key verification failed|No \S+ host key is known",
-        "the host key is not known yet",
+        "the host key is unknown",
         "ssh {host} once, compare the fingerprint with the device's, and accept it",
     ),
     (
         r"Permission denied \(|Too many authentication failures",
-        "the device does not let us in: {line}",
+        "the device refuses the login: {line}",
         "ssh-copy-id {host}; a key with a passphrase must be in the agent (ssh-add)",
     ),
     (
@@ -120,25 +122,29 @@ _MEANINGS: tuple[tuple[str, str, str], ...] = (
     ),
     (
         r"open failed: administratively prohibited",
-        "the jump host does not let us through: {line}",
+        "the jump host refuses to forward the connection: {line}",
         "its sshd must allow it (AllowTcpForwarding)",
     ),
-    (r"Connection refused", "{line}", "is the device on, and sshd running on that port?"),
+    (r"Connection refused", "{line}", "check that the device is on and sshd runs on that port"),
     (
         r"Connection timed out|No route to host|Network is unreachable|Operation timed out",
         "{line}",
-        "is the device on, and in this network?",
+        "check that the device is on and in this network",
     ),
     (
         r"kex_exchange_identification",
-        "sshd there ended the connection before it began: {line}",
-        "too many at once for it (MaxStartups; --parallel), an address that it blocks, or no sshd on that port",
+        "sshd on the device closed the connection at once: {line}",
+        "too many connections at once (MaxStartups; lower --parallel), a blocked address, or no sshd on that port",
     ),
-    (r"Timeout, server .* not responding", "the line was cut: {line}", "the same command again goes on where it was"),
+    (
+        r"Timeout, server .* not responding",
+        "the connection was lost: {line}",
+        "run the command again to continue where it was",
+    ),
     (
         r"Connection (to \S+ )?(closed|reset)|Broken pipe|client_loop",
-        "the line was cut: {line}",
-        "the same command again goes on where it was",
+        "the connection was lost: {line}",
+        "run the command again to continue where it was",
     ),
     (r"bad permissions|UNPROTECTED PRIVATE KEY", "{line}", "chmod 600 the key file"),
     (

@@ -46,7 +46,7 @@ def test_no_pycuda(tmp_path: Path) -> None:
     ("message", "expected"),
     [
         ("libcuda.so.1: cannot open shared object file: No such file", "no NVIDIA driver on this machine"),
-        ("libcurand.so.10: cannot open shared object file: No such file", "CUDA's libcurand.so.10 is not found"),
+        ("libcurand.so.10: cannot open shared object file: No such file", "CUDA's libcurand.so.10 was not found"),
         ("/x/_driver.so: undefined symbol: cuCtxCreate_v4", "driver is older than the CUDA that PyCUDA was built with"),
     ],
     ids=["no driver", "no CUDA library", "old driver"],
@@ -83,7 +83,9 @@ def test_cuda_does_not_start(tmp_path: Path) -> None:
         tmp_path, DRIVER.format(count=1, init="raise Error('cuInit failed: no CUDA-capable device is detected')")
     )
     said = ask(tmp_path)
-    assert said.startswith("DeviceError 8 CUDA cannot start: cuInit failed: no CUDA-capable device is detected")
+    assert said.startswith(
+        "DeviceError 8 CUDA cannot be initialized: cuInit failed: no CUDA-capable device is detected"
+    )
     assert "edge doctor" in said
 
 

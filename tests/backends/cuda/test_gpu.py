@@ -112,7 +112,7 @@ def test_copies_there_and_back(gpu: Any) -> None:
 def test_too_much_memory_is_said_and_survived(gpu: Any) -> None:
     with gpu.active():
         for allocate in (gpu.memory, gpu.pinned):
-            with pytest.raises(DeviceError, match=r"out of GPU memory \(1073741824 MiB asked for\)") as caught:
+            with pytest.raises(DeviceError, match=r"out of GPU memory \(1073741824 MiB requested\)") as caught:
                 allocate(1 << 50)
             assert "close other programs" in (caught.value.hint or "")
         memory = gpu.memory(100)
@@ -174,7 +174,7 @@ def _interrupt() -> None:
 
 def test_a_kernel_that_does_not_compile(gpu: Any) -> None:
     with gpu.active():
-        with pytest.raises(DeviceError, match=r"nvcc refuses the kernel: .*error"):
+        with pytest.raises(DeviceError, match=r"nvcc cannot compile the kernel: .*error"):
             gpu.kernels("this is not CUDA;")
         module = gpu.kernels(ENGINE)
         with pytest.raises(DeviceError):

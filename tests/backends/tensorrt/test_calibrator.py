@@ -181,7 +181,7 @@ def test_two_inputs(binding: Bind) -> None:
 
 def test_no_table_was_written(binding: Bind) -> None:
     source = Feeding(feed(Memory(), batches(0), planned=0), binding("8.6.1"))
-    with pytest.raises(DeviceError, match="took 0 batches and wrote no calibration table"):
+    with pytest.raises(DeviceError, match="read 0 batches but wrote no calibration table"):
         source.table()
 
 

@@ -63,7 +63,7 @@ def test_the_module_is_the_one_that_was_loaded(binding: Callable[..., Caps]) -> 
 def test_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NAMES:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingDependencyError, match="no TensorRT is installed") as caught:
+    with pytest.raises(MissingDependencyError, match="TensorRT is not installed") as caught:
         load()
     assert "apt install python3-libnvinfer" in str(caught.value)
     assert caught.value.exit_code == 4

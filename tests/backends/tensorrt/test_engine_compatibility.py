@@ -35,10 +35,10 @@ def test_another_device_is_refused_by_name(changes: dict[str, Any], words: str) 
 
 def test_another_setting_is_a_warning_with_the_command_that_helps() -> None:
     mode, clocks = check_key(KEY, KEY | {"power_mode": "15W", "clocks_locked": True}, ENGINE)
-    assert mode.text == "the engine was built in power mode MAXN, and the device is in 15W"
+    assert mode.text == "the engine was built in power mode MAXN, but the device is in 15W"
     assert "edge build" in (mode.hint or "")
     assert "sudo nvpmodel -m" in (mode.hint or "")
-    assert clocks.text == "the engine was built with clocks not locked, and they are locked now"
+    assert clocks.text == "the engine was built with clocks not locked, but now they are locked"
     assert "jetson_clocks" in (clocks.hint or "")
 
 

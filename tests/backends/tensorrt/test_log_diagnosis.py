@@ -35,10 +35,10 @@ from edge.errors import ArtifactError, DeviceError, EdgeError, ModelError
             ArtifactError, "refuses the calibration table", "edge table check", id="table of another version",
         ),
         pytest.param(
-            "Error Code 1: Cuda Runtime (out of memory)", DeviceError, "memory ran out", "swap", id="memory"
+            "Error Code 1: Cuda Runtime (out of memory)", DeviceError, "ran out of GPU memory", "swap", id="memory"
         ),
         pytest.param(
-            "NvMapMemAllocInternalTagged: 1075072515 error 12", DeviceError, "memory ran out", "reboot", id="fragments",
+            "NvMapMemAllocInternalTagged: 1075072515 error 12", DeviceError, "ran out of GPU memory", "reboot", id="fragments",
         ),
         pytest.param(
             "10: [optimizer.cpp::computeCosts::2011] Error Code 10: Internal Error "
@@ -63,15 +63,15 @@ def test_an_error_in_words(text: str, kind: type[EdgeError], words: str, hint: s
 
 def test_the_cause_counts_and_not_the_order() -> None:
     lines = [LogLine("ERROR", "Could not find any implementation for node Conv_1."), LogLine("ERROR", "out of memory")]
-    assert "memory ran out" in log_diagnosis.as_error(lines).what
+    assert "ran out of GPU memory" in log_diagnosis.as_error(lines).what
     hidden = log_diagnosis.as_error(
         [LogLine("ERROR", "failed")], [LogLine("INFO", "NvMapMemAllocInternalTagged error 12")]
     )
-    assert "memory ran out" in hidden.what
+    assert "ran out of GPU memory" in hidden.what
 
 
 def test_no_reason_at_all() -> None:
-    assert log_diagnosis.as_error([]).what == "TensorRT gave no engine and no reason"
+    assert log_diagnosis.as_error([]).what == "TensorRT returned neither an engine nor a reason"
 
 
 def test_a_long_line_is_cut_and_source_positions_are_taken_out() -> None:
@@ -99,7 +99,7 @@ def test_warnings_are_counted_and_said_once() -> None:
     ]
     slower = "the engine may be slower than it could be"
     assert log_diagnosis.notes([LogLine("WARNING", text) for text in texts]) == [
-        f"TensorRT left out 2 kernels for lack of memory (largest 4229 MB, 2658 MB free): {slower}",
+        f"TensorRT skipped 2 kernels for lack of memory (largest 4229 MB, 2658 MB free): {slower}",
         "2 tensors have no scale, so the layers at them stay in float: a: b, c",
         "TensorRT reads the model's INT64 constants as INT32",
         "TensorRT: Using an engine plan file across different models of devices is not recommended.",
@@ -110,7 +110,7 @@ def test_warnings_are_counted_and_said_once() -> None:
 def test_many_kinds_of_warnings_are_cut() -> None:
     found = log_diagnosis.notes([LogLine("WARNING", f"kind {index}") for index in range(30)])
     assert len(found) == 8
-    assert found[-1] == "and 23 more kinds of warnings of TensorRT"
+    assert found[-1] == "and 23 more kinds of warnings from TensorRT"
 
 
 def test_cancelled() -> None:

@@ -75,7 +75,7 @@ def variants(plan: bytes, folder: Path) -> dict[str, tuple[Path, str]]:
         "short": (plan[:4], TRUNCATED),
         "truncated": (plan[: len(plan) // 2], TRUNCATED),
         "lengthened": (plan + bytes(100), TRUNCATED),
-        "garbage": (b"no engine at all" * 100, NO_ENGINE),
+        "garbage": (b"not an engine" * 100, NO_ENGINE),
     }
     paths = {}
     for name, (content, words) in made.items():
@@ -112,7 +112,7 @@ def test_the_runtime_of_rtx_says_what_is_wrong_with_a_plan(tiny_profile: Callabl
     plans = variants(plan, tmp_path) | {
         "header": (tmp_path / "header.plan", TRUNCATED),
         "version": (tmp_path / "version.plan", "it was built with TensorRT-RTX 1.6."),
-        "foreign": (tmp_path / "foreign.plan", "it is an engine of TensorRT, which this is not"),
+        "foreign": (tmp_path / "foreign.plan", "it is an engine for TensorRT, not for the installed product"),
     }
     (tmp_path / "header.plan").write_bytes(plan[:12] + b"\xff" + plan[13:])
     assert plan[24:26] == bytes((1, 7)), "the version is elsewhere in this release"
@@ -142,5 +142,5 @@ def test_the_lean_runtime_on_a_gpu_says_what_is_wrong_with_a_plan(version: str, 
     foreign.write_bytes(b"vtrt" + bytes(1000))
     paths = [*(path for path, _words in plans.values()), foreign]
     found = run_script("lean", unpacked("lean", version, folder), paths, EDGE_TEST_GPU="1")
-    assert "it is an engine of TensorRT for RTX, which this is not" in found.pop("foreign.plan")["what"]
+    assert "it is an engine for TensorRT for RTX, not for the installed product" in found.pop("foreign.plan")["what"]
     assert_said(found, plans)

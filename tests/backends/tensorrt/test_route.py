@@ -22,7 +22,7 @@ Tiny = Callable[..., Profile]
     ("versions", "build", "expected", "why"),
     [
         pytest.param(OLD, {}, "implicit", "reads the calibration table itself", id="GPU, 8.6 to 10"),
-        pytest.param(OLD, {"dla_core": 0}, "implicit", "a DLA takes INT8 only from a calibration table", id="DLA"),
+        pytest.param(OLD, {"dla_core": 0}, "implicit", "a DLA needs a calibration table for INT8", id="DLA"),
         pytest.param(NEW, {}, "explicit", "has no calibrators", id="11 and RTX"),
     ],
 )
@@ -56,7 +56,11 @@ def test_floats_have_no_route(precision: Any, version: str, binding: Bind, tiny:
         pytest.param("11.4.0.106", {"int8_route": "implicit"}, "int8", "11.4.0.106 has no calibrators", id="11"),
         pytest.param("rtx", {"int8_route": "implicit"}, "int8", "RTX 1.7.1.116 has no calibrators", id="RTX"),
         pytest.param(
-            "10.3.0", {"int8_route": "explicit", "build": {"dla_core": 0}}, "int8", "takes no Q/DQ", id="Q/DQ on DLA"
+            "10.3.0",
+            {"int8_route": "explicit", "build": {"dla_core": 0}},
+            "int8",
+            "does not support Q/DQ",
+            id="Q/DQ on DLA",
         ),
         pytest.param("rtx", {"build": {"dla_core": 0}}, "int8", "RTX 1.7.1.116 has no DLA", id="DLA on RTX"),
         pytest.param("10.3.0", {"build": {"dla_core": 0}}, "fp32", "fp16 and int8, not fp32", id="FP32 on DLA"),

@@ -117,7 +117,7 @@ def test_every_route_of_every_version(version: str, binding: Callable[..., Caps]
     assert timing.status == ("skipped" if caps.rtx else "ok"), timing
     assert caps.rtx or "hits" in timing.text or timing.figures["timing_cache"] == "used"
     places = ("other gpus",) if caps.rtx else ("other sm", "other module")
-    for field in ("other tensorrt", *places, "no engine at all"):
+    for field in ("other tensorrt", *places, "not an engine"):
         assert field in steps["foreign engine"].text
 
 
@@ -214,7 +214,7 @@ def test_wrong_answers_are_found(binding: Callable[..., Caps], bench: SelfTestCo
     bench.backend = lambda _profile: Mirrored()
     steps = steps_of(bench)
     assert steps["answers fp32"].status == "failed"
-    assert "are expected of fp32" in str(steps["answers fp32"].hint)
+    assert "are expected for fp32" in str(steps["answers fp32"].hint)
     assert steps["answers int8 implicit"].name == "answers int8 implicit"
     assert right.shape == (4, 10)
     assert preprocessing.digest(bench.profile.preprocess, bench.profile.input)

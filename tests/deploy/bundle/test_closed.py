@@ -29,7 +29,7 @@ def bomb() -> str:
 @pytest.mark.parametrize(
     ("profile", "says"),
     [
-        ("extends: base\n" + PROFILE, "extends nothing"),
+        ("extends: base\n" + PROFILE, "not allowed in the profile of a bundle"),
         (PROFILE.replace("model/m.onnx", "/etc/passwd"), "model: '/etc/passwd' is not a file of the bundle"),
         (PROFILE.replace("model/m.onnx", "../model/m.onnx"), "is not a file of the bundle"),
         (PROFILE.replace("model/m.onnx", "model/./m.onnx"), "is not a file of the bundle"),
@@ -150,7 +150,7 @@ def test_a_password_does_not_get_into_a_bundle(
     tmp_path: Path, tiny_profile: Callable[..., Path], section: dict[str, object]
 ) -> None:
     path = tiny_profile(tmp_path / "profiles", precision="fp32", **section)
-    with pytest.raises(ProfileError, match="holds a password or a token") as refused:
+    with pytest.raises(ProfileError, match="contains a password or a token") as refused:
         creation.create(profiles.read_profile(path), cache=tmp_path, out=tmp_path / "a.edge")
     assert "c4nary" not in str(refused.value)
     assert not (tmp_path / "a.edge").exists()

@@ -139,7 +139,7 @@ def test_a_manifest_says_everything_once() -> None:
     good = encode_manifest(manifest_of(FILES)).decode()
     line = next(text for text in good.splitlines() if '"name"' in text)
     for bad in (good.replace(line, f'{line}\n  "name": "other",'), good.replace("\n", "\n\n"), good + " ", good[:-1]):
-        with pytest.raises(ArtifactError, match=r"not in the one form|not the manifest"):
+        with pytest.raises(ArtifactError, match=r"not in the form|not the manifest"):
             decode_manifest(bad.encode(), where="here")
 
 
@@ -187,7 +187,7 @@ def test_the_header_is_right_before_it_is_changed() -> None:
 def test_entries_that_are_refused(edits: tuple[tuple[int, bytes], ...], tmp_path: Path) -> None:
     path = tmp_path / "evil.edge"
     path.write_bytes(evil_tar(*edits))
-    with pytest.raises(ArtifactError, match=r"labels/empty\.txt: what stands around it"):
+    with pytest.raises(ArtifactError, match=r"labels/empty\.txt: its tar header"):
         open_bundle(path)
 
 
@@ -204,7 +204,7 @@ def test_tars_of_other_tools_are_refused(form: int, tmp_path: Path) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    with pytest.raises(ArtifactError, match="does not begin with"):
+    with pytest.raises(ArtifactError, match="its first entry is not"):
         open_bundle(path)
 
 
@@ -223,11 +223,11 @@ def test_cut_short_or_followed_by_something(tmp_path: Path) -> None:
     path = tmp_path / "a.edge"
     for data in (b"", good[:100], good[:512], good[:700], good[:-1], good[:-512], good[:-10240]):
         path.write_bytes(data)
-        with pytest.raises(ArtifactError, match=r"cut short|not a bundle"):
+        with pytest.raises(ArtifactError, match=r"truncated|not a bundle"):
             open_bundle(path)
     for tail in (b"x", bytes(512), bytes(10240), good):
         path.write_bytes(good + tail)
-        with pytest.raises(ArtifactError, match="something follows"):
+        with pytest.raises(ArtifactError, match="extra data"):
             open_bundle(path)
 
 
@@ -253,7 +253,7 @@ def test_a_claim_of_gigabytes_costs_nothing(tmp_path: Path) -> None:
     manifest = encode_manifest(_with(files={f"n{i}": FileEntry(sha256_bytes(b""), 8**11 - 1) for i in range(1000)}))
     path = tmp_path / "a.edge"
     path.write_bytes(archive.header(MANIFEST, len(manifest)) + manifest + bytes(20_000))
-    with pytest.raises(ArtifactError, match="cut short"):
+    with pytest.raises(ArtifactError, match="truncated"):
         open_bundle(path)
 
 
@@ -428,7 +428,7 @@ def test_links_in_the_way_are_not_followed(small: Path, tmp_path: Path, name: st
     elsewhere.mkdir()
     (elsewhere / "file").write_bytes(b"precious")
     (out / name).symlink_to(elsewhere if name in {"model", "labels"} else elsewhere / "file")
-    with pytest.raises(ArtifactError, match="not of this bundle"):
+    with pytest.raises(ArtifactError, match="does not belong to this bundle"):
         unpack_bundle(open_bundle(small), out)
     assert tree(elsewhere) == {"file": b"precious"}
     assert os.listdir(out) == [name]  # noqa: PTH208
@@ -442,7 +442,7 @@ def test_other_things_in_the_folder_stay(small: Path, tmp_path: Path) -> None:
         path.parent.mkdir(parents=True)
         path.mkdir() if name.endswith("/") else path.write_bytes(b"mine")
         before = tree(out)
-        with pytest.raises(ArtifactError, match="not of this bundle"):
+        with pytest.raises(ArtifactError, match="does not belong to this bundle"):
             unpack_bundle(bundle, out)
         assert tree(out) == before
     other = folder_of(tmp_path / "other", {**FILES, "profile.yaml": b"other"})

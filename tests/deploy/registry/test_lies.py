@@ -41,12 +41,12 @@ def test_tampered_storage(registry: Running, pushed: Pushed, tmp_path: Path, cha
     blob = registry.blob(entry.sha256)
     good = blob.read_bytes()
     blob.write_bytes({"flipped": b"W" + good[1:], "shorter": good[:-1], "longer": good + b"x", "empty": b""}[change])
-    refused(pushed.reference, tmp_path, "something else for model/tiny.onnx")
+    refused(pushed.reference, tmp_path, "data for model/tiny.onnx")
 
 
 def test_a_blob_that_is_gone(registry: Running, pushed: Pushed, tmp_path: Path) -> None:
     registry.blob(open_bundle(tmp_path / "good.edge").files["model/tiny.onnx"].sha256).unlink()
-    refused(pushed.reference, tmp_path, "the registry has no sha256:")
+    refused(pushed.reference, tmp_path, "the registry lacks sha256:")
 
 
 def test_another_manifest_for_a_pinned_digest(lying: Lying, pushed: Pushed, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_another_manifest_for_a_pinned_digest(lying: Lying, pushed: Pushed, tmp_
         return with_manifest(answer, lambda m: m.update(x=1)) if "/manifests/" in path else None
 
     lying.lie = lie
-    refused(place, tmp_path, "the registry gave out a manifest with")
+    refused(place, tmp_path, "the registry returned a manifest with")
 
 
 def test_a_header_that_says_another_digest(lying: Lying, pushed: Pushed, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_header_that_says_another_digest(lying: Lying, pushed: Pushed, tmp_pat
         )
 
     lying.lie = lambda method, path, answer: lie(method, path, answer) if "/manifests/" in path else None
-    refused(f"oci://{lying.host}/tiny:1", tmp_path, "the registry gave out a manifest with")
+    refused(f"oci://{lying.host}/tiny:1", tmp_path, "the registry returned a manifest with")
 
 
 def _swap(manifest: dict[str, Any]) -> None:
@@ -77,16 +77,16 @@ def _swap(manifest: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (_swap, "the layers are not what bundle.json says"),
-        (lambda m: m["layers"].pop(), "the layers are not what bundle.json says"),
+        (_swap, "the layers do not match bundle.json"),
+        (lambda m: m["layers"].pop(), "the layers do not match bundle.json"),
         (lambda m: m["layers"].append(m["layers"][0]), "twice"),
-        (lambda m: m["layers"][0].update(annotations=None), "without a title"),
+        (lambda m: m["layers"][0].update(annotations=None), "has no title"),
         (lambda m: m["layers"][0]["annotations"].update({"org.opencontainers.image.title": "../../x"}), "not what"),
-        (lambda m: m["layers"][0].update(size=1), "not what bundle.json says"),
+        (lambda m: m["layers"][0].update(size=1), "do not match bundle.json"),
         (lambda m: m["layers"][0].update(size="1"), "malformed descriptor"),
         (lambda m: m["layers"][0].update(digest="md5:1"), "malformed descriptor"),
         (lambda m: m["config"].update(size=1 << 40), "not a bundle"),
-        (lambda m: m["config"].update(m["layers"][0]), "not the manifest of a bundle|something else for bundle.json"),
+        (lambda m: m["config"].update(m["layers"][0]), "not the manifest of a bundle|data for bundle.json"),
         (lambda m: m.update(artifactType="application/vnd.oci.image"), "not a bundle of edge"),
         (lambda m: m.pop("artifactType"), "not a bundle of edge"),
         (lambda m: m.update(layers={}), "not a bundle of edge"),
@@ -118,20 +118,20 @@ def test_no_manifest_at_all(lying: Lying, pushed: Pushed, tmp_path: Path, body: 
 def test_more_than_was_asked_for(lying: Lying, pushed: Pushed, tmp_path: Path) -> None:
     """A blob of a hundred times its size: reading stops."""
     lying.lie = lambda _m, path, answer: answer._replace(body=answer.body * 100) if "/blobs/" in path else None
-    refused(f"oci://{lying.host}/tiny:1", tmp_path, r"something else for bundle\.json")
+    refused(f"oci://{lying.host}/tiny:1", tmp_path, r"data for bundle\.json")
 
 
 @pytest.mark.parametrize("target", ["http://registry.invalid/x", "http://192.0.2.1/x"])
 def test_sent_elsewhere_in_plain_http(lying: Lying, pushed: Pushed, tmp_path: Path, target: str) -> None:
     lying.lie = lambda _m, path, _a: Answer(307, {"Location": target}, b"") if "/blobs/" in path else None
-    refused(f"oci://{lying.host}/tiny:1", tmp_path, "by plain http", DeviceError)
+    refused(f"oci://{lying.host}/tiny:1", tmp_path, "over plain HTTP", DeviceError)
 
 
 def test_an_upload_sent_elsewhere_in_plain_http(lying: Lying, pushed: Pushed, tmp_path: Path) -> None:
     lying.lie = lambda method, _p, answer: (
         answer._replace(headers={"Location": "http://registry.invalid/up"}) if method == "POST" else None
     )
-    with pytest.raises(DeviceError, match="by plain http"):
+    with pytest.raises(DeviceError, match="over plain HTTP"):
         push(open_bundle(tmp_path / "good.edge"), parse_reference(f"oci://{lying.host}/other:1"))
 
 
@@ -148,11 +148,14 @@ def test_it_takes_something_else_than_was_sent(lying: Lying, pushed: Pushed, tmp
     lying.lie = lambda method, path, answer: (
         answer._replace(headers=wrong) if method == "PUT" and "/manifests/" in path else None
     )
-    with pytest.raises(ArtifactError, match="says that it has"):
+    with pytest.raises(ArtifactError, match="but reports"):
         push(open_bundle(tmp_path / "good.edge"), parse_reference(f"oci://{lying.host}/tiny:2"))
 
 
 def test_no_registry_there(lying: Lying, pushed: Pushed) -> None:
     lying.lie = lambda _m, _p, _a: Answer(404, {}, b"")
-    with pytest.raises(DeviceError, match="no registry is there"), pull(parse_reference(f"oci://{lying.host}/tiny:1")):
+    with (
+        pytest.raises(DeviceError, match="this is not a registry"),
+        pull(parse_reference(f"oci://{lying.host}/tiny:1")),
+    ):
         pass

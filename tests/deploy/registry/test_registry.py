@@ -51,7 +51,7 @@ def test_by_digest(registry: Running, tmp_path: Path) -> None:
     with pull(parse_reference(at(registry.host))) as remote:
         assert "new" in remote.files
     with (
-        pytest.raises(ArtifactError, match="no such artifact"),
+        pytest.raises(ArtifactError, match="artifact does not exist"),
         pull(parse_reference(f"{at(registry.host)}@sha256:{'0' * 64}")),
     ):
         pass

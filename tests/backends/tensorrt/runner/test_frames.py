@@ -167,19 +167,19 @@ def test_what_is_no_frame(ready: Ready, frame: np.ndarray, words: str) -> None:
 
 @pytest.mark.parametrize("count", [0, 5])
 def test_too_many_frames_or_none(ready: Ready, count: int) -> None:
-    with pytest.raises(DeviceError, match=f"a batch of {count}: the engine takes 1 to 4"):
+    with pytest.raises(DeviceError, match=f"a batch of {count} is not supported: the engine accepts 1 to 4"):
         ready().infer_frames(frames(*[(9, 9)] * count))
 
 
 def test_frames_need_a_spec_first(open_session: Callable[..., Any]) -> None:
     session = open_session()
-    with pytest.raises(DeviceError, match="preprocess_on_gpu first"):
+    with pytest.raises(DeviceError, match="call preprocess_on_gpu before"):
         session.infer_frames(frames((9, 9)))
 
 
 def test_a_profile_of_another_size(open_session: Callable[..., Any]) -> None:
     session = open_session()
-    with pytest.raises(DeviceError, match="the engine takes 3×8×8, the profile says 3×8×9"):
+    with pytest.raises(DeviceError, match="the engine needs 3×8×8, but the profile says 3×8×9"):
         session.preprocess_on_gpu(SPEC, InputConfig(height=8, width=9))
 
 

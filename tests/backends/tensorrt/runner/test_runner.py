@@ -118,8 +118,8 @@ def test_a_small_batch_is_filled_up_to_the_engines_smallest(open_session: Open) 
 @pytest.mark.parametrize(
     ("shape", "words"),
     [
-        ((5, 3, 8, 8), "a batch of 5: the engine takes 1 to 4"),
-        ((0, 3, 8, 8), "a batch of 0: the engine takes 1 to 4"),
+        ((5, 3, 8, 8), "a batch of 5 is not supported: the engine accepts 1 to 4"),
+        ((0, 3, 8, 8), "a batch of 0 is not supported: the engine accepts 1 to 4"),
         ((1, 3, 9, 8), r"takes N×3×8×8, not 1×3×9×8"),
         ((3, 8, 8), r"takes N×3×8×8, not 3×8×8"),
     ],
@@ -254,7 +254,7 @@ def test_graphs_can_be_left_out(open_session: Open) -> None:
     for _ in range(3):
         session.infer(batch_of(2))
     assert session.on.done("capture") == 0
-    assert session.graph_note == "CUDA graphs were not asked for"
+    assert session.graph_note == "CUDA graphs were not requested"
 
 
 # closing
@@ -334,9 +334,9 @@ def test_a_closed_session_says_so(open_session: Open, use: Callable[[Any], Any])
             "edge doctor",
         ),
         ("context", ["OutOfMemory (no further information)"], "no execution context: out of GPU memory", "batch.max"),
-        ("context", [], "TensorRT gave no execution context", "edge doctor"),
-        ("shape", [], "refuses a batch of 4", "edge doctor"),
-        ("address", [], "refuses the memory of 'images'", "edge doctor"),
+        ("context", [], "TensorRT returned no execution context", "edge doctor"),
+        ("shape", [], "rejected a batch of 4", "edge doctor"),
+        ("address", [], "rejected the buffer of 'images'", "edge doctor"),
     ],
     ids=[
         "foreign",
@@ -411,7 +411,7 @@ def test_a_device_that_fails_in_a_run(open_session: Open, at: str) -> None:
         ({"inputs": {"images": ["INT32", [-1, 3, 8, 8]]}}, "'images' is INT32 1-4×3×8×8"),
         (
             {"inputs": {"images": ["FLOAT", [-1, 3, -1, -1]]}, "profile": [[1, 3, 8, 8], [1, 3, 8, 8], [4, 3, 8, 16]]},
-            "'images' is FLOAT 1-4×3×8×8-16; edge runs one that takes float N×3×H×W of one size",
+            "'images' is FLOAT 1-4×3×8×8-16; edge needs a float input N×3×H×W of one size",
         ),
         ({"inputs": {"images": ["FLOAT", [3, 8, 8]]}}, "'images' is FLOAT 3×8×8"),
         ({"outputs": {"best": ["INT32", [-1]]}}, "no float output"),
@@ -492,7 +492,7 @@ def test_the_gpus_that_an_engine_is_for(gpus: str | None, fits: bool, tmp_path: 
     if fits:
         check_gpu(gpus, sm=device.sm, name=device.name, engine=tmp_path / "an.engine")
         return
-    with pytest.raises(ArtifactError, match="built for something else") as caught:
+    with pytest.raises(ArtifactError, match="built with other inputs") as caught:
         check_gpu(gpus, sm=device.sm, name=device.name, engine=tmp_path / "an.engine")
     assert (caught.value.exit_code, f"gpus: {gpus} -> SM00, host memory" in caught.value.what) == (7, True)
     assert caught.value.hint
