@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # The noise of a whole network over the sum of its layers' (a power ratio, 1 dB) that is correlation between them.
 _CORRELATED = 1.25
-# Pictures and layers of :func:`worst_layers`.
+# Numbers of images and layers for :func:`worst_layers`.
 _PICTURES, _NAMED = 8, 3
 
 
@@ -96,7 +96,7 @@ def predicted_sqnr(
 
     Args:
         noises: Of all quantized layers, the largest first.
-        float_layers: How many of them are in float.
+        float_layers: number of them in float.
         measured_db: SQNR with the ``measured_layers`` noisiest in float.
         ranked_db: The same on the pictures that ranked the layers, where those are others. The sum of the noises is
             scaled to it; what it lacks by more than 1 dB belongs to no weighted layer (sums, pools) and stays.

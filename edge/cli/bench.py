@@ -52,7 +52,7 @@ MinSamples = Annotated[
     typer.Option("--min-samples", min=1, help="Run at least this many pictures.", show_default="the scenario's"),
 ]
 WarmUp = Annotated[str, typer.Option("--warm-up", metavar="TIME", help="Run this long before the measurement.")]
-Samples = Annotated[int, typer.Option("--samples", min=1, help="Pictures held in memory, used again and again.")]
+Samples = Annotated[int, typer.Option("--samples", min=1, help="Images stored in memory and used repeatedly.")]
 Layers = Annotated[
     bool,
     typer.Option("--layers", help="Time each layer, by the backend's profiler; kept next to the engine."),
@@ -245,7 +245,7 @@ def _check_kind(
     from edge.runtime import benchmark
 
     if camera and (images or scenario != "single-stream" or samples):
-        raise UsageError("--camera measures the whole loop: it goes with no --images, --scenario or --min-samples")
+        raise UsageError("--camera measures the whole loop and excludes --images, --scenario and --min-samples")
     if layers and (camera or scenario != "single-stream" or timed):
         raise UsageError(
             "--layers times layers: it goes with no --camera, --scenario, --min-duration or --record",

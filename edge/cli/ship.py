@@ -136,7 +136,7 @@ def rollback(
     ssh_config: fleet_jobs.SshConfig = None,
     as_json: options.Json = False,
 ) -> None:
-    """Go back to the previous bundle, which is read and verified first."""
+    """Roll back to the previous bundle after verifying it."""
     from edge.deploy import rollback
 
     chosen = fleet_jobs.choose(target, fleet_file=fleet, ssh_config=ssh_config)

@@ -16,7 +16,7 @@ from edge.system import Device
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """State of a device. ``is_whole`` None: the content of ``current`` was not read."""
+    """State of a device. ``is_whole`` is None if the content of ``current`` was not verified."""
 
     target: str
     root: str
@@ -45,9 +45,9 @@ class ManageStep(msgspec.Struct, frozen=True, kw_only=True):
 def status(
     place: DeviceAddress, *, verify: bool = False, hold: Callable[[DeviceSession], None] = without_cancel
 ) -> Status:
-    """Read the state of a device; with ``verify``, the bundle in use is read and compared with its digests.
+    """Read the state of a device; with ``verify``, also check the bundle in use against its digests.
 
-    ``hold`` gets the conversation, so that it can be ended from outside; likewise below.
+    ``hold`` is called with the session, so that it can be ended from outside; the same applies below.
 
     Raises:
         DeviceError: it cannot be reached; a folder is not there.
@@ -70,7 +70,7 @@ def status(
 
 
 def check_folder(place: DeviceAddress) -> None:
-    """Refuse a folder that is not there: a stick that is not mounted is not an empty device.
+    """Refuse a missing folder: an unmounted stick is not an empty device.
 
     Raises:
         DeviceError: there is no such folder.
@@ -84,7 +84,7 @@ def check_folder(place: DeviceAddress) -> None:
 def rollback(
     place: DeviceAddress, *, lock_wait_s: int = 30, hold: Callable[[DeviceSession], None] = without_cancel
 ) -> ManageStep:
-    """Use the last other bundle that passed its trial, after reading all of it.
+    """Switch to the last other bundle that passed its trial, after verifying it.
 
     Raises:
         UsageError: there is none.
@@ -113,7 +113,7 @@ def clear(
     lock_wait_s: int = 30,
     hold: Callable[[DeviceSession], None] = without_cancel,
 ) -> ManageStep:
-    """Remove bundles other than current, previous and the ``keep`` newest, and every file that none of them holds.
+    """Remove bundles other than current, previous and the ``keep`` newest, and every file that none of them needs.
 
     Raises:
         DeviceError, StoreError: the device cannot be reached, or is locked; a folder is not there.

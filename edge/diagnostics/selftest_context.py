@@ -49,7 +49,7 @@ class SelfTestStep(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class SelfTest(msgspec.Struct, frozen=True, kw_only=True):
-    """All of it. ``status`` is ``interrupted`` when a signal ended it: the steps that are missing were not tried."""
+    """The whole self-test. ``status`` is ``interrupted`` if a signal ended it: the missing steps were not run."""
 
     format: int
     edge_version: str
@@ -62,28 +62,28 @@ class SelfTest(msgspec.Struct, frozen=True, kw_only=True):
     steps: list[SelfTestStep]
 
     def count(self, status: Status) -> int:
-        """The number of steps with that outcome."""
+        """Return the number of steps with that outcome."""
         return sum(step.status == status for step in self.steps)
 
 
 def ok(text: str, **figures: Any) -> StepOutcome:  # noqa: ANN401
-    """A step that did what it should."""
+    """Make the outcome of a successful step."""
     return StepOutcome(status="ok", text=text, figures=figures)
 
 
 def failed(text: str, *, hint: str | None = None, **figures: Any) -> StepOutcome:  # noqa: ANN401
-    """A step that did not."""
+    """Make the outcome of a failed step."""
     return StepOutcome(status="failed", text=text, figures=figures, hint=hint)
 
 
 def skipped(why: str, *, hint: str | None = None, **figures: Any) -> StepOutcome:  # noqa: ANN401
-    """A step that could not be tried here, and why."""
+    """Make the outcome of a step that cannot be run here, with the reason."""
     return StepOutcome(status="skipped", text=why, figures=figures, hint=hint)
 
 
 def without_places(record: SelfTest, places: Mapping[str, Path]) -> SelfTest:
-    """The record with paths replaced: ``places`` maps a word to the folder that it stands for."""
-    # The longest first, so that a folder inside of another one keeps its own word.
+    """Replace paths in the record; ``places`` maps a placeholder to its folder."""
+    # The longest first, so that a folder inside of another one keeps its own placeholder.
     ordered = sorted(places.items(), key=lambda item: -len(str(item[1])))
 
     def clean(value: Any) -> Any:  # noqa: ANN401
@@ -100,12 +100,12 @@ def without_places(record: SelfTest, places: Mapping[str, Path]) -> SelfTest:
 
 
 def encode(record: SelfTest) -> bytes:
-    """The file's content."""
+    """Return the file's content."""
     return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
 
 
 class Variant(msgspec.Struct, frozen=True, kw_only=True):
-    """One way to build the model: its name in the steps, and the profile that asks for it."""
+    """One way to build the model: its name in the steps, and its profile."""
 
     name: str
     precision: Precision
@@ -114,10 +114,10 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclasses.dataclass
 class SelfTestContext:
-    """``work`` is a folder that is thrown away; ``cache`` and ``pictures`` are only read.
+    """Context of the steps: ``work`` is a temporary folder; ``cache`` and ``pictures`` are read only.
 
-    ``root`` is where the machine's /sys, /dev and /proc are looked for; ``pause`` waits for seconds. ``backend`` gives
-    the backend of a profile. ``camera`` is an address as ``edge run --camera`` takes it; None looks for one.
+    ``root`` contains the machine's /sys, /dev and /proc; ``pause`` waits for seconds. ``backend`` returns the backend
+    of a profile. ``camera`` is an address for ``edge run --camera``; None searches for one.
     """
 
     profile: Profile
@@ -135,7 +135,7 @@ class SelfTestContext:
     listen: Listener = ignore_events
     # Seconds for each row of the published table; None measures none.
     publish_s: float | None = None
-    # What steps leave for the next.
+    # Results of steps for later steps.
     reference: NDArray[np.float32] | None = None
     reference_from: str = ""
     table: FoundArtifact | None = None
@@ -152,16 +152,16 @@ class SelfTestContext:
 
     @property
     def own_cache(self) -> Path:
-        """A calibration cache with nothing in it but the one table: no timing cache makes the first build warm."""
+        """A calibration cache with only the one table: without a timing cache the first build is cold."""
         return self.work / "cache"
 
     @property
     def has_gpu(self) -> bool:
-        """True if an NVIDIA GPU is there to run an engine on: a Jetson's, or one with the desktop driver."""
+        """True if there is an NVIDIA GPU to run an engine: a Jetson's, or one with the desktop driver."""
         return self.machine.is_jetson or (self.root / "dev/nvidia0").exists()
 
     def variants(self) -> list[Variant]:
-        """Every precision and route that the backend may have; those that it lacks say so when they are tried."""
+        """Return every precision and route of the backend; unsupported ones report that when they are tried."""
         own = self.profile
         routes = {"tensorrt": ("implicit", "explicit")}.get(own.backend, ("explicit",))
         found = [self._variant(name, name) for name in ("fp32", "fp16")]
@@ -177,7 +177,7 @@ class SelfTestContext:
         build = msgspec.structs.replace(own.build, strict=True, dla_core=dla_core)
         given = own.input
         if dla_core is not None:
-            # A DLA takes one batch size.
+            # A DLA supports only one batch size.
             only = BatchRange(min=given.batch.opt, opt=given.batch.opt, max=given.batch.opt)
             given = msgspec.structs.replace(given, batch=only)
         profile = msgspec.structs.replace(

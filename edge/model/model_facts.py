@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
 
-# Where a picture's pixel values are normalized, and what the network takes: 0..255, 0..1, or values of a mean and std.
+# Where the pixel values are normalized, and the range of the network's input: 0..255, 0..1, or by a mean and std.
 PixelRange = Literal["0..255", "0..1", "unknown"]
 
 # Width of a normalized pixel range: 1 for 0..1, 2 for -1..1, 4.4 with ImageNet's std. Outside of this it is no such.
 _NARROWEST, _WIDEST = 0.5, 10.0
-# Keys of ONNX metadata that hold class names: of Ultralytics ("names"), timm ("label_names") and what else was seen.
+# Keys of ONNX metadata with class names: of Ultralytics ("names"), timm ("label_names") and others.
 _NAME_KEYS = ("names", "label_names", "class_names", "labels", "classes", "categories")
 # How edge export writes the preprocessing of a model's weights into the model.
 PREPROCESS_KEY = "edge.preprocess"
@@ -31,7 +31,7 @@ USUAL_SIZE = 224
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Facts that a model file shows.
+    """Facts found in a model file.
 
     Attributes:
         input: name, type and shape of the input as the file has them.
@@ -63,7 +63,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def look(path: Path, options: OutputOptions = OutputOptions()) -> ModelFacts:  # noqa: B008
-    """Read a model and say what it shows.
+    """Read a model and return the facts that it contains.
 
     Raises:
         ModelError: not ONNX, or no classifier.
@@ -114,7 +114,7 @@ def _size(height: int | None, width: int | None, metadata: dict[str, str]) -> tu
 
 
 def _names(metadata: dict[str, str], count: int) -> list[str] | None:
-    """Class names in the metadata: a Python or JSON list, a mapping of indices to names, or lines."""
+    """Parse the class names in the metadata: a Python or JSON list, a mapping of indices to names, or lines."""
     for key in _NAME_KEYS:
         names = _parsed_names(metadata.get(key, ""))
         if names is not None and len(names) == count and all(names):
@@ -163,7 +163,7 @@ def _pixels(adapted: AdaptedModel, metadata: dict[str, str]) -> tuple[PixelRange
 
 
 def _affine(proto: ModelProto) -> tuple[float, str]:
-    """The factor that the first nodes multiply the input by, and what they are; an empty text where there are none."""
+    """Return the factor by which the first nodes scale the input, and their names; empty if there are none."""
     graph = proto.graph
     users: dict[str, list[int]] = {}
     for at, node in enumerate(graph.node):
@@ -194,7 +194,7 @@ def _affine(proto: ModelProto) -> tuple[float, str]:
 
 
 def _constant(graph: GraphProto, name: str) -> list[float] | None:
-    """Values of a small constant; None where it is none."""
+    """Return the values of a small constant; None for any other tensor."""
     helper = require("onnx").numpy_helper
     for item in graph.initializer:
         if item.name == name:

@@ -257,8 +257,8 @@ def _cut(histogram: Histogram, counted: Callable[[Histogram], NDArray[np.float64
     Ours: of few values (a pooled tensor of one picture, say) the histogram has gaps, and its divergence alone would cut
     off most of the range. There a truncation must leave 99 % of the power.
 
-    Far outliers leave the bulk, 99.9 % of the values, with fewer bins than INT8 has levels, where no loss is to be
-    seen. There the bins that were counted are searched, down to a quarter as wide, and from the end of the bulk on.
+    Far outliers leave the bulk, 99.9 % of the values, fewer bins than INT8 has levels, where no loss is visible. In
+    that case the original bins are searched, down to a quarter of the width, and from the end of the bulk on.
     """
     part = histogram.coarsened(SEARCH_BINS)
     while True:

@@ -65,7 +65,7 @@ def open_target(address: Secret) -> Target:
     """Open the target for an address.
 
     Raises:
-        UsageError: The address is of no known form.
+        UsageError: the address has an unknown form.
         MissingDependencyError: paho-mqtt is missing.
     """
     text = address.reveal()
@@ -387,7 +387,7 @@ class Notifications:
 
     Raises:
         UsageError: A rule names a label that the model does not have, or an address is wrong.
-        MissingDependencyError: A library that a target needs is missing.
+        MissingDependencyError: a library that a target needs is missing.
     """
 
     def __init__(

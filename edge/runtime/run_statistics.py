@@ -49,7 +49,7 @@ _EXACT = 4096
 RECENT = 240
 _RECENT_GAPS = 20
 _RECENT_CHANGES = 8
-# The rate is that of so many full seconds.
+# Number of full seconds over which the rate is averaged.
 _RATE_S = 10
 
 

@@ -38,7 +38,7 @@ class _FrameRun(msgspec.Struct, frozen=True):
 class GpuPreprocessor:
     """Preprocesses up to ``batch`` frames at a time on a device.
 
-    The output is float16 when ``half``, else float32. Memory grows with the largest frame and is then kept. A batch
+    The output is float16 if ``half``, else float32. Memory grows with the largest frame and never shrinks. A batch
     goes through :meth:`stage`, :meth:`upload` and :meth:`launch`, all inside ``with device.active()``. Each of the
     ``slots`` has page-locked memory of its own: one is staged while the work of another is still on the stream.
     """
@@ -106,7 +106,7 @@ class GpuPreprocessor:
         self._runs[slot] = list(_runs(sizes))
 
     def upload(self, *, slot: int = 0) -> None:
-        """Put copies of the staged frames on the stream; nothing, where the device reads them in place."""
+        """Enqueue copies of the staged frames on the stream, unless the device reads them in place."""
         if self._memory is None:
             return
         assert self._host is not None  # noqa: S101 - it comes and goes with the memory
@@ -119,7 +119,7 @@ class GpuPreprocessor:
                 self._device.upload(self._memory.address + start, staged)
 
     def launch(self, target: int, *, slot: int = 0) -> None:
-        """Put the kernel on the stream: the uploaded frames into the network input at device address ``target``."""
+        """Enqueue the kernel, which converts the uploaded frames to the network input at device address ``target``."""
         for run in self._runs[slot]:
             plan = self.plan(run.height, run.width)
             key = (run, target, slot)

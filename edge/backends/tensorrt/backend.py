@@ -98,7 +98,7 @@ class TensorRT:
         }
 
     def int8_plan(self, profile: Profile) -> Int8Plan:
-        """Route and reader for ``profile``, from what the installed TensorRT can do."""
+        """Return route and table reader for ``profile``, from the capabilities of the installed TensorRT."""
         from edge.backends.tensorrt import environment, int8_route
 
         found = environment.load(rtx=self._rtx)
@@ -170,7 +170,7 @@ class TensorRT:
     def open(
         self, engine: Path, *, precision: str, threads: int | None = None, built_for: Key | None = None
     ) -> TrtSession:
-        """Open an engine file; ``threads`` means nothing here.
+        """Open an engine file; ``threads`` is ignored.
 
         Raises:
             ArtifactError: it was built for another TensorRT or GPU; the message names the field.

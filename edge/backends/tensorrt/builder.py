@@ -309,7 +309,7 @@ class _Job:
         return str(engine.create_engine_inspector().get_engine_information(kind))
 
     def _describe(self, inspection: str | None, plan: bytes) -> Inspection:
-        """The graph that went in and, as far as the engine shows them, the layers that came out."""
+        """Describe the ONNX graph and, as far as the engine shows them, its layers."""
         nodes = self.form.nodes()
         source = self.caps.title
         lost = {*self.unscaled, *log_diagnosis.unscaled(self.watch.warnings)}
@@ -360,7 +360,7 @@ class _Job:
         return found.layers
 
     def _layers_of_graph(self) -> Layers:
-        """Layers of the graph, whose precision is what it says where networks are typed; else it is unknown."""
+        """Count the layers of the graph; their precision is known only for a typed network."""
         if self.request.precision != "fp32":
             self.notes.append("layers were counted in the graph, not in the engine, which does not show them all")
         return Layers(

@@ -48,7 +48,7 @@ _SHORTEST = 16
 _PRODUCTS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT for RTX"}
 
 
-# Data types that a network may take and give here, by TensorRT's name; and the sizes of all.
+# Supported data types of network inputs and outputs, by TensorRT's name, with their sizes.
 FLOATS = {"FLOAT": "float32", "HALF": "float16"}
 BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT32": 4, "INT64": 8, "INT8": 1, "UINT8": 1, "BOOL": 1, "FP8": 1}
 

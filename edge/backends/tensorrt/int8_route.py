@@ -14,14 +14,14 @@ Route = Literal["implicit", "explicit"]
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """The route (None for FP32 and FP16) and one sentence that says why."""
+    """The chosen route (None for FP32 and FP16) and one sentence with the reason."""
 
     route: Route | None
     why: str
 
 
 def decide(profile: Profile, precision: Precision, caps: Caps) -> Decision:
-    """The route for ``precision`` on this TensorRT.
+    """Choose the route for ``precision`` on this TensorRT.
 
     Raises:
         ProfileError: the profile asks for a route or a unit that this TensorRT does not have.

@@ -198,7 +198,7 @@ class TrtSession:
         return _SLOTS
 
     def infer(self, batch: NDArray[np.float32]) -> Inference:
-        """Run a float32 N×3×H×W batch. A batch below the engine's smallest is filled up; the logits are for N."""
+        """Run a float32 N×3×H×W batch. A batch below the engine's smallest is padded; the logits are for N."""
         return self.submit(batch).wait()
 
     def submit(self, batch: NDArray[np.float32]) -> Submitted:
@@ -210,7 +210,7 @@ class TrtSession:
         count, device, slot = self._count(batch.shape), self._device, self._take_slot()
         try:
             with device.active():
-                # What fills up a batch is whatever is there: a picture's logits do not depend on its neighbours.
+                # The padding has arbitrary content: an image's logits do not depend on its neighbours.
                 self._np.copyto(slot.staging[:count], batch, casting="same_kind")
                 size = max(count, self.contract.min_batch)
                 with device.beside():
@@ -355,7 +355,7 @@ class TrtSession:
             self._runtime = None
             if self._frames is not None:
                 self._frames.free()
-            # Page-locked memory goes with the last view of it.
+            # Page-locked memory is freed with its last view.
             self._slots, self._free = [], deque()
             for memory in self._memory:
                 memory.free()
@@ -389,7 +389,7 @@ class TrtSession:
             self.contract = contract(self._engine)
             context = self._engine.create_execution_context()
             if context is None:
-                raise self._failure("TensorRT gave no execution context")
+                raise self._failure("TensorRT returned no execution context")
             self._set_size(context, self.contract.max_batch)
             self._allocate(context)
 
@@ -448,7 +448,7 @@ class TrtSession:
             return
         for name, at in {self.contract.name: address, **self._outputs}.items():
             if not execution.context.set_tensor_address(name, at):
-                raise self._failure(f"TensorRT refuses the memory of {name!r}")
+                raise self._failure(f"TensorRT rejected the buffer of {name!r}")
         execution.bound = address
 
     # running
@@ -486,7 +486,7 @@ class TrtSession:
         if self.contract.dynamic:
             with self._received():
                 if not context.set_input_shape(self.contract.name, (size, *self.contract.shape)):
-                    raise self._failure(f"TensorRT refuses a batch of {size}")
+                    raise self._failure(f"TensorRT rejected a batch of {size}")
 
     def _execution(self, size: int) -> _Execution:
         """The execution context for a batch size; kept, up to a few."""
@@ -498,7 +498,7 @@ class TrtSession:
             with self._received():
                 context = self._engine.create_execution_context()
         if context is None and not self._executions:
-            raise self._failure("TensorRT gave no execution context")
+            raise self._failure("TensorRT returned no execution context")
         if context is None:
             # No more of them, or no memory for one: the oldest takes its place.
             self._device.synchronize()
@@ -510,7 +510,7 @@ class TrtSession:
         return made
 
     def _run(self, size: int, address: int) -> None:
-        """Put the engine's work on the stream."""
+        """Enqueue the engine's work on the stream."""
         execution = self._execution(size)
         graph = execution.graphs.get(address)
         if graph is None:

@@ -246,7 +246,7 @@ class Connection:
 
     def _connected(self, plain_http: bool, ca_file: str | None) -> tuple[str, Any]:  # noqa: FBT001
         """Connect by https or http; return which, and a client that knows how this registry asks for credentials."""
-        # A registry on this machine may speak either, and nobody is between it and us.
+        # A registry on this machine may use either, and nothing is between it and edge.
         prefixes = ["http"] if plain_http else ["https", "http"] if self.reference.is_loopback else ["https"]
         problem: EdgeError | None = None
         for prefix in prefixes:

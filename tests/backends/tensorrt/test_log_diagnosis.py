@@ -38,7 +38,7 @@ from edge.errors import ArtifactError, DeviceError, EdgeError, ModelError
             "Error Code 1: Cuda Runtime (out of memory)", DeviceError, "ran out of GPU memory", "swap", id="memory"
         ),
         pytest.param(
-            "NvMapMemAllocInternalTagged: 1075072515 error 12", DeviceError, "ran out of GPU memory", "reboot", id="fragments",
+            "NvMapMemAllocInternalTagged: 1075072515 error 12", DeviceError, "of GPU memory", "reboot", id="fragments",
         ),
         pytest.param(
             "10: [optimizer.cpp::computeCosts::2011] Error Code 10: Internal Error "
