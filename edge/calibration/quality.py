@@ -66,7 +66,7 @@ def judge(measured: MeasuredAccuracy) -> QualityVerdict:
             reasons.append(f"logit SQNR is {measured.sqnr_db:.1f} dB (limit {sqnr_limit:g} dB)")
         if measured.n >= MIN_PICTURES and measured.agreement < share_limit:
             share = _share(measured.agreement, measured.agreement_interval)
-            reasons.append(f"agreement with FP32 is {share} on {measured.n} pictures (limit {share_limit:g} %)")
+            reasons.append(f"agreement with FP32 is {share} on {measured.n} images (limit {share_limit:g} %)")
         if reasons:
             return QualityVerdict(level, reasons)  # type: ignore[arg-type]
     return QualityVerdict("good", [])

@@ -106,10 +106,10 @@ def test_a_folder_that_is_no_whole_bundle_any_more_is_not_run(edge: Edge, shippe
     folder = shipped / (shipped / "current").readlink()
     (folder / "bundle.json").unlink()
     ended = edge("run", "--profile", "current", "--images", "pictures")
-    assert (ended.code, "there is no bundle.json" in ended.err) == (7, True)
+    assert (ended.code, "bundle.json is missing" in ended.err) == (7, True)
     (folder / "other.yaml").write_bytes((folder / "profile.yaml").read_bytes())
     ended = edge("run", "--profile", folder / "other.yaml", "--images", "pictures")
-    assert (ended.code, "the profile of a shipped bundle is its profile.yaml" in ended.err) == (7, True)
+    assert (ended.code, "profile.yaml as the profile of a shipped bundle" in ended.err) == (7, True)
 
 
 def test_neither_is_one_that_a_link_leads_to(edge: Edge, shipped: Path, tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_what_is_there_is_kept(edge: Edge, here: Path) -> None:
         (("--model", "model.onnx", "--labels", "short.txt"), 6, "2 class names for a model with 8 classes"),
         (("--model", "model.onnx", "--output-name", "logit"), 5, "did you mean 'logits'"),
         (("--model", "model.onnx", "--images", "nowhere"), 6, "this file or folder does not exist"),
-        (("a/b", "--model", "model.onnx"), 2, "cannot be the name of a profile"),
+        (("a/b", "--model", "model.onnx"), 2, "is not a valid profile name"),
         (
             ("--model", "model.onnx", "--labels", "short.txt", "--labels", "short.txt"),
             2,

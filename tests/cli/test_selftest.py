@@ -65,7 +65,7 @@ def test_engines_are_kept_where_it_is_asked_for(edge: Run, ready: Place) -> None
     done = edge("engine", "show", "kept/engines/int8-explicit/model-int8.onnx")
     assert "4 INT8 of 4" in done.out
     done = edge("selftest", "-p", "tiny", "-i", "pictures", "--keep", "kept")
-    assert (done.code, "not a new folder" in done.err) == (2, True)
+    assert (done.code, "the folder already exists" in done.err) == (2, True)
 
 
 def test_reference_answers_for_a_machine_without_onnxruntime(edge: Run, ready: Place) -> None:

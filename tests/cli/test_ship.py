@@ -143,7 +143,7 @@ def test_a_gate_of_a_fleet_that_is_none(edge: Edge, bundles: Path) -> None:
         (("host:~root/x", "--bundle", "a.edge"), 2, "'~root/x' cannot be resolved"),
         (("./device", "--bundle", "a.edge", "--gate", "speed=1"), 2, "there is no gate 'speed'"),
         (("-oProxyCommand=x", "--bundle", "a.edge"), 2, ""),
-        (("ada@$(x)", "--bundle", "a.edge"), 2, "cannot be the name of a host"),
+        (("ada@$(x)", "--bundle", "a.edge"), 2, "is not a valid host name"),
         (("./device", "--bundle", "a.edge", "--bootstrap"), 2, "contains no wheels"),
         (("rollback", "./device"), 8, "there is no such folder"),
         (("status", "./device"), 8, "there is no such folder"),

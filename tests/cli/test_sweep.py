@@ -132,7 +132,7 @@ def test_ctrl_c_while_hashing_leaves_no_file(start: Run, sets: tuple, gate: Any)
     [
         (("-a", "entropie2"), 2, "did you mean 'entropy2'"),
         (("-a", "percentile:lots"), 2, "'lots' is not a number"),
-        (("-a", "minmax:1"), 2, "which parameter"),
+        (("-a", "minmax:1"), 2, "needs the name of its parameter"),
         (("-a", "minmax,minmax"), 2, "twice"),
         (("--pictures", "7"), 2, "7 pictures requested, only 6 available"),
         (("--pictures", "some"), 2, "'some' is not a number of pictures"),

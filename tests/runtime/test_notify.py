@@ -217,7 +217,8 @@ def test_a_post_to_a_real_server(server: Callable[..., Server]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "says"), [(500, "answers 500"), (404, "answers 404"), (302, "redirect, which is not followed")]
+    ("status", "says"),
+    [(500, "answered with status 500"), (404, "answered with status 404"), (302, "redirect, which is not followed")],
 )
 def test_an_answer_that_is_no_success(status: int, says: str, server: Callable[..., Server]) -> None:
     elsewhere = server()

@@ -133,13 +133,13 @@ def test_fp16_whose_layers_are_hidden_is_said_and_not_claimed(binding: Bind, tin
     outcome = run(tiny(), precision="fp16")
     assert outcome.layers is not None
     assert outcome.layers.weighted_fp16 == 0
-    assert any("does not show which of its layers run in it" in text for text in outcome.warnings)
+    assert any("does not show which of its layers run in FP16" in text for text in outcome.warnings)
 
 
 def test_fp16_of_an_engine_that_cannot_be_loaded_here(binding: Bind, tiny: Tiny, run: Any) -> None:
     binding("10.3.0", can_load=False)
     outcome = run(tiny(), precision="fp16")
-    assert any("does not show which of its layers run in it" in text for text in outcome.warnings)
+    assert any("does not show which of its layers run in FP16" in text for text in outcome.warnings)
 
 
 def test_the_layer_that_fell_out_names_its_tensor(binding: Bind, tiny: Tiny, run: Any, tmp_path: Path) -> None:

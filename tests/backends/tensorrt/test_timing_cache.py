@@ -216,7 +216,7 @@ def renamed_from_another_device(kept: TimingStore) -> None:
         (cut_off, "10 bytes, but its manifest says"),
         (bit_flipped, "does not match the sha256"),
         (no_manifest, "it has no manifest"),
-        (no_cache, "not there"),
+        (no_cache, "is missing"),
         (torn_manifest, "not a manifest"),
         (of_another_device, "changed after it was written"),
         (renamed_from_another_device, "belongs elsewhere (module: p3767-0000 -> p3701-0005)"),

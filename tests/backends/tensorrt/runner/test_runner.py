@@ -120,8 +120,8 @@ def test_a_small_batch_is_filled_up_to_the_engines_smallest(open_session: Open) 
     [
         ((5, 3, 8, 8), "a batch of 5 is not supported: the engine accepts 1 to 4"),
         ((0, 3, 8, 8), "a batch of 0 is not supported: the engine accepts 1 to 4"),
-        ((1, 3, 9, 8), r"takes N×3×8×8, not 1×3×9×8"),
-        ((3, 8, 8), r"takes N×3×8×8, not 3×8×8"),
+        ((1, 3, 9, 8), r"needs N×3×8×8, not 1×3×9×8"),
+        ((3, 8, 8), r"needs N×3×8×8, not 3×8×8"),
     ],
     ids=["too many", "none", "another size", "no batch axis"],
 )
