@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Operators with weights as they are called after optimization.
 FLOAT_WEIGHTED = frozenset({"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
 _INTEGER = ("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat")
 INT8_WEIGHTED = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", *_INTEGER})
