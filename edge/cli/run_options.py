@@ -238,7 +238,7 @@ def typed_camera(address: str, warn: Callable[[str], None], *, shown: str | None
     """
     if not address.startswith("@") and hides(address):
         warn(
-            f"--camera {shown or masked_url(address)}: other users of this machine see a password on a command line; "
+            f"--camera {shown or masked_url(address)}: other users can see a password on a command line; "
             f"write the URL into a file for --camera @FILE, or into {CAMERA_VARIABLE}"
         )
     return _address(Secret.url(address), "--camera", warn)

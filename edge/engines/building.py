@@ -333,7 +333,7 @@ def _delivered(built: BuiltEngine, profile: Profile, precision: Precision) -> li
         delivered, share, wanted = layers.weighted_fp16 + layers.weighted_int8, known, _MIN_FP16_SHARE
         limit, hint = "", "build again with no other program on the GPU: TensorRT chooses kernels by measuring"
     total = layers.weighted - (layers.weighted_float if precision == "int8" else 0)
-    what = f"{precision.upper()} was asked for, and {delivered} of {total} weighted layers run in it"
+    what = f"{precision.upper()} was requested, but only {delivered} of {total} weighted layers run in it"
     if layers.weighted_unknown:
         what += f" (the precision of {layers.weighted_unknown} is unknown)"
     if delivered == 0:

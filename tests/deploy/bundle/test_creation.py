@@ -180,7 +180,7 @@ def test_a_table_that_does_not_fit_the_model(
     table = cache_keys.table_path(chosen, cache)
     good = table.read_bytes()
     table.write_bytes(good + b"x")
-    refused("the manifest says")
+    refused("its manifest says")
     table.unlink()
     refused("the manifest lists this file, but it is missing")
     table.write_bytes(good)
@@ -217,7 +217,7 @@ def test_golden_pictures_that_will_not_do(made: Made, tmp_path: Path) -> None:
     with pytest.raises(DataError):
         made("second.edge", golden=list(open_pictures(folder)))
     (picture,) = open_pictures(tmp_path / "pictures").take(1)
-    with pytest.raises(UsageError, match="at most 256"):
+    with pytest.raises(UsageError, match="maximum is 256"):
         made("second.edge", golden=[picture] * 257)
     with pytest.raises(DataError, match="have the same name"):
         made("second.edge", golden=[picture] * 2)

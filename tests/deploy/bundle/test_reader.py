@@ -126,7 +126,7 @@ def test_a_folder_with_more_or_less_in_it_is_refused(tmp_path: Path) -> None:
         open_bundle(folder)
     (folder / "extra").unlink()
     (folder / "profile.yaml").unlink()
-    with pytest.raises(ArtifactError, match=r"not there: profile\.yaml"):
+    with pytest.raises(ArtifactError, match=r"are missing: profile\.yaml"):
         open_bundle(folder)
 
 
