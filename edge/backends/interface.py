@@ -26,7 +26,7 @@ Route = Literal["implicit", "explicit"]
 
 
 class TimingUse(msgspec.Struct, frozen=True, kw_only=True):
-    """How a build uses timing caches, if its backend has them.
+    """Use of timing caches by a build, if its backend has them.
 
     ``folder`` contains them; None stores none. ``ask`` is False for a build that measures every kernel again and stores
     nothing. With ``only``, a kernel that is not in the cache is an error.

@@ -136,7 +136,7 @@ def test_layers_are_timed_and_kept_next_to_the_engine(edge: Edge, built: Place) 
         (("--idle", "5s"), "at least 10 s, not 5"),
         (("--power", "hwmin"), "no power source 'hwmin'"),
         (("--power", "replay@x:f"), "does not name a recording"),
-        (("--set-power-mode",), "asks for no power mode to set"),
+        (("--set-power-mode",), "has no power mode to set"),
     ],
 )
 def test_what_cannot_be_asked_for(edge: Edge, built: Place, options: tuple[str, ...], words: str) -> None:

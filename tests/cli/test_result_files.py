@@ -75,7 +75,7 @@ def test_a_full_disk_under_a_video_is_said_and_the_run_goes_on(edge_process: Cal
     built(12)
     ended = edge_process(*RUN, "--images", "pictures", "--save-video", "out.mkv", limit=_FULL_DISK)
     assert ended.code == 9, ended.err
-    assert "the video is not whole" in ended.err
+    assert "the video is incomplete" in ended.err
     assert "12 pictures" in ended.out
 
 

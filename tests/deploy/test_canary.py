@@ -130,7 +130,7 @@ def test_other_labels_and_a_large_distance_fail(made: Made, tmp_path: Path) -> N
     bad = unpacked(made("bad", other_labels), tmp_path / "bad")
     report = canary.canary(bad, tmp_path / "state", against=None, gates={}, tools=tools())
     assert not report.passed
-    assert any("golden pictures have another label" in words for words in report.failed)
+    assert any("golden images have another label" in words for words in report.failed)
     assert any("from the references" in words for words in report.failed)
     assert report.before_absent == "there is no previous bundle"
     lenient = canary.canary(bad, tmp_path / "state", against=None, gates={"labels": 4, "distance": 1000}, tools=tools())
@@ -180,7 +180,7 @@ def test_a_device_keeps_what_it_has_when_a_trial_fails(
     assert ship(good, place).work == "ok"
     outcome = ship(bad, place)
     assert (outcome.work, outcome.exit_code) == ("trial failed", 1)
-    assert "golden pictures have another label" in str(outcome.reason)
+    assert "golden images have another label" in str(outcome.reason)
     assert current(place) == good.digest
     assert not (root_of(place) / "previous").exists()
     found = rollback.status(place)

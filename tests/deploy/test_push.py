@@ -307,7 +307,7 @@ def test_going_back_and_forth(bundle: Make, folder: DeviceAddress) -> None:
     first, second = bundle("a"), bundle("b", {"x": b"1"})
     ship(first, folder, settings=QUICK)
     passed(folder, first)
-    with pytest.raises(UsageError, match="nothing to go back to"):
+    with pytest.raises(UsageError, match="no bundle to roll back to"):
         rollback.rollback(folder)
     ship(second, folder, settings=QUICK)
     passed(folder, second)

@@ -187,7 +187,7 @@ def test_bundles_of_an_edge_without_verdicts_count_by_the_history(
         rollback.rollback(folder)
         assert rollback.rollback(folder).current == made["a"].digest
     else:
-        with pytest.raises(UsageError, match="nothing to go back to"):
+        with pytest.raises(UsageError, match="no bundle to roll back to"):
             rollback.rollback(folder)
 
 

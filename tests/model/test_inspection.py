@@ -47,11 +47,11 @@ def test_counts() -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "not the layers of an engine"),
-        (b"\xff\xfe", "not the layers of an engine"),
-        (b"[]", "not the layers of an engine"),
+        (b"", "not a list of an engine's layers"),
+        (b"\xff\xfe", "not a list of an engine's layers"),
+        (b"[]", "not a list of an engine's layers"),
         (b'{"format": 2, "later": true}', "format 2; this edge reads format 1"),
-        (b'{"format": "1"}', "not the layers of an engine"),
+        (b'{"format": "1"}', "not a list of an engine's layers"),
         (b'{"format": 1, "source": "x"}', "missing required field"),
         (b'{"Layers": []}', "not a list of an engine's layers"),
         (b"[" * 100_000, "not a list of an engine's layers"),

@@ -318,7 +318,7 @@ Use = Literal["used", "attached", "started", "refused", "off", "no effect"]
 
 
 class TimingReport(msgspec.Struct, frozen=True, kw_only=True):
-    """How a build used the timing cache.
+    """Use of the timing cache by a build.
 
     ``used``: the log, or a build without a miss, proves that the existing cache was used. ``attached``: TensorRT
     accepted it, but nothing proves its use. ``started``: the build began with an empty one. ``refused``: TensorRT did

@@ -26,7 +26,7 @@ def test_each_jetpack_has_its_python() -> None:
     assert (here.python, here.machine) == (f"3.{sys.version_info.minor}", platform.machine())
 
 
-@pytest.mark.parametrize(("jetpack", "word"), [([], "which?"), (["5.1"], "JetPack 5"), (["six"], "JetPack six")])
+@pytest.mark.parametrize(("jetpack", "word"), [([], "must be given"), (["5.1"], "JetPack 5"), (["six"], "JetPack six")])
 def test_a_jetpack_must_be_named(jetpack: list[str], word: str) -> None:
     with pytest.raises(UsageError, match=word.replace("?", r"\?")):
         wheels.targets("agx-orin", jetpack)
