@@ -194,7 +194,7 @@ def test_an_os_error_without_a_number() -> None:
         (["build", "--profile", "no-such-profile"], 3, ["there is no profile 'no-such-profile'"]),
         (["--no-such-option"], 2, ["no-such-option"]),
         (["no-such-command"], 2, ["no-such-command"]),
-        (["table", "show", "nothing.table"], 2, ["nothing.table: there is no such file"]),
+        (["table", "show", "nothing.table"], 2, ["nothing.table: the file does not exist"]),
     ],
     ids=["profile", "name", "option", "command", "table"],
 )

@@ -32,7 +32,7 @@ from edge.errors import (
     require,
 )
 from edge.events import Listener, ignore_events
-from edge.model import Inspection, Layer, LayerTensor, Port, Role, has_qdq, inspection
+from edge.model import Inspection, Layer, LayerTensor, Port, Role, inspection
 
 if TYPE_CHECKING:
     import numpy as np
@@ -307,7 +307,7 @@ class OnnxRuntime:
     def build(self, request: BuildRequest, *, listen: Listener = ignore_events) -> BuiltEngine:
         """Build an engine. FP32: the model itself. INT8: its Q/DQ form with the table's scales."""
         del listen
-        from edge.model import onnx_model
+        from edge.model import has_qdq, onnx_model
 
         proto = onnx_model.read(request.model, request.profile.outputs)
         route: str | None = None

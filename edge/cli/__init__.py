@@ -40,7 +40,7 @@ COMMAND_GROUPS: dict[str, dict[str, str]] = {
     "Run": {
         "run": "Classify images or camera frames; report latency and power.",
         "eval": "Measure top-1, top-5 and agreement with FP32.",
-        "bench": "Measure an engine by the scenarios of MLPerf Inference.",
+        "bench": "Measure an engine with the scenarios of MLPerf Inference.",
         "power": "Show, set and restore the power mode of a Jetson.",
     },
     "Deploy": {

@@ -361,7 +361,7 @@ def result_lines(result: dict[str, Any]) -> list[str]:
     name = result["scenario"]
     if result.get("percentile") is None:
         rate = result["rate_per_s"]
-        return [f"{name}: {rate:.1f} pictures/s" if rate else f"{name}: no result"]
+        return [f"{name}: {rate:.1f} images/s" if rate else f"{name}: no result"]
     share = f"{result['percentile'] * 100:g}th percentile"
     if result["percentile_ms"] is None:
         return [f"{name}: no result"]

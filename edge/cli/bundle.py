@@ -1,4 +1,4 @@
-"""Make, check, sign and share everything that a device needs, in one file.
+"""Make, check, sign and share what a device needs, as one file.
 
 A bundle contains the resolved profile, the model, labels, calibration tables,
 timing caches and golden pictures, and a manifest with the sha256 of every file.

@@ -183,7 +183,7 @@ def _flow(chosen: Profile, built: Profile) -> str:
 
 @contextmanager
 def _executor(workers: int | None, dask: str | None, listen: Listener) -> Iterator[Executor | None]:
-    """Make the executor for the statistics, unless this process does it."""
+    """Yield the executor that collects the statistics; None if this process collects them itself."""
     if dask is not None:
         from edge.calibration import dask_workers
 

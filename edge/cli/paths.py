@@ -128,7 +128,7 @@ def require_model(profile: Profile) -> None:
         ModelError: there is no such file.
     """
     if not Path(profile.model).is_file():
-        raise ModelError("there is no such model", where=profile.model, hint="check `model:` in the profile")
+        raise ModelError("the model file does not exist", where=profile.model, hint="check `model:` in the profile")
 
 
 def _check_bundle(path: Path, *, shipped: deployed.Deployed | None, user: str | None) -> None:

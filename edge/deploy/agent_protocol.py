@@ -113,7 +113,7 @@ class HistoryEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def hello(session: DeviceSession, place: DeviceAddress) -> DeviceState:
-    """Ask who is there.
+    """Read the device's greeting: its state, tools and edge.
 
     Raises:
         DeviceError: a tool is missing on the device, or the answer is invalid.

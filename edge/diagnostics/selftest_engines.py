@@ -123,7 +123,7 @@ def step(bench: SelfTestContext) -> StepOutcome:
     bench.reference_from = "computed here"
     n = len(bench.reference)
     if kept is None:
-        return ok(f"computed here for {n} pictures; saved answers: {why_not}", pictures=n, computed_here=True)
+        return ok(f"computed here for {n} images; saved answers: {why_not}", pictures=n, computed_here=True)
     away = stats.sqnr_db(bench.reference, kept)
     same = int((bench.reference.argmax(axis=1) == kept.argmax(axis=1)).sum())
     words = "identical to the saved ones" if away is None else f"{away:.0f} dB SQNR against the saved ones"
@@ -131,7 +131,7 @@ def step(bench: SelfTestContext) -> StepOutcome:
     if same < n or (away is not None and (math.isnan(away) or away < _SAME_DB)):
         text = f"computed here, {words}, the same top-1 for {same} of {n}: this machine decodes or computes differently"
         return failed(text, hint="attach this file to a bug report", **figures)
-    return ok(f"computed here for {n} pictures, {words}", **figures)
+    return ok(f"computed here for {n} images, {words}", **figures)
 
 
 # Minimum agreement of an engine's logits with FP32's: (SQNR in dB, share with the same top-1).

@@ -176,7 +176,7 @@ def _open_folder(folder: Path) -> Pictures:
         return tfrecord.open_shards(folder, shards)
     names = sorted(_walk(folder))
     if not names:
-        raise DataError(f"no pictures: looked for {_LOOKED_FOR} in it and below it", where=folder)
+        raise DataError(f"no images: looked for {_LOOKED_FOR} in it and below it", where=folder)
     return Pictures(folder, [picture_at(folder, name, None) for name in names])
 
 

@@ -194,7 +194,7 @@ class Statistics(msgspec.Struct):
         ):
             own = None if counts is None else counts[index].astype(np.int64)
             if own is not None and (int(own.sum()) != int(count) or int(own.min()) < 0):
-                raise ValueError(f"{name}: a histogram without exactly {int(count)} values")
+                raise ValueError(f"{name}: the histogram's counts must be non-negative and add up to {int(count)}")
             tensors[name] = TensorStatistics(float(low), float(high), int(count), int(exponent), own)
         return cls(tensors, int(arrays["pictures"]))
 

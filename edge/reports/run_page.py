@@ -393,7 +393,7 @@ def _card(run: LoadedRun) -> list[tuple[str, str, str]]:
     cards = []
     if record.rate_per_s is not None:
         live = ", limited by the camera" if record.source.get("live") else ""
-        cards.append((f"{record.rate_per_s:.1f}", "pictures/s", f"{count(record.pictures)} images{live}"))
+        cards.append((f"{record.rate_per_s:.1f}", "images/s", f"{count(record.pictures)} images{live}"))
     if record.bench is not None:
         cards += _bench_card(record.bench)
     total = record.latency.get("total")

@@ -133,7 +133,7 @@ class RunSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         """The state as one line of text."""
         words = [f"{self.pictures}" + (f" of {self.total}" if self.total is not None else "") + " pictures"]
         if self.rate_per_s is not None:
-            words.append(f"{self.rate_per_s:.1f} pictures/s")
+            words.append(f"{self.rate_per_s:.1f} images/s")
         if self.recent_ms:
             ordered = sorted(self.recent_ms)
             words.append(f"p50 {percentile(ordered, 0.5):.1f}, p90 {percentile(ordered, 0.9):.1f} ms")

@@ -93,8 +93,9 @@ def test_predictions_by_hand() -> None:
     noises = [LayerNoise(layer=name, op_type="Conv", noise=noise) for name, noise in (("a", 0.009), ("b", 0.001))]
     assert predicted_sqnr(noises, 0, measured_db=20.0) == pytest.approx(20.0)
     assert predicted_sqnr(noises, 1, measured_db=20.0) == pytest.approx(30.0)
-    # Half of the measured noise belongs to no layer and stays.
-    assert predicted_sqnr(noises, 2, measured_db=10 * np.log10(1 / 0.02)) == pytest.approx(20.0)
+    # Of twice the noise of the layers, what is more than 1.25 times it belongs to no layer and stays.
+    rest = 0.02 - 1.25 * 0.01
+    assert predicted_sqnr(noises, 2, measured_db=10 * np.log10(1 / 0.02)) == pytest.approx(10 * np.log10(1 / rest))
     # Correlated noise that measures half of its sum is scaled.
     assert predicted_sqnr(noises, 1, measured_db=10 * np.log10(1 / 0.005)) == pytest.approx(10 * np.log10(1 / 0.0005))
     # On other pictures the same share of the noise is left.

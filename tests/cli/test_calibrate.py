@@ -81,7 +81,7 @@ def test_an_algorithm_comes_with_its_parameter_as_a_sweep_writes_it(edge: Edge, 
 @pytest.mark.parametrize(
     ("word", "what"),
     [
-        ("nope", "there is no 'nope'; there are auto, entropy, entropy2, legacy, minmax, mse, percentile"),
+        ("nope", "there is no algorithm 'nope'; there are auto, entropy, entropy2, legacy, minmax, mse, percentile"),
         ("percentile:x", "'x' is not a number"),
         ("percentile:nan", "must be 1 to 100"),
         ("percentile:101", "must be 1 to 100"),
@@ -166,7 +166,7 @@ def test_no_pictures_named_at_all(edge: Edge, place: Place) -> None:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("empty", "no pictures"),
+        ("empty", "no images"),
         ("nowhere", "this file or folder does not exist"),
         ("profiles/labels.txt.gz", "this file or folder does not exist"),
     ],

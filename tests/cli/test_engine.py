@@ -66,7 +66,7 @@ def test_show_what_is_not_there_or_damaged(edge: Run, built: Place) -> None:
     path = folder / "engines/tiny/model-int8.layers.json"
     path.write_bytes(path.read_bytes()[:-5])
     done = edge("engine", "show", "-p", "tiny")
-    assert (done.code, "the manifest says" in done.err, done.out) == (7, True, "")
+    assert (done.code, "its manifest says" in done.err, done.out) == (7, True, "")
 
 
 def test_show_a_strange_file(edge: Run, tmp_path: Path) -> None:

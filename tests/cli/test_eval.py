@@ -166,7 +166,7 @@ def test_limit(options: tuple[str, ...], edge: Edge, painted: Place) -> None:
     ("content", "words"),
     [
         ("", "the first line must name a column of pictures"),
-        ("file,class_index\n", "nothing else"),
+        ("file,class_index\n", "labels.csv: the label file has only a header"),
         ("name,number\n00.png,1\n", "labels.csv:1: the first line must name a column of pictures"),
         ("file,class_index\n00.png,zero\n", "labels.csv:2: no class is called 'zero'"),
         ("file,class_index\n00.png,1\n00.png,2\n", "labels.csv:3: 00.png is class 2 here and class 1 on line 2"),

@@ -69,7 +69,9 @@ def test_check_says_that_a_profile_is_good(edge: Edge, place: Place) -> None:
     folder = place(1)
     ended = edge("profile", "check", "tiny")
     assert ended.code == 0
-    assert ended.out.startswith(f"{folder}/profiles/tiny.yaml: good; model.onnx takes input float32 [n, 3, 32, 32]")
+    assert ended.out.startswith(
+        f"{folder}/profiles/tiny.yaml: good; model.onnx has the input input float32 [n, 3, 32, 32]"
+    )
     found = json.loads(edge("profile", "check", "profiles/tiny.yaml", "--json").out)
     assert (found["classes"], found["input"]) == (10, "input float32 [n, 3, 32, 32]")
 
@@ -107,7 +109,7 @@ def test_a_missing_model_is_the_same_error_in_every_command(command: str, edge: 
     (folder / "profiles/model.onnx").unlink()
     ended = edge(*command.split())
     assert ended.code == 5, ended.err
-    assert "model.onnx: there is no such model\n  try: " in ended.err
+    assert "model.onnx: the model file does not exist\n  try: " in ended.err
 
 
 def test_an_opset_that_onnxruntime_does_not_read_is_named(
@@ -133,7 +135,7 @@ def test_an_opset_that_onnxruntime_does_not_read_is_named(
         ({"labels": "gone.txt"}, 6, "gone.txt: there is no such file"),
         ({"labels": "two.txt"}, 3, "labels: 2 names for a model with 10 classes"),
         ({"input": {"height": 36, "width": 36}}, 5, "takes images of height 32, but the profile says 36"),
-        ({"calibration": {"algorithm": "kl"}}, 3, "calibration.algorithm: there is no 'kl'"),
+        ({"calibration": {"algorithm": "kl"}}, 3, "calibration.algorithm: there is no algorithm 'kl'"),
         (
             {"calibration": {"parameters": {"bins": 3}}},
             3,

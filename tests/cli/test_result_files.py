@@ -76,7 +76,7 @@ def test_a_full_disk_under_a_video_is_said_and_the_run_goes_on(edge_process: Cal
     ended = edge_process(*RUN, "--images", "pictures", "--save-video", "out.mkv", limit=_FULL_DISK)
     assert ended.code == 9, ended.err
     assert "the video is incomplete" in ended.err
-    assert "12 pictures" in ended.out
+    assert "12 images" in ended.out
 
 
 def test_a_thousand_rows_cost_little(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_not_one_picture_can_be_decoded(edge: Edge, built: Place) -> None:
 @pytest.mark.parametrize(
     ("source", "code", "words"),
     [
-        (("--images", "empty"), 6, "no pictures"),
+        (("--images", "empty"), 6, "no images"),
         (("--images", "nowhere"), 6, "this file or folder does not exist"),
         (("--images", "list.txt"), 6, "list.txt:2: 1 of 2 files are missing; the first is gone.jpg"),
         (("--images", "blank.txt"), 6, "names no pictures"),
@@ -224,7 +224,7 @@ def test_an_engine_of_another_profile_is_refused(edge: Edge, built: Place, tiny_
     shutil.copytree(folder / "engines" / "tiny", folder / "engines" / "other")
     ended = edge("run", "--profile", "other", "--precision", "fp32", "--images", "pictures")
     assert ended.code == 7
-    assert "something else (profile: " in ended.err
+    assert "built with other inputs (profile: " in ended.err
     # In INT8 it is the table that does not fit first.
     ended = edge("run", "--profile", "other", "--images", "pictures")
     assert ended.code == 7

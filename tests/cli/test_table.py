@@ -132,7 +132,7 @@ def test_show_says_what_is_wrong_and_shows_it_all_the_same(tmp_path: Path) -> No
 def test_a_missing_table(table: Path, words: str) -> None:
     command, *others = words.split()
     result = run(command, *(table.parent / name for name in others), table.parent / "nope")
-    assert "no such file" in error_of(result, UsageError).what
+    assert "does not exist" in error_of(result, UsageError).what
 
 
 def test_a_folder_is_no_table(tmp_path: Path) -> None:

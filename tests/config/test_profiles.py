@@ -527,7 +527,7 @@ UNITS = "mean: [0.485, 0.456, 0.406]\n  std: [0.229, 0.224, 0.225]\n"
 def test_mean_and_std_of_torchvision_are_refused_with_the_converted_values(write: Write) -> None:
     assert said(write("p", f"{BASE}preprocess:\n  {UNITS}")) == (
         "p.yaml:6: preprocess.mean: mean [0.485, 0.456, 0.406] and std [0.229, 0.224, 0.225] are in units of 0 to 1 "
-        "(torchvision), and pixel values here are 0 to 255\n"
+        "(torchvision), but pixel values here are 0 to 255\n"
         "  try: these two lines, or scale: 1/255 next to yours\n"
         "  mean: [123.675, 116.28, 103.53]\n  std: [58.395, 57.12, 57.375]"
     )

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Build docker/Dockerfile on a Debian base made by mmdebstrap, and use the image as docs/containers.md says: read-only
-# root, no capabilities, not root. CI runs it. Needs root, mmdebstrap, podman and runc; takes one to three minutes.
+# root, no capabilities, not root. EDGE_CI_CONTAINERS=1 .ci/run calls it. Needs root, mmdebstrap, podman and runc; takes one to three minutes.
 set -euo pipefail
 
 here="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)"

@@ -115,7 +115,7 @@ def test_a_jetson_that_is_in_order(grow: Grow, profiles: Path) -> None:
     assert look(report, "machine", "power mode").next_step == "sudo jetson_clocks  (for measurements)"
     assert look(report, "power", "hwmon").text == "works, scope module_input; this one is used"
     assert "tegrastats does not exist" in look(report, "power", "tegrastats").text
-    assert look(report, "power", "jtop").text == "only when it is named (--power jtop); not installed"
+    assert look(report, "power", "jtop").text == "only when named explicitly (--power jtop); not installed"
     assert look(report, "profiles", "orin-nano").text == "ready: tensorrt, int8"
     assert look(report, "dependencies", "jtop").text == "not installed; optional"
     assert "jtop" in (look(report, "dependencies", "jtop").next_step or "")

@@ -143,7 +143,7 @@ def test_a_picture_that_vanishes(tmp_path: Path) -> None:
 
 def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
     _fill(tmp_path, "notes.txt")
-    with pytest.raises(DataError, match=r"no pictures: looked for pictures \(avif, bmp, gif, heic.*TFRecord shards"):
+    with pytest.raises(DataError, match=r"no images: looked for pictures \(avif, bmp, gif, heic.*TFRecord shards"):
         open_pictures(tmp_path)
 
 

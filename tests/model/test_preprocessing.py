@@ -439,7 +439,7 @@ def test_the_digest_is_the_one_in_the_tables_that_come_with_edge(repository: Pat
     settings_ = profiles.read_profile(repository / "profiles" / "host.yaml")
     manifests = sorted((repository / "calib_cache").glob("*/*.json"))
     keys = [json.loads(path.read_bytes()) for path in manifests]
-    tables = [content["key"]["preprocess"] for content in keys if content["kind"] == "calibration table"]
+    tables = [content["key"]["preprocess"] for content in keys if content.get("kind") == "calibration table"]
     assert tables
     assert set(tables) == {preprocessing.digest(settings_.preprocess, settings_.input)}
 

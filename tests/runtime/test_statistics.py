@@ -57,14 +57,14 @@ def test_seconds_are_binned(clock: Clock) -> None:
     assert (third.power_mw, third.temps_c, third.throttling) == (7000.0, {"gpu": 50.0}, ("gpu",))
     assert now.rate_per_s == pytest.approx(4 / 3)
     assert now.dropped == 2
-    assert now.status_line == "4 pictures, 1.3 pictures/s, p50 6.0, p90 9.0 ms, 7.00 W, 2 dropped"
+    assert now.status_line == "4 pictures, 1.3 images/s, p50 6.0, p90 9.0 ms, 7.00 W, 2 dropped"
 
 
 def test_there_is_no_rate_before_the_first_second_is_over(clock: Clock) -> None:
     run = RunStatistics(clock=clock)
     run.record(result())
     clock.t_s += 0.0001
-    assert (run.snapshot().rate_per_s, "pictures/s" in run.snapshot().status_line) == (None, False)
+    assert (run.snapshot().rate_per_s, "images/s" in run.snapshot().status_line) == (None, False)
     clock.t_s += 1.0
     assert run.snapshot().rate_per_s == pytest.approx(1.0, rel=0.01)
 

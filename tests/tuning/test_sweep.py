@@ -60,7 +60,7 @@ def test_no_word_means_every_algorithm() -> None:
         (["legacy:0.9"], "'0.9' needs the name of its parameter"),
         (["percentile", "percentile:99.99"], "twice"),
         (["minmax", "minmax"], "twice"),
-        ([""], "there is no ''"),
+        ([""], "there is no algorithm ''"),
     ],
 )
 def test_algorithms_that_are_wrong(words: list[str], what: str) -> None:

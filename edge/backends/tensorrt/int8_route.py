@@ -36,13 +36,13 @@ def decide(profile: Profile, precision: Precision, caps: Caps) -> Decision:
     asked = profile.int8_route
     if asked == "implicit" and not caps.implicit_int8:
         raise ProfileError(
-            f"int8_route: implicit, and {caps.title} has no calibrators",
+            f"int8_route: implicit, but {caps.title} has no calibrators",
             where=profile.name,
             hint="int8_route: auto or explicit; the same table becomes Q/DQ nodes",
         )
     if asked == "explicit" and dla and caps.implicit_int8:
         raise ProfileError(
-            f"int8_route: explicit, and a DLA takes no Q/DQ network on {caps.title}",
+            f"int8_route: explicit, but a DLA does not support Q/DQ networks on {caps.title}",
             where=profile.name,
             hint="int8_route: auto or implicit",
         )
@@ -51,7 +51,7 @@ def decide(profile: Profile, precision: Precision, caps: Caps) -> Decision:
     if not caps.implicit_int8:
         return Decision(route="explicit", why=f"{caps.title} has no calibrators: INT8 is in the graph as Q/DQ")
     if dla:
-        return Decision(route="implicit", why=f"on {caps.title} a DLA takes INT8 only from a calibration table")
+        return Decision(route="implicit", why=f"on {caps.title} a DLA needs a calibration table for INT8")
     # A Q/DQ engine was up to 30 % slower than a calibrated one of the same network (NVIDIA/TensorRT#4366).
     return Decision(
         route="implicit", why=f"{caps.title} reads the calibration table itself and may choose among more kernels"

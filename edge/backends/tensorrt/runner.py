@@ -145,7 +145,7 @@ class TrtSession:
         self._host_code = host_code
         self._dla_core = dla_core
         self._graphs = graphs
-        self.graph_note: str | None = None if graphs else "CUDA graphs were not asked for"
+        self.graph_note: str | None = None if graphs else "CUDA graphs were not requested"
         self._np = require("numpy")
         self._where = engine
         self._binding = binding_module(caps)

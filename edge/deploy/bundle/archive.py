@@ -146,7 +146,7 @@ def _read_manifest(file: IO[bytes], *, where: Path) -> bytes:
 
 
 def _frame(manifest_bytes: int, manifest: BundleManifest, plan: Layout) -> Iterator[tuple[int, bytes, str]]:
-    """Yield every part of the tar outside of contents: (offset, bytes, name of the file it belongs to)."""
+    """Yield every part of the tar that is not file content: (offset, bytes, name of the file or "the end")."""
     yield BLOCK + manifest_bytes, bytes(-manifest_bytes % BLOCK), MANIFEST
     end = BLOCK + _padded(manifest_bytes)
     for name, start in plan.offsets.items():

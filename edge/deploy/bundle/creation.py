@@ -1,4 +1,4 @@
-"""Make a bundle from a profile: all files that it names, checked, and independent of time and place.
+"""Make a bundle from a profile: all files that it names, checked. Its bytes do not depend on when or where it is made.
 
 The same inputs give the same bytes: files are sorted, and the manifest contains no time, user, host or folder.
 """

@@ -360,7 +360,7 @@ def refusal(text: str, where: str) -> EdgeError:
     if kind == "nothing":
         return UsageError(
             f"there is no bundle to roll back to: {words}", where=where,
-            hint="edge ship TARGET --bundle FILE --no-canary uses a bundle that was not tried",
+            hint="to switch to a bundle without a trial: edge ship TARGET --bundle FILE --no-canary",
         )  # fmt: skip
     return DeviceError(f"the device did not understand edge ({text})", where=where, hint="report this as a bug")
 

@@ -39,7 +39,7 @@ def render_summary(terminal: Terminal, record: RunRecord) -> None:
     subject = record.subject
     terminal.show(
         f"{record.pictures} images in {record.measured_s:.2f} s"
-        + (f", {record.rate_per_s:.1f} pictures/s" if record.rate_per_s else "")
+        + (f", {record.rate_per_s:.1f} images/s" if record.rate_per_s else "")
         + (f", {record.skipped_count} skipped" if record.skipped_count else "")
         + (f"  ({record.status})" if record.status != "complete" else "")
     )
@@ -328,7 +328,7 @@ def _guess_row(guess: Guess, width: int, glyphs: Glyphs, *, first: bool) -> Text
 
 
 def _rate(now: RunSnapshot, glyphs: Glyphs) -> str:
-    words = [f"{now.rate_per_s:.1f} pictures/s" if now.rate_per_s is not None else glyphs.dash]
+    words = [f"{now.rate_per_s:.1f} images/s" if now.rate_per_s is not None else glyphs.dash]
     words.append(f"{now.pictures}" + (f" of {now.total}" if now.total is not None else "") + " done")
     if now.dropped is not None:
         words.append(f"{now.dropped} dropped")

@@ -349,7 +349,7 @@ def test_a_picture_that_breaks_the_calibration(version: str, binding: Bind, aske
 
 
 def test_tensorrt_takes_fewer_batches_than_planned(binding: Bind, asked: Ask) -> None:
-    with pytest.raises(DeviceError, match="took 2 of 3 calibration batches"):
+    with pytest.raises(DeviceError, match="read 2 of 3 calibration batches"):
         builder.build(asked("int8"), binding("10.3.0", takes=2), feed=feed())
 
 

@@ -134,8 +134,8 @@ def broken(after: int) -> Iterator[Any]:
         pytest.param(Memory(), broken(1), 3, DataError, "picture 7 is not a JPEG", id="a picture is broken"),
         pytest.param(Memory(fails_at=1), batches(3), 3, DeviceError, "the copy failed", id="the upload fails"),
         pytest.param(Memory(), batches(3, size=1), 3, DataError, "a batch of 1 float32", id="a short batch"),
-        pytest.param(Memory(), batches(3, dtype=np.float64), 3, DataError, "2 float64 pictures", id="not float32"),
-        pytest.param(Memory(), batches(2), 3, DeviceError, "took 2 of 3", id="fewer batches than planned"),
+        pytest.param(Memory(), batches(3, dtype=np.float64), 3, DataError, "2 float64 images", id="not float32"),
+        pytest.param(Memory(), batches(2), 3, DeviceError, "read 2 of 3", id="fewer batches than planned"),
     ],
 )
 def test_what_goes_wrong_is_raised_afterwards(
@@ -155,7 +155,7 @@ def test_fewer_batches_than_planned_were_asked_for(binding: Bind) -> None:
     caps = binding("10.3.0")
     source = Feeding(feed(Memory(), batches(3)), caps)
     calibrator.make(source, "entropy2", caps).get_batch(["input"])
-    with pytest.raises(DeviceError, match="took 1 of 3 calibration batches"):
+    with pytest.raises(DeviceError, match="read 1 of 3 calibration batches"):
         source.raise_kept()
 
 
@@ -175,7 +175,7 @@ def test_two_inputs(binding: Bind) -> None:
     caps = binding("8.6.1")
     source = Feeding(feed(Memory(), batches(3)), caps)
     assert calibrator.make(source, "entropy2", caps).get_batch(["a", "b"]) is None
-    with pytest.raises(DeviceError, match="asks for 2 inputs at once: a, b"):
+    with pytest.raises(DeviceError, match="requests 2 inputs at once: a, b"):
         source.raise_kept()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edge.backends.tensorrt import builder_config
+from edge.backends.tensorrt import int8_route
 from edge.backends.tensorrt.environment import Caps
 from edge.config.profiles import Profile
 from edge.errors import ProfileError
@@ -28,24 +28,24 @@ Tiny = Callable[..., Profile]
 )
 def test_auto(versions: list[str], build: dict[str, Any], expected: str, why: str, binding: Bind, tiny: Tiny) -> None:
     for version in versions:
-        found = builder_config.decide(tiny(build=build), "int8", binding(version))
+        found = int8_route.decide(tiny(build=build), "int8", binding(version))
         assert found.route == expected
         assert why in found.why
 
 
 def test_dla_on_11(binding: Bind, tiny: Tiny) -> None:
-    assert builder_config.decide(tiny(build={"dla_core": 0}), "int8", binding("11.4.0.106")).route == "explicit"
+    assert int8_route.decide(tiny(build={"dla_core": 0}), "int8", binding("11.4.0.106")).route == "explicit"
 
 
 @pytest.mark.parametrize("version", ["10.3.0", "rtx"])
 def test_the_profile_decides(version: str, binding: Bind, tiny: Tiny) -> None:
-    found = builder_config.decide(tiny(int8_route="explicit"), "int8", binding(version))
+    found = int8_route.decide(tiny(int8_route="explicit"), "int8", binding(version))
     assert (found.route, found.why) == ("explicit", "the profile says int8_route: explicit")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_floats_have_no_route(precision: Any, version: str, binding: Bind, tiny: Tiny) -> None:
-    found = builder_config.decide(tiny(int8_route="implicit"), precision, binding(version))
+    found = int8_route.decide(tiny(int8_route="implicit"), precision, binding(version))
     assert found.route is None
     assert precision in found.why
 
@@ -70,6 +70,6 @@ def test_what_does_not_exist(
     version: str, profile: dict[str, Any], precision: Any, words: str, binding: Bind, tiny: Tiny
 ) -> None:
     with pytest.raises(ProfileError, match=words) as caught:
-        builder_config.decide(tiny(**profile), precision, binding(version))
+        int8_route.decide(tiny(**profile), precision, binding(version))
     assert caught.value.where == "tiny"
     assert caught.value.exit_code == 3

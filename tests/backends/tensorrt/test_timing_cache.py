@@ -219,7 +219,7 @@ def renamed_from_another_device(kept: TimingStore) -> None:
         (no_cache, "is missing"),
         (torn_manifest, "not a manifest"),
         (of_another_device, "changed after it was written"),
-        (renamed_from_another_device, "belongs elsewhere (module: p3767-0000 -> p3701-0005)"),
+        (renamed_from_another_device, "it has another key (module: p3767-0000 -> p3701-0005)"),
     ],
 )
 def test_a_damaged_or_foreign_cache_is_set_aside(

@@ -67,7 +67,7 @@ def round_trip(host: str, tmp_path: Path, **options: Any) -> None:
 
 
 def test_nobody_is_let_in(guarded: Running, tmp_path: Path) -> None:
-    with pytest.raises(DeviceError, match="asks for a user and a password") as failed:
+    with pytest.raises(DeviceError, match="requires a user and a password") as failed:
         round_trip(guarded.host, tmp_path)
     assert "docker login" in str(failed.value)
 
@@ -99,7 +99,7 @@ def test_from_a_credential_helper(
         round_trip(guarded.host, tmp_path)
         shutil.rmtree(tmp_path / "out")
     log_in({"credHelpers": {guarded.host: "absent"}})
-    with pytest.raises(DeviceError, match="docker-credential-absent does not run"):
+    with pytest.raises(DeviceError, match="docker-credential-absent cannot be started"):
         round_trip(guarded.host, tmp_path)
     log_in({"credHelpers": {guarded.host: "../../bin/sh"}})
     with pytest.raises(DeviceError, match="not the name of a credential helper"):
@@ -152,7 +152,7 @@ def test_a_configuration_that_says_nothing(
     guarded: Running, tmp_path: Path, log_in: Callable[..., Path], content: Any
 ) -> None:
     log_in(json.loads(json.dumps(content).replace("HOST", guarded.host)))
-    with pytest.raises(DeviceError, match="asks for a user"):
+    with pytest.raises(DeviceError, match="requires a user"):
         round_trip(guarded.host, tmp_path)
 
 

@@ -81,7 +81,7 @@ def _swap(manifest: dict[str, Any]) -> None:
         (lambda m: m["layers"].pop(), "the layers do not match bundle.json"),
         (lambda m: m["layers"].append(m["layers"][0]), "twice"),
         (lambda m: m["layers"][0].update(annotations=None), "has no title"),
-        (lambda m: m["layers"][0]["annotations"].update({"org.opencontainers.image.title": "../../x"}), "not what"),
+        (lambda m: m["layers"][0]["annotations"].update({"org.opencontainers.image.title": "../../x"}), "do not match"),
         (lambda m: m["layers"][0].update(size=1), "do not match bundle.json"),
         (lambda m: m["layers"][0].update(size="1"), "malformed descriptor"),
         (lambda m: m["layers"][0].update(digest="md5:1"), "malformed descriptor"),
@@ -103,10 +103,10 @@ def test_another_artifact_under_the_tag(
 @pytest.mark.parametrize(
     ("body", "match"),
     [
-        (b"<html>", "no JSON"),
+        (b"<html>", "did not return JSON"),
         (b"[]", "not a bundle"),
-        (b"[" * 100_000, "no JSON"),
-        (b"\xff\xfe", "no JSON"),
+        (b"[" * 100_000, "did not return JSON"),
+        (b"\xff\xfe", "did not return JSON"),
         (b" " * ((4 << 20) + 1), "too large"),
     ],
 )

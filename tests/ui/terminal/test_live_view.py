@@ -51,7 +51,7 @@ def shown(state: RunSnapshot, width: int = 100, height: int = 40, encoding: str 
 def test_everything_is_there() -> None:
     text = "\n".join(shown(now()))
     for words in (
-        "orin · net · int8", "camera_0003", "label 0", "70.0%", "label 4", "30.0 pictures/s", "1200 done", "12 dropped",
+        "orin · net · int8", "camera_0003", "label 0", "70.0%", "label 4", "30.0 images/s", "1200 done", "12 dropped",
         "p50 50.0  p90 90.0  p99 99.0 ms, last 100", "age", "7.21 W", "module_input, by hwmon", "tj 52  cpu 48",
         "gpu 78", "1:02:05", "▆",
     ):  # fmt: skip

@@ -411,7 +411,7 @@ def test_a_device_that_fails_in_a_run(open_session: Open, at: str) -> None:
         ({"inputs": {"images": ["INT32", [-1, 3, 8, 8]]}}, "'images' is INT32 1-4×3×8×8"),
         (
             {"inputs": {"images": ["FLOAT", [-1, 3, -1, -1]]}, "profile": [[1, 3, 8, 8], [1, 3, 8, 8], [4, 3, 8, 16]]},
-            "'images' is FLOAT 1-4×3×8×8-16; edge needs a float input N×3×H×W of one size",
+            "'images' is FLOAT 1-4×3×8×8-16; edge runs one that takes float N×3×H×W of one size",
         ),
         ({"inputs": {"images": ["FLOAT", [3, 8, 8]]}}, "'images' is FLOAT 3×8×8"),
         ({"outputs": {"best": ["INT32", [-1]]}}, "no float output"),
@@ -479,7 +479,7 @@ def test_rtx_is_asked_by_the_first_bytes(open_session: Open) -> None:
     def prepare(world: Any) -> None:
         world.fails = "validity"
 
-    with pytest.raises(DeviceError, match=r"built with TensorRT-RTX 1\.6\.0, and 1\.7\.1 is installed"):
+    with pytest.raises(DeviceError, match=r"built with TensorRT-RTX 1\.6\.0, but 1\.7\.1 is installed"):
         open_session(version="rtx", prepare=prepare)
 
 
@@ -492,7 +492,7 @@ def test_the_gpus_that_an_engine_is_for(gpus: str | None, fits: bool, tmp_path: 
     if fits:
         check_gpu(gpus, sm=device.sm, name=device.name, engine=tmp_path / "an.engine")
         return
-    with pytest.raises(ArtifactError, match="built with other inputs") as caught:
+    with pytest.raises(ArtifactError, match="built for other GPUs") as caught:
         check_gpu(gpus, sm=device.sm, name=device.name, engine=tmp_path / "an.engine")
     assert (caught.value.exit_code, f"gpus: {gpus} -> SM00, host memory" in caught.value.what) == (7, True)
     assert caught.value.hint
