@@ -132,7 +132,7 @@ def test_list_does_not_overwrite_unless_forced(data: Runner, folder: Path) -> No
 
 def test_list_of_nothing_leaves_the_old_list(data: Runner, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("mine")
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         data("list", tmp_path, "-o", tmp_path / "list.txt", "--force")
     assert (tmp_path / "list.txt").read_text() == "mine"
 
