@@ -28,7 +28,7 @@ definition are refused.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -231,6 +231,13 @@ class _Resize(msgspec.Struct, frozen=True):
     down: list[_Band]
 
 
+class _Pick(msgspec.Struct, frozen=True):
+    """A scaling with one source pixel per output pixel, as ``nearest`` has."""
+
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+
+
 class Preprocessor:
     """The spec prepared for OpenCV and NumPy. It is thread-safe."""
 
@@ -282,8 +289,10 @@ class Preprocessor:
         canvas[place.top : place.top + place.height, place.left : place.left + place.width] = resized
         return canvas
 
-    def _prepare(self, height: int, width: int) -> _Resize:
+    def _prepare(self, height: int, width: int) -> _Resize | _Pick:
         down, across = tables(height, width, self.spec, self.target)
+        if down.weights.shape[1] == across.weights.shape[1] == 1:
+            return _Pick(down.first, across.first)
         rows, columns = slice(down.start, down.stop), slice(across.start, across.stop)
         return _Resize(
             rows,
@@ -293,12 +302,10 @@ class Preprocessor:
         )
 
     def _resize(self, picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-        rows, columns = picture.shape[:2]
-        if self.spec.interpolation == "nearest":
-            down, across = tables(rows, columns, self.spec, self.target)
-            picked: NDArray[Any] = picture[down.first[:, None], across.first[None, :]]
+        resize = self._resize_of(picture.shape[0], picture.shape[1])
+        if isinstance(resize, _Pick):
+            picked: NDArray[np.uint8] = picture.take(resize.rows, axis=0).take(resize.columns, axis=1)
             return picked
-        resize = self._resize_of(rows, columns)
         turned = self._cv2.transpose(self._np.ascontiguousarray(picture[resize.rows, resize.columns]))
         return self._summed(self._cv2.transpose(self._summed(turned, resize.across, width)), resize.down, height)
 
