@@ -210,6 +210,11 @@ class _Camera(_Counts):
         # Arrival times of the newest images, for the rate.
         self.times: deque[float] = deque(maxlen=RECENT)
 
+    def dropped_in_run(self) -> int | None:
+        """Return the number of frames dropped since the measured window began; None if the camera drops none."""
+        dropped = self.dropped()
+        return None if dropped is None else dropped - self.dropped_before
+
     def rate_per_s(self, now_s: float) -> float | None:
         since = [t_s for t_s in self.times if t_s > now_s - _RATE_S]
         length_s = min(now_s - since[0], _RATE_S) if since else 0.0
@@ -417,12 +422,11 @@ class RunStatistics:
 
     def _camera_snapshot(self, name: str) -> CameraSnapshot:
         camera = self._cameras[name]
-        dropped = camera.dropped()
         return CameraSnapshot(
             name=name,
             pictures=camera.pictures,
             skipped=camera.skipped,
-            dropped=None if dropped is None else dropped - camera.dropped_before,
+            dropped=camera.dropped_in_run(),
             gaps_count=camera.gaps_count,
             reconnects=camera.gaps_ended,
             gap=camera.gap,
@@ -513,12 +517,11 @@ class RunStatistics:
     def _camera_record(self, name: str) -> CameraRecord:
         camera = self._cameras[name]
         found = {"total": camera.total.summary(), "age": camera.age.summary()}
-        dropped = camera.dropped()
         return CameraRecord(
             name=name,
             pictures=camera.pictures,
             skipped_count=camera.skipped,
-            dropped=None if dropped is None else dropped - camera.dropped_before,
+            dropped=camera.dropped_in_run(),
             gaps_count=camera.gaps_count,
             reconnects=camera.gaps_ended,
             latency={stage: summary for stage, summary in found.items() if summary is not None},
