@@ -164,7 +164,7 @@ def collect(
 def _of_part(
     arrays: list[NDArray[np.float32]], network: Network, like: Statistics, *, batch: int, what: str
 ) -> Statistics:
-    """Compute statistics of fewer images than the network's batch, whichever axis of a tensor is the batch.
+    """Compute statistics of fewer images than the network's batch; a tensor's batch may be on any axis.
 
     The batch is filled up with copies of the last picture. A second batch of only that image gives their contribution.
     """

@@ -120,7 +120,7 @@ class AxisTable(msgspec.Struct, frozen=True):
     """Source pixels and weights of the output pixels along one axis.
 
     ``first``, int64 (count,), is the first source pixel of each; ``weights``, int64 (count, taps), are those of the
-    source pixels from there, in 1/16384. ``first`` never falls, and no tap lies outside of the picture.
+    source pixels from there, in 1/16384. ``first`` never falls, and every tap is inside the picture.
     """
 
     first: NDArray[np.int64]

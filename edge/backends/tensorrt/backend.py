@@ -313,7 +313,7 @@ def as_engine(built: Built, found: Caps, here: Environment) -> BuiltEngine:
             "flags": built.flags,
             "timing_cache": None if built.timing.use in {"off", "no effect"} else built.timing.use,
             "timing": msgspec.to_builtins(built.timing),
-            "surroundings": {
+            "environment": {
                 name: value
                 for name, value in msgspec.to_builtins(here).items()
                 if name != "device" and value is not None

@@ -58,8 +58,8 @@ _KILLED = (
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Input of the child process. ``folder`` is for the results; it may have a timing cache to start from.
 
-    ``meal``: batches for a calibrator follow behind the job. ``merge``: nothing is built; that many timing caches in
-    ``folder`` are merged into one, and ``profile`` and what belongs to it are not there.
+    ``spec``: batches of this form for a calibrator follow behind the job. ``merge``: nothing is built; that many timing
+    caches in ``folder`` are merged into one, and ``profile`` and what belongs to it are not there.
     """
 
     rtx: bool | None

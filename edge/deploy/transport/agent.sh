@@ -8,7 +8,7 @@
 # What holds at every moment: `current` is absent, or a symbolic link to a folder whose files were all read back and
 # compared with their sha256 after they were written and synced.
 #
-# The verdict of a bundle's trial lies in canary/: <digest>.json passed; <digest>.failed.json failed; <digest>.trying a
+# canary/ has the verdict of each bundle's trial: <digest>.json passed; <digest>.failed.json failed; <digest>.trying a
 # trial is at work, or was cut off; <digest>.unknown one was cut off before. No file: not tried. docs/shipping.md has the
 # states and transitions.
 
@@ -123,16 +123,16 @@ is_script() { [ "$(head -c 2 -- "$1" 2>/dev/null | base64 -w0)" = IyE= ]; }
 # ---- one at a time ---------------------------------------------------------------------------------------------------
 
 begin() {
-  IFS= read -r patience
+  IFS= read -r lock_timeout_s
   IFS= read -r who
-  need_number "$patience"
+  need_number "$lock_timeout_s"
   no_links
   must mkdir -p -- "$root/blobs/sha256" "$root/bundles" "$root/incoming" "$root/canary"
   # `exec` with a redirection that fails would end the shell without a word.
   words=$( (: >>"$root/lock") 2>&1) || fail write "$(oneline "$words")"
   exec 9>>"$root/lock"
   # What waits here must not hold the answers' end open when this session is ended.
-  flock -w "$patience" 9 >/dev/null 2>&1 3>&- || fail locked "$(oneline "$(cut -c 1-200 <"$root/lock")")"
+  flock -w "$lock_timeout_s" 9 >/dev/null 2>&1 3>&- || fail locked "$(oneline "$(cut -c 1-200 <"$root/lock")")"
   locked=yes
   for name in incoming $foreign; do
     [ ! -d "$root/$name" ] || must find "$root/$name" ! -type f ! -type d -exec rm -f -- {} +
@@ -223,7 +223,7 @@ put() {
     [ "$have" = "$offset" ] || fail protocol "there are $have bytes, not $offset"
   fi
   if [ "$count" != 0 ]; then
-    # Whoever fills the disk of a device that works gives the room back at once.
+    # A transfer that filled the disk of a working device gives the space back at once.
     words=$(dd bs=65536 iflag=fullblock,count_bytes count="$count" 2>&1 >>"$part" 9>&- 3>&-) || {
       rm -f -- "$part"
       fail write "$(first "$words")"
@@ -689,7 +689,7 @@ gc() {
   IFS= read -r spare
   need_number "$spare"
   one=$(leads_to current) two=$(leads_to previous)
-  # Signatures may change again: whoever passed stays, whoever signed it.
+  # Signatures may change again: a bundle that passed stays, regardless of its signer.
   find_fallback "${one:-none}" "$(printf 'exit 0' | base64 -w0)"
   find "$root/bundles" -maxdepth 1 -name '*.sha256' -printf '%T@ %f\n' | sort -rn | cut -d ' ' -f 2 |
     while IFS= read -r name; do
