@@ -46,7 +46,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Engine report with times (edge engine show ENGINE --times FILE --json): "
+            help="An engine with layer times (edge bench --layers), or edge engine show ENGINE --times FILE --json: "
             "milliseconds of the float layers instead of their operations.",
         ),
     ] = None,

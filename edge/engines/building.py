@@ -16,7 +16,7 @@ from edge.artifacts import store
 from edge.backends import Backend, BuildRequest, BuiltEngine, Int8Plan, Layers, TimingUse
 from edge.calibration import HEADER_VERSION, FoundArtifact, MeasuredAccuracy, cache_keys, quality
 from edge.config import Precision, Profile
-from edge.errors import ArtifactError, MissingDependencyError, ProfileError, QualityError, os_error
+from edge.errors import ArtifactError, MissingDependencyError, ModelError, ProfileError, QualityError, os_error
 from edge.events import Event, Listener, Note, ignore_events
 from edge.media import Picture, open_pictures
 from edge.model import inspection, onnx_model, weighted_layers
@@ -80,7 +80,8 @@ def build(
         ArtifactError: INT8 is requested, but its table is missing, corrupt, invalid, or made for something else.
         QualityError: too few layers run in INT8 for a strict profile; or its accuracy on the
             calibration pictures has collapsed or misses a limit of the profile.
-        ModelError, DeviceError, MissingDependencyError, StoreError: a build step failed..
+        ModelError, DeviceError, MissingDependencyError, StoreError: a build step failed, or INT8 is requested for a
+            network without weighted layers.
     """
     start = time.monotonic()
     precision = precision or profile.precision
@@ -109,8 +110,7 @@ def build(
             layers=None, seconds=time.monotonic() - start, warnings=[],
         )  # fmt: skip
 
-    model = onnx_model.load(Path(profile.model), profile.outputs)
-    onnx_model.check_fits(model, profile)
+    model = _fitting_model(profile, precision)
     warnings: list[str] = []
     accuracy, unmeasured = None, None
     request = BuildRequest(
@@ -141,6 +141,23 @@ def build(
         route=built.route, route_why=built.info.get("why"), timing=built.info.get("timing"), accuracy=accuracy,
         dla_layers=built.info.get("dla_layers", []),
     )  # fmt: skip
+
+
+def _fitting_model(profile: Profile, precision: Precision) -> onnx_model.Model:
+    """Load the model of a profile and check that it fits it.
+
+    Raises:
+        ModelError: it does not, or INT8 is requested and the network has no layer that could run in it.
+    """
+    model = onnx_model.load(Path(profile.model), profile.outputs)
+    onnx_model.check_fits(model, profile)
+    if precision == "int8" and not weighted_layers(onnx_model.read(model.path, profile.outputs)):
+        raise ModelError(
+            "the network has no convolution or matrix product with constant weights: nothing can run in INT8",
+            where=model.path,
+            hint="--precision fp32",
+        )
+    return model
 
 
 def _without_table(request: BuildRequest) -> BuildRequest:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 KIND = "layer times"
 SUFFIX = ".times.json"
+_REPORT = "edge engine show ENGINE --times FILE --json > report.json; or an ENGINE after edge bench --layers"
 _HINT = "edge bench --layers; or trtexec --loadEngine=ENGINE --exportProfile=times.json --separateProfileRun"
 
 
@@ -115,33 +116,62 @@ class _Report(msgspec.Struct, frozen=True):
 
 
 def read_node_times(path: Path) -> dict[str, float]:
-    """Time in milliseconds of each weighted ONNX node, from an engine report with times.
+    """Time in milliseconds of each weighted ONNX node, from an engine's layer times or an engine report with times.
 
     A layer that several weighted nodes were fused into is shared out to them in equal parts.
 
     Args:
-        path: what ``edge engine show ENGINE --times FILE --json`` printed.
+        path: an engine or its manifest with a file of ``edge bench --layers`` beside it, that file itself, or what
+            ``edge engine show ENGINE --times FILE --json`` printed.
 
     Raises:
-        ArtifactError: no engine report, or one without times.
+        ArtifactError: none of these, or one without times.
         StoreError: it cannot be read.
     """
-    again = "edge engine show ENGINE --times FILE --json > report.json"
     try:
-        report = msgspec.json.decode(path.read_bytes(), type=_Report)
+        content = path.read_bytes()
     except OSError as exc:
         raise StoreError(f"cannot read: {exc.strerror or exc}", where=path) from exc
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise ArtifactError(f"not an engine report in JSON: {exc}", where=path, hint=again) from exc
-    if report.times is None:
-        raise ArtifactError("this engine report has no times", where=path, hint=again)
-    weighted = {node.name for node in report.inspection.nodes if node.weighted}
-    found: dict[str, float] = {}
-    for item in report.times.layers:
+    # A report has the manifest in it.
+    is_manifest = b'"self_sha256"' in content and b'"inspection"' not in content
+    is_report = path.suffix == ".json" and not path.name.endswith(SUFFIX) and not is_manifest
+    found = _of_report(content, path) if is_report else _of_engine(path)
+    if found.times is None:
+        raise ArtifactError("this engine report has no times", where=path, hint=_REPORT)
+    weighted = {node.name for node in found.inspection.nodes if node.weighted}
+    spent: dict[str, float] = {}
+    for item in found.times.layers:
         nodes = weighted.intersection(item.layer.nodes if item.layer is not None else ())
         for name in nodes:
-            found[name] = found.get(name, 0.0) + item.ms / len(nodes)
-    return found
+            spent[name] = spent.get(name, 0.0) + item.ms / len(nodes)
+    return spent
+
+
+def _of_report(content: bytes, path: Path) -> _Report:
+    try:
+        return msgspec.json.decode(content, type=_Report)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise ArtifactError(f"not an engine report in JSON: {exc}", where=path, hint=_REPORT) from exc
+
+
+def _of_engine(path: Path) -> _Report:
+    """The report of an engine, with the layer times in ``path`` or next to the engine."""
+    from edge.engines import engine_report
+
+    engine = path.with_name(path.name.removesuffix(SUFFIX) + ".json") if path.name.endswith(SUFFIX) else path
+    card = engine_report.load(engine)
+    file = beside(card.path) if path == engine else path
+    if not file.is_file():
+        raise ArtifactError("there are no layer times next to this engine", where=path, hint="edge bench --layers")
+    times = read(file, card)
+    nodes = card.inspection.nodes if card.inspection is not None else []
+    return _Report(
+        _ReportedInspection([_ReportedNode(node.name, node.weighted) for node in nodes]),
+        _ReportedTimes([
+            _ReportedTime(item.ms, None if item.layer is None else _ReportedLayer(item.layer.nodes))
+            for item in times.layers
+        ]),
+    )  # fmt: skip
 
 
 class _Entry(msgspec.Struct, frozen=True):

@@ -403,6 +403,34 @@ def test_a_model_that_does_not_fit_never_reaches_the_backend(
     assert backend.requests == []
 
 
+def test_int8_of_a_network_without_a_layer_to_quantize(
+    tiny: Profile, tmp_path: Path, pictures: Callable[..., list[Path]]
+) -> None:
+    """Pools alone: a table can be made, but no engine runs in INT8 because of it."""
+    before = onnx.load(tiny.model)
+    (given,), (logits,) = before.graph.input, before.graph.output
+    classes = logits.type.tensor_type.shape.dim[1].dim_value
+    chosen = onnx.numpy_helper.from_array(np.arange(classes) % 12, "chosen")
+    nodes = [
+        onnx.helper.make_node("Relu", [given.name], ["r"], name="relu"),
+        onnx.helper.make_node("AveragePool", ["r"], ["a"], name="pool", kernel_shape=[16, 16], strides=[16, 16]),
+        onnx.helper.make_node("Flatten", ["a"], ["f"], name="flat"),
+        onnx.helper.make_node("Gather", ["f", "chosen"], [logits.name], name="gather", axis=1),
+    ]
+    graph = onnx.helper.make_graph(nodes, "pools", [given], [logits], [chosen])
+    model = onnx.helper.make_model(graph, opset_imports=before.opset_import, ir_version=before.ir_version)
+    onnx.save(model, tiny.model)
+    pictures(tmp_path / "p", 1)
+    table_of(tiny, tmp_path / "p", cache=tmp_path / "cache")
+    backend = Watched()
+    folders = {"cache": tmp_path / "cache", "engines": tmp_path / "engines"}
+    with pytest.raises(ModelError, match="nothing can run in INT8") as caught:
+        building.build(tiny, backend, precision="int8", **folders)
+    assert "--precision fp32" in (caught.value.hint or "")
+    assert backend.requests == []
+    assert building.build(tiny, backend, precision="fp32", **folders).work == "built"
+
+
 def test_a_fixed_batch_of_1_works_where_the_profile_says_so(
     tmp_path: Path,
     tiny_profile: Callable[..., Path],

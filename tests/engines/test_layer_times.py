@@ -123,9 +123,11 @@ def built(tmp_path: Path, tiny_profile: Callable[..., Path]) -> cache_keys.Found
     return cache_keys.find_engine(profile, OnnxRuntime(), precision="fp32", **folders)
 
 
-def test_onnxruntime_times_every_layer(built: cache_keys.FoundArtifact) -> None:
+def test_onnxruntime_times_every_layer(built: cache_keys.FoundArtifact, tmp_path: Path) -> None:
     card = engine_report.load(built.path)
     assert layer_times.find(card) is None
+    with pytest.raises(ArtifactError, match="no layer times next to this engine"):
+        layer_times.read_node_times(built.path)
     shape = (1, 3, 32, 32)
     found = layer_times.measure(OnnxRuntime(), built, np.zeros(shape, np.float32), precision="fp32", runs=7, warmup=2)
     assert (found.runs, found.batch) == (7, 1)
@@ -142,6 +144,14 @@ def test_onnxruntime_times_every_layer(built: cache_keys.FoundArtifact) -> None:
     assert times.by_role["weighted"] >= 0
     figures = {row.name: row for row in compare(card, card).figures}
     assert figures["sum of layer times"].a == pytest.approx(times.total_ms)
+    # The tuning takes them from the engine, its manifest, the file itself, or the report, by the same reader.
+    by_node = layer_times.read_node_times(built.path)
+    assert set(by_node) == {node.name for node in card.inspection.nodes if node.weighted}
+    assert all(ms >= 0 for ms in by_node.values())
+    report = tmp_path / "report.json"
+    report.write_bytes(msgspec.json.encode({**msgspec.to_builtins(card, enc_hook=str), "times": times}))
+    for other in (card.path, path, report):
+        assert layer_times.read_node_times(other) == pytest.approx(by_node)
     # Those of another build are not shown as those of this one.
     layer_times.save(path, msgspec.structs.replace(found, engine_sha256="0" * 64))
     assert layer_times.find(card) is None
@@ -152,3 +162,11 @@ def test_onnxruntime_times_every_layer(built: cache_keys.FoundArtifact) -> None:
 def test_a_backend_without_a_profiler(built: cache_keys.FoundArtifact) -> None:
     with pytest.raises(DeviceError, match="fake has no profiler"):
         layer_times.measure(Fake(), built, np.zeros((1, 3, 32, 32), np.float32), precision="fp32", runs=1, warmup=0)
+
+
+def test_the_time_of_a_fused_layer_is_shared_out(tmp_path: Path) -> None:
+    nodes = [{"name": name, "kind": "Conv", "weighted": name != "r"} for name in "abr"]
+    layers = [{"ms": 3.0, "layer": {"nodes": ["a", "b", "r"]}}, {"ms": 0.5, "layer": {"nodes": ["a"]}}, {"ms": 9.0}]
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({"inspection": {"nodes": nodes}, "times": {"layers": layers}}))
+    assert layer_times.read_node_times(path) == {"a": 2.0, "b": 1.5}

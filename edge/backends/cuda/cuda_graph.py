@@ -50,29 +50,31 @@ class CapturedGraph:
             self._library.cuGraphExecDestroy(executable)
 
 
-def capture(stream: int, work: Callable[[], None]) -> CapturedGraph:
+def capture(stream: int, work: Callable[[], None], library: str = "libcuda.so.1") -> CapturedGraph:
     """Capture the work that ``work`` enqueues on ``stream``, without running it.
+
+    ``library`` is the driver.
 
     Raises:
         DeviceError: CUDA cannot capture it, or ``work`` raised it. The capture always ends, also after an exception.
     """
-    library = _library()
-    _check(library, library.cuStreamBeginCapture_v2(stream, _THREAD_LOCAL), "cuStreamBeginCapture")
+    cuda = _library(library)
+    _check(cuda, cuda.cuStreamBeginCapture_v2(stream, _THREAD_LOCAL), "cuStreamBeginCapture")
     graph = c_void_p()
     try:
         work()
     except BaseException:
-        library.cuStreamEndCapture(stream, byref(graph))
-        _destroy(library, graph)
+        cuda.cuStreamEndCapture(stream, byref(graph))
+        _destroy(cuda, graph)
         raise
-    status = library.cuStreamEndCapture(stream, byref(graph))
+    status = cuda.cuStreamEndCapture(stream, byref(graph))
     try:
-        _check(library, status, "cuStreamEndCapture")
+        _check(cuda, status, "cuStreamEndCapture")
         executable = c_void_p()
-        _check(library, library.cuGraphInstantiateWithFlags(byref(executable), graph, 0), "cuGraphInstantiate")
+        _check(cuda, cuda.cuGraphInstantiateWithFlags(byref(executable), graph, 0), "cuGraphInstantiate")
     finally:
-        _destroy(library, graph)
-    return CapturedGraph(library, executable, stream)
+        _destroy(cuda, graph)
+    return CapturedGraph(cuda, executable, stream)
 
 
 def _destroy(library: ctypes.CDLL, graph: c_void_p) -> None:
@@ -88,13 +90,13 @@ def _check(library: ctypes.CDLL, status: int, call: str) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _library() -> ctypes.CDLL:
+def _library(path: str) -> ctypes.CDLL:
     try:
-        library = ctypes.CDLL("libcuda.so.1")
+        library = ctypes.CDLL(path)
         for name, arguments in _FUNCTIONS.items():
             function = getattr(library, name)
             function.argtypes = arguments
             function.restype = c_int
     except (OSError, AttributeError) as exc:
-        raise DeviceError(f"CUDA graphs need libcuda.so.1 of CUDA 11.4 or newer: {exc}") from exc
+        raise DeviceError(f"CUDA graphs need {path} of CUDA 11.4 or newer: {exc}") from exc
     return library

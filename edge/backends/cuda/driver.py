@@ -37,22 +37,26 @@ _MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76
 
 
 class GpuProperties(msgspec.Struct, frozen=True):
-    """The compute capability of a GPU, such as ``8.9``, and the number of its enabled multiprocessors."""
+    """The compute capability of a GPU, such as ``8.9``, the number of its enabled multiprocessors, and its name."""
 
     compute_capability: str
     multiprocessors: int
+    name: str
 
 
 @functools.cache
 def gpu_properties(library: str = "libcuda.so.1") -> GpuProperties | None:
     """Read the properties of the first GPU from the driver only: no context, no PyCUDA, no memory on the device.
 
-    On a partitioned GPU (MIG) they are those of the visible partition. Functions and attribute numbers are from
+    It is CUDA's first GPU, which :func:`open_device` opens, too: the fastest, or the first of CUDA_VISIBLE_DEVICES. On
+    a partitioned GPU (MIG) they are those of the visible partition. Functions and attribute numbers are from
     ``cuda.h``. Returns None without a driver or GPU, or if the driver cannot be initialized.
     """
     try:
         cuda = ctypes.CDLL(library)
-        init, get, attribute = cuda.cuInit, cuda.cuDeviceGet, cuda.cuDeviceGetAttribute
+        init, get, attribute, get_name = (
+            cuda.cuInit, cuda.cuDeviceGet, cuda.cuDeviceGetAttribute, cuda.cuDeviceGetName,
+        )  # fmt: skip
     except (OSError, AttributeError):
         return None
     device = ctypes.c_int()
@@ -65,7 +69,10 @@ def gpu_properties(library: str = "libcuda.so.1") -> GpuProperties | None:
             return None
         values.append(value.value)
     major, minor, multiprocessors = values
-    return GpuProperties(f"{major}.{minor}", multiprocessors)
+    name = ctypes.create_string_buffer(256)
+    if get_name(name, len(name), device):
+        return None
+    return GpuProperties(f"{major}.{minor}", multiprocessors, name.value.decode("utf-8", "replace"))
 
 
 # Work of another library on the default stream neither waits for ours nor spoils a capture (CU_STREAM_NON_BLOCKING).

@@ -183,7 +183,7 @@ _PACKAGE = re.compile(r"(?m)^Package: libnvinfer\d+\n(?:.+\n)*?Version: (\S+)")
 class Environment(msgspec.Struct, frozen=True, kw_only=True):
     """The software and hardware around TensorRT. ``package`` is the full version of the Debian package libnvinfer.
 
-    ``gpu`` is the name of the first discrete GPU; None on a Jetson, where the module identifies it. ``sm`` is its
+    ``gpu`` is the name of CUDA's first GPU; None on a Jetson, where the module identifies it. ``sm`` is its
     compute capability, such as ``8.7``; ``multiprocessors`` is the number of enabled ones.
     """
 
@@ -208,7 +208,8 @@ def look(root: Path = Path("/"), *, machine: Device | None = None) -> Environmen
         properties = gpu_properties()
     return Environment(
         device=found,
-        gpu=gpu,
+        # Of several GPUs, the kernel module's first need not be CUDA's, on which engines are built and run.
+        gpu=gpu if gpu is None or properties is None else properties.name,
         sm=found.sm or (None if properties is None else properties.compute_capability),
         multiprocessors=None if properties is None else properties.multiprocessors,
         cuda=_cuda(root),

@@ -1,12 +1,14 @@
 """The layers of an engine, from TensorRT's engine inspector (JSON, DETAILED), and how many of them run in INT8.
 
-Fields are found by name, never by version. Known forms:
+Fields are found by name, never by version. Fields that are not known are named in the notes, and kept in the raw file.
+Known forms, which the description names:
 
 ======== ============================================================================================================
-8.6      seen (a real ResNet-50): ``Format/Datatype`` is one phrase, ``Weights``/``ConvWeights`` have type and count,
+8.2-8.6  seen (a real ResNet-50): ``Format/Datatype`` is one phrase, ``Weights``/``ConvWeights`` have type and count,
          ``Bindings`` are names, ``Metadata`` has the ONNX nodes between 0x1e
-10       by files of others: Myelin's kernels are layers of their own (``kgen``, ``gemm``) without weights, their
-         ``Format/Datatype`` is a word or "N/A due to dynamic shapes", nodes are between 0x1f
+10       by files of others: Myelin's kernels are layers of their own (``kgen``, ``gemm``, ``correlation``: a
+         convolution) without weights, their ``Format/Datatype`` is a word or "N/A due to dynamic shapes", nodes are
+         between 0x1f or follow each other
 11       by NVIDIA's migration page: a format and a data type apart, ``I/O Tensors`` are objects
 ======== ============================================================================================================
 """
@@ -23,7 +25,22 @@ from edge.backends.interface import Layers
 from edge.config import Precision
 from edge.model import Inspection, Layer, LayerTensor, Node, Port, Role, inspection
 
-_WEIGHTED = re.compile(r"Conv|Gemm|MatMul|MatrixMultiply|Fully ?Connected", re.IGNORECASE)
+_WEIGHTED = re.compile(r"Conv|Correlation|Gemm|MatMul|MatrixMultiply|Fully ?Connected", re.IGNORECASE)
+# Fields of public examples, read here or not: a ResNet-50 of 8.6, NVIDIA's documentation, pytorch/pytorch#66683. A
+# layer that is fused with its pooling has them with "Conv" and "Pooling" in front.
+_KNOWN = frozenset(
+    {
+        "Name", "LayerType", "ParameterType", "ParameterSubType", "Inputs", "Outputs", "Metadata", "Origin",
+        "Precision", "TacticName", "TacticValue", "StreamId", "EventId", "Kernel", "PaddingMode", "PrePadding",
+        "PostPadding", "Stride", "Dilation", "OutMaps", "Groups", "Weights", "Bias", "AllowSparse",
+        "HasSparseWeights", "HasDynamicFilter", "HasDynamicBias", "HasResidual", "XAsActInputIdx",
+        "ConvXAsActInputIdx", "BiasAsActInputIdx", "ResAsActInputIdx", "Activation", "HasBias", "HasReLU", "Type",
+        "PoolingType", "WindowSize", "BlendFactor", "AverageCountExcludesPadding", "Axes", "HasLog", "NbInputArgs",
+        "InputArgs", "NbOutputVars", "OutputVars", "NbParams", "Params", "NbLiterals", "Literals", "NbOperations",
+        "Operations",
+    }
+)  # fmt: skip
+_MOST_FIELDS = 8
 _HIDING = frozenset({"Myelin", "DLA"})
 # A Myelin kernel whose name shows that it only moves data: __myl_Move_myl3_0, __myl_CastTran_...
 _MOVING = re.compile(r"^__my(?:l|e)_(?:Move|Cast|Tran|Resh)+(?:_|$)")
@@ -73,11 +90,42 @@ def read(
     layers = [reader.layer(item, unscaled) for item in listed]
     return Inspection(
         format=inspection.FORMAT,
-        source=source,
+        source=f"{source}, in {_form(content, listed)}",
         nodes=list(nodes),
         layers=layers,
         ports=list(_ports(content, layers)),
+        notes=_unknown_fields(listed),
     )
+
+
+def _form(content: dict[str, Any], listed: list[dict[str, Any]]) -> str:
+    """Name the form of a list of layers by its fields and words."""
+    tensors = [
+        tensor
+        for item in listed
+        for side in ("Inputs", "Outputs")
+        for tensor in (item[side] if isinstance(item.get(side), list) else [])
+        if isinstance(tensor, dict)
+    ]
+    if "I/O Tensors" in content or any(name.lower() == "datatype" for tensor in tensors for name in tensor):
+        return "the form of TensorRT 11"
+    words = [str(tensor["Format/Datatype"]) for tensor in tensors if "Format/Datatype" in tensor]
+    kinds = {str(item.get("LayerType")) for item in listed}
+    if kinds & {"kgen", "gemm", "correlation"} or any(" " not in word or word.startswith("N/A") for word in words):
+        return "the form of TensorRT 10"
+    return "the form of TensorRT 8" if words else "a form that this edge does not know"
+
+
+def _unknown_fields(listed: list[dict[str, Any]]) -> list[str]:
+    """Return a note on the fields of layers that are not known here, with the number of layers that have them."""
+    found = Counter(
+        name for item in listed for name in item if name.removeprefix("Conv").removeprefix("Pooling") not in _KNOWN
+    )
+    if not found:
+        return []
+    some = ", ".join(f"{name} ({count})" for name, count in found.most_common(_MOST_FIELDS))
+    more = f" and {len(found) - _MOST_FIELDS} more" if len(found) > _MOST_FIELDS else ""
+    return [f"the list of layers has fields that this edge does not know: {some}{more}; they are in the raw list"]
 
 
 def absent(why: str, *, source: str, nodes: Sequence[Node]) -> Inspection:

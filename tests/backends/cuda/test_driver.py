@@ -1,12 +1,23 @@
-"""What a machine without CUDA is told. The room itself is tried in test_gpu.py."""
+"""Errors on a machine without CUDA, and the calls that reach CUDA, on doubles. test_gpu.py runs on a GPU."""
 
 from __future__ import annotations
 
+import ctypes
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
+
+from edge.backends.cuda import cuda_graph
+from edge.backends.cuda.driver import open_device
+from edge.errors import DeviceError
+from tests.support.tensorrt import site_double
 
 # A process of its own: PyCUDA and its driver are looked for once.
 ASK = """
@@ -115,3 +126,155 @@ else:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(("said: CUDA graphs need libcuda.so.1", "said: there is CUDA here"))
+
+
+# the calls that reach CUDA
+
+
+@pytest.fixture
+def pycuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
+    """``pycuda(integrated=0)`` installs the double of ``pycuda.driver`` with 9 GPUs."""
+
+    def install(**settings: Any) -> ModuleType:
+        modules = site_double.pycuda(tmp_path / "site", gpus=9, **settings)
+        for name, module in modules.items():
+            monkeypatch.setitem(sys.modules, name, module)
+        return modules["pycuda.driver"]
+
+    return install
+
+
+@pytest.fixture
+def ordinal() -> int:
+    """The number of a GPU that no machine of ours has: edge keeps the context of each for the whole process."""
+    return 8
+
+
+def test_copies_go_to_the_devices_own_streams_and_the_context_is_popped(
+    pycuda: Callable[..., ModuleType], ordinal: int
+) -> None:
+    cuda = pycuda()
+    before = cuda.PUSHED[0]
+    device = open_device(ordinal)
+    with device.active():
+        assert cuda.PUSHED[0] == before + 1
+        host, back, memory = device.pinned(8, mapped=True), device.pinned(8), device.memory(8)
+        assert host.address == host.array.ctypes.data
+        assert back.address is None
+        host.array[:] = np.arange(8)
+        device.upload(memory.address, host.array)
+        with device.beside():
+            device.upload(memory.address, host.array)
+        device.download(back.array, memory.address)
+        device.synchronize()
+        np.testing.assert_array_equal(back.array, np.arange(8))
+        first, second, again = cuda.COPIES
+        assert first is again
+        assert first is not second
+        assert (first.waited_for, second.waited_for) == (1, 1)
+        for _ in range(2):
+            memory.free()
+        assert cuda.LIVE == {}
+    with pytest.raises(KeyboardInterrupt), device.active():
+        raise KeyboardInterrupt
+    assert cuda.PUSHED[0] == before
+    device.close()
+
+
+@pytest.mark.parametrize("integrated", [0, 1])
+def test_only_a_gpu_that_shares_memory_is_integrated(
+    pycuda: Callable[..., ModuleType], ordinal: int, integrated: int
+) -> None:
+    pycuda(integrated=integrated)
+    device = open_device(ordinal)
+    assert device.integrated is bool(integrated)
+    assert (device.name, device.sm) == ("a GPU in ordinary memory", "8.7")
+
+
+def test_a_gpu_that_is_full(pycuda: Callable[..., ModuleType], ordinal: int) -> None:
+    pycuda(memory=1 << 20)
+    device = open_device(ordinal)
+    with device.active():
+        for allocate in (device.memory, device.pinned):
+            with pytest.raises(DeviceError, match=r"out of GPU memory \(2 MiB requested\)") as caught:
+                allocate(2 << 20)
+            assert "close other programs" in (caught.value.hint or "")
+        device.memory(1 << 10).free()
+
+
+def test_gpus_are_numbered_from_0(pycuda: Callable[..., ModuleType], ordinal: int) -> None:
+    pycuda()
+    assert open_device(ordinal).stream
+    with pytest.raises(DeviceError, match="there is no GPU 9: 9 found"):
+        open_device(9)
+
+
+DRIVER_C = """
+#include <string.h>
+static char diary[4000];
+const char *edge_test_diary(void) { return diary; }
+static int put(const char *what, int status) { strcat(diary, what); strcat(diary, " "); return status; }
+int cuStreamBeginCapture_v2(void *stream, unsigned mode) { (void)stream;
+  return put(mode == 0 ? "begin-global" : mode == 1 ? "begin" : "begin-relaxed", 0); }
+int cuStreamEndCapture(void *stream, void **graph) { (void)stream; *graph = (void *)16; return put("end", END); }
+int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long flags) { (void)graph; (void)flags;
+  *executable = (void *)32; return put("instantiate", 0); }
+int cuGraphLaunch(void *executable, void *stream) { (void)executable; (void)stream; return put("launch", LAUNCH); }
+int cuGraphExecDestroy(void *executable) { (void)executable; return put("destroy-executable", 0); }
+int cuGraphDestroy(void *graph) { (void)graph; return put("destroy", 0); }
+int cuGetErrorName(int status, const char **name) { (void)status; *name = "CUDA_ERROR_OF_A_TEST"; return 0; }
+"""
+
+
+@pytest.fixture
+def libcuda(tmp_path: Path) -> Callable[..., tuple[str, Callable[[], list[str]]]]:
+    """``libcuda(end=0, launch=0)``: a driver whose calls return these codes, and a function for what was called."""
+    if shutil.which("cc") is None:
+        pytest.skip("cc not found")
+
+    def make(*, end: int = 0, launch: int = 0) -> tuple[str, Callable[[], list[str]]]:
+        source, library = tmp_path / "driver.c", tmp_path / f"libcuda-{end}-{launch}.so"
+        source.write_text(DRIVER_C)
+        codes = [f"-DEND={end}", f"-DLAUNCH={launch}"]
+        subprocess.run(["cc", "-shared", "-fPIC", *codes, "-o", library, source], check=True)
+        diary = ctypes.CDLL(str(library)).edge_test_diary
+        diary.restype = ctypes.c_char_p
+        return str(library), lambda: diary().decode().split()
+
+    return make
+
+
+def test_a_capture_is_of_this_thread_and_frees_what_it_no_longer_needs(
+    libcuda: Callable[..., tuple[str, Callable[[], list[str]]]],
+) -> None:
+    library, called = libcuda()
+    graph = cuda_graph.capture(1, lambda: None, library)
+    graph.launch()
+    graph.free()
+    graph.free()
+    with pytest.raises(DeviceError, match="was freed"):
+        graph.launch()
+    assert called() == ["begin", "end", "instantiate", "destroy", "launch", "destroy-executable"]
+
+
+def test_a_capture_ends_when_its_work_fails(libcuda: Callable[..., tuple[str, Callable[[], list[str]]]]) -> None:
+    library, called = libcuda()
+
+    def work() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cuda_graph.capture(1, work, library)
+    assert called() == ["begin", "end", "destroy"]
+
+
+def test_what_cuda_refuses_is_an_error_with_its_name(
+    libcuda: Callable[..., tuple[str, Callable[[], list[str]]]],
+) -> None:
+    library, called = libcuda(end=901)
+    with pytest.raises(DeviceError, match=r"cuStreamEndCapture failed: CUDA_ERROR_OF_A_TEST \(901\)"):
+        cuda_graph.capture(1, lambda: None, library)
+    assert called() == ["begin", "end", "destroy"]
+    library, _called = libcuda(launch=700)
+    with pytest.raises(DeviceError, match=r"cuGraphLaunch failed: CUDA_ERROR_OF_A_TEST \(700\)"):
+        cuda_graph.capture(1, lambda: None, library).launch()

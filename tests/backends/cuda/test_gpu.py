@@ -172,6 +172,84 @@ def _interrupt() -> None:
     raise KeyboardInterrupt
 
 
+def test_another_thread_may_allocate_during_a_capture(gpu: Any) -> None:
+    found: list[Any] = []
+
+    def allocate() -> None:
+        try:
+            with gpu.active():
+                gpu.memory(1000).free()
+        except DeviceError as exc:
+            found.append(exc)
+
+    with gpu.active():
+        host, memory = gpu.pinned(100), gpu.memory(100)
+
+        def work() -> None:
+            gpu.upload(memory.address, host.array)
+            thread = threading.Thread(target=allocate)
+            thread.start()
+            thread.join()
+
+        graph = gpu.capture(work)
+        assert found == []
+        graph.launch()
+        gpu.synchronize()
+        for item in (graph, host, memory):
+            item.free()
+
+
+# Takes half a second, on the stream that everybody uses who names none.
+SPIN = """
+extern "C" __global__ void edge_test_spin(const long long cycles) {
+  const long long start = clock64();
+  while (clock64() - start < cycles) {}
+}
+"""
+
+
+def test_work_of_another_library_does_not_hold_ours_up(gpu: Any) -> None:
+    import pycuda.compiler
+    import pycuda.driver
+
+    with gpu.active():
+        module = pycuda.driver.module_from_buffer(pycuda.compiler.compile(SPIN, no_extern_c=True))
+        spin, done = module.get_function("edge_test_spin"), pycuda.driver.Event()
+        host, back, memory = gpu.pinned(100), gpu.pinned(100), gpu.memory(100)
+        host.array[:] = 7
+        spin(np.int64(1_000_000_000), block=(1, 1, 1), grid=(1, 1))
+        done.record()
+        gpu.upload(memory.address, host.array)
+        gpu.download(back.array, memory.address)
+        gpu.synchronize()
+        assert not done.query(), "our copies waited for the default stream"
+        assert (back.array == 7).all()
+        done.synchronize()
+        for item in (host, back, memory):
+            item.free()
+
+
+def test_a_kernel_beside_runs_after_the_copy_before_it(gpu: Any) -> None:
+    """The copy takes milliseconds, and the kernel reads its end."""
+    size, count = 256 * MIB, 4 * CLASSES
+    with gpu.active():
+        kernel = gpu.kernels(ENGINE)
+        host, back = gpu.pinned(size), gpu.pinned(count)
+        memory, logits = gpu.memory(size), gpu.memory(count)
+        gpu.upload(memory.address, host.array)
+        gpu.synchronize()
+        host.array.view(np.float32)[:] = 3.0
+        job = struct.pack("=QQiiii", memory.address + size - 3 * 4 * CLASSES, logits.address, CLASSES, CLASSES, 1, 0)
+        with gpu.beside():
+            gpu.upload(memory.address, host.array)
+            kernel.launch("edge_test_engine", job, grid=(1, 1, 1), threads=64, shared=0)
+            gpu.download(back.array, logits.address)
+        gpu.synchronize()
+        np.testing.assert_array_equal(back.array.view(np.float32), np.full(CLASSES, 3.0, np.float32))
+        for item in (host, back, memory, logits):
+            item.free()
+
+
 def test_a_kernel_that_does_not_compile(gpu: Any) -> None:
     with gpu.active():
         with pytest.raises(DeviceError, match=r"nvcc cannot compile the kernel: .*error"):

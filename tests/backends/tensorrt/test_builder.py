@@ -94,12 +94,19 @@ def test_a_fixed_batch_needs_no_range(binding: Bind, asked: Ask, tiny_model: Cal
 
 
 def test_dynamic_height_and_width_come_from_the_profile(binding: Bind, asked: Ask, tmp_path: Path) -> None:
-    request = asked("fp32")
+    request = asked("fp32", input={"height": 24, "width": 40})
     change_input(request.model, [None, 3, None, None])
     caps = binding("10.3.0")
     builder.build(request, caps)
     (profile,) = last_build(caps).config._d.profiles
-    assert profile._d.shapes["input"][2] == (8, 3, 32, 32)
+    assert profile._d.shapes["input"][2] == (8, 3, 24, 40)
+
+
+def test_a_table_is_read_at_the_best_batch(binding: Bind, asked: Ask) -> None:
+    caps = binding("10.3.0")
+    builder.build(asked("int8", input={"batch": {"min": 1, "opt": 2, "max": 8}}), caps)
+    profile = last_build(caps).config._d.calibration_profile
+    assert profile._d.shapes["input"] == ((2, 3, 32, 32),) * 3
 
 
 def change_input(path: Path, shape: list[int | None]) -> None:
@@ -613,9 +620,23 @@ def test_dla_that_is_not_there(
     assert caught.value.hint
 
 
-def test_dla_takes_one_batch_size(binding: Bind, asked: Ask) -> None:
-    with pytest.raises(ProfileError, match="one batch size, but the profile requests 1 to 8"):
-        builder.build(asked("int8", build={"dla_core": 0}), binding("10.3.0", dla_cores=1))
+@pytest.mark.parametrize(("least", "best"), [(1, 1), (1, 8), (8, 8)])
+def test_dla_takes_one_batch_size(least: int, best: int, binding: Bind, asked: Ask) -> None:
+    caps = binding("10.3.0", dla_cores=1)
+    request = asked("int8", build={"dla_core": 0}, input={"batch": {"min": least, "opt": best, "max": 8}})
+    if least == 8:
+        builder.build(request, caps)
+        return
+    with pytest.raises(ProfileError, match=f"one batch size, but the profile requests {least} to 8"):
+        builder.build(request, caps)
+
+
+def test_without_fallback_the_flag_is_not_set(binding: Bind, asked: Ask) -> None:
+    """With it, a layer that the DLA refuses would go to the GPU unasked. The double asserts the profile's sizes."""
+    caps = binding("10.3.0", dla_cores=1)
+    built = builder.build(asked("int8", build={"dla_core": 0, "gpu_fallback": False}, input=FIXED), caps)
+    assert built is not None
+    assert "GPU_FALLBACK" not in built.flags
 
 
 # what fails

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
+import io
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edge.backends.tensorrt import calibrator
+from edge.backends.tensorrt import batch_pipe, calibrator
 from edge.backends.tensorrt.calibrator import Feed, Feeding, Serving
 from edge.backends.tensorrt.environment import Caps, binding_module
+from edge.config.profiles import Profile
 from edge.errors import ArtifactError, DataError, DeviceError
 from edge.quantization import calibration_table
 from edge.quantization.calibration_table import AlgorithmName, Table, TableHeader, TrtVersion
+from tests.support.tensorrt import site_double
 
 Bind = Callable[..., Caps]
 WITH = ["8.6.1", "10.0.1", "10.3.0", "10.7.0", "10.13.3.9", "10.16.1.11"]
@@ -192,3 +199,49 @@ def test_no_calibrators(version: str, binding: Bind) -> None:
         calibrator.served(some_table(), caps, dla=False)
     with pytest.raises(DeviceError, match="has no minmax calibrator"):
         calibrator.make(Feeding(feed(Memory(), batches(1)), caps), "minmax", caps)
+
+
+# batches from the process that has the images
+
+
+@pytest.fixture
+def cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The double of PyCUDA's driver."""
+    modules = site_double.pycuda(tmp_path / "site")
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return modules["pycuda.driver"]
+
+
+def piped(spec: batch_pipe.FeedSpec, content: bytes) -> list[np.ndarray]:
+    """The batches that the receiving process finds on its device."""
+    found = []
+    with batch_pipe.served(spec, io.BytesIO(content), lambda: None) as received:
+        for batch in received.batches:
+            address = received.memory.upload(batch)
+            content_there = (ctypes.c_uint8 * batch.nbytes).from_address(address)
+            found.append(np.frombuffer(content_there, np.float32).reshape(spec.shape).copy())
+    return found
+
+
+def test_batches_come_through_a_pipe_as_they_were(tiny: Callable[..., Profile], cuda: ModuleType) -> None:
+    profile = tiny(input={"height": 4, "width": 6})
+    given = [np.random.default_rng(seed).normal(size=(2, 3, 4, 6)).astype(np.float32) for seed in range(2)]
+    spec = batch_pipe.feed_spec(feed(None, iter(given)), profile)
+    pipe = io.BytesIO()
+    for batch in (*given, None):
+        batch_pipe.send(pipe, batch)
+    assert spec.shape == (2, 3, 4, 6)
+    np.testing.assert_array_equal(piped(spec, pipe.getvalue()), given)
+    assert cuda.LIVE == {}
+
+
+@pytest.mark.parametrize("kept", [0, 5, 8, 9, 100])
+def test_a_pipe_that_ends_inside_a_batch(kept: int, tiny: Callable[..., Profile], cuda: ModuleType) -> None:
+    profile = tiny(input={"height": 4, "width": 6})
+    spec = batch_pipe.feed_spec(feed(None, iter([])), profile)
+    pipe = io.BytesIO()
+    batch_pipe.send(pipe, np.zeros((2, 3, 4, 6), np.float32))
+    with pytest.raises(DeviceError, match="the process with the images has ended"):
+        piped(spec, pipe.getvalue()[:kept])
+    assert cuda.LIVE == {}

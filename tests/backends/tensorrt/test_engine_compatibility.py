@@ -47,6 +47,11 @@ def test_what_is_not_known_of_an_engine_refuses_nothing(key: dict[str, Any]) -> 
     assert check_key(key, KEY, ENGINE) == []
 
 
+@pytest.mark.parametrize("name", ["multiprocessors", "power_mode", "clocks_locked"])
+def test_what_this_machine_does_not_tell_refuses_nothing(name: str) -> None:
+    assert check_key(KEY, KEY | {name: None}, ENGINE) == []
+
+
 def test_memory_comes_before_the_version_in_the_same_line() -> None:
     line = LogLine("ERROR", "Error Code 2: OutOfMemory (not compatible with this version)")
     found = refusal("TensorRT cannot load the engine", [line], where=ENGINE, plan=b"ftrt" + bytes(20))
@@ -71,6 +76,14 @@ def test_a_log_that_never_repeats_itself_is_bounded() -> None:
     log = MessageLog()
     for number in range(5000):
         log.add(LogLine("WARNING", f"warning number {number}"))
+    log.add(LogLine("WARNING", "warning number 0"))
     assert len(log.messages()) == 51
     assert log.messages()[-1] == BackendMessage(severity="warning", text="further messages of TensorRT", count=4950)
-    assert sum(item.count for item in log.messages()) == 5000
+    assert log.messages()[0].count == 2
+    assert sum(item.count for item in log.messages()) == 5001
+
+
+def test_a_message_keeps_the_hint_that_it_came_with() -> None:
+    log = MessageLog()
+    log.record(BackendMessage(severity="warning", text="the engine is old", hint="edge build"))
+    assert [item.hint for item in log.messages()] == ["edge build"]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edge.backends.cuda import driver
 from edge.backends.tensorrt import environment
+from edge.backends.tensorrt.engine_compatibility import check_key
+from edge.errors import ArtifactError
 from edge.system.device import Device
 
 ORIN = Device(is_jetson=True, family="agx-orin", module="p3701-0005", sm="8.7")
@@ -54,23 +57,48 @@ DRIVER = """
 int cuInit(unsigned flags) { return %(init)s; }
 int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return %(get)s; }
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
-  *value = attribute == 75 ? 8 : (attribute == 16 ? 14 : 9);
+  *value = attribute == 75 ? 8 : (attribute == 16 ? %(multiprocessors)s : 9);
   return 0;
+}
+int cuDeviceGetName(char *name, int size, int device) { (void)device; (void)size;
+  const char *text = "%(name)s"; while ((*name++ = *text++)); return 0;
 }
 """
 
 
-@pytest.mark.parametrize(("init", "get", "expected"), [(0, 0, ("8.9", 14)), (100, 0, None), (0, 101, None)])
-def test_the_driver_tells_the_compute_capability_and_the_multiprocessors(
-    init: int, get: int, expected: tuple[str, int] | None, tmp_path: Path
-) -> None:
+@pytest.fixture
+def libcuda(tmp_path: Path) -> Callable[..., str]:
+    """``libcuda(name="a GPU")``: a driver with one GPU; ``init`` and ``get`` are the results of two of its calls."""
     if shutil.which("cc") is None:
         pytest.skip("cc not found")
-    source, library = tmp_path / "cuda.c", tmp_path / "libcuda.so"
-    source.write_text(DRIVER % {"init": init, "get": get})
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
-    found = driver.gpu_properties(str(library))
-    assert (found and (found.compute_capability, found.multiprocessors)) == expected
+
+    def make(*, init: int = 0, get: int = 0, multiprocessors: int = 14, name: str = "a GPU") -> str:
+        source, library = tmp_path / "cuda.c", tmp_path / f"libcuda-{multiprocessors}.so"
+        source.write_text(DRIVER % {"init": init, "get": get, "multiprocessors": multiprocessors, "name": name})
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+        return str(library)
+
+    return make
+
+
+@pytest.mark.parametrize(("init", "get", "expected"), [(0, 0, ("8.9", 14, "a GPU")), (100, 0, None), (0, 101, None)])
+def test_the_driver_tells_the_compute_capability_the_multiprocessors_and_the_name(
+    init: int, get: int, expected: tuple[str, int, str] | None, libcuda: Callable[..., str]
+) -> None:
+    found = driver.gpu_properties(libcuda(init=init, get=get))
+    assert (found and (found.compute_capability, found.multiprocessors, found.name)) == expected
+
+
+def test_a_partition_of_a_gpu_has_a_key_of_its_own(libcuda: Callable[..., str]) -> None:
+    """MIG: the driver names the partition and its multiprocessors, and an engine of the whole GPU is refused."""
+    whole = driver.gpu_properties(libcuda(name="NVIDIA H200", multiprocessors=132))
+    part = driver.gpu_properties(libcuda(name="NVIDIA H200 MIG 1g.18gb", multiprocessors=16))
+    assert whole is not None
+    assert part is not None
+    built = {"gpu": whole.name, "multiprocessors": whole.multiprocessors}
+    here = {"gpu": part.name, "multiprocessors": part.multiprocessors}
+    with pytest.raises(ArtifactError, match=r"gpu: NVIDIA H200 -> .* MIG 1g\.18gb; multiprocessors: 132 -> 16"):
+        check_key(built, here, Path("an.plan"))
 
 
 def test_no_driver() -> None:

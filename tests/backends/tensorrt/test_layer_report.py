@@ -120,6 +120,60 @@ def test_data_types_in_one_word(said: str, word: str | None) -> None:
     assert read(json.dumps({"Layers": [layer]})).layers[0].inputs[0].precision == word
 
 
+WORDS_8 = "Sixteen wide channel vectorized row major INT8 format"
+
+
+@pytest.mark.parametrize(
+    ("layers", "more", "form"),
+    [
+        # The fields and words of public examples: 8.2 (pytorch#66683), 8.6, 10.x (NVIDIA/TensorRT#4020), 11.
+        ([{"Name": "p", "LayerType": "PointWiseV2", "ParameterType": "PointWise", "ParameterSubType": "PointWiseExpr",
+           "NbInputArgs": 1, "InputArgs": ["arg0"], "Operations": ["const auto v = pwgen::iMax(arg0, literal0);"],
+           "Inputs": [{"Name": "x", "Dimensions": [4, 6], "Format/Datatype": "Row major linear FP16 format"}]}],
+         {"Bindings": ["x"]}, "the form of TensorRT 8"),
+        ([{"Name": "c", "LayerType": "CaskConvolution", "ParameterType": "Convolution", "Kernel": [5, 5], "OutMaps": 7,
+           "Inputs": [{"Name": "x", "Location": "Device", "Dimensions": [2, 8, 9, 9], "Format/Datatype": WORDS_8}],
+           "Weights": {"Type": "Int8", "Count": 1400}, "StreamId": 0}], {}, "the form of TensorRT 8"),
+        ([{"Name": "c", "LayerType": "CaskConvolution", "Weights": {"Type": "Int8", "Count": 40},
+           "Inputs": [{"Name": "x", "Dimensions": [-1, 4, 6, 6], "Format/Datatype": "N/A due to dynamic shapes"}]}],
+         {}, "the form of TensorRT 10"),
+        ([{"Name": "m", "LayerType": "gemm", "Inputs": [{"Name": "x", "Format/Datatype": "Half"}]}], {},
+         "the form of TensorRT 10"),
+        ([{"Name": "m", "LayerType": "gemm", "Inputs": [{"Name": "x", "Format": "kLINEAR", "Datatype": "Half"}]}], {},
+         "the form of TensorRT 11"),
+        ([{"Name": "m", "LayerType": "gemm", "Inputs": []}], {"I/O Tensors": []}, "the form of TensorRT 11"),
+        ([{"Name": "m", "LayerType": "Tile"}], {}, "a form that this edge does not know"),
+    ],
+    ids=["8.2", "8.6", "10 dynamic", "10", "11", "11 without tensors", "another"],
+)  # fmt: skip
+def test_the_form_is_named_and_its_fields_are_known(
+    layers: list[dict[str, Any]], more: dict[str, Any], form: str
+) -> None:
+    found = read(json.dumps({"Layers": layers, **more}))
+    assert found.source == f"TensorRT, in {form}"
+    assert found.notes == []
+
+
+def test_unknown_fields_are_named_and_counted() -> None:
+    layers = [
+        {"Name": str(number), "LayerType": "Tile", "Tiling": number, f"New{number % 12}": 1} for number in range(24)
+    ]
+    (note,) = read(json.dumps({"Layers": layers})).notes
+    assert "fields that this edge does not know: Tiling (24), New0 (2)" in note
+    assert "and 5 more" in note
+
+
+def test_a_convolution_of_the_second_compiler_without_its_nodes() -> None:
+    """A file of trtexec has no graph beside it: only the kind says that a kernel is a convolution."""
+    layer = {"Name": "/stem/Conv_myl0_4", "LayerType": "correlation", "Metadata": "[ONNX Layer: /stem/Conv]",
+             "Inputs": [{"Name": "x", "Format/Datatype": "Int8"}]}  # fmt: skip
+    names = {"Name": "Reformatting CopyNode for Input Tensor 0 to [CONVOLUTION]-[aten_ops.convolution.default]-[/f/0]",
+             "LayerType": "Reformat", "ParameterType": "Reformat", "Origin": "REFORMAT"}  # fmt: skip
+    found = read(json.dumps({"Layers": [layer, names, {"Name": "Q", "LayerType": "Reformat", "Origin": "QDQ"}]}))
+    assert [item.role for item in found.layers] == ["weighted", "reformat", "reformat"]
+    assert found.counts().weighted == {"int8": 1}
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "not JSON", "[]", '{"Layers": ["/conv1", "/conv2"]}', '{"Bindings": []}', '{"Layers": 3}', "[" * 100_000],
@@ -153,6 +207,7 @@ def test_a_real_resnet50(repository: Path) -> None:
     found = read(path.read_text())
     # 53 convolutions, one of them fused with its pooling, and the Gemm as a 1×1 convolution.
     assert found.counts().weighted == {"int8": 54}
+    assert (found.source, found.notes) == ("TensorRT, in the form of TensorRT 8", [])
     assert (found.counts().opaque, found.counts().reformats, found.counts().weights_bytes) == (0, 1, 25_613_152)
     first = found.layers[1]
     assert first.nodes == ["/backbone/conv1/Conv", "/backbone/relu/Relu", "/backbone/maxpool/MaxPool"]

@@ -50,6 +50,7 @@ def table(**ranges: float) -> Table:
         pytest.param({"x": 3.0}, [layer("SHUFFLE", "x", "y")], {"y": 3.0}, id="reshaped"),
         pytest.param({"y": 3.0}, [layer("CAST", "x", "y")], {"x": 3.0}, id="known only afterwards"),
         pytest.param({"y": 3.0}, [layer("SLICE", "x", "y")], {}, id="a slice says nothing of the whole"),
+        pytest.param({"y": 3.0}, [layer("GATHER", "x", "y")], {}, id="nor does a gather"),
         pytest.param({"x": 3.0}, [layer("SLICE", "x", "y")], {"y": 3.0}, id="the whole bounds its slice"),
         pytest.param({}, [layer("CONSTANT", "", "w", largest=0.5)], {"w": 0.5}, id="a constant"),
         pytest.param({}, [layer("CONSTANT", "", "w", largest=0.0)], {}, id="a constant of zeros"),
@@ -96,6 +97,14 @@ def test_an_unusable_scale_is_neither_used_nor_replaced() -> None:
 )
 def test_weights_without_a_magnitude(weights: Any) -> None:
     assert calibrator._largest(weights) is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "largest"),
+    [([0.5, -2.0, 1.0], 2.0), ([0.5, 3.0], 3.0), ([-0.25], 0.25), ([0.0], 0.0)],
+)
+def test_the_magnitude_of_weights(weights: list[float], largest: float) -> None:
+    assert calibrator._largest(np.array(weights, np.float32)) == largest
 
 
 # the real parser

@@ -46,6 +46,9 @@ class HostDevice:
         self.live: list[Any] = []
         self.clock_ms = 0.0
         self.closed = 0
+        # Work put on the second stream so far, and how much of it the first stream waits for.
+        self._beside = self._followed = 0
+        self._is_beside = False
         self._active = threading.local()
         self._captured: list[Callable[[], None]] | None = None
 
@@ -92,17 +95,23 @@ class HostDevice:
 
     def record(self, event: list[float]) -> None:
         assert self.is_active
-        event[:] = [self.clock_ms]
+        event[:] = [self.clock_ms, self._beside]
 
     def elapsed_ms(self, start: list[float], end: list[float]) -> float:
         return end[0] - start[0]
 
-    def beside(self) -> Any:
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[None]:
         assert self.is_active
-        return contextlib.nullcontext()
+        self._is_beside = True
+        try:
+            yield
+        finally:
+            self._is_beside = False
 
     def follow(self, event: list[float]) -> None:
         assert event, "the event was never recorded"
+        self._followed = max(self._followed, int(event[1]))
 
     def wait(self, event: list[float]) -> None:
         assert event, "the event was never recorded"
@@ -145,6 +154,8 @@ class HostDevice:
         def run() -> None:
             if self.fails_at == what:
                 raise DeviceError(f"told to fail at {what}")
+            self._beside += self._is_beside
+            assert what != "run" or self._followed >= self._beside, "the engine does not wait for its input"
             self.diary.append(what)
             work()
             self.clock_ms += took_ms

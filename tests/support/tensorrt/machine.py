@@ -103,7 +103,7 @@ def _builder_init(self: Any, logger: Any) -> None:
     if world.no_cuda:
         world.log(logger, "ERROR", world.no_cuda)
         raise TypeError("pybind11::init(): factory function returned nullptr")
-    self._d.logger = logger
+    self._d.logger, self._d.network = logger, None
     self._d.properties |= {
         "num_DLA_cores": world.dla_cores,
         "platform_has_fast_fp16": world.fast_fp16,
@@ -119,7 +119,8 @@ def _create_network(self: Any, flags: int = 0) -> Any:
     if "EXPLICIT_BATCH" in kinds and world.version == "8.6.1":
         assert "EXPLICIT_BATCH" in named, "TensorRT 8 parses ONNX only into networks with an explicit batch"
     data: dict[str, Any] = {"layers": [], "inputs": [], "outputs": [], "flags": named, "world": world, "proto": None}
-    return create(world.module, "INetworkDefinition", **data)
+    self._d.network = create(world.module, "INetworkDefinition", **data)
+    return self._d.network
 
 
 def _create_config(self: Any) -> Any:
@@ -127,7 +128,7 @@ def _create_config(self: Any) -> Any:
     flags = {"TF32"} & set(world.module.BuilderFlag.__members__)
     config = create(
         world.module, "IBuilderConfig", world=world, flags=flags, pools={}, profiles=[], cache=None, quantization=set(),
-        calibration_profile=None, capabilities={}, logger=self._d.logger,
+        calibration_profile=None, capabilities={}, logger=self._d.logger, network=self._d.network,
     )  # fmt: skip
     config._d.properties |= {"builder_optimization_level": 3, "DLA_core": -1}
     return config
@@ -459,6 +460,9 @@ def _can_run_on_dla(self: Any, layer: Any) -> bool:
     given = layer._d.inputs[0]._d.shape if layer._d.inputs else ()
     assert self._d.profiles or -1 not in given, "no optimization profile yet"
     assert layer._d.kind != "CONSTANT", "a constant is no layer of its own"
+    # The real one works with the sizes of the profile; a wildcard without one is refused.
+    is_dynamic = any(-1 in given._d.shape for given in self._d.network._d.inputs)
+    assert self._d.profiles or not is_dynamic, "asked before the optimization profile was added"
     can = _runs_on_dla(self, layer)
     if not can and getattr(self._d, "logger", None) is not None:
         text = f"{layer._d.name}: {layer._d.kind} is not supported on DLA."

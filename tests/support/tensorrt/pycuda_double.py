@@ -1,7 +1,9 @@
 """``pycuda.driver`` in ordinary memory, as far as edge's CUDA room uses it: addresses are those of the process.
 
 Copied into a folder on ``sys.path`` by :mod:`site_double`. ``settings.json`` next to the package says what fails:
-``no_driver`` (a message of the dynamic linker), ``no_gpu``, ``memory`` (bytes that may be allocated).
+``no_driver`` (a message of the dynamic linker), ``no_gpu``, ``gpus``, ``memory`` (bytes that may be allocated),
+``integrated``. Calls that CUDA accepts and edge must not make are assertions: a blocking stream, work on the default
+stream, the device address of memory that is not mapped.
 """
 
 import ctypes
@@ -15,6 +17,8 @@ SETTINGS = json.loads((Path(__file__).resolve().parents[1] / "settings.json").re
 if SETTINGS.get("no_driver"):
     raise ImportError(SETTINGS["no_driver"])
 LIVE = {}
+# The streams of all copies, in order.
+COPIES = []
 # How many contexts are pushed. edge keeps a device's context, and with it a double that was replaced meanwhile.
 PUSHED = sys.__dict__.setdefault("_pycuda_double_pushed", [0])
 
@@ -37,6 +41,7 @@ class CompileError(Error):
 
 class device_attribute:
     INTEGRATED = "INTEGRATED"
+    CAN_MAP_HOST_MEMORY = "CAN_MAP_HOST_MEMORY"
 
 
 class host_alloc_flags:
@@ -65,11 +70,11 @@ class Context:
 
 class Device:
     def __init__(self, ordinal):
-        assert ordinal == 0
+        assert 0 <= ordinal < self.count()
 
     @staticmethod
     def count():
-        return 1
+        return SETTINGS.get("gpus", 1)
 
     def name(self):
         return "a GPU in ordinary memory"
@@ -77,8 +82,8 @@ class Device:
     def compute_capability(self):
         return (8, 7)
 
-    def get_attribute(self, _attribute):
-        return SETTINGS.get("integrated", 1)
+    def get_attribute(self, attribute):
+        return 1 if attribute == device_attribute.CAN_MAP_HOST_MEMORY else SETTINGS.get("integrated", 1)
 
     def retain_primary_context(self):
         return Context()
@@ -87,29 +92,33 @@ class Device:
 class Stream:
     handle = 4711
 
-    def __init__(self, _flags):
-        pass
+    def __init__(self, flags=0):
+        assert flags == 1, "a blocking stream waits for the work of every other library"
+        self.waited_for = 0
 
     def synchronize(self):
         assert PUSHED[0]
+        self.waited_for += 1
 
     def wait_for_event(self, _event):
         assert PUSHED[0]
 
 
 class _Host:
-    def __init__(self, size):
+    def __init__(self, size, *, is_mapped):
         self.memory = np.zeros(size, np.uint8)
         self.__array_interface__ = self.memory.__array_interface__
+        self.is_mapped = is_mapped
 
     def get_device_pointer(self):
+        assert self.is_mapped, "cuMemHostGetDevicePointer failed: invalid argument"
         return self.memory.ctypes.data
 
 
 def pagelocked_zeros(size, _dtype, mem_flags=0):
     assert mem_flags in {0, host_alloc_flags.DEVICEMAP}
     _take(size)
-    return np.asarray(_Host(size))
+    return np.asarray(_Host(size, is_mapped=mem_flags == host_alloc_flags.DEVICEMAP))
 
 
 class _Allocation:
@@ -130,13 +139,19 @@ def mem_alloc(size):
     return _Allocation(size)
 
 
-def memcpy_htod_async(address, array, _stream):
+def _put(stream):
     assert PUSHED[0]
+    assert stream is not None, "the default stream: it waits for all others"
+    COPIES.append(stream)
+
+
+def memcpy_htod_async(address, array, stream=None):
+    _put(stream)
     ctypes.memmove(address, array.ctypes.data, array.nbytes)
 
 
-def memcpy_dtoh_async(array, address, _stream):
-    assert PUSHED[0]
+def memcpy_dtoh_async(array, address, stream=None):
+    _put(stream)
     ctypes.memmove(array.ctypes.data, address, array.nbytes)
 
 

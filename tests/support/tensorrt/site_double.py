@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
@@ -33,3 +35,15 @@ def write(folder: Path, version: str, *, cuda: dict[str, Any] | None = None, **s
     shutil.copy(HERE / "pycuda_double.py", folder / "pycuda" / "driver.py")
     (folder / "settings.json").write_text(json.dumps({"tensorrt": settings, "cuda": cuda or {}}))
     return folder
+
+
+def pycuda(folder: Path, **settings: Any) -> dict[str, ModuleType]:
+    """The double of PyCUDA with ``settings`` for this process: what goes into ``sys.modules``."""
+    path = write(folder, "10.3.0", cuda=settings) / "pycuda" / "driver.py"
+    spec = importlib.util.spec_from_file_location("pycuda.driver", path)
+    assert spec is not None
+    assert spec.loader is not None
+    package, driver = ModuleType("pycuda"), importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(driver)
+    package.driver = driver  # type: ignore[attr-defined]
+    return {"pycuda": package, "pycuda.driver": driver}

@@ -73,6 +73,19 @@ def test_where_memory_is_shared_frames_are_read_in_place(ready: Ready) -> None:
     result = session.infer_frames(frames((40, 50)))
     assert session.on.done("upload") == 0
     assert result.host_to_device_ms is None
+    # The kernel writes the network's input, which lies in device memory for each of two batches; one is the output's.
+    assert session.on.done("memory") == 3
+
+
+@pytest.mark.parametrize("integrated", [False, True], ids=["discrete", "integrated"])
+def test_two_batches_of_frames_in_flight_do_not_mix(ready: Ready, integrated: bool) -> None:
+    session = ready(integrated=integrated)
+    rng = np.random.default_rng(9)
+    for count in (1, 2, 2):
+        given = [[rng.integers(0, 256, (40, 50, 3), np.uint8) for _ in range(count)] for _ in range(2)]
+        flying = [session.submit_frames(pictures) for pictures in given]
+        for submitted, pictures in zip(flying, given, strict=True):
+            np.testing.assert_allclose(submitted.wait().logits, on_cpu(pictures), atol=STEP)
 
 
 @pytest.mark.parametrize("fit", ["crop", "letterbox", "squash"])
