@@ -158,7 +158,11 @@ def require(name: str) -> ModuleType:
             return importlib.import_module(name)
     except ModuleNotFoundError as exc:
         missing = exc.name or name
-        what = f"{name} is not installed" if missing == name else f"{name} needs {missing}, which is not installed"
+        what = (
+            f"{missing} is not installed"
+            if name.partition(".")[0] == missing
+            else f"{name} needs {missing}, which is not installed"
+        )
         raise MissingDependencyError(
             what, hint=DEPENDENCIES.get(missing, DEPENDENCIES.get(name, install_command(missing)))
         ) from exc

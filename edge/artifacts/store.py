@@ -301,13 +301,18 @@ class Lines:
             raise os_error(exc, self._path) from exc
 
     def _append_to_stream(self, data: bytes) -> None:
-        if self._stack is None:
-            self._stack = contextlib.ExitStack()
-            self._file = self._stack.enter_context(_written_through(self._path))
-            self._file.write(self._head())
-        assert self._file is not None  # noqa: S101 - for mypy
-        self._file.write(data)
-        self._file.flush()
+        try:
+            if self._stack is None:
+                self._stack = contextlib.ExitStack()
+                self._file = self._stack.enter_context(_written_through(self._path))
+                self._file.write(self._head())
+            assert self._file is not None  # noqa: S101 - for mypy
+            self._file.write(data)
+            self._file.flush()
+        except OSError:
+            # The buffer still has what was refused: closing it later would fail in the garbage collector.
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the file; the next :meth:`append` starts a new one."""

@@ -156,7 +156,7 @@ def _names(facts: ModelFacts, images: Path | None, files: Sequence[Path], tables
         names = labels.load_names(files[0])
         if len(names) != facts.classes:
             raise DataError(
-                f"{len(names)} class names for a model with {facts.classes} classes", where=files[0],
+                f"{len(names)} class names for a model with {_classes(facts)}", where=files[0],
                 hint="one name per line, in the order of the model's outputs",
             )  # fmt: skip
         return ModelNames(names, str(files[0]), files[0])
@@ -176,7 +176,7 @@ def _names(facts: ModelFacts, images: Path | None, files: Sequence[Path], tables
     seen = f", and {images} has {len(folders)} class folders" if folders else ""
     return ModelNames(
         [f"class {index:0{width}d}" for index in range(facts.classes)],
-        f"numbers: neither the model nor --labels names its {facts.classes} classes{seen}", is_guess=True,
+        f"numbers: neither the model nor --labels names its {_classes(facts)}{seen}", is_guess=True,
     )  # fmt: skip
 
 
@@ -266,17 +266,26 @@ def _try(
             truth = [trial.order[label] for label in truth]
             names = _ordered(names, trial.order)
         pictures, truth = pictures[:_TRIED], None if truth is None else truth[:_TRIED]
-        row = trial.rows[trial.chosen]
         if trial.chosen != 0:
-            how = "labelled pictures" if trial.labelled else "unlabelled pictures"
-            chosen = PreprocessGuess(row.preprocess, f"significantly better on {trial.pictures} {how}", is_guess=False)
-    if chosen.is_guess:
-        alike = [row.name for row in trials[0].rows[1:] if not row.is_worse]
-        rest = f"not significantly worse on {trials[0].pictures} pictures: {', '.join(alike)}" if alike else ""
-        chosen = PreprocessGuess(
-            chosen.preprocess, f"{chosen.why}; {rest}" if rest else chosen.why, is_guess=bool(rest)
-        )
-    return chosen, trials, names
+            chosen = msgspec.structs.replace(chosen, preprocess=trial.rows[trial.chosen].preprocess)
+    return _judged(first, chosen.preprocess, trials), trials, names
+
+
+def _judged(first: PreprocessGuess, spec: PreprocessConfig, trials: Sequence[TrialResult]) -> PreprocessGuess:
+    """Say what the trials show about ``spec``: the last trial is that of the crops, those before it of the rest."""
+    pictures = f"{trials[0].pictures} {'labelled' if trials[0].labelled else 'unlabelled'} pictures"
+    if trials[0].is_chance:
+        why = f"{first.why}; on {pictures} no preprocessing is better than chance: class names, labels or model differ"
+        return PreprocessGuess(spec, why, is_guess=True)
+    alike = [name for trial in trials[:-1] for name in trial.alike] if first.is_guess else []
+    if alike:
+        why = first.why if spec == first.preprocess else "the best of the usual ones"
+        return PreprocessGuess(spec, f"{why}; not significantly worse on {pictures}: {', '.join(alike)}", is_guess=True)
+    if first.is_guess:
+        return PreprocessGuess(spec, f"significantly better than the other usual ones on {pictures}", is_guess=False)
+    crop = trials[-1].rows[trials[-1].chosen].name
+    why = first.why if spec == first.preprocess else f"{first.why}; {crop}: significantly better on {pictures}"
+    return PreprocessGuess(spec, why, is_guess=False)
 
 
 def _ordered(names: ModelNames, order: Sequence[int]) -> ModelNames:
@@ -357,7 +366,7 @@ def _profile_text(target: Path, labels: Path, proposal: Proposal) -> str:
         f"# Written by edge init from {model.name}. `edge profile check` says whether it still fits after a change.\n"
         f"family: {family}\n"
         f"backend: {_BACKENDS.get(family, 'tensorrt')}\n"
-        f"# {facts.input}; {facts.classes} classes, {facts.kind}.\n"
+        f"# {facts.input}; {_classes(facts)}, {facts.kind}.\n"
         f"{'# edge adapts the graph:' + chr(10) + adapted if adapted else ''}"
         f"model: {_quoted(_relative(model, target.parent))}\n"
         f"{output}"
@@ -387,6 +396,10 @@ def _profile_text(target: Path, labels: Path, proposal: Proposal) -> str:
     )
 
 
+def _classes(facts: ModelFacts) -> str:
+    return "1 class" if facts.classes == 1 else f"{facts.classes} classes"
+
+
 def _quoted(text: str) -> str:
     """Format ``text`` as YAML: unchanged if it is a plain word, else in quotes (JSON's are valid YAML)."""
     is_plain = re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./ -]*[A-Za-z0-9_./]", text) is not None
@@ -412,9 +425,9 @@ def _show_trial(terminal: Terminal, trial: TrialResult) -> None:
         share = () if row.top1 is None else (f"{row.top1:.0f} %",)
         rows.append((row.name, *share, f"{row.score:.3f}", verdict))
     if trial.labelled:
-        headings: tuple[str, ...] = (f"n = {trial.pictures}", "top-1", "log p(true)", "")
+        headings: tuple[str, ...] = (f"n = {trial.pictures}", "top-1", "log p(true)", "against the best")
     else:
-        headings = (f"n = {trial.pictures}, no labels", "information (nats)", "")
+        headings = (f"n = {trial.pictures}, no labels", "information (nats)", "against the best")
     terminal.table(headings, rows, right=tuple(range(1, len(headings) - 1)))
 
 
@@ -425,7 +438,7 @@ def _show(terminal: Terminal, target: Path, proposal: Proposal, *, has_tried: bo
     for line in (
         f"input: {facts.width}×{facts.height}, {facts.size_source}",
         f"batch: {batch}",
-        f"output: {facts.classes} classes, {facts.kind}",
+        f"output: {_classes(facts)}, {facts.kind}",
         f"class names: {names.source}",
         f"preprocessing: {_described(chosen.preprocess)}: {chosen.why}",
     ):

@@ -110,7 +110,9 @@ def open_notifications(
     typed = [read_address(Secret.url(text), what="target", warn=warn) for text in targets]
     for text in targets:
         if hides(text):
-            warn(f"--notify {masked_url(text)}: other users can see a password on a command line; use @FILE")
+            warn(
+                f"other users can see the password of --notify {masked_url(text)} on a command line; use --notify @FILE"
+            )
     rules: list[tuple[NotifyRule, list[Secret]]] = []
     for rule in profile.notify:
         own = [read_address(address, what="target", warn=warn) for address in rule.to]

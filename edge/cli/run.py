@@ -85,7 +85,7 @@ def command(  # noqa: PLR0913 - one argument per option
     if has_files := csv is not None or save_video is not None:
         from edge.runtime import ResultFiles
 
-        ResultFiles.check(csv=csv, video=save_video, has_json=as_json)
+        ResultFiles.check(csv=csv, video=save_video, record=record, has_json=as_json)
     remove_leftovers()
     duration_s = None if duration is None else options.seconds(duration, option="--duration")
     chosen, path = paths.load_profile(profile)

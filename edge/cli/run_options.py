@@ -238,7 +238,7 @@ def typed_camera(address: str, warn: Callable[[str], None], *, shown: str | None
     """
     if not address.startswith("@") and hides(address):
         warn(
-            f"--camera {shown or masked_url(address)}: other users can see a password on a command line; "
+            f"other users can see the password of --camera {shown or masked_url(address)} on a command line; "
             f"write the URL into a file for --camera @FILE, or into {CAMERA_VARIABLE}"
         )
     return _address(Secret.url(address), "--camera", warn)

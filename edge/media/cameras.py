@@ -171,7 +171,8 @@ def camera_source(
     elif scheme in _NETWORK:
         found = NetworkCamera(secret, camera, api="ffmpeg" if backend("ffmpeg") else "gstreamer")
     else:
-        raise UsageError(f"'{secret}' is not a camera address", hint=f"--camera {_FORMS}")
+        hint = f"--video {address}" if not scheme and Path(address).is_file() else f"--camera {_FORMS}"
+        raise UsageError(f"'{secret}' is not a camera address", hint=hint)
     if not backend(found.api):
         raise missing_backend(found.api)
     return found

@@ -354,6 +354,8 @@ class VideoStream:
             if ":/" in str(path):
                 url = masked_url(str(path).replace(":/", "://", 1))
                 raise DataError("there is no such video", where=url, hint="a stream by its URL: --camera")
+            if path.is_dir():
+                raise DataError("this is a folder, not a video", where=self._where, hint=f"--images {self._where}")
             raise DataError("there is no such video", where=self._where)
         try:
             self._capture = open_capture(Request(api="ffmpeg", target=str(path), opened_as=self._where))

@@ -237,7 +237,7 @@ class ResultFiles:
         self.video = None if video is None else AnnotatedVideo(video, opened, warn=warn)
 
     @staticmethod
-    def check(*, csv: Path | None, video: Path | None, has_json: bool) -> None:
+    def check(*, csv: Path | None, video: Path | None, record: Path | None, has_json: bool) -> None:
         """Refuse invalid outputs before anything is opened.
 
         Raises:
@@ -248,6 +248,12 @@ class ResultFiles:
             raise UsageError("--csv - and --json both write to standard output", hint="--csv FILE")
         if video is not None:
             check_video_path(video)
+        named: dict[Path, str] = {}
+        for option, path in (("--csv", csv), ("--save-video", video), ("--record", record)):
+            if path is not None and not store.is_stream(path):
+                other = named.setdefault(path.resolve(), option)
+                if other != option:
+                    raise UsageError(f"{other} and {option} name the same file: {path}", hint="a file for each")
 
     def __enter__(self) -> ResultFiles:
         return self

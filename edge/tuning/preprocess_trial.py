@@ -53,7 +53,8 @@ class PreprocessCandidate(msgspec.Struct, frozen=True):
 class TrialRow(msgspec.Struct, frozen=True, kw_only=True):
     """Result of one candidate: ``top1`` in percent if labels are known, and ``score``, where higher is better.
 
-    ``difference`` is this score minus the best one, and ``is_worse`` is true if that is significant (99 %).
+    ``difference`` is this score minus the best one. ``is_worse`` is true if it, or the difference in top-1, is
+    significant (99 %).
     """
 
     name: str
@@ -68,6 +69,7 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
     """All candidates of a trial, and which one to take: the first that is not significantly worse than the best.
 
     ``order`` is the output of each class of the labels, where that was asked for and the answers tell it.
+    ``is_chance``: no candidate's top-1 is better than chance, so no candidate counts as worse than another.
     """
 
     rows: list[TrialRow]
@@ -75,11 +77,12 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
     pictures: int
     labelled: bool
     order: list[int] | None = None
+    is_chance: bool = False
 
     @property
-    def is_decided(self) -> bool:
-        """True if every other candidate is significantly worse."""
-        return all(row.is_worse for at, row in enumerate(self.rows) if at != self.chosen)
+    def alike(self) -> list[str]:
+        """Names of the other candidates that are not significantly worse."""
+        return [row.name for at, row in enumerate(self.rows) if at != self.chosen and not row.is_worse]
 
 
 def normalizations(base: PreprocessConfig) -> list[PreprocessCandidate]:
@@ -172,29 +175,51 @@ def compare(
     every = np.stack(found, axis=1)  # candidates × pictures × classes
     if truth is not None and not is_order_known and not _is_order_visible(truth):
         truth = None
+    hits: NDArray[np.float64] | None = None
+    is_chance = False
     if truth is None:
         scores = np.stack([information(one) for one in every])
-        top1: list[float | None] = [None] * len(candidates)
     else:
         labels = [np.asarray(truth) if is_order_known else _in_fitting_order(one, truth) for one in every]
         picked = np.stack([one[np.arange(len(one)), label] for one, label in zip(every, labels, strict=True)])
         scores = np.log(np.maximum(picked, _SMALLEST))
-        top1 = [float(100 * np.mean(one.argmax(axis=1) == label)) for one, label in zip(every, labels, strict=True)]
+        hits = np.stack([one.argmax(axis=1) == label for one, label in zip(every, labels, strict=True)]).astype(float)
+        is_chance = len(set(truth)) > 1 and not any(
+            _is_better_than_chance(one, label) for one, label in zip(every, labels, strict=True)
+        )
     best = int(scores.mean(axis=1).argmax())
     rows = []
-    for candidate, score, share in zip(candidates, scores, top1, strict=True):
-        difference = score - scores[best]
-        error = float(difference.std(ddof=1)) / math.sqrt(len(difference)) if len(difference) > 1 else math.inf
-        mean = float(difference.mean())
+    for at, (candidate, score) in enumerate(zip(candidates, scores, strict=True)):
+        is_worse = _is_below(score - scores[best]) or (hits is not None and _is_below(hits[at] - hits[best]))
         rows.append(
             TrialRow(
-                name=candidate.name, preprocess=candidate.preprocess, top1=share, score=float(score.mean()),
-                difference=mean, is_worse=mean < -_Z * error,
+                name=candidate.name, preprocess=candidate.preprocess,
+                top1=None if hits is None else float(100 * hits[at].mean()), score=float(score.mean()),
+                difference=float((score - scores[best]).mean()), is_worse=is_worse and not is_chance,
             )
         )  # fmt: skip
     chosen = next(at for at, row in enumerate(rows) if not row.is_worse)
     order = None if truth is None or is_order_known else _order(every[chosen], truth)
-    return TrialResult(rows=rows, chosen=chosen, pictures=len(found), labelled=truth is not None, order=order)
+    return TrialResult(
+        rows=rows, chosen=chosen, pictures=len(found), labelled=truth is not None, order=order,
+        is_chance=is_chance,
+    )  # fmt: skip
+
+
+def _is_below(differences: NDArray[np.float64]) -> bool:
+    """Tell whether paired differences are significantly below 0."""
+    if len(differences) < 2:
+        return False
+    return bool(differences.mean() < -_Z * differences.std(ddof=1) / math.sqrt(len(differences)))
+
+
+def _is_better_than_chance(answers: NDArray[np.float32], truth: NDArray[np.int64]) -> bool:
+    """Compare top-1 with that of the same answers given to pictures at random."""
+    guesses = answers.argmax(axis=1)
+    shares = Counter(guesses.tolist()), Counter(truth.tolist())
+    chance = sum(shares[0][label] * n for label, n in shares[1].items()) / len(truth) ** 2
+    error = math.sqrt(max(chance * (1 - chance), 1e-9) / len(truth))
+    return bool(np.mean(guesses == truth) >= chance + 2 * _Z * error)
 
 
 def _is_order_visible(truth: Sequence[int]) -> bool:
@@ -233,12 +258,7 @@ def _in_fitting_order(answers: NDArray[np.float32], truth: Sequence[int]) -> NDA
 def _order(answers: NDArray[np.float32], truth: Sequence[int]) -> list[int] | None:
     """The output of each class; None where some class has no picture, or the answers do not tell."""
     classes = answers.shape[1]
-    fitted = _in_fitting_order(answers, truth)
-    hits = float(np.mean(answers.argmax(axis=1) == fitted))
-    shares = Counter(answers.argmax(axis=1).tolist()), Counter(fitted.tolist())
-    chance = sum(shares[0][label] * n for label, n in shares[1].items()) / len(truth) ** 2
-    error = math.sqrt(max(chance * (1 - chance), 1e-9) / len(truth))
-    if len(set(truth)) != classes or hits < chance + 2 * _Z * error:
+    if len(set(truth)) != classes or not _is_better_than_chance(answers, _in_fitting_order(answers, truth)):
         return None
     order = _fit(answers, truth, range(len(truth)))
     return [order[label] for label in range(classes)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import stat
@@ -142,3 +143,12 @@ def test_lines_go_through_a_fifo_without_rotation(tmp_path: Path) -> None:
     reader.join(30)
     assert read == [b"head\n" + b"".join(b"line %d\n" % number for number in range(5))]
     assert [path.name for path in tmp_path.iterdir()] == ["run.jsonl"]
+
+
+def test_lines_into_a_full_device_leave_nothing_for_the_garbage_collector() -> None:
+    lines = store.Lines(Path("/dev/full"), head=lambda: b"head\n")
+    for _ in range(2):
+        with pytest.raises(StoreError, match="No space left on device"):
+            lines.append(b"line\n")
+    del lines
+    gc.collect()

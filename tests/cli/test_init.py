@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edge.config.profiles import Profile, read_profile
@@ -23,11 +24,18 @@ NAMES = ["".join("rgb"[i] if value > 127 else "-" for i, value in enumerate(colo
 
 
 def save_model(
-    path: Path, *, size: int | str = 32, batch: int | str = "N", metadata: dict[str, str] | None = None
+    path: Path,
+    *,
+    size: int | str = 32,
+    batch: int | str = "N",
+    metadata: dict[str, str] | None = None,
+    weights: NDArray[Any] | None = None,
 ) -> Path:
-    """The nearest corner by the picture's mean, trained on (x - 127.5) / 127.5 in RGB."""
+    """The nearest corner by the picture's mean, trained on (x - 127.5) / 127.5 in RGB, or other ``weights``, 3×8."""
     centres = (np.array(COLOURS, np.float32) - 127.5) / 127.5
-    weights = {"w": 4 * centres.T, "b": -2 * np.square(centres).sum(axis=1)}
+    constants = {"w": 4 * centres.T, "b": -2 * np.square(centres).sum(axis=1)}
+    if weights is not None:
+        constants = {"w": weights, "b": np.zeros(len(COLOURS))}
     graph = helper.make_graph(
         [
             helper.make_node("GlobalAveragePool", ["pixels"], ["mean"]),
@@ -37,7 +45,7 @@ def save_model(
         "corners",
         [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [batch, 3, size, size])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, len(COLOURS)])],
-        [numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name) for name, value in weights.items()],
+        [numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     helper.set_model_props(model, metadata or {})
@@ -196,3 +204,35 @@ def test_what_cannot_be_done(arguments: tuple[str, ...], code: int, words: str, 
     assert (ended.code, ended.out) == (code, "")
     assert words in ended.err
     assert not (here / "profiles").exists()
+
+
+def test_nothing_is_better_where_no_preprocessing_beats_chance(edge: Edge, here: Path) -> None:
+    """A score may differ significantly although no answer fits: the less confident network loses less."""
+    save_model(here / "model.onnx")
+    images = paint(here / "val")
+    spread = [path for folder in sorted(images.iterdir()) for path in sorted(folder.iterdir())]
+    for at, path in enumerate(spread):
+        path.rename(images / NAMES[at % 8] / f"moved{at}.png")
+    ended = edge("init", "--model", "model.onnx", "--images", "val")
+    assert ended.code == 0
+    assert "significantly better" not in ended.out
+    assert "no preprocessing is better than chance" in " ".join(ended.err.split())
+    assert written(here).preprocess.mean == (123.675, 116.28, 103.53)
+
+
+def test_a_first_guess_that_wins_is_no_guess_any_more(edge: Edge, here: Path) -> None:
+    """Colours on both sides of torchvision's mean tell its mean, pictures in wrong folders its std."""
+    mean, std = np.array((123.675, 116.28, 103.53)), np.array((58.395, 57.12, 57.375))
+    colours = [mean + [8 if value > 127 else -8 for value in corner] for corner in COLOURS]
+    save_model(here / "model.onnx", weights=15 * ((np.array(colours) - mean) / std).T)
+    for at, name in enumerate(NAMES):
+        (here / "val" / name).mkdir(parents=True)
+        for index in range(7):
+            colour = colours[(at + (index > 4)) % 8]
+            cv2.imwrite(str(here / "val" / name / f"{index}.png"), np.full((40, 40, 3), colour[::-1]).astype(np.uint8))
+    (here / "names.txt").write_text("".join(f"{name}\n" for name in NAMES))
+    ended = edge("init", "--model", "model.onnx", "--images", "val", "--labels", "names.txt")
+    assert ended.code == 0
+    assert "significantly better than the other usual ones on 50 labelled pictures" in " ".join(ended.out.split())
+    assert "guess" not in ended.out
+    assert "check preprocess" not in ended.err

@@ -80,7 +80,7 @@ def test_several_cameras_in_one_run(edge: Edge, built: Place, cameras: Callable[
     assert all(camera.latency["age"].n == camera.pictures for camera in kept.cameras)
     assert set(kept.source["cameras"]) == {"front", "gate"}
     # Two addresses with a password: one of them was typed, and none is shown.
-    assert ended.err.count("other users can see a password") == 1
+    assert ended.err.count("other users can see the password") == 1
     assert CANARY not in ended.out + ended.err + (folder / "r.jsonl").read_text()
 
 

@@ -85,6 +85,8 @@ def test_the_same_pictures_one_by_one_in_batches_and_by_several_workers(edge: Ed
         (("--camera", "rtsp://x/s", "--camera", "rtsp://x/s"), "the cameras camera1 and camera2 are the same device"),
         (("--camera", "front="), "no address after the ="),
         (("--images", "pictures", "--notify", "ftp://x"), "is not a valid notification target"),
+        (("--images", "pictures", "--csv", "o.mkv", "--save-video", "./o.mkv"), "name the same file"),
+        (("--images", "pictures", "--csv", "r.json", "--record", "r.json"), "--csv and --record name the same file"),
         (("--images", "pictures", "--duration", "soon"), "invalid duration 'soon' for --duration"),
     ],
 )
@@ -142,7 +144,7 @@ def test_a_network_camera_for_a_while(edge: Edge, built: Place, server: Server) 
     folder = built(record={"every_frame": True})
     ended = edge(*RUN, "--camera", server.url, "--duration", "1s", "--record", "r.jsonl")
     assert ended.code == 0, ended.err
-    assert "other users can see a password on a command line" in ended.err
+    assert "other users can see the password of --camera" in ended.err
     kept = run_record.load(folder / "r.jsonl")
     assert (kept.status, kept.source["kind"], kept.source["live"]) == ("complete", "network", True)
     assert kept.pictures > 3

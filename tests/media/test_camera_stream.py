@@ -376,6 +376,14 @@ def test_what_is_no_camera(name: str, tmp_path: Path) -> None:
     assert "csi://0" in str(caught.value.hint)
 
 
+def test_a_video_file_is_no_camera(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("clip.mp4").touch()
+    with pytest.raises(UsageError) as caught:
+        cameras.camera_source("clip.mp4", CameraConfig(), root=tmp_path, backend=lambda _api: True)
+    assert caught.value.hint == "--video clip.mp4"
+
+
 def request_of(name: str, root: Path, **settings: Any) -> Any:
     return cameras.camera_source(name, CameraConfig(**settings), root=root, backend=lambda _api: True).request()
 

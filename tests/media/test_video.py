@@ -81,6 +81,9 @@ def test_what_is_no_video(data: bytes, tmp_path: Path) -> None:
 def test_no_such_video(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no such video"):
         VideoStream(tmp_path / "gone.avi")
+    with pytest.raises(DataError, match="this is a folder, not a video") as caught:
+        VideoStream(tmp_path)
+    assert caught.value.hint == f"--images {tmp_path}"
 
 
 class Told:
