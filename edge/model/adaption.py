@@ -5,6 +5,7 @@ The changes are made in the graph, so that calibration, every backend and both I
 * an NHWC input gets a Transpose, which cancels with the model's own if there is one;
 * a uint8 input becomes float32: the model's first Cast then has no effect. A float64 input gets a Cast;
 * FP16 and BF16 tensors become float32: the engine decides about the precision of a layer;
+* local functions (of the newer exporter of PyTorch) are replaced by their nodes, whose weights then count;
 * a one-channel input gets the luma of an RGB picture (ITU-R BT.601, as Pillow's mode L), folded into the first
   convolution where that is possible;
 * of several outputs one is kept;
@@ -66,8 +67,10 @@ def adapt(proto: ModelProto, options: OutputOptions = OutputOptions(), *, where:
     """
     onnx = require("onnx")
     copy: ModelProto = onnx.ModelProto()
-    copy.CopyFrom(proto)
+    copy.CopyFrom(_inlined(proto, where) if proto.functions else proto)
     work = _Work(copy, where)
+    if proto.functions:
+        work.changes.append("local functions are replaced by their nodes")
     work.choose_output(options.name)
     kind: OutputKind = work.remove_softmax(options.kind)
     work.widen()
@@ -78,7 +81,21 @@ def adapt(proto: ModelProto, options: OutputOptions = OutputOptions(), *, where:
     work.fix_output()
     if not work.changes:
         return AdaptedModel(proto, (), kind, raw_pixels, grey)
+    # From this version of the file format on, initializers need not be inputs as well.
+    copy.ir_version = max(copy.ir_version, 4)
     return AdaptedModel(copy, tuple(work.changes), kind, raw_pixels, grey)
+
+
+def _inlined(proto: ModelProto, where: str) -> ModelProto:
+    """Replace the calls of local functions by their nodes."""
+    import onnx.inliner
+
+    try:
+        made: ModelProto = onnx.inliner.inline_local_functions(proto)
+    except Exception as exc:  # it is C++ and raises several kinds
+        first = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+        raise ModelError(f"not a valid ONNX model: {first}", where=where, hint="export it again") from exc
+    return made
 
 
 class _Work:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge.errors import ModelError, require
-from edge.model.graph import GraphIndex, attributes, remove_unused
+from edge.model.graph import GraphIndex, attributes, remove_unused, rename_reads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Per-channel QuantizeLinear is from opset 13.
 MIN_OPSET = 13
+# From this version of the file format on, initializers need not be inputs as well.
+MIN_IR = 4
 # A constant that would grow past this by folding (such as a tiled mask) stays a node.
 _MOST_BYTES = 64 << 20
 _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
@@ -45,7 +47,8 @@ def fold(model: ModelProto) -> ModelProto:
 
     Returns:
         A copy in which every node has a unique name and the weights behind Constant, Identity, Cast, Transpose,
-        Reshape and DequantizeLinear are float32 initializers. A model with Q/DQ nodes keeps those.
+        Reshape and DequantizeLinear are float32 initializers. A model with Q/DQ nodes keeps those. An If with a
+        constant condition is replaced by its branch.
 
     Raises:
         ModelError: the opset is older and onnx cannot convert it.
@@ -55,6 +58,10 @@ def fold(model: ModelProto) -> ModelProto:
     _drop_constant_inputs(copy)
     _constants_to_initializers(copy)
     _fold_constants(copy)
+    while _inline_constant_ifs(copy):
+        _name_nodes(copy)
+        _constants_to_initializers(copy)
+        _fold_constants(copy)
     _fold_batch_norms(copy)
     remove_unused(copy)
     return copy
@@ -98,6 +105,7 @@ def _drop_constant_inputs(model: ModelProto) -> None:
     constant = {item.name for item in model.graph.initializer}
     for value in [value for value in model.graph.input if value.name in constant]:
         model.graph.input.remove(value)
+    model.ir_version = max(model.ir_version, MIN_IR)
 
 
 def _constants_to_initializers(model: ModelProto) -> None:
@@ -174,6 +182,43 @@ def _evaluated(node: NodeProto, constants: dict[str, Any], domains: dict[str, in
     except Exception:  # noqa: BLE001 - an operator that the reference does not know stays a node
         return None
     return results if all(isinstance(value, np.ndarray | np.generic) for value in results) else None
+
+
+def _inline_constant_ifs(model: ModelProto) -> bool:
+    """Replace each If with a constant condition by the nodes of its branch; return True if there was one.
+
+    The script exporter of PyTorch writes such an If for a squeeze, for example.
+    """
+    onnx = require("onnx")
+    graph = GraphIndex(model)
+    nodes: list[NodeProto] = []
+    is_changed = False
+    for node in model.graph.node:
+        if node.op_type != "If" or node.input[0] not in graph.constants:
+            nodes.append(node)
+            continue
+        is_changed = True
+        wanted = "then_branch" if graph.array(node.input[0]).reshape(-1)[0] else "else_branch"
+        branch = onnx.GraphProto()
+        branch.CopyFrom(next(item.g for item in node.attribute if item.name == wanted))
+        made = [name for part in branch.node for name in part.output if name]
+        # Names are unique within a branch only: the other branch, or another If, may use them as well.
+        names = {name: graph.unique(name) for name in (*made, *(item.name for item in branch.initializer))}
+        for item in branch.initializer:
+            item.name = names[item.name]
+            model.graph.initializer.append(item)
+        for part in branch.node:
+            rename_reads(part, names)
+            part.output[:] = [names.get(name, name) for name in part.output]
+            nodes.append(part)
+        for value, output in zip(branch.output, node.output, strict=True):
+            nodes.append(onnx.helper.make_node("Identity", [names.get(value.name, value.name)], [output]))
+    if not is_changed:
+        return False
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    return True
 
 
 def _fold_batch_norms(model: ModelProto) -> None:

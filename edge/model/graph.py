@@ -10,7 +10,7 @@ import numpy as np
 from edge.errors import require
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
     from onnx import ModelProto, NodeProto, TensorProto
@@ -48,7 +48,7 @@ class GraphIndex:
         self.producer: dict[str, NodeProto] = {name: node for node in graph.node for name in node.output if name}
         self.consumers: dict[str, list[NodeProto]] = {}
         for node in graph.node:
-            for name in dict.fromkeys(node.input):
+            for name in dict.fromkeys(_read_by(node)):
                 if name:
                     self.consumers.setdefault(name, []).append(node)
         self.outputs = {value.name for value in graph.output}
@@ -160,10 +160,26 @@ def remove_unused(model: ModelProto) -> None:
             del graph.initializer[index]
 
 
+def rename_reads(node: NodeProto, names: Mapping[str, str]) -> None:
+    """Rename the tensors that ``node`` and its subgraphs read: names of ``names`` to their values."""
+    for index, name in enumerate(node.input):
+        node.input[index] = names.get(name, name)
+    for item in node.attribute:
+        if not (item.HasField("g") or item.graphs):
+            continue
+        for inner in (item.g, *item.graphs):
+            for part in inner.node:
+                rename_reads(part, names)
+            for value in inner.output:
+                value.name = names.get(value.name, value.name)
+
+
 def _read_by(node: NodeProto) -> Iterable[str]:
     """Yield the names that a node reads, including its subgraphs."""
     yield from node.input
     for item in node.attribute:
+        if not (item.HasField("g") or item.graphs):
+            continue
         for inner in (item.g, *item.graphs):
             for part in inner.node:
                 yield from _read_by(part)

@@ -211,6 +211,25 @@ def test_an_open_number_of_classes_is_found(output: list[Any]) -> None:
     assert adapted.proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value == CLASSES
 
 
+def test_local_functions_become_their_nodes() -> None:
+    model = network(batch="N", opset=18)
+    body = [helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]), helper.make_node("Relu", ["c"], ["y"])]
+    model.functions.append(
+        helper.make_function("mine", "ConvRelu", ["x", "w"], ["y"], body, [helper.make_opsetid("", 18)])
+    )
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    before = run(model, pixels := _RANDOM.normal(size=(2, 3, SIZE, SIZE)).astype(np.float32))
+    nodes = [helper.make_node("ConvRelu", ["input", "conv.weight"], ["relu"], domain="mine"), *model.graph.node[2:]]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.checker.check_model(model)
+    adapted = adapt(model, where="m.onnx")
+    assert [node.op_type for node in adapted.proto.graph.node][:2] == ["Conv", "Relu"]
+    assert not adapted.proto.functions
+    assert adapted.changes == ("local functions are replaced by their nodes",)
+    np.testing.assert_allclose(run(adapted.proto, pixels), before, atol=1e-5)
+
+
 def test_a_batch_of_minus_one_is_dynamic() -> None:
     adapted = adapt(network(batch=-1), where="net.onnx")
     assert adapted.proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"

@@ -93,6 +93,58 @@ def test_a_norm_that_somebody_else_reads_stays() -> None:
     assert "BatchNormalization" in {node.op_type for node in fold(model).graph.node}
 
 
+def branch(kind: str, read: str, bias: np.ndarray) -> Any:
+    """A branch of an If; both have the same names inside."""
+    bias_item = numpy_helper.from_array(bias.reshape(1, -1, 1, 1), "inner_bias")
+    nodes = [helper.make_node(kind, [read], ["inner"]), helper.make_node("Add", ["inner", "inner_bias"], ["sum"])]
+    return helper.make_graph(
+        nodes, kind, [], [helper.make_tensor_value_info("sum", TensorProto.FLOAT, None)], [bias_item]
+    )
+
+
+@pytest.mark.parametrize(("condition", "kind"), [(True, "Sigmoid"), (False, "Tanh")])
+def test_an_if_with_a_constant_condition_is_replaced_by_its_branch(condition: bool, kind: str) -> None:
+    b = Builder(4)
+    x = b.conv("input", 3, 8, 1)
+    for _ in range(2):
+        branches = {
+            name: branch(kind, x, b.rng.normal(size=8).astype(np.float32))
+            for name, kind in (("then_branch", "Sigmoid"), ("else_branch", "Tanh"))
+        }
+        x = b.conv(b.node("If", b.constant(np.array(condition)), **branches), 8, 8, 1)
+    model = b.model(x, 8)
+    folded = fold(model)
+    onnx.checker.check_model(folded, full_check=True)
+    kinds = [node.op_type for node in folded.graph.node]
+    assert ("If" not in kinds, kinds.count(kind), len(weighted_layers(folded))) == (True, 2, 4)
+    np.testing.assert_allclose(logits(folded), logits(model), atol=1e-5)
+
+
+def test_a_tensor_that_a_branch_reads_keeps_its_values() -> None:
+    b = Builder(5)
+    x = b.conv("input", 3, 8, 1)
+    # Its norm has another mean, so folding it into the convolution would change what the branch reads.
+    y = b.node("BatchNormalization", x, *(b.constant(np.full(8, value, np.float32)) for value in (2, 1, 3, 0.5)))
+    largest = b.node("ReduceMax", y, keepdims=0)
+    bias = np.zeros(8, np.float32)
+    branches = {"then_branch": branch("Sigmoid", x, bias), "else_branch": branch("Tanh", x, bias)}
+    z = b.node("If", b.node("Greater", largest, b.constant(np.float32(0))), **branches)
+    model = b.model(b.node("Add", y, z), 8)
+    np.testing.assert_allclose(logits(fold(model)), logits(model), atol=1e-5)
+
+
+def test_the_oldest_file_format_lists_constants_as_inputs_and_the_folded_model_does_not() -> None:
+    b = Builder(6, opset=9)
+    model = b.model(b.conv("input", 3, 8, 1), 8)
+    listed = [helper.make_tensor_value_info(item.name, item.data_type, list(item.dims)) for item in b.constants]
+    model.graph.input.extend(listed)
+    model.ir_version = 3
+    onnx.checker.check_model(model)
+    folded = fold(model)
+    onnx.checker.check_model(folded, full_check=True)
+    assert [value.name for value in folded.graph.input] == ["input"]
+
+
 @pytest.mark.parametrize("opset", [7, 8, 9, 10, 11, 12])
 def test_old_opsets_are_converted(opset: int) -> None:
     w, fc = RNG.normal(size=(8, 3, 3, 3)).astype(np.float32), RNG.normal(size=(8, 5)).astype(np.float32)
