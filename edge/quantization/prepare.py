@@ -15,7 +15,7 @@ from edge.model import GraphIndex, remove_unused, weighted_layers
 from edge.quantization.migration import migrate, migrated_name
 from edge.quantization.recipe import Recipe, write_placement
 from edge.quantization.rounding import add_to_output, on_levels
-from edge.quantization.shift import shift_range, shift_tensors, shifted_name
+from edge.quantization.shift import constant_response, shift_range, shift_tensors, shifted_name
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -83,12 +83,19 @@ def table_ranges(folded: Mapping[str, float], recipe: Recipe, prepared: ModelPro
             moved[node.input[0]] = centres[node.output[0]]
         if node.op_type == "Add" and node.output[0] in folded and node.input[0] not in folded:
             made.setdefault(node.input[0], folded[node.output[0]])
+    graph = GraphIndex(prepared)
+    signed = {shifted_name(item.tensor): item.centre for item in recipe.shifts}
+    for layer in weighted_layers(prepared):
+        if layer.op_type == "MatMul" and layer.activation in signed and layer.weight in graph.constants:
+            # The Add behind it has what the product lost.
+            lost = constant_response(graph, layer, signed[layer.activation])
+            moved[layer.output] = float(np.abs(lost).max(initial=0.0))
     names = [value.name for value in prepared.graph.input]
     names += [name for node in prepared.graph.node for name in node.output]
     ranges = {}
     for name in names:
         if name in made:
-            ranges[name] = made[name]
+            ranges[name] = made[name] + moved.get(name, 0.0)
         elif name in folded:
             ranges[name] = folded[name] + moved.get(name, 0.0)
     return ranges

@@ -150,7 +150,7 @@ class _Insertion:
                 self.already_quantized += 1
                 continue
             needed = [layer.activation]
-            if self.target == "onnxruntime" and layer.output not in self.graph.outputs:
+            if self._has_integer_output(layer):
                 needed.append(layer.output)
             lacking = [name for name in needed if name not in self.scales]
             if lacking or layer.weight not in self.graph.constants:
@@ -164,6 +164,22 @@ class _Insertion:
         above = self.graph.producer.get(layer.activation)
         return self._has_qdq and above is not None and above.op_type == "DequantizeLinear"
 
+    def _has_integer_output(self, layer: WeightedLayer) -> bool:
+        """Return True if the layer's kernel in onnxruntime rounds its output.
+
+        A product followed by its bias keeps float sums: before a bias that compensates a shift they can be large.
+        """
+        if self.target == "tensorrt" or layer.output in self.graph.outputs:
+            return False
+        return self._bias_behind(layer) is None
+
+    def _bias_behind(self, layer: WeightedLayer) -> NodeProto | None:
+        """Return the Add of a constant that alone reads a product with weights; None if there is none."""
+        readers = self.graph.consumers.get(layer.output, [])
+        if layer.op_type != "MatMul" or len(readers) != 1 or readers[0].op_type != "Add":
+            return None
+        return readers[0] if any(name in self.graph.constants for name in readers[0].input) else None
+
     def _quantize_layer(self, node: NodeProto, layer: WeightedLayer) -> None:
         weight, scale = self._weight_pair(layer)
         node.input[0 if layer.is_left else 1] = weight
@@ -171,10 +187,14 @@ class _Insertion:
             node.input[1 if layer.is_left else 0] = self._pair(layer.activation)
             return
         self._quantized.append(layer.activation)
-        if layer.output not in self.graph.outputs:
+        if self._has_integer_output(layer):
             self._quantized.append(layer.output)
         if layer.bias is not None:
-            self._integer_bias(node, layer, layer.bias, scale)
+            self._integer_bias(node, 2, layer, layer.bias, scale)
+        elif (add := self._bias_behind(layer)) is not None:
+            # onnxruntime makes a Gemm of both where the product has two axes.
+            index = next(at for at, name in enumerate(add.input) if name in self.graph.constants)
+            self._integer_bias(add, index, layer, add.input[index], scale)
 
     def _weight_pair(self, layer: WeightedLayer) -> tuple[str, NDArray[np.float32]]:
         """Return the dequantized weights, and their scales (per output channel, or one)."""
@@ -218,7 +238,10 @@ class _Insertion:
         needed = _ROOM * 2.0 * np.abs(bias) / _INTEGERS / given
         return None if (scale >= needed).all() else needed.astype(np.float32)
 
-    def _integer_bias(self, node: NodeProto, layer: WeightedLayer, name: str, scale: NDArray[np.float32]) -> None:
+    def _integer_bias(
+        self, node: NodeProto, index: int, layer: WeightedLayer, name: str, scale: NDArray[np.float32]
+    ) -> None:
+        """Replace the bias ``name``, which is input ``index`` of ``node``, by int32 levels and a DequantizeLinear."""
         given = attributes(node)
         bias = self.graph.array(name).astype(np.float64)
         if bias.ndim != 1 or bias.size != scale.size or given.get("alpha", 1.0) != 1.0 or given.get("beta", 1.0) != 1.0:
@@ -228,6 +251,8 @@ class _Insertion:
             return
         limits = np.iinfo(np.int32)
         levels = np.clip(np.rint(bias / step), limits.min, limits.max).astype(np.int32)
+        if layer.bias is None and (np.abs(bias / step) > limits.max).any():
+            return  # its weights were given no room for it
         inputs = [
             self.graph.add_constant(f"{name}_quantized", levels),
             self.graph.add_constant(f"{name}_scale", step),
@@ -235,7 +260,7 @@ class _Insertion:
         ]
         output = self.graph.unique(f"{name}_DequantizeLinear_Output")
         self._new.append(self._node("DequantizeLinear", inputs, output, name=output[:-7], axis=0))
-        node.input[2] = output
+        node.input[index] = output
 
     def quantize_along(self, chosen: Placement) -> None:
         """Quantize operators around the weighted layers: sums, pools, and products if requested."""

@@ -21,6 +21,7 @@ from edge.quantization.recipe import Shift
 from edge.quantization.rounding import add_to_output, groups_of, insert_behind, node_of, response
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from onnx import ModelProto, NodeProto
 
 ShiftMode = Literal["off", "unpadded", "all"]
@@ -131,10 +132,14 @@ def _shift(graph: GraphIndex, shift: Shift) -> None:
             source = padded[key]
             _without_pads(node)
         node.input[1 if layer.is_left else 0] = source
-        weights = graph.array(layer.weight)
-        channels = _input_channels(layer, weights.shape, groups_of(graph, layer))
-        amount = response(layer, weights, np.full(channels, shift.centre), groups_of(graph, layer))
+        amount = constant_response(graph, layer, shift.centre)
         add_to_output(graph, layer, amount * float(attributes(node).get("alpha", 1.0) if node.op_type == "Gemm" else 1))
+
+
+def constant_response(graph: GraphIndex, layer: WeightedLayer, value: float) -> NDArray[np.float64]:
+    """Return the output of ``layer``, per output channel and without its bias, for an input that is ``value``."""
+    weights, groups = graph.array(layer.weight), groups_of(graph, layer)
+    return response(layer, weights, np.full(_input_channels(layer, weights.shape, groups), value), groups)
 
 
 def _input_channels(layer: WeightedLayer, shape: Sequence[int], groups: int) -> int:
