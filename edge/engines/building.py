@@ -28,6 +28,8 @@ _MIN_FP16_SHARE = 0.5
 _OTHER_MAJOR = (
     "edge build --retarget writes the header for it and keeps the scales; or edge calibrate --engine tensorrt"
 )
+# Number of layers that a message names.
+_NAMED = 3
 # Number of past builds whose times are stored in the manifest.
 _KEPT_BUILDS = 5
 
@@ -342,6 +344,8 @@ def _delivered(built: BuiltEngine, profile: Profile, precision: Precision) -> li
                 hint="fewer patterns in quantization.exclude, or --precision fp32",
             )
         limit, hint = f" (build.min_int8_share: {wanted:g})", "edge table check"
+        if (by_backend := _without_int8_kernel(built)) is not None:
+            limit, hint = f"{limit}; {by_backend[0]}", by_backend[1]
     else:
         known = layers.reduced_share
         if known is None:
@@ -364,6 +368,22 @@ def _delivered(built: BuiltEngine, profile: Profile, precision: Precision) -> li
     if profile.build.strict:
         raise QualityError(what, hint=f"{hint}; or build.strict: false to accept it")
     return [what, *([quantized] if quantized else [])]
+
+
+def _without_int8_kernel(built: BuiltEngine) -> tuple[str, str] | None:
+    """Name the layers that run in float although they have scales, and a remedy; None if there are none."""
+    if built.inspection is None:
+        return None
+    found = [
+        f"{(layer.nodes or [layer.name])[0]} ({layer.kind})"
+        for layer in built.inspection.layers
+        if layer.role == "weighted" and layer.precision not in {None, "int8"} and layer.why is None
+    ]
+    if not found or built.info.get("qdq_quantized") != built.info.get("qdq_weighted"):
+        return None
+    rest = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    text = f"this backend has no INT8 kernel for {', '.join(found[:_NAMED])}{rest}"
+    return text, "build for a profile with TensorRT, which has other kernels"
 
 
 def _quantized_against_the_recipe(built: BuiltEngine) -> str | None:

@@ -18,7 +18,7 @@ from edge.calibration.preparation import PreparationSettings, prepare
 from edge.calibration.scoring import Scorer
 from edge.config.profiles import Profile, read_profile
 from edge.engines import building, engine_report
-from edge.errors import ArtifactError, ModelError, ProfileError
+from edge.errors import ArtifactError, ModelError, ProfileError, QualityError
 from edge.media.picture_sources import open_pictures
 from edge.model import onnx_model
 from edge.model.folding import fold
@@ -253,6 +253,34 @@ def test_folding_that_changes_the_answer_is_an_error() -> None:
 
     with pytest.raises(ModelError, match="folding changed the FP32 logits"):
         prepare(fold(other), Statistics({}, 0), scorer, PreparationSettings())
+
+
+def test_a_layer_without_an_int8_kernel_here_is_named(calibrated: Calibrate, tmp_path: Path) -> None:
+    profile, _ = calibrated()
+    own = Path(profile.model)
+    model = onnx.load(own)
+    logits = model.graph.output[0].name
+    last = next(node for node in model.graph.node if logits in node.output)
+    last.output[0] = "row"
+    classes = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    square = np.eye(classes, dtype=np.float32).reshape(classes, classes, 1, 1)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(square, "square"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, 3], np.int64), "axes"))
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("Unsqueeze", ["row", "axes"], ["map"], name="map"),
+            # ONNX Runtime has no INT8 kernel for it.
+            onnx.helper.make_node("ConvTranspose", ["map", "square"], ["larger"], name="upsampling"),
+            onnx.helper.make_node("Flatten", ["larger"], [logits], name="flatten_again"),
+        ]
+    )
+    onnx.save(model, own)
+    strict = msgspec.structs.replace(profile.build, strict=True, min_int8_share=0.9)
+    profile = msgspec.structs.replace(profile, build=strict)
+    assert workflow.calibrate(profile, open_pictures(tmp_path / "p"), cache=tmp_path / "cache") is not None
+    with pytest.raises(QualityError, match=r"only 4 of 5 .*no INT8 kernel for upsampling \(ConvTranspose\)") as caught:
+        built(profile, tmp_path)
+    assert "build.strict: false" in (caught.value.hint or "")
 
 
 # models that are quantized already
