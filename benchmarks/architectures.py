@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-CALIBRATION, JUDGING = 16, 24
+CALIBRATION, JUDGING = 16, 16
 
 
 class Network(msgspec.Struct, frozen=True):
@@ -50,14 +50,14 @@ _NAMES = (
     ("tv:shufflenet_v2_x0_5", 96), ("tv:squeezenet1_1", 96), ("tv:regnet_y_400mf", 96), ("tv:googlenet", 96),
     ("tv:inception_v3", 107), ("tv:vgg11_bn", 64), ("tv:efficientnet_b0", 96), ("tv:alexnet", 96),
     ("tv:convnext_tiny", 64), ("tv:swin_t", 64), ("tv:swin_v2_t", 64),
-    ("timm:swin_tiny_patch4_window7_224", 224), ("timm:maxvit_rmlp_pico_rw_256", 256), ("timm:levit_128s", 224),
-    ("timm:mobilevit_xxs", 128), ("timm:mobilevitv2_050", 128), ("timm:xcit_nano_12_p16_224", 224),
-    ("timm:convnext_atto", 96), ("timm:convnextv2_atto", 96), ("timm:edgenext_xx_small", 128), ("timm:fastvit_t8", 128),
-    ("timm:mobileone_s0", 96), ("timm:repvgg_a0", 96), ("timm:ghostnet_100", 96), ("timm:deit_tiny_patch16_224", 224),
-    ("timm:efficientformer_l1", 224), ("timm:poolformer_s12", 96), ("timm:pvt_v2_b0", 128), ("timm:gmlp_ti16_224", 224),
+    ("timm:swin_tiny_patch4_window7_224", 224), ("timm:maxvit_rmlp_pico_rw_256", 128), ("timm:levit_128s", 128),
+    ("timm:mobilevit_xxs", 128), ("timm:mobilevitv2_050", 128), ("timm:xcit_nano_12_p16_224", 96),
+    ("timm:convnext_atto", 96), ("timm:convnextv2_atto", 96), ("timm:edgenext_xx_small", 96), ("timm:fastvit_t8", 128),
+    ("timm:mobileone_s0", 96), ("timm:repvgg_a0", 96), ("timm:ghostnet_100", 96), ("timm:deit_tiny_patch16_224", 96),
+    ("timm:efficientformer_l1", 224), ("timm:poolformer_s12", 64), ("timm:pvt_v2_b0", 96), ("timm:gmlp_ti16_224", 96),
     ("timm:hrnet_w18_small", 96), ("timm:ese_vovnet19b_dw", 96), ("timm:mobilenetv4_conv_small", 96),
-    ("timm:efficientvit_b0", 128), ("timm:repvit_m0_9", 96), ("timm:res2net50_26w_4s", 64),
-    ("timm:coat_lite_tiny", 224),
+    ("timm:efficientvit_b0", 96), ("timm:repvit_m0_9", 96), ("timm:res2net50_26w_4s", 64),
+    ("timm:coat_lite_tiny", 96),
 )  # fmt: skip
 NETWORKS = [
     Network(name, side, ("dynamo", "script")[index % 2], (18, 19, 20)[index // 2 % 3] if index % 2 == 0
@@ -107,7 +107,10 @@ def export(network: Network, folder: Path) -> None:
     else:
         import timm
 
-        model = timm.create_model(name, pretrained=False)
+        try:  # transformers are made for one input size
+            model = timm.create_model(name, pretrained=False, img_size=network.side)
+        except TypeError:
+            model = timm.create_model(name, pretrained=False)
     model.train()
     # Settled: a moving average over noise in the input's own size.
     for module in model.modules():
@@ -225,11 +228,11 @@ def _edge(*arguments: str, cwd: Path) -> str:
 def by_peers(model: Path, folder: Path, calib: Path, judge: Path) -> dict[str, Any]:
     """Logit SQNR in dB of edge's TensorRT form, onnxruntime's and Model Optimizer's, on the judging pictures."""
     import onnxruntime as ort
-    from edge.media.decoding import decode
 
     from edge.calibration import cache_keys
     from edge.calibration.scoring import tensorrt_form
     from edge.config.profiles import read_profile
+    from edge.media import decode
     from edge.model.preprocessing import Preprocessor
     from edge.stats import sqnr_db
 
