@@ -17,6 +17,7 @@ extras=host
 offline=""
 root=""
 ticker=""
+mypy=""
 # Where and from what: of a checkout, .venv and the checkout; see find_source for wheels.
 venv="$here/.venv"
 shown=.venv
@@ -59,7 +60,7 @@ fail() {  # message [exit code]
 }
 
 # bash itself may have a word to say about a process that is gone already.
-on_exit() { { [ -z "$ticker" ] || kill "$ticker" || true; } 2>/dev/null; }
+on_exit() { { [ -z "$ticker$mypy" ] || kill $ticker $mypy || true; } 2>/dev/null; }
 trap on_exit EXIT
 trap 'fail "interrupted; run the same command again, a half-made .venv is made again" 130' INT
 trap 'fail "stopped; run the same command again, a half-made .venv is made again" 143' TERM HUP
@@ -598,16 +599,24 @@ run_demo() {
 }
 
 run_tests() {
-  local failed="" workers
+  local failed="" workers mypy_log="$venv/mypy.log"
   cd -- "$here"
+  # mypy uses one core for some 20 seconds: it runs beside everything else.
+  "$venv/bin/python" -m mypy >"$mypy_log" 2>&1 &
+  mypy=$!
   [ -z "${EDGE_FETCH_TENSORRT:-}" ] || tests/support/tensorrt/fetch.sh "$venv/bin/python"
   run_check ruff check .
   run_check ruff format --check .
-  run_check mypy
   [ -z "$failed" ] || printf 'install.sh: error: failed:%s (pytest follows)\n' "$failed" >&2
   workers="$("$venv/bin/python" -c 'import os; print(min(len(os.sched_getaffinity(0)), 8))')"
-  say "pytest, $workers at a time"
+  say "pytest, $workers at a time, and mypy"
   "$venv/bin/python" -m pytest -n "$workers" --dist worksteal || failed="$failed pytest"
+  if ! wait "$mypy"; then
+    failed="$failed mypy"
+    cat -- "$mypy_log" >&2
+    printf 'install.sh: error: failed: mypy\n' >&2
+  fi
+  mypy=""
   [ -z "$failed" ] || exit 1
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -38,7 +39,10 @@ MEMORY_FREE = 4 << 30
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose where temporary files are, and restore the signals that a shell ignores for a process behind "&"."""
+    """Choose where temporary files are, keep compiled modules, and restore signals that a shell ignores behind "&"."""
+    # Hundreds of tests start edge as a process of its own, which would compile its modules each time.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     if "TMPDIR" not in os.environ and _is_roomy(MEMORY):
         os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
         # Of programs that are killed, much stays behind: in a folder of its own, which goes with this run.
