@@ -108,8 +108,10 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     asked.check(chosen)
     terminal = Terminal()
     if not as_json:
-        terminal.info(f"profile {chosen.name} ({path}); {rules.words}", style="dim")
-    _warn_if_short(terminal, duration_s, rules.min_duration_s)
+        words = "the result is the 99th percentile of the age, from capture to label" if camera else rules.words
+        terminal.info(f"profile {chosen.name} ({path}); {words}", style="dim")
+    if not camera:
+        _warn_if_short(terminal, duration_s, rules.min_duration_s)
     kinds: list[Precision | None] = [options.precision(precision)]
     if compare is not None:
         if camera or layers or precision is not None or record is not None:

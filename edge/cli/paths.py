@@ -116,9 +116,22 @@ def load_profile(name: str | None, *, user: str | None = None) -> tuple[Profile,
             why = f": {machine.unsupported}" if machine.unsupported else ""
             raise ProfileError(f"no profile suits this machine{why}", hint="give one with --profile; edge profile list")
     shipped = deployed.current(device_home(user)) if name == deployed.CURRENT else None
-    path = shipped.profile if shipped is not None else find_profile(name, profile_folders())
+    path = shipped.profile if shipped is not None else _found(name, user=user)
     _check_bundle(path, shipped=shipped or deployed.holding(path, device_home(user)), user=user)
     return read_profile(path), path
+
+
+def _found(name: str, *, user: str | None) -> Path:
+    """Find a profile by name; without a shipped bundle, ``current`` may be the name of one of the user's own."""
+    try:
+        return find_profile(name, profile_folders())
+    except ProfileError as exc:
+        if name != deployed.CURRENT:
+            raise
+        raise ProfileError(
+            "no bundle is in use on this device", where=device_home(user),
+            hint="edge ship USER@HOST --bundle FILE, on the host; or --profile NAME",
+        ) from exc  # fmt: skip
 
 
 def require_model(profile: Profile) -> None:

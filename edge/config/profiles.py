@@ -346,10 +346,26 @@ def _check_backend(profile: Profile, document: Document) -> None:
 
 
 def _check_units(pre: PreprocessConfig, document: Document) -> None:
-    """Refuse mean and std in units of 0 to 1, which torchvision and timm use.
+    """Refuse mean and std in units of 0 to 1, which torchvision and timm use, also where only one of them is.
 
     0 and 1 are accepted: networks that take raw pixel values use them.
     """
+    largest = max(map(abs, pre.mean))
+    if largest > 255:
+        raise document.error(
+            ("preprocess", "mean"), f"mean {pasted(pre.mean)} is outside of the pixel values 0 to 255",
+            hint="scale: 1/255 is for mean and std in units of 0 to 1; without it they are in units of 0 to 255",
+        )  # fmt: skip
+    for name, values, is_unit in (
+        ("mean", pre.mean, 0 < largest <= 1 < min(pre.std)),
+        ("std", pre.std, max(pre.std) < 1 < largest),
+    ):
+        if is_unit:
+            raise document.error(
+                ("preprocess", name),
+                f"{name} {pasted(values)} is in units of 0 to 1, and the other in units of 0 to 255",
+                hint=f"{name}: {pasted(value * 255 for value in values)}",
+            )
     is_small = max(map(abs, pre.mean)) <= 1 and max(pre.std) <= 1
     if is_small and (pre.mean, pre.std) != ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)):
         mean, std = (pasted(value * 255 for value in values) for values in (pre.mean, pre.std))

@@ -28,6 +28,10 @@ SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif", ".jp2", ".j2k", ".avif",
     ".heic", ".heif", ".jxl",
 })  # fmt: skip
+# Caffe's lists: an image and its class, separated by blanks.
+_SPACED = re.compile(
+    rf"^(.+?(?:{'|'.join(map(re.escape, sorted(SUFFIXES)))}))[ ]+(\S.*)$", re.IGNORECASE | re.MULTILINE
+)
 # Column names in lower case with "_" for blanks and hyphens; the first that a header has wins.
 FILE_COLUMNS = (
     "file", "path", "filename", "file_name", "filepath", "file_path", "image", "image_path", "image_file", "image_name",
@@ -456,6 +460,8 @@ def read_rows(path: Path, *, needs_label: bool, names: ClassNames | None = None)
     text = read_text(path)
     first_line = text.lstrip("\n").partition("\n")[0]
     delimiter = max(",;\t|", key=first_line.count)
+    if delimiter not in first_line and _SPACED.match(first_line):
+        text, delimiter = _SPACED.sub(r"\1\t\2", text), "\t"
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     cells: list[tuple[int, list[str]]] = []
     try:
@@ -477,6 +483,9 @@ def read_rows(path: Path, *, needs_label: bool, names: ClassNames | None = None)
         file_at = next((at for at, cell in enumerate(first) if _is_picture_name(cell)), None)
         candidates = [at for at in range(len(first)) if at != file_at]
         body = cells
+    one_hot = [] if names is None or candidates else [at for at, cell in enumerate(header) if names.matches(cell)]
+    if file_at is not None and len(one_hot) > 1:
+        return [_one_hot_row(row, file_at, one_hot, header, where=f"{path}:{line}", line=line) for line, row in body]
     if file_at is None or (needs_label and not candidates):
         wanted = "a column of pictures (file, path, filename, image, …)"
         if needs_label:
@@ -523,7 +532,7 @@ def read_text(path: Path) -> str:
     else:
         text = data.decode("utf-8-sig", "surrogateescape")
     if "\0" in text:
-        raise DataError("not a text file: it contains zero bytes", where=path)
+        raise DataError("not a text file: it contains zero bytes", where=path, hint="a text file is saved as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -538,7 +547,7 @@ def to_label(text: str, *, where: str) -> int:
             f"the class index must be an integer, got {shown(text)!r}", where=where,
             hint="class names are read with a profile: --profile NAME",
         )  # fmt: skip
-    return int(text)
+    return int(text.partition(".")[0])
 
 
 def shown(text: str) -> str:
@@ -554,10 +563,20 @@ def _row(cells: Sequence[str], file_at: int, label_at: int | None, *, where: str
     return LabelRow(line, file, text or None)
 
 
+def _one_hot_row(
+    cells: Sequence[str], file_at: int, columns: Sequence[int], header: Sequence[str], *, where: str, line: int
+) -> LabelRow:
+    """Read a row with a column for each class, 1 for that of the image and 0 for the others."""
+    values = [cells[at].removesuffix(".0") if at < len(cells) else "" for at in columns]
+    if sorted(values) != ["0"] * (len(values) - 1) + ["1"]:
+        raise DataError("one of the class columns must be 1, the others 0", where=where)
+    return _row([cells[file_at], header[columns[values.index("1")]]], 0, 1, where=where, line=line)
+
+
 def is_index(text: str) -> bool:
+    """Tell whether ``text`` is a class index; pandas writes ``3.0`` in a column with gaps."""
     """Tell whether ``text`` is a class index."""
-    """Tell whether ``text`` is a class index."""
-    return re.fullmatch(r"[+-]?[0-9]{1,9}", text) is not None
+    return re.fullmatch(r"[+-]?[0-9]{1,9}(\.0+)?", text) is not None
 
 
 def _is_picture_name(text: str) -> bool:

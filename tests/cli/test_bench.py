@@ -288,5 +288,7 @@ def test_the_loop_on_a_camera(edge: Edge, built: Place, server: Server) -> None:
     assert "secret" not in ended.out + ended.err + Path("b.json").read_text()
     plain = edge("bench", "--profile", "tiny", "--camera", server.url, "--min-duration", "0.5s")
     assert "camera: 99th percentile of" in plain.out
+    assert "the result is the 99th percentile of the age" in plain.err
+    assert "MLPerf" not in plain.err
     refused = edge("bench", "--profile", "tiny", "--camera", "0", "--images", "pictures")
     assert (refused.code, "excludes --images" in refused.err) == (2, True)

@@ -192,7 +192,8 @@ def test_where_nothing_was_shipped(
         (state / "bundles" / "mine").mkdir()
         (state / "current").symlink_to("bundles/mine")
     ended = edge("run", "--profile", "current", "--images", ".")
-    assert (ended.code, "there is no profile 'current'" in ended.err) == (3, True)
+    assert (ended.code, "no bundle is in use on this device" in ended.err) == (3, True)
+    assert "edge ship USER@HOST" in ended.err
 
 
 def test_no_profile_anywhere_is_said_with_a_way_out(

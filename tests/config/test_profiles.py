@@ -534,6 +534,24 @@ def test_mean_and_std_of_torchvision_are_refused_with_the_converted_values(write
 
 
 @pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "{mean: [123.675, 116.28, 103.53], std: [0.229, 0.224, 0.225]}",
+            "units of 0 to 1, and the other in units of 0 to 255\n  try: std: [58.395, 57.12, 57.375]",
+        ),
+        ("{mean: 0.5, std: 127.5}", "  try: mean: [127.5, 127.5, 127.5]"),
+        (
+            "{mean: 127.5, std: 127.5, scale: 1/255}",
+            "is outside of the pixel values 0 to 255\n  try: scale: 1/255 is for",
+        ),
+    ],
+)
+def test_units_that_do_not_go_together(text: str, words: str, write: Write) -> None:
+    assert words in said(write("p", f"{BASE}preprocess: {text}\n"))
+
+
+@pytest.mark.parametrize(
     "cure", ["mean: [123.675, 116.28, 103.53]\n  std: [58.395, 57.12, 57.375]\n", f"{UNITS}  scale: 1/255\n"]
 )
 def test_each_cure_of_the_units_works(cure: str, write: Write) -> None:

@@ -20,7 +20,7 @@ def _table(header: str | None, rows: list[str], end: str = "\n") -> str:
     return end.join(([header] if header else []) + rows) + end
 
 
-def _rows(labels: tuple[str, ...] | list[int], *, separator: str = ",", before: str = "") -> list[str]:
+def _rows(labels: tuple[str, ...] | list[int] | list[str], *, separator: str = ",", before: str = "") -> list[str]:
     return [f"{before}{name}{separator}{label}" for name, label in zip(PICTURES, labels, strict=True)]
 
 
@@ -48,6 +48,16 @@ GOOD: dict[str, str | bytes] = {
     ),
     "underscores": _table("path,label", _rows(tuple(label.replace(" ", "_") for label in LABELS))),
     "kaggle-ids": _table("id,breed", [f"{name.removesuffix('.jpg')},{LABELS[i]}" for i, name in enumerate(PICTURES)]),
+    "whole-floats": _table("path,label", _rows([f"{index}.0" for index in EXPECTED])),
+    "caffe-list": _table(None, _rows(EXPECTED, separator=" ")),
+    "names-after-blanks": _table(None, _rows(LABELS, separator="  ")),
+    "one-column-per-class": _table(
+        "image,green cube,blue_ball,red cone",
+        [
+            f"{name},{label == 1:d},{label == 0:d}.0,{label == 2:d}"
+            for name, label in zip(PICTURES, EXPECTED, strict=True)
+        ],
+    ),
     "quoted": _table('"Path","Label"', [f'"{name}","{LABELS[i]}"' for i, name in enumerate(PICTURES)]),
 }
 
@@ -154,3 +164,10 @@ def test_a_csv_as_the_source_takes_names_ids_and_tabs(pictures: Path) -> None:
 def test_class_names_in_utf_16(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_bytes("blue ball\nréd cone\n".encode("utf-16"))
     assert load_names(tmp_path / "classes.txt") == ["blue ball", "réd cone"]
+
+
+def test_a_picture_of_two_classes_or_none_is_refused(pictures: Path, tmp_path: Path) -> None:
+    for cells in ("1,1,0", "0,0,0", "0,0", "0.5,0.5,0", "x,0,1"):
+        path = _write(tmp_path, f"image,blue ball,green cube,red cone\n{PICTURES[0]},1,0,0\n{PICTURES[1]},{cells}\n")
+        with pytest.raises(DataError, match=r"labels\.csv:3: one of the class columns must be 1, the others 0"):
+            open_pictures(pictures, labels=path, names=NAMES)

@@ -89,7 +89,7 @@ BAD_TRUTHS = {
     ),
     "two-labels-other-spelling": ("file,label\na.jpg,3\n./a.jpg,4\n", r"file\.csv:3: a\.jpg is class 4"),
     "word": ("file,label\na.jpg,3\nb.jpg,tench\n", r"file\.csv:3: the class index must be an integer, got 'tench'"),
-    "fraction": ("file,label\na.jpg,3.0\n", r"file\.csv:2: .* got '3\.0'"),
+    "fraction": ("file,label\na.jpg,3.5\n", r"file\.csv:2: .* got '3\.5'"),
     "underscore": ("file,label\na.jpg,1_0\n", r"got '1_0'"),
     "other-digits": ("file,label\na.jpg,٣\n", "must be an integer"),
     "empty-label": ("file,label\na.jpg,\n", r"file\.csv:2: no class for a\.jpg"),
