@@ -164,7 +164,10 @@ class MqttTarget:
         self._user, self._password = parts.username, parts.password
         self._topic = unquote(parts.path.strip("/")) or "edge"
         if any(sign in self._topic for sign in "+#\0") or not self._topic.isprintable() or "#" in address.reveal():
-            raise UsageError(f"{self._topic!r} is not a valid topic", hint="mqtt://HOST/edge/front")
+            raise UsageError(
+                f"'{address}' has no valid topic: +, # and control characters are not allowed",
+                hint="mqtt://HOST/edge/front",
+            )
         self._client: Any = None
 
     def send(self, message: bytes) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from edge.backends import Session
 from edge.config import InputConfig, OutputKind, PreprocessConfig
+from edge.errors import ModelError
 from edge.events import Listener, Progress, ignore_events
 from edge.model import Preprocessor
 from edge.runtime import probabilities
@@ -165,6 +166,9 @@ def compare(
         is_order_known: the indices of ``truth`` are the network's outputs. If not, they only say which pictures are of
             one class: a wrong order would make another preprocessing look best.
         listen: receives the progress.
+
+    Raises:
+        ModelError: the answers have NaN or infinity with every candidate.
     """
     workers = [Preprocessor(candidate.preprocess, target) for candidate in candidates]
     found = []
@@ -173,6 +177,10 @@ def compare(
         found.append(answers(np.stack([worker(pixels) for worker in workers])))
         listen(Progress("try", done, len(pictures)))
     every = np.stack(found, axis=1)  # candidates × pictures × classes
+    is_finite = np.isfinite(every)
+    if not is_finite.all(axis=(1, 2)).any():
+        raise ModelError("the network answers NaN with every preprocessing", hint="export the model again")
+    every = np.where(is_finite, every, np.float32(0))
     if truth is not None and not is_order_known and not _is_order_visible(truth):
         truth = None
     hits: NDArray[np.float64] | None = None

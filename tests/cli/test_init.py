@@ -236,3 +236,11 @@ def test_a_first_guess_that_wins_is_no_guess_any_more(edge: Edge, here: Path) ->
     assert "significantly better than the other usual ones on 50 labelled pictures" in " ".join(ended.out.split())
     assert "guess" not in ended.out
     assert "check preprocess" not in ended.err
+
+
+def test_a_network_that_answers_nan_gets_no_profile(edge: Edge, here: Path) -> None:
+    save_model(here / "model.onnx", weights=np.full((3, 8), np.nan))
+    paint(here / "val", count=1)
+    ended = edge("init", "--model", "model.onnx", "--images", "val")
+    assert (ended.code, "the network answers NaN with every preprocessing" in ended.err) == (5, True)
+    assert not (here / "profiles").exists()

@@ -112,7 +112,10 @@ def _live_line(record: RunRecord) -> str:
     """Return a line with a live source's losses: dropped frames and gaps."""
     without_s = sum((gap.end_s if gap.end_s is not None else record.measured_s) - gap.start_s for gap in record.gaps)
     gaps = f"{len(record.gaps)} gap{'s' if len(record.gaps) > 1 else ''}, {without_s:.1f} s without frames"
-    return f"{record.dropped} frames replaced by newer ones; {gaps if record.gaps else 'no gaps'}"
+    dropped = (
+        "1 frame replaced by a newer one" if record.dropped == 1 else f"{record.dropped} frames replaced by newer ones"
+    )
+    return f"{dropped}; {gaps if record.gaps else 'no gaps'}"
 
 
 def _summary_row(name: str, values: Summary) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
-"""The only module that draws on a terminal.
+r"""The only module that draws on a terminal.
 
 Data goes to stdout, everything else to stderr. Markup, emoji and highlighting are off, because a path with brackets
-must be printed unchanged. Without a terminal, or with ``NO_COLOR``, there are only plain lines.
+must be printed unchanged. Control characters in text, such as those of a file name or of a label from somebody else's
+bundle, are printed as ``\x1b``. Without a terminal, or with ``NO_COLOR``, there are only plain lines.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 Style = Literal["", "bold", "dim", "green", "yellow", "red", "cyan"]
 
+# Control characters but line ends and tabs, and those that change the direction of the text after them.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 # Minimum time between plain progress lines (no terminal).
 _PLAIN_INTERVAL_S = 5.0
 
@@ -59,26 +63,26 @@ class Terminal:
 
     def show(self, item: RenderableType, *, style: Style = "") -> None:
         """Print a result on stdout."""
-        self.out.print(item, style=style or None)
+        self.out.print(visible(item) if isinstance(item, str) else item, style=style or None)
 
     def marked(self, mark: str, text: str, *, style: Style, on_stderr: bool = False) -> None:
         """Print a line whose first word has a colour: a result that begins with a verdict."""
         from rich.text import Text
 
-        (self.err if on_stderr else self.out).print(Text.assemble((mark, style), text))
+        (self.err if on_stderr else self.out).print(Text.assemble((mark, style), visible(text)))
 
     def info(self, text: str, *, style: Style = "") -> None:
         """Print a message on stderr."""
         if not self.quiet:
-            self.err.print(text, style=style or None)
+            self.err.print(visible(text), style=style or None)
 
     def warn(self, text: str) -> None:
         """A warning, on stderr; also when quiet. URLs in it are masked."""
-        self.err.print(f"warning: {masked_text(text)}", style="yellow")
+        self.err.print(f"warning: {visible(masked_text(text))}", style="yellow")
 
     def error(self, exc: EdgeError) -> None:
         """An expected failure: what, where, and what to do next; URLs in it are masked."""
-        self.err.print(f"error: {masked_text(str(exc))}", style="red")
+        self.err.print(f"error: {visible(masked_text(str(exc)))}", style="red")
 
     def table(
         self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), title: str = ""
@@ -91,7 +95,7 @@ class Terminal:
         for index, name in enumerate(columns):
             table.add_column(name, justify="right" if index in right else "left", overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(visible, row))
         self.out.print(table, soft_wrap=False)
 
     @contextmanager
@@ -163,6 +167,11 @@ class Terminal:
             self.warn(event.text)
         else:
             self.info(event.text)
+
+
+def visible(text: str) -> str:
+    r"""Write control characters, which could move the cursor or hide text, as ``\x1b``; line ends and tabs stay."""
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def is_plain() -> bool:
