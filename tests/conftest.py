@@ -5,10 +5,11 @@ Everything is made here from fixed seeds; nothing is downloaded, and nothing out
 
 from __future__ import annotations
 
+import compileall
+import functools
 import os
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -39,10 +40,12 @@ MEMORY_FREE = 4 << 30
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose where temporary files are, keep compiled modules, and restore signals that a shell ignores behind "&"."""
-    # Hundreds of tests start edge as a process of its own, which would compile its modules each time.
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    sys.dont_write_bytecode = False
+    """Choose where temporary files are, compile edge, and restore signals that a shell ignores behind "&"."""
+    # Hundreds of tests start edge as a process of its own, which would compile its modules each time. They write none:
+    # under a limit of file sizes, Python 3.11 puts truncated ones into place.
+    if not hasattr(config, "workerinput"):
+        compileall.compile_dir(REPOSITORY / "edge", quiet=2)
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     if "TMPDIR" not in os.environ and _is_roomy(MEMORY):
         os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
         # Of programs that are killed, much stays behind: in a folder of its own, which goes with this run.
@@ -101,7 +104,6 @@ def pictures() -> Callable[..., list[Path]]:
 
     Size is height, width. With ``labels`` a ``labels.csv`` next to them gives picture i the class i modulo 10.
     """
-    import cv2
 
     def make(
         folder: str | Path, n: int = 4, size: tuple[int, int] = (48, 64), *, seed: int = 0, labels: bool = False
@@ -111,7 +113,7 @@ def pictures() -> Callable[..., list[Path]]:
         made = []
         for index in range(n):
             path = folder / f"{index:03d}.jpg"
-            assert cv2.imwrite(str(path), smooth_picture(size, seed=seed * 1000 + index))
+            path.write_bytes(_smooth_jpeg(size, seed * 1000 + index))
             made.append(path)
         if labels:
             rows = [f"{path.name},{index % CLASSES}" for index, path in enumerate(made)]
@@ -175,6 +177,15 @@ def smooth_picture(size: tuple[int, int] = (48, 64), *, seed: int = 0) -> np.nda
     return smooth
 
 
+@functools.cache
+def _smooth_jpeg(size: tuple[int, int], seed: int) -> bytes:
+    import cv2
+
+    ok, data = cv2.imencode(".jpg", smooth_picture(size, seed=seed))
+    assert ok
+    return bytes(data)
+
+
 def write_model(
     path: Path,
     *,
@@ -200,7 +211,34 @@ def write_model(
     NaN or infinity; ``concat``: cat = Concat(sum, r1) before pool; ``downsample``: the skip branch is a convolution,
     c4; ``named``: nodes have names; ``external``: weights in ``<path>.weights``.
     """
-    import onnx
+    content = _model(
+        seed, opset, batch, layout, dtype, inputs, nan=nan, concat=concat, downsample=downsample, named=named
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if external:
+        import onnx
+
+        model = onnx.load_from_string(content)
+        onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.weights", size_threshold=0)
+    else:
+        path.write_bytes(content)
+    return path
+
+
+@functools.cache
+def _model(
+    seed: int,
+    opset: int,
+    batch: int | None,
+    layout: str,
+    dtype: str,
+    inputs: int,
+    *,
+    nan: bool,
+    concat: bool,
+    downsample: bool,
+    named: bool,
+) -> bytes:
     from onnx import TensorProto, helper
 
     weights = _weights(seed, channels=16 if concat else 8)
@@ -224,12 +262,7 @@ def write_model(
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if external:
-        onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.weights", size_threshold=0)
-    else:
-        onnx.save(model, path)
-    return path
+    return bytes(model.SerializeToString())
 
 
 def _front(layout: str, dtype: str, inputs: int, *, nan: bool) -> list[Any]:

@@ -7,6 +7,7 @@ TYPE_CHECKING, or as ``require("name")`` and ``import_module("name")``.
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import sys
 from collections import Counter
@@ -140,7 +141,8 @@ def _called(node: ast.Call) -> str:
     return node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
 
 
-def _modules() -> dict[str, Module]:
+@functools.cache
+def all_modules() -> dict[str, Module]:
     """Every module by its dotted name below ``edge``; the package itself is ``edge``."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -152,13 +154,14 @@ def _modules() -> dict[str, Module]:
     return found
 
 
-MODULES = _modules()
-PACKAGES = {name for name, module in MODULES.items() if module.is_package and name != "edge"}
+@functools.cache
+def all_packages() -> frozenset[str]:
+    return frozenset(name for name, module in all_modules().items() if module.is_package and name != "edge")
 
 
 def interface(package: str) -> frozenset[str]:
     """The ``__all__`` of a package."""
-    for node in MODULES[package].tree.body:
+    for node in all_modules()[package].tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return frozenset(ast.literal_eval(node.value))
     return frozenset()
@@ -169,7 +172,7 @@ def own_module(item: Import) -> str | None:
     full = f"{item.base}.{item.name}".rstrip(".").split(".")
     if full[0] != "edge":
         return None
-    while len(full) > 1 and ".".join(full[1:]) not in MODULES:
+    while len(full) > 1 and ".".join(full[1:]) not in all_modules():
         full.pop()
     return ".".join(full[1:]) or "edge"
 
@@ -183,7 +186,7 @@ def top(module: str) -> str:
 
 
 def package_of(module: str) -> str:
-    return module if module in PACKAGES else module.rpartition(".")[0]
+    return module if module in all_packages() else module.rpartition(".")[0]
 
 
 def problem_of(importing: str, item: Import) -> str | None:
@@ -238,23 +241,23 @@ def imported_at_once(body: list[ast.stmt]) -> Iterator[ast.ImportFrom]:
 
 def exported_by(package: str) -> dict[str, str]:
     """The module of every name that a package imports when it is asked for it."""
-    calls = [node for node in ast.walk(MODULES[package].tree) if isinstance(node, ast.Call)]
+    calls = [node for node in ast.walk(all_modules()[package].tree) if isinstance(node, ast.Call)]
     tables = [ast.literal_eval(call.args[1]) for call in calls if _called(call) == "lazy_exports"]
     return {name: f"{package}.{module}" for table in tables for module, names in table.items() for name in names}
 
 
 def test_modules_can_be_imported_in_any_order() -> None:
     """No module needs, to be imported, one that needs it: which of two comes first is up to the command."""
-    exported = {package: exported_by(package) for package in PACKAGES}
+    exported = {package: exported_by(package) for package in all_packages()}
     needs: dict[str, set[str]] = {}
-    for name, module in MODULES.items():
+    for name, module in all_modules().items():
         needs[name] = set()
         for node in imported_at_once(module.tree.body):
             base = (node.module or "").removeprefix("edge").removeprefix(".")
             for alias in node.names:
                 inner = f"{base}.{alias.name}".strip(".")
-                needs[name].add(inner if inner in MODULES else exported.get(base, {}).get(alias.name, base))
-        needs[name] &= MODULES.keys() - {name}
+                needs[name].add(inner if inner in all_modules() else exported.get(base, {}).get(alias.name, base))
+        needs[name] &= all_modules().keys() - {name}
     # It raises CycleError, which names the modules of the circle.
     graphlib.TopologicalSorter(needs).prepare()
 
@@ -263,7 +266,7 @@ def test_imports() -> None:
     """Down, through interfaces, without aliases, and every foreign library in its adapter."""
     wrong = [
         f"{module.path}:{item.line}: {problem}"
-        for name, module in MODULES.items()
+        for name, module in all_modules().items()
         for item in module.imports
         if (problem := problem_of(name, item))
     ]
@@ -273,16 +276,16 @@ def test_imports() -> None:
 def test_interfaces_name_what_exists() -> None:
     """What ``__all__`` and the lazy exports of a package name is there, and no export hides a module."""
     wrong = []
-    for package in sorted(PACKAGES):
+    for package in sorted(all_packages()):
         exported = {}
-        for node in ast.walk(MODULES[package].tree):
+        for node in ast.walk(all_modules()[package].tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("edge."):
                 exported |= {alias.name: node.module for alias in node.names}
             if isinstance(node, ast.Call) and _called(node) == "lazy_exports":
                 lazy = {n: f"edge.{package}.{m}" for m, ns in ast.literal_eval(node.args[1]).items() for n in ns}
                 given = {n: m for n, m in exported.items() if n != "lazy_exports"}
                 wrong += [f"{package}: lazy exports and imports differ: {set(lazy) ^ set(given)}"] * (lazy != given)
-        modules = {name.rpartition(".")[2] for name in MODULES if name.rpartition(".")[0] == package}
+        modules = {name.rpartition(".")[2] for name in all_modules() if name.rpartition(".")[0] == package}
         wrong += [f"{package}: {name} is not there" for name in interface(package) - set(exported) - modules
                   if not _defines(package, name)]  # fmt: skip
         lazy_names = set(exported) if "lazy_exports" in exported else set()
@@ -293,15 +296,15 @@ def test_interfaces_name_what_exists() -> None:
 def _defines(module: str, name: str) -> bool:
     return any(
         getattr(node, "name", None) == name or (isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name)
-        for node in MODULES[module].tree.body
+        for node in all_modules()[module].tree.body
     )
 
 
 def test_every_module_has_a_layer_and_the_tables_name_what_is_used() -> None:
-    assert {top(name) for name in MODULES} == set(LAYERS)
+    assert {top(name) for name in all_modules()} == set(LAYERS)
     entries = [path for path in PACKAGE.iterdir() if path.name != "__pycache__"]
     assert len(entries) <= MAX_TOP_LEVEL_ENTRIES
-    used = {(name, item.base.split(".")[0]) for name, module in MODULES.items() for item in module.imports}
+    used = {(name, item.base.split(".")[0]) for name, module in all_modules().items() for item in module.imports}
     # The two libraries that media.tfrecord needs are named in the arguments of its own function.
     unused = [
         (library, owner)
@@ -354,7 +357,7 @@ def test_the_check_finds(module: str, source: str, problem: str | None) -> None:
 
 def test_modules_and_functions_are_small_and_named_for_what_they_are() -> None:
     wrong = []
-    for name, module in MODULES.items():
+    for name, module in all_modules().items():
         lines = len(module.text.splitlines())
         wrong += [f"{module.path} has {lines} lines"] * (lines > MAX_MODULE_LINES)
         wrong += [f"{name}: a name that says nothing"] * bool(FORBIDDEN_NAMES & set(name.split(".")))
@@ -368,7 +371,10 @@ def test_modules_and_functions_are_small_and_named_for_what_they_are() -> None:
 
 def test_a_class_name_means_one_thing() -> None:
     names = Counter(
-        node.name for module in MODULES.values() for node in ast.walk(module.tree) if isinstance(node, ast.ClassDef)
+        node.name
+        for module in all_modules().values()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.ClassDef)
     )
     assert [name for name, count in names.items() if count > 1] == []
 
@@ -380,7 +386,7 @@ def test_one_tree_of_at_most_ten_exceptions() -> None:
     for _ in range(2):  # the second round knows the classes of the first
         found = [
             (name, node.name)
-            for name, module in MODULES.items()
+            for name, module in all_modules().items()
             for node in ast.walk(module.tree)
             if isinstance(node, ast.ClassDef)
             and any(ast.unparse(base).rsplit(".", 1)[-1] in raised or ast.unparse(base).endswith("Error")
@@ -394,7 +400,7 @@ def test_one_tree_of_at_most_ten_exceptions() -> None:
 def test_nothing_below_the_user_interface_exits_or_prints() -> None:
     found = {
         (name, ast.unparse(node.func))
-        for name, module in MODULES.items()
+        for name, module in all_modules().items()
         if LAYERS.get(top(name), 0) < LAYERS["ui"]
         for node in ast.walk(module.tree)
         if isinstance(node, ast.Call)

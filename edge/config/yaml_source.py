@@ -7,6 +7,7 @@ error that suggests the nearest known one, and every error gives ``file:line: ke
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 import types
 import typing
@@ -142,13 +143,18 @@ class Document:
 
     def reject_unknown(self, struct: type[msgspec.Struct], tree: dict[str, Any], at: Key = ()) -> None:
         """Raise an error for the first unknown key, with the nearest known one."""
-        fields = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
+        fields = _types_of_fields(struct)
         for name, value in tree.items():
             if name not in fields:
                 raise self.error((*at, name), f"unknown key{did_you_mean(name, fields)}")
             section = fields[name]
             if isinstance(section, type) and issubclass(section, msgspec.Struct) and isinstance(value, dict):
                 self.reject_unknown(section, value, (*at, name))
+
+
+@functools.cache
+def _types_of_fields(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    return {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
 
 
 class _Values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import itertools
 import json
@@ -38,10 +39,8 @@ def painted(place: Place) -> Callable[..., Path]:
         folder = place(1)
         save_network(folder / "profiles" / "model.onnx")
         (folder / "painted").mkdir()
-        rng = np.random.default_rng(0)
-        for index in range(N):
-            colour = np.array(COLOURS[index % 10][::-1]) + rng.integers(-20, 21, (40, 48, 3))
-            cv2.imwrite(str(folder / "painted" / f"{index:02d}.png"), np.clip(colour, 0, 255).astype(np.uint8))
+        for index, data in enumerate(pngs()):
+            (folder / "painted" / f"{index:02d}.png").write_bytes(data)
         write_labels(folder, labels)
         calibrated.built(
             profiles.read_profile(folder / "profiles" / "tiny.yaml"), folder / "painted",
@@ -50,6 +49,13 @@ def painted(place: Place) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@functools.cache
+def pngs() -> list[bytes]:
+    rng = np.random.default_rng(0)
+    colours = [np.array(COLOURS[index % 10][::-1]) + rng.integers(-20, 21, (40, 48, 3)) for index in range(N)]
+    return [bytes(cv2.imencode(".png", np.clip(colour, 0, 255).astype(np.uint8))[1]) for colour in colours]
 
 
 def save_network(path: Path) -> None:

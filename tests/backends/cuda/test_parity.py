@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 import subprocess
 from collections.abc import Callable, Sequence
@@ -49,9 +50,14 @@ def run(checked_program: Path, tmp_path: Path) -> Run:
     return lambda items: results(checked_program, items, tmp_path)
 
 
+@functools.cache
+def random_cases(seed: int) -> list[Case]:
+    return list(cases(seed, 100))
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_random_pictures(run: Run, seed: int) -> None:
-    items = list(cases(seed, 150))
+    items = random_cases(seed)
     for item, result in zip(items, run(items), strict=True):
         check(item, result)
 
@@ -61,7 +67,7 @@ def test_random_pictures(run: Run, seed: int) -> None:
 def test_every_size_up_to_the_second_tile(run: Run, fit: str, interpolation: str) -> None:
     """One pixel, odd sizes, the last pixel of a tile and the first of the next, up and down."""
     rng = np.random.default_rng(5)
-    sides = [(1, 1), (1, 7), (2, 2), (3, 1), (5, 33), (31, 32), (33, 65), (64, 31), (66, 130)]
+    sides = [(1, 1), (1, 7), (3, 1), (31, 32), (33, 65), (66, 130)]
     items = [
         case(rng, size=size, target=target, fit=fit, interpolation=interpolation) for size in sides for target in sides
     ]
@@ -89,7 +95,7 @@ def test_factors(run: Run, factor: int) -> None:
 
 
 def test_all_kernels_are_among_the_cases() -> None:
-    seen = {item.kernel for seed in range(2) for item in cases(seed, 150)}
+    seen = {item.kernel for seed in range(2) for item in random_cases(seed)}
     assert seen == {f"edge_{name}_{kind}" for name in ("filter", "nearest") for kind in ("f32", "f16")}
 
 
