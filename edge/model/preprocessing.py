@@ -28,7 +28,10 @@ definition are refused.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+import math
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -45,8 +48,12 @@ DEFINITION = 2
 WEIGHT_ONE = 1 << 14
 # Half the width of each filter, in steps.
 _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
-# Multiplications of one matrix product below which OpenBLAS stays in the thread that calls it.
-_ONE_THREAD = 1 << 19
+# Number of output pixels that one call computes.
+_OUTPUTS = 32
+# Multiplications of a matrix-vector product from which on OpenBLAS starts threads, which wait longer than they work.
+_ONE_THREAD = 9216
+# Source values that are converted to float32 at a time: they stay in the processor's cache.
+_CACHED = 1 << 17
 # Number of image sizes whose tables are cached.
 _SIZES = 64
 
@@ -127,6 +134,12 @@ class AxisTable(msgspec.Struct, frozen=True):
     weights: NDArray[np.int64]
 
     @property
+    def is_copy(self) -> bool:
+        """True if each output pixel is a source pixel, and these are neighbors: nothing is scaled."""
+        consecutive = self.first[0] + require("numpy").arange(len(self.first))
+        return self.weights.shape[1] == 1 and bool((self.first == consecutive).all())
+
+    @property
     def start(self) -> int:
         """The first used source pixel."""
         return int(self.first[0])
@@ -161,8 +174,21 @@ def axis_table(start: float, length: float, *, count: int, size: int, interpolat
     weights = np.rint(exact * WEIGHT_ONE).astype(np.int64)
     # The rounding remainder goes to the largest weight of each pixel.
     weights[np.arange(count), weights.argmax(axis=1)] += WEIGHT_ONE - weights.sum(axis=1)
-    used = np.flatnonzero(weights.any(axis=0))
-    return AxisTable(first + used[0], weights[:, used[0] : used[-1] + 1])
+    return _trimmed(first, weights)
+
+
+def _trimmed(first: NDArray[np.int64], weights: NDArray[np.int64]) -> AxisTable:
+    """Make the table without the zeros that begin and end the rows of ``weights``, as far as its longest row allows."""
+    np = require("numpy")
+    taps = weights.shape[1]
+    used = weights != 0
+    # ``first`` must not fall, so a row begins no later than those behind it.
+    begin = np.minimum.accumulate((first + used.argmax(axis=1))[::-1])[::-1]
+    longest = int((first + taps - used[:, ::-1].argmax(axis=1) - begin).max())
+    # No tap may lie outside of the image: rows near its far edge keep zeros at their beginning.
+    begin = np.minimum(begin, first + taps - longest)
+    columns = (begin - first)[:, None] + np.arange(longest)
+    return AxisTable(begin, np.take_along_axis(weights, columns, axis=1))
 
 
 def _triangle(distances: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -193,49 +219,166 @@ def use_one_thread() -> None:
     require("cv2").setNumThreads(1)
 
 
-class _Band(msgspec.Struct, frozen=True):
-    """Output pixels ``begin`` to ``end`` as a matrix product: ``weights``, float32, times source pixels."""
+class _Memory:
+    """Arrays of one thread, used again for each image: the page faults of fresh ones cost more than the arithmetic."""
 
-    begin: int
-    end: int
+    def __init__(self) -> None:
+        self._arrays: dict[str, NDArray[Any]] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], kind: str) -> NDArray[Any]:
+        """Return an array of this shape with any finite contents; it shares its memory with others of this name."""
+        size = math.prod(shape)
+        found = self._arrays.get(name)
+        if found is None or found.size < size:
+            found = self._arrays[name] = require("numpy").zeros(size, kind)
+        return found[:size].reshape(shape)
+
+
+class _Step(NamedTuple):
+    """Output pixels of one call: copy ``source`` lines to ``lines`` as float32; ``sums`` are weights times windows."""
+
     source: slice
+    lines: NDArray[np.float32]
     weights: NDArray[np.float32]
+    sums: NDArray[np.float32]
 
 
-def _bands(table: AxisTable, columns: int) -> list[_Band]:
-    """Split ``table`` into bands small enough that a product with ``columns`` columns stays in one thread."""
+class _Grid(NamedTuple):
+    """Constant distances between the windows of a table's output pixels, in source lines.
+
+    ``near`` is the distance between the ``neighbors`` of a group, ``far`` that between groups. ``starts`` is where the
+    windows of each call begin, and ``shift`` how far in its window the first source line of each output pixel is.
+    """
+
+    neighbors: int
+    near: int
+    far: int
+    starts: NDArray[np.int64]
+    shift: NDArray[np.int64]
+
+
+def _grid(table: AxisTable, neighbors: int) -> _Grid:
     np = require("numpy")
-    count, taps = table.weights.shape
-    for outputs in (8, 4, 2, 1):
-        result = []
-        for begin in range(0, count, outputs):
-            end = min(begin + outputs, count)
-            start = int(table.first[begin])
-            weights = np.zeros((end - begin, int(table.first[end - 1]) + taps - start), np.float32)
-            for row in range(begin, end):
-                at = int(table.first[row]) - start
-                weights[row - begin, at : at + taps] = table.weights[row]
-            source = slice(start - table.start, start - table.start + weights.shape[1])
-            result.append(_Band(begin, end, source, weights))
-        if max(band.weights.size for band in result) * columns < _ONE_THREAD:
-            break
-    return result
+    count = len(table.first)
+    scale = float(table.first[-1] - table.first[0]) / max(count - 1, 1)
+    near, far = round(scale), round(scale * neighbors)
+    number = np.arange(count) % _OUTPUTS
+    starts = table.first - table.start - number // neighbors * far - number % neighbors * near
+    lowest = np.minimum.reduceat(starts, np.arange(0, count, _OUTPUTS))
+    return _Grid(neighbors, near, far, lowest, starts - np.repeat(lowest, _OUTPUTS)[:count])
 
 
-class _Resize(msgspec.Struct, frozen=True):
-    """The scaling of images of one size: the used source pixels, and the products along x and y."""
+class _AxisSums:
+    """The weighted sums of source lines by a table, ``pixels`` of each line at a time.
 
-    rows: slice
-    columns: slice
-    across: list[_Band]
-    down: list[_Band]
+    Each output pixel is a matrix-vector product of its weights and a window of source lines: a matrix product for
+    several of them would mostly multiply with zeros. One call of NumPy computes several neighbors of several groups,
+    since their windows start at constant distances, rounded to lines; a window is wider than the table's rows by the
+    difference.
+    """
+
+    def __init__(self, table: AxisTable, pixels: int, memory: _Memory, *, name: str, clamp: bool) -> None:
+        np = require("numpy")
+        self._cv2, self._copy, self._multiply = require("cv2"), np.copyto, np.matmul
+        self._clamp = clamp
+        taps = table.weights.shape[1]
+        self._count, size = len(table.first), table.stop - table.start
+        grids = (_grid(table, neighbors) for neighbors in (1, 2, 4, 8, 16, 32))
+        grid = min(grids, key=lambda grid: int(grid.shift.max()))
+        groups, neighbors = _OUTPUTS // grid.neighbors, grid.neighbors
+        calls, wide = len(grid.starts), taps + int(grid.shift.max())
+        weights = np.zeros((calls * _OUTPUTS, wide), np.float32)
+        np.put_along_axis(weights[: self._count], grid.shift[:, None] + np.arange(taps), table.weights, axis=1)
+        weights = weights.reshape(calls, groups, neighbors, 1, wide)
+        span = (groups - 1) * grid.far + (neighbors - 1) * grid.near + wide
+        most = max(min((_ONE_THREAD - 1) // wide, _CACHED // span) // 3, 1)
+        self.pixels = -(-pixels // -(-pixels // most))
+        columns = 3 * self.pixels
+        lines = memory.array(name + " lines", (span, columns), "float32")
+        down, right = lines.strides
+        self._windows = np.lib.stride_tricks.as_strided(
+            lines, (groups, neighbors, wide, columns), (grid.far * down, grid.near * down, down, right)
+        )
+        self._sums = memory.array(name + " sums", (calls * _OUTPUTS, columns), "float32")
+        sums = self._sums.reshape(calls, groups, neighbors, 1, columns)
+        self._steps = []
+        for call, start in enumerate(grid.starts.tolist()):
+            source = slice(max(start, 0), min(start + span, size))
+            used = lines[source.start - start : source.stop - start]
+            self._steps.append(_Step(source, used, weights[call], sums[call]))
+
+    def __call__(self, lines: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+        """Write the sums of ``lines``, (size, 3 * pixels), to ``out``, rounded to the nearest, halves up."""
+        copy, multiply, windows = self._copy, self._multiply, self._windows
+        for source, used, weights, sums in self._steps:
+            copy(used, lines[source])
+            multiply(weights, windows, sums)
+        sums = self._sums[: self._count]
+        if self._clamp:
+            self._cv2.max(sums, 0, sums)  # what is next takes the absolute value
+        # A quarter of a weight's step leaves no halves, which OpenCV would round to even.
+        self._cv2.convertScaleAbs(sums, out, 1 / WEIGHT_ONE, 0.25 / WEIGHT_ONE)
 
 
 class _Pick(msgspec.Struct, frozen=True):
     """A scaling with one source pixel per output pixel, as ``nearest`` has."""
 
-    rows: NDArray[np.int64]
-    columns: NDArray[np.int64]
+    down: AxisTable
+    across: AxisTable
+
+    def __call__(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the pixels of ``picture``; the array may be a view of it."""
+        if self.down.is_copy and self.across.is_copy:
+            return picture[self.down.start : self.down.stop, self.across.start : self.across.stop]
+        picked: NDArray[np.uint8] = picture.take(self.down.first, axis=0).take(self.across.first, axis=1)
+        return picked
+
+
+class _Resize:
+    """The scaling of images of one size, along x a few rows at a time, which then stay in the processor's cache."""
+
+    def __init__(self, down: AxisTable, across: AxisTable, memory: _Memory, *, clamp: bool) -> None:
+        self._cv2 = require("cv2")
+        self._rows, self._columns = slice(down.start, down.stop), slice(across.start, across.stop)
+        self._height, width = down.stop - down.start, len(across.first)
+        self._down = self._across = None
+        if not across.is_copy:
+            self._across = _AxisSums(across, self._height, memory, name="x", clamp=clamp)
+            rows = self._across.pixels
+            self._turned = memory.array("turned", (across.stop - across.start, rows, 3), "uint8")
+            self._sums = memory.array("turned sums", (width, rows, 3), "uint8")
+            self._lines = memory.array("lines", (self._height, width, 3), "uint8")
+        if not down.is_copy:
+            self._down = _AxisSums(down, width, memory, name="y", clamp=clamp)
+            self._out = memory.array("out", (len(down.first), width, 3), "uint8")
+
+    def __call__(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the scaled part of ``picture``, uint8 h×w×3; this thread's next call overwrites it."""
+        lines = picture[self._rows, self._columns]
+        if self._across is not None:
+            lines = self._along_x(lines)
+        if self._down is None:
+            return lines
+        flat, out = lines.reshape(self._height, -1), self._out.reshape(self._out.shape[0], -1)
+        for part in _parts(flat.shape[1], 3 * self._down.pixels):
+            self._down(flat[:, part], out[:, part])
+        return self._out
+
+    def _along_x(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        turned, sums = (array.reshape(array.shape[0], -1) for array in (self._turned, self._sums))
+        assert self._across is not None  # noqa: S101 - for mypy: checked by the caller
+        for part in _parts(self._height, self._across.pixels):
+            self._cv2.transpose(picture[part], self._turned)
+            self._across(turned, sums)
+            self._cv2.transpose(self._sums, self._lines[part])
+        return self._lines
+
+
+def _parts(size: int, part: int) -> Iterator[slice]:
+    """Divide ``size`` into slices of ``part``; the last one may overlap the one before it."""
+    for start in range(0, size, part):
+        begin = min(start, size - part)
+        yield slice(begin, begin + part)
 
 
 class Preprocessor:
@@ -246,7 +389,7 @@ class Preprocessor:
         self.target = target
         self._cv2 = require("cv2")
         self._np = require("numpy")
-        self._resize_of = functools.lru_cache(maxsize=_SIZES)(self._prepare)
+        self._threads = _Threads(self._prepare)
         # One table per channel in output order: 256 possible inputs, each normalized exactly once.
         values = self._np.arange(256, dtype=self._np.float32)
         self._tables = [
@@ -268,7 +411,7 @@ class Preprocessor:
         elif out.dtype != np.float32 or out.shape != shape:
             # OpenCV would allocate an array of its own instead, and leave ``out`` unchanged.
             raise ValueError(f"out is {out.dtype} {out.shape}, not float32 {shape}")
-        planes = self._cv2.split(self.pixels(picture))
+        planes = self._cv2.split(self._placed(picture))
         for target, source, table in zip(out, self._source_channels, self._tables, strict=True):
             # A table look-up is exact, and six times as fast here as NumPy's.
             if target.flags.c_contiguous:
@@ -279,47 +422,32 @@ class Preprocessor:
 
     def pixels(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Compute steps 1 to 3: the network input as uint8 h×w×3 BGR before normalization, for tests and displays."""
-        place = placed(picture.shape[0], picture.shape[1], self.spec, self.target)
-        resized = self._resize(picture, place.height, place.width)
-        if (place.height, place.width) == (self.target.height, self.target.width):
+        found: NDArray[np.uint8] = self._placed(picture).copy()
+        return found
+
+    def _placed(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return :meth:`pixels`, which may be a view of the image or be overwritten by this thread's next call."""
+        height, width = picture.shape[:2]
+        resized = self._threads.resize_of(height, width)(picture)
+        if resized.shape[:2] == (self.target.height, self.target.width):
             return resized
+        place = placed(height, width, self.spec, self.target)
         canvas: NDArray[np.uint8] = self._np.full(
             (self.target.height, self.target.width, 3), self.spec.pad, self._np.uint8
         )
         canvas[place.top : place.top + place.height, place.left : place.left + place.width] = resized
         return canvas
 
-    def _prepare(self, height: int, width: int) -> _Resize | _Pick:
+    def _prepare(self, height: int, width: int, memory: _Memory) -> _Resize | _Pick:
         down, across = tables(height, width, self.spec, self.target)
         if down.weights.shape[1] == across.weights.shape[1] == 1:
-            return _Pick(down.first, across.first)
-        rows, columns = slice(down.start, down.stop), slice(across.start, across.stop)
-        return _Resize(
-            rows,
-            columns,
-            _bands(across, 3 * (down.stop - down.start)),
-            _bands(down, 3 * len(across.first)),
-        )
+            return _Pick(down, across)
+        return _Resize(down, across, memory, clamp=self.spec.interpolation == "bicubic")
 
-    def _resize(self, picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-        resize = self._resize_of(picture.shape[0], picture.shape[1])
-        if isinstance(resize, _Pick):
-            picked: NDArray[np.uint8] = picture.take(resize.rows, axis=0).take(resize.columns, axis=1)
-            return picked
-        turned = self._cv2.transpose(self._np.ascontiguousarray(picture[resize.rows, resize.columns]))
-        return self._summed(self._cv2.transpose(self._summed(turned, resize.across, width)), resize.down, height)
 
-    def _summed(self, lines: NDArray[np.uint8], bands: list[_Band], count: int) -> NDArray[np.uint8]:
-        """Return ``count`` weighted sums of ``lines``, uint8 (lines, n, 3), rounded to the nearest, halves up."""
-        columns, new = 3 * lines.shape[1], self._np.empty
-        source = new((max(band.weights.shape[1] for band in bands), lines.shape[1], 3), "float32")
-        flat, sums = source.reshape(-1, columns), new((count, columns), "float32")
-        for band in bands:
-            taken = band.weights.shape[1]
-            source[:taken] = lines[band.source]
-            self._np.dot(band.weights, flat[:taken], sums[band.begin : band.end])
-        if self.spec.interpolation == "bicubic":
-            self._cv2.max(sums, 0, sums)  # what is next takes the absolute value
-        # A quarter of a weight's step leaves no halves, which OpenCV would round to even.
-        rounded: NDArray[np.uint8] = self._cv2.convertScaleAbs(sums, None, 1 / WEIGHT_ONE, 0.25 / WEIGHT_ONE)
-        return rounded.reshape(count, lines.shape[1], 3)
+class _Threads(threading.local):
+    """The scalings of the newest image sizes, of each thread its own: they share the memory of the thread."""
+
+    def __init__(self, prepare: Callable[[int, int, _Memory], _Resize | _Pick]) -> None:
+        memory = _Memory()
+        self.resize_of = functools.lru_cache(maxsize=_SIZES)(lambda height, width: prepare(height, width, memory))

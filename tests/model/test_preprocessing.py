@@ -105,6 +105,62 @@ def test_any_size_is_that_of_pillow(rows: int, columns: int, height: int, width:
     assert differences(Preprocessor(spec, target).pixels(source), pillow(source, height, width, kind))[0] <= 2
 
 
+def written_out(picture: Picture, spec: PreprocessConfig, target: InputConfig) -> Picture:
+    """Steps 1 and 2 in whole numbers: sums along x, rounded, then along y, rounded."""
+    down, across = preprocessing.tables(*picture.shape[:2], spec, target)
+    lines = picture.astype(np.int64).transpose(1, 0, 2)
+    for table in (across, down):
+        taken = lines[table.first[:, None] + np.arange(table.weights.shape[1])]
+        sums = (taken * table.weights[:, :, None, None]).sum(axis=1)
+        lines = np.clip((sums + preprocessing.WEIGHT_ONE // 2) // preprocessing.WEIGHT_ONE, 0, 255).transpose(1, 0, 2)
+    return lines.transpose(1, 0, 2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [*SIZES, (64, 2000), (2500, 30)], **name_of)
+def test_pixels_are_the_whole_number_sums_of_the_tables(
+    picture: Callable[..., Picture], size: tuple[int, int], kind: Any
+) -> None:
+    source, target = picture(size, seed=sum(size)), InputConfig(height=61, width=75)
+    spec = PreprocessConfig(fit="squash", interpolation=kind)
+    assert np.array_equal(Preprocessor(spec, target).pixels(source), written_out(source, spec, target))
+
+
+def test_one_preprocessor_for_images_of_many_sizes(picture: Callable[..., Picture]) -> None:
+    """They share memory: nothing of a larger image before is left in the result of a smaller one."""
+    spec, target = PreprocessConfig(fit="squash", interpolation="bicubic"), InputConfig(height=40, width=33)
+    process = Preprocessor(spec, target)
+    for size in ((300, 200), (17, 20), (40, 33), (41, 33), (40, 90), (300, 200), (2, 700), (17, 20)):
+        source = picture(size, seed=sum(size))
+        assert np.array_equal(process.pixels(source), written_out(source, spec, target))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_that_has_its_size_is_not_multiplied(picture: Callable[..., Picture], kind: Any) -> None:
+    spec = PreprocessConfig(resize=256, interpolation=kind)
+    for table in preprocessing.tables(256, 256, spec, InputConfig()):
+        assert table.weights.shape == (224, 1)
+        assert table.is_copy
+    source = picture((256, 256))
+    found = Preprocessor(spec, InputConfig()).pixels(source)
+    assert np.array_equal(found, source[16:240, 16:240])
+    assert not np.shares_memory(found, source)
+
+
+def test_tables_have_no_columns_of_zeros() -> None:
+    """A row begins with its first weight unless it ends at the far edge of the image."""
+    for kind, length, count, size in (
+        ("bilinear", 630.0, 224, 720),
+        ("bicubic", 196.0, 224, 224),
+        ("bilinear", 7.0, 50, 7),
+    ):
+        table = preprocessing.axis_table(0.0, length, count=count, size=size, interpolation=kind)
+        used = table.weights != 0
+        assert used[:, 0].any()
+        assert used[:, -1].any()
+        assert (used.sum(axis=1).max() >= table.weights.shape[1] - 1).all()
+
+
 def test_weights_are_whole_and_sum_to_one() -> None:
     for kind, start, length, count, size in (("bilinear", 3.7, 91.3, 31, 97), ("bicubic", 0.0, 5.0, 40, 5)):
         table = preprocessing.axis_table(start, length, count=count, size=size, interpolation=kind)
