@@ -219,7 +219,7 @@ def use_one_thread() -> None:
     require("cv2").setNumThreads(1)
 
 
-class _Memory:
+class _ThreadMemory:
     """Arrays of one thread, used again for each image: the page faults of fresh ones cost more than the arithmetic."""
 
     def __init__(self) -> None:
@@ -234,7 +234,7 @@ class _Memory:
         return found[:size].reshape(shape)
 
 
-class _Step(NamedTuple):
+class _SumStep(NamedTuple):
     """Output pixels of one call: copy ``source`` lines to ``lines`` as float32; ``sums`` are weights times windows."""
 
     source: slice
@@ -243,7 +243,7 @@ class _Step(NamedTuple):
     sums: NDArray[np.float32]
 
 
-class _Grid(NamedTuple):
+class _WindowGrid(NamedTuple):
     """Constant distances between the windows of a table's output pixels, in source lines.
 
     ``near`` is the distance between the ``neighbors`` of a group, ``far`` that between groups. ``starts`` is where the
@@ -257,7 +257,7 @@ class _Grid(NamedTuple):
     shift: NDArray[np.int64]
 
 
-def _grid(table: AxisTable, neighbors: int) -> _Grid:
+def _grid(table: AxisTable, neighbors: int) -> _WindowGrid:
     np = require("numpy")
     count = len(table.first)
     scale = float(table.first[-1] - table.first[0]) / max(count - 1, 1)
@@ -265,7 +265,7 @@ def _grid(table: AxisTable, neighbors: int) -> _Grid:
     number = np.arange(count) % _OUTPUTS
     starts = table.first - table.start - number // neighbors * far - number % neighbors * near
     lowest = np.minimum.reduceat(starts, np.arange(0, count, _OUTPUTS))
-    return _Grid(neighbors, near, far, lowest, starts - np.repeat(lowest, _OUTPUTS)[:count])
+    return _WindowGrid(neighbors, near, far, lowest, starts - np.repeat(lowest, _OUTPUTS)[:count])
 
 
 class _AxisSums:
@@ -277,7 +277,7 @@ class _AxisSums:
     difference.
     """
 
-    def __init__(self, table: AxisTable, pixels: int, memory: _Memory, *, name: str, clamp: bool) -> None:
+    def __init__(self, table: AxisTable, pixels: int, memory: _ThreadMemory, *, name: str, clamp: bool) -> None:
         np = require("numpy")
         self._cv2, self._copy, self._multiply = require("cv2"), np.copyto, np.matmul
         self._clamp = clamp
@@ -305,7 +305,7 @@ class _AxisSums:
         for call, start in enumerate(grid.starts.tolist()):
             source = slice(max(start, 0), min(start + span, size))
             used = lines[source.start - start : source.stop - start]
-            self._steps.append(_Step(source, used, weights[call], sums[call]))
+            self._steps.append(_SumStep(source, used, weights[call], sums[call]))
 
     def __call__(self, lines: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
         """Write the sums of ``lines``, (size, 3 * pixels), to ``out``, rounded to the nearest, halves up."""
@@ -337,7 +337,7 @@ class _Pick(msgspec.Struct, frozen=True):
 class _Resize:
     """The scaling of images of one size, along x a few rows at a time, which then stay in the processor's cache."""
 
-    def __init__(self, down: AxisTable, across: AxisTable, memory: _Memory, *, clamp: bool) -> None:
+    def __init__(self, down: AxisTable, across: AxisTable, memory: _ThreadMemory, *, clamp: bool) -> None:
         self._cv2 = require("cv2")
         self._rows, self._columns = slice(down.start, down.stop), slice(across.start, across.stop)
         self._height, width = down.stop - down.start, len(across.first)
@@ -438,7 +438,7 @@ class Preprocessor:
         canvas[place.top : place.top + place.height, place.left : place.left + place.width] = resized
         return canvas
 
-    def _prepare(self, height: int, width: int, memory: _Memory) -> _Resize | _Pick:
+    def _prepare(self, height: int, width: int, memory: _ThreadMemory) -> _Resize | _Pick:
         down, across = tables(height, width, self.spec, self.target)
         if down.weights.shape[1] == across.weights.shape[1] == 1:
             return _Pick(down, across)
@@ -448,6 +448,6 @@ class Preprocessor:
 class _Threads(threading.local):
     """The scalings of the newest image sizes, of each thread its own: they share the memory of the thread."""
 
-    def __init__(self, prepare: Callable[[int, int, _Memory], _Resize | _Pick]) -> None:
-        memory = _Memory()
+    def __init__(self, prepare: Callable[[int, int, _ThreadMemory], _Resize | _Pick]) -> None:
+        memory = _ThreadMemory()
         self.resize_of = functools.lru_cache(maxsize=_SIZES)(lambda height, width: prepare(height, width, memory))
