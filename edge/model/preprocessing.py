@@ -185,7 +185,7 @@ def _trimmed(first: NDArray[np.int64], weights: NDArray[np.int64]) -> AxisTable:
     # ``first`` must not fall, so a row begins no later than those behind it.
     begin = np.minimum.accumulate((first + used.argmax(axis=1))[::-1])[::-1]
     longest = int((first + taps - used[:, ::-1].argmax(axis=1) - begin).max())
-    # No tap may lie outside of the image: rows near its far edge keep zeros at their beginning.
+    # Taps stay inside the image: rows near its far edge keep zeros at their beginning.
     begin = np.minimum(begin, first + taps - longest)
     columns = (begin - first)[:, None] + np.arange(longest)
     return AxisTable(begin, np.take_along_axis(weights, columns, axis=1))

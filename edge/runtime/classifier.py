@@ -81,12 +81,24 @@ class Classifier:
     def guesses(self, output: NDArray[np.float32], shares: NDArray[np.float32]) -> list[Guess]:
         """Return the best classes of one image; a class without a name is called by its number."""
         # Not by the shares: of large logits, most of them are 0.
-        top = np.argsort(-output, kind="stable")[: self._topk]
+        top = _largest(output, self._topk)
         return [Guess(int(i), self.label(int(i)), float(shares[i])) for i in top]
 
     def label(self, index: int) -> str:
         """Return the name of a class."""
         return self._names[index] if index < len(self._names) else f"class {index}"
+
+
+def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """Return the positions of the largest values, largest first, and of equal ones the first one first."""
+    negated = -values
+    if count >= len(negated):
+        return np.argsort(negated, kind="stable")
+    # Sorting everything takes three times as long.
+    parted = negated.copy()
+    parted.partition(count - 1)
+    found = (negated <= parted[count - 1]).nonzero()[0]
+    return found[negated[found].argsort(kind="stable")[:count]]
 
 
 UNKNOWN = "unknown"

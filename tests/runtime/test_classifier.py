@@ -45,3 +45,16 @@ def test_the_manifest_says_what_was_built_and_the_profile_what_is_meant(
     asked: str | None, info: dict[str, str], kind: str | None
 ) -> None:
     assert output_kind(asked, info) == kind  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("topk", [1, 2, 5, 9, 10, 11, 50])
+def test_guesses_are_the_largest_outputs_and_of_equal_ones_the_first(topk: int) -> None:
+    chance = np.random.default_rng(topk)
+    for output in (
+        chance.standard_normal(10).astype(np.float32),
+        chance.integers(0, 3, 10).astype(np.float32),
+        np.zeros(10, np.float32),
+        np.array([0.0, -0.0, 0.0, 3e38, -3e38, 3e38, 1e-45, -1e-45, 5, 5], np.float32),
+    ):
+        found = Classifier([], topk=topk).guesses(output, output)
+        assert [guess.index for guess in found] == sorted(range(10), key=lambda index: -output[index])[:topk]
