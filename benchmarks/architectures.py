@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-CALIBRATION, JUDGING = 16, 16
+CALIBRATION, JUDGING = 8, 8
 
 
 class Network(msgspec.Struct, frozen=True):

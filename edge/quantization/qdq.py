@@ -167,7 +167,7 @@ class _Insertion:
     def _has_integer_output(self, layer: WeightedLayer) -> bool:
         """Return True if the layer's kernel in onnxruntime rounds its output.
 
-        A product followed by its bias keeps float sums: before a bias that compensates a shift they can be large.
+        A product followed by its bias is rounded behind the bias only: one that compensates a shift can be large.
         """
         if self.target == "tensorrt" or layer.output in self.graph.outputs:
             return False
@@ -195,6 +195,9 @@ class _Insertion:
             # onnxruntime makes a Gemm of both where the product has two axes.
             index = next(at for at, name in enumerate(add.input) if name in self.graph.constants)
             self._integer_bias(add, index, layer, add.input[index], scale)
+            if self._is_scaled(add.output[0]) and add.output[0] not in self.graph.outputs:
+                # Otherwise it fuses the sum with a Relu behind it, in float.
+                self._quantized.append(add.output[0])
 
     def _weight_pair(self, layer: WeightedLayer) -> tuple[str, NDArray[np.float32]]:
         """Return the dequantized weights, and their scales (per output channel, or one)."""

@@ -554,6 +554,29 @@ def test_other_forms_of_a_network(tiny_model: Make, form: Edit, target: Any) -> 
     assert np.abs(outputs(result.model) - expected).max() < 0.06 * np.abs(expected).max()
 
 
+def test_a_product_its_bias_and_a_relu_run_in_integers(tiny_model: Make, layers: Callable[..., Layers]) -> None:
+    def change(proto: Any) -> None:
+        proto.graph.node[-1].output[0] = "hidden"
+        extra = [
+            ("v", np.eye(10, dtype=np.float32)),
+            ("d", np.ones(10, np.float32)),
+            ("u", np.eye(10, dtype=np.float32)),
+        ]
+        proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in extra)
+        proto.graph.node.extend(
+            [
+                helper.make_node("MatMul", ["hidden", "v"], ["product"], name="product"),
+                helper.make_node("Add", ["product", "d"], ["biased"], name="biased"),
+                helper.make_node("Relu", ["biased"], ["positive"], name="positive"),
+                helper.make_node("MatMul", ["positive", "u"], ["logits"], name="last"),
+            ]
+        )
+
+    names = ("hidden", "product", "biased", "positive")
+    found = layers(edited(tiny_model(), change), table(**dict.fromkeys(names, 7.0)))
+    assert (found.weighted, found.weighted_int8) == (6, 6)
+
+
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 def test_other_forms_run_in_integers(tiny_model: Make, form: Edit, layers: Callable[..., Layers]) -> None:
     found = layers(edited(tiny_model(), form), table(product=7.0, c3b=13.0))
