@@ -64,6 +64,16 @@ def test_two_versions_of_tensorrt(tmp_path: Path) -> None:
     assert (found.only_a, found.only_b, found.same) == ([["/b", "/add"]], [], 2)
 
 
+def test_a_copy_that_names_the_node_it_serves_is_not_its_layer(tmp_path: Path) -> None:
+    metadata = "[ONNX Layer: /a]"
+    copy = {"Name": "copy", "LayerType": "Reformat", "Metadata": metadata}
+    layer = {"Name": "/a", "LayerType": "CaskConvolution", "Metadata": metadata, "Weights": {"Type": "Int8"}}
+    for name, listed in (("with", [copy, layer]), ("without", [layer])):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"Layers": listed}))
+    found = engine_comparison.compare(*(engine_report.load(tmp_path / f"{name}.json") for name in ("with", "without")))
+    assert (found.changes, found.same) == ([], 1)
+
+
 def test_one_that_nobody_could_look_into(make: Make, tmp_path: Path) -> None:
     one = engine_report.load(make("int8"))
     path = tmp_path / "x.json"

@@ -53,13 +53,28 @@ def test_the_manifest_remembers_builds_and_memory(make: Make, tmp_path: Path) ->
     assert [len(first), len(store.load(path, kind=cache_keys.ENGINE).info["builds"])] == [1, 1]
 
 
-def test_a_rebuild_is_added_to_the_builds(make: Make, tiny: Any) -> None:
+def test_a_rebuild_is_added_to_the_builds(make: Make, tiny: Any, rewrite: Callable[..., None]) -> None:
     path = make("fp32")
     batch = msgspec.structs.replace(tiny.input, batch=msgspec.structs.replace(tiny.input.batch, max=4))
     make("fp32", profile=msgspec.structs.replace(tiny, input=batch))
     builds = store.load(path, kind=cache_keys.ENGINE).info["builds"]
     assert len(builds) == 2
     assert all(item["build_seconds"] >= 0 and item["at_utc"] for item in builds)
+    # The newest five are kept.
+    rewrite(path, builds=[{"build_seconds": number} for number in (11, 12, 13, 14, 15)])
+    make("fp32")
+    builds = store.load(path, kind=cache_keys.ENGINE).info["builds"]
+    assert [item["build_seconds"] for item in builds[:4]] == [12, 13, 14, 15]
+    assert len(builds) == 5
+
+
+@pytest.mark.parametrize(("asked", "short"), [("fp16", ["fp32"]), ("int8", ["fp16", "bf16", "fp32"]), (None, [])])
+def test_layers_that_fall_short_of_what_was_asked(asked: str | None, short: list[str]) -> None:
+    listed = [
+        Layer(name=precision, kind="Convolution", role="weighted", precision=precision, inputs=[], outputs=[], nodes=[])
+        for precision in ("int8", "fp16", "bf16", "fp32")
+    ]
+    assert [layer.name for layer in engine_report._short(listed, asked, ())] == short
 
 
 def test_what_runs_in_float_inside_of_an_int8_engine(make: Make) -> None:

@@ -74,6 +74,15 @@ def test_another_machine_is_elsewhere(make: Make, look: Looks, tmp_path: Path) -
     assert f"machine: {platform.machine()} -> riscv64" in entry.why
 
 
+@pytest.mark.parametrize("setting", [{"power_mode": "15W"}, {"clocks_locked": True}, {"multiprocessors": 4}])
+def test_another_setting_of_the_device_is_elsewhere(
+    setting: dict[str, Any], make: Make, look: Looks, tmp_path: Path
+) -> None:
+    """The engine of the other power mode is kept: it is current again after the switch back."""
+    make("fp32")
+    assert scan(tmp_path, look(backend=lambda _profile: Other(**setting)))["model-fp32"].state == "elsewhere"
+
+
 def test_a_backend_that_is_not_installed_here(make: Make, look: Looks, tmp_path: Path) -> None:
     make("fp32")
     entry = scan(tmp_path, look(backend=lambda _profile: Missing()))["model-fp32"]
@@ -190,6 +199,11 @@ def test_one_that_was_built_anew_meanwhile_stays(make: Make, look: Looks, tmp_pa
     path = make("fp32")
     entry = msgspec.structs.replace(scan(tmp_path, look())["model-fp32"], state="stale")
     assert not inventory.remove(entry, look())
+    assert path.is_file()
+    # In the same state, but not the one that was looked at.
+    old = look(backend=lambda _profile: Other(onnxruntime="9.9"))
+    entry = msgspec.structs.replace(scan(tmp_path, old)["model-fp32"], created_utc="2020-01-01T00:00:00+00:00")
+    assert not inventory.remove(entry, old)
     assert path.is_file()
 
 

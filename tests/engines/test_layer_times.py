@@ -65,6 +65,9 @@ def test_where_the_time_goes(shown: EngineReport, profiled: Callable[..., Path])
 def test_means_where_there_are_no_medians(shown: EngineReport, profiled: Callable[..., Path]) -> None:
     found = layer_times.read(profiled([{"name": "/a", "averageMs": 2.0}]), shown)
     assert (found.statistic, found.runs, found.total_ms) == ("mean", None, 2.0)
+    some = [{"name": "/a", "averageMs": 2.0, "medianMs": 1.0}, {"name": "/b", "averageMs": 3.0}]
+    found = layer_times.read(profiled(some), shown)
+    assert (found.statistic, found.total_ms) == ("mean", 5.0)
 
 
 def test_nothing_takes_time(shown: EngineReport, profiled: Callable[..., Path]) -> None:

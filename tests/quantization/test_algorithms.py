@@ -384,6 +384,21 @@ def test_a_larger_margin_never_cuts_off_more(name: str, case: str) -> None:
 
 
 @pytest.mark.parametrize("name", KL)
+def test_one_percent_of_the_power_of_few_values_may_be_cut_off(name: str) -> None:
+    """Of 2001 normal values, one at 6 has less than that beyond 4, and one at 10 more."""
+    assert range_of(name, of_values(gaussian(2000, outliers=(6.0,))), margin=0.0) < 4.0
+    tensor = of_values(gaussian(2000, outliers=(10.0,)))
+    assert range_of(name, tensor, margin=0.0) == tensor.absmax
+
+
+@pytest.mark.parametrize("name", KL)
+def test_a_margin_of_1_cuts_nothing_off(name: str) -> None:
+    tensor = of_values(gaussian(outliers=(12.0,)))
+    assert range_of(name, tensor, margin=0.0) < 0.6 * tensor.absmax
+    assert range_of(name, tensor, margin=1.0) == tensor.absmax
+
+
+@pytest.mark.parametrize("name", KL)
 def test_without_a_margin_the_range_is_that_of_the_least_divergence(name: str) -> None:
     tensor = of_counts(HISTOGRAMS["gaussian"])
     histogram = tensor.histogram()

@@ -382,3 +382,7 @@ def test_ranges_survive_within_float32(value: float) -> None:
 def test_a_range_survives_to_the_bit() -> None:
     for bits in (0x00000001, 0x007FFFFF, 0x00800000, 0x3C010A14, 0x7E7FFFFF):
         assert range_bits(to_float(bits) * 127, name="a") == bits
+
+
+def test_a_range_of_minus_zero_is_zero() -> None:
+    assert from_ranges({"x": -0.0}, algorithm="entropy2", trt_version=TrtVersion(10, 3, 0)).bits == {"x": 0}

@@ -622,3 +622,33 @@ def test_any_scale_survives_to_the_bit(tiny_model: Make, bits: int, target: Any)
     _, network = inserted(tiny_model(), target, with_bits(input=bits))
     found = {name: network.constants[node.input[1]] for name, node in network.activation_pairs()}["input"]
     assert int.from_bytes(found.astype(">f4").tobytes(), "big") == bits
+
+
+def test_a_product_with_factors_keeps_its_bias(tiny_model: Make) -> None:
+    """An int32 bias has no room for alpha and beta."""
+
+    def scaled(proto: Any) -> None:
+        last = proto.graph.node[-1]
+        last.attribute.extend([helper.make_attribute("alpha", 0.5), helper.make_attribute("beta", 4.0)])
+
+    path = edited(tiny_model(), scaled)
+    result, _ = inserted(path, "onnxruntime")
+    expected = outputs(path)
+    assert np.abs(outputs(result.model) - expected).max() < 0.06 * np.abs(expected).max()
+
+
+def test_a_sum_with_a_constant_does_not_depend_on_the_constants_entry(tiny_model: Make) -> None:
+    """TensorRT's own tables have entries for constants."""
+
+    def moved(proto: Any) -> None:
+        last = proto.graph.node[-1]
+        proto.graph.initializer.append(numpy_helper.from_array(np.array([0.37], np.float32), "shift"))
+        proto.graph.node.insert(
+            len(proto.graph.node) - 1, helper.make_node("Add", [last.input[0], "shift"], ["moved"], name="move")
+        )
+        proto.graph.node[-1].input[0] = "moved"
+
+    path = edited(tiny_model(), moved)
+    plain = inserted(path, "onnxruntime", table(moved=25.0))[0].model
+    more = inserted(path, "onnxruntime", table(moved=25.0, shift=0.37))[0].model
+    assert [node.op_type for node in plain.graph.node] == [node.op_type for node in more.graph.node]

@@ -57,6 +57,7 @@ def test_the_sum_of_a_real_filter_loses_a_hundred_times_less() -> None:
 def test_zeros_and_denormals_are_left_in_peace() -> None:
     assert rounding.balanced(np.zeros((2, 3), np.float32)).tolist() == [[0, 0, 0], [0, 0, 0]]
     assert np.isfinite(rounding.balanced(np.full((1, 3), 1e-44, np.float32))).all()
+    assert rounding.scales_of(np.array([[1e-44, 0.0], [1e-37, 0.0], [127.0, 0.0]], np.float32), 0).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(

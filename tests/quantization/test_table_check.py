@@ -131,6 +131,13 @@ def test_a_table_for_another_model() -> None:
     assert "0 of the network's 21 tensors" in found[0].text
 
 
+@pytest.mark.parametrize(("known", "is_foreign"), [(9, True), (10, False), (11, False)])
+def test_half_of_the_tensors_is_still_the_same_model(known: int, is_foreign: bool) -> None:
+    network = [f"t{index}" for index in range(20)]
+    given = from_ranges(dict.fromkeys(network[:known], 1.0), algorithm="entropy2", trt_version=V10)
+    assert bool(findings_of(given, "foreign", expected=network)) is is_foreign
+
+
 def test_an_empty_table() -> None:
     assert findings_of(parse(b"1\n"), "empty", expected=None)[0].level == "error"
 

@@ -123,6 +123,7 @@ BAD_JSON = {
     "true": (b'{"x": [false, true]}', "no single lowest and highest"),
     "per-channel": (b'{"x": {"lowest": {"data": [-1, -2]}, "highest": {"data": [1, 2]}}}', "no single"),
     "nan": (b'{"x": [NaN, 1.0]}', "finite"),
+    "nan-behind": (b'{"x": [1.0, NaN]}', "finite"),
     "infinity": (b'{"x": [-Infinity, 1.0]}', "finite"),
     "huge": (b'{"x": [0, 1' + b"0" * 400 + b"]}", "finite"),
     "twice": (b'{"x": [0, 1], "x": [0, 2]}', "x: duplicate key"),

@@ -19,7 +19,7 @@ import msgspec
 
 from edge.config import OutputOptions
 from edge.errors import ArtifactError, ModelError, require
-from edge.model import inspection, onnx_model
+from edge.model import inspection, onnx_model, remove_unused
 from edge.quantization import Table, qdq
 
 _QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
@@ -143,18 +143,43 @@ def _in_half(proto: Any, path: Path, ranges: dict[str, float]) -> tuple[Any, lis
         # The converter knows nodes by name.
         node.name = node.name or f"{node.op_type}_{index}"
     blocked = _beyond_half(copy, path, ranges)
+    own = {node.name for node in copy.graph.node}
     try:
         converted = float16.convert_float_to_float16(copy, keep_io_types=True, node_block_list=sorted(blocked))
     except (ValueError, TypeError, KeyError, AssertionError, AttributeError, RuntimeError) as exc:
         raise ModelError(
             f"cannot be converted to FP16: {exc}", where=path, hint="simplify the model, or use --precision fp32"
         ) from exc
+    _remove_round_trips(converted, own)
     # The converter puts the casts of inputs at the end; everybody but TensorRT wants producers first.
     _sort(converted)
+    remove_unused(converted)
     reasons: dict[str, list[str]] = {}
     for name, reason in sorted(blocked.items()):
         reasons.setdefault(reason, []).append(name)
     return converted, [f"in FP32 because {reason}: {', '.join(names)}" for reason, names in reasons.items()]
+
+
+def _remove_round_trips(proto: Any, own: set[str]) -> None:  # noqa: ANN401
+    """Connect nodes that both stay in FP32: the converter puts a cast to FP16 and one back between them.
+
+    They would lose what FP16 cannot hold, and INT8 between DequantizeLinear and its layer. Nodes of ``own`` names stay.
+    """
+    casts = {
+        node.output[0]: (node.input[0], next(item.i for item in node.attribute if item.name == "to"))
+        for node in proto.graph.node
+        if node.op_type == "Cast" and node.name not in own
+    }
+    single, half_type = 1, 10  # TensorProto.FLOAT, FLOAT16
+    source = {
+        name: casts[middle][0]
+        for name, (middle, to) in casts.items()
+        if to == single and middle in casts and casts[middle][1] == half_type
+    }
+    for node in proto.graph.node:
+        for index, name in enumerate(node.input):
+            if name in source:
+                node.input[index] = source[name]
 
 
 def _at_opset(proto: Any) -> Any:  # noqa: ANN401

@@ -547,6 +547,7 @@ def test_what_a_dla_takes_of_fp16_runs_in_fp16(version: str, binding: Bind, aske
     assert built is not None
     # The double has no FP32 kernel that is faster, so the Gemm on the GPU is FP16, too.
     assert (built.layers.weighted, built.layers.weighted_fp16, built.layers.weighted_unknown) == (4, 4, 0)
+    assert built.layers.weighted_int8 == 0
     assert built.info["opaque_layers"] == 1
 
 

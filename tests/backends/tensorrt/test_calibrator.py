@@ -158,6 +158,13 @@ def test_what_goes_wrong_is_raised_afterwards(
         state.raise_kept()
 
 
+def test_nothing_is_read_after_an_error(binding: Bind) -> None:
+    caps, source = binding("10.3.0"), batches(3, size=1)
+    made = calibrator.make(Feeding(feed(Memory(), source), caps), "entropy2", caps)
+    assert [made.get_batch(["input"]) for _ in range(3)] == [None] * 3
+    assert len(list(source)) == 2
+
+
 def test_fewer_batches_than_planned_were_asked_for(binding: Bind) -> None:
     caps = binding("10.3.0")
     source = Feeding(feed(Memory(), batches(3)), caps)

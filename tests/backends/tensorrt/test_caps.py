@@ -40,6 +40,7 @@ def test_what_each_version_offers(version: str, binding: Callable[..., Caps]) ->
     assert caps.parser_names == (version != "8.6.1")
     assert caps.explicit_batch == (version.startswith(("8.", "10.")))
     assert "AMPERE_PLUS" in caps.hardware_compatibility
+    assert "NONE" not in caps.hardware_compatibility
     assert bool(caps.compute_capabilities) == caps.rtx
 
 

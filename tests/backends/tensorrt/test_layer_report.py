@@ -154,6 +154,24 @@ def test_the_form_is_named_and_its_fields_are_known(
     assert found.notes == []
 
 
+def test_the_weights_decide_where_a_layer_has_a_precision_of_its_own() -> None:
+    layer = {"Name": "c", "LayerType": "CaskConvolution", "Weights": {"Type": "Int8", "Count": 9}, "Precision": "FP16"}
+    assert read(json.dumps({"Layers": [layer]})).layers[0].precision == "int8"
+    assert read(json.dumps({"Layers": [{**layer, "Weights": {}}]})).layers[0].precision == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("layer", "role"),
+    [
+        ({"LayerType": "DLA"}, "opaque"),
+        ({"LayerType": "Copy", "Origin": "REFORMAT"}, "reformat"),
+        ({"LayerType": "Copy", "Origin": "SLICE"}, "other"),
+    ],
+)
+def test_what_a_layer_does_by_its_kind_or_origin(layer: dict[str, str], role: str) -> None:
+    assert read(json.dumps({"Layers": [{"Name": "a", **layer}]})).layers[0].role == role
+
+
 def test_unknown_fields_are_named_and_counted() -> None:
     layers = [
         {"Name": str(number), "LayerType": "Tile", "Tiling": number, f"New{number % 12}": 1} for number in range(24)

@@ -107,6 +107,12 @@ def test_warnings_are_counted_and_said_once() -> None:
     ]
 
 
+def test_the_least_free_memory_of_skipped_kernels_counts() -> None:
+    texts = [f"Tactic Device request: {mb}MB Available: {free}MB." for mb, free in ((900, 300), (500, 200), (600, 400))]
+    (note,) = log_diagnosis.notes([LogLine("WARNING", text) for text in texts])
+    assert "(largest 900 MB, 200 MB free)" in note
+
+
 def test_many_kinds_of_warnings_are_cut() -> None:
     found = log_diagnosis.notes([LogLine("WARNING", f"kind {index}") for index in range(30)])
     assert len(found) == 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,25 @@ def test_nested_phases_add_up_and_never_go_back() -> None:
     assert (found[0], found[-1]) == (0, 100)
     assert {12, 25, 37, 50, 75} <= set(found)
     assert all(event.stage == "build engine" and event.total == 100 for event in events if isinstance(event, Progress))
+
+
+def test_a_phase_that_begins_anew_does_not_set_the_progress_back() -> None:
+    events: list[Event] = []
+    watch = BuildWatch(listen=events.append)
+    watch.started("Building engine", None, 4)
+    for _ in range(2):
+        watch.started("Timing", "Building engine", 2)
+        watch.stepped("Timing", 0)
+        watch.finished("Timing")
+    assert percents(events) == [0, 12, 25]
+
+
+def test_the_first_exception_is_the_cause() -> None:
+    watch = BuildWatch()
+    watch.keep(ValueError("the cause"))
+    watch.keep(KeyboardInterrupt())
+    with pytest.raises(ValueError, match="the cause"):
+        watch.raise_kept()
 
 
 @pytest.mark.parametrize(
@@ -89,6 +109,29 @@ def test_one_logger_per_binding_speaks_to_whoever_watches(version: str, binding:
     logger.log(module.ILogger.ERROR, "nobody listens")
     assert [line.text for line in first.recent] == ["one", "three"]
     assert [line.text for line in second.recent] == ["two"]
+
+
+def test_a_watch_inside_of_another_gives_its_thread_back(binding: Callable[..., Caps]) -> None:
+    """A newer watch of another thread does not get what this thread logs."""
+    module = environment.binding_module(binding("10.3.0"))
+    mine, inner, other = BuildWatch(), BuildWatch(), BuildWatch()
+    entered, leave = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        with log_watch.watching(module, other):
+            entered.set()
+            leave.wait(5)
+
+    thread = threading.Thread(target=watch)
+    with log_watch.watching(module, mine) as logger:
+        thread.start()
+        assert entered.wait(5)
+        with log_watch.watching(module, inner):
+            pass
+        logger.log(module.ILogger.WARNING, "mine")
+    leave.set()
+    thread.join()
+    assert [[line.text for line in each.warnings] for each in (mine, inner, other)] == [["mine"], [], []]
 
 
 class Stopped(BaseException):

@@ -62,6 +62,10 @@ def test_a_discrete_gpu_keeps_tensorrts_defaults() -> None:
         pytest.param(Memory(available_mib=1200, swap_mib=4096), None, id="little, with swap on disk"),
         pytest.param(Memory(available_mib=1200), "1200 MiB of memory are free and 0 MiB of swap", id="little"),
         pytest.param(Memory(available_mib=1200, zram_mib=3000), "swap is only zram", id="only zram"),
+        pytest.param(Memory(available_mib=600, swap_mib=100, zram_mib=3000), "100 MiB of swap on disk", id="both"),
+        # 1200 MiB for TensorRT, the workspace, and the weights three times.
+        pytest.param(Memory(available_mib=1771), "takes about 1772 MiB", id="one too few"),
+        pytest.param(Memory(available_mib=1772), None, id="just enough"),
     ],
 )
 def test_a_warning_before_the_killer(here: Memory, words: str | None) -> None:

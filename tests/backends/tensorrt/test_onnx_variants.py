@@ -124,14 +124,15 @@ def test_what_is_not_int8_is_fp16(tiny_model: Callable[..., Path]) -> None:
     assert (form.quantized, form.notes) == (4, [])
 
 
-def test_a_layer_whose_weights_leave_fp16_stays_in_fp32(tiny_model: Callable[..., Path], batch: Any) -> None:
+@pytest.mark.parametrize("value", [1e5, -1e5])
+def test_a_layer_whose_weights_leave_fp16_stays_in_fp32(tiny_model: Callable[..., Path], value: float) -> None:
     path = tiny_model()
     name = next(node.input[1] for node in onnx.load(path).graph.node if node.op_type == "Conv")
-    form = onnx_variants.half(changed(path, name, 1e5))
+    form = onnx_variants.half(changed(path, name, value))
     assert form.data is not None
     assert "it has weights beyond 65504" in form.notes[0]
     kept = {item.name: item for item in onnx.load_model_from_string(form.data).graph.initializer}[name]
-    assert float(onnx.numpy_helper.to_array(kept).max()) == 1e5, "not clamped"
+    assert float(onnx.numpy_helper.to_array(kept).flat[0]) == value, "not clamped"
     ort.InferenceSession(form.data, providers=["CPUExecutionProvider"])
 
 
@@ -155,6 +156,22 @@ def test_measured_ranges_near_the_limit_stay_in_fp32(tiny_model: Callable[..., P
     form = onnx_variants.quantized(path, table_for(path, sum=20000.0), half_rest=True)
     assert any("values of more than 16376 were measured" in note for note in form.notes)
     assert onnx.TensorProto.FLOAT in types(form.data or b"").values()
+    # The network's input: nothing computes it, and the first layer reads it.
+    form = onnx_variants.quantized(path, table_for(path, input=20000.0), half_rest=True)
+    assert any("values of more than 16376 were measured" in note for note in form.notes)
+
+
+def test_a_scale_that_fp16_does_not_have_keeps_its_layer_in_fp32(tiny_model: Callable[..., Path]) -> None:
+    """A cast between DequantizeLinear and the layer would undo INT8."""
+    path = tiny_model()
+    second = [node for node in onnx.load(path).graph.node if node.op_type == "Conv"][1]
+    form = onnx_variants.quantized(path, table_for(path, **{second.input[0]: 127 * 2.0**-20}), half_rest=True)
+    assert any("a scale is too small or too large for FP16" in note for note in form.notes)
+    made = onnx.load_model_from_string(form.data or b"")
+    producer = {name: node for node in made.graph.node for name in node.output}
+    convolution = next(node for node in made.graph.node if node.name == second.name)
+    assert [producer[name].op_type for name in convolution.input[:2]] == ["DequantizeLinear"] * 2
+    ort.InferenceSession(form.data, providers=["CPUExecutionProvider"])
 
 
 def test_a_channel_of_weights_that_are_nearly_zero_stays_in_int8(tiny_model: Callable[..., Path], batch: Any) -> None:

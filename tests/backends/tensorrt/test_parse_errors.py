@@ -111,3 +111,11 @@ def test_what_helps_all_is_said_once_and_what_helps_one_beside_it() -> None:
 
 def test_no_reason() -> None:
     assert "does not say why" in log_diagnosis.parser_error([], where="m.onnx").what
+
+
+@pytest.mark.parametrize(("number", "node"), [(1, "b"), (2, "node 2"), (3, "node 3")])
+def test_a_number_that_no_node_has(number: int, node: str) -> None:
+    found = log_diagnosis.problems(
+        parser({"desc": "false", "node": number}), OLD, lambda: [("a", "Relu"), ("b", "Conv")]
+    )
+    assert [problem.node for problem in found] == [node]

@@ -209,6 +209,10 @@ class Kernels:
         self._library = library
 
     def launch(self, name: str, parameters: bytes, *, grid: tuple[int, int, int], threads: int, shared: int) -> None:
+        _target, stride, row_stride = struct.unpack_from("=Qqq", parameters, 8)
+        # The kernel reads whole words.
+        assert stride % 4 == row_stride % 4 == 0, "rows must start at multiples of four bytes"
+
         def run() -> None:
             packed = LAUNCH.pack(name.encode(), parameters, *grid, threads, shared)
             if self._library.edge_launch(packed):
