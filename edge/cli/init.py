@@ -19,7 +19,7 @@ import msgspec
 import typer
 
 from edge.cli import options
-from edge.errors import DataError, UsageError
+from edge.errors import DataError, ModelError, UsageError
 from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ def command(
     from edge.config import OutputOptions
     from edge.model import model_facts
 
+    if not model.is_file():
+        raise ModelError("the model file does not exist", where=model, hint="--model FILE.onnx")
     facts = model_facts.look(model, OutputOptions(name=output_name))
     wanted_family = _family(family)
     target = target_of(name or model.stem, force=force)

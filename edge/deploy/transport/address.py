@@ -65,6 +65,9 @@ def parse(text: str) -> DeviceAddress | None:
         )
     head, colon, path = _split(text)
     if colon and "/" not in head:
+        if path.isdecimal():
+            hint = f"for a port: ssh://{head}:{path}; for that folder: {head}:./{path}"
+            raise UsageError(f"{text!r} names the folder {path}, not a port", hint=hint)
         return remote_address(head, name=text, path=path)
     if "/" in text or text in {".", ".."} or text.startswith("~"):
         return DeviceAddress(name=text, folder=Path(text).expanduser().absolute())

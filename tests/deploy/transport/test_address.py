@@ -31,6 +31,14 @@ def test_addresses(text: str, user: str | None, host: str, port: int | None, pat
     assert address.parse(text) == DeviceAddress(name=text, user=user, host=host, port=port, path=path)
 
 
+def test_a_port_needs_the_form_of_a_url() -> None:
+    with pytest.raises(UsageError, match="'ada@orin:2222' names the folder 2222, not a port") as caught:
+        address.parse("ada@orin:2222")
+    assert caught.value.hint == "for a port: ssh://ada@orin:2222; for that folder: ada@orin:./2222"
+    cures = [address.parse("ssh://ada@orin:2222"), address.parse("ada@orin:./2222")]
+    assert [(cure.port, cure.path) for cure in cures if cure is not None] == [(2222, DEFAULT_PATH), (None, "./2222")]
+
+
 @pytest.mark.parametrize("text", ["./device", "/mnt/disk", "..", ".", "a/b:c", "~/device", "./ada@orin"])
 def test_folders(text: str) -> None:
     place = address.parse(text)
