@@ -215,6 +215,11 @@ def is_stream(path: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
+def is_stdout(path: Path) -> bool:
+    """Return True if ``path`` is standard output: ``-``, ``/dev/stdout`` and the like."""
+    return str(path) == "-" or _descriptor(path) == 1
+
+
 def _descriptor(path: Path) -> int | None:
     """Return the descriptor of this process that ``path`` names, such as 1 for ``/dev/stdout``."""
     text = os.path.abspath(path)  # noqa: PTH100 - Path.resolve would follow the descriptor, too

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from edge.artifacts import remove_leftovers
+from edge.artifacts import is_stdout, remove_leftovers
 from edge.cli import options, run_options
+from edge.errors import UsageError
 from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -82,10 +83,11 @@ def command(  # noqa: PLR0913 - one argument per option
         wait=wait_for_camera,
     )  # fmt: skip
     source.check()
+    has_stdout = _check_stdout(csv, record, as_json=as_json)
     if has_files := csv is not None or save_video is not None:
         from edge.runtime import ResultFiles
 
-        ResultFiles.check(csv=csv, video=save_video, record=record, has_json=as_json)
+        ResultFiles.check(csv=csv, video=save_video, record=record)
     remove_leftovers()
     duration_s = None if duration is None else options.seconds(duration, option="--duration")
     chosen, path = paths.load_profile(profile)
@@ -99,7 +101,7 @@ def command(  # noqa: PLR0913 - one argument per option
     open_stream = source.plan(chosen, cameras)
     names = labels.load_names(Path(chosen.labels))
     kept: list[RunRecord] = []
-    with _printed(terminal, kept, as_json=as_json, has_rows=str(csv) == "-"), contextlib.ExitStack() as stack:
+    with _printed(terminal, kept, as_json=as_json, has_file=has_stdout), contextlib.ExitStack() as stack:
         ports = run_options.open_ports(run_options.HttpOptions(web, metrics, chosen.web.token_file), stack, terminal)
         notifications = observers.open_notifications(notify or (), chosen, path, names=names, warn=terminal.warn)
         if notifications is not None:
@@ -135,6 +137,25 @@ def command(  # noqa: PLR0913 - one argument per option
     stop.grant()
 
 
+def _check_stdout(csv: Path | None, record: Path | None, *, as_json: bool) -> bool:
+    """Return True if a file of the run is standard output, which then has nothing else.
+
+    Raises:
+        UsageError: two results would be mixed there.
+    """
+    files = [
+        f"{option} {path}"
+        for option, path in (("--csv", csv), ("--record", record))
+        if path is not None and is_stdout(path)
+    ]
+    if len(files) + as_json > 1:
+        raise UsageError(
+            f"{' and '.join([*files, *(['--json'] if as_json else [])])} both write to standard output",
+            hint=f"{files[0].split()[0]} FILE",
+        )
+    return bool(files)
+
+
 def _print_profile(terminal: Terminal, chosen: Profile, path: Path, *, as_json: bool) -> None:
     if not as_json:
         terminal.info(f"profile {chosen.name} ({path})", style="dim")
@@ -150,15 +171,15 @@ def _settings(chosen: Profile, found: FoundArtifact, width: Width, *, duration_s
 
 
 @contextlib.contextmanager
-def _printed(terminal: Terminal, kept: list[RunRecord], *, as_json: bool, has_rows: bool) -> Iterator[None]:
+def _printed(terminal: Terminal, kept: list[RunRecord], *, as_json: bool, has_file: bool) -> Iterator[None]:
     """Print what was found when the block ends: also when the run failed, or the disk refused the record.
 
-    Nothing is printed where standard output ``has_rows`` of a CSV.
+    Nothing is printed where standard output ``has_file``: the rows of the CSV, or the record.
     """
     try:
         yield
     finally:
-        if kept and not has_rows:
+        if kept and not has_file:
             _print_end(terminal, kept[-1], as_json=as_json)
 
 

@@ -237,15 +237,13 @@ class ResultFiles:
         self.video = None if video is None else AnnotatedVideo(video, opened, warn=warn)
 
     @staticmethod
-    def check(*, csv: Path | None, video: Path | None, record: Path | None, has_json: bool) -> None:
+    def check(*, csv: Path | None, video: Path | None, record: Path | None) -> None:
         """Refuse invalid outputs before anything is opened.
 
         Raises:
             UsageError: the video's suffix is unknown, or two outputs have the same target.
             StoreError: the folder of the video does not exist.
         """
-        if csv is not None and str(csv) == "-" and has_json:
-            raise UsageError("--csv - and --json both write to standard output", hint="--csv FILE")
         if video is not None:
             check_video_path(video)
         named: dict[Path, str] = {}

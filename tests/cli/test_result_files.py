@@ -50,6 +50,15 @@ def test_a_csv_on_standard_output(edge: Edge, edge_process: Edge, built: Place) 
     assert (ended.code, "both write to standard output" in ended.err) == (2, True)
 
 
+def test_a_result_on_standard_output_is_alone_there(edge_process: Edge, edge: Edge, built: Place) -> None:
+    built(3)
+    alone = edge_process(*RUN, "--images", "pictures", "--record", "/dev/stdout")
+    assert (alone.code, json.loads(alone.out)["pictures"]) == (0, 3)
+    for options in (("--csv", "/dev/stdout", "--record", "-"), ("--record", "-", "--json")):
+        ended = edge(*RUN, "--images", "pictures", *options)
+        assert (ended.code, "both write to standard output" in ended.err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("text", "written"),
     [("a, b", '"a, b"'), ('say "x"', '"say ""x"""'), ("a\nb\x1b[2J", r"a\nb\x1b[2J"), ("=1+1", "'=1+1"), ("Ä", "Ä")],
