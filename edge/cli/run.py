@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from edge.artifacts import RunRecord
     from edge.calibration import FoundArtifact
     from edge.config import Profile
-    from edge.runtime import RunSettings, Width
+    from edge.media import OpenedSource
+    from edge.runtime import ResultFiles, RunSettings, Width
 
 # Maximum number of images listed at the end of a run; all of them are in the record.
 _SHOWN = 20
@@ -83,11 +84,7 @@ def command(  # noqa: PLR0913 - one argument per option
         wait=wait_for_camera,
     )  # fmt: skip
     source.check()
-    has_stdout = _check_stdout(csv, record, as_json=as_json)
-    if has_files := csv is not None or save_video is not None:
-        from edge.runtime import ResultFiles
-
-        ResultFiles.check(csv=csv, video=save_video, record=record)
+    has_stdout = _check_outputs(csv, save_video, record, as_json=as_json)
     remove_leftovers()
     duration_s = None if duration is None else options.seconds(duration, option="--duration")
     chosen, path = paths.load_profile(profile)
@@ -120,9 +117,7 @@ def command(  # noqa: PLR0913 - one argument per option
         run = observers.ObservedRun(
             subject=paths.subject(chosen, backend, found, wanted, run_options.source_name(source, cameras)),
             power=options.power_line(telemetry), notifications=notifications,
-            files=(
-                ResultFiles(csv=csv, video=save_video, opened=stream.opened, warn=terminal.warn) if has_files else None
-            ),
+            files=_open_files(csv, save_video, stream.opened, terminal),
             headline=f"{chosen.name} · {Path(chosen.model).stem} · {wanted}", kept=kept,
         )  # fmt: skip
         with observers.gather(terminal, statistics, telemetry.sampler, run, seen=ports, as_json=as_json) as observed:
@@ -137,12 +132,24 @@ def command(  # noqa: PLR0913 - one argument per option
     stop.grant()
 
 
-def _check_stdout(csv: Path | None, record: Path | None, *, as_json: bool) -> bool:
+def _open_files(csv: Path | None, video: Path | None, opened: OpenedSource, terminal: Terminal) -> ResultFiles | None:
+    if csv is None and video is None:
+        return None
+    from edge.runtime import ResultFiles
+
+    return ResultFiles(csv=csv, video=video, opened=opened, warn=terminal.warn)
+
+
+def _check_outputs(csv: Path | None, video: Path | None, record: Path | None, *, as_json: bool) -> bool:
     """Return True if a file of the run is standard output, which then has nothing else.
 
     Raises:
-        UsageError: two results would be mixed there.
+        UsageError: two results would be mixed in one file or there, or the video's suffix is unknown.
     """
+    if csv is not None or video is not None:
+        from edge.runtime import ResultFiles
+
+        ResultFiles.check(csv=csv, video=video, record=record)
     files = [
         f"{option} {path}"
         for option, path in (("--csv", csv), ("--record", record))
