@@ -91,6 +91,12 @@ def split_name(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).replace("_", " ")
 
 
+@cache
+def in_name(name: str) -> list[tuple[str, str]]:
+    """Forbidden words of a name; the same names come again and again."""
+    return list(IN_IDENTIFIERS.search(split_name(name)))
+
+
 def of_text(text: str) -> Iterator[tuple[int, str]]:
     """Line and problem of each forbidden word in prose."""
     for number, line in enumerate(text.splitlines(), 1):
@@ -102,7 +108,7 @@ def of_python(source: str) -> Iterator[tuple[int, str]]:
     """The same for a module: its names, strings and comments, and the first words of its docstrings."""
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.NAME:
-            for found, better in IN_IDENTIFIERS.search(split_name(token.string)):
+            for found, better in in_name(token.string):
                 yield token.start[0], f"{found!r} in the name {token.string} (say: {better})"
         elif token.type in {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", -1)}:
             for line, problem in of_text(token.string):

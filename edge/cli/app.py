@@ -60,9 +60,13 @@ def make_app(arguments: list[str]) -> typer.Typer:
     )
     app.callback()(_top)
     wanted = next((word for word in _words(arguments) if not word.startswith("-")), None)
+    # A command that comes first needs no list of the others, whose options typer would look at.
+    is_first = arguments[:1] == [wanted] and wanted in COMMANDS
     for title, names in COMMAND_GROUPS.items():
         for name, short in names.items():
             if name != wanted:
+                if is_first:
+                    continue
                 app.command(name, help=short, rich_help_panel=title)(_placeholder)
                 continue
             module = import_module(f"edge.cli.{name}")

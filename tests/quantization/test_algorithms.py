@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from fractions import Fraction
 from typing import get_args
 
 import numpy as np
@@ -43,8 +43,11 @@ def range_of(name: str, tensor: TensorStatistics, **parameters: float) -> float:
     return chosen.rule(tensor, complete)
 
 
+@functools.cache
 def gaussian(n: int = 200_000, *, outliers: tuple[float, ...] = (), seed: int = 0) -> np.ndarray:
-    return np.concatenate([np.random.default_rng(seed).normal(size=n), outliers]).astype(np.float32)
+    values = np.concatenate([np.random.default_rng(seed).normal(size=n), outliers]).astype(np.float32)
+    values.flags.writeable = False
+    return values
 
 
 # the registry
@@ -227,26 +230,27 @@ def slow_divergences(counts: list[int], first: int = LEVELS) -> list[float]:
     total = sum(counts)
     for last in range(first, len(counts)):
         # All outliers go into B.
-        reference = [Fraction(c) for c in counts[: last + 1]]
+        reference = counts[: last + 1]
         reference[last] += sum(counts[last + 1 :])
         # 127 coarse bins between 0 and the midpoint of B; the last fine bin belongs to the last coarse bin.
-        coarse = [[] for _ in range(LEVELS)]
+        coarse: list[list[int]] = [[] for _ in range(LEVELS)]
         for fine in range(last + 1):
-            at = math.floor(Fraction(2 * fine + 1, 2 * last + 1) * LEVELS)
+            at = (2 * fine + 1) * LEVELS // (2 * last + 1)
             coarse[min(at, LEVELS - 1)].append(fine)
         # The coarse histogram counts no outliers; each coarse bin is shared by its occupied fine bins.
-        candidate = [Fraction(0)] * (last + 1)
+        candidate = [0.0] * (last + 1)
         for members in coarse:
             occupied = [fine for fine in members if counts[fine]]
+            content = sum(counts[fine] for fine in occupied)
             for fine in occupied:
-                candidate[fine] = Fraction(sum(counts[f] for f in occupied), len(occupied))
-        inside = sum(candidate)
+                candidate[fine] = content / len(occupied)
+        inside = sum(counts[: last + 1])
         divergence = 0.0
         for p, q in zip(reference, candidate, strict=True):
             if p and not q:
                 divergence = math.inf
             elif p:
-                divergence += float(p / total) * math.log((p / total) / (q / inside))
+                divergence += p / total * math.log((p / total) / (q / inside))
         found.append(divergence)
     return found
 
