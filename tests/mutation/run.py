@@ -35,7 +35,7 @@ ROOT = HERE.parents[1]
 PACKAGES = ("edge/backends/tensorrt", "edge/backends/cuda", "edge/quantization", "edge/engines")
 # What the tests read, besides the packages themselves.
 _COPIED = ("edge", "tests", "profiles", "models", "samples", "calib_cache", "docs", "benchmarks", "pyproject.toml")
-_FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 _PASSED = re.compile(r"\b(\d+) passed")
 
 Result = Literal["killed", "survived"]
@@ -161,8 +161,8 @@ class Tree:
             code, output = self.test(mutant.tests, gpu=mutant.gpu, first_only=True, timeout_s=timeout_s)
         finally:
             path.write_text(text, encoding="utf-8")
-        if code not in {None, 0, 1, 2}:
-            raise MutationError(f"{mutant.id}: pytest ended with {code}\n{output}")
+        if code in {4, 5}:
+            raise MutationError(f"{mutant.id}: pytest found no tests\n{output}")
         failed = _FAILED.search(output)
         by = "timeout" if code is None else failed[1] if failed else None
         return Outcome(
@@ -172,7 +172,8 @@ class Tree:
 
     def _run(self, command: Sequence[str], *, timeout_s: float) -> subprocess.CompletedProcess[str]:
         # Two versions of a module in one second have the same time stamp: no compiled file may outlive its mutant.
-        environment = os.environ | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        path = os.pathsep.join([str(self.folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
         return subprocess.run(
             command, cwd=self.folder, env=environment, text=True, capture_output=True, check=False, timeout=timeout_s
         )
@@ -197,7 +198,10 @@ def failing(trees: Sequence[Tree], mutants: Sequence[Mutant]) -> set[str]:
         output = "".join(pool.map(one, range(len(trees))))
     if not _PASSED.search(output):
         raise MutationError(f"no test passes without a mutant\n{output[-4000:]}")
-    return set(_FAILED.findall(output))
+    found = set(_FAILED.findall(output))
+    for node in sorted(found):
+        print(f"fails without a mutant: {node}", file=sys.stderr)
+    return found
 
 
 def save(outcomes: Iterable[Outcome], path: Path) -> None:
