@@ -639,7 +639,7 @@ def test_a_lock_that_is_held_too_long_is_an_error_that_says_so(tmp_path: Path) -
         start = time.monotonic()
         with pytest.raises(StoreError) as caught, lock(path, timeout_s=0.2):
             pass
-        assert 0.15 < time.monotonic() - start < 5
+        assert 0.15 < time.monotonic() - start < 30
     assert str(caught.value) == (
         f"{path}: another process has been writing this for 0.2 s\n  try: wait for that process or end it"
     )

@@ -252,7 +252,7 @@ def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> No
     start = time.monotonic()
     with pytest.raises(DeviceError):
         open_target(Secret(f"http://127.0.0.1:{there.port}/")).send(b"{}")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
     there.close()
 
 
@@ -339,7 +339,7 @@ def is_listening(port: int) -> bool:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)

@@ -217,7 +217,7 @@ def test_reads_its_child_and_ends_it(tmp_path: Path) -> None:
         assert (source.name, source.scope) == ("tegrastats", "module_input")
         first = source.read()
         assert first.power_mw == 9000
-        assert abs(first.t_s - time.monotonic()) < 2
+        assert abs(first.t_s - time.monotonic()) < 30
         wait_until(lambda: source.read().t_s > first.t_s)
     assert (tmp_path / "called").read_text() == "--interval 20 C\n"
     assert [is_alive(pid) for pid in pids(root)] == [False]
