@@ -31,7 +31,7 @@ usage() {
 Usage: ./install.sh [MODE] [--offline DIR] [--into DIR]
 
   (no mode)   set up .venv in this folder, and print the next command
-  demo        set up, then build the sample model's INT8 engine for this host and classify the pictures in samples/
+  demo        set up, then build the sample model's INT8 engine for this host and classify the images in samples/
   test        set up with the development tools, then run ruff, mypy and pytest
   check       say what this machine has and what would be done; change nothing
   uninstall   remove .venv

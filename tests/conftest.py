@@ -84,7 +84,7 @@ def repository() -> Path:
 def shared_data() -> Path:
     """Folder with ``calib/`` (400 pictures) and ``eval/`` (500 with labels.csv); skips where it is not there."""
     if not (SHARED_DATA / "eval").is_dir():
-        pytest.skip("the calibration and evaluation pictures are not on this machine (../shared/data)")
+        pytest.skip("the calibration and evaluation images are not on this machine (../shared/data)")
     return SHARED_DATA
 
 

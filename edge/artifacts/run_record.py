@@ -299,7 +299,9 @@ def _check_format(version: msgspec.Raw | None, path: Path) -> None:
     if version is None or bytes(version) != str(FORMAT).encode():
         found = "no format" if version is None else f"format {bytes(version).decode()}"
         raise ArtifactError(
-            f"record with {found}; this edge reads format {FORMAT}", where=path, hint="repeat the run with this edge"
+            f"record with {found}; this edge reads format {FORMAT}",
+            where=path,
+            hint="repeat the run with this version of edge",
         )
 
 

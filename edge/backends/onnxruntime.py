@@ -298,9 +298,9 @@ class OnnxRuntime:
         """Return the explicit route: ONNX Runtime supports INT8 only as Q/DQ nodes."""
         if profile.int8_route == "implicit":
             raise ProfileError(
-                "int8_route: implicit is impossible: ONNX Runtime has no calibrators",
+                "int8_route: implicit is not possible: ONNX Runtime has no calibrators",
                 where=profile.name,
-                hint="int8_route: auto or explicit; the same table becomes Q/DQ nodes",
+                hint="set int8_route: auto or explicit; the same table becomes Q/DQ nodes",
             )
         return Int8Plan(route="explicit", why="ONNX Runtime needs INT8 as Q/DQ nodes in the graph")
 

@@ -38,7 +38,7 @@ _NO_WORKER_S = 30.0
 _ANSWER_S = 30.0
 _GATHER_S = 60.0
 _ADDRESS = "--dask tcp://HOST:8786"
-_SAME_PATHS = "every Dask worker needs the model and the pictures under the same paths as here"
+_SAME_PATHS = "every Dask worker needs the model and the images under the same paths as here"
 _GOES_ON = "the statistics so far are saved: the same command continues from there"
 
 
@@ -280,5 +280,5 @@ def _count_there(task: StatisticsJob, pictures: Sequence[Picture], version: str,
         where = exc.where if here.host == client else " on ".join(part for part in (exc.where, here.host) if part)
         raise type(exc)(exc.what, where=where, hint=_SAME_PATHS if missing else exc.hint) from None
     if statistics is None:
-        raise RuntimeError("statistics collection stopped early without a request")
+        raise RuntimeError("statistics collection stopped unexpectedly")
     return _Answer(pack(statistics), here)

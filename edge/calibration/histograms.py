@@ -63,7 +63,7 @@ def _count(tensor: TensorStatistics, flat: NDArray[np.float32], *, name: str, wh
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ModelError(
             f"tensor {name!r} contains NaN or infinity for {what}",
-            hint="the FP32 network itself overflows on this picture: check the model and its preprocessing",
+            hint="the FP32 network itself overflows on this image: check the model and its preprocessing",
         )
     # Adding 0.0 turns -0.0 into 0.0: the result must not depend on their order.
     tensor.low, tensor.high = min(tensor.low, low) + 0.0, max(tensor.high, high) + 0.0
@@ -125,7 +125,7 @@ def collect(
         ModelError: a tensor contains NaN or infinity.
     """
     if not pictures:
-        raise DataError("no pictures to calibrate with")
+        raise DataError("no images to calibrate with")
     groups = [range(start, min(start + batch, len(pictures))) for start in range(0, len(pictures), batch)]
     position = iter(groups)
     guard = threading.Lock()

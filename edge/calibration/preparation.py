@@ -207,7 +207,7 @@ class _Stack:
         measured_db = {name: self._score(trials[name]) for name in finalists}
         best = max(finalists, key=lambda name: measured_db[name])
         for name in sorted(race, key=lambda name: -measured_db.get(name, race[name] - 1e3)):
-            in_race = f"not among the {_FINALISTS} best on {_RACE} pictures"
+            in_race = f"not among the {_FINALISTS} best on {_RACE} images"
             why = None if name == best else f"{best} is better" if name in measured_db else in_race
             self._steps.append(Step(f"algorithm {name}", name == best, measured_db.get(name, race[name]), why))
         return trials[best], measured_db[best]
@@ -350,7 +350,7 @@ class _Stack:
     def _tensor_statistics(self, model: OnnxModel, names: Sequence[str]) -> dict[str, TensorStatistics]:
         counter = Counter(names, with_histogram=True)
         for values in self._values(model, names):
-            counter.add([values[name] for name in names], pictures=1, what="a calibration picture")
+            counter.add([values[name] for name in names], pictures=1, what="a calibration image")
         return counter.statistics.tensors
 
     def _values(self, model: OnnxModel, names: Sequence[str]) -> Any:  # noqa: ANN401 - an iterator of mappings

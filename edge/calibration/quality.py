@@ -106,7 +106,7 @@ def check(
     if worst := layers():
         text += f"; layers with the largest loss: {', '.join(worst)}"
     if verdict.level == "collapse" and quality.collapse == "error":
-        raise QualityError(text, hint=f"{hint}; or quality: {{collapse: allow}} in the profile to accept it")
+        raise QualityError(text, hint=f"{hint}; or set quality: {{collapse: allow}} in the profile to accept it")
     return [f"{text}; to improve it: {hint}"]
 
 

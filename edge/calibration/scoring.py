@@ -196,7 +196,7 @@ class Scorer:
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         if not pictures:
-            raise DataError("no pictures to score with")
+            raise DataError("no images to score with")
         self.pictures = pictures
         self._size = fixed_batch or 1
         self._threads = threads or os.cpu_count() or 1

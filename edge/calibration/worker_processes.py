@@ -288,7 +288,7 @@ def _answer(task: StatisticsJob, pictures: Sequence[Picture]) -> bytes:
     """Return pickled statistics, an EdgeError, or the traceback text of any other exception."""
     try:
         statistics = count(task, pictures)
-        content: object = pack(statistics) if statistics else "statistics collection stopped early without a request"
+        content: object = pack(statistics) if statistics else "statistics collection stopped unexpectedly"
     except EdgeError as exc:
         content = exc
     except Exception:  # noqa: BLE001 - the parent raises it

@@ -336,7 +336,7 @@ def calibrate_on_device(
     whole = len(pictures) // batch * batch
     if whole != len(pictures) or not whole:
         raise DataError(
-            f"{len(pictures)} images are not a multiple of the calibration batch {batch}, but TensorRT needs them",
+            f"{len(pictures)} images are not a multiple of the calibration batch {batch}; TensorRT requires full batches",
             hint=f"--limit {whole}" if whole else "--batch 1",
         )
     _hashed(pictures, listen=listen, should_stop=lambda: False)

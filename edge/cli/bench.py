@@ -49,7 +49,7 @@ MinDuration = Annotated[
 ]
 MinSamples = Annotated[
     int | None,
-    typer.Option("--min-samples", min=1, help="Run at least this many pictures.", show_default="the scenario's"),
+    typer.Option("--min-samples", min=1, help="Run at least this many images.", show_default="the scenario's"),
 ]
 WarmUp = Annotated[str, typer.Option("--warm-up", metavar="TIME", help="Run this long before the measurement.")]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Images stored in memory and used repeatedly.")]
@@ -115,7 +115,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     kinds: list[Precision | None] = [options.precision(precision)]
     if compare is not None:
         if camera or layers or precision is not None or record is not None:
-            raise UsageError("--compare goes with no --camera, --layers, --precision or --record")
+            raise UsageError("--compare cannot be combined with --camera, --layers, --precision or --record")
         kinds = [*_two_precisions(compare)]
     engines = [
         paths.find_engine(chosen, path, precision=kind, cache_dir=cache_dir, engine_dir=engine_dir) for kind in kinds
@@ -195,7 +195,7 @@ def _two_precisions(text: str) -> list[Precision]:
     found = [options.precision(word.strip()) for word in text.split(",") if word.strip()]
     chosen = [item for item in dict.fromkeys(found) if item is not None]
     if len(chosen) != 2 or len(found) != 2:
-        raise UsageError(f"--compare {text}: two different precisions are compared", hint="--compare fp16,int8")
+        raise UsageError(f"--compare {text}: give two different precisions", hint="--compare fp16,int8")
     return chosen
 
 
@@ -219,9 +219,9 @@ def _print_comparison(
         terminal.data(msgspec.json.encode(content).decode())
         return
     names = (
-        ("pictures per second", "rate_per_s", "{:.1f}"), ("median, ms", "median_ms", "{:.3f}"),
-        ("energy per picture, mJ", "mj_per_picture", "{:.2f}"), ("logit SQNR, dB", "sqnr_db", "{:.1f}"),
-        ("agreement with FP32, %", "agreement", "{:.1f}"), ("pictures of the accuracy", "pictures", "{}"),
+        ("images per second", "rate_per_s", "{:.1f}"), ("median, ms", "median_ms", "{:.3f}"),
+        ("energy per image, mJ", "mj_per_picture", "{:.2f}"), ("logit SQNR, dB", "sqnr_db", "{:.1f}"),
+        ("agreement with FP32, %", "agreement", "{:.1f}"), ("images of the accuracy", "pictures", "{}"),
     )  # fmt: skip
     table = [
         (title, *("not measured" if row.get(key) is None else words.format(row[key]) for row in rows))
@@ -250,7 +250,7 @@ def _check_kind(
         raise UsageError("--camera measures the whole loop and excludes --images, --scenario and --min-samples")
     if layers and (camera or scenario != "single-stream" or timed):
         raise UsageError(
-            "--layers times layers: it goes with no --camera, --scenario, --min-duration or --record",
+            "--layers cannot be combined with --camera, --scenario, --min-duration or --record",
             hint="--min-samples N sets the number of runs",
         )
     if scenario not in benchmark.SCENARIOS:
@@ -281,7 +281,7 @@ def _time_layers(
     try:
         layer_times.save(path, times)
     except StoreError as exc:
-        terminal.warn(f"the layer times are not kept: {exc}")
+        terminal.warn(f"the layer times are not stored: {exc}")
     if as_json:
         terminal.data(msgspec.json.encode(times).decode())
         return

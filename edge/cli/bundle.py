@@ -72,9 +72,9 @@ def create(
     profile: options.ProfileName = None,
     cache_dir: options.CacheDir = None,
     golden: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Golden pictures, as for `--images`.", show_default="samples")
+        Path | None, typer.Option(metavar="DIR", help="Golden images, as for `--images`.", show_default="samples")
     ] = None,
-    no_golden: Annotated[bool, typer.Option("--no-golden", help="Leave golden pictures out.")] = False,
+    no_golden: Annotated[bool, typer.Option("--no-golden", help="Leave golden images out.")] = False,
     reference: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Take the golden answers from this bundle; do not compute them.")
     ] = None,
@@ -128,7 +128,7 @@ def _golden(source: Path | None) -> list[Picture]:
         own = paths.home() / "samples"
         source = own if own.is_dir() else paths.resources() / "samples"
         if not source.is_dir():
-            raise UsageError("there are no golden pictures", where=source, hint="--golden DIR, or --no-golden")
+            raise UsageError("there are no golden images", where=source, hint="give --golden DIR, or --no-golden")
     return list(open_pictures(source))
 
 
@@ -332,7 +332,7 @@ def _summary(bundle: Bundle) -> list[tuple[str, str]]:
         ("network", f"{info.get('input', 'unknown')} -> {info.get('output', 'unknown')}"),
         ("tables", ", ".join(tables) or "none"),
         ("timing", f"{timing} caches" if timing else "none"),
-        ("golden", f"{golden} pictures" if golden > 0 else "none"),
+        ("golden", f"{golden} images" if golden > 0 else "none"),
         ("wheels", f"{wheels}, install edge for Python {versions}" if wheels else "none"),
         ("signature", "present; edge bundle verify checks it" if bundle.signature() is not None else "none"),
         ("size", f"{_size(about.total_bytes)} in {len(files)} files, made with {about.created_with}"),

@@ -54,7 +54,7 @@ def command(
         ),
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Calibration batch.", show_default="the profile's")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use N pictures, spread evenly over the set.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use N images, spread evenly over the set.")] = None,
     cache_dir: options.CacheDir = None,
     threads: options.Threads = None,
     workers: Annotated[
@@ -84,7 +84,7 @@ def command(
     terminal.info(f"profile {chosen.name} ({path})", style="dim")
     source = images or (Path(chosen.calibration.images) if chosen.calibration.images else None)
     if source is None:
-        raise UsageError("no pictures to calibrate with", hint="--images DIR, or calibration.images in the profile")
+        raise UsageError("no images to calibrate with", hint="--images DIR, or calibration.images in the profile")
     asked = chosen.calibration
     name, parameters = algorithms.read(algorithm) if algorithm else (asked.algorithm, asked.parameters)
     settings = msgspec.structs.replace(
@@ -149,10 +149,10 @@ def _show(terminal: Terminal, outcome: CalibrationOutcome, *, as_json: bool) -> 
         terminal.data(msgspec.json.encode(outcome, enc_hook=str).decode())
         return
     if outcome.work == "unchanged":
-        terminal.data(f"{outcome.table}: unchanged, nothing to do ({outcome.pictures} pictures)")
+        terminal.data(f"{outcome.table}: unchanged, nothing to do ({outcome.pictures} images)")
         return
     how = "from stored statistics" if outcome.work == "from statistics" else f"in {outcome.seconds:.1f} s"
-    terminal.data(f"{outcome.table}: {outcome.tensors} tensors from {outcome.pictures} pictures, {how}")
+    terminal.data(f"{outcome.table}: {outcome.tensors} tensors from {outcome.pictures} images, {how}")
     if outcome.zero_tensors:
         terminal.warn(f"tensors without a range, because they are always zero: {', '.join(outcome.zero_tensors)}")
 

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 
 Source = Annotated[
-    Path, typer.Argument(help="A folder, a picture, a list (.txt), a .csv, or TFRecord shards (also 'train-*').")
+    Path, typer.Argument(help="A folder, an image, a list (.txt), a .csv, or TFRecord shards (also 'train-*').")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
-Labels = Annotated[Path | None, typer.Option(metavar="FILE", help="Labels of the pictures: CSV or TSV.")]
+Labels = Annotated[Path | None, typer.Option(metavar="FILE", help="Labels of the images: CSV or TSV.")]
 ProfileName = Annotated[
     str | None, typer.Option("--profile", "-p", metavar="NAME", help="Read labels as class names of this profile, too.")
 ]
@@ -67,7 +67,7 @@ def list_(
         "labelled": rendered.labelled,
         "outside": rendered.outside,
     }
-    text = f"{place}: {rendered.pictures} pictures, {rendered.labelled} of them with a class index"
+    text = f"{place}: {rendered.pictures} images, {rendered.labelled} of them with a class index"
     terminal.data(_json(result) if as_json else text)
 
 
@@ -76,7 +76,7 @@ def extract(
     source: Annotated[Path, typer.Argument(metavar="SHARD", help="A TFRecord shard, a folder of them, or 'train-*'.")],
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write to.")],
-    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of pictures.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of images.")] = None,
     label_offset: Annotated[
         int, typer.Option(help="Added to every class index; -1 for ImageNet shards, which count from 1.")
     ] = 0,
@@ -110,9 +110,7 @@ def extract(
     place = shown(str(output))
     result = {"folder": place, "label_offset": label_offset, **msgspec.to_builtins(done)}
     kept = f" ({done.kept} of them existed already)" if done.kept else ""
-    text = (
-        f"{place}: {done.pictures} pictures{kept}, {done.labelled} of them with a class index in {picture_sets.TRUTH}"
-    )
+    text = f"{place}: {done.pictures} images{kept}, {done.labelled} of them with a class index in {picture_sets.TRUTH}"
     terminal.data(_json(result) if as_json else text)
 
 
@@ -141,7 +139,7 @@ def check(
     elif found.bad:
         terminal.table(("picture", "problem"), [(item.name, item.problem) for item in found.bad])
     else:
-        terminal.data(f"{shown(str(source))}: {found.pictures} pictures, all good")
+        terminal.data(f"{shown(str(source))}: {found.pictures} images, all good")
     if found.bad:
         raise QualityError(
             f"{_counted(len(found.bad), 'problem')} in {_counted(found.pictures, 'picture')}", where=source

@@ -232,7 +232,7 @@ def _show(terminal: Terminal, card: EngineReport, *, layers: bool) -> None:
             right=(0, 7),
         )
     elif card.counts:
-        terminal.info("--layers lists every layer, --html FILE draws the card", style="dim")
+        terminal.info("--layers lists every layer, --html FILE writes the report", style="dim")
 
 
 def show_times(terminal: Terminal, times: LayerTimes, *, limit: int | None = _SHOWN) -> None:

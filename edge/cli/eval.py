@@ -34,7 +34,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     profile: options.ProfileName = None,
     precision: options.PrecisionName = None,
     against: Annotated[str | None, typer.Option(help="Compare with fp32; always on for INT8.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N pictures.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N images.")] = None,
     min_top1: Annotated[
         float | None, typer.Option(min=0, max=100, help="Fail (exit code 1) if top-1 is below N percent.")
     ] = None,
@@ -89,7 +89,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
         _show(terminal, scores)
     if scores.warning:
         terminal.warn(scores.warning)
-    hint = f"edge tune --profile {chosen.name} --images DIR (calibration pictures)"
+    hint = f"edge tune --profile {chosen.name} --images DIR (calibration images)"
 
     def worst() -> list[str]:
         return [] if table is None else worst_layers(chosen, table, pictures, threads=threads)
@@ -148,7 +148,7 @@ def _checked(pictures: list[Picture], images: Path, *, compared: bool) -> list[P
     missing = sum(picture.label is None for picture in pictures)
     if missing and (missing < len(pictures) or not compared):
         raise UsageError(
-            f"{missing} of {len(pictures)} pictures have no label", where=images,
+            f"{missing} of {len(pictures)} images have no label", where=images,
             hint="--labels FILE.csv, or one folder per class with the name of the class; "
             "--against fp32 needs no labels",
         )  # fmt: skip

@@ -74,7 +74,7 @@ def command(
     labels: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="FILE", help="Class names (one per line), or labels of the pictures (.csv, .tsv); may be repeated."
+            metavar="FILE", help="Class names (one per line), or labels of the images (.csv, .tsv); may be repeated."
         ),
     ] = None,
     family: Annotated[
@@ -153,7 +153,9 @@ def _names(facts: ModelFacts, images: Path | None, files: Sequence[Path], tables
     from edge.media import labels
 
     if len(files) > 1:
-        raise UsageError("several files of class names", where=files[1], hint="one --labels FILE.txt, one FILE.csv")
+        raise UsageError(
+            "several class name files", where=files[1], hint="give one --labels FILE.txt and one --labels FILE.csv"
+        )
     if files:
         names = labels.load_names(files[0])
         if len(names) != facts.classes:
@@ -205,7 +207,7 @@ def _first_guess(facts: ModelFacts) -> PreprocessGuess:
     if facts.grey:
         mean, std = 0.4589 * 255, 0.2257 * 255
         spec = msgspec.structs.replace(usual, mean=(mean,) * 3, std=(std,) * 3)
-        return PreprocessGuess(spec, "a guess: ImageNet's mean and std of grey pictures", is_guess=True)
+        return PreprocessGuess(spec, "a guess: ImageNet's mean and std of grey images", is_guess=True)
     return PreprocessGuess(usual, "a guess: torchvision's mean and std of ImageNet, the most usual ones", is_guess=True)
 
 
@@ -451,11 +453,11 @@ def _show(terminal: Terminal, target: Path, proposal: Proposal, *, has_tried: bo
         terminal.warn(f"check the class names in {target}: {names.source}")
     if chosen.is_guess:
         terminal.warn(
-            f"check preprocess in {target}: {chosen.why}; write what the training code does"
-            + ("" if has_tried else ", or compare the usual: --images DIR with labelled pictures")
+            f"check preprocess in {target}: {chosen.why}; copy it from your training code"
+            + ("" if has_tried else ", or compare the usual ones: --images DIR with labelled images")
         )
     if facts.classes == 1:
-        terminal.warn("the model has one class: without a Sigmoid at its end every picture is that class")
+        terminal.warn("the model has one class: without a Sigmoid at its end every image is that class")
     name = target.stem if target.parent.name == "profiles" else str(target)
     terminal.info(f"next: edge calibrate --profile {name} --images DIR && edge build --profile {name}")
 

@@ -59,7 +59,7 @@ def choose(profile: Profile, *, live: bool, cameras: int = 1, cores: int | None 
     if profile.run.batch > has.max:
         raise UsageError(
             f"run.batch: the engine supports at most {has.max} images, not {profile.run.batch}",
-            hint="a larger input.batch.max in the profile, then edge build",
+            hint="set a larger input.batch.max in the profile, then run edge build",
         )
     batch = max(min(cameras, has.max), 1) if live else profile.run.batch
     cores = cores or len(os.sched_getaffinity(0))
@@ -119,7 +119,7 @@ def open_sessions(
     wanted = profile.run.preprocess_on
     if wanted == "device" and not all(hasattr(session, "preprocess_on_gpu") for session in sessions):
         raise DeviceError(
-            f"run.preprocess_on: device is impossible: {backend.name} does not preprocess", hint="preprocess_on: auto"
+            f"run.preprocess_on: device is not possible: {backend.name} does not preprocess", hint="preprocess_on: auto"
         )
     if wanted == "cpu" or not all(hasattr(session, "preprocess_on_gpu") for session in sessions):
         return sessions, on_cpu
@@ -244,7 +244,7 @@ def _power_mode(wanted: str, stack: contextlib.ExitStack, terminal: Terminal, *,
 
     if set_it:
         state = stack.enter_context(power_modes.during(wanted, again=this_command()))
-        terminal.info(f"power mode {state.mode}; the one before comes back at the end", style="dim")
+        terminal.info(f"power mode {state.mode}; the previous one is restored at the end", style="dim")
     warning = power_modes.mode_warning(wanted)
     return [] if warning is None else [warning]
 
@@ -315,7 +315,7 @@ Images = Annotated[
         "-i",
         metavar="DIR",
         callback=_with_samples,
-        help="Folder, picture, list, CSV or TFRecord shards; samples: for the images included in edge.",
+        help="Folder, image, list, CSV or TFRecord shards; samples: for the images included in edge.",
     ),
 ]
 Labels = Annotated[

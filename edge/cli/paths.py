@@ -107,14 +107,16 @@ def load_profile(name: str | None, *, user: str | None = None) -> tuple[Profile,
     ``current`` is that of the bundle shipped to this device, in the home of ``user`` or of the calling user.
 
     Raises:
-        ProfileError: the profile does not exist or is invalid, or no profile suits this machine.
+        ProfileError: the profile does not exist or is invalid, or no profile matches this machine.
     """
     if name is None:
         machine = device.identify()
         name = default_profile(machine, user=user)
         if name is None:
             why = f": {machine.unsupported}" if machine.unsupported else ""
-            raise ProfileError(f"no profile suits this machine{why}", hint="give one with --profile; edge profile list")
+            raise ProfileError(
+                f"no profile matches this machine{why}", hint="give one with --profile; edge profile list shows them"
+            )
     shipped = deployed.current(device_home(user)) if name == deployed.CURRENT else None
     path = shipped.profile if shipped is not None else _found(name, user=user)
     _check_bundle(path, shipped=shipped or deployed.holding(path, device_home(user)), user=user)

@@ -65,7 +65,7 @@ def command(  # noqa: PLR0913 - one argument per option
     csv: run_options.Csv = None,
     profile: options.ProfileName = None,
     precision: options.PrecisionName = None,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N pictures.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N images.")] = None,
     duration: options.Duration = None,
     record: run_options.Record = None,
     web: run_options.Web = None,

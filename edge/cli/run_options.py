@@ -199,7 +199,7 @@ def _plan_replay(path: Path, *, fast: bool) -> Open:
     if fast:
         raise UsageError(
             "frames of several cameras can only be replayed at their own times", where=path,
-            hint="run.replay_speed: real, or --replay with the folder of one camera",
+            hint="set run.replay_speed: real, or give --replay the folder of one camera",
         )  # fmt: skip
     opens: dict[str, Open] = {folder.name: partial(ReplayStream, folder) for folder in several}
 
@@ -288,7 +288,7 @@ def check_record(path: Path | None, config: RecordConfig) -> None:
         UsageError: the record is not a ``.jsonl`` file.
     """
     if config.every_frame and path is not None and path.suffix != ".jsonl":
-        raise UsageError("record.every_frame in the profile needs a record of lines", hint="--record run.jsonl")
+        raise UsageError("record.every_frame in the profile needs a .jsonl record", hint="--record run.jsonl")
 
 
 def open_journal(path: Path | None, config: RecordConfig, terminal: Terminal) -> Journal | None:

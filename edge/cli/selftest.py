@@ -49,7 +49,7 @@ def command(
         bool,
         typer.Option(
             "--write-reference",
-            help="Only write the FP32 answers next to the pictures, for machines without onnxruntime.",
+            help="Only write the FP32 answers next to the images, for machines without onnxruntime.",
         ),
     ] = False,
     camera: Annotated[
@@ -83,7 +83,8 @@ def command(
 
         if pictures is None or not folder.is_dir():
             raise UsageError(
-                "reference answers are stored next to the images, so these must be in a folder", hint="--images DIR"
+                "reference answers are stored next to the images, so the images must be in a folder",
+                hint="--images DIR",
             )
         answers = selftest_engines.compute(chosen, pictures, threads=threads)
         terminal.data(str(selftest_engines.save(folder, chosen, pictures, answers)))

@@ -317,10 +317,10 @@ def _check(given: list[str]) -> dict[str, Any]:
         if options[name] is not None:
             raise UsageError(
                 f"{option} in a service: every start replaces the file",
-                hint=f"--record run.jsonl, or edge run {option} FILE for as long as you need",
+                hint=f"use --record run.jsonl, or run edge run {option} FILE without a service",
             )
     if options["save_frames"] is not None:
-        hint = "edge run --save-frames DIR, for as long as you need"
+        hint = "run edge run --save-frames DIR without a service"
         raise UsageError(
             "--save-frames is not possible in a service: it would fill the disk, and each start needs a new folder",
             hint=hint,

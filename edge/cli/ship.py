@@ -81,9 +81,7 @@ def to(  # noqa: PLR0913 - every option is one parameter: Typer reads the signat
     from edge.deploy import ShipSettings, parse_gates
 
     if bundle is not None and profile is not None:
-        raise UsageError(
-            "give either --bundle or --profile", hint="edge bundle --profile NAME -o FILE makes one to keep"
-        )
+        raise UsageError("give either --bundle or --profile", hint="edge bundle --profile NAME -o FILE writes a bundle")
     chosen = fleet_jobs.choose(target, fleet_file=fleet, ssh_config=ssh_config)
     gates = parse_gates(gate or [])
     if chosen.fleet is not None:

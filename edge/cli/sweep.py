@@ -29,7 +29,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     *,
     images: options.Images = None,
     evaluate: Annotated[
-        Path | None, typer.Option("--eval", "-e", help="Pictures to score with.", show_default="those of --labels")
+        Path | None, typer.Option("--eval", "-e", help="Images to score with.", show_default="those of --labels")
     ] = None,
     labels: options.Labels = None,
     label_offset: options.LabelOffset = 0,
@@ -39,11 +39,11 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
         typer.Option("--algorithm", "-a", help="NAME, NAME:VALUE or NAME:KEY=VALUE; commas.", show_default="all"),
     ] = None,
     pictures: Annotated[
-        str | None, typer.Option(help="Numbers of pictures, or all.", show_default="50,100,200,400,all")
+        str | None, typer.Option(help="Numbers of images, or all.", show_default="50,100,200,400,all")
     ] = None,
     batch: Annotated[str | None, typer.Option(hidden=True)] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Random subsets of each number.")] = 3,
-    limit: Annotated[int | None, typer.Option(min=1, help="Score with N pictures only, spread over all.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Score with N images only, spread over all.")] = None,
     cache_dir: options.CacheDir = None,
     threads: options.Threads = None,
     output: Annotated[
@@ -73,9 +73,9 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     source = images or (Path(chosen.calibration.images) if chosen.calibration.images else None)
     scored = evaluate or labels
     if source is None:
-        raise UsageError("no pictures to calibrate with", hint="--images DIR, or calibration.images in the profile")
+        raise UsageError("no images to calibrate with", hint="--images DIR, or calibration.images in the profile")
     if scored is None:
-        raise UsageError("no pictures to score with", hint="--eval DIR --labels labels.csv")
+        raise UsageError("no images to score with", hint="--eval DIR --labels labels.csv")
     if not as_json:
         terminal.info(f"profile {chosen.name} ({path})", style="dim")
     calibration = open_pictures(source)
@@ -148,7 +148,7 @@ def _show(terminal: Terminal, record: Record) -> None:
     )
     terminal.show(
         "* highest SQNR; = not significantly different in SQNR; ~ different in SQNR, not in top-1 "
-        f"({found.n} pictures, {len(found.rows) - 1} comparisons, corrected by Holm's method)"
+        f"({found.n} images, {len(found.rows) - 1} comparisons, corrected by Holm's method)"
     )
     how = (
         "[]: 95 % interval; p: McNemar's exact test" if wide else "±: half the 95 % interval; --html or --json has all"

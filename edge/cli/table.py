@@ -85,7 +85,7 @@ def export_table(
         if writes is Format.ort_json:
             return table_formats.to_ort_json(table)
         if model is None:
-            raise UsageError("a Q/DQ model is made from a table and a model", hint="add --model model.onnx")
+            raise UsageError("a Q/DQ model needs a table and a model", hint="add --model model.onnx")
         from edge.model import onnx_model
 
         with terminal.progress() as listen:

@@ -68,7 +68,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     chosen, path = paths.load_profile(profile)
     source = images or (Path(chosen.calibration.images) if chosen.calibration.images else None)
     if source is None:
-        raise UsageError("no pictures to tune with", hint="--images DIR, or calibration.images in the profile")
+        raise UsageError("no images to tune with", hint="--images DIR, or calibration.images in the profile")
     terminal = Terminal()
     if not as_json:
         terminal.info(f"profile {chosen.name} ({path})", style="dim")
@@ -100,7 +100,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
         raise QualityError(
             f"the target of {record.target} is not reached with {record.chosen} of {record.weighted_layers} layers in "
             f"float: logit SQNR {tune_page.decibels(result.sqnr_db)}{agreement}",
-            hint="a larger --max-float, more calibration pictures, or quantization-aware training (docs/accuracy.md)",
+            hint="use a larger --max-float, more calibration images, or quantization-aware training (docs/accuracy.md)",
         )
     for note in quality.check(record.accuracy, chosen.quality, hint="a larger --max-float"):
         terminal.warn(note)
@@ -150,9 +150,7 @@ def _show(terminal: Terminal, record: TuningRecord) -> None:
         ],
         right=range(1, 5),
     )
-    terminal.show(
-        f"* written to the recipe; {record.pictures} calibration pictures, of {record.weighted_layers} layers"
-    )
+    terminal.show(f"* written to the recipe; {record.pictures} calibration images, of {record.weighted_layers} layers")
     terminal.show("")
     terminal.table(
         ["layer", "noise, %", "in", "reason"],

@@ -308,8 +308,8 @@ def _check_together(profile: Profile, document: Document) -> None:
         raise document.error(("name",), f"{profile.name!r} cannot be used as a folder name")
     if profile.preprocess.roi is not None and any(c.roi for c in (profile.camera, *profile.cameras.values())):
         raise document.error(
-            ("preprocess", "roi"), "a camera has a roi as well, and they exclude each other",
-            hint="camera.roi for cameras alone; preprocess.roi for every picture, in calibration and evaluation, too",
+            ("preprocess", "roi"), "a camera also has a roi, and the two cannot be combined",
+            hint="use camera.roi for camera frames only, or preprocess.roi for every image, also in calibration",
         )  # fmt: skip
     check_camera(profile.camera, document, ("camera",))
     for name, camera in profile.cameras.items():
@@ -373,7 +373,7 @@ def _check_units(pre: PreprocessConfig, document: Document) -> None:
             ("preprocess", "mean"),
             f"mean {pasted(pre.mean)} and std {pasted(pre.std)} are in units of 0 to 1 (torchvision), but pixel "
             "values here are 0 to 255",
-            hint=f"these two lines, or scale: 1/255 next to yours\n  mean: {mean}\n  std: {std}",
+            hint=f"use these two lines, or add scale: 1/255 to yours\n  mean: {mean}\n  std: {std}",
         )
 
 

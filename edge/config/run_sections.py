@@ -183,10 +183,10 @@ def check_roi(roi: Roi | None, document: Document, key: tuple[str, ...]) -> None
         return
     x, y, width, height = roi
     if not all(math.isfinite(value) for value in roi) or min(x, y) < 0 or min(width, height) <= 0:
-        raise document.error(key, f"needs x and y from 0 and a width and height above 0, got {pasted(roi)}")
+        raise document.error(key, f"needs x and y of at least 0, and a width and height above 0, got {pasted(roi)}")
     if max(roi) <= 1:
         if max(x + width, y + height) > 1 + 1e-9:
-            raise document.error(key, f"{pasted(roi)} reaches beyond the picture: fractions end at 1")
+            raise document.error(key, f"{pasted(roi)} reaches beyond the image: a fraction is at most 1")
     elif any(value != int(value) for value in roi):
         raise document.error(
             key, f"{pasted(roi)} is neither in pixels (whole numbers) nor in fractions (all from 0 to 1)",
@@ -208,8 +208,8 @@ def roi_box(roi: Roi | None, height: int, width: int) -> tuple[int, int, int, in
         return top, left, max(round((y + down) * height) - top, 1), max(round((x + across) * width) - left, 1)
     if x + across > width or y + down > height:
         raise DataError(
-            f"the roi {pasted(roi)} reaches beyond the picture of {width}×{height}",
-            hint="fractions, such as [0.25, 0, 0.5, 1], suit pictures of every size",
+            f"the roi {pasted(roi)} reaches beyond the image of {width}×{height}",
+            hint="use fractions, such as [0.25, 0, 0.5, 1], which suit images of every size",
         )
     return int(y), int(x), int(down), int(across)
 
@@ -257,7 +257,7 @@ def check_camera(camera: CameraConfig, document: Document, at: tuple[str, ...]) 
     if again.first_s > again.max_s:
         raise document.error((*at, "reconnect"), f"needs first_s <= max_s, got {again.first_s}, {again.max_s}")
     if camera.pipeline is not None and "appsink" not in camera.pipeline.reveal():
-        raise document.error((*at, "pipeline"), "must end in appsink, as in edge's own (docs/running.md)")
+        raise document.error((*at, "pipeline"), "must end in appsink, like edge's own pipelines (docs/running.md)")
 
 
 def check_rule(rule: NotifyRule, document: Document, key: tuple[str, ...]) -> None:

@@ -199,7 +199,7 @@ class _Candidate:
     def run_golden(self) -> None:
         """Run every golden image once and compare with the references."""
         if golden.FILE not in self._bundle.files:
-            self._absent["labels"] = self._absent["distance"] = "the bundle has no golden pictures"
+            self._absent["labels"] = self._absent["distance"] = "the bundle has no golden images"
             return
         expected = golden.decode_expected(self._bundle.read(golden.FILE), where=str(self._bundle.path / golden.FILE))
         logits = np.stack([self._session.infer(batch).logits[0] for batch in self._inputs])

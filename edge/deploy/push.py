@@ -339,9 +339,9 @@ class _Push:
                 return
         names = ", ".join(self._names.get(need.sha256, MANIFEST) for need in missing)
         raise ArtifactError(
-            f"files arrived changed twice: {names}",
+            f"files were corrupted twice in transfer: {names}",
             where=self._place.name,
-            hint="its memory or disk is failing; see dmesg",
+            hint="the device's memory or disk is failing; see dmesg on the device",
         )
 
     def _is_sealed(self, digest: str) -> bool:

@@ -77,7 +77,9 @@ def check_folder(place: DeviceAddress) -> None:
     """
     if place.folder is not None and not place.folder.is_dir():
         raise DeviceError(
-            "there is no such folder", where=place.name, hint="is the stick or share mounted? edge ship makes a new one"
+            "there is no such folder",
+            where=place.name,
+            hint="is the stick or share mounted? edge ship creates a missing folder",
         )
 
 
@@ -102,7 +104,7 @@ def rollback(
         back = next((frame.text for frame in frames if frame.word == "back"), None)
         after = agent_protocol.look(session, state)
     if back is None or after.current != back:
-        raise DeviceError("the device does not show the bundle in use that it went back to", where=place.name)
+        raise DeviceError("the device does not report the bundle that it rolled back to", where=place.name)
     return ManageStep(target=place.name, work="rolled back", current=back)
 
 

@@ -15,10 +15,10 @@ from edge.events import Listener, Note
 
 # Limits of the canary by name, with their meaning.
 GATES: dict[str, str] = {
-    "labels": "golden pictures that may change their label",
+    "labels": "golden images that may change their label",
     "distance": "distance of the outputs from the reference, relative (0 to 1)",
     "latency": "latency against the bundle in use, as a factor",
-    "energy": "energy per picture against the bundle in use, as a factor",
+    "energy": "energy per image against the bundle in use, as a factor",
 }
 # Defaults of the factors; chosen, not derived: an engine that is rebuilt varies by some percent. Those of labels and
 # distance come with the bundle.

@@ -148,7 +148,7 @@ def _prepared(bench: SelfTestContext, variant: Variant) -> list[NDArray[np.float
         with contextlib.suppress(DataError):
             found.append(preprocessor(decode(picture.read(), name=picture.where, exif=profile.preprocess.exif)))
     if not found:
-        raise DataError("not one sample picture could be decoded")
+        raise DataError("not one sample image could be decoded")
     return found
 
 

@@ -36,8 +36,8 @@ def machine(bench: SelfTestContext) -> StepOutcome:
 def pictures(bench: SelfTestContext) -> StepOutcome:
     """Find images for the test."""
     if not bench.pictures:
-        return failed("no pictures", hint="--images DIR; a checkout has some in samples/")
-    return ok(f"{len(bench.pictures)} pictures", pictures=len(bench.pictures), digest=bench.pictures.digest())
+        return failed("no images", hint="--images DIR; a checkout has some in samples/")
+    return ok(f"{len(bench.pictures)} images", pictures=len(bench.pictures), digest=bench.pictures.digest())
 
 
 def power(bench: SelfTestContext) -> StepOutcome:

@@ -91,21 +91,23 @@ def load(folder: Path, profile: Profile, pictures: Pictures) -> NDArray[np.float
     manifest = store.load(path, kind=KIND)
     changed = store.differences(manifest.key, key(profile, pictures))
     if changed:
-        raise ArtifactError(f"these answers were made with other inputs ({'; '.join(map(str, changed))})", where=path)
+        raise ArtifactError(
+            f"these reference results were made with other inputs ({'; '.join(map(str, changed))})", where=path
+        )
     try:
         with np.load(io.BytesIO((folder / _ARRAY).read_bytes()), allow_pickle=False) as content:
             found: NDArray[np.float32] = content["logits"]
     except (OSError, ValueError, KeyError, EOFError) as exc:
-        raise ArtifactError(f"not reference answers: {exc}", where=folder / _ARRAY) from exc
+        raise ArtifactError(f"not reference results: {exc}", where=folder / _ARRAY) from exc
     if found.dtype != np.float32 or found.ndim != 2 or len(found) != len(pictures) or not np.isfinite(found).all():
-        raise ArtifactError(f"not reference answers: {found.dtype} {found.shape}", where=folder / _ARRAY)
+        raise ArtifactError(f"not reference results: {found.dtype} {found.shape}", where=folder / _ARRAY)
     return found
 
 
 def step(bench: SelfTestContext) -> StepOutcome:
     """Get the reference answers, and compare the computed with the saved ones if both exist."""
     if bench.pictures is None:
-        return skipped("no pictures")
+        return skipped("no images")
     kept, why_not = None, "no answers are saved for these images"
     if bench.kept_reference is not None:
         try:
@@ -116,7 +118,7 @@ def step(bench: SelfTestContext) -> StepOutcome:
         bench.reference = compute(bench.profile, bench.pictures, threads=bench.threads)
     except MissingDependencyError as exc:
         if kept is None:
-            hint = "edge selftest --write-reference, on a host with the same pictures"
+            hint = "edge selftest --write-reference, on a host with the same images"
             return failed(f"{exc.what}, and the saved answers cannot be used: {why_not}", hint=hint)
         bench.reference, bench.reference_from = kept, "kept"
         return ok(f"saved answers for {len(kept)} images ({exc.what})", pictures=len(kept), computed_here=False)
@@ -154,7 +156,7 @@ def table(bench: SelfTestContext) -> StepOutcome:
     bench.table = cache_keys.find_table(bench.profile, bench.own_cache)
     scales = len(cache_keys.read_table(bench.table).bits)
     pictures = found.manifest.info.get("pictures")
-    from_pictures = f", from {pictures} pictures" if pictures else ""
+    from_pictures = f", from {pictures} images" if pictures else ""
     return ok(f"{found.path.name}: {scales} scales{from_pictures}", scales=scales, sha256=bench.table.sha256)
 
 
@@ -215,7 +217,7 @@ def publish(bench: SelfTestContext, variant: Variant) -> StepOutcome:
     if variant.name not in bench.built:
         return skipped("not built")
     if bench.pictures is None or bench.publish_s is None:
-        return skipped("no pictures")
+        return skipped("no images")
     if variant.profile.backend == "tensorrt" and not bench.has_gpu:
         return skipped("no NVIDIA GPU on this machine to run it on")
     session = _open(bench, variant)

@@ -184,7 +184,7 @@ def _accuracy(
     try:
         pictures = _calibration_pictures(profile, table)
         if pictures is None:
-            return None, "the calibration pictures are not on this machine"
+            return None, "the calibration images are not on this machine"
         from edge.calibration import measure_accuracy
 
         return measure_accuracy(profile, content, pictures, quantized=quantized, listen=listen), None
@@ -234,7 +234,7 @@ def _judged(
     """
     if accuracy is None:
         return []
-    hint = f"edge tune --profile {profile.name} --images DIR (calibration pictures)"
+    hint = f"edge tune --profile {profile.name} --images DIR (calibration images)"
     return quality.check(accuracy, profile.quality, hint=hint, layers=layers)
 
 
@@ -341,7 +341,7 @@ def _delivered(built: BuiltEngine, profile: Profile, precision: Precision) -> li
             raise ProfileError(
                 f"the recipe keeps all {layers.weighted} weighted layers in float: INT8 changes nothing",
                 where=profile.name,
-                hint="fewer patterns in quantization.exclude, or --precision fp32",
+                hint="use fewer patterns in quantization.exclude, or --precision fp32",
             )
         limit, hint = f" (build.min_int8_share: {wanted:g})", "edge table check"
         if (by_backend := _without_int8_kernel(built)) is not None:
@@ -361,12 +361,12 @@ def _delivered(built: BuiltEngine, profile: Profile, precision: Precision) -> li
         raise QualityError(what, hint=f"{hint}; edge doctor")
     quantized = _quantized_against_the_recipe(built)
     if quantized and profile.build.strict:
-        raise QualityError(quantized, hint="build again; or build.strict: false to accept it")
+        raise QualityError(quantized, hint="build again, or set build.strict: false to accept it")
     if share >= wanted:
         return [quantized] if quantized else []
     what += limit
     if profile.build.strict:
-        raise QualityError(what, hint=f"{hint}; or build.strict: false to accept it")
+        raise QualityError(what, hint=f"{hint}; or set build.strict: false to accept it")
     return [what, *([quantized] if quantized else [])]
 
 

@@ -281,7 +281,7 @@ def _of_edge(content: bytes, path: Path, card: EngineReport) -> LayerTimes:
             raise ArtifactError(f"not a file of layer times: its kind is {head.get('kind')!r}", where=path, hint=_HINT)
         if head.get("format") != FORMAT:
             what = f"layer times of format {head.get('format')!r}; this edge reads {FORMAT}"
-            raise ArtifactError(what, where=path, hint="edge bench --layers, with this edge")
+            raise ArtifactError(what, where=path, hint="run edge bench --layers with this version of edge")
         found = msgspec.convert(head, LayerTimesFile)
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as exc:
         raise ArtifactError(f"not a file of layer times: {exc}", where=path, hint=_HINT) from exc

@@ -144,7 +144,7 @@ class _Listing:
                 hint=f"paths are relative to the folder of the list, {shown(str(self.path.parent))}",
             )
         if not total:
-            raise DataError("the list names no pictures: every line is blank or a comment", where=self.path)
+            raise DataError("the list names no images: every line is blank or a comment", where=self.path)
         return self.pictures
 
     def _find(self, name: str) -> str | None:

@@ -194,7 +194,7 @@ def _check_range(rows: Sequence[LabelRow], indices: Sequence[int], path: Path, *
             continue
         hint = f"class indices count from 0; {names.source} has {count} names"
         if index < 0:
-            hint = f"{hint}; -1 often means that the true class is not published: leave those pictures out"
+            hint = f"{hint}; -1 often means that the true class is not published: leave those images out"
         elif highest == count and lowest >= 1:
             hint = "every class index is 1 too high; use --label-offset -1 (an option of this command)"
         raise DataError(
@@ -228,7 +228,7 @@ def join(pictures: Iterable[_P], truth: Mapping[str, int], *, partial: bool = Fa
             raise _ambiguous(found, truth)
         joined.append((picture, truth[found]))
     if missing and (not partial or not joined):
-        raise DataError(f"{len(missing)} of {len(missing) + len(joined)} pictures have no label: {_few(missing)}")
+        raise DataError(f"{len(missing)} of {len(missing) + len(joined)} images have no label: {_few(missing)}")
     return joined
 
 
@@ -260,9 +260,9 @@ def _common_end(first: str, second: str) -> int:
 
 def _ambiguous(name: str, truth: Mapping[str, int]) -> DataError:
     return DataError(
-        f"several pictures are named {posixpath.basename(name)}",
+        f"several images are named {posixpath.basename(name)}",
         where=truth.where(name) if isinstance(truth, TrueLabels) else None,
-        hint="write the path relative to the folder of the pictures (--images)",
+        hint="write the path relative to the folder of the images (--images)",
     )
 
 
@@ -286,7 +286,7 @@ def folder_labels(pictures: Sequence[_P], names: ClassNames, *, folder: Path) ->
         if len(tops) > 1:
             example = sorted(tops & {"val", "valid", "validation", "test"}) or sorted(tops)
             raise DataError(
-                f"the folder holds several parts of a data set: {', '.join(sorted(tops))}",
+                f"the folder contains several parts of a data set: {', '.join(sorted(tops))}",
                 where=folder,
                 hint=f"name one of them: --images {shown(str(folder / example[0]))}",
             )
@@ -298,7 +298,7 @@ def folder_labels(pictures: Sequence[_P], names: ClassNames, *, folder: Path) ->
     outside = [picture.name for picture, name in zip(pictures, classes, strict=True) if name is None]
     if outside:
         raise DataError(
-            f"{len(outside)} pictures are in no class folder: {_few(outside)}", where=folder,
+            f"{len(outside)} images are in no class folder: {_few(outside)}", where=folder,
             hint="move them into the folder of their class, or name the classes with --labels FILE",
         )  # fmt: skip
     return [names.index(name, where=shown(str(folder / name))) for name in classes if name is not None]
@@ -332,7 +332,7 @@ def _out_of_range(truth: Sequence[int], classes: int | None) -> str | None:
     if below:
         return (
             f"{below} of {len(truth)} labels are negative (the lowest is {min(truth)}): class indices count from 0, "
-            "and -1 often means that the true class is not published; leave those pictures out"
+            "and -1 often means that the true class is not published; leave those images out"
         )
     if classes is None or not truth or max(truth) < classes:
         return None
@@ -365,7 +365,7 @@ def _shifted_or_foreign(
     answer, often = Counter(predictions).most_common(1)[0]
     if often >= _CONSTANT * count and sum(label == answer for label in truth) < _NEARLY_ALL * count:
         return (
-            f"the network answers {_called(answer, names)} for {often} of {count} pictures: the preprocessing is not "
+            f"the network answers {_called(answer, names)} for {often} of {count} images: the preprocessing is not "
             "what it was trained with, or the engine is broken"
         )
     ordered = _other_order(predictions, truth, names if names is not None and len(names) == kinds else None)
@@ -378,7 +378,7 @@ def _shifted_or_foreign(
     has_many = kinds >= 10 and len(set(truth)) >= _MIN_CLASSES
     if hits[0] <= usual or (has_many and hits[0] < max(0.02, 1.5 / kinds)):
         return (
-            f"top-1 is {hits[0]:.1%} of {count} pictures, no better than chance: the labels use another class map than "
+            f"top-1 is {hits[0]:.1%} of {count} images, no better than chance: the labels use another class map than "
             "the network's, the preprocessing is not what it was trained with, or the engine is broken"
         )
     return None
@@ -487,12 +487,12 @@ def read_rows(path: Path, *, needs_label: bool, names: ClassNames | None = None)
     if file_at is not None and len(one_hot) > 1:
         return [_one_hot_row(row, file_at, one_hot, header, where=f"{path}:{line}", line=line) for line, row in body]
     if file_at is None or (needs_label and not candidates):
-        wanted = "a column of pictures (file, path, filename, image, …)"
+        wanted = "a column of images (file, path, filename, image, …)"
         if needs_label:
             wanted += " and one of classes (class_index, label, class, class_name, …)"
         raise DataError(
             f"the first line must name {wanted}; it is {shown(first_line)!r}", where=f"{path}:1",
-            hint="docs/labels.md lists the forms of label files",
+            hint="docs/labels.md describes the formats of label files",
         )  # fmt: skip
     label_at = _label_column([row for _, row in body], candidates, names)
     return [_row(row, file_at, label_at, where=f"{path}:{line}", line=line) for line, row in body]

@@ -90,7 +90,7 @@ def _reported(url: Secret, *, host: str, port: int, timeout_s: float) -> Iterato
     except TimeoutError:
         raise error(
             f"{host} does not answer on port {port} within {timeout_s:g} s",
-            f"ping {host}; where the camera only needs longer: --wait-for-camera, or camera.timeout_s in the profile",
+            f"ping {host}; if the camera only needs more time, use --wait-for-camera or camera.timeout_s in the profile",
         ) from None
     except (OSError, http.client.HTTPException, ValueError) as exc:
         what = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
@@ -191,7 +191,7 @@ class _Rtsp:
         if not data or len(before) > _LONGEST_ANSWER:
             raise DeviceError(
                 "the server ends the connection without an answer to DESCRIBE", where=str(self._url),
-                hint="is the port right, and has the camera connections left? Close other viewers",
+                hint="check the port, and close other viewers of the camera",
             )  # fmt: skip
         return data
 

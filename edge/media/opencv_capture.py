@@ -353,7 +353,7 @@ class VideoStream:
         if not path.is_file():
             if ":/" in str(path):
                 url = masked_url(str(path).replace(":/", "://", 1))
-                raise DataError("there is no such video", where=url, hint="a stream by its URL: --camera")
+                raise DataError("there is no such video", where=url, hint="use --camera for the URL of a stream")
             if path.is_dir():
                 raise DataError("this is a folder, not a video", where=self._where, hint=f"--images {self._where}")
             raise DataError("there is no such video", where=self._where)

@@ -183,7 +183,7 @@ def _write(path: Path, data: bytes, *, force: bool) -> bool:
         return False
     if is_there and not force:
         raise UsageError(
-            "another picture has this name", where=path, hint="use another folder, or --force to overwrite it"
+            "another image has this name", where=path, hint="use another folder, or --force to overwrite it"
         )
     store.write_bytes(path, data)
     return True

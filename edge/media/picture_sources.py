@@ -20,7 +20,7 @@ from edge.media.pictures import Picture, Pictures
 _VIDEOS = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mjpg", ".mpg", ".ts"})
 _LISTS = frozenset({".txt", ".list"})
 _TABLES = frozenset({".csv", ".tsv"})
-_LOOKED_FOR = f"pictures ({', '.join(sorted(s[1:] for s in SUFFIXES))}) or TFRecord shards"
+_LOOKED_FOR = f"images ({', '.join(sorted(s[1:] for s in SUFFIXES))}) or TFRecord shards"
 
 
 def open_pictures(
@@ -101,7 +101,7 @@ def _shards_in(folder: Path) -> list[Path]:
         raise DataError(
             f"the folder contains both images ({shown(picture)}, …) and TFRecord shards ({shards[0].name}, …)",
             where=folder,
-            hint="choose one: a pattern such as 'folder/train-*', or a folder of pictures alone",
+            hint="choose one: a pattern such as 'folder/train-*', or a folder of images alone",
         )
     return shards
 
@@ -142,7 +142,7 @@ def _open(source: Path, names: ClassNames | None) -> Pictures:
     if re.match(r"(rtsp|rtsps|https?|rtmp|tcp|udp):/", str(source)):
         raise _no_url(str(source).replace(":/", "://", 1), path=source)
     if source.name.isdecimal() or str(source).startswith("/dev/video"):
-        raise DataError("this is a camera, not a set of pictures", where=source, hint=f"--camera {source}")
+        raise DataError("this is a camera, not a set of images", where=source, hint=f"--camera {source}")
     pictures = [path for path in _matches(source) if path.suffix.lower() in SUFFIXES]
     if not pictures:
         raise DataError(
@@ -157,10 +157,10 @@ def _no_url(url: str, *, path: Path) -> DataError:
     url = masked_url(url)
     suffix = path.suffix.lower()
     if suffix in SUFFIXES:
-        return DataError("a picture is not read from a URL", where=url, hint=f"curl -LO '{url}'; --images {path.name}")
+        return DataError("an image is not read from a URL", where=url, hint=f"curl -LO '{url}'; --images {path.name}")
     if suffix in _VIDEOS and not url.startswith(("rtsp", "rtmp")):
         return DataError(
-            "this is the URL of a video, not a set of pictures", where=url,
+            "this is the URL of a video, not a set of images", where=url,
             hint=f"curl -LO '{url}'; --video {path.name}; a live stream: --camera {url}",
         )  # fmt: skip
     return DataError("this is a URL, not a set of images", where=url, hint=f"--camera {url}")

@@ -55,7 +55,7 @@ def decode(
     size = encoded_size(data)
     if size is not None and size[0] * size[1] > max_megapixels * 1e6:
         raise DataError(
-            f"the picture has {size[0]}×{size[1]} pixels, more than the limit of {max_megapixels:g} megapixels",
+            f"the image has {size[0]}×{size[1]} pixels, more than the limit of {max_megapixels:g} megapixels",
             where=name, hint="make it smaller, or raise preprocess.max_megapixels in the profile",
         )  # fmt: skip
     cv2, numpy = opencv(), require("numpy")
@@ -69,7 +69,7 @@ def decode(
         pixels = _by_pillow(data, kind, name=name, exif=exif)
     if pixels is None:
         raise DataError(
-            "the picture is damaged, or of a kind that this OpenCV was built without",
+            "the image is damaged, or its format is not supported by this OpenCV",
             where=name,
             hint="open it with another program; save it again as JPEG or PNG, or leave it out",
         )
@@ -88,7 +88,7 @@ def _by_pillow(data: bytes, kind: str, *, name: str, exif: bool) -> npt.NDArray[
         require("pillow_heif").register_heif_opener()
     except MissingDependencyError as exc:
         raise DataError(
-            f"the picture is {kind}, which this OpenCV does not read", where=name,
+            f"the image is {kind}, which this OpenCV does not read", where=name,
             hint=f"{DEPENDENCIES['pillow_heif']}; or save it again as JPEG or PNG",
         ) from exc  # fmt: skip
     try:
@@ -97,7 +97,7 @@ def _by_pillow(data: bytes, kind: str, *, name: str, exif: bool) -> npt.NDArray[
             rgb = require("numpy").asarray(turned.convert("RGB"))
     except (OSError, ValueError, SyntaxError, RuntimeError, image_module.DecompressionBombError) as exc:
         raise DataError(
-            f"the picture is {kind}, and damaged or not read by Pillow: {exc}", where=name,
+            f"the image is {kind}, and damaged or not read by Pillow: {exc}", where=name,
             hint="save it again as JPEG or PNG, or leave it out",
         ) from exc  # fmt: skip
     bgr: npt.NDArray[np.uint8] = rgb[:, :, ::-1]
@@ -159,7 +159,7 @@ _OTHERS = (
 def problem(data: bytes) -> str | None:
     """Return a sentence about what is wrong with the encoded image ``data``, or None."""
     if not data:
-        return "the picture is empty (0 bytes)"
+        return "the image is empty (0 bytes)"
     if data.startswith(b"\xff\xd8\xff"):
         return _jpeg(data)
     if data.startswith(_PNG_SIGNATURE):
@@ -173,7 +173,7 @@ def problem(data: bytes) -> str | None:
     for pattern, words in _OTHERS:
         if pattern.match(data):
             return words
-    return f"not a JPEG, PNG, WebP, BMP, TIFF or PNM picture: it starts with {data[:8]!r}"
+    return f"not a JPEG, PNG, WebP, BMP, TIFF or PNM image: it starts with {data[:8]!r}"
 
 
 def _other_format(data: bytes) -> str | None:
@@ -344,7 +344,7 @@ class FileOrigin:
         try:
             return Path(self.path).read_bytes()
         except OSError as exc:
-            raise DataError(f"cannot read the picture: {exc.strerror or exc}", where=self.where) from exc
+            raise DataError(f"cannot read the image: {exc.strerror or exc}", where=self.where) from exc
 
 
 class _Memo:
@@ -447,7 +447,7 @@ class Pictures:
 
     def __repr__(self) -> str:
         more = "" if self._rest is None else " or more"
-        return f"Pictures({str(self.source)!r}, {len(self._known)}{more})"
+        return f"Images({str(self.source)!r}, {len(self._known)}{more})"
 
     def __getstate__(self) -> dict[str, Any]:
         self._list(None)

@@ -87,7 +87,7 @@ class RecordOrigin(msgspec.Struct, frozen=True):
         except OSError as exc:
             raise DataError(f"cannot read the shard: {exc.strerror or exc}", where=self.where) from exc
         if data is None:
-            raise DataError("the shard became shorter since it was listed", where=self.where)
+            raise DataError("the shard was truncated after edge listed it", where=self.where)
         return parse(data, where=self.where).encoded
 
 

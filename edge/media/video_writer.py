@@ -76,11 +76,11 @@ def check_video_path(path: Path) -> None:
     """
     if path.suffix.lower() not in CODECS:
         raise UsageError(
-            f"'{path.suffix}' is not the ending of a video", where=path, hint=f"one of {', '.join(CODECS)}"
+            f"'{path.suffix}' is not the extension of a video file", where=path, hint=f"one of {', '.join(CODECS)}"
         )
     folder = path.absolute().parent
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise StoreError("the video cannot be written here", where=path, hint="a file in a folder that is there")
+        raise StoreError("the video cannot be written here", where=path, hint="name a file in an existing folder")
 
 
 def open_opencv_writer(path: Path, fps: float, size: tuple[int, int]) -> tuple[Writer, str]:
@@ -114,7 +114,7 @@ def open_opencv_writer(path: Path, fps: float, size: tuple[int, int]) -> tuple[W
     raise StoreError(
         f"this OpenCV has no encoder for {suffix} (tried {', '.join(name for name, _ in attempts) or 'none'})",
         where=path,
-        hint="another ending: .mp4, .mkv or .avi; pip install opencv-python-headless has FFmpeg",
+        hint="use another extension: .mp4, .mkv or .avi; pip install opencv-python-headless has FFmpeg",
     )
 
 

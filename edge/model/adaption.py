@@ -115,7 +115,7 @@ class _Work:
             raise ModelError(
                 f"a classifier must have one input, but this model has {len(self._inputs)} ({names})",
                 where=where,
-                hint="export only the picture input and the class output",
+                hint="export only the image input and the class output",
             )
         self.input: ValueInfoProto = self._inputs[0]
         self._taken = {name for node in self.graph.node for name in (*node.input, *node.output)} | constant
@@ -386,7 +386,7 @@ class _Work:
             self._fold_luma(users[0], weights[users[0].input[1]])
         else:
             self._insert_luma()
-        self.changes.append("the one-channel input is the luma of an RGB picture")
+        self.changes.append("the one-channel input is the luma of an RGB image")
         return True
 
     def _fold_luma(self, node: NodeProto, weight: TensorProto) -> None:

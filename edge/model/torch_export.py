@@ -144,7 +144,9 @@ def _torchvision(name: str, weights: str, classes: int | None, size: int | None)
     transforms = default.transforms()
     options = {} if classes is None else {"num_classes": classes}
     if weights == "default" and classes is not None:
-        raise UsageError("torchvision's weights have their own classes", hint="--weights none or FILE beside --classes")
+        raise UsageError(
+            "torchvision's weights have their own classes", hint="use --weights none or FILE together with --classes"
+        )
     module = _fetched(
         lambda: models.get_model(name, weights=default if weights == "default" else None, **options), name
     )

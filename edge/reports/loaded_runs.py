@@ -100,7 +100,7 @@ def load_runs(paths: Sequence[Path]) -> list[LoadedRun]:
         ArtifactError: a record is missing, malformed, of another format, too large, or has impossible numbers.
     """
     if not paths:
-        raise UsageError("no records given", hint="edge run --record run.json, then edge report run.json")
+        raise UsageError("no records given", hint="run edge run --record run.json, then edge report run.json")
     if len(paths) > MOST_RUNS:
         raise UsageError(
             f"{len(paths)} records are too many: a page shows at most {MOST_RUNS}",
@@ -132,7 +132,7 @@ def run_facts(run: LoadedRun) -> dict[str, str]:
         "source": f"{_word(source.get('kind'))} {_word(source.get('opened_as'), subject.source)}{size}",
         "measurement": run.measurement,
         "MLPerf's rules": _rules(run),
-        "live": {True: "yes, newest frame first", False: "no, every picture"}.get(bool(source.get("live")), ""),
+        "live": {True: "yes, newest frame first", False: "no, every image"}.get(bool(source.get("live")), ""),
         "warm-up": _warmup(record),
         "measured": f"{record.measured_s:.1f} s",
         "ended": record.status + (f": {record.failure}" if record.failure else ""),

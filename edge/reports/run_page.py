@@ -409,7 +409,7 @@ def _card(run: LoadedRun) -> list[tuple[str, str, str]]:
         if power.gross_mj is not None:
             energy, unit = energy_text(power.gross_mj, power.gross_error_mj)
             net = "" if power.net_mj is None else f", net {' '.join(energy_text(power.net_mj, None))}"
-            cards.append((energy, f"{unit} per picture", f"{run.scope}{net}"))
+            cards.append((energy, f"{unit} per image", f"{run.scope}{net}"))
         cards.append((f"{power.mean_w:.2f}", "W mean", f"{count(power.samples)} samples"))
     temps = record.conditions.get("temps_c")
     if isinstance(temps, dict):

@@ -134,11 +134,11 @@ _P90, _P99 = 0.9, 0.99
 SCENARIOS: dict[str, Rules] = {
     "single-stream": Rules(
         name="single-stream", percentile=_P90, samples_per_query=1, min_duration_s=600.0,
-        min_samples=fewest_queries(_P90), words="one picture at a time; the result is the 90th percentile of latency",
+        min_samples=fewest_queries(_P90), words="one image at a time; the result is the 90th percentile of latency",
     ),
     "multi-stream": Rules(
         name="multi-stream", percentile=_P99, samples_per_query=8, min_duration_s=600.0,
-        min_samples=8 * fewest_queries(_P99), words="eight pictures at a time; the result is the 99th percentile",
+        min_samples=8 * fewest_queries(_P99), words="eight images at a time; the result is the 99th percentile",
     ),
     "offline": Rules(
         name="offline", percentile=None, samples_per_query=None, min_duration_s=600.0, min_samples=24_576,
@@ -435,7 +435,7 @@ def _result(
     if elapsed_s < rules.min_duration_s:
         why_not.append(f"it ran for {elapsed_s:.1f} s; the rules require {rules.min_duration_s:g} s")
     if samples < rules.min_samples:
-        why_not.append(f"{samples} pictures; the rules require {rules.min_samples}")
+        why_not.append(f"{samples} images; the rules require {rules.min_samples}")
     if rules.percentile is not None:
         found = bound(ordered, rules.percentile)
         result |= {
@@ -532,7 +532,7 @@ class Samples:
             except DataError as exc:  # noqa: PERF203 - `edge data check` names them; here they are in the way
                 broken = exc
         if not found:
-            raise DataError("no picture could be decoded", where=self._images) from broken
+            raise DataError("no image could be decoded", where=self._images) from broken
         return found
 
 
@@ -570,7 +570,7 @@ def compare_precisions(first: Mapping[str, Any], second: Mapping[str, Any]) -> s
         speed = "as fast as" if 1 / steady <= ratio <= steady else f"{ratio:.2f} times as fast as"
         words.append(f"is {speed} {first['precision']}")
     if first["mj_per_picture"] and second["mj_per_picture"]:
-        words.append(f"takes {second['mj_per_picture'] / first['mj_per_picture']:.2f} times its energy per picture")
+        words.append(f"takes {second['mj_per_picture'] / first['mj_per_picture']:.2f} times its energy per image")
     if second["agreement"] is not None:
-        words.append(f"agrees with FP32 on {second['agreement']:.1f} % of {second['pictures']} pictures")
+        words.append(f"agrees with FP32 on {second['agreement']:.1f} % of {second['pictures']} images")
     return f"{second['precision']} {', '.join(words) or 'was not measured'}."

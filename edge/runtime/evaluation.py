@@ -214,7 +214,7 @@ def logits(
         found.append(answer)
         listen(Progress(stage, start + len(group), len(pictures)))
     if not found:
-        raise DataError("no pictures to evaluate with")
+        raise DataError("no images to evaluate with")
     every: NDArray[np.float32] = np.concatenate(found)
     return every
 

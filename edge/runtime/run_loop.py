@@ -222,7 +222,7 @@ class _Loop:
             self._take(pipeline, should_stop, self._start_s + (math.inf if duration_s is None else duration_s))
         counts = self._statistics
         if not counts.pictures and counts.skipped and self.status == "complete":
-            raise DataError(f"none of the {counts.skipped} pictures could be decoded: {counts.first_reason}")
+            raise DataError(f"none of the {counts.skipped} images could be decoded: {counts.first_reason}")
         if not counts.pictures and self._stream.opened.live and self.status == "complete":
             gap = counts.snapshot().gap
             reason, hint = ("the run was too short", None) if gap is None else (gap.reason, gap.hint)

@@ -131,7 +131,7 @@ class RunSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def status_line(self) -> str:
         """The state as one line of text."""
-        words = [f"{self.pictures}" + (f" of {self.total}" if self.total is not None else "") + " pictures"]
+        words = [f"{self.pictures}" + (f" of {self.total}" if self.total is not None else "") + " images"]
         if self.rate_per_s is not None:
             words.append(f"{self.rate_per_s:.1f} images/s")
         if self.recent_ms:

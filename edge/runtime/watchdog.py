@@ -50,7 +50,7 @@ class Notifier:
         if address[0] not in "/@" or len(os.fsencode(address)) > 107:
             raise DeviceError(
                 f"NOTIFY_SOCKET is {address!r}, which is not the path of a Unix socket",
-                hint="it is set by systemd for services of Type=notify; unset it to run without",
+                hint="systemd sets it for services with Type=notify; unset it to run without systemd",
             )
         return cls(address)
 

@@ -33,7 +33,7 @@ def _which_algorithm(found: Findings) -> Conclusion:
     most = max(group.pictures for group in found.groups)
     there = sorted((g for g in found.groups if g.pictures == most), key=lambda g: -g.sqnr_db.mean.value)
     first = there[0]
-    lead = f"with {most} pictures {first.algorithm} has the highest SQNR, {interval(first.sqnr_db.mean)} dB"
+    lead = f"with {most} images {first.algorithm} has the highest SQNR, {interval(first.sqnr_db.mean)} dB"
     if len(there) == 1:
         return Conclusion(question, f"Only {first.algorithm} was tried", [lead, _against_fp32(found)])
     against = {pair.b: pair for pair in found.pairs if pair.a == first.algorithm}
@@ -63,14 +63,14 @@ def _which_algorithm(found: Findings) -> Conclusion:
 
 
 def _how_many(found: Findings) -> Conclusion:
-    question = "How many pictures?"
+    question = "How many images?"
     fewest, most = min(g.pictures for g in found.groups), max(g.pictures for g in found.groups)
     few = [g for g in found.groups if g.pictures == fewest and g.sqnr_gain_db is not None]
     if fewest == most or not few:
-        return Conclusion(question, "Only one number was tried", [f"{most} pictures"])
+        return Conclusion(question, "Only one number was tried", [f"{most} images"])
     worse = [g for g in few if g.sqnr_gain_db is not None and g.sqnr_gain_db.high < 0]
     better = [g for g in few if g.sqnr_gain_db is not None and g.sqnr_gain_db.low > 0]
-    detail = [f"{fewest} pictures instead of {most} change the SQNR by, in dB:"]
+    detail = [f"{fewest} images instead of {most} change the SQNR by, in dB:"]
     detail += [f"{g.algorithm} {_signed(g.sqnr_gain_db)}" for g in few]
     spreads = [g.sqnr_db.highest - g.sqnr_db.lowest for g in few]
     if max(g.seeds for g in few) > 1:
@@ -92,7 +92,7 @@ def _against_fp32(found: Findings) -> str:
     if not lost:
         return (
             f"{alone}; none of {len(found.rows)} tables differs significantly from it in top-1 "
-            f"(with {found.n} pictures, a difference below {found.visible_points:.1f} points cannot be significant)"
+            f"(with {found.n} images, a difference below {found.visible_points:.1f} points cannot be significant)"
         )
     worst = min(lost, key=lambda row: row.against_fp32.top1.value)
     return (
@@ -126,7 +126,7 @@ def _smallest(pairs: list[ConfigurationPair]) -> float:
 
 def _named(row: ConfigurationRow) -> str:
     item = row.configuration
-    return f"{item.algorithm} with {item.pictures} pictures" + (f", seed {item.seed}" if item.seed else "")
+    return f"{item.algorithm} with {item.pictures} images" + (f", seed {item.seed}" if item.seed else "")
 
 
 def _listed(words: list[str], word: str = "and") -> str:

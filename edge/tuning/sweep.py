@@ -153,7 +153,7 @@ def _truth(labelled: Sequence[Picture]) -> list[int]:
     if len(truth) < len(labelled):
         missing = next(picture for picture in labelled if picture.label is None)
         raise DataError(
-            f"{len(labelled) - len(truth)} of {len(labelled)} pictures to score with have no label ({missing.name}, …)",
+            f"{len(labelled) - len(truth)} of {len(labelled)} evaluation images have no label ({missing.name}, …)",
             hint="--labels labels.csv",
         )
     return truth
@@ -175,8 +175,8 @@ def _check_apart(pictures: Pictures, labelled: Sequence[Picture]) -> None:
     if both:
         one, other = both[0]
         raise DataError(
-            f"{len(both)} of the {len(labelled)} pictures to score with are also calibration pictures "
-            f"({one.name} is {other.name}): the scores would flatter every table",
+            f"{len(both)} of the {len(labelled)} evaluation images are also calibration images "
+            f"({one.name} is {other.name}): the scores of every table would be too good",
             hint="leave them out of one of the two sets",
         )
 

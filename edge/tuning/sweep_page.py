@@ -70,7 +70,7 @@ def _trends(found: Findings, names: Sequence[str], measure: str, *, unit: str) -
             index=index,
             limits=(low - margin, high + margin),
             unit=unit,
-            title=f"{name}: {unit}, against the number of calibration pictures",
+            title=f"{name}: {unit}, against the number of calibration images",
         )
         drawn.append((name, svg))
     return drawn
@@ -169,7 +169,7 @@ def trend_chart(
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
         axes.set_ylim(*limits)
-        axes.set_xlabel("calibration pictures")
+        axes.set_xlabel("calibration images")
         axes.set_ylabel(unit)
         axes.grid(axis="y", color=GRID, linewidth=0.6)
         return html.svg(figure, title)

@@ -73,7 +73,7 @@ def draw(digests: Sequence[str], *, sizes: Sequence[int], seeds: int) -> SubsetP
         raise UsageError(f"{seeds} seeds: at least 1 is needed", hint="--seeds 3")
     wanted = sorted(set(sizes))
     if not wanted or wanted[0] < 1:
-        raise UsageError("a number of pictures must be at least 1", hint="--pictures 50,100,all")
+        raise UsageError("the number of images must be at least 1", hint="--pictures 50,100,all")
     if wanted[-1] > total:
         raise UsageError(
             f"{wanted[-1]} images are requested, but there are only {total}",
@@ -219,11 +219,11 @@ def sizes(words: Sequence[str], total: int) -> list[int]:
     found = set()
     for word in words:
         if word.strip() != "all" and not (word.strip().isdecimal() and int(word) > 0):
-            raise UsageError(f"{word!r} is not a number of pictures", where="--pictures", hint="--pictures 50,100,all")
+            raise UsageError(f"{word!r} is not a number of images", where="--pictures", hint="--pictures 50,100,all")
         found.add(total if word.strip() == "all" else int(word))
     if max(found) > total:
         raise UsageError(
-            f"{max(found)} pictures requested, only {total} available", where="--pictures", hint="--pictures all"
+            f"{max(found)} images requested, only {total} available", where="--pictures", hint="--pictures all"
         )
     return sorted(found)
 
@@ -283,7 +283,7 @@ class SweepTables:
         for subset, statistics in counted:
             found += self._calibrated(subset, statistics)
             done = len(found) // len(self._settings.candidates)
-            self._listen(Progress("tables", done, len(drawn.subsets), unit="sets of pictures"))
+            self._listen(Progress("tables", done, len(drawn.subsets), unit="sets of images"))
         self.seconds["tables"] = time.monotonic() - at
         return found
 

@@ -240,7 +240,7 @@ class _Tuning:
         self.times_ms = settings.times_ms
         if self.times_ms is not None and not self.times_ms.keys() & self.layers.keys():
             raise ArtifactError(
-                "the times are of another network: no layer of this model has a name in them", where=profile.model,
+                "the times belong to another network: no layer of this model has a name in them", where=profile.model,
                 hint="edge engine show ENGINE --times FILE --json > report.json, with an engine of this model",
             )  # fmt: skip
         self._preparation = preparation_settings(profile, self._model)

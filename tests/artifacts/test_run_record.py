@@ -87,7 +87,7 @@ def made(**changes: Any) -> RunRecord:
         power_unavailable="no source",
         conditions={},
         top_labels=[LabelCount(3, "a,b\n", 1)],
-        warnings=["few pictures"],
+        warnings=["few images"],
         results=[
             FrameResult(
                 seq=0, name="a.jpg", guesses=[Guess(3, "a,b\n", 0.75), Guess(1, "", 0.25)], stages=stages, t_s=0.1

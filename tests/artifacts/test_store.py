@@ -673,7 +673,7 @@ def test_the_lock_is_free_after_an_error_in_the_block(tmp_path: Path) -> None:
 
 def test_an_error_of_the_block_is_not_taken_for_one_of_the_lock(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), lock(tmp_path / "x"):
-        (tmp_path / "a picture").read_bytes()
+        (tmp_path / "an image").read_bytes()
     with pytest.raises(TimeoutError), lock(tmp_path / "x"):
         raise TimeoutError(errno.ETIMEDOUT, "the camera")
 

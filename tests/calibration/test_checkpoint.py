@@ -136,8 +136,8 @@ def test_a_disk_that_refuses_leaves_the_checkpoint_before_it(fresh: Callable[...
     [
         pytest.param({}, id="of an edge that counted in one row"),
         pytest.param({"chunk": CHUNK // 2, "done": [0, 1]}, id="other chunks"),
-        pytest.param({"chunk": CHUNK, "done": [0, 1]}, id="too few pictures"),
-        pytest.param({"chunk": CHUNK, "done": []}, id="too many pictures"),
+        pytest.param({"chunk": CHUNK, "done": [0, 1]}, id="too few images"),
+        pytest.param({"chunk": CHUNK, "done": []}, id="too many images"),
         pytest.param({"chunk": CHUNK, "done": [3]}, id="no such chunk"),
         pytest.param({"chunk": CHUNK, "done": [-1]}, id="a negative chunk"),
         pytest.param({"chunk": CHUNK, "done": "all"}, id="no list"),

@@ -136,7 +136,7 @@ def test_the_largest_floats_are_numbers() -> None:
 
 
 def test_no_pictures() -> None:
-    with pytest.raises(DataError, match="no pictures to calibrate with"):
+    with pytest.raises(DataError, match="no images to calibrate with"):
         collect([], load, network, NAMES, with_histogram=True)
 
 

@@ -554,7 +554,7 @@ def test_dask_from_the_command_line(
     own_dask.worker(address)
     out, err = command.communicate(timeout=120)
     assert command.returncode == 0, err
-    assert f"{N} pictures" in out
+    assert f"{N} images" in out
     assert "Traceback" not in err
     assert files(tmp_path / "cache") == alone
 
@@ -680,7 +680,7 @@ def test_a_worker_that_lacks_the_files(run: Callable[..., Any], own_dask: Dask, 
     address, _process = own_dask.scheduler()
     own_dask.worker(address)
     source = open_pictures(Path("p"))  # relative: the worker stands elsewhere
-    with pytest.raises(DataError, match="cannot read the picture") as caught, dask_workers.connect(address) as crew:
+    with pytest.raises(DataError, match="cannot read the image") as caught, dask_workers.connect(address) as crew:
         workflow.calibrate(tiny, source, cache=tmp_path / "cache", executor=crew)
     assert "same paths as here" in (caught.value.hint or "")
 

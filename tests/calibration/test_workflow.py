@@ -307,7 +307,7 @@ def test_the_table_from_before_survives_a_broken_picture(kind: str, run: Calibra
     ("meddle", "words"),
     [
         pytest.param(lambda path: path.write_bytes(path.read_bytes() + b"\0"), "changed", id="changed"),
-        pytest.param(lambda path: path.unlink(), "cannot read the picture", id="deleted"),
+        pytest.param(lambda path: path.unlink(), "cannot read the image", id="deleted"),
     ],
 )
 def test_a_picture_that_changes_meanwhile_is_an_error(

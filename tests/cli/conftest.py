@@ -180,7 +180,7 @@ class Gate:
                 # call would be noticed only when read returns, which is never.
                 time.sleep(0.2)
                 return writer
-        pytest.fail("nobody came to read the picture")
+        pytest.fail("nobody came to read the image")
 
     def let_through(self, writer: int) -> None:
         """Give the picture to whoever waits for it; whoever comes next waits again."""

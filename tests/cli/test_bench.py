@@ -58,9 +58,9 @@ def test_two_precisions_side_by_side(edge: Edge, built: Place) -> None:
     assert edge("build", "--profile", "tiny", "--precision", "fp32").code == 0
     ended = edge(*BENCH, "--compare", "fp32,int8", "--images", "pictures")
     assert ended.code == 0, ended.err
-    for words in ("fp32", "int8", "pictures per second", "agreement with FP32, %", "not measured"):
+    for words in ("fp32", "int8", "images per second", "agreement with FP32, %", "not measured"):
         assert words in ended.out
-    assert re.search(r"int8 is .* fp32, agrees with FP32 on .* pictures\. On this host's CPU", ended.out), ended.out
+    assert re.search(r"int8 is .* fp32, agrees with FP32 on .* images\. On this host's CPU", ended.out), ended.out
     found = json.loads(edge(*BENCH, "--compare", "fp32,int8", "--json").out)
     first, second = found["precisions"]
     assert (first["precision"], second["precision"]) == ("fp32", "int8")
@@ -75,7 +75,7 @@ def test_the_verdict_of_a_comparison() -> None:
     fp16 = {"precision": "fp16", "rate_per_s": 100.0, "mj_per_picture": 20.0, "agreement": 100.0, "pictures": 50}
     int8 = {"precision": "int8", "rate_per_s": 150.0, "mj_per_picture": 12.0, "agreement": 98.0, "pictures": 50}
     assert benchmark.compare_precisions(fp16, int8) == (
-        "int8 is 1.50 times as fast as fp16, takes 0.60 times its energy per picture, agrees with FP32 on 98.0 % of 50 "
+        "int8 is 1.50 times as fast as fp16, takes 0.60 times its energy per image, agrees with FP32 on 98.0 % of 50 "
         "pictures."
     )
     unknown = dict.fromkeys(fp16) | {"precision": "int8"}
@@ -88,7 +88,7 @@ def test_the_verdict_of_a_comparison() -> None:
         (("--compare", "int8"), "two different precisions"),
         (("--compare", "int8,int8"), "two different precisions"),
         (("--compare", "fp32,int7"), "int7"),
-        (("--compare", "fp32,int8", "--precision", "int8"), "--compare goes with no"),
+        (("--compare", "fp32,int8", "--precision", "int8"), "--compare cannot be combined with"),
     ],
 )
 def test_what_cannot_be_compared(edge: Edge, built: Place, options: tuple[str, ...], words: str) -> None:
@@ -128,7 +128,7 @@ def test_layers_are_timed_and_kept_next_to_the_engine(edge: Edge, built: Place) 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--layers",), "--layers times layers: it goes with no"),
+        (("--layers",), "--layers cannot be combined with"),
         (("-s", "server"), "no scenario 'server'"),
         (("--min-duration", "soon"), "invalid duration 'soon' for --min-duration"),
         (("--min-duration", "-1s"), "invalid duration"),
@@ -148,10 +148,10 @@ def test_what_cannot_be_asked_for(edge: Edge, built: Place, options: tuple[str, 
 def test_pictures_that_are_none_say_so(edge: Edge, built: Place) -> None:
     built()
     Path("bad").mkdir()
-    Path("bad/one.jpg").write_bytes(b"not a picture")
+    Path("bad/one.jpg").write_bytes(b"not an image")
     ended = edge(*BENCH, "--images", "bad")
     assert ended.code == 6
-    assert "no picture could be decoded" in ended.err
+    assert "no image could be decoded" in ended.err
 
 
 def test_replayed_power_is_marked_wherever_it_goes(edge: Edge, built: Place) -> None:

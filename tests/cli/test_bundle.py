@@ -33,7 +33,7 @@ def test_made_shown_verified_unpacked(place: Path, edge: Edge) -> None:
     assert done.out.startswith("tiny.edge: 10 files, ")
     shown = edge("bundle", "show", "tiny.edge")
     assert f"sha256:{digest}" in shown.out
-    for words in ("tiny (int8)", "host, any JetPack", "model/entropy2.table", "4 pictures", "model/model.onnx"):
+    for words in ("tiny (int8)", "host, any JetPack", "model/entropy2.table", "4 images", "model/model.onnx"):
         assert words in shown.out
     verified = edge("bundle", "verify", "tiny.edge", "--here")
     assert (verified.code, "tiny.edge: good; 10 files" in verified.out) == (0, True)

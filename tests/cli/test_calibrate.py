@@ -28,10 +28,10 @@ def test_a_table_and_its_manifest(edge: Edge, place: Place) -> None:
     ended = edge(*COMMAND)
     table = folder / "calib_cache" / "model" / "entropy2.table"
     assert ended.code == 0
-    assert ended.out.startswith(f"{table}: 11 tensors from 8 pictures, in ")
+    assert ended.out.startswith(f"{table}: 11 tensors from 8 images, in ")
     assert sorted(tables_below(folder / "calib_cache")) == [table.with_suffix(".json"), table]
     # Progress and everything else for the person is on stderr.
-    assert "calibrate: 8/8 pictures" in ended.err
+    assert "calibrate: 8/8 images" in ended.err
     assert "profile tiny (" in ended.err
 
 
@@ -41,7 +41,7 @@ def test_a_second_call_says_so_and_does_nothing(edge: Edge, place: Place) -> Non
     table = folder / "calib_cache" / "model" / "entropy2.table"
     before = (table.stat().st_mtime_ns, table.read_bytes())
     ended = edge(*COMMAND)
-    assert (ended.code, ended.out) == (0, f"{table}: unchanged, nothing to do (8 pictures)\n")
+    assert (ended.code, ended.out) == (0, f"{table}: unchanged, nothing to do (8 images)\n")
     assert "calibrate:" not in ended.err
     assert (table.stat().st_mtime_ns, table.read_bytes()) == before
 
@@ -74,7 +74,7 @@ def test_an_algorithm_comes_with_its_parameter_as_a_sweep_writes_it(edge: Edge, 
     assert f"edge build uses entropy2.table, as in the profile tiny; to use this one, set there: {said}" in ended.err
     place(calibration={"algorithm": "percentile", "parameters": {"percentile": 99.9}})
     again = edge(*COMMAND)
-    assert (again.code, again.out) == (0, f"{table}: unchanged, nothing to do (8 pictures)\n")
+    assert (again.code, again.out) == (0, f"{table}: unchanged, nothing to do (8 images)\n")
     assert "edge build uses" not in again.err
 
 
@@ -102,8 +102,8 @@ def test_force_counts_again(edge: Edge, place: Place) -> None:
     place()
     edge(*COMMAND)
     ended = edge(*COMMAND, "--force")
-    assert (ended.code, "8 pictures, in " in ended.out) == (0, True)
-    assert "calibrate: 8/8 pictures" in ended.err
+    assert (ended.code, "8 images, in " in ended.out) == (0, True)
+    assert "calibrate: 8/8 images" in ended.err
 
 
 def test_json_is_alone_on_stdout(edge: Edge, place: Place) -> None:
@@ -183,7 +183,7 @@ def test_nothing_to_calibrate_with(source: str, words: str, edge: Edge, place: P
 @pytest.mark.parametrize(
     ("content", "words"),
     [(b"", "empty"), (b"hello\n", "not a JPEG"), (None, "truncated")],
-    ids=["zero bytes", "not a picture", "truncated"],
+    ids=["zero bytes", "not an image", "truncated"],
 )
 def test_a_picture_that_cannot_be_decoded_is_an_error(
     content: bytes | None, words: str, edge: Edge, place: Place
@@ -311,7 +311,7 @@ def test_a_full_disk_leaves_the_table_that_was_there(
     assert {path: path.read_bytes() for path in tables_below(folder / "calib_cache")} == before
     # Nothing half-written stays behind either.
     assert [path.name for path in (folder / "calib_cache" / "model").iterdir() if path.suffix == ".tmp"] == []
-    assert edge(*COMMAND).out.endswith("unchanged, nothing to do (8 pictures)\n")
+    assert edge(*COMMAND).out.endswith("unchanged, nothing to do (8 images)\n")
 
 
 def test_the_cache_travels(edge: Edge, place: Place) -> None:

@@ -88,7 +88,7 @@ def data(capsys: pytest.CaptureFixture[str]) -> Runner:
 
 def test_list_writes_relative_names_and_says_how_many(data: Runner, folder: Path) -> None:
     place = folder.parent / "list.txt"
-    assert data("list", folder, "-o", place) == f"{place}: 3 pictures, 0 of them with a class index\n"
+    assert data("list", folder, "-o", place) == f"{place}: 3 images, 0 of them with a class index\n"
     assert place.read_text() == "set/image_1.jpg\nset/image_10.jpg\nset/image_2.jpg\n"
     assert data.err == ""
 
@@ -144,7 +144,7 @@ def test_list_of_a_shard_says_to_extract_it(data: Runner, shard: Path, tmp_path:
 
 def test_extract_writes_the_original_bytes(data: Runner, shard: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert data("extract", shard, "-o", out) == f"{out}: 3 pictures, 3 of them with a class index in labels.csv\n"
+    assert data("extract", shard, "-o", out) == f"{out}: 3 images, 3 of them with a class index in labels.csv\n"
     assert [(out / f"n{n}.JPEG").read_bytes() for n in range(3)] == [_jpeg(n) for n in range(3)]
     assert (out / "labels.csv").read_text() == "file,class_index\nn0.JPEG,1\nn1.JPEG,500\nn2.JPEG,1000\n"
     assert "--label-offset -1" in data.err
@@ -171,7 +171,7 @@ def test_extract_with_offset_and_limit(data: Runner, shard: Path, tmp_path: Path
 
 def test_extract_again_says_what_was_there(data: Runner, shard: Path, tmp_path: Path) -> None:
     data("extract", shard, "-o", tmp_path / "out", "--limit", 1)
-    assert "3 pictures (1 of them existed already)" in data("extract", shard, "-o", tmp_path / "out")
+    assert "3 images (1 of them existed already)" in data("extract", shard, "-o", tmp_path / "out")
 
 
 def test_extract_of_a_folder_of_shards(data: Runner, shard: Path, tmp_path: Path) -> None:
@@ -196,14 +196,14 @@ def test_extract_of_something_else(name: str, data: Runner, folder: Path, tmp_pa
 
 
 def test_check_of_good_pictures(data: Runner, folder: Path) -> None:
-    assert data("check", folder) == f"{folder}: 3 pictures, all good\n"
+    assert data("check", folder) == f"{folder}: 3 images, all good\n"
     assert data.json("check", folder) == {"source": str(folder), "pictures": 3, "bad": []}
 
 
 def test_check_names_what_is_bad(data: Runner, folder: Path) -> None:
     (folder / "cut.jpg").write_bytes(_jpeg(1)[:-20])
-    (folder / "text.png").write_bytes(b"no picture")
-    with pytest.raises(QualityError, match="2 problems in 5 pictures"):
+    (folder / "text.png").write_bytes(b"no image")
+    with pytest.raises(QualityError, match="2 problems in 5 images"):
         data("check", folder)
 
 
@@ -221,14 +221,14 @@ def test_check_prints_its_findings_as_a_table_and_as_json(folder: Path, capsys: 
 
 def test_check_with_labels(data: Runner, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("file,class_index\nimage_1.jpg,7\nimage_2.jpg,8\n")
-    with pytest.raises(QualityError, match="1 problem in 3 pictures"):
+    with pytest.raises(QualityError, match="1 problem in 3 images"):
         data("check", folder, "--labels", tmp_path / "labels.csv")
 
 
 def test_check_of_a_shard(data: Runner, shard: Path) -> None:
     assert data.json("check", shard)["pictures"] == 3
     shard.write_bytes(shard.read_bytes()[:-5])
-    with pytest.raises(QualityError, match="1 problem in 2 pictures"):
+    with pytest.raises(QualityError, match="1 problem in 2 images"):
         data("check", shard)
 
 
@@ -239,14 +239,14 @@ def test_names_that_are_not_utf8(data: Runner, folder: Path, shard: Path) -> Non
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     (odd / os.fsdecode(b"\xff.jpg")).write_bytes(_jpeg(3))
-    assert data("check", odd).endswith("caf\\xe9: 4 pictures, all good\n")
+    assert data("check", odd).endswith("caf\\xe9: 4 images, all good\n")
     assert data.json("check", odd)["source"].endswith("caf\\xe9")
     assert data.json("list", odd, "-o", odd / "list.txt")["pictures"] == 4
     assert data.json("check", odd / "list.txt")["pictures"] == 4
     assert data.json("extract", shard, "-o", odd / "out")["written"] == 3
     broken = odd / "b.tfrecord"
     broken.write_bytes(b"\x1f\x8b")
-    with pytest.raises(QualityError, match="1 problem in 0 pictures"):
+    with pytest.raises(QualityError, match="1 problem in 0 images"):
         data("check", broken, "--json")
 
 
@@ -257,7 +257,7 @@ def _edge(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_exit_codes_and_streams(folder: Path, tmp_path: Path) -> None:
     good = _edge("data", "check", folder)
-    assert (good.returncode, good.stdout) == (0, f"{folder}: 3 pictures, all good\n")
+    assert (good.returncode, good.stdout) == (0, f"{folder}: 3 images, all good\n")
     (folder / "cut.jpg").write_bytes(_jpeg(1)[:-20])
     bad = _edge("data", "check", folder, "--json")
     assert (bad.returncode, json.loads(bad.stdout)["pictures"]) == (QualityError.exit_code, 4)

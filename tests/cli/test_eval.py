@@ -95,8 +95,8 @@ def test_json_holds_the_shares_in_percent_with_intervals(edge: Edge, painted: Pl
     assert scores["top1_difference"] == 0.0
     assert scores["logit_sqnr_db"] > 20.0
     assert "warning" not in scores
-    assert "int8: 60/60 pictures" in ended.err
-    assert "fp32: 60/60 pictures" in ended.err
+    assert "int8: 60/60 images" in ended.err
+    assert "fp32: 60/60 images" in ended.err
 
 
 def test_the_plain_output_is_a_table(edge: Edge, painted: Place) -> None:
@@ -171,12 +171,12 @@ def test_limit(options: tuple[str, ...], edge: Edge, painted: Place) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "the first line must name a column of pictures"),
+        ("", "the first line must name a column of images"),
         ("file,class_index\n", "labels.csv: the label file has only a header"),
-        ("name,number\n00.png,1\n", "labels.csv:1: the first line must name a column of pictures"),
+        ("name,number\n00.png,1\n", "labels.csv:1: the first line must name a column of images"),
         ("file,class_index\n00.png,zero\n", "labels.csv:2: no class is called 'zero'"),
         ("file,class_index\n00.png,1\n00.png,2\n", "labels.csv:3: 00.png is class 2 here and class 1 on line 2"),
-        ("file,class_index\n00.png,1\n", "59 of 60 pictures have no label"),
+        ("file,class_index\n00.png,1\n", "59 of 60 images have no label"),
     ],
     ids=["empty", "a header alone", "other columns", "no number", "two labels", "pictures without"],
 )
@@ -199,7 +199,7 @@ def test_a_broken_picture_is_an_error(edge: Edge, painted: Place) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("--images", "painted", "--precision", "fp32"), 2, "60 of 60 pictures have no label"),
+        (("--images", "painted", "--precision", "fp32"), 2, "60 of 60 images have no label"),
         (("--images", "painted", "--min-top1", "50"), 2, "--min-top1 needs labels"),
         (("--images", "painted", "--labels", "labels.csv", "--min-top1", "101"), 2, "--min-top1"),
         (("--images", "painted", "--labels", "labels.csv", "--max-drop", "-1"), 2, "--max-drop"),
@@ -214,7 +214,7 @@ def test_a_broken_picture_is_an_error(edge: Edge, painted: Place) -> None:
         "top-1 without",
         "above 100 %",
         "below 0",
-        "no pictures",
+        "no images",
         "labels not there",
         "pictures not there",
         "another precision",

@@ -95,7 +95,7 @@ def test_pictures_in_class_folders_give_names_and_preprocessing(edge: Edge, here
     assert ended.code == 0
     found = json.loads(ended.out)
     assert found["preprocess"]["is_guess"] is False
-    assert "labelled pictures" in found["preprocess"]["why"]
+    assert "labelled images" in found["preprocess"]["why"]
     assert {row["name"]: row["is_worse"] for row in found["trials"][1]["rows"]} == {"RGB": False, "BGR": True}
     profile = written(here, "mine")
     assert profile.preprocess.color == "rgb"
@@ -193,7 +193,7 @@ def test_what_is_there_is_kept(edge: Edge, here: Path) -> None:
         (
             ("--model", "model.onnx", "--labels", "short.txt", "--labels", "short.txt"),
             2,
-            "several files of class names",
+            "several class name files",
         ),
     ],
 )

@@ -123,7 +123,7 @@ def test_a_video_of_a_camera_and_of_several(edge: Edge, built: Place, server: Se
 
 @pytest.mark.parametrize(
     ("name", "code", "words"),
-    [("out.txt", 2, "is not the ending of a video"), ("missing/out.mp4", 9, "cannot be written here")],
+    [("out.txt", 2, "is not the extension of a video file"), ("missing/out.mp4", 9, "cannot be written here")],
 )
 def test_a_video_that_cannot_be_written_is_said_first(
     name: str, code: int, words: str, edge: Edge, built: Place

@@ -112,7 +112,7 @@ def test_what_cannot_be_decoded_is_a_counted_and_named_skip(edge: Edge, built: P
     folder = built()
     (folder / "pictures" / "001.jpg").write_bytes(b"")
     (folder / "pictures" / "004.jpg").write_bytes((folder / "pictures" / "004.jpg").read_bytes()[:400])
-    (folder / "pictures" / "006.jpg").write_text("no picture\n")
+    (folder / "pictures" / "006.jpg").write_text("no image\n")
     ended = edge(*COMMAND, "--json", "--record", "r.json")
     assert ended.code == 0
     skips = [one["skipped"] for one in lines(ended.out) if "skipped" in one]
@@ -123,19 +123,19 @@ def test_what_cannot_be_decoded_is_a_counted_and_named_skip(edge: Edge, built: P
 
     plain = edge(*COMMAND)
     assert plain.code == 0
-    assert "8 pictures" not in plain.out
+    assert "8 images" not in plain.out
     assert "5 images in " in plain.out
     assert ", 3 skipped" in plain.out
-    assert "warning: skipped 001.jpg: the picture is empty (0 bytes)" in plain.err
+    assert "warning: skipped 001.jpg: the image is empty (0 bytes)" in plain.err
 
 
 def test_not_one_picture_can_be_decoded(edge: Edge, built: Place) -> None:
     folder = built()
     for path in (folder / "pictures").glob("*.jpg"):
-        path.write_text("no picture\n")
+        path.write_text("no image\n")
     ended = edge(*COMMAND)
     assert (ended.code, ended.out) == (6, "")
-    assert "none of the 8 pictures could be decoded" in ended.err
+    assert "none of the 8 images could be decoded" in ended.err
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_not_one_picture_can_be_decoded(edge: Edge, built: Place) -> None:
         (("--images", "empty"), 6, "no images"),
         (("--images", "nowhere"), 6, "this file or folder does not exist"),
         (("--images", "list.txt"), 6, "list.txt:2: 1 of 2 files are missing; the first is gone.jpg"),
-        (("--images", "blank.txt"), 6, "names no pictures"),
+        (("--images", "blank.txt"), 6, "names no images"),
         ((), 2, "--images DIR"),
     ],
     ids=["empty folder", "nothing there", "missing file", "blank list", "not said"],

@@ -101,7 +101,7 @@ def test_what_does_not_go_together(options: tuple[str, ...], words: str, edge: E
     ("overrides", "options", "code", "words"),
     [
         ({"run": {"batch": 99}}, (), 2, "the engine supports at most 8 images, not 99"),
-        ({"record": {"every_frame": True}}, ("--record", "r.json"), 2, "needs a record of lines"),
+        ({"record": {"every_frame": True}}, ("--record", "r.json"), 2, "needs a .jsonl record"),
         ({"record": {"flush_s": 0}}, (), 3, "record.flush_s"),
         ({"notify": [{"to": "http://127.0.0.1:9/", "labels": ["clas 1"]}]}, (), 2, "did you mean 'class 1'?"),
         ({"notify": [{"to": "http://127.0.0.1:9/", "for": "soon"}]}, (), 3, "invalid duration 'soon'"),
@@ -270,5 +270,5 @@ def test_a_region_that_is_larger_than_the_pictures_is_said(edge: Edge, built: Pl
     assert ended.code == 0, ended.err
     server.size_of = lambda _number: (30, 30)
     ended = edge(*RUN, "--camera", server.url, "--limit", "3")
-    assert "the roi [0, 0, 40, 40] reaches beyond the picture of 30×30" in ended.err
+    assert "the roi [0, 0, 40, 40] reaches beyond the image of 30×30" in ended.err
     assert ended.code == 6

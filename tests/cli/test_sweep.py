@@ -32,7 +32,7 @@ def test_a_sweep_prints_a_table_and_what_it_says(edge: Run, sets: tuple) -> None
         for size, seed in (("3", "1"), ("3", "2"), ("6", "all"))
     )
     assert rows[0].startswith(" *")
-    for question in ("Which algorithm?", "How many pictures?"):
+    for question in ("Which algorithm?", "How many images?"):
         assert any(line.startswith(question) for line in lines)
     assert "collecting the statistics took" in done.err
 
@@ -134,15 +134,15 @@ def test_ctrl_c_while_hashing_leaves_no_file(start: Run, sets: tuple, gate: Any)
         (("-a", "percentile:lots"), 2, "'lots' is not a number"),
         (("-a", "minmax:1"), 2, "needs the name of its parameter"),
         (("-a", "minmax,minmax"), 2, "twice"),
-        (("--pictures", "7"), 2, "7 pictures requested, only 6 available"),
-        (("--pictures", "some"), 2, "'some' is not a number of pictures"),
+        (("--pictures", "7"), 2, "7 images requested, only 6 available"),
+        (("--pictures", "some"), 2, "'some' is not a number of images"),
         (("--seeds", "0"), 2, "--seeds"),
         (("--seeds", "-2"), 2, "--seeds"),
         (("--batch", "1,8"), 2, "--batch was removed: statistics do not depend on the batch"),
         (("--limit", "0"), 2, "limit"),
         (("--profile", "tinyy"), 3, "did you mean 'tiny'"),
         (("--images", "nowhere"), 6, "nowhere"),
-        (("--images", "scored"), 6, "also calibration pictures"),
+        (("--images", "scored"), 6, "also calibration images"),
         (("--labels", "nowhere.csv"), 6, "nowhere.csv"),
         (("--output", "scored"), 9, "scored"),
         (("--html", "scored"), 9, "cannot be written"),
@@ -160,8 +160,8 @@ def test_bad_input(edge: Run, sets: tuple, more: tuple, code: int, what: str) ->
 @pytest.mark.parametrize(
     ("options", "code", "what"),
     [
-        ((), 2, "no pictures to calibrate with"),
-        (("-i", "calibration"), 2, "no pictures to score with"),
+        ((), 2, "no images to calibrate with"),
+        (("-i", "calibration"), 2, "no images to score with"),
         (("-i", "calibration", "--eval", "scored"), 6, "have no label"),
         (("--from", "missing.json"), 9, "missing.json"),
         (("--from", "scored/labels.csv"), 7, "not a record of edge sweep"),

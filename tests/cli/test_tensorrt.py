@@ -114,7 +114,7 @@ def test_the_devices_own_calibrators(version: str, algorithm: str, device: Calla
     assert ended.code == 0, ended.err
     path = folder / f"calib_cache/model/{algorithm}-tensorrt.table"
     assert ended.out.startswith(f"{path}: ")
-    assert "from 8 pictures" in ended.out
+    assert "from 8 images" in ended.out
     found = store.load(path.with_suffix(".json"), kind=cache_keys.TABLE)
     assert (found.key["engine"], found.key["tensorrt"], found.key["batch"]) == ("tensorrt", version, 4)
     assert found.info["made_by"] == f"TensorRT {version}"
@@ -122,7 +122,7 @@ def test_the_devices_own_calibrators(version: str, algorithm: str, device: Calla
     assert table.header.algorithm == algorithm
     assert {"input", "c1", "logits"} < set(table.bits)
     again = edge("calibrate", *TINY, *PICTURES)
-    assert again.out.endswith("unchanged, nothing to do (8 pictures)\n")
+    assert again.out.endswith("unchanged, nothing to do (8 images)\n")
     # What was measured on the way is in the timing cache, and the engine is built from the table that was made.
     assert "timing cache: used" in (built := edge("build", *TINY)).err, built.err
     assert built.out.endswith("4 of 4 weighted layers in INT8\n")
@@ -184,7 +184,7 @@ def test_the_engine_of_another_backend_cannot_calibrate(place: Place, edge: Edge
     ("settings", "damage", "code", "words"),
     [
         pytest.param({"takes": 1}, None, 8, "read 1 of 2 calibration batches", id="fewer batches than planned"),
-        pytest.param({}, "picture", 6, "003.jpg: not a JPEG", id="a broken picture"),
+        pytest.param({}, "picture", 6, "003.jpg: not a JPEG", id="a broken image"),
         pytest.param({"cuda": {"memory": 1000}}, None, 8, "out of GPU memory", id="no memory for a batch"),
         pytest.param({"cuda": {"no_gpu": True}}, None, 8, "no CUDA-capable device", id="no GPU"),
         pytest.param({"fails": ["out of memory"]}, None, 8, "ran out of GPU memory", id="no memory"),
@@ -195,7 +195,7 @@ def test_a_calibration_that_fails_leaves_nothing(
 ) -> None:
     folder = device("10.3.0", **settings)
     if damage:
-        (folder / "pictures/003.jpg").write_bytes(b"\xff\xd8 not a picture")
+        (folder / "pictures/003.jpg").write_bytes(b"\xff\xd8 not an image")
     ended = edge("calibrate", *TINY, *PICTURES, "--engine", "tensorrt", "--batch", "4")
     assert (ended.code, ended.out) == (code, ""), ended.err
     assert words in ended.err

@@ -126,7 +126,7 @@ def test_times_of_an_engine_report_replace_operations(edge: Edge, painted: Path)
     [
         ("{", "not an engine report in JSON"),
         (json.dumps({"inspection": {"nodes": []}, "times": None}), "this engine report has no times"),
-        (report_of(("other", 1.0)), "the times are of another network"),
+        (report_of(("other", 1.0)), "the times belong to another network"),
     ],
 )
 def test_times_that_cannot_be_used(content: str, words: str, edge: Edge, painted: Path) -> None:

@@ -106,24 +106,24 @@ def test_numbers_may_be_integers_where_floats_are_meant(write: Write) -> None:
         # roi
         ("preprocess: {roi: [0, 0, 0, 1]}\n",
          ("p.yaml:5: preprocess.roi: "
-         "needs x and y from 0 and a width and height above 0, got [0, 0, 0, 1]")),
+         "needs x and y of at least 0, and a width and height above 0, got [0, 0, 0, 1]")),
         ("preprocess: {roi: [0.5, 0, 0.6, 1]}\n",
          ("p.yaml:5: preprocess.roi: "
-         "[0.5, 0, 0.6, 1] reaches beyond the picture: fractions end at 1")),
+         "[0.5, 0, 0.6, 1] reaches beyond the image: a fraction is at most 1")),
         ("camera: {roi: [0.5, 0, 300, 200]}\n",
          ("p.yaml:5: camera.roi: "
          "[0.5, 0, 300, 200] is neither in pixels (whole numbers) nor in fractions (all from 0 to 1)\n"
          "  try: [0.25, 0, 0.5, 1] is the middle half")),
         ("camera: {roi: [.nan, 0, 1, 1]}\n",
          ("p.yaml:5: camera.roi: "
-         "needs x and y from 0 and a width and height above 0, got [nan, 0, 1, 1]")),
+         "needs x and y of at least 0, and a width and height above 0, got [nan, 0, 1, 1]")),
         ("cameras: {a: {source: 0, roi: [-1, 0, 9, 9]}}\n",
          ("p.yaml:5: cameras.a.roi: "
-         "needs x and y from 0 and a width and height above 0, got [-1, 0, 9, 9]")),
+         "needs x and y of at least 0, and a width and height above 0, got [-1, 0, 9, 9]")),
         ("preprocess: {roi: [0, 0, 1, 1]}\ncamera: {roi: [0, 0, 9, 9]}\n",
          ("p.yaml:5: preprocess.roi: "
-         "a camera has a roi as well, and they exclude each other\n"
-         "  try: camera.roi for cameras alone; preprocess.roi for every picture, in calibration and evaluation, too")),
+         "a camera also has a roi, and the two cannot be combined\n"
+         "  try: use camera.roi for camera frames only, or preprocess.roi for every image, also in calibration")),
         # keys
         ("modle: x\n", "p.yaml:5: modle: unknown key (did you mean 'model'?)"),
         ("zzzz: 1\n", "p.yaml:5: zzzz: unknown key"),
@@ -528,7 +528,7 @@ def test_mean_and_std_of_torchvision_are_refused_with_the_converted_values(write
     assert said(write("p", f"{BASE}preprocess:\n  {UNITS}")) == (
         "p.yaml:6: preprocess.mean: mean [0.485, 0.456, 0.406] and std [0.229, 0.224, 0.225] are in units of 0 to 1 "
         "(torchvision), but pixel values here are 0 to 255\n"
-        "  try: these two lines, or scale: 1/255 next to yours\n"
+        "  try: use these two lines, or add scale: 1/255 to yours\n"
         "  mean: [123.675, 116.28, 103.53]\n  std: [58.395, 57.12, 57.375]"
     )
 

@@ -243,7 +243,7 @@ def test_kept_answers_to_other_pictures_are_not_used(
         selftest_engines.load(tmp_path / "kept", tiny, open_pictures(tmp_path / "pictures"))
     steps = taken(bench(kept_reference=tmp_path / "kept"))
     assert steps["reference"].status == "ok"
-    assert "saved answers: these answers were made with other inputs" in steps["reference"].text
+    assert "saved answers: these reference results were made with other inputs" in steps["reference"].text
 
 
 def spoiled(folder: Path, content: bytes) -> None:
@@ -261,7 +261,7 @@ def test_answers_that_are_none(content: bytes, tiny: Profile, tmp_path: Path) ->
     pictures = open_pictures(tmp_path / "pictures")
     selftest_engines.save(tmp_path / "kept", tiny, pictures, selftest_engines.compute(tiny, pictures))
     spoiled(tmp_path / "kept", content)
-    with pytest.raises(ArtifactError, match="not reference answers"):
+    with pytest.raises(ArtifactError, match="not reference results"):
         selftest_engines.load(tmp_path / "kept", tiny, pictures)
 
 
@@ -274,7 +274,7 @@ def test_answers_of_another_form(array: Any, tiny: Profile, tmp_path: Path) -> N
     content = io.BytesIO()
     np.savez_compressed(content, logits=array)
     spoiled(tmp_path / "kept", content.getvalue())
-    with pytest.raises(ArtifactError, match="not reference answers"):
+    with pytest.raises(ArtifactError, match="not reference results"):
         selftest_engines.load(tmp_path / "kept", tiny, pictures)
 
 

@@ -490,7 +490,7 @@ def test_accuracy_that_was_not_measured_is_absent_with_its_reason(
     info = store.load(outcome.manifest, kind=cache_keys.ENGINE).info
     if "accuracy" not in info:
         assert outcome.accuracy is None
-        assert info["accuracy_unmeasured"] == "the calibration pictures are not on this machine"
+        assert info["accuracy_unmeasured"] == "the calibration images are not on this machine"
 
 
 @pytest.mark.usefixtures("with_pictures")

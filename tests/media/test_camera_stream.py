@@ -482,7 +482,7 @@ def test_a_region_of_interest_is_the_frame(root: Path, opened: Any) -> None:
 
 def test_a_region_beyond_the_frames_is_said_at_once(root: Path, opened: Any) -> None:
     camera = CameraConfig(width=32, height=24, freeze_s=None, roi=(0, 0, 640, 480))
-    with pytest.raises(DataError, match=r"the roi \[0, 0, 640, 480\] reaches beyond the picture of 32×24"):
+    with pytest.raises(DataError, match=r"the roi \[0, 0, 640, 480\] reaches beyond the image of 32×24"):
         opened(root, Bench(frames()), camera=camera)
 
 

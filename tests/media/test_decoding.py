@@ -113,7 +113,7 @@ def test_a_truncated_picture_is_refused_and_named(ending: str, share: float, enc
     assert caught.value.where == f"folder/cut{ending}"
 
 
-@pytest.mark.parametrize("data", [b"", b"no picture at all", bytes(200), b"\xff\xd8\xff\xd9"], ids=repr)
+@pytest.mark.parametrize("data", [b"", b"no image at all", bytes(200), b"\xff\xd8\xff\xd9"], ids=repr)
 def test_no_picture_is_refused(data: bytes) -> None:
     with pytest.raises(DataError, match=r"bad\.jpg"):
         decode(data, name="bad.jpg")
@@ -122,7 +122,7 @@ def test_no_picture_is_refused(data: bytes) -> None:
 def test_a_whole_file_that_the_decoder_refuses_is_an_error() -> None:
     header = b"BM" + (54 + 12).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little")
     info = (40).to_bytes(4, "little") + (2).to_bytes(4, "little") * 2 + b"\1\0\x11\0" + bytes(24)
-    with pytest.raises(DataError, match="damaged, or of a kind"):
+    with pytest.raises(DataError, match="damaged, or its format"):
         decode(header + info + bytes(64), name="17-bits.bmp")
 
 

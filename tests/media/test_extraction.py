@@ -96,7 +96,7 @@ def test_another_offset_is_refused_and_force_takes_it(pictures: list[Picture], t
 def test_another_picture_of_that_name_is_refused_and_force_replaces_it(pictures: list[Picture], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "n2.JPEG").write_bytes(b"mine")
-    with pytest.raises(UsageError, match=r"n2\.JPEG: another picture has this name"):
+    with pytest.raises(UsageError, match=r"n2\.JPEG: another image has this name"):
         extract(pictures, tmp_path / "out")
     assert (tmp_path / "out" / "n2.JPEG").read_bytes() == b"mine"
     assert set(labels.load_truth(tmp_path / "out" / "labels.csv")) == {"n0.JPEG", "n1.JPEG"}
@@ -158,7 +158,7 @@ def test_a_file_in_the_place_of_the_folder(pictures: list[Picture], tmp_path: Pa
 
 def test_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
     gone = Picture("x.jpg", 3, FileOrigin(str(tmp_path / "gone.jpg")))
-    with pytest.raises(DataError, match="cannot read the picture"):
+    with pytest.raises(DataError, match="cannot read the image"):
         extract([gone], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

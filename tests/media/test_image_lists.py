@@ -82,8 +82,8 @@ def test_missing_files_are_counted_and_the_first_is_named(folder: Path) -> None:
 
 
 BAD_LISTS = {
-    "empty": (b"", "names no pictures"),
-    "comments-only": (b"# nothing\n\n", "names no pictures"),
+    "empty": (b"", "names no images"),
+    "comments-only": (b"# nothing\n\n", "names no images"),
     "folder": (b"sub\n", "1 of 1 files are missing"),
     "word-for-a-label": (b"a.jpg\tdog\n", r":1: the class index must be an integer, got 'dog'"),
     "fraction-for-a-label": (b"a.jpg\n\nb.jpg\t1.5\n", r":3: the class index must be an integer, got '1.5'"),
@@ -123,9 +123,9 @@ BAD_CSVS = {
     "empty": (b"", r"set\.csv:1: the first line must name a column"),
     "no-header": (
         b"file of x,3\nb.jpg,4\n",
-        "the first line must name a column of pictures .* it is 'file of x,3'",
+        "the first line must name a column of images .* it is 'file of x,3'",
     ),
-    "header-only": (b"file,label\n", "names no pictures"),
+    "header-only": (b"file,label\n", "names no images"),
     "bad-label": (b"file,label\na.jpg,3\nb.jpg,cat\n", r"set\.csv:3: the class index must be an integer, got 'cat'"),
     "no-file": (b"file,label\n,3\n", r"set\.csv:2: no file name"),
     "missing-file": (b"file,label\na.jpg,1\nx.jpg,3\n", r"set\.csv:3: 1 of 2 files are missing"),

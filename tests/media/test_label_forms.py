@@ -100,7 +100,7 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "last-parts-alone": (
         _table("path,label", [f"{name.split('/')[1]},0" for name in PICTURES[2:3]]),
-        r"labels\.csv:2: several pictures are named 000\.jpg",
+        r"labels\.csv:2: several images are named 000\.jpg",
     ),
     "blank-name": (_table("path,label", [*_rows(EXPECTED)[:3], "red cone/000.jpg,"]), r"labels\.csv:5: no class"),
     "two-classes": (
@@ -144,7 +144,7 @@ def test_class_folders_with_an_empty_one_nested_ones_and_pictures_outside(pictur
     (pictures / "nothing").mkdir()
     assert [p.label for p in open_pictures(pictures, names=NAMES)] == [0, 0, 1, 1, 2]
     (pictures / "stray.jpg").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"1 pictures are in no class folder: stray\.jpg"):
+    with pytest.raises(DataError, match=r"1 images are in no class folder: stray\.jpg"):
         open_pictures(pictures, names=NAMES)
 
 

@@ -80,7 +80,7 @@ def test_truth(content: str | bytes, expected: dict[str, int], file: Path) -> No
 
 
 BAD_TRUTHS = {
-    "empty": ("", r"file\.csv:1: the first line must name a column of pictures"),
+    "empty": ("", r"file\.csv:1: the first line must name a column of images"),
     "no-label-column": ("file,kind\na.jpg,3\n", "class_index, label, class, .*; it is 'file,kind'"),
     "header-only": ("file,label\n", "has only a header"),
     "two-labels": (
@@ -148,7 +148,7 @@ AMBIGUOUS = {
 @pytest.mark.parametrize(("pictures", "truth"), AMBIGUOUS.values(), ids=AMBIGUOUS.keys())
 @pytest.mark.parametrize("partial", [False, True])
 def test_join_refuses_to_guess(pictures: list[Named], truth: dict[str, int], partial: bool) -> None:
-    with pytest.raises(DataError, match=r"several pictures are named a\.jpg"):
+    with pytest.raises(DataError, match=r"several images are named a\.jpg"):
         labels.join(pictures, truth, partial=partial)
 
 
@@ -158,13 +158,13 @@ def test_join_takes_the_same_picture_twice() -> None:
 
 def test_join_names_the_first_pictures_without_a_label() -> None:
     pictures = [Named(f"{n}.jpg") for n in range(6)]
-    with pytest.raises(DataError, match=r"5 of 6 pictures have no label: 0\.jpg, 2\.jpg, 3\.jpg and 2 more"):
+    with pytest.raises(DataError, match=r"5 of 6 images have no label: 0\.jpg, 2\.jpg, 3\.jpg and 2 more"):
         labels.join(pictures, {"1.jpg": 4})
     assert labels.join(pictures, {"1.jpg": 4}, partial=True) == [(pictures[1], 4)]
 
 
 def test_join_where_nothing_fits_is_an_error_even_when_partial() -> None:
-    with pytest.raises(DataError, match=r"1 of 1 pictures have no label: a\.jpg"):
+    with pytest.raises(DataError, match=r"1 of 1 images have no label: a\.jpg"):
         labels.join([Named("a.jpg")], {"b.jpg": 1}, partial=True)
 
 
@@ -250,7 +250,7 @@ def test_answers_at_chance_level_and_constant_answers(classes: int) -> None:
     sentence = labels.shape_of_errors(chance, truth, classes=classes)
     assert "no better than chance" in (sentence or "")
     sentence = labels.shape_of_errors([1] * 100, truth, classes=classes, names=[f"n{i}" for i in range(classes)])
-    assert "the network answers 'n1' for 100 of 100 pictures" in (sentence or "")
+    assert "the network answers 'n1' for 100 of 100 images" in (sentence or "")
 
 
 def test_a_weak_network_is_not_called_wrong() -> None:

@@ -66,7 +66,7 @@ def test_a_picture_beyond_the_limit_is_refused_before_it_is_decoded() -> None:
 def test_without_pillow_the_format_and_the_extra_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     data = saved("HEIF")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(DataError, match="the picture is HEIC, which this OpenCV does not read") as caught:
+    with pytest.raises(DataError, match="the image is HEIC, which this OpenCV does not read") as caught:
         decode(data, name="x.heic")
     assert "heif" in str(caught.value.hint)
 
@@ -82,7 +82,7 @@ def test_all_of_them_are_listed(tmp_path: Path) -> None:
     names = ["a.avif", "b.GIF", "c.heic", "d.jfif", "e.jpe", "f.jp2", "g.jxl", "h.heif"]
     for name in names:
         (tmp_path / name).write_bytes(b"x")
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     assert [picture.name for picture in open_pictures(tmp_path)] == names
 
 
@@ -115,4 +115,4 @@ def test_a_url_of_a_video_file() -> None:
 
     with pytest.raises(DataError, match="there is no such video") as caught:
         VideoStream(Path("https://host/clip.mp4"))
-    assert caught.value.hint == "a stream by its URL: --camera"
+    assert caught.value.hint == "use --camera for the URL of a stream"

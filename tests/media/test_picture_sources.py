@@ -106,7 +106,7 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
 def test_a_picture_that_is_a_bad_link_is_listed_and_fails_on_reading(target: str, tmp_path: Path) -> None:
     (tmp_path / "loop.jpg").symlink_to(target)
     (picture,) = open_pictures(tmp_path)
-    with pytest.raises(DataError, match=r"loop\.jpg: cannot read the picture"):
+    with pytest.raises(DataError, match=r"loop\.jpg: cannot read the image"):
         picture.read()
 
 
@@ -137,13 +137,13 @@ def test_a_picture_that_may_not_be_read(tmp_path: Path) -> None:
 def test_a_picture_that_vanishes(tmp_path: Path) -> None:
     (picture,) = open_pictures(_fill(tmp_path, "a.jpg"))
     (tmp_path / "a.jpg").unlink()
-    with pytest.raises(DataError, match=r"a\.jpg: cannot read the picture: No such file"):
+    with pytest.raises(DataError, match=r"a\.jpg: cannot read the image: No such file"):
         picture.read()
 
 
 def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
     _fill(tmp_path, "notes.txt")
-    with pytest.raises(DataError, match=r"no images: looked for pictures \(avif, bmp, gif, heic.*TFRecord shards"):
+    with pytest.raises(DataError, match=r"no images: looked for images \(avif, bmp, gif, heic.*TFRecord shards"):
         open_pictures(tmp_path)
 
 
@@ -169,7 +169,7 @@ def test_labels_are_joined(tmp_path: Path) -> None:
 def test_labels_must_cover_the_source(tmp_path: Path) -> None:
     _fill(tmp_path, "a.jpg", "b.jpg", "c.jpg")
     (tmp_path / "labels.csv").write_text("file,class_index\nb.jpg,7\n")
-    with pytest.raises(DataError, match=r"2 of 3 pictures have no label: a\.jpg, c\.jpg"):
+    with pytest.raises(DataError, match=r"2 of 3 images have no label: a\.jpg, c\.jpg"):
         open_pictures(tmp_path, labels=tmp_path / "labels.csv")
 
 

@@ -21,7 +21,7 @@ from edge.media.pictures import FileOrigin, Picture, Pictures
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for n in range(7):
-        (tmp_path / f"{n}.jpg").write_bytes(b"picture %d" % n)
+        (tmp_path / f"{n}.jpg").write_bytes(b"image %d" % n)
     return tmp_path
 
 
@@ -76,13 +76,13 @@ def test_a_picture_is_frozen(folder: Path) -> None:
 
 def test_sha256_is_of_the_bytes_and_read_once(folder: Path) -> None:
     picture = open_pictures(folder)[3]
-    assert picture.sha256 == _sha(b"picture 3")
+    assert picture.sha256 == _sha(b"image 3")
     (folder / "3.jpg").unlink()
-    assert picture.sha256 == _sha(b"picture 3")
+    assert picture.sha256 == _sha(b"image 3")
 
 
 def test_the_digest_is_of_the_sorted_hashes(folder: Path) -> None:
-    hashes = sorted(_sha(b"picture %d" % n) for n in range(7))
+    hashes = sorted(_sha(b"image %d" % n) for n in range(7))
     expected = _sha(json.dumps(hashes, separators=(",", ":")).encode())
     assert open_pictures(folder).digest() == expected
 
@@ -91,7 +91,7 @@ def test_the_digest_does_not_depend_on_names_order_or_labels(folder: Path) -> No
     other = folder / ".other"
     other.mkdir()
     for n in range(7):
-        (other / f"x{9 - n}.png").write_bytes(b"picture %d" % n)
+        (other / f"x{9 - n}.png").write_bytes(b"image %d" % n)
     (folder / "list.txt").write_text("".join(f"{n}.jpg\t{n}\n" for n in (3, 1, 0, 2, 6, 5, 4)))
     digests = {open_pictures(source).digest() for source in (folder, other, folder / "list.txt")}
     assert len(digests) == 1
@@ -117,7 +117,7 @@ def test_a_picture_that_changes_under_us_is_noticed(folder: Path) -> None:
     pictures = open_pictures(folder)
     pictures.digest()
     (folder / "2.jpg").write_bytes(b"PICTURE 2")
-    assert pictures[1].read_checked() == b"picture 1"
+    assert pictures[1].read_checked() == b"image 1"
     with pytest.raises(DataError, match=r"2\.jpg: the image changed since it was first read"):
         pictures[2].read_checked()
     assert pictures[2].read() == b"PICTURE 2"
@@ -125,7 +125,7 @@ def test_a_picture_that_changes_under_us_is_noticed(folder: Path) -> None:
 
 def test_the_first_checked_read_is_what_the_next_is_compared_with(folder: Path) -> None:
     picture = open_pictures(folder)[0]
-    assert picture.read_checked() == b"picture 0"
+    assert picture.read_checked() == b"image 0"
     (folder / "0.jpg").write_bytes(b"other")
     with pytest.raises(DataError, match="changed"):
         picture.read_checked()

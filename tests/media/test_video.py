@@ -222,7 +222,7 @@ def test_a_folder_without_a_recording_says_how_to_make_one(tmp_path: Path) -> No
 def test_a_frame_that_is_gone_is_an_error_of_that_frame(recording: Path) -> None:
     (recording / "00000002.jpg").unlink()
     frames = [item for item in everything(ReplayStream(recording, fast=True)) if isinstance(item, Frame)]
-    with pytest.raises(DataError, match="cannot read the picture"):
+    with pytest.raises(DataError, match="cannot read the image"):
         frames[1].load()
 
 

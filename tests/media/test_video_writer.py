@@ -138,7 +138,7 @@ def test_text_is_drawn_whatever_is_in_it() -> None:
 
 
 def test_a_path_that_is_no_video_is_refused_first(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"'\.txt' is not the ending of a video"):
+    with pytest.raises(UsageError, match=r"'\.txt' is not the extension of a video file"):
         check_video_path(tmp_path / "a.txt")
     with pytest.raises(StoreError, match="cannot be written here"):
         check_video_path(tmp_path / "missing" / "a.mp4")

@@ -527,5 +527,5 @@ def test_a_roi_is_part_of_the_digest_and_none_changes_nothing() -> None:
 
 def test_a_roi_beyond_the_picture_is_said() -> None:
     spec = PreprocessConfig(roi=(100, 0, 200, 100))
-    with pytest.raises(DataError, match=r"the roi \[100, 0, 200, 100\] reaches beyond the picture of 200×128"):
+    with pytest.raises(DataError, match=r"the roi \[100, 0, 200, 100\] reaches beyond the image of 200×128"):
         Preprocessor(spec, InputConfig())(np.zeros((128, 200, 3), np.uint8))

@@ -42,7 +42,7 @@ def test_one_run_has_everything(shown: Callable[..., str]) -> None:
         "efficientnet_lite0, int8, on Orin Nano 8GB developer kit", "bbbbbbbbbbbb", "cccccccccccc", "dddddddddddd",
         "eeeeeeeeeeee", "JetPack 6.2", "25W", "module_input by hwmon", "700.0 ± 7.0", "net 230",
             "giant panda", "33.3 %",
-        "4.5 s without frames, reopened as /dev/video1, 3 tries", "skipped 0007.jpg: the picture is empty",
+        "4.5 s without frames, reopened as /dev/video1, 3 tries", "skipped 0007.jpg: the image is empty",
         "throttled for 6 s by cpu-throttle-alert", "oc3_event_cnt 2", "from capture to label", "nearest-rank",
     ):  # fmt: skip
         assert words in re.sub(r"\s+", " ", read.text), words

@@ -132,7 +132,7 @@ def test_the_counts_of_the_rules_outlast_their_duration() -> None:
         ({"min_duration_s": 2.0}, ["it ran for 2.0 s; the rules require 600 s"]),
         (
             {"min_duration_s": 0.0, "min_samples": 5},
-            ["it ran for 0.1 s; the rules require 600 s", "5 pictures; the rules require 64"],
+            ["it ran for 0.1 s; the rules require 600 s", "5 images; the rules require 64"],
         ),
     ],
     ids=["short", "few"],

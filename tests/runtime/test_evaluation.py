@@ -217,7 +217,7 @@ def test_a_wish_to_stop_gives_no_figures(seven: list[Picture]) -> None:
     assert len(session.shapes) == 3
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture\n"], ids=["empty", "text"])
+@pytest.mark.parametrize("content", [b"", b"no image\n"], ids=["empty", "text"])
 def test_a_broken_picture_is_an_error(content: bytes, seven: list[Picture], tmp_path: Path) -> None:
     (tmp_path / "p" / "004.jpg").write_bytes(content)
     with pytest.raises(DataError) as caught:
@@ -226,7 +226,7 @@ def test_a_broken_picture_is_an_error(content: bytes, seven: list[Picture], tmp_
 
 
 def test_no_pictures_are_an_error() -> None:
-    with pytest.raises(DataError, match="no pictures to evaluate with"):
+    with pytest.raises(DataError, match="no images to evaluate with"):
         logits([], Told())
 
 

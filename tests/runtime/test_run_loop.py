@@ -207,7 +207,7 @@ def test_what_cannot_be_decoded_is_skipped_counted_and_named(run: Callable[..., 
     whole = (tmp_path / "p" / "000.jpg").read_bytes()
     (tmp_path / "p" / "000.jpg").write_bytes(b"")
     (tmp_path / "p" / "002.jpg").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "p" / "003.jpg").write_bytes(b"no picture\n")
+    (tmp_path / "p" / "003.jpg").write_bytes(b"no image\n")
     source = open_pictures(tmp_path / "p")
     (tmp_path / "p" / "004.jpg").unlink()
     heard: list[FrameResult | Skip] = []
@@ -215,7 +215,7 @@ def test_what_cannot_be_decoded_is_skipped_counted_and_named(run: Callable[..., 
     assert [(skip.seq, skip.name) for skip in finished.skipped] == [
         (0, "000.jpg"), (2, "002.jpg"), (3, "003.jpg"), (4, "004.jpg"),
     ]  # fmt: skip
-    words = ("empty", "truncated", "not a JPEG", "cannot read the picture")
+    words = ("empty", "truncated", "not a JPEG", "cannot read the image")
     assert all(word in skip.reason for word, skip in zip(words, finished.skipped, strict=True))
     assert (finished.pictures, [result.seq for result in finished.results]) == (1, [1])
     assert [type(one).__name__ for one in heard] == ["Skip", "FrameResult", "Skip", "Skip", "Skip"]
@@ -226,8 +226,8 @@ def test_what_cannot_be_decoded_is_skipped_counted_and_named(run: Callable[..., 
 def test_not_one_picture_is_an_error(run: Callable[..., RunRecord], tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
     for name in ("a.jpg", "b.jpg"):
-        (tmp_path / "p" / name).write_bytes(b"no picture\n")
-    with pytest.raises(DataError, match="none of the 2 pictures could be decoded: not a JPEG"):
+        (tmp_path / "p" / name).write_bytes(b"no image\n")
+    with pytest.raises(DataError, match="none of the 2 images could be decoded: not a JPEG"):
         run(Told())
 
 

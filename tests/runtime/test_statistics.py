@@ -36,7 +36,7 @@ def clock() -> Clock:
 def test_nothing_yet(clock: Clock) -> None:
     now = RunStatistics(total=5, clock=clock).snapshot()
     assert (now.pictures, now.result, now.rate_per_s, now.gap, now.reading, now.t_s) == (0, None, None, None, None, 0.0)
-    assert now.status_line == "0 of 5 pictures"
+    assert now.status_line == "0 of 5 images"
 
 
 def test_seconds_are_binned(clock: Clock) -> None:
@@ -57,7 +57,7 @@ def test_seconds_are_binned(clock: Clock) -> None:
     assert (third.power_mw, third.temps_c, third.throttling) == (7000.0, {"gpu": 50.0}, ("gpu",))
     assert now.rate_per_s == pytest.approx(4 / 3)
     assert now.dropped == 2
-    assert now.status_line == "4 pictures, 1.3 images/s, p50 6.0, p90 9.0 ms, 7.00 W, 2 dropped"
+    assert now.status_line == "4 images, 1.3 images/s, p50 6.0, p90 9.0 ms, 7.00 W, 2 dropped"
 
 
 def test_there_is_no_rate_before_the_first_second_is_over(clock: Clock) -> None:

@@ -51,7 +51,7 @@ def made(n: int = 600, *, slower: float = 1.0, seed: int = 0, live: bool = True,
         )  # fmt: skip
     content: dict[str, Any] = {
         "format": FORMAT, "edge_version": "0.1.0", "started_utc": "2026-11-25T10:00:00+00:00", "status": "complete",
-        "failure": None, "replayed": None, "pictures": n, "skipped": [Skip(7, "0007.jpg", "the picture is empty")],
+        "failure": None, "replayed": None, "pictures": n, "skipped": [Skip(7, "0007.jpg", "the image is empty")],
         "skipped_count": 1, "dropped": 31 if live else None,
         "subject": Subject(
             profile="orin-nano", profile_digest="a" * 64, model="models/efficientnet_lite0.onnx", model_sha256="b" * 64,

@@ -120,7 +120,7 @@ def test_a_broken_picture_is_an_error(bench: Bench, keep_bytes: int) -> None:
 
 def test_no_pictures_are_an_error(bench: Bench) -> None:
     chosen, _pictures, _labelled, _cache = bench(2, 2)
-    with pytest.raises(DataError, match="no pictures to score with"):
+    with pytest.raises(DataError, match="no images to score with"):
         Scorer(Path(chosen.model), [])
 
 

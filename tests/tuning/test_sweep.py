@@ -86,7 +86,7 @@ def test_numbers_of_pictures_are_read(words: list[str], total: int, expected: li
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        (["10"], "10 pictures requested, only 9 available"),
+        (["10"], "10 images requested, only 9 available"),
         (["0"], "'0' is not"),
         (["-3"], "'-3'"),
         (["many"], "'many'"),
@@ -380,7 +380,7 @@ def told(bench: Bench, said: dict[tuple[str, int, int | None], Answers]) -> dict
 def test_algorithms_without_a_significant_difference_are_named_so(bench: Bench, blank: Callable) -> None:
     answers = told(bench, {("a", 400, None): blank(1.0), ("b", 400, None): blank(1.0)})
     assert answers["Which algorithm?"].short == "No significant difference: none of 2 is worse than the best in SQNR"
-    assert answers["How many pictures?"].short == "Only one number was tried"
+    assert answers["How many images?"].short == "Only one number was tried"
 
 
 def test_the_best_algorithm_is_named_with_its_lead(bench: Bench, blank: Callable) -> None:
@@ -413,5 +413,5 @@ def test_one_algorithm_is_no_comparison(bench: Bench, blank: Callable) -> None:
 def test_the_number_of_pictures(bench: Bench, blank: Callable, few: float, short: str) -> None:
     said = {("a", 50, 1): blank(few), ("a", 50, 2): blank(few), ("a", 400, None): blank(1.0)}
     answers = told(bench, said)
-    assert answers["How many pictures?"].short == short
-    assert answers["How many pictures?"].detail[-1] == "the 2 draws of 50 differ by 0.00 to 0.00 dB"
+    assert answers["How many images?"].short == short
+    assert answers["How many images?"].detail[-1] == "the 2 draws of 50 differ by 0.00 to 0.00 dB"

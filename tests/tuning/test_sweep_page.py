@@ -145,7 +145,7 @@ def test_a_trend_says_what_it_is_in_words_and_keeps_text_as_text() -> None:
     read = Reader(svg)
     assert ("role", "img") in read.attributes
     assert ("aria-label", 'a < "b"') in read.attributes
-    for word in ("50", "100", "calibration pictures", "dB"):
+    for word in ("50", "100", "calibration images", "dB"):
         assert word in read.text
     assert "var(--s3)" in svg
     assert ("viewbox", "0 0 237.6 169.2") in read.attributes

@@ -96,7 +96,9 @@ def open_device(ordinal: int = 0) -> CudaDevice:
     except driver.Error as exc:
         raise DeviceError(f"CUDA cannot be initialized: {exc}", hint=_MATCH) from exc
     if not 0 <= ordinal < count:
-        raise DeviceError(f"there is no GPU {ordinal}: {count} found", hint="edge doctor; in a container: --gpus all")
+        raise DeviceError(
+            f"there is no GPU {ordinal}: {count} found", hint="run edge doctor; in a container, use --gpus all"
+        )
     return CudaDevice(driver, ordinal)
 
 
@@ -284,7 +286,7 @@ def _pycuda() -> Any:  # noqa: ANN401
             raise DeviceError("there is no NVIDIA driver on this machine (libcuda.so.1)", hint=_MATCH) from exc
         if library is not None:
             raise DeviceError(
-                f"CUDA's {library[1]} was not found", hint="install CUDA's libraries; edge doctor"
+                f"CUDA's {library[1]} was not found", hint="install CUDA's libraries, then run edge doctor"
             ) from exc
         if "undefined symbol: cu" in reported:
             raise DeviceError(

@@ -343,7 +343,7 @@ class _Job:
         counts = described.counts()
         if described.absent and self.decision.route == "implicit":
             raise DeviceError(
-                "the engine was built, but its layers cannot be counted: it is unknown if it runs in INT8",
+                "the engine was built, but its layers cannot be counted, so it is unknown whether it runs in INT8",
                 where=self.where,
                 hint="build on the device that the engine is for",
             )

@@ -72,7 +72,7 @@ def check_units(builder: Any, request: BuildRequest, caps: Caps) -> None:  # noq
         has = f"{builder.num_DLA_cores} DLA cores" if builder.num_DLA_cores else "no DLA that TensorRT can use"
         raise DeviceError(
             f"build.dla_core: {core}, but this machine has {has}",
-            hint="leave dla_core out; TensorRT 10.8 to 11.3 use no DLA at all, 11.4.1 that of AGX Orin only",
+            hint="leave dla_core out; TensorRT 10.8 to 11.3 use no DLA, and 11.4.1 uses only that of an AGX Orin",
         )
     if caps.precision_flags and request.precision != "fp32":
         # 10.x still answers; 11 no longer asks.
@@ -139,7 +139,7 @@ def refuse_misses(setup: BuilderSetup) -> None:
     if not setup.caps.error_on_timing_cache_miss:
         why = "timing caches have no effect on it" if not setup.caps.timing_cache else "it came with TensorRT 10"
         raise DeviceError(
-            f"--error-on-miss: {setup.caps.title} cannot refuse what a timing cache lacks ({why})",
+            f"--error-on-miss: {setup.caps.title} cannot report what a timing cache lacks ({why})",
             hint="leave --error-on-miss out; the manifest says how many entries a build added",
         )
     setup.config.set_flag(setup.binding.BuilderFlag.ERROR_ON_TIMING_CACHE_MISS)
@@ -303,7 +303,9 @@ def _make_compatible(setup: BuilderSetup) -> None:
     where = setup.request.profile.name
     if build.version_compatible:
         if not caps.version_compatible:
-            raise ProfileError(f"build.version_compatible: {caps.title} makes no such engines", where=where)
+            raise ProfileError(
+                f"build.version_compatible: {caps.title} cannot build version-compatible engines", where=where
+            )
         config.set_flag(binding.BuilderFlag.VERSION_COMPATIBLE)
     if build.hardware_compatibility is not None:
         if build.hardware_compatibility not in caps.hardware_compatibility:

@@ -276,7 +276,7 @@ class Serving:
         if self.asked:
             raise ArtifactError(
                 f"{self._title} refused the calibration table ({self.table.header.text}) and requested images",
-                hint="edge table check; edge calibrate --force",
+                hint="run edge table check, or edge calibrate --force",
             )
 
 

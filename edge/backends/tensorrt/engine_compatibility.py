@@ -80,7 +80,7 @@ def contract(engine: Any) -> Contract:  # noqa: ANN401
     inputs = [name for name in names if engine.get_tensor_mode(name).name == "INPUT"]
     outputs = tuple((name, engine.get_tensor_dtype(name).name) for name in names if name not in inputs)
     if len(inputs) != 1:
-        raise DeviceError(f"the engine has {len(inputs)} inputs ({', '.join(inputs)}); edge runs one with one input")
+        raise DeviceError(f"the engine has {len(inputs)} inputs ({', '.join(inputs)}); edge requires exactly one")
     name = inputs[0]
     kind = engine.get_tensor_dtype(name).name
     least = most = tuple(int(size) for size in engine.get_tensor_shape(name))
@@ -92,7 +92,7 @@ def contract(engine: Any) -> Contract:  # noqa: ANN401
     if kind not in FLOATS or len(most) != 4 or least[1:] != most[1:]:
         sizes = (str(a) if a == b else f"{a}-{b}" for a, b in zip(least, most, strict=True))
         found = f"the engine's input {name!r} is {kind} {'×'.join(sizes)}"
-        raise DeviceError(f"{found}; edge runs one that takes float N×3×H×W of one size")
+        raise DeviceError(f"{found}; edge requires a float input N×3×H×W of one size")
     logits = next((output for output, dtype in outputs if dtype in FLOATS), None)
     if logits is None:
         raise DeviceError("the engine has no float output")
@@ -177,7 +177,7 @@ def check_gpu(gpus: str | None, *, sm: str, name: str, engine: Path) -> None:
         raise ArtifactError(
             f"the engine was built for other GPUs (gpus: {gpus} -> SM{here}, {name})",
             where=engine,
-            hint="build it again: build.compute_capabilities names the GPUs, none means all",
+            hint="build it again; build.compute_capabilities lists the GPUs (without it: all)",
         )
 
 

@@ -38,13 +38,13 @@ def decide(profile: Profile, precision: Precision, caps: Caps) -> Decision:
         raise ProfileError(
             f"int8_route: implicit, but {caps.title} has no calibrators",
             where=profile.name,
-            hint="int8_route: auto or explicit; the same table becomes Q/DQ nodes",
+            hint="set int8_route: auto or explicit; the same table becomes Q/DQ nodes",
         )
     if asked == "explicit" and dla and caps.implicit_int8:
         raise ProfileError(
             f"int8_route: explicit, but a DLA does not support Q/DQ networks on {caps.title}",
             where=profile.name,
-            hint="int8_route: auto or implicit",
+            hint="set int8_route: auto or implicit",
         )
     if asked != "auto":
         return Decision(route=asked, why=f"the profile says int8_route: {asked}")

@@ -456,7 +456,7 @@ def combine(contents: Sequence[bytes], caps: Caps) -> bytes:
                 reported = f": {log_watch.one_line(lines[-1])}" if lines else ""
                 raise ArtifactError(
                     f"{caps.title} refuses the timing cache number {number} of {len(contents)}{reported}",
-                    hint="it is of another TensorRT or another kind of GPU, or damaged",
+                    hint="it belongs to another TensorRT or kind of GPU, or is damaged",
                 )
         watch.raise_kept()
         return bytes(whole.serialize())

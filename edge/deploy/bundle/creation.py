@@ -203,7 +203,7 @@ def _add_recipe(profile: Profile, contents: dict[str, Content]) -> str | None:
         return None
     if not path.is_file():
         raise ArtifactError(
-            "the profile's quantization recipe is missing", where=path, hint="edge tune, or recipe: auto"
+            "the profile's quantization recipe is missing", where=path, hint="run edge tune, or set recipe: auto"
         )
     name = f"recipe/{path.name}"
     contents[name] = path

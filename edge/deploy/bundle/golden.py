@@ -205,7 +205,7 @@ def judge(expected: Expected, precision: Precision, logits: NDArray[np.float32])
         )
     if others > tolerance.max_other_top1:
         problems.append(
-            f"{others} of {len(logits)} pictures have another top-1; at most {tolerance.max_other_top1} are allowed"
+            f"{others} of {len(logits)} images have another top-1; at most {tolerance.max_other_top1} are allowed"
         )
     return GoldenVerdict(
         precision=precision, n=len(logits), sqnr_db=noise, other_top1=others, tolerance=tolerance, problems=problems
@@ -226,7 +226,7 @@ def taken_over(earlier: Bundle, *, like: Mapping[str, str | None], pictures: Map
         raise ArtifactError("its references are for other images", where=earlier.path)
     for name, picture in pictures.items():
         if name not in earlier.files or earlier.files[name].sha256 != picture.sha256:
-            raise ArtifactError(f"its {name} is another picture", where=earlier.path)
+            raise ArtifactError(f"its {name} is another image", where=earlier.path)
     return expected
 
 

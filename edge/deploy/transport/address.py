@@ -61,7 +61,7 @@ def parse(text: str) -> DeviceAddress | None:
     if re.fullmatch(r"[^/@:\[]+:[^/@]+@[^/]+", text):
         raise UsageError(
             f"{text.partition(':')[0]}:***@{text.rpartition('@')[2]}: a password must not be part of a target",
-            hint="ssh-copy-id, and a key of your own; a path with an @ begins with ./ or ~/",
+            hint="use a key (ssh-copy-id); begin a path that contains @ with ./ or ~/",
         )
     head, colon, path = _split(text)
     if colon and "/" not in head:
@@ -84,7 +84,7 @@ def remote_address(address: str, *, name: str, path: str = "") -> DeviceAddress:
     if ":" in user:
         raise UsageError(
             "a password must not be part of a target: others can read a command line, and ssh would not use it",
-            hint="ssh-copy-id, and a key of your own",
+            hint="use a key (ssh-copy-id)",
         )
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]

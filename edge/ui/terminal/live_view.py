@@ -77,7 +77,7 @@ def energy_lines(energy: Mapping[str, Any]) -> list[str]:
     each, error = energy["joules_per_picture"], energy.get("error_joules_per_picture")
     value, unit = energy_text(each * 1e3, None if error is None else error * 1e3)
     first = (
-        f"power {energy['mean_mw'] / 1e3:.2f} W mean, {value} {unit} per picture "
+        f"power {energy['mean_mw'] / 1e3:.2f} W mean, {value} {unit} per image "
         f"({energy['source']}, {energy['scope']}, {energy['samples']} samples, one each "
         f"{energy['interval_s'] * 1e3:.0f} ms)"
     )
@@ -86,7 +86,7 @@ def energy_lines(energy: Mapping[str, Any]) -> list[str]:
     if net is not None and net_error is not None:
         value, unit = energy_text(net * 1e3, net_error * 1e3)
         lines.append(
-            f"above idle: {value} {unit} per picture "
+            f"above idle: {value} {unit} per image "
             f"(idle {energy['idle_mw'] / 1e3:.2f} W, over {energy['idle_s']:.0f} s)"
         )
     elif energy.get("idle_refusal"):

@@ -162,7 +162,7 @@ def test_only_the_region_of_interest_is_uploaded() -> None:
     spec = PreprocessConfig(fit="squash", roi=(640, 200, 320, 240))
     plan = kernels.plan(720, 1280, spec, InputConfig(height=64, width=64))
     assert plan.area == Box(200, 640, 240, 320)
-    with pytest.raises(DataError, match="reaches beyond the picture of 640×480"):
+    with pytest.raises(DataError, match="reaches beyond the image of 640×480"):
         kernels.plan(480, 640, spec, InputConfig(height=64, width=64))
 
 

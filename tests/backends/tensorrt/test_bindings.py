@@ -120,7 +120,7 @@ def test_a_calibrator_feeds_batches(algorithm: str, outcome: dict[str, Any]) -> 
     assert found["seen"] == [1.0, 2.0, 3.0]
     assert found["cache"] is None
     assert found["table"] == ["input"]
-    assert found["raises"] == [False, "the picture is gone"]
+    assert found["raises"] == [False, "the image is gone"]
     if algorithm == "legacy":
         assert (found["quantile"], found["cutoff"]) == (0.75, 0.5)
 

@@ -449,7 +449,7 @@ def test_misses_that_are_errors(version: str, binding: Bind, asked: Ask) -> None
     strict = msgspec.structs.replace(asked("fp32"), timing=TimingUse(only=True))
     if not caps.error_on_timing_cache_miss:
         assert version in {"8.6.1", "rtx"}
-        with pytest.raises(DeviceError, match="cannot refuse what a timing cache lacks") as caught:
+        with pytest.raises(DeviceError, match="cannot report what a timing cache lacks") as caught:
             builder.build(strict, caps, timing_cache=cold.timing_cache)
         assert "leave --error-on-miss out" in str(caught.value.hint)
         return
@@ -710,7 +710,7 @@ def test_an_engine_that_cannot_be_looked_into(binding: Bind, asked: Ask) -> None
     assert (built.layers.weighted, built.layers.weighted_int8) == (4, 4)
     assert "could not be loaded here" in built.notes[0]
     assert "counted in the graph" in built.notes[1]
-    with pytest.raises(DeviceError, match="it is unknown if it runs in INT8"):
+    with pytest.raises(DeviceError, match="it is unknown whether it runs in INT8"):
         builder.build(asked("int8"), binding("10.3.0", can_load=False))
 
 

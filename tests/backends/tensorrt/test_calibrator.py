@@ -132,13 +132,13 @@ def test_batches_are_fed_one_by_one(version: str, algorithm: AlgorithmName, bind
 
 def broken(after: int) -> Iterator[Any]:
     yield from batches(after)
-    raise DataError("picture 7 is not a JPEG", where="7.jpg")
+    raise DataError("image 7 is not a JPEG", where="7.jpg")
 
 
 @pytest.mark.parametrize(
     ("memory", "source", "planned", "kind", "words"),
     [
-        pytest.param(Memory(), broken(1), 3, DataError, "picture 7 is not a JPEG", id="a picture is broken"),
+        pytest.param(Memory(), broken(1), 3, DataError, "image 7 is not a JPEG", id="an image is broken"),
         pytest.param(Memory(fails_at=1), batches(3), 3, DeviceError, "the copy failed", id="the upload fails"),
         pytest.param(Memory(), batches(3, size=1), 3, DataError, "a batch of 1 float32", id="a short batch"),
         pytest.param(Memory(), batches(3, dtype=np.float64), 3, DataError, "2 float64 images", id="not float32"),

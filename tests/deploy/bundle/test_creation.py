@@ -82,7 +82,7 @@ def test_answers_of_another_machine_are_taken_over(made: Made, tmp_path: Path) -
     for name, source in (("000", "000"), ("001", "003")):
         (tmp_path / "golden").mkdir(exist_ok=True)
         shutil.copy(tmp_path / "pictures" / f"{source}.jpg", tmp_path / "golden" / f"{name}.jpg")
-    with pytest.raises(ArtifactError, match=r"golden/001\.jpg is another picture"):
+    with pytest.raises(ArtifactError, match=r"golden/001\.jpg is another image"):
         made("third.edge", reference=first, golden=list(open_pictures(tmp_path / "golden")))
     with pytest.raises(ArtifactError, match=r"there is no golden/expected\.json"):
         made("third.edge", reference=made("bare.edge", golden=[]))
@@ -213,7 +213,7 @@ def test_golden_pictures_that_will_not_do(made: Made, tmp_path: Path) -> None:
     made("first.edge")
     folder = tmp_path / "golden"
     folder.mkdir()
-    (folder / "a.jpg").write_bytes(b"no picture")
+    (folder / "a.jpg").write_bytes(b"no image")
     with pytest.raises(DataError):
         made("second.edge", golden=list(open_pictures(folder)))
     (picture,) = open_pictures(tmp_path / "pictures").take(1)
@@ -297,14 +297,14 @@ def test_the_gate_lets_the_right_engine_through(expected: golden.Expected) -> No
     assert golden.judge(expected, "fp16", slightly).problems == []
 
 
-@pytest.mark.parametrize("wrong", ["noise", "shuffled", "other pictures", "nan", "zero"])
+@pytest.mark.parametrize("wrong", ["noise", "shuffled", "other images", "nan", "zero"])
 def test_the_gate_stops_a_wrong_engine(expected: golden.Expected, wrong: str) -> None:
     logits = expected.logits("int8")
     rng = np.random.default_rng(0)
     bad = {
         "noise": logits + rng.normal(size=logits.shape).astype(np.float32) * 3 * np.abs(logits).max(),
         "shuffled": logits[:, ::-1],
-        "other pictures": logits[::-1] * np.float32(-1),
+        "other images": logits[::-1] * np.float32(-1),
         "nan": np.where(logits == logits.max(), np.float32("nan"), logits),
         "zero": np.zeros_like(logits),
     }[wrong]

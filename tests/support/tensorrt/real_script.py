@@ -180,7 +180,7 @@ def _after_an_exception(caps: Any, algorithm: Any, first: int) -> list[Any]:
     from edge.backends.tensorrt import calibrator
 
     def broken() -> Any:
-        raise OSError("the picture is gone")
+        raise OSError("the image is gone")
         yield
 
     feed = calibrator.Feed(algorithm=algorithm, batches=broken(), planned=1, batch=2, memory=Memory())

@@ -35,7 +35,7 @@ function card(title, value, note, hot) {
 function cards(state) {
   const found = [
     card("rate", state.rate_per_s === null ? "–" : `${state.rate_per_s.toFixed(1)} /s`,
-      `${state.pictures.toLocaleString("en")}${state.total === null ? "" : ` of ${state.total.toLocaleString("en")}`} pictures`),
+      `${state.pictures.toLocaleString("en")}${state.total === null ? "" : ` of ${state.total.toLocaleString("en")}`} images`),
   ];
   const all = state.latency;
   if (all) found.push(card("latency", `${digits(all.p50_ms)} ms`, all.p99_ms === null ? `max ${digits(all.max_ms)}, since the start` : `p99 ${digits(all.p99_ms)}, since the start`));
@@ -168,7 +168,7 @@ async function look() {
     if (state.ended) {
       ended = true;
       const joules = state.ended.joules_per_picture;
-      say(`${state.ended.status} after ${lasted(state.ended.measured_s)}${joules ? `, ${joules >= 1 ? `${digits(joules)} J` : `${digits(joules * 1000)} mJ`} per picture` : ""}`, "off");
+      say(`${state.ended.status} after ${lasted(state.ended.measured_s)}${joules ? `, ${joules >= 1 ? `${digits(joules)} J` : `${digits(joules * 1000)} mJ`} per image` : ""}`, "off");
     } else say(`running for ${lasted(state.t_s)}`, state.gap ? "off" : "on");
   } catch {
     if (!ended) say("no answer: the run has ended, or the network is gone", "off");

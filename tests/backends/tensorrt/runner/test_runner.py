@@ -422,7 +422,7 @@ def test_a_device_that_fails_in_a_run(open_session: Open, at: str) -> None:
         ({"inputs": {"images": ["INT32", [-1, 3, 8, 8]]}}, "'images' is INT32 1-4×3×8×8"),
         (
             {"inputs": {"images": ["FLOAT", [-1, 3, -1, -1]]}, "profile": [[1, 3, 8, 8], [1, 3, 8, 8], [4, 3, 8, 16]]},
-            "'images' is FLOAT 1-4×3×8×8-16; edge runs one that takes float N×3×H×W of one size",
+            "'images' is FLOAT 1-4×3×8×8-16; edge requires a float input N×3×H×W of one size",
         ),
         ({"inputs": {"images": ["FLOAT", [3, 8, 8]]}}, "'images' is FLOAT 3×8×8"),
         ({"outputs": {"best": ["INT32", [-1]]}}, "no float output"),
