@@ -270,7 +270,7 @@ def save(path: Path, record: RunRecord) -> None:
 
 
 def encode(record: RunRecord) -> bytes:
-    """Encode a record as people can read it."""
+    """Encode a record as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
 
 

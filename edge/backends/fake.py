@@ -90,4 +90,4 @@ class FakeSession:
         return Inference(logits=logits, infer_ms=(time.perf_counter() - start) * 1e3)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the session holds no resources."""

@@ -104,7 +104,7 @@ class TableEntry(msgspec.Struct, frozen=True):
         folder: name of the model's folder in the cache.
         table: file name.
         algorithm: according to the manifest.
-        pictures: number of pictures, None if unknown.
+        pictures: number of images, None if unknown.
         preprocess: mean and std as text; empty in tables of earlier versions.
         bytes: size of the folder: tables, statistics, recipes and prepared models.
     """
@@ -338,7 +338,7 @@ def _without_recipe(profile: Profile, cache: Path, path: Path) -> tuple[Profile,
 
 
 def find_recipe(found: FoundArtifact) -> quantization.Recipe | None:
-    """The recipe next to a table; None for a table of the user's own network as it is.
+    """Find the recipe next to a table; None for a table of the user's unchanged network.
 
     Raises:
         ArtifactError: the recipe is damaged.
@@ -424,7 +424,7 @@ def origin(path: Path, profile: Profile) -> TableOrigin:
 
 
 def read_table(found: FoundArtifact) -> quantization.Table:
-    """The table behind ``found``."""
+    """Read the table of ``found``."""
     from edge.quantization import calibration_table
 
     return calibration_table.parse(found.path.read_bytes(), where=str(found.path))

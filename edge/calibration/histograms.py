@@ -103,7 +103,7 @@ def collect(
     advance: Callable[[int], None] = lambda _done: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Statistics | None:
-    """Collect statistics of ``names`` over the pictures.
+    """Collect statistics of ``names`` over the images.
 
     Args:
         pictures: their names.
@@ -111,7 +111,7 @@ def collect(
         network: called from several threads at once.
         names: the watched tensors.
         with_histogram: False collects ranges only.
-        batch: pictures per call of the network.
+        batch: images per call of the network.
         is_fixed: the network does not accept a smaller batch.
         threads: worker threads.
         advance: called with the number of newly processed images.
@@ -166,7 +166,7 @@ def _of_part(
 ) -> Statistics:
     """Compute statistics of fewer images than the network's batch; a tensor's batch may be on any axis.
 
-    The batch is filled up with copies of the last picture. A second batch of only that image gives their contribution.
+    The batch is filled up with copies of the last image. A second batch of only that image gives their contribution.
     """
     names = list(like.tensors)
     with_histogram = all(tensor.counts is not None for tensor in like.tensors.values())

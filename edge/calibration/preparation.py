@@ -111,7 +111,7 @@ def prepare(
     recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     on_event: Listener = ignore_events,
 ) -> Prepared:
-    """Run the stack.
+    """Run all preparation steps.
 
     Args:
         folded: the network of ``statistics`` (:func:`edge.quantization.fold`).

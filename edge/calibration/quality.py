@@ -4,9 +4,9 @@
 level      condition                                                  consequence
 =========  =========================================================  ====================================
 collapse   logit SQNR below 6 dB, or agreement with FP32 below 80 %   exit code 1, unless the profile has
-           on at least 50 pictures                                    ``quality: {collapse: allow}``
+           on at least 50 images                                    ``quality: {collapse: allow}``
 weak       logit SQNR below 10 dB, or agreement below 90 % on at      a note with the worst layers and the
-           least 50 pictures                                          ``edge tune`` command
+           least 50 images                                          ``edge tune`` command
 good       otherwise                                                  nothing
 =========  =========================================================  ====================================
 
@@ -32,7 +32,7 @@ Level = Literal["good", "weak", "collapse"]
 
 
 class MeasuredAccuracy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Accuracy of a quantized network on ``n`` pictures; shares in percent with their 95 % intervals.
+    """Accuracy of a quantized network on ``n`` images; shares in percent with their 95 % intervals.
 
     ``sqnr_db`` None means that the logits equal those of FP32. ``top1_drop`` is FP32's top-1 minus this one, in
     points. Unmeasured values are absent.

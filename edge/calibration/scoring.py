@@ -62,9 +62,9 @@ def rank_layers(
     Args:
         layers: the layers.
         form_of: The Q/DQ model (an onnx.ModelProto) in which only the named layer is quantized.
-        scorer: The pictures to measure on.
+        scorer: The images to measure on.
         reference: Logits without noise, n × classes; those of the scorer's reference where None.
-        most: Use only the first pictures of the scorer.
+        most: Use only the first images of the scorer.
         known: known noise of layers by name; these are not measured again.
         on_layer: called with each layer as soon as it is measured.
         listen: called with the progress.
@@ -98,7 +98,7 @@ def predicted_sqnr(
         noises: Of all quantized layers, the largest first.
         float_layers: number of them in float.
         measured_db: SQNR with the ``measured_layers`` noisiest in float.
-        ranked_db: The same on the pictures that ranked the layers, where those are others. The sum of the noises is
+        ranked_db: The same on the images that ranked the layers, where those are others. The sum of the noises is
             scaled to it; what it lacks by more than 1 dB belongs to no weighted layer (sums, pools) and stays.
         measured_layers: Number of float layers that ``measured_db`` was measured with, at most ``float_layers``.
     """
@@ -148,10 +148,10 @@ _EQUAL_DB, _BROKEN_DB = 200.0, -100.0
 
 
 class Score(msgspec.Struct, frozen=True):
-    """Distance of a network's logits from those of FP32 over ``n`` pictures.
+    """Distance of a network's logits from those of FP32 over ``n`` images.
 
-    ``sqnr_db`` is 10·log10(Σ reference² / Σ difference²) over all logits of all pictures, None when they are equal;
-    ``agreement`` is the share of pictures (0 to 1) with the same top-1 class.
+    ``sqnr_db`` is 10·log10(Σ reference² / Σ difference²) over all logits of all images, None when they are equal;
+    ``agreement`` is the share of images (0 to 1) with the same top-1 class.
     """
 
     sqnr_db: float | None
@@ -173,17 +173,17 @@ def compare(own: NDArray[np.float32], reference: NDArray[np.float32]) -> Score:
 
 
 class Scorer:
-    """Scores networks against one FP32 network on fixed pictures; all threads work on one network at a time.
+    """Scores networks against one FP32 network on fixed images; all threads work on one network at a time.
 
     Args:
         reference: The user's own ONNX: an onnx.ModelProto, serialized, or a path.
-        pictures: Preprocessed pictures, float32 3×H×W each; they are loaded when needed.
+        pictures: Preprocessed images, float32 3×H×W each; they are loaded when needed.
         fixed_batch: the network's fixed batch size; None if it accepts one image.
         threads: number of concurrent calls; None means all cores.
         should_stop: checked before every call; if true, scoring raises :class:`concurrent.futures.CancelledError`.
 
     Raises:
-        DataError: No pictures.
+        DataError: No images.
     """
 
     def __init__(
@@ -254,7 +254,7 @@ class Scorer:
         Args:
             model: An onnx.ModelProto, serialized, or a path.
             optimize: Let onnxruntime optimize the graph; right for float networks only.
-            most: Use only the first ``most`` pictures.
+            most: Use only the first ``most`` images.
             stage: Name of the progress events.
             listen: called with a progress event for each image.
 
@@ -302,7 +302,7 @@ class Scorer:
 
 
 class PictureInputs(Sequence["NDArray[np.float32]"]):
-    """Preprocessed pictures, float32 3×H×W each.
+    """Preprocessed images, float32 3×H×W each.
 
     They are stored in memory up to ``keep_bytes``; beyond that, each image is decoded again on every access.
     """
@@ -336,7 +336,7 @@ class PictureInputs(Sequence["NDArray[np.float32]"]):
         """Decode the images to store, with a progress event for each.
 
         Raises:
-            DataError: a picture cannot be read or decoded.
+            DataError: an image cannot be read or decoded.
             CancelledError: ``should_stop`` returned True.
         """
 
@@ -389,7 +389,7 @@ def inputs_of(
     """Decode and preprocess ``count`` of the images, spread over the set, with the profile's settings.
 
     Raises:
-        DataError: A picture cannot be read or decoded.
+        DataError: An image cannot be read or decoded.
         CancelledError: ``should_stop`` was true.
     """
     inputs = PictureInputs(spread(pictures, count), Preprocessor(profile.preprocess, profile.input))
@@ -421,7 +421,7 @@ def measure_accuracy(
     ``quantized`` is the profile with the prepared model of the table, if that is not the user's own.
 
     Raises:
-        DataError: A picture cannot be read or decoded.
+        DataError: An image cannot be read or decoded.
         ModelError, DeviceError: A network cannot be loaded, or fails.
         CancelledError: ``should_stop`` was true.
     """
@@ -436,7 +436,7 @@ def measure_accuracy(
 
 
 def measured_accuracy(score: Score) -> MeasuredAccuracy:
-    """A score as the table of limits judges it: agreement in percent, with its 95 % interval."""
+    """Convert a score for the table of limits: agreement in percent, with its 95 % interval."""
     share = wilson(round(score.agreement * score.n), score.n)
     return MeasuredAccuracy(
         n=score.n,

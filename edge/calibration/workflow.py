@@ -200,7 +200,7 @@ def _prepared(
 ) -> tuple[Prepared, MeasuredAccuracy | None]:
     """Run the stack, or apply the profile's recipe file, or only turn statistics into ranges.
 
-    With the stack comes the accuracy of what it made, on the calibration pictures that it looked at.
+    With the stack comes the accuracy of what it made, on the calibration images that it looked at.
     """
     folded = onnx_model.folded(model.path, model.outputs)
     recipe = profile.quantization.recipe
@@ -309,14 +309,14 @@ def calibrate_on_device(
     force: bool = False,
     listen: Listener = ignore_events,
 ) -> CalibrationOutcome:
-    """Let one of TensorRT's own calibrators make the table, from the same images with the same preprocessing.
+    """Make the table with one of TensorRT's own calibrators, from the same images with the same preprocessing.
 
     The images are fed in the order of their sha256, because the result of these calibrators depends on order and batch.
     The measured kernel times go into the timing cache, so that the following build is fast.
 
     Raises:
         DeviceError: this TensorRT lacks this calibrator, read fewer batches than planned, or has no GPU.
-        DataError: a picture is unreadable, or their number is not a multiple of the batch.
+        DataError: an image is unreadable, or their number is not a multiple of the batch.
         ProfileError, ModelError, MissingDependencyError, StoreError: another step failed.
     """
     start = time.monotonic()
@@ -336,7 +336,8 @@ def calibrate_on_device(
     whole = len(pictures) // batch * batch
     if whole != len(pictures) or not whole:
         raise DataError(
-            f"{len(pictures)} images are not a multiple of the calibration batch {batch}; TensorRT requires full batches",
+            f"{len(pictures)} images are not a multiple of the calibration batch {batch}; "
+            "TensorRT requires full batches",
             hint=f"--limit {whole}" if whole else "--batch 1",
         )
     _hashed(pictures, listen=listen, should_stop=lambda: False)

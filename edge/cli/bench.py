@@ -1,6 +1,6 @@
 """Measure an engine with the scenarios of MLPerf Inference.
 
-They are single-stream, multi-stream and offline. Pictures are in memory, decoded and preprocessed; what is timed is the
+They are single-stream, multi-stream and offline. Images are in memory, decoded and preprocessed; what is timed is the
 engine, copies included. The rules ask for 600 seconds. A shorter run is allowed, and says that it is not by the rules.
 Nothing made here is an MLPerf submission. With --camera the whole loop is measured instead, from the capture of a
 frame to its label, for 60 seconds or --min-duration. With --layers each layer is timed instead. With --compare two

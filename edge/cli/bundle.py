@@ -1,7 +1,7 @@
 """Make, check, sign and share what a device needs, as one file.
 
 A bundle contains the resolved profile, the model, labels, calibration tables,
-timing caches and golden pictures, and a manifest with the sha256 of every file.
+timing caches and golden images, and a manifest with the sha256 of every file.
 `edge bundle --profile NAME -o FILE` is short for `edge bundle create`.
 """
 

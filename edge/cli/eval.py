@@ -143,7 +143,7 @@ def _checked(pictures: list[Picture], images: Path, *, compared: bool) -> list[P
     """Return the images: all with a label or, for a comparison with FP32, none.
 
     Raises:
-        UsageError: pictures have no class.
+        UsageError: images have no class.
     """
     missing = sum(picture.label is None for picture in pictures)
     if missing and (missing < len(pictures) or not compared):

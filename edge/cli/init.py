@@ -214,9 +214,9 @@ def _first_guess(facts: ModelFacts) -> PreprocessGuess:
 def _pictures(
     images: Path, names: ModelNames, tables: Sequence[Path]
 ) -> tuple[list[Callable[[], Any]], list[int] | None]:
-    """Functions that decode pictures, and their classes where known: 50 pictures, spread over the set.
+    """Functions that decode images, and their classes where known: 50 images, spread over the set.
 
-    Where only the pictures can tell the order of the class names, it is as many of each class, up to 200 in all.
+    Where only the images can tell the order of the class names, it is as many of each class, up to 200 in all.
     """
     from edge.media import ClassNames, decode, open_pictures
 
@@ -277,7 +277,7 @@ def _try(
 
 def _judged(first: PreprocessGuess, spec: PreprocessConfig, trials: Sequence[TrialResult]) -> PreprocessGuess:
     """Say what the trials show about ``spec``: the last trial is that of the crops, those before it of the rest."""
-    pictures = f"{trials[0].pictures} {'labelled' if trials[0].labelled else 'unlabelled'} pictures"
+    pictures = f"{trials[0].pictures} {'labelled' if trials[0].labelled else 'unlabelled'} images"
     if trials[0].is_chance:
         why = f"{first.why}; on {pictures} no preprocessing is better than chance: class names, labels or model differ"
         return PreprocessGuess(spec, why, is_guess=True)

@@ -45,7 +45,7 @@ class Concurrency(msgspec.Struct, frozen=True, kw_only=True):
 def choose(profile: Profile, *, live: bool, cameras: int = 1, cores: int | None = None) -> Concurrency:
     """Choose the concurrency for the backend and the source.
 
-    ONNX Runtime on a CPU: pictures from files go through one session per core, of one thread each, which is the faster
+    ONNX Runtime on a CPU: images from files go through one session per core, of one thread each, which is the faster
     way for many (benchmarks/loop.py); a camera's frame goes through one session over all cores, which all work on the
     newest one. Elsewhere one session keeps the device busy, and the other cores prepare. Frames of several ``cameras``
     share a batch, up to the largest that the engine takes.
@@ -372,7 +372,7 @@ Duration = Annotated[
 
 
 def precision(name: str | None) -> Precision | None:
-    """Return the precision called ``name``, if one was given.
+    """Return the precision with the given ``name``, or None without one.
 
     Raises:
         UsageError: the precision is unknown.
@@ -401,7 +401,7 @@ def read(path: Path) -> bytes:
 
 
 def check_page(path: Path) -> None:
-    """Check before the work that an HTML page can be rendered and written.
+    """Check that an HTML page can be rendered and written before the work starts.
 
     Raises:
         MissingDependencyError: jinja2 or matplotlib is missing.

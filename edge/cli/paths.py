@@ -90,7 +90,7 @@ def default_profile(machine: device.Device, *, user: str | None = None) -> str |
 
 
 def is_current(path: Path, *, user: str | None = None) -> bool:
-    """Return True if ``path`` is the profile of the bundle in use, also under another path."""
+    """Return True if ``path`` leads to the profile of the bundle in use, even through a link."""
     state = device_home(user)
     shipped = deployed.holding(path, state)
     return shipped is not None and shipped == deployed.current(state)
@@ -137,7 +137,7 @@ def _found(name: str, *, user: str | None) -> Path:
 
 
 def require_model(profile: Profile) -> None:
-    """Check that the model of a profile is there: without it, whatever else is missing follows from that.
+    """Check that the model of a profile is there: other missing files would only follow from that.
 
     Raises:
         ModelError: there is no such file.
@@ -171,10 +171,10 @@ def _check_bundle(path: Path, *, shipped: deployed.Deployed | None, user: str | 
 
 
 def labelled_pictures(profile: Profile, images: Path, labels: Path | None, *, label_offset: int = 0) -> Pictures:
-    """List the pictures of ``images`` with their classes: from ``labels``, their folders, or a list.
+    """List the images of ``images`` with their classes: from ``labels``, their folders, or a list.
 
     Raises:
-        DataError: pictures or labels are unusable, or a label is not one of the profile's classes.
+        DataError: images or labels are unusable, or a label is not one of the profile's classes.
     """
     from edge.media import open_pictures
 

@@ -282,7 +282,7 @@ Record = Annotated[
 
 
 def check_record(path: Path | None, config: RecordConfig) -> None:
-    """Refuse a line per frame if the record has no lines.
+    """Refuse ``record.every_frame`` if the record is not a ``.jsonl`` file.
 
     Raises:
         UsageError: the record is not a ``.jsonl`` file.

@@ -63,8 +63,8 @@ class InputConfig(ConfigSection, frozen=True):
 class PreprocessConfig(ConfigSection, frozen=True):
     """Preprocessing of an image to the network's input (:mod:`edge.model.preprocessing`); ``exif`` applies orientation.
 
-    ``roi``: the region of every picture that the network sees, ``[x, y, width, height]`` in pixels or as fractions of
-    the picture (0 to 1). Pictures of more than ``max_megapixels`` are not decoded. ``mean`` and ``std`` are per channel
+    ``roi``: the region of every image that the network sees, ``[x, y, width, height]`` in pixels or as fractions of
+    the image (0 to 1). Images of more than ``max_megapixels`` are not decoded. ``mean`` and ``std`` are per channel
     in the order of ``color``, in units of 8-bit pixel values (0 to 255).
     """
 

@@ -125,7 +125,7 @@ class CameraConfig(ConfigSection, frozen=True):
     Width, height in pixels and fps are asked for; what the camera gives is in the record. ``format`` and ``decoder``
     are for USB cameras, ``flip`` (0 to 7, nvvidconv's flip-method) for CSI, ``transport`` for RTSP. ``pipeline`` is a
     GStreamer pipeline for any of them; ``{device}`` in it stands for node, sensor number or URL. ``timeout_s`` is the
-    longest time without a frame, and ``freeze_s`` the longest with the same frame over and over; null where a picture
+    longest time without a frame, and ``freeze_s`` the longest with the same frame over and over; null where an image
     may stand still. ``roi`` is the region of the frames that is used, as in the section ``preprocess``.
     """
 
@@ -169,12 +169,12 @@ class WebConfig(ConfigSection, frozen=True):
 
 
 def pasted(values: Iterable[float]) -> str:
-    """Numbers as they are written in a profile."""
+    """Format numbers as they are written in a profile."""
     return f"[{', '.join(f'{value:.6g}' for value in values)}]"
 
 
 def check_roi(roi: Roi | None, document: Document, key: tuple[str, ...]) -> None:
-    """Refuse a region that no picture has.
+    """Refuse a region that fits no image.
 
     Raises:
         ProfileError: It is none.
@@ -195,10 +195,10 @@ def check_roi(roi: Roi | None, document: Document, key: tuple[str, ...]) -> None
 
 
 def roi_box(roi: Roi | None, height: int, width: int) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a region in whole pixels of an H×W picture; all of it without a region.
+    """Top, left, height and width of a region in whole pixels of an H×W image; the whole image without a region.
 
     Raises:
-        DataError: The region reaches beyond the picture.
+        DataError: The region reaches beyond the image.
     """
     if roi is None:
         return 0, 0, height, width
@@ -237,7 +237,7 @@ def merge_cameras(document: Document) -> None:
 
 
 def check_camera(camera: CameraConfig, document: Document, at: tuple[str, ...]) -> None:
-    """Refuse settings of a camera that do not go together.
+    """Refuse settings of a camera that contradict each other.
 
     Raises:
         ProfileError: They do not.
@@ -261,7 +261,7 @@ def check_camera(camera: CameraConfig, document: Document, at: tuple[str, ...]) 
 
 
 def check_rule(rule: NotifyRule, document: Document, key: tuple[str, ...]) -> None:
-    """Refuse durations of a rule that are none.
+    """Refuse invalid durations in a rule.
 
     Raises:
         ProfileError: One is none.

@@ -158,12 +158,12 @@ def begin(session: DeviceSession, state: DeviceState, *, lock_wait_s: int) -> De
 
 
 def look(session: DeviceSession, state: DeviceState) -> DeviceState:
-    """Ask what is in use now; return the state with it."""
+    """Ask which bundle is in use now; return the updated state."""
     return msgspec.structs.replace(state, **_situation(_by_word(session.ask("look"))))
 
 
 def needs(session: DeviceSession, sizes: Mapping[str, int]) -> list[Need]:
-    """Return the files, sizes by digest, that are not there, in the order given.
+    """Return the files (sizes by digest) that the device lacks, in the given order.
 
     Raises:
         DeviceError: the device names a file that was not requested, or one twice.
@@ -276,7 +276,7 @@ def decoded(text: str) -> str:
 
 
 def last_words(log: str) -> str:
-    """Return the last line of a program's messages that speaks of an error, or the last line."""
+    """Return the last line of a program's messages that mentions an error, or else the last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower()]
     return (errors or lines or [""])[-1][:300]

@@ -209,7 +209,7 @@ class _Candidate:
         self.limits = {"labels": tolerance.max_other_top1, "distance": _as_share(tolerance.min_sqnr_db)}
 
     def turn(self, power: TelemetrySource | NoSource) -> None:
-        """Run a stretch of inferences, with power if there is a source."""
+        """Run some inferences, and measure power if there is a source."""
         at_least_s = 0.0 if isinstance(power, NoSource) else self._turn_s
         sampler = None if isinstance(power, NoSource) else Sampler(power)
         with contextlib.nullcontext() if sampler is None else sampler:

@@ -90,7 +90,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     hosts: dict[str, Host]
 
     def find(self, word: str) -> list[Host]:
-        """Return the hosts that a name or a group stands for.
+        """Return the hosts of a name or group.
 
         Raises:
             UsageError: neither exists; the nearest name is suggested.

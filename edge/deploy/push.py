@@ -140,7 +140,7 @@ class BundleTree:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def folder_with(self, names: Iterable[str]) -> Path | None:
-        """Return a folder that holds these files; None where there is no room for them here.
+        """Return a folder with these files; None if they do not fit on this disk.
 
         Raises:
             ArtifactError: a file of the bundle is damaged.
@@ -202,7 +202,7 @@ class _Push:
         self._done = 0
 
     def plan(self) -> ShipOutcome:
-        """Return what would be sent, without writing anything."""
+        """Return the transfers that a ship would make, without writing anything."""
         state = self._meet()
         missing = agent_protocol.needs(self._session, self._sizes)
         return self._outcome(

@@ -32,7 +32,7 @@ class CancellableSession(Protocol):
         """Seconds without progress."""
 
     def kill(self) -> None:
-        """End it."""
+        """End the session."""
 
 
 class DeviceOutcome(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
@@ -90,7 +90,7 @@ def roll_out(
 
 
 def possible_conversations() -> int:
-    """Return the number of connections that there are file descriptors for; their limit is raised if it may be."""
+    """Return the number of connections that the file descriptors allow, after raising their limit if possible."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:

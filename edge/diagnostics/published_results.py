@@ -1,6 +1,6 @@
 """``edge selftest --publish``: the figures that devices are compared by, as a Markdown table and as JSON.
 
-One row per engine and batch size: latency and rate of the engine on the sample pictures, how often its top-1 is FP32's,
+One row per engine and batch size: latency and rate of the engine on the sample images, how often its top-1 is FP32's,
 and energy per inference with its scope, next to what they depend on. What was not measured is absent, with the reason.
 """
 
@@ -44,7 +44,7 @@ class PublishedRow(msgspec.Struct, frozen=True, kw_only=True):
     """One engine at one batch size.
 
     ``p50_ms`` and ``p99_ms`` are of ``runs`` inferences of a whole batch, copies included. ``same_top1`` of the
-    ``pictures`` sample pictures have FP32's top-1. ``joules_per_inference`` is per picture, by ``power_source`` over
+    ``pictures`` sample images have FP32's top-1. ``joules_per_inference`` is per image, by ``power_source`` over
     ``power_scope``; None with the reason in ``power_unavailable``.
     """
 
@@ -85,7 +85,7 @@ def measure(bench: SelfTestContext, variant: Variant, session: Session, *, secon
     """Measure an open engine at its smallest and its largest batch, ``seconds`` each.
 
     Raises:
-        DataError: not one sample picture could be decoded.
+        DataError: not one sample image could be decoded.
         DeviceError: the engine failed.
     """
     pictures = _prepared(bench, variant)
@@ -94,7 +94,7 @@ def measure(bench: SelfTestContext, variant: Variant, session: Session, *, secon
 
 
 def collect(record: SelfTest) -> PublishedResults:
-    """The rows of a self-test, with what its record says of the machine."""
+    """Return the rows of a self-test and the facts about the machine from its record."""
     machine, subject = record.machine, record.subject
     rows = [msgspec.convert(row, PublishedRow) for step in record.steps for row in step.figures.get("rows", [])]
     return PublishedResults(
@@ -115,7 +115,7 @@ def collect(record: SelfTest) -> PublishedResults:
 
 
 def markdown(found: PublishedResults) -> str:
-    """The table, ready for an issue or for docs/devices.md."""
+    """Return the table as Markdown, for an issue or for docs/devices.md."""
     lines = [" | ".join(_COLUMNS), " | ".join("---" for _ in _COLUMNS)]
     lines += [" | ".join(_cells(found, row)) for row in found.rows]
     table = "\n".join(f"| {line} |" for line in lines)
@@ -129,7 +129,7 @@ def markdown(found: PublishedResults) -> str:
 
 
 def save(path: Path, found: PublishedResults) -> tuple[Path, Path]:
-    """Write ``path`` with the endings .md and .json; both paths.
+    """Write ``path`` with the extensions .md and .json; return both paths.
 
     Raises:
         StoreError: they cannot be written.

@@ -213,7 +213,7 @@ def answers(bench: SelfTestContext, variant: Variant) -> StepOutcome:
 
 
 def publish(bench: SelfTestContext, variant: Variant) -> StepOutcome:
-    """Measure an engine for the table that devices are compared by."""
+    """Measure an engine for the table that compares devices."""
     if variant.name not in bench.built:
         return skipped("not built")
     if bench.pictures is None or bench.publish_s is None:
@@ -357,7 +357,7 @@ class _Timed:
 
     @property
     def precision(self) -> str:
-        """As the session's."""
+        """Precision of the wrapped session."""
         return self._session.precision
 
     def infer(self, batch: NDArray[np.float32]) -> Inference:

@@ -121,7 +121,7 @@ def figures(found: EngineComparison) -> list[tuple[str, str, str, str]]:
 
 
 def size(count: float | None) -> str:
-    """Bytes in words."""
+    """Format a number of bytes."""
     if count is None:
         return "unknown"
     for unit in ("B", "KiB", "MiB"):

@@ -116,7 +116,7 @@ class _Report(msgspec.Struct, frozen=True):
 
 
 def read_node_times(path: Path) -> dict[str, float]:
-    """Time in milliseconds of each weighted ONNX node, from an engine's layer times or an engine report with times.
+    """Return the time in milliseconds of each weighted ONNX node, from an engine's layer times or an engine report with times.
 
     A layer that several weighted nodes were fused into is shared out to them in equal parts.
 
@@ -216,7 +216,7 @@ def save(path: Path, content: LayerTimesFile) -> None:
 
 
 def beside(manifest: Path) -> Path:
-    """Path of the layer times of the engine with that manifest."""
+    """Return the path of the layer times of the engine with that manifest."""
     return manifest.with_name(manifest.stem + SUFFIX)
 
 
@@ -237,7 +237,7 @@ def read(path: Path, card: EngineReport) -> LayerTimes:
 
 
 def of(found: LayerTimesFile, card: EngineReport, *, source: str) -> LayerTimes:
-    """The layer times of a file, each with the layer of ``card`` that it belongs to.
+    """Match the layer times of a file with the layers of ``card``.
 
     Raises:
         ArtifactError: no name matches a layer of the engine.
@@ -252,7 +252,7 @@ def of(found: LayerTimesFile, card: EngineReport, *, source: str) -> LayerTimes:
 
 
 def find(card: EngineReport) -> LayerTimes | None:
-    """The layer times next to an engine; None where there are none, or they are those of an earlier build."""
+    """Return the layer times next to an engine; None if there are none, or if they belong to an earlier build."""
     path = beside(card.path)
     if card.manifest is None or not path.is_file():
         return None

@@ -85,7 +85,7 @@ class Reader:
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """Grab no more, and release the capture as soon as the current call returns."""
+        """Stop grabbing, and release the capture as soon as the current call returns."""
         self._is_stopping = True
         self._has_ended.set()
 
@@ -192,7 +192,7 @@ class _Grabbed(NamedTuple):
 
 
 class LiveStream:
-    """Frames of ``address``, newest first and no other.
+    """Stream of ``address`` that delivers only the newest frame.
 
     With ``wait``, a source that does not exist at the start is an outage, which ends when it appears; its size is then
     unknown, and ``first_error`` gives the reason.

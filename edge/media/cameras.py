@@ -141,13 +141,13 @@ class CameraAddress(Protocol):
         """
 
     def diagnose(self, what: str, *, ask: bool = False) -> DeviceError:
-        """The error for ``what`` went wrong, with what was found out about it and the command that helps.
+        """Return the error for ``what`` went wrong, with its cause and the command that helps.
 
         ``ask`` also asks a server, which takes a few seconds where it does not answer.
         """
 
     def announced_size(self) -> tuple[int, int] | None:
-        """Width and height that a server announces for its stream now; None where that is not known."""
+        """Return the width and height that a server announces for its stream now; None if unknown."""
 
 
 def camera_source(
@@ -215,7 +215,7 @@ class UsbCamera:
         )
 
     def announced_size(self) -> tuple[int, int] | None:
-        """None: the frames of a driver have their own size."""
+        """Return None: the frames of a driver have their own size."""
         return None
 
     def diagnose(self, what: str, *, ask: bool = False) -> DeviceError:  # noqa: ARG002
@@ -281,7 +281,7 @@ class CsiCamera:
         )  # fmt: skip
 
     def announced_size(self) -> tuple[int, int] | None:
-        """None: the frames of a driver have their own size."""
+        """Return None: the frames of a driver have their own size."""
         return None
 
     def diagnose(self, what: str, *, ask: bool = False) -> DeviceError:  # noqa: ARG002
@@ -324,7 +324,7 @@ class NetworkCamera:
         )
 
     def announced_size(self) -> tuple[int, int] | None:
-        """Width and height in the server's answer to RTSP's DESCRIBE."""
+        """Return width and height from the server's answer to RTSP's DESCRIBE."""
         try:
             description = describe_stream(self._url)
         except DeviceError:

@@ -1,6 +1,6 @@
 """Read class names and true classes, and check that they belong together.
 
-A label file is a CSV or TSV (``,``, ``;``, tab or ``|``), with or without a header. One column names the picture,
+A label file is a CSV or TSV (``,``, ``;``, tab or ``|``), with or without a header. One column names the image,
 another its class, by index (counting from 0) or by name. The usual column names are known, in any case; docs/labels.md
 lists the forms.
 """
@@ -145,7 +145,7 @@ def load_names(path: Path) -> list[str]:
 
 
 def load_truth(path: Path, *, names: ClassNames | None = None, offset: int = 0) -> TrueLabels:
-    """Read the class index of each picture from the label file at ``path``.
+    """Read the class index of each image from the label file at ``path``.
 
     Args:
         path: a CSV or TSV; see the module's docstring.
@@ -154,7 +154,7 @@ def load_truth(path: Path, *, names: ClassNames | None = None, offset: int = 0) 
 
     Raises:
         DataError: the file is missing or no label file, a label is neither an index nor a known name, an index is out
-            of range, or one picture has two labels; with ``file:line``.
+            of range, or one image has two labels; with ``file:line``.
     """
     rows = read_rows(path, needs_label=True, names=names)
     for row in rows:
@@ -210,7 +210,7 @@ def join(pictures: Iterable[_P], truth: Mapping[str, int], *, partial: bool = Fa
     another folder or has absolute paths; a name without a suffix (``image_id``) matches the image with that stem.
 
     Raises:
-        DataError: pictures without a label (unless ``partial``), none with one, or a name that fits several pictures.
+        DataError: images without a label (unless ``partial``), none with one, or a name that fits several images.
     """
     by_end: defaultdict[str, list[str]] = defaultdict(list)
     for name in truth:
@@ -276,7 +276,7 @@ def folder_labels(pictures: Sequence[_P], names: ClassNames, *, folder: Path) ->
     Folders are matched to ``names`` by name, in any order. Their subfolders belong to the same class.
 
     Raises:
-        DataError: some of the folders are classes and others not, pictures are outside of them, or the folder holds
+        DataError: some of the folders are classes and others not, images are outside of them, or the folder holds
             several parts of a data set.
     """
     parts = [_normal(picture.name).split("/") for picture in pictures]
@@ -307,7 +307,7 @@ def folder_labels(pictures: Sequence[_P], names: ClassNames, *, folder: Path) ->
 def shape_of_errors(
     predictions: Sequence[int], truth: Sequence[int], *, classes: int | None = None, names: Sequence[str] | None = None
 ) -> str | None:
-    """Say in one sentence what is wrong when labels and answers do not fit together; None when they do.
+    """Return one sentence on why labels and predictions do not match; None if they match.
 
     Looks for labels out of range, for a map shifted by one (ImageNet TFRecords and TensorFlow's networks count a
     background class as 0), for class names in another order, for a constant answer, and for accuracy at chance level.
@@ -391,7 +391,7 @@ def _called(index: int, names: Sequence[str] | None) -> str:
 def _other_order(predictions: Sequence[int], truth: Sequence[int], names: Sequence[str] | None) -> str | None:
     """Say so when the answers fit the labels with the classes in another order.
 
-    The order is found on half of the pictures and tried on the other half, both ways: one that fits by chance fails.
+    The order is found on half of the images and tried on the other half, both ways: one that fits by chance fails.
     """
     seen = sorted(set(truth))
     if len(seen) > _MOST_ORDERED or len(truth) < _PER_CLASS * len(seen):
@@ -574,8 +574,7 @@ def _one_hot_row(
 
 
 def is_index(text: str) -> bool:
-    """Tell whether ``text`` is a class index; pandas writes ``3.0`` in a column with gaps."""
-    """Tell whether ``text`` is a class index."""
+    """Return True if ``text`` is a class index; pandas writes ``3.0`` in a column with gaps."""
     return re.fullmatch(r"[+-]?[0-9]{1,9}(\.0+)?", text) is not None
 
 

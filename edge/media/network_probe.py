@@ -90,7 +90,7 @@ def _reported(url: Secret, *, host: str, port: int, timeout_s: float) -> Iterato
     except TimeoutError:
         raise error(
             f"{host} does not answer on port {port} within {timeout_s:g} s",
-            f"ping {host}; if the camera only needs more time, use --wait-for-camera or camera.timeout_s in the profile",
+            f"ping {host}; if the camera only needs more time: --wait-for-camera, or camera.timeout_s in the profile",
         ) from None
     except (OSError, http.client.HTTPException, ValueError) as exc:
         what = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
@@ -258,7 +258,7 @@ def _check_http(url: Secret, parts: SplitResult, port: int, timeout_s: float) ->
 
 
 def undecodable(description: StreamDescription) -> str | None:
-    """The reason why OpenCV cannot decode what a server describes; None where that is not the codec."""
+    """Return the reason why OpenCV lacks the codec of a stream; None if it has the codec."""
     if not description.codecs:
         return "the stream has no video"
     if not any(codec in _DECODED for codec in description.codecs):
@@ -307,7 +307,7 @@ class _Bits:
         self._at = 0
 
     def read(self, count: int) -> int:
-        """The next ``count`` bits as a number."""
+        """Return the next ``count`` bits as a number."""
         part = self._text[self._at : self._at + count]
         if len(part) < count:
             raise IndexError("the parameter set is cut off")
@@ -315,14 +315,14 @@ class _Bits:
         return int(part, 2) if part else 0
 
     def golomb(self) -> int:
-        """The next unsigned Exp-Golomb number."""
+        """Return the next unsigned Exp-Golomb number."""
         zeros = 0
         while not self.read(1):
             zeros += 1
         return (1 << zeros) - 1 + self.read(zeros)
 
     def signed(self) -> int:
-        """The next signed Exp-Golomb number."""
+        """Return the next signed Exp-Golomb number."""
         value = self.golomb()
         return (value + 1) // 2 if value % 2 else -(value // 2)
 
@@ -332,7 +332,7 @@ _WITH_CHROMA = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 13
 
 
 def h264_size(nal: bytes) -> tuple[int, int]:
-    """Width and height of an H.264 sequence parameter set (ITU-T H.264, 7.3.2.1.1).
+    """Return width and height of an H.264 sequence parameter set (ITU-T H.264, 7.3.2.1.1).
 
     Raises:
         IndexError: It is cut off.
@@ -382,7 +382,7 @@ def _skip_scaling_list(bits: _Bits, count: int) -> None:
 
 
 def h265_size(nal: bytes) -> tuple[int, int]:
-    """Width and height of an H.265 sequence parameter set (ITU-T H.265, 7.3.2.2).
+    """Return width and height of an H.265 sequence parameter set (ITU-T H.265, 7.3.2.2).
 
     Raises:
         IndexError: It is cut off.

@@ -95,14 +95,14 @@ class Capture(Protocol):
         """Return the capture time of the grabbed frame, on the monotonic clock."""
 
     def retrieve(self) -> npt.NDArray[np.uint8] | None:
-        """Decode the grabbed frame: uint8 H×W×3 BGR; None when it cannot be.
+        """Decode the grabbed frame: uint8 H×W×3 BGR; None if it cannot be decoded.
 
         Raises:
             DataError: This frame is damaged; the next ones may not be.
         """
 
     def release(self) -> None:
-        """Give it back."""
+        """Release it."""
 
 
 OpenCapture = Callable[[Request], Capture]
@@ -163,7 +163,7 @@ def missing_backend(api: Api) -> MissingDependencyError:
 
 
 def codec_of(path: Path) -> str | None:
-    """The FOURCC of a video's codec, such as ``av01``, also where this OpenCV cannot decode it; None if it has none.
+    """Return the FOURCC of a video's codec, such as ``av01``, even if this OpenCV cannot decode it; None without one.
 
     Raises:
         MissingDependencyError: OpenCV is not installed.
@@ -270,7 +270,7 @@ _WIDEST, _NARROWEST = 4.0, 0.25
 
 
 def _pixel_aspect(cv2: Any, capture: Any) -> float:  # noqa: ANN401
-    """Width of a pixel over its height, in the picture as it is given (which OpenCV may have turned); 1 if unknown."""
+    """Width of a pixel over its height, in the image as it is given (which OpenCV may have turned); 1 if unknown."""
     across, down = float(capture.get(cv2.CAP_PROP_SAR_NUM)), float(capture.get(cv2.CAP_PROP_SAR_DEN))
     if not (across > 0 and down > 0):
         return 1.0
@@ -296,7 +296,7 @@ class _FfmpegOptions:
 
     @contextlib.contextmanager
     def set_to(self, options: Mapping[str, str] | None) -> Iterator[None]:
-        """Hold the variable at ``options`` while the block runs; None where it does not matter."""
+        """Set the variable to ``options`` during the block; None leaves it unchanged."""
         if options is None or (self._NAME in os.environ and not self._users):
             yield
             return

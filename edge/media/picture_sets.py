@@ -16,7 +16,7 @@ from edge.media.pictures import Picture, decode
 
 
 class Bad(msgspec.Struct, frozen=True):
-    """One problem of a source, and its location."""
+    """One problem in an image source, and its location."""
 
     name: str
     problem: str
@@ -123,7 +123,7 @@ def extract(
     be extracted to one folder.
 
     Raises:
-        DataError: a picture cannot be read, the existing labels.csv is unusable, or a class index gets negative.
+        DataError: an image cannot be read, the existing labels.csv is unusable, or a class index gets negative.
         UsageError: a different image or class index exists under the same name, without ``force``.
         StoreError: a file cannot be written.
     """
@@ -158,7 +158,7 @@ def extract(
 def counts_from_one(done: Extracted) -> Note | None:
     """Return a warning if the class indices seem to start at 1.
 
-    Among 200 pictures of 10 classes, class 0 is practically never missing by chance; of 1000 classes it can be, which
+    Among 200 images of 10 classes, class 0 is practically never missing by chance; of 1000 classes it can be, which
     is why the warning says "if".
     """
     if not done.lowest_class or not done.highest_class:

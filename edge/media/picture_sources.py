@@ -29,9 +29,9 @@ def open_pictures(
     """List the images of ``source`` in a fixed order.
 
     ======================  ========================================================================================
-    a folder                every picture below it, by name; hidden files and other kinds of files do not count.
+    a folder                every image below it, by name; hidden files and other kinds of files do not count.
                             Linked folders are entered, each once. A folder of TFRecord shards is read as such
-    a picture               that one
+    an image               that one
     a list (.txt, .list)    one path per line, relative to the list's folder, in the order of the list; blank lines
                             and lines from ``#`` do not count; a label may follow after a tab or a space
     a CSV or TSV            columns as in :mod:`edge.media.labels`, relative to its folder; the label may be missing
@@ -41,7 +41,7 @@ def open_pictures(
     Args:
         source: one of the sources in the table.
         labels: a label file (see :func:`edge.media.labels.load_truth`); its classes replace those of the source.
-        names: class names of the network. With them a label may be a name, in a folder per class each picture has its
+        names: class names of the network. With them a label may be a name, in a folder per class each image has its
             folder's class, and indices must be in range.
         label_offset: added to every class index of ``labels`` and of the source.
 
@@ -84,7 +84,7 @@ def shards_of(source: Path) -> list[Path]:
     """Return the TFRecord shards of ``source`` (a shard, folder or pattern) by name; an empty list if it has none.
 
     Raises:
-        DataError: a folder holds both shards and pictures, or cannot be read.
+        DataError: a folder holds both shards and images, or cannot be read.
     """
     source = _home(source)
     with _reading(source):

@@ -40,7 +40,7 @@ def decode(
     """Decode an image to pixels: H × W × 3, uint8, BGR, contiguous.
 
     Grey becomes three equal channels, transparency is dropped, 16 bits per channel become 8; of an animation, the first
-    picture counts. ``name`` is for messages. ``exif`` turns the picture upright as its EXIF orientation says, if it
+    image counts. ``name`` is for messages. ``exif`` turns the image upright as its EXIF orientation says, if it
     says anything. Pillow with pillow-heif, where these are there, reads what the installed OpenCV does not, such as
     HEIC.
 
@@ -190,7 +190,7 @@ def _other_format(data: bytes) -> str | None:
 
 
 def encoded_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height in the header of an encoded picture; None where they are not found there."""
+    """Return width and height from the header of an encoded image; None if the header does not have them."""
     try:
         if data.startswith(b"\xff\xd8"):
             return _jpeg_size(data)
@@ -358,7 +358,7 @@ class _Memo:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Picture:
-    """One encoded picture.
+    """One encoded image.
 
     ``name`` is relative to the source, with ``/``, the same on every machine (it contains ``..`` only if a list does
     so); ``label`` is its class index, if known.
@@ -484,7 +484,7 @@ class Pictures:
         Names, labels and order do not matter; a duplicate image counts twice. Reads every image.
 
         Raises:
-            DataError: a picture cannot be read.
+            DataError: an image cannot be read.
         """
         total = len(self)
         found = []

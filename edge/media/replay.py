@@ -92,7 +92,7 @@ class ReplayStream:
         return self._given(due)
 
     def close(self) -> None:
-        """No more frames."""
+        """End the stream."""
         self._closed.set()
 
     def _newest(self, due: _Due) -> _Due | None:

@@ -138,7 +138,7 @@ class PictureStream:
         return Frame(seq, picture.name, picture.where, since_s, _Load(picture, self._options))
 
     def close(self) -> None:
-        """No more pictures."""
+        """End the stream."""
         self._closed = True
 
 
@@ -166,12 +166,12 @@ class LimitedStream:
 
     @property
     def dropped(self) -> int | None:
-        """As the stream says."""
+        """See :class:`Stream`; the value of the wrapped stream."""
         return self._stream.dropped
 
     @property
     def notes(self) -> list[str]:
-        """As the stream says."""
+        """See :class:`Stream`; the value of the wrapped stream."""
         return self._stream.notes
 
     def next(self) -> Frame | Outage | None:
@@ -197,7 +197,7 @@ class LimitedGroup(LimitedStream):
 
     @property
     def cameras(self) -> dict[str, Callable[[], int | None]]:
-        """As the stream says."""
+        """See :class:`Stream`; the value of the wrapped stream."""
         return self._group.cameras
 
     def next_within(self, wait_s: float) -> Frame | Outage | None:

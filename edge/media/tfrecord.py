@@ -5,7 +5,7 @@ the data (https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_form
 ``tf.train.Example`` with the features ``image/encoded``, ``image/class/label`` and ``image/filename``.
 
 No reader on PyPI that is kept and light checks both checksums (looked at in 2026): ``tfrecord`` 1.14.6 and
-``tfrecord_dataset`` 0.2.0 read the checksums and do not compare them, so a flipped bit is another picture or label;
+``tfrecord_dataset`` 0.2.0 read the checksums and do not compare them, so a flipped bit is another image or label;
 ``tfrecords`` 0.3.1 does, in 70 MB of libraries, and its import may run ``patchelf``; ``tensorboard``'s reader does, in
 pure Python at about 6 MB/s, with gRPC and a web server behind it. So the two hard parts are left to those who keep
 them, ``google-crc32c`` (checksums in hardware, some GB/s) and ``protobuf`` (the Example; ONNX needs it anyway), and the

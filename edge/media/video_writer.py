@@ -55,7 +55,7 @@ class Writer(Protocol):
         """Append one frame, uint8 H×W×3 BGR of the size that the file was opened with."""
 
     def release(self) -> None:
-        """Write what closes the file."""
+        """Finish and close the file."""
 
 
 OpenWriter = Callable[[Path, float, tuple[int, int]], tuple[Writer, str]]
@@ -68,7 +68,7 @@ class _Frame(NamedTuple):
 
 
 def check_video_path(path: Path) -> None:
-    """Refuse a file that no video can be written to, before anything is opened.
+    """Refuse an unusable video file before anything is opened.
 
     Raises:
         UsageError: Its ending names no container.
@@ -127,7 +127,7 @@ def _pipeline(path: Path) -> str:
 
 
 class VideoWriter:
-    """A video that is written while frames come. ``add`` never waits for a live source.
+    """A video that is written during the run. For a live source, ``add`` never waits.
 
     Args:
         path: The file; it is replaced.
@@ -163,7 +163,7 @@ class VideoWriter:
         self._thread.start()
 
     def add(self, pixels: Pixels, lines: Sequence[str], *, t_s: float) -> None:
-        """Write ``pixels``, uint8 H×W×3 BGR, with ``lines`` on it; ``t_s`` is when it was captured, in seconds."""
+        """Write ``pixels``, uint8 H×W×3 BGR, with ``lines`` on them; ``t_s`` is the capture time in seconds."""
         with self._changed:
             if self.failure is not None or self._closing:
                 return
@@ -176,7 +176,7 @@ class VideoWriter:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Write what is left, and what closes the file.
+        """Write the queued frames, then finish and close the file.
 
         A file that cannot be read afterwards is a ``failure`` as well.
         """
@@ -253,7 +253,7 @@ class VideoWriter:
 
 
 def fitted(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """A copy of ``pixels`` in a frame of ``size`` (width, height): as it is, cut by one pixel, or scaled with bars."""
+    """Return a copy of ``pixels`` in a frame of ``size`` (width, height): unchanged, cropped, or with bars."""
     cv2 = opencv()
     width, height = size
     rows, columns = pixels.shape[:2]

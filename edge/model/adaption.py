@@ -58,12 +58,12 @@ def adapt(proto: ModelProto, options: OutputOptions = OutputOptions(), *, where:
     """Adapt ``proto`` to edge's form; it is copied if something changes.
 
     Args:
-        proto: any classifier with one picture input; only its graph is read.
+        proto: any classifier with one image input; only its graph is read.
         options: what the profile says about the output.
         where: the model's path, for messages.
 
     Raises:
-        ModelError: the model has no picture input, several outputs without a selection, or no class axis.
+        ModelError: the model has no image input, several outputs without a selection, or no class axis.
     """
     onnx = require("onnx")
     copy: ModelProto = onnx.ModelProto()

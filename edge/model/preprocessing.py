@@ -5,12 +5,12 @@ It converts a decoded image, uint8 H×W×3 BGR as in OpenCV, to float32 3×h×w 
 0. *roi*, if the spec has one: the image is cropped to this region, in whole pixels.
 1. *region*: ``crop`` is torchvision's ``Resize(resize)`` and ``CenterCrop``: the shorter side becomes ``resize``, the
    longer one keeps the proportion, rounded down, and the centred h×w part of that is kept. Only this part is computed;
-   in source pixels it is a box with fractional edges. ``squash`` and ``letterbox`` take the whole picture.
+   in source pixels it is a box with fractional edges. ``squash`` and ``letterbox`` take the whole image.
 2. *resize* of the region to the target size with Pillow's antialiased filters: ``bilinear`` (a triangle) or ``bicubic``
    (a = -0.5), as wide as the step from one output pixel to the next where that is more than one source pixel. Pixels
-   beyond the region's edge count as far as the filter reaches, as they do when the whole picture is scaled first.
+   beyond the region's edge count as far as the filter reaches, as they do when the whole image is scaled first.
    Along x first, rounded to uint8, then along y, rounded again, as Pillow did up to version 12 (13 begins with y where
-   a picture is more than twice as tall as wide). ``nearest`` takes the pixel under
+   an image is more than twice as tall as wide). ``nearest`` takes the pixel under
    each centre.
 3. *letterbox* only: centred on a canvas filled with ``pad``.
 4. channel order, then ``(x - mean) / std`` in float32.
@@ -19,7 +19,7 @@ Weights are whole numbers of 1/16384 (Pillow's are of 1/4194304) whose sum is on
 numbers below 2^24, exact in float32 in any order: every CPU and the GPU kernel give the same pixels, at most one step
 of 255 away from Pillow's.
 
-``exif: true`` turns pictures upright as their EXIF orientation says, before all this: see :mod:`edge.media.pictures`.
+``exif: true`` turns images upright as their EXIF orientation says, before all this: see :mod:`edge.media.pictures`.
 
 ``DEFINITION`` is part of the digest: raise it when a step computes something else; tables made with an older
 definition are refused.
@@ -127,7 +127,7 @@ class AxisTable(msgspec.Struct, frozen=True):
     """Source pixels and weights of the output pixels along one axis.
 
     ``first``, int64 (count,), is the first source pixel of each; ``weights``, int64 (count, taps), are those of the
-    source pixels from there, in 1/16384. ``first`` never falls, and every tap is inside the picture.
+    source pixels from there, in 1/16384. ``first`` never falls, and every tap is inside the image.
     """
 
     first: NDArray[np.int64]

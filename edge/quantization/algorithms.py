@@ -254,7 +254,7 @@ class _Cut(msgspec.Struct, frozen=True):
 def _cut(histogram: Histogram, counted: Callable[[Histogram], NDArray[np.float64]], *, margin: float) -> _Cut | None:
     """Return the truncation with the least divergence, the largest of equals; None if none is useful.
 
-    Ours: of few values (a pooled tensor of one picture, say) the histogram has gaps, and its divergence alone would cut
+    Ours: of few values (a pooled tensor of one image, say) the histogram has gaps, and its divergence alone would cut
     off most of the range. There a truncation must leave 99 % of the power.
 
     Far outliers leave the bulk, 99.9 % of the values, fewer bins than INT8 has levels, where no loss is visible. In

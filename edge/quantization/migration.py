@@ -73,7 +73,7 @@ def migration_of(
         graph: the network.
         tensor: the input of ``layers``.
         layers: matrix products whose rows belong to the tensor's channels.
-        channels: largest magnitude of each channel over the calibration pictures.
+        channels: largest magnitude of each channel over the calibration images.
         alpha: 0 leaves everything in the activations, 1 moves all of it into the weights.
     """
     rows = [np.abs(graph.array(layer.weight)).max(axis=_output_axis(layer)) for layer in layers]

@@ -123,7 +123,7 @@ def bias_correction(
         graph: the network with unrounded weights.
         layer: the layer.
         rounded: its weights on their INT8 levels.
-        means: mean of each input channel over the calibration pictures.
+        means: mean of each input channel over the calibration images.
     """
     weights = graph.array(layer.weight)
     if layer.op_type in {"MatMul", "Gemm"} and weights.ndim != 2:

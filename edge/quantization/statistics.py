@@ -3,7 +3,7 @@
 Per tensor: minimum, maximum, count, and a signed histogram of 2·BINS bins over (-2^e, 2^e), where e is the smallest
 exponent with max|x| < 2^e. Bin j of either side holds j·w <= |x| < (j+1)·w with w = 2^e / BINS. Because w is a power of
 two, the product |x| / w is exact in float32, and doubling the range merges bins in pairs without moving any value: the
-result for a set of pictures is the same bits whatever the batch size, the order, or the number of workers.
+result for a set of images is the same bits whatever the batch size, the order, or the number of workers.
 """
 
 from __future__ import annotations

@@ -508,7 +508,7 @@ class Samples:
         """Yield batches of ``size`` images, float32 size×3×h×w, of all images in all, but at least one batch.
 
         Raises:
-            DataError: no picture could be decoded.
+            DataError: no image could be decoded.
         """
         ready = self._ready = self._ready or self._prepare()
         count = max(len(ready) // size, 1)
@@ -542,7 +542,7 @@ def precision_figures(record: RunRecord, scores: Scores | None, known: Mapping[s
     Args:
         record: of the benchmark.
         scores: against FP32, where they were measured now.
-        known: the accuracy in the engine's manifest, measured on calibration pictures.
+        known: the accuracy in the engine's manifest, measured on calibration images.
     """
     summary = next(iter(record.latency.values()), None)
     energy = None if record.power is None else record.power.get("joules_per_picture")
@@ -561,7 +561,7 @@ def precision_figures(record: RunRecord, scores: Scores | None, known: Mapping[s
 
 
 def compare_precisions(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
-    """One sentence: how the second precision compares with the first."""
+    """Compare the second precision with the first in one sentence."""
     words = []
     before, after = first["rate_per_s"], second["rate_per_s"]
     if before and after:

@@ -109,7 +109,7 @@ class _Smoother(Protocol):
 
 
 class Decider:
-    """Decides on the label, for each camera separately. ``t_s`` must not decrease in the calls for one camera."""
+    """Decides the label, for each camera separately. ``t_s`` must not decrease in the calls for one camera."""
 
     def __init__(self, settings: DecisionSettings, classifier: Classifier) -> None:
         self._settings = settings
@@ -202,7 +202,7 @@ class _Majority:
 
 
 def seen_label(result: FrameResult) -> tuple[int | None, str, float]:
-    """Index, label and confidence of the decision, or of the best guess where nothing is decided."""
+    """Return index, label and confidence of the decision, or of the best guess without a decision."""
     if result.decision is not None:
         return result.decision.index, result.decision.label, result.decision.confidence
     best = result.guesses[0] if result.guesses else None

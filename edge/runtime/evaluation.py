@@ -121,7 +121,7 @@ def evaluate(
         The scores; None when stopped.
 
     Raises:
-        DataError: A picture cannot be read or decoded.
+        DataError: An image cannot be read or decoded.
         DeviceError: A network failed, or gave NaN or infinity.
         ModelError: The model cannot be used.
     """
@@ -232,9 +232,9 @@ def score(
 
     Args:
         own: Logits, n×classes.
-        truth: True class of each picture; None without labels.
+        truth: True class of each image; None without labels.
         precision: What gave the logits.
-        reference: Logits of another network for the same pictures.
+        reference: Logits of another network for the same images.
         against: Name of that network.
         names: Class names, for warnings.
     """

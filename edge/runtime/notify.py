@@ -134,7 +134,7 @@ class HttpTarget:
         raise DeviceError(f"the server answered with status {status}{redirect}")
 
     def close(self) -> None:
-        """Nothing is held between deliveries."""
+        """Do nothing: no resource is held between deliveries."""
 
 
 def _cut(connection: http.client.HTTPConnection, late: threading.Event) -> None:
@@ -255,7 +255,7 @@ class CommandTarget:
             raise DeviceError(f"{self.arguments[0]}: exit code {process.returncode}")
 
     def close(self) -> None:
-        """Nothing is held between deliveries."""
+        """Do nothing: no resource is held between deliveries."""
 
 
 class _Rule:

@@ -106,7 +106,7 @@ class _InFlight:
 
 @final
 class Pipeline:
-    """Runs while its block does. Iterate over finished batches in order, and return each with :meth:`give_back`.
+    """Runs during its block. Iterate over finished batches in order, and return each with :meth:`give_back`.
 
     ``preprocessor`` None means that the sessions preprocess; images smaller than ``roi`` do not reach them.
     ``keep_pixels`` keeps each frame's pixels until its batch is returned.

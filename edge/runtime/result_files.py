@@ -75,7 +75,7 @@ class CsvFile:
             self._hand_over()
 
     def close(self) -> None:
-        """Write what is left.
+        """Write the remaining rows and close the file.
 
         Raises:
             StoreError: rows were lost.

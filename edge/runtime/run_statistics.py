@@ -90,7 +90,7 @@ class CameraSnapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LabelChange(msgspec.Struct, frozen=True):
-    """A label that was decided on, or guessed best, after another one; of one camera of several."""
+    """A change of the decided (or best guessed) label, with its camera if there are several."""
 
     t_s: float
     camera: str | None
@@ -130,7 +130,7 @@ class RunSnapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def status_line(self) -> str:
-        """The state as one line of text."""
+        """Return the state as one line of text."""
         words = [f"{self.pictures}" + (f" of {self.total}" if self.total is not None else "") + " images"]
         if self.rate_per_s is not None:
             words.append(f"{self.rate_per_s:.1f} images/s")
@@ -363,7 +363,7 @@ class RunStatistics:
 
     @property
     def pictures(self) -> int:
-        """Labelled pictures."""
+        """Number of labelled images."""
         return self._all.pictures
 
     @property

@@ -152,7 +152,7 @@ def identify(root: Path = Path("/")) -> Device:
 
 
 def device_tree(root: Path) -> Path:
-    """The folder with the device tree: ``/proc/device-tree``, or in a container ``/run/host/device-tree``.
+    """Return the folder with the device tree: ``/proc/device-tree``, or in a container ``/run/host/device-tree``.
 
     Container runtimes mask the former and allow no mount there, so the host's is mounted at the latter
     (docs/containers.md; ``/run/host`` is where systemd's container interface puts files of the host).
@@ -163,7 +163,7 @@ def device_tree(root: Path) -> Path:
 
 
 def in_container(root: Path = Path("/")) -> bool:
-    """True inside a container of Docker, Podman, systemd or LXC, by the files and variables that they leave."""
+    """Return True inside a container of Docker, Podman, systemd or LXC, by the files and variables that they leave."""
     if any((root / name).exists() for name in (".dockerenv", "run/.containerenv", "run/systemd/container")):
         return True
     return b"\0container=" in b"\0" + (sysfs.read_bytes(str(root / "proc/1/environ")) or b"")

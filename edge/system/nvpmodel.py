@@ -72,7 +72,7 @@ def errors(text: str) -> tuple[str, ...]:
 
 
 def asks_to_reboot(text: str) -> bool:
-    """True if nvpmodel says that this mode needs a reboot."""
+    """Return True if nvpmodel reports that this mode needs a reboot."""
     return bool(_REBOOT.search(text))
 
 
@@ -112,7 +112,7 @@ def clocks_locked(root: Path = Path("/")) -> bool | None:
 
 
 def gpu_clock_cap(root: Path, module: str | None) -> tuple[int, int] | None:
-    """The highest GPU clock now and the one that the power mode allows, in MHz, where the former is clearly lower.
+    """Return the present and the allowed maximum GPU clock in MHz if the former is clearly lower; otherwise None.
 
     A board whose boot firmware is not that of a Super module keeps 624 MHz in the mode MAXN_SUPER. None where the clock
     is as the mode says, or either of the two is not known.

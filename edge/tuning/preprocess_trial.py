@@ -1,4 +1,4 @@
-"""Try the usual preprocessings of image classifiers on some pictures, to find the one that a model was trained with.
+"""Try the usual preprocessings of image classifiers on some images, to find the one that a model was trained with.
 
 A model without documentation usually has one of a few preprocessings. Each is tried on the same images, and the outputs
 are compared image by image: with labels by the log-probability of the true class, without labels by the information in
@@ -159,11 +159,11 @@ def compare(
 
     Args:
         candidates: the first is chosen unless another one is significantly better.
-        pictures: functions that decode a picture to uint8 H×W×3 BGR, each called once.
+        pictures: functions that decode an image to uint8 H×W×3 BGR, each called once.
         answers: the network.
         target: the network's height and width.
-        truth: class index of each picture, where known.
-        is_order_known: the indices of ``truth`` are the network's outputs. If not, they only say which pictures are of
+        truth: class index of each image, where known.
+        is_order_known: the indices of ``truth`` are the network's outputs. If not, they only say which images are of
             one class: a wrong order would make another preprocessing look best.
         listen: receives the progress.
 
@@ -236,7 +236,7 @@ def _is_order_visible(truth: Sequence[int]) -> bool:
 
 
 def _halves(truth: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Positions of the pictures, each class spread over both halves."""
+    """Positions of the images, each class spread over both halves."""
     turn: Counter[int] = Counter()
     halves: tuple[list[int], list[int]] = ([], [])
     for at, label in enumerate(truth):
@@ -254,7 +254,7 @@ def _fit(answers: NDArray[np.float32], truth: Sequence[int], pictures: Sequence[
 
 
 def _in_fitting_order(answers: NDArray[np.float32], truth: Sequence[int]) -> NDArray[np.int64]:
-    """The true output of each picture, in the order that the other half of the pictures fits."""
+    """The true output of each image, in the order that the other half of the images fits."""
     result = np.zeros(len(truth), np.int64)
     halves = _halves(truth)
     for found_on, used_on in (halves, halves[::-1]):
@@ -264,7 +264,7 @@ def _in_fitting_order(answers: NDArray[np.float32], truth: Sequence[int]) -> NDA
 
 
 def _order(answers: NDArray[np.float32], truth: Sequence[int]) -> list[int] | None:
-    """The output of each class; None where some class has no picture, or the answers do not tell."""
+    """The output of each class; None where some class has no image, or the answers do not tell."""
     classes = answers.shape[1]
     if len(set(truth)) != classes or not _is_better_than_chance(answers, _in_fitting_order(answers, truth)):
         return None

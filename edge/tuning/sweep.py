@@ -1,4 +1,4 @@
-"""The calibration sweep: algorithms × number of pictures × seed, scored on labelled pictures.
+"""The calibration sweep: algorithms × number of images × seed, scored on labelled images.
 
 Each calibration image runs through the FP32 network once, for all algorithms, sizes and seeds
 (:mod:`edge.tuning.sweep_tables`). Then each *different* table is scored once on the labelled images, in the TensorRT
@@ -49,8 +49,8 @@ def sweep(
 
     Args:
         profile: Model, preprocessing and batch.
-        pictures: Calibration pictures.
-        labelled: Pictures to score with; none of them may be a calibration picture.
+        pictures: Calibration images.
+        labelled: Images to score with; none of them may be a calibration image.
         settings: the configurations to try.
         cache: Folder of calibration tables and statistics.
         output: File of the record, written after every table; its stored answers are not computed again.

@@ -5,7 +5,7 @@ All comparisons are paired: two networks on the same images.
 ========================  ============================================================================================
 shares                    Wilson's score interval
 differences of shares     Agresti and Min's interval; p value of McNemar's exact test
-SQNR, and its             bootstrap over pictures (percentiles of 10 000 resamples, the same ones for all);
+SQNR, and its             bootstrap over images (percentiles of 10 000 resamples, the same ones for all);
 differences               p value: twice the share of resamples on the other side of 0
 several seeds together    SQNR: of their mean noise; shares: means of the seeds' values and of the ends of their
                           intervals (a mean of dependent values spreads no wider than one of them)
@@ -41,7 +41,7 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True):
     """Answers of one network to the labelled images, in their order.
 
     ``predicted`` is the top-1 class; ``top5`` has ``1`` where the true class is among the first five, else ``0``.
-    ``energy`` is the sum of squares of a picture's logits; for INT8 that of their difference from FP32's, to seven
+    ``energy`` is the sum of squares of an image's logits; for INT8 that of their difference from FP32's, to seven
     digits. ``quantized`` of ``weighted`` layers with weights are in INT8 form (FP32: 0 of 0).
     """
 
@@ -55,7 +55,7 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True):
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     """One way to calibrate, and its table: ``table`` is the digest of the table's scales.
 
-    ``seed`` is None for all pictures. ``batch`` differs from 1 only in records of edge 0.1, which compared batches.
+    ``seed`` is None for all images. ``batch`` differs from 1 only in records of edge 0.1, which compared batches.
     """
 
     algorithm: str
@@ -111,7 +111,7 @@ class Spread(msgspec.Struct, frozen=True):
 class ConfigurationGroup(msgspec.Struct, frozen=True, kw_only=True):
     """All seeds of one algorithm with one number of images.
 
-    ``sqnr_gain_db`` is the SQNR minus that of the same algorithm with the most pictures, ``sqnr_behind_db`` minus that
+    ``sqnr_gain_db`` is the SQNR minus that of the same algorithm with the most images, ``sqnr_behind_db`` minus that
     of the best group; each absent for that one itself. ``top1_against_fp32`` is in points.
     """
 

@@ -37,7 +37,7 @@ KIND: Literal["edge sweep"] = "edge sweep"
 
 
 class Exact(msgspec.Struct, frozen=True, kw_only=True):
-    """The labelled images (name, true class) in their order, and the answers of the FP32 network."""
+    """The labelled images (name, true class) in order, and the logits of the FP32 network."""
 
     pictures: list[str]
     truth: list[int]

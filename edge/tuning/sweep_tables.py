@@ -261,7 +261,7 @@ class SweepTables:
 
         Args:
             cache: folder of the statistics stored by ``edge calibrate``.
-            digest: Digest of the set of pictures.
+            digest: Digest of the set of images.
         """
         at = time.monotonic()
         drawn = draw(

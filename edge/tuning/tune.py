@@ -191,7 +191,7 @@ def tune(
 
     Args:
         profile: Model, preprocessing, and its ``quantization:`` section.
-        pictures: Calibration pictures; if all have a label, top-1 is measured, too.
+        pictures: Calibration images; if all have a label, top-1 is measured, too.
         settings: the targets.
         cache: Folder of tables and statistics.
         force: ignore saved measurements.
@@ -205,7 +205,7 @@ def tune(
         ModelError: The model cannot be used, or has no layer to quantize.
         ProfileError: The profile's recipe is a file or none, or a pattern matches no layer.
         ArtifactError: The times are those of another network.
-        DataError: A picture cannot be used.
+        DataError: An image cannot be used.
         DeviceError: A network failed.
         StoreError: The cache folder cannot be written.
     """

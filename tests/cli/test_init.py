@@ -233,7 +233,7 @@ def test_a_first_guess_that_wins_is_no_guess_any_more(edge: Edge, here: Path) ->
     (here / "names.txt").write_text("".join(f"{name}\n" for name in NAMES))
     ended = edge("init", "--model", "model.onnx", "--images", "val", "--labels", "names.txt")
     assert ended.code == 0
-    assert "significantly better than the other usual ones on 50 labelled pictures" in " ".join(ended.out.split())
+    assert "significantly better than the other usual ones on 50 labelled images" in " ".join(ended.out.split())
     assert "guess" not in ended.out
     assert "check preprocess" not in ended.err
 

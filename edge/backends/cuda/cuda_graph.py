@@ -44,7 +44,7 @@ class CapturedGraph:
             _check(self._library, status, "cuGraphLaunch")
 
     def free(self) -> None:
-        """Give it back."""
+        """Release it."""
         executable, self._executable = self._executable, None
         if executable is not None:
             self._library.cuGraphExecDestroy(executable)

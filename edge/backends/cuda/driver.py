@@ -134,7 +134,7 @@ class CudaDevice:
             raise _error(self._driver, exc, wanted=nbytes) from exc
 
     def memory(self, nbytes: int) -> DeviceMemory:
-        """Device memory."""
+        """Allocate device memory."""
         try:
             return _Memory(self._driver.mem_alloc(max(nbytes, 1)))
         except self._driver.Error as exc:
@@ -155,7 +155,7 @@ class CudaDevice:
             raise _error(self._driver, exc) from exc
 
     def event(self) -> Any:  # noqa: ANN401
-        """A CUDA event."""
+        """Create a CUDA event."""
         return self._driver.Event()
 
     def record(self, event: Any) -> None:  # noqa: ANN401
@@ -168,7 +168,7 @@ class CudaDevice:
 
     @contextlib.contextmanager
     def beside(self) -> Iterator[None]:
-        """Put work on the second stream."""
+        """Enqueue work on the second stream."""
         self._stream = self._second
         try:
             yield
@@ -176,11 +176,11 @@ class CudaDevice:
             self._stream = self._first
 
     def follow(self, event: Any) -> None:  # noqa: ANN401
-        """Let the first stream wait for ``event``."""
+        """Make the first stream wait for ``event``."""
         self._first.wait_for_event(event)
 
     def wait(self, event: Any) -> None:  # noqa: ANN401
-        """Wait until the stream has come to ``event``."""
+        """Wait until the stream has reached ``event``."""
         try:
             event.synchronize()
         except self._driver.Error as exc:

@@ -89,7 +89,7 @@ class GpuPreprocessor:
         return found
 
     def stage(self, frames: Sequence[NDArray[np.uint8]], *, slot: int = 0) -> None:
-        """Copy what counts of frames, uint8 H×W×3 BGR with any strides, to the page-locked memory of ``slot``.
+        """Copy the needed part of frames, uint8 H×W×3 BGR with any strides, to the page-locked memory of ``slot``.
 
         Raises:
             DataError: a frame has another type or shape.

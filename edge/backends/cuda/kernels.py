@@ -82,7 +82,7 @@ class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
 class FrameLayout(msgspec.Struct, frozen=True, kw_only=True):
     """The layout of a batch of equal frames in memory that the device can read; distances in bytes.
 
-    ``address`` is that of row ``top``, column ``left`` of the first picture. ``row_stride`` may be negative. Rows start
+    ``address`` is that of row ``top``, column ``left`` of the first image. ``row_stride`` may be negative. Rows start
     at multiples of four bytes, and GUARD bytes behind each frame are readable.
     """
 
@@ -99,7 +99,7 @@ def source() -> str:
 
 
 def plan(height: int, width: int, spec: PreprocessConfig, target: InputConfig) -> LaunchPlan:
-    """Make the plan for images of height × width.
+    """Compute the launch plan for images of height × width.
 
     Raises:
         DataError: the image shrinks too much for the shared memory.

@@ -32,14 +32,14 @@ class HostMemory(Protocol):
 
 
 class DeviceMemory(Protocol):
-    """Device memory."""
+    """Allocate device memory."""
 
     @property
     def address(self) -> int:
         """The device address."""
 
     def free(self) -> None:
-        """Give it back; a second call does nothing."""
+        """Release it; a second call does nothing."""
 
 
 class Graph(Protocol):
@@ -53,7 +53,7 @@ class Graph(Protocol):
         """
 
     def free(self) -> None:
-        """Give it back; a second call does nothing."""
+        """Release it; a second call does nothing."""
 
 
 class Kernels(Protocol):
@@ -130,10 +130,10 @@ class GpuDevice(Protocol):
         """Inside the block, copies, launches and events of this thread go to a second stream, beside the first."""
 
     def follow(self, event: Any) -> None:  # noqa: ANN401
-        """Let the first stream go on only after ``event``, which was recorded on the second."""
+        """Make the first stream wait for ``event``, which was recorded on the second."""
 
     def wait(self, event: Any) -> None:  # noqa: ANN401
-        """Wait until the stream has come to ``event``.
+        """Wait until the stream has reached ``event``.
 
         Raises:
             DeviceError: something before it failed.

@@ -27,7 +27,7 @@ _LENGTH = struct.Struct("<Q")
 
 
 class FeedSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Description of a feed for the receiving process; ``shape`` is that of one batch."""
+    """Describes a feed to the receiving process; ``shape`` is the shape of one batch."""
 
     algorithm: AlgorithmName
     planned: int
@@ -125,7 +125,7 @@ class DeviceBatch:
         return self._memory.address
 
     def free(self) -> None:
-        """Give it back."""
+        """Release it."""
         self._array = self._array[:0]
         with self._device.active():
             while self._held:

@@ -58,7 +58,7 @@ class ParsedTensor(msgspec.Struct, frozen=True):
 
 
 class ParsedLayer(msgspec.Struct, frozen=True):
-    """A layer: its kind as TensorRT calls it, the operation inside of it where it has one, and its tensors' names.
+    """A layer: its kind as TensorRT calls it, the operation inside it (if any), and the names of its tensors.
 
     ``largest`` is the largest magnitude of a constant layer's weights.
     """
@@ -208,7 +208,7 @@ class CalibrationBuffer(Protocol):
 class Feed(msgspec.Struct, frozen=True, kw_only=True):
     """Images for one of the device's own calibrators.
 
-    ``batches`` gives float32 N×3×H×W arrays of exactly ``batch`` pictures, ``planned`` of them; ``memory`` is a
+    ``batches`` gives float32 N×3×H×W arrays of exactly ``batch`` images, ``planned`` of them; ``memory`` is a
     :class:`DeviceMemory`. ``quantile`` and ``cutoff`` (0 to 1) are the legacy calibrator's.
     """
 
@@ -222,7 +222,7 @@ class Feed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchSource(Protocol):
-    """The source behind a calibrator object, which answers TensorRT's requests."""
+    """Answers TensorRT's requests to a calibrator object."""
 
     batch: int
     quantile: float
@@ -310,7 +310,7 @@ class Feeding:
         """Return None: the table is to be made from the images."""
 
     def write(self, content: bytes) -> None:
-        """Keep the table."""
+        """Store the table that TensorRT made."""
         self._written = content
 
     def raise_kept(self) -> None:
@@ -405,6 +405,6 @@ def make(source: BatchSource, algorithm: AlgorithmName, caps: Caps) -> Any:  # n
             """Return None: histograms are not stored."""
 
         def write_histogram_cache(self, *_: object) -> None:
-            """Not taken."""
+            """Ignore the histogram."""
 
     return Calibrator()

@@ -177,7 +177,7 @@ def progress_monitor(binding: Any, watch: BuildWatch) -> Any:  # noqa: ANN401
             binding.IProgressMonitor.__init__(self)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            """A phase begins."""
+            """Handle the start of a phase."""
             with _kept(watch):
                 watch.started(phase_name, parent_phase, num_steps)
 
@@ -188,7 +188,7 @@ def progress_monitor(binding: Any, watch: BuildWatch) -> Any:  # noqa: ANN401
             return not watch.stopped and watch.kept is None
 
         def phase_finish(self, phase_name: str) -> None:
-            """A phase ended."""
+            """Handle the end of a phase."""
             with _kept(watch):
                 watch.finished(phase_name)
 
@@ -196,16 +196,16 @@ def progress_monitor(binding: Any, watch: BuildWatch) -> Any:  # noqa: ANN401
 
 
 def layer_profiler(binding: Any, record: Callable[[str, float], None], watch: BuildWatch) -> Any:  # noqa: ANN401
-    """An IProfiler that calls ``record`` with each layer's name and milliseconds, in the engine's order."""
+    """Make an IProfiler that calls ``record`` with each layer's name and milliseconds, in the engine's order."""
 
     class Profiler(binding.IProfiler):  # type: ignore[misc]
-        """NVIDIA's interface."""
+        """Implements NVIDIA's interface."""
 
         def __init__(self) -> None:
             binding.IProfiler.__init__(self)
 
         def report_layer_time(self, layer_name: str, ms: float) -> None:
-            """A layer took ``ms`` milliseconds."""
+            """Handle the time of a layer, ``ms`` milliseconds."""
             with _kept(watch):
                 record(layer_name, ms)
 

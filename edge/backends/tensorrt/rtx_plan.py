@@ -48,7 +48,7 @@ _TYPES = {"float": "fp32", "half": "fp16", "bfloat16": "bf16", "int64": "int64",
 
 
 def is_plan(content: bytes) -> bool:
-    """True for a plan of TensorRT for RTX, by its first bytes."""
+    """Return True for a plan of TensorRT for RTX, according to its first bytes."""
     return content.startswith(MAGIC)
 
 

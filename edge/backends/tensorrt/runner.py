@@ -86,19 +86,19 @@ class _Execution:
         self.settled: set[int] = set()
 
     def drop_graphs(self) -> None:
-        """Give the graphs back."""
+        """Release the captured graphs."""
         while self.graphs:
             self.graphs.popitem()[1].free()
 
 
 class Submitted:
-    """A batch that was put on the stream. :meth:`wait` may be called in another thread, once."""
+    """A batch on the stream. :meth:`wait` may be called once, also from another thread."""
 
     def __init__(self, finish: Callable[[], Inference]) -> None:
         self._finish = finish
 
     def wait(self) -> Inference:
-        """Wait until it is done.
+        """Wait until the batch is done.
 
         Raises:
             DeviceError: the device failed.
@@ -202,7 +202,7 @@ class TrtSession:
         return self.submit(batch).wait()
 
     def submit(self, batch: NDArray[np.float32]) -> Submitted:
-        """Put a float32 N×3×H×W batch on the stream; it may run while the one before it has not been waited for.
+        """Put a float32 N×3×H×W batch on the stream; it may run before the previous batch was waited for.
 
         Raises:
             DeviceError: the device failed, or :attr:`in_flight` batches are not waited for yet.
@@ -274,7 +274,7 @@ class TrtSession:
         return found
 
     def submit_frames(self, frames: Sequence[NDArray[np.uint8]]) -> Submitted:
-        """Put frames on the stream, as :meth:`submit` a batch."""
+        """Put frames on the stream, like :meth:`submit` does with a batch."""
         count = self._count((len(frames), *self.contract.shape))
         preprocess, device, slot = self._preprocessor(), self._device, self._take_slot()
         try:
@@ -532,7 +532,7 @@ class TrtSession:
                 raise self._failure("TensorRT could not run the engine")
 
     def _fetch(self, slot: _Slot, count: int, done: Any) -> None:  # noqa: ANN401
-        """Bring the logits of ``count`` pictures to the host, and record ``done``."""
+        """Bring the logits of ``count`` images to the host, and record ``done``."""
         self._device.download(slot.results[:count], self._outputs[self.contract.logits])
         self._device.record(done)
 

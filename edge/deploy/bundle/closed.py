@@ -47,7 +47,7 @@ class ProfileSource(Protocol):
 
     @property
     def where(self) -> str:
-        """Path for messages."""
+        """Path to show in messages."""
 
     @property
     def files(self) -> dict[str, FileEntry]:

@@ -323,7 +323,7 @@ def _entries(contents: Mapping[str, Content], *, where: Path, listen: Listener) 
 
 
 def check_out(out: Path, *, force: bool) -> None:
-    """Check the output path before the work: existing files are not overwritten without ``force``."""
+    """Check the output path before the work starts: existing files are not overwritten without ``force``."""
     if out.is_dir() and any(out.iterdir()):
         raise UsageError("the folder is not empty", where=out, hint="give a new folder, or a file that ends in .edge")
     if out.is_dir() and is_tar(out):
@@ -333,7 +333,7 @@ def check_out(out: Path, *, force: bool) -> None:
 
 
 def check_words(profile: Profile, name: str | None, jetpack: Sequence[str]) -> None:
-    """Check names and JetPack releases before the work."""
+    """Check names and JetPack releases before the work starts."""
     for word in (name or profile.name, profile.name):
         if not word.isprintable() or not 0 < len(word) <= MAX_WORD:
             raise UsageError(f"{word[:MAX_WORD]!a} cannot be the name of a bundle", hint="--name NAME")

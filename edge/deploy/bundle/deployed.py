@@ -71,7 +71,7 @@ class Deployed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def current(state: Path) -> Deployed | None:
-    """Return the bundle in use, to which ``current`` leads at this moment; None where nothing was shipped.
+    """Return the bundle in use, to which ``current`` points now; None if nothing was shipped.
 
     The returned bundle stays unchanged when another one is shipped in the meantime.
     """
@@ -83,7 +83,7 @@ def current(state: Path) -> Deployed | None:
 
 
 def holding(path: Path, state: Path) -> Deployed | None:
-    """Return the bundle on this device that the file ``path`` is in."""
+    """Return the bundle on this device that contains the file ``path``."""
     try:
         inside = path.resolve().relative_to((state / "bundles").resolve())
     except ValueError:
@@ -112,7 +112,7 @@ def _seed(source: Path, goal: Path) -> None:
 
 
 def mismatch(about: BundleManifest, machine: Device) -> str | None:
-    """Return the reason why the bundle is not for ``machine``, in words; None when it is.
+    """Return the reason why the bundle is not for ``machine``; None if it is.
 
     A desktop with an RTX card is a host like any other to :mod:`edge.system.device`, so a bundle for ``rtx`` is
     for hosts.

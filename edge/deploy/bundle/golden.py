@@ -9,7 +9,7 @@ INT8 products. To make the same bundle bit for bit on another kind of machine, c
 The gate: an engine passes when its logits have at most 6 dB more noise against FP32 than the INT8 reference has (for
 FP32 and FP16: at least 40 dB of signal to noise) and reach the limits of INT8 accuracy that builds are judged by
 (:mod:`edge.calibration.quality`, and ``quality.min_sqnr`` of the profile), and when its top-1 is another than FP32's
-for at most as many pictures as the tolerance says. These bounds were chosen, not measured on a device: see
+for at most as many images as the tolerance says. These bounds were chosen, not measured on a device: see
 ``docs/bundles.md``.
 """
 
@@ -114,7 +114,7 @@ def refer(
     Raises:
         MissingDependencyError: onnxruntime is missing.
         DeviceError: an output has NaN or infinity.
-        DataError: a picture cannot be decoded.
+        DataError: an image cannot be decoded.
     """
     names = sorted(pictures)
     preprocessor = Preprocessor(profile.preprocess, profile.input)
@@ -184,7 +184,7 @@ def _least_sqnr(bound: float, profile: Profile) -> float:
 
 
 def judge(expected: Expected, precision: Precision, logits: NDArray[np.float32]) -> GoldenVerdict:
-    """Judge whether an engine's ``logits`` (n×classes, pictures in the order of their names) are good enough.
+    """Judge whether an engine's ``logits`` (n×classes, images in the order of their names) are good enough.
 
     Raises:
         ArtifactError: the references lack this precision, or have another number of images or classes.
@@ -213,7 +213,7 @@ def judge(expected: Expected, precision: Precision, logits: NDArray[np.float32])
 
 
 def taken_over(earlier: Bundle, *, like: Mapping[str, str | None], pictures: Mapping[str, Picture]) -> Expected:
-    """Return the references of an earlier bundle that are for this model, preprocessing, table and pictures.
+    """Return the references of an earlier bundle that are for this model, preprocessing, table and images.
 
     Raises:
         ArtifactError: it has none, or an input differs; the message names it.

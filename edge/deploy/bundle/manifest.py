@@ -166,7 +166,7 @@ def check_names(names: Iterable[str], *, where: str) -> None:
 
 
 def name_problem(name: str) -> str | None:
-    """Return the reason why a bundle may not hold a file called ``name``; None when it may."""
+    """Return the reason why a bundle must not contain a file called ``name``; None if it may."""
     parts = name.split("/")
     problems = (
         (name.startswith("/"), "an absolute path"),

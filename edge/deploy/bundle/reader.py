@@ -37,7 +37,7 @@ class BundleSource(Protocol):
 
     @property
     def where(self) -> str:
-        """For messages."""
+        """Location to show in messages."""
 
     @property
     def manifest(self) -> bytes:
@@ -55,7 +55,7 @@ class BundleSource(Protocol):
         """Return the content of one file in pieces; the last one comes only if size and digest are right."""
 
     def signature(self) -> bytes | None:
-        """Return the detached signature, unchecked; None where there is none."""
+        """Return the detached signature, unchecked; None if there is none."""
 
 
 class Bundle:
@@ -73,7 +73,7 @@ class Bundle:
 
     @property
     def where(self) -> str:
-        """Path, for messages."""
+        """Path to show in messages."""
         return str(self.path)
 
     @property
@@ -143,7 +143,7 @@ class Bundle:
         return self.path / SIGNATURE if self.is_folder else self.path.with_name(f"{self.path.name}.sig")
 
     def signature(self) -> bytes | None:
-        """Return the detached signature, unchecked; None where there is none.
+        """Return the detached signature, unchecked; None if there is none.
 
         Raises:
             ArtifactError: the file is too large for a signature.

@@ -44,7 +44,7 @@ _EXTRAS = ("", "host", "registry")
 
 
 class WheelTarget(msgspec.Struct, frozen=True, order=True):
-    """Platform of wheels: Python as "3.10", the machine as in ``uname -m``, the minor version of its glibc 2."""
+    """Platform of wheels: the Python version ("3.10"), the machine (``uname -m``), and the minor version of glibc 2."""
 
     python: str
     machine: str

@@ -142,7 +142,7 @@ class Remote:
 
     @property
     def where(self) -> str:
-        """For messages."""
+        """Location to show in messages."""
         return str(self.reference)
 
     @property
@@ -170,7 +170,7 @@ class Remote:
         return self._blob(entry, name)
 
     def signature(self) -> bytes | None:
-        """Return the detached signature, unchecked; None where there is none."""
+        """Return the detached signature, unchecked; None if there is none."""
         return None if self._signature is None else b"".join(self._blob(self._signature, "the signature"))
 
     def _blob(self, entry: FileEntry, name: str) -> Iterator[bytes]:

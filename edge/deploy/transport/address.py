@@ -49,7 +49,7 @@ class DeviceAddress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse(text: str) -> DeviceAddress | None:
-    """Return the place that ``text`` describes; None when it is a bare word, so a name from a fleet or of an ssh host.
+    """Return the address that ``text`` describes; None for a bare word: the name of a fleet host or an ssh host.
 
     Raises:
         UsageError: ``text`` is invalid.
@@ -101,7 +101,7 @@ def remote_address(address: str, *, name: str, path: str = "") -> DeviceAddress:
 
 
 def check_jump(jump: str) -> str | None:
-    """Return the reason why ``jump`` is not a list of ``[user@]host[:port]``; None when it is one."""
+    """Return the reason why ``jump`` is not a list of ``[user@]host[:port]``; None if it is one."""
     for hop in jump.split(","):
         address, _, port = hop.rpartition(":") if re.search(r":\d+$", hop) else (hop, "", "")
         user, _, host = address.rpartition("@")

@@ -132,7 +132,7 @@ class FrameReader:
         self._noise_bytes = 0
 
     def feed(self, data: bytes) -> None:
-        """Take in what came.
+        """Add received bytes.
 
         Raises:
             DeviceError: a line or the other output is longer than from any working device.
@@ -141,7 +141,7 @@ class FrameReader:
         self._parse()
 
     def take(self) -> bytes:
-        """Return bytes of a promised file that are here, at most as many as were promised."""
+        """Return received bytes of an announced file, at most as many as were announced."""
         data = bytes(self._buffer[: self.data_bytes or 0])
         del self._buffer[: len(data)]
         self.data_bytes = (self.data_bytes or 0) - len(data)
@@ -192,13 +192,13 @@ class FrameReader:
 
 
 def printable_lines(data: bytes | bytearray) -> str:
-    """Return a device's text without what a terminal obeys: only what can be printed, and line ends."""
+    """Return a device's text without terminal control characters, except line ends."""
     text = data.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
     return "".join(sign if sign.isprintable() or sign == "\n" else "\ufffd" for sign in text)
 
 
 def invalid(text: str, *, request: str, where: str) -> DeviceError:
-    """Return the error for an answer that no working device gives."""
+    """Return the error for an invalid answer of a device."""
     return DeviceError(
         f"an invalid answer to {request}: {' '.join(text.split())!r}", where=where,
         hint="its memory or disk may be failing, or something else answers in its place",

@@ -47,7 +47,7 @@ TIMEOUTS = Timeouts()
 
 
 def without_cancel(_session: DeviceSession) -> None:
-    """Register no way to end the session from outside."""
+    """Do not register the session for cancellation."""
 
 
 class DeviceSession:

@@ -132,7 +132,7 @@ _FEW = 100
 
 
 class LiveView:
-    """Shows a run while it goes on. ``headline`` names the engine, ``power`` the power source or why there is none."""
+    """Shows a run in progress. ``headline`` names the engine, ``power`` the power source or why there is none."""
 
     def __init__(self, terminal: Terminal, statistics: RunStatistics, *, headline: str, power: str) -> None:
         self._terminal = terminal

@@ -77,11 +77,11 @@ class Terminal:
             self.err.print(visible(text), style=style or None)
 
     def warn(self, text: str) -> None:
-        """A warning, on stderr; also when quiet. URLs in it are masked."""
+        """Print a warning on stderr, even in quiet mode; mask URLs in it."""
         self.err.print(f"warning: {visible(masked_text(text))}", style="yellow")
 
     def error(self, exc: EdgeError) -> None:
-        """An expected failure: what, where, and what to do next; URLs in it are masked."""
+        """Print an expected failure: what, where, and what to do next; mask URLs in it."""
         self.err.print(f"error: {visible(masked_text(str(exc)))}", style="red")
 
     def table(
@@ -100,7 +100,7 @@ class Terminal:
 
     @contextmanager
     def drawing(self, drawn: Callable[[], RenderableType], *, refresh_hz: int) -> Iterator[None]:
-        """Draw what ``drawn`` returns on stderr, again and again until the block ends; nothing without a terminal."""
+        """Redraw the result of ``drawn`` on stderr until the block ends; do nothing without a terminal."""
         if not self.is_live:
             yield
             return

@@ -66,7 +66,7 @@ class RunView:
             self._frames[result.camera or ""] = (pixels, result.seq)
 
     def picture(self, camera: str = "") -> FrameImage | None:
-        """Return the newest labelled frame as JPEG, of one ``camera`` of several; None while there is none."""
+        """Return the newest labelled frame (of ``camera``, if given) as JPEG; None if there is none yet."""
         with self._lock:
             now = self._clock()
             self._asked_s = now
@@ -132,7 +132,7 @@ class RunView:
         }
 
     def end(self, record: RunRecord, *, wait_s: float = 1.5) -> None:
-        """Tell who still looks that the run is over, and wait for them a moment."""
+        """Show connected viewers that the run is over, and wait briefly for them."""
         energy = (record.power or {}).get("joules_per_picture")
         with self._lock:
             self._ended = {"status": record.status, "measured_s": record.measured_s, "joules_per_picture": energy}
