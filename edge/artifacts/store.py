@@ -51,7 +51,7 @@ def temporary_folder(what: str) -> Iterator[Path]:
         # Python names the folders that it tried only where none of them can be written.
         where = tempfile.tempdir or exc.filename or "the temporary folder"
         raise StoreError(
-            f"cannot be written: {exc.strerror or exc}", where=where, hint="TMPDIR=DIR with a folder that you can write"
+            f"cannot be written: {exc.strerror or exc}", where=where, hint="set TMPDIR=DIR to a writable folder"
         ) from exc
     with made as name:
         yield Path(name)

@@ -170,7 +170,7 @@ class _Stack:
     def run(self, recipe: Recipe) -> Prepared:
         if (changed := self._scorer.deviation(self._folded)) > TOLERANCE:
             raise ModelError(
-                f"folding changed the FP32 logits by {changed:.2g} of the largest one",
+                f"folding changed the FP32 logits by {changed:.2g} times the largest logit",
                 hint="export the model with constant folding on (torch.onnx.export does it by default)",
             )
         settings = self._settings

@@ -143,7 +143,7 @@ def worst_layers(
 KEEP_BYTES = 1 << 30
 # Number of images for :func:`measure_accuracy`: enough for the limits of agreement, which need 50.
 MEASURED_PICTURES = 64
-# SQNR values for "equal" and for "has NaN or infinity", where a number is needed for sorting.
+# SQNR values for "equal" and for "contains NaN or infinity", where a number is needed for sorting.
 _EQUAL_DB, _BROKEN_DB = 200.0, -100.0
 
 
@@ -217,7 +217,7 @@ class Scorer:
         if self._reference is None:
             found = self.logits(self._model, optimize=True)
             if not np.isfinite(found).all():
-                raise DeviceError("the output of the FP32 network has NaN or infinity")
+                raise DeviceError("the output of the FP32 network contains NaN or infinity")
             if not found.any():
                 raise DataError("all logits of the FP32 network are zero: there is nothing to compare with")
             self._reference = found

@@ -254,7 +254,7 @@ def _check_kind(
             hint="--min-samples N sets the number of runs",
         )
     if scenario not in benchmark.SCENARIOS:
-        raise UsageError(f"there is no scenario {scenario!r}", hint=f"one of {', '.join(benchmark.SCENARIOS)}")
+        raise UsageError(f"there is no scenario {scenario!r}", hint=f"use one of {', '.join(benchmark.SCENARIOS)}")
 
 
 def _time_layers(

@@ -59,7 +59,7 @@ def command(
     if error_on_miss and chosen.backend != "tensorrt":
         raise UsageError(f"--error-on-miss: {chosen.backend} has no timing caches", hint="leave it out")
     if dla_report and chosen.build.dla_core is None:
-        raise UsageError("--dla-report: the profile uses no DLA", hint="build: {dla_core: 0} in the profile")
+        raise UsageError("--dla-report: the profile uses no DLA", hint="set build: {dla_core: 0} in the profile")
     terminal = Terminal()
     terminal.info(f"profile {chosen.name} ({path})", style="dim")
     with terminal.progress() as listen:

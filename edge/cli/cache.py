@@ -156,7 +156,8 @@ def merge(
     backend = backends.of(chosen)
     if not isinstance(backend, TensorRT):
         raise UsageError(
-            f"the profile {chosen.name} has no timing caches", hint="--profile orin, or another profile for TensorRT"
+            f"the profile {chosen.name} has no timing caches",
+            hint="use --profile orin, or another profile for TensorRT",
         )
     contents = [options.read(path) for path in files]
     for path, content in zip(files, contents, strict=True):

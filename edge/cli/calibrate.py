@@ -84,7 +84,9 @@ def command(
     terminal.info(f"profile {chosen.name} ({path})", style="dim")
     source = images or (Path(chosen.calibration.images) if chosen.calibration.images else None)
     if source is None:
-        raise UsageError("no images to calibrate with", hint="--images DIR, or calibration.images in the profile")
+        raise UsageError(
+            "no images to calibrate with", hint="give --images DIR, or set calibration.images in the profile"
+        )
     asked = chosen.calibration
     name, parameters = algorithms.read(algorithm) if algorithm else (asked.algorithm, asked.parameters)
     settings = msgspec.structs.replace(
@@ -138,7 +140,7 @@ def _on_device(
     if not isinstance(backend, TensorRT):
         raise UsageError(
             f"--engine tensorrt does not suit the profile {chosen.name} with backend: {chosen.backend}",
-            hint="--profile orin, or another profile for TensorRT",
+            hint="use --profile orin, or another profile for TensorRT",
         )
     with terminal.progress() as listen:
         return workflow.calibrate_on_device(chosen, pictures, backend, cache=cache, force=force, listen=listen)

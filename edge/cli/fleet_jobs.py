@@ -195,7 +195,7 @@ def _bundles(chosen: ChosenTargets, load: Load, terminal: Terminal) -> Iterator[
             if path is None and profile is None:
                 raise UsageError(
                     "no bundle to ship", where=host.place.name,
-                    hint="--bundle FILE, --profile NAME, or bundle: in fleet.yaml",
+                    hint="give --bundle FILE or --profile NAME, or set bundle: in fleet.yaml",
                 )  # fmt: skip
             source: object = path or profile
             if source not in known:

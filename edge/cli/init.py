@@ -126,7 +126,7 @@ def _family(name: str | None) -> str:
 
     if name is not None:
         if name not in get_args(Family):
-            raise UsageError(f"there is no family {name!r}", hint=f"one of {', '.join(get_args(Family))}")
+            raise UsageError(f"there is no family {name!r}", hint=f"use one of {', '.join(get_args(Family))}")
         return name
     return identify().family or "host"
 

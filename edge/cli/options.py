@@ -382,7 +382,7 @@ def precision(name: str | None) -> Precision | None:
             return known  # type: ignore[no-any-return]
     if name is None:
         return None
-    raise UsageError(f"there is no precision {name!r}", hint=f"one of {', '.join(get_args(Precision))}")
+    raise UsageError(f"there is no precision {name!r}", hint=f"use one of {', '.join(get_args(Precision))}")
 
 
 def read(path: Path) -> bytes:

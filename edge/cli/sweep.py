@@ -73,9 +73,11 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     source = images or (Path(chosen.calibration.images) if chosen.calibration.images else None)
     scored = evaluate or labels
     if source is None:
-        raise UsageError("no images to calibrate with", hint="--images DIR, or calibration.images in the profile")
+        raise UsageError(
+            "no images to calibrate with", hint="give --images DIR, or set calibration.images in the profile"
+        )
     if scored is None:
-        raise UsageError("no images to score with", hint="--eval DIR --labels labels.csv")
+        raise UsageError("no images to score with", hint="give --eval DIR --labels labels.csv")
     if not as_json:
         terminal.info(f"profile {chosen.name} ({path})", style="dim")
     calibration = open_pictures(source)

@@ -68,7 +68,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     chosen, path = paths.load_profile(profile)
     source = images or (Path(chosen.calibration.images) if chosen.calibration.images else None)
     if source is None:
-        raise UsageError("no images to tune with", hint="--images DIR, or calibration.images in the profile")
+        raise UsageError("no images to tune with", hint="give --images DIR, or set calibration.images in the profile")
     terminal = Terminal()
     if not as_json:
         terminal.info(f"profile {chosen.name} ({path})", style="dim")

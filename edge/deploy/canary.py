@@ -139,7 +139,7 @@ def canary(
     limits = {**FACTORS, **own.limits, **gates}
     failed = _judge(mine, theirs, limits)
     if not own.is_finite:
-        failed.append("the outputs have NaN or infinity")
+        failed.append("the outputs contain NaN or infinity")
     return TrialReport(
         bundle=bundle.digest, nonce=nonce, passed=not failed, failed=failed, gates=limits, own=mine, before=theirs,
         before_absent=why, device=machine,

@@ -104,7 +104,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
         known = [*self.hosts, *self.groups, ALL]
         raise UsageError(
             f"there is no host or group {word!r}{did_you_mean(word, known)}", where=self.path,
-            hint=f"a folder is ./{word}, a host of your ssh configuration is {word}: with a colon",
+            hint=f"write ./{word} for a folder, or {word}: with a colon for a host of your ssh configuration",
         )  # fmt: skip
 
     @property

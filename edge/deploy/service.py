@@ -105,7 +105,7 @@ def unit_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"{name!r} cannot be the name of a service",
-            hint="letters, digits, dot, dash and underscore, at most 64: --name front-door",
+            hint="use letters, digits, dot, dash and underscore, at most 64: --name front-door",
         )
     return f"edge-{name}.service"
 

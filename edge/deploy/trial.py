@@ -37,7 +37,7 @@ def parse_gates(words: list[str]) -> dict[str, float]:
     for word in words:
         name, _, number = word.partition("=")
         if name not in GATES:
-            raise UsageError(f"there is no gate {name!r}", hint=f"one of {', '.join(GATES)}")
+            raise UsageError(f"there is no gate {name!r}", hint=f"use one of {', '.join(GATES)}")
         try:
             gates[name] = float(number)
         except ValueError as exc:

@@ -139,7 +139,9 @@ def load_names(path: Path) -> list[str]:
         raise DataError("the file of class names is empty", where=path)
     if "" in names:
         raise DataError(
-            "empty line between class names", where=f"{path}:{names.index('') + 1}", hint="one name per line, no gaps"
+            "empty line between class names",
+            where=f"{path}:{names.index('') + 1}",
+            hint="write one name per line, without blank lines",
         )
     return names
 

@@ -76,7 +76,7 @@ def check_video_path(path: Path) -> None:
     """
     if path.suffix.lower() not in CODECS:
         raise UsageError(
-            f"'{path.suffix}' is not the extension of a video file", where=path, hint=f"one of {', '.join(CODECS)}"
+            f"'{path.suffix}' is not the extension of a video file", where=path, hint=f"use one of {', '.join(CODECS)}"
         )
     folder = path.absolute().parent
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):

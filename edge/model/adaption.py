@@ -133,7 +133,7 @@ class _Work:
                 raise ModelError(
                     f"there is no output {name!r}{did_you_mean(name, names)}",
                     where=self.where,
-                    hint=f"output_name in the profile: one of {', '.join(names)}",
+                    hint=f"set output_name in the profile to one of {', '.join(names)}",
                 )
             chosen = outputs[names.index(name)]
         elif len(outputs) == 1:

@@ -164,7 +164,7 @@ def folded(path: Path, outputs: OutputOptions = OutputOptions()) -> ModelProto: 
     """Return the network of ``path`` folded for quantization (:func:`edge.model.fold`). Cached: do not modify it.
 
     Raises:
-        ModelError: as for :func:`read`; or its opset cannot be converted, or a layer's weights have NaN or infinity.
+        ModelError: as for :func:`read`; or its opset cannot be converted, or a layer's weights contain NaN or infinity.
     """
     read_adapted(path, outputs)
     status = path.stat()
@@ -191,7 +191,7 @@ def _folded(path: Path, stamp: tuple[int, int], outputs: OutputOptions, where: s
         raise ModelError(exc.what, where=where, hint=exc.hint) from exc
     if broken:
         raise ModelError(
-            f"the weights {weights[broken[0]]!r} of layer {broken[0]!r} have NaN or infinity",
+            f"the weights {weights[broken[0]]!r} of layer {broken[0]!r} contain NaN or infinity",
             where=where,
             hint="export the model again from a checkpoint whose weights are finite",
         )

@@ -52,7 +52,8 @@ class TorchSource(msgspec.Struct, frozen=True):
         library, colon, name = text.rpartition(":")
         if not colon or not name or not (library in {"torchvision", "timm"} or library.endswith(".py")):
             raise UsageError(
-                f"cannot export {text!r}", hint="torchvision:resnet50, timm:mobilenetv3_small_050 or FILE.py:FUNCTION"
+                f"cannot export {text!r}",
+                hint="use torchvision:resnet50, timm:mobilenetv3_small_050 or FILE.py:FUNCTION",
             )
         return cls(library, name)
 
@@ -211,13 +212,13 @@ def _fetched(make: Any, name: str) -> Any:  # noqa: ANN401
     except (OSError, RuntimeError) as exc:
         raise DataError(
             f"cannot get the weights of {name}: {_first_line(exc)}",
-            hint="--weights FILE with a state dict, or --weights none for random ones",
+            hint="use --weights FILE with a state dict, or --weights none for random weights",
         ) from exc
 
 
 def _load_state(torch: Any, module: Any, path: Path) -> None:  # noqa: ANN401
     if not path.is_file():
-        raise DataError("this file of weights does not exist", where=path, hint="--weights default, none or a file")
+        raise DataError("this file of weights does not exist", where=path, hint="use --weights default, none or a file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         for key in ("state_dict", "model", "model_state_dict"):
@@ -226,7 +227,7 @@ def _load_state(torch: Any, module: Any, path: Path) -> None:  # noqa: ANN401
     except Exception as exc:  # unpickling and load_state_dict raise many kinds
         raise DataError(
             f"these weights do not match the network: {_first_line(exc)}", where=path,
-            hint="--classes N, if the weights have another number of classes",
+            hint="use --classes N if the weights have another number of classes",
         ) from exc  # fmt: skip
 
 

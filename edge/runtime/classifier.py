@@ -73,7 +73,7 @@ class Classifier:
         """
         if not np.isfinite(output).all():
             raise DeviceError(
-                f"the engine's output has NaN or infinity for {where}",
+                f"the engine's output contains NaN or infinity for {where}",
                 hint="the engine overflows: build with --precision fp32 to check if the model itself does, too",
             )
         return probabilities(output, self._kind)

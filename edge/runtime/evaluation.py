@@ -154,7 +154,7 @@ def evaluate(
     except CancelledError:
         return None
     if not np.isfinite(judged).all():
-        raise DeviceError("the output of the INT8 network has NaN or infinity", hint="edge table check")
+        raise DeviceError("the output of the INT8 network contains NaN or infinity", hint="edge table check")
     found = msgspec.structs.replace(
         score(judged, truth, precision=precision, reference=reference, against="fp32", names=names),
         judged="TensorRT form, float32 arithmetic",
@@ -210,7 +210,7 @@ def logits(
         answer = session.infer(inputs).logits[: len(group)]
         if not np.isfinite(answer).all():
             names = group[0].where if len(group) == 1 else f"{group[0].where} … {group[-1].where}"
-            raise DeviceError(f"the {stage} engine's output has NaN or infinity for {names}")
+            raise DeviceError(f"the {stage} engine's output contains NaN or infinity for {names}")
         found.append(answer)
         listen(Progress(stage, start + len(group), len(pictures)))
     if not found:

@@ -77,7 +77,8 @@ def open_target(address: Secret) -> Target:
     if scheme == "exec":
         return CommandTarget(text.partition(":")[2])
     raise UsageError(
-        f"'{address}' is not a valid notification target", hint="http://…, https://…, mqtt://HOST/TOPIC or exec:COMMAND"
+        f"'{address}' is not a valid notification target",
+        hint="use http://…, https://…, mqtt://HOST/TOPIC or exec:COMMAND",
     )
 
 

@@ -95,7 +95,7 @@ def run(
 
     Raises:
         DataError: no image could be decoded.
-        DeviceError: the backend or the camera failed, or the engine's output has NaN or infinity.
+        DeviceError: the backend or the camera failed, or the engine's output contains NaN or infinity.
     """
     opened = stream.opened
     observers = observers or Observers()

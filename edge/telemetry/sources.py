@@ -191,7 +191,7 @@ def check_name(name: str, *, key: str | None = None) -> None:
         telemetry_replay.parse_spec(name)
     elif name not in source_names():
         what = f"there is no power source {name!r}{did_you_mean(name, source_names())}"
-        hint = f"one of {', '.join(source_names())}, or replay:FILE"
+        hint = f"use one of {', '.join(source_names())}, or replay:FILE"
         raise UsageError(what, hint=hint) if key is None else ProfileError(f"{key}: {what}", hint=hint)
 
 

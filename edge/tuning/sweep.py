@@ -149,7 +149,7 @@ def _answers(
 def _truth(labelled: Sequence[Picture]) -> list[int]:
     truth = [picture.label for picture in labelled if picture.label is not None]
     if not labelled:
-        raise DataError("no images to score with", hint="--eval DIR --labels labels.csv")
+        raise DataError("no images to score with", hint="give --eval DIR --labels labels.csv")
     if len(truth) < len(labelled):
         missing = next(picture for picture in labelled if picture.label is None)
         raise DataError(

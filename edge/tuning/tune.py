@@ -241,7 +241,7 @@ class _Tuning:
         if self.times_ms is not None and not self.times_ms.keys() & self.layers.keys():
             raise ArtifactError(
                 "the times belong to another network: no layer of this model has a name in them", where=profile.model,
-                hint="edge engine show ENGINE --times FILE --json > report.json, with an engine of this model",
+                hint="run edge engine show ENGINE --times FILE --json > report.json with an engine of this model",
             )  # fmt: skip
         self._preparation = preparation_settings(profile, self._model)
         if profile.quantization.recipe != "auto":

@@ -160,7 +160,7 @@ def test_no_pictures_named_at_all(edge: Edge, place: Place) -> None:
     place()
     ended = edge("calibrate", "--profile", "tiny")
     assert (ended.code, ended.out) == (2, "")
-    assert "--images DIR, or calibration.images in the profile" in ended.err
+    assert "give --images DIR, or set calibration.images in the profile" in ended.err
 
 
 @pytest.mark.parametrize(

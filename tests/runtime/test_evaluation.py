@@ -233,5 +233,5 @@ def test_no_pictures_are_an_error() -> None:
 @pytest.mark.parametrize("answer", [math.nan, math.inf])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_an_engine_that_overflows_has_no_scores(answer: float, batch: int, seven: list[Picture]) -> None:
-    with pytest.raises(DeviceError, match=r"the int8 engine's output has NaN or infinity for .*000\.jpg"):
+    with pytest.raises(DeviceError, match=r"the int8 engine's output contains NaN or infinity for .*000\.jpg"):
         logits(seven, Told(answer=answer), batch=batch, stage="int8")

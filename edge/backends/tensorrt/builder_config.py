@@ -312,7 +312,7 @@ def _make_compatible(setup: BuilderSetup) -> None:
             raise ProfileError(
                 f"build.hardware_compatibility: {caps.title} has no {build.hardware_compatibility}",
                 where=where,
-                hint=f"one of {', '.join(caps.hardware_compatibility)}",
+                hint=f"use one of {', '.join(caps.hardware_compatibility)}",
             )
         level = getattr(binding.HardwareCompatibilityLevel, build.hardware_compatibility)
         config.hardware_compatibility_level = level

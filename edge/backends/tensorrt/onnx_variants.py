@@ -78,7 +78,7 @@ def half(path: Path, outputs: OutputOptions = OutputOptions()) -> Form:  # noqa:
     """Convert the model to FP16 with float32 input and output; parts beyond FP16's range stay in FP32 with a note.
 
     Raises:
-        ModelError: the model cannot be converted, has NaN or infinity in its weights, or is above 2 GB.
+        ModelError: the model cannot be converted, contains NaN or infinity in its weights, or is above 2 GB.
         MissingDependencyError: onnxruntime is missing.
     """
     converted, notes = _in_half(onnx_model.read(path, outputs), path, {})
@@ -99,7 +99,7 @@ def quantized(
     are the table's to the bit.
 
     Raises:
-        ModelError: the quantizer cannot handle the model, weights have NaN or infinity, or the result is above 2 GB.
+        ModelError: the quantizer cannot handle the model, weights contain NaN or infinity, or the result is above 2 GB.
         ArtifactError: the table has no usable scale at any weighted layer.
     """
     proto = onnx_model.read(path, outputs)
@@ -252,7 +252,7 @@ def _odd_weights(proto: Any, path: Path) -> tuple[set[str], set[str]]:  # noqa: 
         values = np.abs(numpy_helper.to_array(weight))
         if not np.isfinite(values).all():
             raise ModelError(
-                f"the weights {weight.name!r} have NaN or infinity", where=path, hint="export the model again"
+                f"the weights {weight.name!r} contain NaN or infinity", where=path, hint="export the model again"
             )
         if values.size and float(values.max()) > _MOST:
             large.add(weight.name)

@@ -113,7 +113,7 @@ def refer(
 
     Raises:
         MissingDependencyError: onnxruntime is missing.
-        DeviceError: an output has NaN or infinity.
+        DeviceError: an output contains NaN or infinity.
         DataError: an image cannot be decoded.
     """
     names = sorted(pictures)
@@ -198,7 +198,7 @@ def judge(expected: Expected, precision: Precision, logits: NDArray[np.float32])
     is_finite = bool(np.isfinite(logits).all())
     noise = sqnr_db(logits, reference) if is_finite else None
     others = int((top(logits, 1) != top(reference, 1)).sum())
-    problems = [] if is_finite else ["the logits have NaN or infinity"]
+    problems = [] if is_finite else ["the logits contain NaN or infinity"]
     if noise is not None and noise < tolerance.min_sqnr_db:
         problems.append(
             f"the SQNR against FP32 is {noise:.1f} dB, but at least {tolerance.min_sqnr_db:g} dB are required"
@@ -246,7 +246,7 @@ def _logits(
         # A network of a fixed batch gets the same picture several times.
         answer = session.infer(np.repeat(row[None], profile.input.batch.min, axis=0)).logits[0]
         if not np.isfinite(answer).all():
-            raise DeviceError(f"the {precision} network's output for a golden image has NaN or infinity")
+            raise DeviceError(f"the {precision} network's output for a golden image contains NaN or infinity")
         rows.append(answer)
         received()
     session.close()

@@ -36,7 +36,7 @@ _PIECE = 1 << 20
 _MAX_ANSWER_BYTES = 1 << 20  # of answers stored in memory: errors, tokens
 _PAUSES_S = (1.0, 2.0, 4.0, 8.0)
 _LONGEST_PAUSE_S = 30.0
-_LOGIN = "docker login, or EDGE_REGISTRY_USER and EDGE_REGISTRY_PASSWORD"
+_LOGIN = "use docker login, or set EDGE_REGISTRY_USER and EDGE_REGISTRY_PASSWORD"
 
 SCHEME = "oci://"
 DEFAULT_TAG = "latest"
@@ -100,7 +100,7 @@ def parse_reference(text: str) -> Reference:
     if "@" in re.sub(r"@sha256:[^@]*$", "", f"{host}/{path}"):
         raise UsageError(
             "a user or password does not belong on a command line, where others can read it",
-            hint="docker login, or EDGE_REGISTRY_USER and EDGE_REGISTRY_PASSWORD",
+            hint="use docker login, or set EDGE_REGISTRY_USER and EDGE_REGISTRY_PASSWORD",
         )
     rest, at, digest = path.partition("@")
     name, colon, tag = rest.partition(":")
@@ -381,7 +381,7 @@ class _Access:
         if url.scheme == "http" and "Authorization" in request.headers and (proxies or {}).get("http"):
             raise DeviceError(
                 "credentials would be sent unencrypted to an HTTP proxy", where=str(self._reference),
-                hint=f"NO_PROXY={host.partition(':')[0]} edge bundle …, or a registry with TLS",
+                hint=f"NO_PROXY={host.partition(':')[0]} edge bundle …, or use a registry with TLS",
             )  # fmt: skip
         return proxies or {}
 

@@ -95,7 +95,9 @@ def remote_address(address: str, *, name: str, path: str = "") -> DeviceAddress:
     path = path.removeprefix("~/") if path != "~" else "."
     if path.startswith("~"):
         raise UsageError(
-            f"{path!r} cannot be resolved", where=name, hint="use an absolute path, or ~/… in your own home"
+            f"{path!r} cannot be resolved",
+            where=name,
+            hint="use an absolute path, or ~/… for a path in your home folder",
         )
     return DeviceAddress(name=name, user=user or None, host=host, path=path or DEFAULT_PATH)
 
