@@ -210,7 +210,7 @@ _LARGEST_JSON = 256 << 20
 
 
 class PrecisionChange(msgspec.Struct, frozen=True, kw_only=True):
-    """A layer whose output has another precision than its input."""
+    """A layer whose output precision differs from its input precision."""
 
     layer: str
     kind: str

@@ -44,7 +44,7 @@ class DeviceAddress(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_own(self) -> bool:
-        """True for a running device: behind ssh, or this machine itself (``system_root: /``)."""
+        """True for a running device: one reached over ssh, or this machine itself (``system_root: /``)."""
         return not self.is_folder or self.system_root == "/"
 
 
