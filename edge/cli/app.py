@@ -56,7 +56,7 @@ def make_app(arguments: list[str]) -> typer.Typer:
         # Rich's help costs 0.1 s of imports: use it only on a terminal.
         rich_markup_mode="rich" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else None,
         context_settings={"help_option_names": ["-h", "--help"]},
-        help="From an ONNX classifier to a measured, shipped, running INT8 engine on NVIDIA Jetson.",
+        help="Turn an ONNX classifier into a measured INT8 engine that runs on NVIDIA Jetson.",
     )
     app.callback()(_top)
     wanted = next((word for word in _words(arguments) if not word.startswith("-")), None)

@@ -55,7 +55,9 @@ WarmUp = Annotated[str, typer.Option("--warm-up", metavar="TIME", help="Run this
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Images stored in memory and used repeatedly.")]
 Layers = Annotated[
     bool,
-    typer.Option("--layers", help="Time each layer, by the backend's profiler; kept next to the engine."),
+    typer.Option(
+        "--layers", help="Time each layer with the backend's profiler, and store the times next to the engine."
+    ),
 ]
 Record = Annotated[Path | None, typer.Option("--record", help="Write the record to this file, for edge report.")]
 

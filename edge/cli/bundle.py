@@ -76,7 +76,8 @@ def create(
     ] = None,
     no_golden: Annotated[bool, typer.Option("--no-golden", help="Leave golden images out.")] = False,
     reference: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Take the golden answers from this bundle; do not compute them.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Take the golden results from this bundle instead of computing them."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle.", show_default="the profile's")] = None,
     jetpack: Annotated[

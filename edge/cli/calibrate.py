@@ -53,7 +53,9 @@ def command(
             show_default="the profile's",
         ),
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Calibration batch.", show_default="the profile's")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Batch size for calibration.", show_default="the profile's")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use N images, spread evenly over the set.")] = None,
     cache_dir: options.CacheDir = None,
     threads: options.Threads = None,

@@ -25,7 +25,8 @@ Source = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 Labels = Annotated[Path | None, typer.Option(metavar="FILE", help="Labels of the images: CSV or TSV.")]
 ProfileName = Annotated[
-    str | None, typer.Option("--profile", "-p", metavar="NAME", help="Read labels as class names of this profile, too.")
+    str | None,
+    typer.Option("--profile", "-p", metavar="NAME", help="Also accept class names of this profile as labels."),
 ]
 
 

@@ -42,7 +42,7 @@ def show(
             show_default="those next to the engine",
         ),
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the report card as one HTML file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Show the precisions, fusions, reformats and inputs of an engine."""
@@ -67,7 +67,7 @@ def show(
 @app.command()
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="An engine as in show, or fp32, fp16, int8 of the profile.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The engine to compare with.")],
     *,
     profile: options.ProfileName = None,
     engine_dir: options.EngineDir = None,

@@ -34,7 +34,7 @@ def command(
         str, typer.Option(metavar="WEIGHTS", help="default, none (random), or a file with a state dict.")
     ] = "default",
     classes: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Classes.", show_default="the weights'")
+        int | None, typer.Option(min=1, metavar="N", help="Number of classes.", show_default="the weights'")
     ] = None,
     size: Annotated[
         int | None, typer.Option(min=8, metavar="N", help="Height and width.", show_default="the weights', or 224")

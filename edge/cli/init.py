@@ -84,7 +84,7 @@ def command(
         ),
     ] = None,
     output_name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The output with the classes, where a model has several.")
+        str | None, typer.Option(metavar="NAME", help="The output with the classes, if the model has several outputs.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing profile.")] = False,
     as_json: options.Json = False,

@@ -277,7 +277,7 @@ def _device(address: str) -> str:
 
 Record = Annotated[
     Path | None,
-    typer.Option("--record", metavar="FILE", help="Run record: .json, or .jsonl, which grows and is rotated."),
+    typer.Option("--record", metavar="FILE", help="Run record: .json, or .jsonl, which is appended to and rotated."),
 ]
 
 

@@ -49,7 +49,7 @@ def command(
         bool,
         typer.Option(
             "--write-reference",
-            help="Only write the FP32 answers next to the images, for machines without onnxruntime.",
+            help="Only write the FP32 results next to the images, for machines without onnxruntime.",
         ),
     ] = False,
     camera: Annotated[

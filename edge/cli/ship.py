@@ -66,7 +66,9 @@ def to(  # noqa: PLR0913 - every option is one parameter: Typer reads the signat
     parallel: fleet_jobs.Parallel = None,
     stop_after: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Begin no more devices after N failures.", show_default="the fleet's"),
+        typer.Option(
+            min=1, metavar="N", help="Ship to no further device after N failures.", show_default="the fleet's"
+        ),
     ] = None,
     no_rsync: Annotated[bool, typer.Option("--no-rsync", help="Send complete files, without rsync.")] = False,
     lock_wait: Annotated[

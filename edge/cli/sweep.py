@@ -29,21 +29,25 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     *,
     images: options.Images = None,
     evaluate: Annotated[
-        Path | None, typer.Option("--eval", "-e", help="Images to score with.", show_default="those of --labels")
+        Path | None, typer.Option("--eval", "-e", help="Images for scoring.", show_default="those of --labels")
     ] = None,
     labels: options.Labels = None,
     label_offset: options.LabelOffset = 0,
     profile: options.ProfileName = None,
     algorithm: Annotated[
         list[str] | None,
-        typer.Option("--algorithm", "-a", help="NAME, NAME:VALUE or NAME:KEY=VALUE; commas.", show_default="all"),
+        typer.Option(
+            "--algorithm", "-a", help="NAME, NAME:VALUE or NAME:KEY=VALUE, separated by commas.", show_default="all"
+        ),
     ] = None,
     pictures: Annotated[
         str | None, typer.Option(help="Numbers of images, or all.", show_default="50,100,200,400,all")
     ] = None,
     batch: Annotated[str | None, typer.Option(hidden=True)] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Random subsets of each number.")] = 3,
-    limit: Annotated[int | None, typer.Option(min=1, help="Score with N images only, spread over all.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of random subsets of each size.")] = 3,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Score with only N images, spread evenly over the set.")
+    ] = None,
     cache_dir: options.CacheDir = None,
     threads: options.Threads = None,
     output: Annotated[

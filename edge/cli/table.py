@@ -160,7 +160,9 @@ def check_(
     profile: Annotated[
         str | None, typer.Option("-p", "--profile", help="Check against this profile's model, INT8 route and DLA core.")
     ] = None,
-    trt: Annotated[str | None, typer.Option(metavar="VERSION", help="The TensorRT that will read the table.")] = None,
+    trt: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="The TensorRT version that will read the table.")
+    ] = None,
     lenient: Lenient = False,
     as_json: options.Json = False,
 ) -> None:
@@ -209,7 +211,7 @@ def check_(
 @app.command()
 def diff(
     a: Annotated[Path, typer.Argument(help="A calibration table.")],
-    b: Annotated[Path, typer.Argument(help="Another one.")],
+    b: Annotated[Path, typer.Argument(help="The table to compare with.")],
     *,
     lenient: Lenient = False,
     as_json: options.Json = False,
@@ -282,7 +284,7 @@ def retarget(
     table: TablePath,
     *,
     trt: Annotated[
-        str, typer.Option(metavar="VERSION", help="The TensorRT that is to read the table, such as 10.3.0.")
+        str, typer.Option(metavar="VERSION", help="The TensorRT version that will read the table, such as 10.3.0.")
     ],
     output: Output,
     algorithm: Annotated[
