@@ -81,7 +81,7 @@ def build(
     Raises:
         ArtifactError: INT8 is requested, but its table is missing, corrupt, invalid, or made for something else.
         QualityError: too few layers run in INT8 for a strict profile; or its accuracy on the
-            calibration pictures has collapsed or misses a limit of the profile.
+            calibration images has collapsed or misses a limit of the profile.
         ModelError, DeviceError, MissingDependencyError, StoreError: a build step failed, or INT8 is requested for a
             network without weighted layers.
     """

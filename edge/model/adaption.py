@@ -6,7 +6,7 @@ The changes are made in the graph, so that calibration, every backend and both I
 * a uint8 input becomes float32: the model's first Cast then has no effect. A float64 input gets a Cast;
 * FP16 and BF16 tensors become float32: the engine decides about the precision of a layer;
 * local functions (of the newer exporter of PyTorch) are replaced by their nodes, whose weights then count;
-* a one-channel input gets the luma of an RGB picture (ITU-R BT.601, as Pillow's mode L), folded into the first
+* a one-channel input gets the luma of an RGB image (ITU-R BT.601, as Pillow's mode L), folded into the first
   convolution where that is possible;
 * of several outputs one is kept;
 * a Softmax at the end is removed, so that the output is logits, and confidences are computed once, from them;

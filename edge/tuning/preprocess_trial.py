@@ -222,7 +222,7 @@ def _is_below(differences: NDArray[np.float64]) -> bool:
 
 
 def _is_better_than_chance(answers: NDArray[np.float32], truth: NDArray[np.int64]) -> bool:
-    """Compare top-1 with that of the same answers given to pictures at random."""
+    """Compare top-1 with that of the same answers given to images at random."""
     guesses = answers.argmax(axis=1)
     shares = Counter(guesses.tolist()), Counter(truth.tolist())
     chance = sum(shares[0][label] * n for label, n in shares[1].items()) / len(truth) ** 2
