@@ -116,7 +116,7 @@ class _Report(msgspec.Struct, frozen=True):
 
 
 def read_node_times(path: Path) -> dict[str, float]:
-    """Return the time in milliseconds of each weighted ONNX node, from an engine's layer times or an engine report with times.
+    """Return the milliseconds of each weighted ONNX node, from an engine's layer times or a report with times.
 
     A layer that several weighted nodes were fused into is shared out to them in equal parts.
 
