@@ -14,7 +14,7 @@ class Progress(msgspec.Struct, frozen=True):
     stage: str
     done: int
     total: int | None = None
-    unit: str = "pictures"
+    unit: str = "images"
 
 
 class Note(msgspec.Struct, frozen=True):

@@ -86,7 +86,7 @@ def show(*, cache_dir: options.CacheDir = None, as_json: options.Json = False) -
         return
     if tables:
         terminal.table(
-            ("tables of", "table", "algorithm", "pictures", "preprocessing", "folder"),
+            ("tables of", "table", "algorithm", "images", "preprocessing", "folder"),
             [
                 (one.folder, one.table, one.algorithm, str(one.pictures or ""), one.preprocess, _size(one.bytes))
                 for one in tables

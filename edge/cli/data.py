@@ -138,12 +138,12 @@ def check(
     if as_json:
         terminal.data(_json({"source": shown(str(source)), **msgspec.to_builtins(found)}))
     elif found.bad:
-        terminal.table(("picture", "problem"), [(item.name, item.problem) for item in found.bad])
+        terminal.table(("image", "problem"), [(item.name, item.problem) for item in found.bad])
     else:
         terminal.data(f"{shown(str(source))}: {found.pictures} images, all good")
     if found.bad:
         raise QualityError(
-            f"{_counted(len(found.bad), 'problem')} in {_counted(found.pictures, 'picture')}", where=source
+            f"{_counted(len(found.bad), 'problem')} in {_counted(found.pictures, 'image')}", where=source
         )
 
 

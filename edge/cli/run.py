@@ -209,4 +209,4 @@ def _print_labels(terminal: Terminal, finished: RunRecord) -> None:
         for result in finished.results[-_SHOWN:]
     ]
     title = f"last {_SHOWN} of {finished.pictures}" if finished.pictures > _SHOWN else ""
-    terminal.table(("picture", "label", "confidence"), rows, right=(2,), title=title)
+    terminal.table(("image", "label", "confidence"), rows, right=(2,), title=title)

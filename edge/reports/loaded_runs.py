@@ -68,8 +68,8 @@ class LoadedRun(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def unit(self) -> str:
-        """The item whose latency is measured: a ``picture``, or a ``query`` of a scenario."""
-        return "picture" if self.record.bench is None else "query"
+        """The item whose latency is measured: a ``image``, or a ``query`` of a scenario."""
+        return "image" if self.record.bench is None else "query"
 
     @property
     def query(self) -> int:

@@ -237,10 +237,10 @@ STAGE_NAMES = {
     "total": "total",
     "age": "age",
 }
-_MANY = {"picture": "pictures", "query": "queries"}
+_MANY = {"image": "images", "query": "queries"}
 # Definition of a latency, by unit.
 _SPANS = {
-    "picture": "From the start of decoding an image to its label, without waits between stages.",
+    "image": "From the start of decoding an image to its label, without waits between stages.",
     "query": "From the issue of a query to its last answer; its images were decoded and preprocessed before.",
 }
 

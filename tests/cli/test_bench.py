@@ -76,7 +76,7 @@ def test_the_verdict_of_a_comparison() -> None:
     int8 = {"precision": "int8", "rate_per_s": 150.0, "mj_per_picture": 12.0, "agreement": 98.0, "pictures": 50}
     assert benchmark.compare_precisions(fp16, int8) == (
         "int8 is 1.50 times as fast as fp16, takes 0.60 times its energy per image, agrees with FP32 on 98.0 % of 50 "
-        "pictures."
+        "images."
     )
     unknown = dict.fromkeys(fp16) | {"precision": "int8"}
     assert benchmark.compare_precisions(fp16, unknown) == "int8 was not measured."

@@ -75,7 +75,7 @@ def test_a_full_disk_is_said_and_the_end_is_an_error(edge_process: Callable[...,
     ended = edge_process(*RUN, "--images", "pictures", "--csv", "r.csv", limit=_FULL_DISK)
     assert ended.code == 9, ended.err
     assert "rows of the CSV are lost" in ended.err
-    assert "picture" in ended.out
+    assert "image" in ended.out
 
 
 def test_a_full_disk_under_a_video_is_said_and_the_run_goes_on(edge_process: Callable[..., Any], built: Place) -> None:

@@ -104,7 +104,7 @@ def _show_cameras(terminal: Terminal, record: RunRecord) -> None:
              str(camera.gaps_count), str(camera.reconnects), "–" if age is None else f"{age.p50_ms:.1f}", tail,
              camera.top_labels[0].label.replace("_", " ") if camera.top_labels else "–")
         )  # fmt: skip
-    columns = ("camera", "pictures", "dropped", "gaps", "reconnects", "age p50, ms", "p99", "most seen")
+    columns = ("camera", "images", "dropped", "gaps", "reconnects", "age p50, ms", "p99", "most seen")
     terminal.table(columns, rows, right=range(1, 7))
 
 
