@@ -487,6 +487,7 @@ def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
 
 LIMITED = """
 import resource, sys
+sys.dont_write_bytecode = True
 from pathlib import Path
 from edge.artifacts import store
 from edge.errors import StoreError

@@ -24,7 +24,8 @@ from tests.support.network_camera import Server
 _READ_ONLY = "import ctypes; [ctypes.CDLL(None).prctl(24, number, 0, 0, 0) for number in (1, 2)]"
 _FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (256, 256))"
 _NO_HANGUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
-_EXEC = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
+# A limit on the size of files would truncate the compiled modules, too, which other processes read.
+_EXEC = "import os, sys; os.environ['PYTHONDONTWRITEBYTECODE'] = '1'; os.execv(sys.argv[1], sys.argv[1:])"
 
 
 class Ended(NamedTuple):

@@ -424,6 +424,7 @@ def test_a_disk_that_fills_up(bundle: Make, folder: DeviceAddress, tmp_path: Pat
     bundle("b", {"model/large": os.urandom(300_000)})
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "sys.dont_write_bytecode = True\n"
         "sys.argv = ['edge', 'ship', './device', '--bundle', 'b.edge', '--no-canary']\n"
         "from edge.cli import main\nmain()"
     )

@@ -223,7 +223,7 @@ def test_lines_are_whole_on_a_disk_that_becomes_full(tmp_path: Path) -> None:
     import sys
 
     code = (
-        "import resource, sys; from pathlib import Path\n"
+        "import resource, sys; from pathlib import Path; sys.dont_write_bytecode = True\n"
         "from edge.artifacts import store; from edge.errors import StoreError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "lines = store.Lines(Path(sys.argv[1]), head=lambda: b'head\\n')\n"
