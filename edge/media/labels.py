@@ -139,9 +139,7 @@ def load_names(path: Path) -> list[str]:
         raise DataError("the file of class names is empty", where=path)
     if "" in names:
         raise DataError(
-            "empty line between class names",
-            where=f"{path}:{names.index('') + 1}",
-            hint="write one name per line, without blank lines",
+            "empty line between class names", where=f"{path}:{names.index('') + 1}", hint="write one name per line"
         )
     return names
 
