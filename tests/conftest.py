@@ -46,6 +46,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         compileall.compile_dir(REPOSITORY / "edge", quiet=2)
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    # Doubles stand for TensorRT and CUDA, and their machines have no GPU: only `pytest -m gpu` uses this machine's.
+    if "gpu" not in config.option.markexpr.replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if "TMPDIR" not in os.environ and _is_roomy(MEMORY):
         os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
         # Of programs that are killed, much stays behind: in a folder of its own, which goes with this run.
