@@ -49,7 +49,7 @@ def test_collapse_is_an_error_with_figures_layers_and_the_command() -> None:
         "INT8 accuracy has collapsed: logit SQNR is 3.0 dB (limit 6 dB); agreement with FP32 is 12.5 % [5.5, 23.0] "
         "on 60 images (limit 80 %); layers with the largest loss: a, b"
     )
-    assert caught.value.hint == "edge tune; or quality: {collapse: allow} in the profile to accept it"
+    assert caught.value.hint == "edge tune; or set quality: {collapse: allow} in the profile to accept it"
     [note] = quality.check(bad, QualityConfig(collapse="allow"), hint="edge tune")
     assert note.startswith("INT8 accuracy has collapsed")
 

@@ -79,7 +79,7 @@ def test_weights_of_torchvision_say_how_pictures_are_prepared(edge: Edge, here: 
         (("torchvision:resnet51",), 2, "did you mean 'resnet"),
         (("net.py:made",), 2, "has no function 'made'"),
         (("net.py:number",), 2, "has no function 'number'"),
-        (("nothing.py:make",), 2, "there is no such file"),
+        (("nothing.py:make",), 2, "this file does not exist"),
         (("net.py:wrong", "--size", "32"), 5, "not an N×classes tensor"),
         (("net.py:make", "--weights", "nothing.pth"), 6, "this file of weights does not exist"),
         (("net.py:make", "--weights", "net.py"), 6, "these weights do not match the network"),
