@@ -319,7 +319,8 @@ def test_the_second_build_measures_nothing(version: str, binding: Bind, asked: A
     assert set(warm["build_times"]) == {"without_cache_s", "with_cache_s"}
     assert warm["build_times"]["without_cache_s"] == cold["build_times"]["without_cache_s"]
     (entry,) = timing_cache.listing(timing_cache.folder_of(tmp_path))
-    assert entry.key == {
+    # The toolkit is that of the machine that runs the tests.
+    assert {**entry.key, "cuda": None} == {
         "tensorrt": version, "package": None, "module": "p3701-0005", "gpu": None, "sm": "8.7", "multiprocessors": None,
         "power_mode": "MAXN", "clocks_locked": True, "cuda": None,
     }  # fmt: skip
