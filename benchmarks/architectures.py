@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-CALIBRATION, JUDGING = 8, 8
+CALIBRATION, JUDGING = 16, 16
 
 
 class Network(msgspec.Struct, frozen=True):
@@ -214,7 +214,7 @@ def by_edge(network: Network, model: Path, folder: Path, calib: Path, judge: Pat
         "ok": layers["weighted"] == layers["weighted_int8"],
         "int8": layers["weighted_int8"],
         "weighted": layers["weighted"],
-        "edge_host": scored.get("sqnr_db"),
+        "edge_host": scored.get("logit_sqnr_db"),
         "eval": {key: value for key, value in compared.items() if isinstance(value, (int, float, str))},
     }
 
