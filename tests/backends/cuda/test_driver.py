@@ -204,7 +204,7 @@ def test_a_gpu_that_is_full(pycuda: Callable[..., ModuleType], ordinal: int) -> 
 
 def test_gpus_are_numbered_from_0(pycuda: Callable[..., ModuleType], ordinal: int) -> None:
     pycuda()
-    assert open_device(ordinal).stream
+    assert open_device(ordinal).stream == 0  # the handle that the double gives every stream
     with pytest.raises(DeviceError, match="there is no GPU 9: 9 found"):
         open_device(9)
 
