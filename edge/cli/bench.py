@@ -102,6 +102,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
         scenario, camera=bool(camera), layers=layers, images=images is not None, samples=min_samples is not None,
         timed=min_duration is not None or record is not None,
     )  # fmt: skip
+    has_stdout = options.has_stdout({"--record": record}, as_json=as_json)
     rules = benchmark.SCENARIOS[scenario]
     duration_s = None if min_duration is None else options.seconds(min_duration, option="--min-duration")
     warmup_s = options.seconds(warm_up, option="--warm-up")
@@ -125,7 +126,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     engine = engines[0]
     if camera:
         ended = _bench_camera(camera, chosen, asked, terminal, duration_s=duration_s or _CAMERA_S, engine=engine)
-        _finish(terminal, ended, record, as_json=as_json)
+        _finish(terminal, ended, record, as_json=as_json, has_file=has_stdout)
         return
     if layers:
         _time_layers(
@@ -150,7 +151,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     if len(measured) > 1:
         _print_comparison(terminal, measured, engines, as_json=as_json)
     else:
-        _finish(terminal, measured[0][0], record, as_json=as_json)
+        _finish(terminal, measured[0][0], record, as_json=as_json, has_file=has_stdout)
     stop.grant()
 
 
@@ -291,7 +292,10 @@ def _time_layers(
     terminal.info(f"layer times: {path}; edge engine show reads them")
 
 
-def _finish(terminal: Terminal, finished: RunRecord, record: Path | None, *, as_json: bool) -> None:
+def _finish(
+    terminal: Terminal, finished: RunRecord, record: Path | None, *, as_json: bool, has_file: bool
+) -> None:  # fmt: skip
+    """Write the record and print the result, unless standard output ``has_file``: the record."""
     from edge.artifacts import run_record
 
     try:
@@ -299,8 +303,9 @@ def _finish(terminal: Terminal, finished: RunRecord, record: Path | None, *, as_
             run_record.save(record, finished)
     finally:
         # Also if the record cannot be written: the results are not lost.
-        _print_end(terminal, finished, as_json=as_json)
-    if record is not None and not as_json:
+        if not has_file:
+            _print_end(terminal, finished, as_json=as_json)
+    if record is not None and not as_json and not has_file:
         terminal.info(f"record: {record}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import msgspec
 import typer
 
+from edge.artifacts import is_stdout
 from edge.config import Precision
 from edge.errors import DeviceError, MissingDependencyError, StoreError, UsageError
 from edge.events import Progress
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from edge.config import Profile
     from edge.model import Preprocessor
     from edge.runtime import Width
-if TYPE_CHECKING:
-    from edge.config import Profile
     from edge.telemetry import Energy, Reading, Sampler, Telemetry, TelemetrySource
     from edge.ui.terminal import Terminal
 
@@ -383,6 +382,21 @@ def precision(name: str | None) -> Precision | None:
     if name is None:
         return None
     raise UsageError(f"there is no precision {name!r}", hint=f"use one of {', '.join(get_args(Precision))}")
+
+
+def has_stdout(files: Mapping[str, Path | None], *, as_json: bool) -> bool:
+    """Return True if a file of a run, by its option, is standard output, which then has nothing else.
+
+    Raises:
+        UsageError: two results would be mixed there.
+    """
+    named = [f"{option} {path}" for option, path in files.items() if path is not None and is_stdout(path)]
+    if len(named) + as_json > 1:
+        raise UsageError(
+            f"{' and '.join([*named, *(['--json'] if as_json else [])])} both write to standard output",
+            hint=f"{named[0].split()[0]} FILE",
+        )
+    return bool(named)
 
 
 def read(path: Path) -> bytes:

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from edge.artifacts import is_stdout, remove_leftovers
+from edge.artifacts import remove_leftovers
 from edge.cli import options, run_options
-from edge.errors import UsageError
 from edge.ui.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -150,17 +149,7 @@ def _check_outputs(csv: Path | None, video: Path | None, record: Path | None, *,
         from edge.runtime import ResultFiles
 
         ResultFiles.check(csv=csv, video=video, record=record)
-    files = [
-        f"{option} {path}"
-        for option, path in (("--csv", csv), ("--record", record))
-        if path is not None and is_stdout(path)
-    ]
-    if len(files) + as_json > 1:
-        raise UsageError(
-            f"{' and '.join([*files, *(['--json'] if as_json else [])])} both write to standard output",
-            hint=f"{files[0].split()[0]} FILE",
-        )
-    return bool(files)
+    return options.has_stdout({"--csv": csv, "--record": record}, as_json=as_json)
 
 
 def _print_profile(terminal: Terminal, chosen: Profile, path: Path, *, as_json: bool) -> None:

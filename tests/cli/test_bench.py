@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -137,12 +138,22 @@ def test_layers_are_timed_and_kept_next_to_the_engine(edge: Edge, built: Place) 
         (("--power", "hwmin"), "no power source 'hwmin'"),
         (("--power", "replay@x:f"), "does not name a recording"),
         (("--set-power-mode",), "has no power mode to set"),
+        (("--record", "-", "--json"), "--record - and --json both write to standard output"),
     ],
 )
 def test_what_cannot_be_asked_for(edge: Edge, built: Place, options: tuple[str, ...], words: str) -> None:
     built()
     ended = edge(*BENCH, *options)
     assert (ended.code, words in ended.err) == (2, True), ended.err
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+def test_a_record_on_standard_output_is_alone_there(built: Place, name: str) -> None:
+    built()
+    ended = subprocess.run(
+        [sys.executable, "-m", "edge", *BENCH, "--record", name], capture_output=True, text=True, check=True
+    )
+    assert json.loads(ended.stdout)["bench"]["scenario"] == "single-stream"
 
 
 def test_pictures_that_are_none_say_so(edge: Edge, built: Place) -> None:
