@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import msgspec
 
@@ -17,10 +17,12 @@ from edge.artifacts import store
 from edge.backends import Backend, LayerSamples, LayerTimer
 from edge.calibration import FoundArtifact
 from edge.errors import ArtifactError, DeviceError, StoreError
-from edge.model import Layer
+from edge.model import Layer, Node
 from edge.stats import percentile
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -129,33 +131,41 @@ def read_node_times(path: Path) -> dict[str, float]:
         StoreError: it cannot be read.
     """
     try:
-        content = path.read_bytes()
+        # Not an engine itself: its content is not needed, and may be hundreds of megabytes.
+        content = path.read_bytes() if path.suffix == ".json" else b""
+        path.stat()
     except OSError as exc:
         raise StoreError(f"cannot read: {exc.strerror or exc}", where=path) from exc
     # A report has the manifest in it.
     is_manifest = b'"self_sha256"' in content and b'"inspection"' not in content
     is_report = path.suffix == ".json" and not path.name.endswith(SUFFIX) and not is_manifest
-    found = _of_report(content, path) if is_report else _of_engine(path)
-    if found.times is None:
-        raise ArtifactError("this engine report has no times", where=path, hint=_REPORT)
-    weighted = {node.name for node in found.inspection.nodes if node.weighted}
+    weighted, layers = _of_report(content, path) if is_report else _of_engine(path)
     spent: dict[str, float] = {}
-    for item in found.times.layers:
-        nodes = weighted.intersection(item.layer.nodes if item.layer is not None else ())
-        for name in nodes:
-            spent[name] = spent.get(name, 0.0) + item.ms / len(nodes)
+    for ms, nodes in layers:
+        shared = weighted.intersection(nodes)
+        for name in shared:
+            spent[name] = spent.get(name, 0.0) + ms / len(shared)
     return spent
 
 
-def _of_report(content: bytes, path: Path) -> _Report:
+# The names of the weighted nodes, and of each layer the milliseconds and the names of its nodes.
+_NodeTimes: TypeAlias = tuple[set[str], list[tuple[float, list[str]]]]
+
+
+def _of_report(content: bytes, path: Path) -> _NodeTimes:
     try:
-        return msgspec.json.decode(content, type=_Report)
+        report = msgspec.json.decode(content, type=_Report)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise ArtifactError(f"not an engine report in JSON: {exc}", where=path, hint=_REPORT) from exc
+    if report.times is None:
+        raise ArtifactError("this engine report has no times", where=path, hint=_REPORT)
+    return _weighted(report.inspection.nodes), [
+        (item.ms, item.layer.nodes if item.layer is not None else []) for item in report.times.layers
+    ]
 
 
-def _of_engine(path: Path) -> _Report:
-    """The report of an engine, with the layer times in ``path`` or next to the engine."""
+def _of_engine(path: Path) -> _NodeTimes:
+    """Read the layer times in ``path``, or next to the engine ``path``."""
     from edge.engines import engine_report
 
     engine = path.with_name(path.name.removesuffix(SUFFIX) + ".json") if path.name.endswith(SUFFIX) else path
@@ -163,15 +173,14 @@ def _of_engine(path: Path) -> _Report:
     file = beside(card.path) if path == engine else path
     if not file.is_file():
         raise ArtifactError("there are no layer times next to this engine", where=path, hint="edge bench --layers")
-    times = read(file, card)
     nodes = card.inspection.nodes if card.inspection is not None else []
-    return _Report(
-        _ReportedInspection([_ReportedNode(node.name, node.weighted) for node in nodes]),
-        _ReportedTimes([
-            _ReportedTime(item.ms, None if item.layer is None else _ReportedLayer(item.layer.nodes))
-            for item in times.layers
-        ]),
-    )  # fmt: skip
+    return _weighted(nodes), [
+        (item.ms, item.layer.nodes if item.layer is not None else []) for item in read(file, card).layers
+    ]
+
+
+def _weighted(nodes: Iterable[_ReportedNode | Node]) -> set[str]:
+    return {node.name for node in nodes if node.weighted}
 
 
 class _Entry(msgspec.Struct, frozen=True):
