@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
@@ -138,20 +137,20 @@ def check_memory(model: Path, recipe: str, *, meminfo: str | None) -> None:
     Args:
         model: the model file; its external weights count.
         recipe: the profile's ``quantization.recipe``; only ``auto`` measures every step.
-        meminfo: text of /proc/meminfo [Linux, Documentation/filesystems/proc.rst]; None where there is none.
+        meminfo: text of /proc/meminfo; None where there is none.
 
     Raises:
         ModelError: the machine has less memory than the preparation needs.
     """
-    found = re.search(r"(?m)^MemAvailable:\s+(\d{1,15}) kB", meminfo or "")
+    free = sysfs.proc_bytes(meminfo or "", "MemAvailable")
     files = [model, *(model.parent / name for name in onnx_model.external_files(model))]
     weights = sum(path.stat().st_size for path in files if path.is_file())
     needed = _MEMORY_PER_WEIGHT_BYTE * weights
-    if found is None or recipe != cache_keys.AUTO_RECIPE or weights < _LARGE or needed <= int(found[1]) * 1024:
+    if free is None or recipe != cache_keys.AUTO_RECIPE or weights < _LARGE or needed <= free:
         return
     raise ModelError(
         f"preparing {weights / 1e9:.1f} GB of weights for INT8 needs about {needed / 1e9:.0f} GB of memory, and "
-        f"{int(found[1]) * 1024 / 1e9:.1f} GB are free",
+        f"{free / 1e9:.1f} GB are free",
         where=model,
         hint="calibrate on a machine with more memory; or quantization: {recipe: none} and calibration: {algorithm: "
         "entropy2} in the profile, which need less",

@@ -7,6 +7,7 @@ descriptor from before fails for ever.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 _LIMIT = 4096
@@ -42,6 +43,15 @@ def read_int(path: str) -> int | None:
         return int(raw)
     except ValueError:
         return None
+
+
+def proc_bytes(text: str, name: str) -> int | None:
+    """Return a size in bytes from the text of /proc/meminfo or /proc/PID/status; None without such a line.
+
+    Source: Linux, Documentation/filesystems/proc.rst; the unit kB is 1024 bytes.
+    """
+    match = re.search(rf"(?m)^{name}:\s+(\d{{1,15}}) kB", text)
+    return int(match[1]) * 1024 if match else None
 
 
 def is_forbidden(path: str | Path) -> bool:

@@ -18,7 +18,7 @@ import msgspec
 
 from edge.errors import DEPENDENCIES, MissingDependencyError, require
 from edge.quantization import AlgorithmName, TrtVersion
-from edge.system import Device, identify
+from edge.system import Device, identify, sysfs
 
 INSTALL = (
     "on a Jetson: sudo apt install python3-libnvinfer, and a virtual environment with --system-site-packages; "
@@ -292,8 +292,8 @@ def read(root: Path = Path("/")) -> Memory:
             else:
                 disk += free
     return Memory(
-        total_mib=_kib(meminfo, "MemTotal"),
-        available_mib=_kib(meminfo, "MemAvailable"),
+        total_mib=_mib(meminfo, "MemTotal"),
+        available_mib=_mib(meminfo, "MemAvailable"),
         swap_mib=disk,
         zram_mib=zram,
     )
@@ -334,12 +334,12 @@ def peak_rss_mib() -> int | None:
     VmHWM starts at the exec of the program; getrusage would include the parent. On a Jetson, the shared memory that
     CUDA uses is not included.
     """
-    return _kib(_file_text(Path("/proc/self/status")), "VmHWM")
+    return _mib(_file_text(Path("/proc/self/status")), "VmHWM")
 
 
-def _kib(meminfo: str, name: str) -> int | None:
-    match = re.search(rf"(?m)^{name}:\s+(\d{{1,15}}) kB", meminfo)
-    return int(match[1]) // 1024 if match else None
+def _mib(text: str, name: str) -> int | None:
+    found = sysfs.proc_bytes(text, name)
+    return None if found is None else found // MIB
 
 
 def _file_text(path: Path) -> str:
