@@ -29,6 +29,8 @@ from edge.errors import ModelError, require
 if TYPE_CHECKING:
     from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
+# From this version of the file format on, initializers need not be inputs as well.
+MIN_IR = 4
 # ITU-R BT.601 luma of red, green and blue.
 _LUMA = (0.299, 0.587, 0.114)
 # Operators that move values and do not change them: a Softmax in front of them may go.
@@ -81,8 +83,7 @@ def adapt(proto: ModelProto, options: OutputOptions = OutputOptions(), *, where:
     work.fix_output()
     if not work.changes:
         return AdaptedModel(proto, (), kind, raw_pixels, grey)
-    # From this version of the file format on, initializers need not be inputs as well.
-    copy.ir_version = max(copy.ir_version, 4)
+    copy.ir_version = max(copy.ir_version, MIN_IR)
     return AdaptedModel(copy, tuple(work.changes), kind, raw_pixels, grey)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge.errors import ModelError, require
+from edge.model.adaption import MIN_IR
 from edge.model.graph import GraphIndex, attributes, remove_unused, rename_reads
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 # Per-channel QuantizeLinear is from opset 13.
 MIN_OPSET = 13
-# From this version of the file format on, initializers need not be inputs as well.
-MIN_IR = 4
 # A constant that would grow past this by folding (such as a tiled mask) stays a node.
 _MOST_BYTES = 64 << 20
 _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}

@@ -252,10 +252,10 @@ class _Insertion:
         step = (np.float32(self.scales[layer.activation]) * scale).reshape(-1)
         if not (step > 0).all():
             return
-        limits = np.iinfo(np.int32)
-        levels = np.clip(np.rint(bias / step), limits.min, limits.max).astype(np.int32)
-        if layer.bias is None and (np.abs(bias / step) > limits.max).any():
+        limits, levels = np.iinfo(np.int32), bias / step
+        if layer.bias is None and (np.abs(levels) > limits.max).any():
             return  # its weights were given no room for it
+        levels = np.clip(np.rint(levels), limits.min, limits.max).astype(np.int32)
         inputs = [
             self.graph.add_constant(f"{name}_quantized", levels),
             self.graph.add_constant(f"{name}_scale", step),
