@@ -102,14 +102,13 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
         scenario, camera=bool(camera), layers=layers, images=images is not None, samples=min_samples is not None,
         timed=min_duration is not None or record is not None,
     )  # fmt: skip
-    has_stdout = options.has_stdout({"--record": record}, as_json=as_json)
     rules = benchmark.SCENARIOS[scenario]
     duration_s = None if min_duration is None else options.seconds(min_duration, option="--min-duration")
     warmup_s = options.seconds(warm_up, option="--warm-up")
     chosen, path = paths.load_profile(profile)
     asked = options.PowerOptions(power=power, idle=idle, set_power_mode=set_power_mode, log=telemetry_log)
     asked.check(chosen)
-    terminal = Terminal()
+    terminal = options.open_terminal({"--record": record}, as_json=as_json)
     if not as_json:
         words = "the result is the 99th percentile of the age, from capture to label" if camera else rules.words
         terminal.info(f"profile {chosen.name} ({path}); {words}", style="dim")
@@ -126,7 +125,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     engine = engines[0]
     if camera:
         ended = _bench_camera(camera, chosen, asked, terminal, duration_s=duration_s or _CAMERA_S, engine=engine)
-        _finish(terminal, ended, record, as_json=as_json, has_file=has_stdout)
+        _finish(terminal, ended, record, as_json=as_json)
         return
     if layers:
         _time_layers(
@@ -151,7 +150,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     if len(measured) > 1:
         _print_comparison(terminal, measured, engines, as_json=as_json)
     else:
-        _finish(terminal, measured[0][0], record, as_json=as_json, has_file=has_stdout)
+        _finish(terminal, measured[0][0], record, as_json=as_json)
     stop.grant()
 
 
@@ -292,10 +291,7 @@ def _time_layers(
     terminal.info(f"layer times: {path}; edge engine show reads them")
 
 
-def _finish(
-    terminal: Terminal, finished: RunRecord, record: Path | None, *, as_json: bool, has_file: bool
-) -> None:  # fmt: skip
-    """Write the record and print the result, unless standard output ``has_file``: the record."""
+def _finish(terminal: Terminal, finished: RunRecord, record: Path | None, *, as_json: bool) -> None:
     from edge.artifacts import run_record
 
     try:
@@ -303,9 +299,8 @@ def _finish(
             run_record.save(record, finished)
     finally:
         # Also if the record cannot be written: the results are not lost.
-        if not has_file:
-            _print_end(terminal, finished, as_json=as_json)
-    if record is not None and not as_json and not has_file:
+        _print_end(terminal, finished, as_json=as_json)
+    if record is not None and not as_json:
         terminal.info(f"record: {record}")
 
 

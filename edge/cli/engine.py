@@ -48,7 +48,7 @@ def show(
     """Show the precisions, fusions, reformats and inputs of an engine."""
     from edge.engines import engine_report, layer_times
 
-    terminal = Terminal()
+    terminal = options.open_terminal({"--html": html}, as_json=as_json)
     _check_page(html)
     path = engine if engine is not None else _of_profile(profile, precision, engine_dir)
     card = engine_report.load(path)
@@ -77,7 +77,7 @@ def diff(
     """Compare two engines: inputs of the build, nodes with another precision, and nodes fused in only one of them."""
     from edge.engines import engine_comparison, engine_report
 
-    terminal = Terminal()
+    terminal = options.open_terminal({"--html": html}, as_json=as_json)
     _check_page(html)
     known = get_args(Precision)
     first, second = (

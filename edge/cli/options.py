@@ -384,19 +384,21 @@ def precision(name: str | None) -> Precision | None:
     raise UsageError(f"there is no precision {name!r}", hint=f"use one of {', '.join(get_args(Precision))}")
 
 
-def has_stdout(files: Mapping[str, Path | None], *, as_json: bool) -> bool:
-    """Return True if a file of a run, by its option, is standard output, which then has nothing else.
+def open_terminal(files: Mapping[str, Path | None], *, as_json: bool) -> Terminal:
+    """Open the terminal of a command; it prints no results if one of its ``files``, by option, is standard output.
 
     Raises:
         UsageError: two results would be mixed there.
     """
+    from edge.ui.terminal import Terminal
+
     named = [f"{option} {path}" for option, path in files.items() if path is not None and is_stdout(path)]
     if len(named) + as_json > 1:
         raise UsageError(
             f"{' and '.join([*named, *(['--json'] if as_json else [])])} both write to standard output",
             hint=f"{named[0].split()[0]} FILE",
         )
-    return bool(named)
+    return Terminal(has_results=not named)
 
 
 def read(path: Path) -> bytes:

@@ -83,12 +83,12 @@ def command(  # noqa: PLR0913 - one argument per option
         wait=wait_for_camera,
     )  # fmt: skip
     source.check()
-    has_stdout = _check_outputs(csv, save_video, record, as_json=as_json)
+    _check_files(csv, save_video, record)
+    terminal = options.open_terminal({"--csv": csv, "--record": record}, as_json=as_json)
     remove_leftovers()
     duration_s = None if duration is None else options.seconds(duration, option="--duration")
     chosen, path = paths.load_profile(profile)
     run_options.check_record(record, chosen.record)
-    terminal = Terminal()
     _print_profile(terminal, chosen, path, as_json=as_json)
     cameras = source.cameras(chosen, terminal.warn)
     is_live = bool(cameras) or (replay is not None and chosen.run.replay_speed == "real")
@@ -97,7 +97,7 @@ def command(  # noqa: PLR0913 - one argument per option
     open_stream = source.plan(chosen, cameras)
     names = labels.load_names(Path(chosen.labels))
     kept: list[RunRecord] = []
-    with _printed(terminal, kept, as_json=as_json, has_file=has_stdout), contextlib.ExitStack() as stack:
+    with _printed(terminal, kept, as_json=as_json), contextlib.ExitStack() as stack:
         ports = run_options.open_ports(run_options.HttpOptions(web, metrics, chosen.web.token_file), stack, terminal)
         notifications = observers.open_notifications(notify or (), chosen, path, names=names, warn=terminal.warn)
         if notifications is not None:
@@ -139,17 +139,13 @@ def _open_files(csv: Path | None, video: Path | None, opened: OpenedSource, term
     return ResultFiles(csv=csv, video=video, opened=opened, warn=terminal.warn)
 
 
-def _check_outputs(csv: Path | None, video: Path | None, record: Path | None, *, as_json: bool) -> bool:
-    """Return True if a file of the run is standard output, which then has nothing else.
+def _check_files(csv: Path | None, video: Path | None, record: Path | None) -> None:
+    """Refuse two results in one file, and a video of unknown suffix."""
+    if csv is None and video is None:
+        return
+    from edge.runtime import ResultFiles
 
-    Raises:
-        UsageError: two results would be mixed in one file or there, or the video's suffix is unknown.
-    """
-    if csv is not None or video is not None:
-        from edge.runtime import ResultFiles
-
-        ResultFiles.check(csv=csv, video=video, record=record)
-    return options.has_stdout({"--csv": csv, "--record": record}, as_json=as_json)
+    ResultFiles.check(csv=csv, video=video, record=record)
 
 
 def _print_profile(terminal: Terminal, chosen: Profile, path: Path, *, as_json: bool) -> None:
@@ -167,15 +163,12 @@ def _settings(chosen: Profile, found: FoundArtifact, width: Width, *, duration_s
 
 
 @contextlib.contextmanager
-def _printed(terminal: Terminal, kept: list[RunRecord], *, as_json: bool, has_file: bool) -> Iterator[None]:
-    """Print what was found when the block ends: also when the run failed, or the disk refused the record.
-
-    Nothing is printed where standard output ``has_file``: the rows of the CSV, or the record.
-    """
+def _printed(terminal: Terminal, kept: list[RunRecord], *, as_json: bool) -> Iterator[None]:
+    """Print what was found when the block ends: also when the run failed, or the disk refused the record."""
     try:
         yield
     finally:
-        if kept and not has_file:
+        if kept:
             _print_end(terminal, kept[-1], as_json=as_json)
 
 

@@ -63,7 +63,7 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     from edge.media import open_pictures
     from edge.tuning import sweep, sweep_record, sweep_tables
 
-    terminal = Terminal()
+    terminal = options.open_terminal({"--html": html}, as_json=as_json)
     if batch is not None:
         raise UsageError("--batch was removed: statistics do not depend on the batch", hint="leave --batch out")
     if html is not None:

@@ -63,13 +63,13 @@ def command(  # noqa: PLR0913 - every option is one parameter: Typer reads the s
     from edge.engines import layer_times
     from edge.tuning import tune, tune_page
 
+    terminal = options.open_terminal({"--html": html}, as_json=as_json)
     if html is not None:
         options.check_page(html)
     chosen, path = paths.load_profile(profile)
     source = images or (Path(chosen.calibration.images) if chosen.calibration.images else None)
     if source is None:
         raise UsageError("no images to tune with", hint="give --images DIR, or set calibration.images in the profile")
-    terminal = Terminal()
     if not as_json:
         terminal.info(f"profile {chosen.name} ({path})", style="dim")
     pictures = paths.labelled_pictures(chosen, source, labels, label_offset=label_offset)

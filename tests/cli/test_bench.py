@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -148,12 +147,11 @@ def test_what_cannot_be_asked_for(edge: Edge, built: Place, options: tuple[str, 
 
 
 @pytest.mark.parametrize("name", ["-", "/dev/stdout"])
-def test_a_record_on_standard_output_is_alone_there(built: Place, name: str) -> None:
+def test_a_record_on_standard_output_is_alone_there(edge_process: Edge, built: Place, name: str) -> None:
     built()
-    ended = subprocess.run(
-        [sys.executable, "-m", "edge", *BENCH, "--record", name], capture_output=True, text=True, check=True
-    )
-    assert json.loads(ended.stdout)["bench"]["scenario"] == "single-stream"
+    ended = edge_process(*BENCH, "--record", name)
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["bench"]["scenario"] == "single-stream"
 
 
 def test_pictures_that_are_none_say_so(edge: Edge, built: Place) -> None:

@@ -164,3 +164,14 @@ def test_gc_in_a_folder_that_cannot_be_written(edge_process: Run, built: Place, 
 @pytest.mark.parametrize("command", ["show", "diff", "list", "gc"])
 def test_help(command: str, edge: Run) -> None:
     assert edge("engine", command, "--help").code == 0
+
+
+def test_a_page_on_standard_output_is_alone_there(edge_process: Run, built: Place) -> None:
+    built()
+    for command in (("show", "-p", "tiny"), ("diff", "int8", "int8", "-p", "tiny")):
+        done = edge_process("engine", *command, "--html", "-")
+        assert done.code == 0, done.err
+        assert done.out.startswith("<!doctype html>")
+        assert done.out.rstrip().endswith("</html>")
+    done = edge_process("engine", "show", "-p", "tiny", "--html", "-", "--json")
+    assert (done.code, "--html - and --json both write to standard output" in done.err) == (2, True)

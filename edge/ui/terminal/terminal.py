@@ -34,9 +34,13 @@ _PLAIN_INTERVAL_S = 5.0
 
 
 class Terminal:
-    """Standard output and standard error, drawn with rich."""
+    """Standard output and standard error, drawn with rich.
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    ``quiet``: no messages but warnings and errors. ``has_results`` False: nothing is printed on standard output, except
+    by :meth:`data`.
+    """
+
+    def __init__(self, *, quiet: bool = False, has_results: bool = True) -> None:
         from rich.console import Console
 
         for stream in (sys.stdout, sys.stderr):
@@ -47,7 +51,7 @@ class Terminal:
         if is_plain():
             # Rich's NO_COLOR removes colours but leaves bold and dim, which are escape codes, too.
             options["color_system"] = None  # type: ignore[assignment]
-        self.out: Console = Console(file=sys.stdout, **options)  # type: ignore[arg-type]
+        self.out: Console = Console(file=sys.stdout, quiet=not has_results, **options)  # type: ignore[arg-type]
         self.err: Console = Console(file=sys.stderr, **options)  # type: ignore[arg-type]
         self.quiet = quiet
 
